@@ -1,0 +1,151 @@
+"""The artefact on disk: written whole or not at all, and verified before anything in it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from .errors import ArtefactError
+from .manifest import FILE, VERSION, FileInfo, Manifest
+
+TOLERATED = {"README.md", ".gitignore"}  # what may lie in an output folder that is not an artefact
+
+
+def read(folder: Path, verify: bool = True) -> Manifest:
+    """The manifest of an artefact, after checking its version and every file's size and hash."""
+    try:
+        data = (folder / FILE).read_bytes()
+    except OSError:
+        raise ArtefactError(f"{folder} holds no complete artefact ({FILE} is missing): run l2c-export --out {folder}") from None
+    manifest = parse(data, str(folder / FILE))
+    for name, info in manifest.files.items() if verify else ():
+        _verify(folder, name, info)
+    return manifest
+
+
+def parse(data: bytes, where: str) -> Manifest:
+    """Decode a manifest, telling an old or foreign one from a damaged one."""
+    try:
+        head = msgspec.json.decode(data)
+        if not isinstance(head, dict) or head.get("format") != "l2c-export":
+            raise ArtefactError(f"{where} was not written by l2c-export")
+        if head.get("version") != VERSION:
+            raise ArtefactError(
+                f"{where} has format version {head.get('version')}, this release reads {VERSION}: run l2c-export again"
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise ArtefactError(f"{where} is damaged: {error}; run l2c-export again") from None
+
+
+def _verify(folder: Path, name: str, info: FileInfo) -> None:
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise ArtefactError(f"{folder / FILE} names {name!r}, which is outside the artefact: do not use this artefact")
+    if not path.is_file():
+        raise ArtefactError(f"{path} is missing: the artefact is incomplete; run l2c-export again")
+    if path.stat().st_size != info.bytes:
+        raise ArtefactError(f"{path} has {path.stat().st_size} bytes, expected {info.bytes}: run l2c-export again")
+    if sha256(path) != info.sha256:
+        raise ArtefactError(f"{path} does not match its hash: the artefact is damaged; run l2c-export again")
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:  # type: ignore[no-untyped-def]  # Python 3.10
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def info(path: Path) -> FileInfo:
+    return FileInfo(bytes=path.stat().st_size, sha256=sha256(path))
+
+
+def check_target(folder: Path) -> None:
+    """Refuse an output folder that holds anything but an artefact of ours."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ArtefactError(f"--out {folder}: is a file, not a folder")
+    ours = {FILE, *_old_files(folder)}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and any(o.startswith(name + "/") for o in ours):
+            continue
+        if name not in ours and name not in TOLERATED and not name.startswith(".l2c-partial"):
+            raise ArtefactError(f"--out {folder}: holds {name}, which is not ours: choose an empty folder")
+
+
+def _old_files(folder: Path) -> list[str]:
+    """The files of the artefact in `folder`, if it holds one."""
+    try:
+        return list(parse((folder / FILE).read_bytes(), "").files)
+    except (OSError, ArtefactError):
+        return []
+
+
+@contextlib.contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write an artefact to; it replaces the artefact in `folder` when the block ends without an error.
+
+    After an error nothing has changed.
+    """
+    check_target(folder)
+    existed = folder.exists()
+    stage = folder / f".l2c-partial-{os.getpid()}"
+    try:
+        stage.mkdir(parents=True)
+    except OSError as error:
+        raise ArtefactError(f"--out {folder}: cannot be written: {error.strerror}") from None
+    try:
+        yield stage
+        _replace(folder, stage)
+    except OSError as error:
+        raise ArtefactError(f"--out {folder}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if not existed and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _replace(folder: Path, stage: Path) -> None:
+    old = _old_files(folder)
+    (folder / FILE).unlink(missing_ok=True)  # from here on the old artefact is not complete any more
+    for name in old:
+        (folder / name).unlink(missing_ok=True)
+    new = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
+    for name in sorted(new, key=lambda n: n == FILE):  # the manifest last: present means complete
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(stage / name, folder / name)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, hashing every file that lies in the folder."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and not _hidden(p, folder))
+    files = {n: info(folder / n) for n in names if n != FILE and n not in TOLERATED}
+    write_json(folder / FILE, msgspec.structs.replace(manifest, files=files))
+
+
+def write_json(path: Path, manifest: Manifest) -> None:
+    """Replace the manifest in one step."""
+    partial = path.with_name(f"{FILE}.partial")
+    with open(partial, "wb") as file:
+        file.write(msgspec.json.encode(manifest))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)

@@ -1,0 +1,98 @@
+"""ONNX Runtime on the CPU: the embedded default."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+from ..errors import BackendError
+from . import Arrays, Run, needs
+
+ort = needs("onnxruntime", "onnxruntime")
+
+# The pool of threads that all sessions of this process share; None until the first backend is opened.
+_global_threads: int | None = None
+
+
+class OrtEngine:
+    """One inference session; arrays are bound in place, nothing is copied."""
+
+    def __init__(self, session: object, weights: Arrays) -> None:
+        self._session = session
+        self._weights = weights  # the session reads them in place
+
+    def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
+        binding = self._session.io_binding()  # type: ignore[attr-defined]
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        session, keep = self._session, (dict(inputs), dict(outputs))
+
+        def run() -> None:
+            _ = keep  # the binding holds addresses only
+            session.run_with_iobinding(binding)  # type: ignore[attr-defined]
+
+        return run
+
+
+class OrtBackend:
+    """Sessions that share one thread pool: pools of their own would spin against each other."""
+
+    name = "onnxruntime"
+
+    def __init__(self, threads: int) -> None:
+        self._threads, self._shared_pool = threads, _share_pool(threads)
+        _share_arena()
+
+    def describe(self) -> str:
+        return f"CPU, {self._threads} threads"
+
+    def load(self, path: Path, weights: Arrays) -> OrtEngine:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        if self._shared_pool:
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = self._threads
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if weights:
+            # one copy for all sessions: packed copies of constants would be one per session
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
+            for name, value in values.items():
+                options.add_initializer(name, value)
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error).splitlines()[0]}") from None
+        return OrtEngine(session, values if weights else {})
+
+
+def _share_pool(threads: int) -> bool:
+    """Set the process's pool, which is possible once; False if it already has another size."""
+    global _global_threads
+    if _global_threads is None:
+        try:
+            ort.set_global_thread_pool_sizes(threads, 1)
+            _global_threads = threads
+        except Exception:  # the process has made sessions of its own before
+            _global_threads = 0
+    return _global_threads == threads
+
+
+@functools.cache
+def _share_arena() -> None:
+    """One arena for all sessions: they run one after the other and can use the same scratch memory."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
+
+
+def open_backend(device: str, threads: int | None) -> OrtBackend:
+    if device != "cpu":
+        raise BackendError(f"onnxruntime: device {device!r} is not supported here: use cpu")
+    if threads is not None and threads < 1:
+        raise BackendError(f"--threads {threads}: must be at least 1")
+    return OrtBackend(threads or len(os.sched_getaffinity(0)))

@@ -1,0 +1,233 @@
+"""The commands `l2c-export` and `l2c`: data on stdout, everything else on stderr, errors as one line.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import L2CError, UsageError
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def say(line: object) -> None:
+    """Logs and progress go to stderr."""
+    click.echo(line, err=True)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Errors become one line and an exit code here, and only here; -v shows the traceback."""
+
+    @click.option("-v", "--verbose", is_flag=True, help="Show a traceback when something fails.")
+    @functools.wraps(function)
+    def run(verbose: bool, **options: Any) -> None:
+        try:
+            function(**options)
+        except L2CError as error:
+            if verbose:
+                raise
+            say(f"error: {error}")
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            say("interrupted")
+            sys.exit(130)
+        except MemoryError:
+            say("error: out of memory: use a smaller --batch")
+            sys.exit(1)
+
+    return run
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--schedule", required=True, help="A trained router (.pt), a schedule (.json), every:K, or full:0,A,B,..")
+@click.option("--out", type=FOLDER, default=Path("engines"), help="Where the artefact goes.")
+@click.option(
+    "--model", help="A name (DiT-XL/2, U-ViT-H/2, DiT-S/4@512) or a JSON file with family and arch. [default: what fits]"
+)
+@click.option("--weights", help="A checkpoint (.safetensors, .pt), or random[:SEED] for latency work.")
+@click.option("--steps", type=int, help="Sampling steps (DiT) or network evaluations (U-ViT). [default: the schedule's]")
+@click.option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]")
+@click.option("--sampler", help="ddim or dpm-solver++. [default: the family's]")
+@click.option("--guidance", help="first3, all or none: which latent channels are guided. [default: the family's]")
+@click.option("--batch", type=int, default=1, help="The most images of one call.")
+@click.option("--precision", default="fp32", help="fp32.")
+@click.option("--backend", default="onnxruntime", help="The library that runs the engines.")
+@click.option("--link", default="shared", help="shared: an engine per segment. static: an engine per distinct call.")
+@click.option("--cache/--no-cache", default=True, help="--no-cache compiles the uncached twin, for comparison.")
+@click.option("--hoist/--no-hoist", default=True, help="Compute what does not depend on the latents before the loop.")
+@click.option("--fold/--no-fold", default=True, help="Add a run of skipped sublayers as one tensor.")
+@click.option("--dump", type=FOLDER, help="Write every stage of the compiler here, as text.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON.")
+@command
+def export(as_json: bool, **options: Any) -> None:
+    """Compile a learned schedule and its diffusion transformer into engines."""
+    from .backends import needs
+
+    for package in ("torch", "onnx", "platformdirs"):
+        needs(package, "export")
+    from .compile import compile_artefact
+    from .options import Options
+
+    started = time.perf_counter()
+    result = compile_artefact(Options(**options), say)
+    seconds, size = time.perf_counter() - started, sum(f.bytes for f in result.files.values())
+    say(f"{options['out']}: {size / 2**20:.1f} MB in {seconds:.1f} s")
+    if as_json:
+        summary = {"out": str(options["out"]), "bytes": size, "seconds": seconds, "calls": len(result.calls),
+                   "graphs": len(result.graphs), "segments": len(result.segments),
+                   "random_weights": bool(result.weights and result.weights.random is not None)}  # fmt: skip
+        click.echo(json.dumps(summary))
+
+
+@click.group(context_settings={"show_default": True})
+@click.version_option(__version__, prog_name="l2c-export")
+def l2c() -> None:
+    """Run, link and inspect what l2c-export compiled."""
+
+
+l2c.add_command(export)
+
+
+@l2c.command()
+@click.argument("engines", type=FOLDER)
+@click.option("--weights", required=True, help="A checkpoint (.safetensors, .pt), or random[:SEED].")
+@command
+def link(engines: Path, weights: str) -> None:
+    """Bind weights to an artefact, or swap them; nothing is exported or built again."""
+    from .linking import bind
+
+    result = bind(engines, weights)
+    if result.weights and result.weights.random is not None:
+        say(f"RANDOM weights, seed {result.weights.random}: good for latency, the images mean nothing")
+    say(f"{engines}: linked with {weights}")
+
+
+@l2c.command()
+@click.argument("engines", type=FOLDER)
+@click.option(
+    "--class-label", "labels", type=int, multiple=True, required=True, help="One image of this class; repeat for more."
+)
+@click.option("--guidance-scale", type=float, help="1 turns guidance off. [default: the artefact's]")
+@click.option("--seed", type=int, default=0, help="Noise of the first image; the next ones use seed+1, ..")
+@click.option("--out", type=FILE, default=Path("latents.npy"), help="A .npy of the latents, or a .png of pixels.")
+@click.option("--backend", help="[default: what the artefact was compiled for]")
+@click.option("--device", help="[default: cpu]")
+@click.option("--threads", type=int, help="[default: all cores]")
+@click.option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents.")
+@click.option("--json", "as_json", is_flag=True, help="Print times as JSON.")
+@command
+def run(engines: Path, labels: tuple[int, ...], guidance_scale: float | None, seed: int, out: Path, backend: str | None,
+        device: str | None, threads: int | None, check_finite: bool, as_json: bool) -> None:  # fmt: skip
+    """Generate latents (or images, with a model that works on pixels)."""
+    from . import pipeline
+    from .output import save
+
+    started = time.perf_counter()
+    pipe = pipeline.load(engines, backend, device, threads)
+    if pipe.manifest.weights and pipe.manifest.weights.random is not None:
+        say("the weights are RANDOM: good for latency, the images mean nothing")
+    loaded = time.perf_counter()
+    image = out.suffix != ".npy"
+    with progress(pipe.manifest.steps_of_solver) as step:
+        done = pipe(labels, guidance_scale, seed, output_type="np" if image else "latent",
+                    callback_on_step_end=step, check_finite=check_finite)  # fmt: skip
+    finished = time.perf_counter()
+    save(out, done.images if image else done.latents)
+    say(f"{out}: {len(labels)} images in {finished - loaded:.2f} s")
+    if as_json:
+        times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(labels)}
+        click.echo(json.dumps({"out": str(out), **times}))
+
+
+def progress(total: int) -> Any:
+    """A progress bar on stderr, as a callback; silent when that is not a terminal."""
+    import contextlib
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextlib.contextmanager
+    def bar() -> Any:
+        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as shown:
+            task = shown.add_task("denoising", total=total)
+            yield lambda *_: shown.advance(task)
+
+    return bar()
+
+
+@l2c.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--threshold", type=float, help="For a router. [default: the released ones]")
+@click.option("--plot", type=FILE, help="Draw sublayers x calls into this picture.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@command
+def inspect(path: Path, threshold: float | None, plot: Path | None, as_json: bool) -> None:
+    """Show an artefact, a schedule or a router, call by call."""
+    from .inspecting import inspect as look
+
+    found = look(path, threshold)
+    if plot:
+        from .plot import schedule_heatmap
+
+        schedule_heatmap(found, plot)
+        say(f"{plot}: drawn")
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found)))
+    else:
+        print_table(found.title, found.table())
+
+
+@l2c.command()
+@click.option("--json", "as_json", is_flag=True)
+@command
+def doctor(as_json: bool) -> None:
+    """Which backends work on this machine, which do not, and why."""
+    from .doctoring import examine
+
+    found = examine()
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(f) for f in found]))
+    else:
+        rows = [
+            ("backend", "works", "version", "what to know"),
+            *((f.name, "yes" if f.works else "no", f.version, f.note) for f in found),
+        ]
+        print_table("backends", rows)
+    if not any(f.works for f in found):
+        raise UsageError("no backend works: pip install 'l2c-export[onnxruntime]'")
+
+
+def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:
+    """The first row is the header; numbers are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    numeric = [all(isinstance(row[i], (int, float)) for row in rows[1:]) for i in range(len(rows[0]))]
+    for name, right in zip(rows[0], numeric, strict=True):
+        table.add_column(str(name), justify="right" if right else "left")
+    for row in rows[1:]:
+        table.add_row(*map(str, row))
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width).print(table)
+
+
+def main() -> None:
+    l2c(prog_name="l2c")
+
+
+def main_export() -> None:
+    export(prog_name="l2c-export")

@@ -1,0 +1,133 @@
+"""The end of the compiler: graphs and plan become files and a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from . import __version__, manifest, stepgraph
+from .options import Options, Source
+from .passes.memory import caches, temporaries
+from .program import WEIGHT, Graph, Value, split_at, text
+from .samplers import updates
+from .schedule import Schedule
+from .weights import Layout
+
+if TYPE_CHECKING:
+    from .compile import Linked
+
+
+def describe(options: Options, source: Source, linked: Linked) -> manifest.Manifest:
+    """The manifest, without the files' hashes."""
+    family, schedule = source.family, source.schedule
+    values = value_types(linked.graphs)
+    size = {name: value.row_bytes for name, value in values.items()}
+    wiring, cache_bytes = caches([linked.graphs[name] for name in linked.calls], size)
+    table = updates(schedule.sampler, schedule.steps)
+    calls = tuple(
+        manifest.Call(
+            timestep=call.timestep,
+            computed=call.computed,
+            reused=call.reused,
+            graph=graph,
+            coefficients=update.coefficients,
+            ends_step=update.ends_step,
+            reads=wires.reads,
+            writes=wires.writes,
+        )
+        for call, graph, update, wires in zip(schedule.calls, linked.calls, table, wiring, strict=True)
+    )
+    on = [name for name in ("hoist", "fold") if getattr(options, name)]
+    return manifest.Manifest(
+        tool=f"l2c-export {__version__}",
+        model=manifest.Model(
+            family=family.name,
+            name=source.name,
+            arch=msgspec.structs.asdict(family.arch),
+            latent=family.latent,
+            labels=family.labels,
+            null_label=family.null_label,
+            sublayers=family.sublayers,
+        ),
+        sampler=schedule.sampler,
+        steps=schedule.steps,
+        guidance=manifest.Guidance(
+            mode=source.guidance,  # type: ignore[arg-type]  # validated by Options
+            scale=1.0 if source.guidance == "none" else family.default_guidance[1],
+        ),
+        precision=options.precision,
+        weight_dtype="float32",
+        batch=options.batch,
+        backend=options.backend,
+        link=options.link,  # type: ignore[arg-type]
+        passes=tuple(on),
+        weights=described_weights(source),
+        tensors=family.tensors(),
+        values=values,
+        segments={
+            name: manifest.Segment(file=f"segments/{name}.onnx", inputs=segment.inputs, outputs=segment.outputs)
+            for name, segment in linked.segments.items()
+        },
+        constants="constants" if "constants" in linked.graphs else None,
+        prologue="prologue" if "prologue" in linked.graphs else None,
+        graphs={name: described_graph(name, graph, size) for name, graph in linked.graphs.items()},
+        calls=calls,
+        cache_bytes=tuple(cache_bytes),
+        files={},
+    )
+
+
+def described_weights(source: Source) -> manifest.Weights | None:
+    if source.checkpoint:
+        return manifest.Weights(source=source.checkpoint.path.name)
+    return manifest.Weights(source="random", random=source.seed) if source.seed is not None else None
+
+
+def described_graph(name: str, graph: Graph, size: Mapping[str, int]) -> manifest.Graph:
+    slots, slot_bytes = temporaries(graph, {n: size[split_at(n)[0]] for n in graph.values if graph.kind(n) != WEIGHT})
+    return manifest.Graph(
+        file=f"{name}.onnx",
+        nodes=graph.nodes,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        slots=slots,
+        slot_bytes=tuple(slot_bytes),
+    )
+
+
+def value_types(graphs: Mapping[str, Graph]) -> dict[str, Value]:
+    """The type of every value that the runtime has to hold, under the name it has in its own call."""
+    types: dict[str, Value] = {}
+    for graph in graphs.values():
+        for name, value in graph.values.items():
+            if value.kind != WEIGHT:
+                types.setdefault(split_at(name)[0], msgspec.structs.replace(value, kind=""))
+    return types
+
+
+def write_models(folder: Path, linked: Linked, bodies: stepgraph.Bodies, layout: Layout) -> None:
+    """One ONNX file per segment and per distinct graph."""
+    (folder / "segments").mkdir()
+    for name, segment in linked.segments.items():
+        model = stepgraph.segment_model(name, segment, bodies)
+        (folder / "segments" / f"{name}.onnx").write_bytes(model.SerializeToString())
+    for name, graph in linked.graphs.items():
+        step = stepgraph.step_model(name, graph, linked.segments, bodies, layout)
+        (folder / f"{name}.onnx").write_bytes(step.SerializeToString())
+
+
+def write_schedule(folder: Path, schedule: Schedule) -> None:
+    (folder / "schedule.json").write_bytes(schedule.to_json())
+
+
+def dump(folder: Path, schedule: Schedule, stages: Mapping[str, Graph], linked: Linked) -> None:
+    """Every stage as text, for reading and comparing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_schedule(folder, schedule)
+    for name, graph in {**stages, **{f"4-{n}": g for n, g in linked.graphs.items()}}.items():
+        (folder / f"{name}.txt").write_text(text(graph))
+    for name, segment in linked.segments.items():
+        (folder / f"5-segment-{name}.txt").write_text(text(segment))

@@ -1,0 +1,57 @@
+"""Every error a user can cause.
+
+    L2CError
+    ├── UsageError        a value given by the caller is wrong (exit code 2)
+    ├── ScheduleError     a router or schedule file cannot be used
+    ├── ModelError        an unknown or inconsistent model description
+    ├── WeightsError      weights that do not fit the model
+    ├── ArtefactError     an output folder or artefact that cannot be used
+    ├── BackendError      a backend that is missing or cannot run here
+    │   └── MissingExtra  a package that an optional extra installs
+    └── RunError          the generation itself failed (NaN, out of memory)
+
+A message is one line: what was wrong with which value, and what to do about it.
+"""
+
+
+class L2CError(Exception):
+    """The base of all errors of this package; the command line prints it as one line."""
+
+    exit_code = 1
+
+
+class UsageError(L2CError, ValueError):
+    """A value given by the caller is wrong."""
+
+    exit_code = 2
+
+
+class ScheduleError(L2CError):
+    """A router or a schedule file cannot be used."""
+
+
+class ModelError(L2CError):
+    """A model description is unknown or contradicts itself."""
+
+
+class WeightsError(L2CError):
+    """Weights are missing, damaged, or do not fit the model."""
+
+
+class ArtefactError(L2CError):
+    """An artefact is incomplete, damaged, of another version, or its folder is not ours to write."""
+
+
+class BackendError(L2CError):
+    """A backend is unknown, or cannot run on this machine."""
+
+
+class MissingExtra(BackendError):
+    """A package is missing that one of our extras installs."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed: pip install 'l2c-export[{extra}]'")
+
+
+class RunError(L2CError):
+    """A generation failed: a NaN, a callback's bad latents, no memory."""

@@ -1,0 +1,126 @@
+"""The artefact's index: what was compiled, from what, and how the runtime is to run it.
+
+Format versions, newest first:
+    1  2026-11  first
+
+A runtime reads exactly the version that it writes: artefacts are quick to compile again, and a wrong guess
+about an old one could give a wrong image.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .program import Node, Value
+
+VERSION = 1
+FILE = "manifest.json"
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Frozen, and strict about unknown fields."""
+
+
+class FileInfo(Record, frozen=True, kw_only=True):
+    """What a file must look like."""
+
+    bytes: int
+    sha256: str
+
+
+class Model(Record, frozen=True, kw_only=True):
+    """What the runtime has to know of the model."""
+
+    family: str
+    name: str | None
+    arch: dict[str, int | float | bool | str]
+    latent: tuple[int, int, int]  # channels, height, width
+    labels: int
+    null_label: int | None
+    sublayers: tuple[str, ...]  # column -> name
+
+
+class Guidance(Record, frozen=True, kw_only=True):
+    """How the two halves of a guided batch are joined."""
+
+    mode: Literal["first3", "all", "none"]
+    scale: float  # used where none is given
+
+    def channels(self, count: int) -> list[float]:
+        """1 for every latent channel that is guided."""
+        guided = {"first3": 3, "all": count, "none": 0}[self.mode]
+        return [1.0 if c < guided else 0.0 for c in range(count)]
+
+
+class Weights(Record, frozen=True, kw_only=True):
+    """Where the bound weights come from; `random` is the seed of weights that mean nothing."""
+
+    source: str
+    random: int | None = None
+
+
+class Segment(Record, frozen=True, kw_only=True):
+    """A compiled unit: its file, and the names of its inputs and outputs in the order of its callers'."""
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Graph(Record, frozen=True, kw_only=True):
+    """A program: calls of segments.  `slots` places what lives inside it; sizes are bytes per row."""
+
+    file: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    slots: dict[str, int]
+    slot_bytes: tuple[int, ...]
+
+
+class Call(Record, frozen=True, kw_only=True):
+    """One network evaluation; `reads` and `writes` say which cache slots its cached values use."""
+
+    timestep: float
+    computed: tuple[int, ...]
+    reused: tuple[int, ...]
+    graph: str
+    coefficients: tuple[float, float, float]
+    ends_step: bool
+    reads: dict[str, int]
+    writes: dict[str, int]
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """Everything about an artefact but the bytes of its files."""
+
+    format: Literal["l2c-export"] = "l2c-export"
+    version: Literal[1] = 1
+    tool: str
+    model: Model
+    sampler: str
+    steps: int
+    guidance: Guidance
+    precision: str
+    weight_dtype: str
+    batch: int  # images; the model sees twice as many with guidance
+    backend: str
+    link: Literal["shared", "static"]
+    passes: tuple[str, ...]
+    weights: Weights | None
+    tensors: dict[str, tuple[int, ...]]
+    values: dict[str, Value]
+    segments: dict[str, Segment]
+    constants: str | None  # graphs that run before the loop, by name
+    prologue: str | None
+    graphs: dict[str, Graph]
+    calls: tuple[Call, ...]
+    cache_bytes: tuple[int, ...]  # cache slots, bytes per row
+    files: dict[str, FileInfo]
+
+    @property
+    def steps_of_solver(self) -> int:
+        """Solver steps: what a callback is called for."""
+        return sum(call.ends_step for call in self.calls)

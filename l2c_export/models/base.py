@@ -1,0 +1,176 @@
+"""What a model family is, and how its one description of a denoising call is recorded or executed.
+
+A family writes its call once, as Python, against a `Runner`.  `Recorder` (here) turns it into a
+`program.Graph`; `eager.Eager` executes it with PyTorch.  There is no second implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ..program import INNER, LABEL, LOOP, ROW, TIME, WEIGHT, Graph, Node, Value
+
+# Batch sizes for recording: primes that no model has as a width, so that they mark the batch axes.
+IMAGES, ROWS = 6271, 7919
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A kind of operation: a pure function of activations, then weights.
+
+    `weights` are the names of the weights under the module that the operation is called at.
+    """
+
+    function: Callable[..., Any]
+    weights: tuple[str, ...] = ()
+
+
+class Runner(Protocol):
+    """What a family's `call` is written against.  Values are opaque to it."""
+
+    def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
+        """Run a segment kind with the weights of module `at`."""
+
+    def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
+        """The same for a cacheable attention or MLP."""
+
+    def chunks(self, op: str, value: Any, at: str, names: Sequence[str]) -> tuple[Any, ...]:
+        """A linear layer whose rows are several independent projections, one per name."""
+
+    def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
+        """stream + gate * value."""
+
+
+class Family(Protocol):
+    """A model family: its architecture, tensors, segment kinds and one denoising call."""
+
+    name: ClassVar[str]
+    default_sampler: ClassVar[str]
+    default_guidance: ClassVar[tuple[str, float]]
+    arch: Any
+    latent: tuple[int, int, int]  # channels, height, width
+    labels: int  # valid class labels are 0 .. labels-1
+    null_label: int | None  # the label of the unconditional half, None without one
+    sublayers: tuple[str, ...]  # router column -> value name
+    segments: Mapping[str, Segment]
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of a checkpoint."""
+
+    def call(self, run: Runner, x: Any, rows: Any, t: Any, y: Any) -> Any:
+        """Predict the noise.
+
+        x (B, C, H, W) float32 latents; rows (R,) int32: which latent each row of the model's batch
+        uses; t (R,) float32 timesteps; y (R,) int32 labels.  Returns (R, C or 2C, H, W).
+        """
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A value while recording: its name, and a tensor without data that knows its shape."""
+
+    name: str
+    meta: Tensor
+
+
+@dataclass
+class Recorder:
+    """A Runner that records nodes.  Shapes come from running the functions without data."""
+
+    family: Family
+    nodes: list[Node] = field(default_factory=list)
+    values: dict[str, Value] = field(default_factory=dict)
+
+    def input(self, name: str, kind: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Traced:
+        return self._made(name, torch.empty(shape, dtype=dtype, device="meta"), kind)
+
+    def __call__(self, op: str, *inputs: Traced, at: str = "") -> Traced:
+        segment = self.family.segments[op]
+        weights = [self._weight(f"{at}.{w}" if at else w) for w in segment.weights]
+        return self._node(op, f"{at}.{op}" if at else op, segment.function, [*inputs, *weights])
+
+    def sublayer(self, op: str, *inputs: Traced, at: str) -> Traced:
+        return self(op, *inputs, at=at)
+
+    def chunks(self, op: str, value: Traced, at: str, names: Sequence[str]) -> tuple[Traced, ...]:
+        rows = self.family.tensors()[f"{at}.weight"][0] // len(names)
+        made = []
+        for i, name in enumerate(names):
+            cut = f"[{i * rows}:{(i + 1) * rows}]"
+            weights = [self._weight(f"{at}.{w}", cut) for w in self.family.segments[op].weights]
+            made.append(self._node(op, name, self.family.segments[op].function, [value, *weights]))
+        return tuple(made)
+
+    def residual(self, stream: Traced, value: Traced, at: str, gate: Traced | None = None) -> Traced:
+        if gate is not None:
+            value = self._node("Mul", f"{at}.gated", torch.mul, [gate, value])
+        return self._node("Add", f"{at}.residual", torch.add, [stream, value])
+
+    def _weight(self, tensor: str, cut: str = "") -> Traced:
+        shape = self.family.tensors()[tensor]
+        if cut:
+            first, last = map(int, cut[1:-1].split(":"))
+            shape = (last - first, *shape[1:])
+        return self.input(tensor + cut, WEIGHT, shape)
+
+    def _node(self, op: str, name: str, function: Callable[..., Tensor], inputs: list[Traced]) -> Traced:
+        self.nodes.append(Node(op, name, tuple(i.name for i in inputs), (name,)))
+        return self._made(name, function(*(i.meta for i in inputs)), INNER)
+
+    def _made(self, name: str, meta: Tensor, kind: str) -> Traced:
+        symbols: dict[int, int | str] = {IMAGES: "B", ROWS: "R"}
+        shape = tuple(symbols.get(n, n) for n in meta.shape)
+        self.values[name] = Value(shape, str(meta.dtype).removeprefix("torch."), kind)
+        return Traced(name, meta)
+
+
+def record(family: Family) -> Graph:
+    """The family's uncached call, guidance and the sampler's update included, as a graph.
+
+    Its loop inputs: `x` the latents, `base` the latents at the start of the solver step, `rows`,
+    `conditional`, `unconditional` (which rows guide which image), `guidance` and `coefficients`.
+    Its output `x.next` are the latents for the next call.
+    """
+    run = Recorder(family)
+    channels, height, width = family.latent
+    images = (IMAGES, channels, height, width)
+    x, base = run.input("x", LOOP, images), run.input("base", LOOP, images)
+    rows = run.input("rows", LOOP, (ROWS,), torch.int32)
+    t, y = run.input("t", TIME, (ROWS,)), run.input("y", LABEL, (ROWS,), torch.int32)
+    noise = family.call(run, x, rows, t, y)
+    chosen = [run.input(n, LOOP, (IMAGES,), torch.int32) for n in ("conditional", "unconditional")]
+    guidance = run.input("guidance", LOOP, (1, channels, 1, 1))
+    coefficients = run.input("coefficients", LOOP, (3,))
+    inputs = [noise, x, base, *chosen, guidance, coefficients]
+    run._node("update", "x.next", update, inputs)
+    return Graph(tuple(run.nodes), run.values, ("x.next",), family.sublayers)
+
+
+def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, unconditional: Tensor,
+           guidance: Tensor, coefficients: Tensor) -> Tensor:  # fmt: skip
+    """Classifier-free guidance and one sampler update, in float32.
+
+    guidance (1, C, 1, 1) is scale - 1, or 0 for channels that stay unguided: the usual
+    u + s (c - u) = c + (s - 1) (c - u).  coefficients (3,): the next latents are an affine function of the
+    step's first latents, the latents of this call and the predicted noise (see samplers.py).
+    """
+    noise = noise[:, : x.shape[1]].float()
+    c, u = noise.index_select(0, conditional), noise.index_select(0, unconditional)
+    of_base, of_x, of_noise = coefficients.unbind(0)
+    return of_base * base + of_x * x + of_noise * (c + guidance * (c - u))
+
+
+def hoisted_kind(kind: str) -> bool:
+    return kind in (TIME, LABEL, ROW)
+
+
+def fields_of(arch_type: type, given: Mapping[str, Any]) -> Any:
+    """Build an architecture record from a configuration, ignoring keys it does not know."""
+    known = {f.name for f in msgspec.structs.fields(arch_type)}
+    return msgspec.convert({k: v for k, v in given.items() if k in known}, arch_type)

@@ -1,0 +1,173 @@
+"""DiT, Scalable Diffusion Models with Transformers (arXiv 2212.09748), with the original parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ..errors import ModelError
+from . import layers
+from .base import Runner, Segment
+
+# size -> depth, width, heads (table 1 of the paper)
+SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+
+
+class Arch(msgspec.Struct, frozen=True):
+    """Architecture of a DiT; `input_size` is the latent's height and width."""
+
+    input_size: int = 32
+    patch_size: int = 2
+    in_channels: int = 4
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    class_dropout_prob: float = 0.1
+    num_classes: int = 1000
+    learn_sigma: bool = True
+
+
+class DiT:
+    """Blocks of attention and MLP, each modulated and gated by adaLN-Zero conditioning."""
+
+    name: ClassVar[str] = "dit"
+    arch_type: ClassVar[type] = Arch
+    default_sampler: ClassVar[str] = "ddim"
+    default_guidance: ClassVar[tuple[str, float]] = ("first3", 4.0)
+
+    def __init__(self, arch: Arch) -> None:
+        if arch.hidden_size % arch.num_heads or arch.input_size % arch.patch_size:
+            raise ModelError(
+                f"DiT: hidden_size {arch.hidden_size} must be a multiple of num_heads {arch.num_heads}, "
+                f"and input_size {arch.input_size} of patch_size {arch.patch_size}"
+            )
+        self.arch = arch
+        self.latent = (arch.in_channels, arch.input_size, arch.input_size)
+        self.out_channels = arch.in_channels * (2 if arch.learn_sigma else 1)
+        self.labels = arch.num_classes
+        self.null_label = arch.num_classes if arch.class_dropout_prob > 0 else None
+        self.sublayers = tuple(f"blocks.{i}.{kind}" for i in range(arch.depth) for kind in ("attn", "mlp"))
+        self.frequencies = layers.timestep_frequencies(128)
+        attention = ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias")
+        mlp = ("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias")
+        self.segments = {
+            "time": Segment(self.time, ("mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias")),
+            "condition": Segment(condition, ("embedding_table.weight",)),
+            "modulation": Segment(modulation, ("weight", "bias")),
+            "embed": Segment(self.embed, ("x_embedder.proj.weight", "x_embedder.proj.bias", "pos_embed")),
+            "attn": Segment(self.attn, attention),
+            "mlp": Segment(mlp_, mlp),
+            "final": Segment(self.final, ("linear.weight", "linear.bias")),
+        }
+
+    @staticmethod
+    def named(name: str) -> Arch | None:
+        """Arch of "DiT-XL/2" (256 px) or "DiT-XL/2@512"; None if the name is not a DiT's."""
+        size, _, rest = name.removeprefix("DiT-").partition("/")
+        patch, _, pixels = rest.partition("@")
+        if not name.startswith("DiT-") or size not in SIZES or patch not in ("2", "4", "8") or pixels not in ("", "256", "512"):
+            return None
+        depth, width, heads = SIZES[size]
+        return Arch(int(pixels or 256) // 8, int(patch), 4, width, depth, heads)
+
+    @staticmethod
+    def from_tensors(shapes: Mapping[str, tuple[int, ...]], arch: Arch) -> Arch:
+        """The architecture that a checkpoint's shapes show; what they cannot show comes from `arch`."""
+        width, channels, patch, _ = shapes["x_embedder.proj.weight"]
+        heads = next((h for _, w, h in SIZES.values() if w == width), arch.num_heads)
+        out = shapes["final_layer.linear.weight"][0] // patch**2
+        dropout = 0.0 if arch.class_dropout_prob == 0 else 0.1
+        return Arch(
+            input_size=round(shapes["pos_embed"][1] ** 0.5) * patch,
+            patch_size=patch,
+            in_channels=channels,
+            hidden_size=width,
+            depth=1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("blocks.")),
+            num_heads=arch.num_heads if width == arch.hidden_size else heads,
+            mlp_ratio=shapes["blocks.0.mlp.fc1.weight"][0] / width,
+            class_dropout_prob=arch.class_dropout_prob,
+            num_classes=shapes["y_embedder.embedding_table.weight"][0] - (dropout > 0),
+            learn_sigma=out == 2 * channels,
+        )
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        a = self.arch
+        d, p, hidden = a.hidden_size, a.patch_size, int(a.hidden_size * a.mlp_ratio)
+        shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, (a.input_size // p) ** 2, d)}
+
+        def linear(name: str, out: int, inner: int) -> None:
+            shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, inner), (out,)
+
+        shapes["x_embedder.proj.weight"], shapes["x_embedder.proj.bias"] = (d, a.in_channels, p, p), (d,)
+        linear("t_embedder.mlp.0", d, 256)
+        linear("t_embedder.mlp.2", d, d)
+        shapes["y_embedder.embedding_table.weight"] = (a.num_classes + (a.class_dropout_prob > 0), d)
+        for i in range(a.depth):
+            linear(f"blocks.{i}.attn.qkv", 3 * d, d)
+            linear(f"blocks.{i}.attn.proj", d, d)
+            linear(f"blocks.{i}.mlp.fc1", hidden, d)
+            linear(f"blocks.{i}.mlp.fc2", d, hidden)
+            linear(f"blocks.{i}.adaLN_modulation.1", 6 * d, d)
+        linear("final_layer.linear", p * p * self.out_channels, d)
+        linear("final_layer.adaLN_modulation.1", 2 * d, d)
+        return shapes
+
+    def call(self, run: Runner, x: Any, rows: Any, t: Any, y: Any) -> Any:
+        c = run("condition", run("time", t, at="t_embedder"), y, at="y_embedder")
+        h = run("embed", x, rows)
+        for i in range(self.arch.depth):
+            block = f"blocks.{i}"
+            names = [f"{block}.{kind}.{part}" for kind in ("attn", "mlp") for part in ("shift", "scale", "gate")]
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = run.chunks(
+                "modulation", c, f"{block}.adaLN_modulation.1", names
+            )
+            a = run.sublayer("attn", h, shift_a, scale_a, at=block)
+            h = run.residual(h, a, f"{block}.attn", gate_a)
+            m = run.sublayer("mlp", h, shift_m, scale_m, at=block)
+            h = run.residual(h, m, f"{block}.mlp", gate_m)
+        shift, scale = run.chunks("modulation", c, "final_layer.adaLN_modulation.1", ("final.shift", "final.scale"))
+        return run("final", h, shift, scale, at="final_layer")
+
+    # the segment kinds: activations, then weights
+
+    def time(self, t: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        """t (R,) -> (R, D)."""
+        return F.linear(F.silu(F.linear(layers.sinusoid(t, self.frequencies.to(t.device)), w0, b0)), w2, b2)
+
+    def embed(self, x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
+        """x (B, C, H, W), rows (R,) -> tokens (R, T, D)."""
+        return layers.patchify(x, self.arch.patch_size, weight, bias).index_select(0, rows) + position
+
+    def attn(self, h: Tensor, shift: Tensor, scale: Tensor, *weights: Tensor) -> Tensor:
+        """h (R, T, D); shift, scale (R, 1, D) -> (R, T, D), before the gate."""
+        qkv, qkv_bias, proj, proj_bias = weights
+        return layers.attention(modulate(h, shift, scale), self.arch.num_heads, (qkv, qkv_bias), (proj, proj_bias))
+
+    def final(self, h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """h (R, T, D) -> (R, C or 2C, H, W)."""
+        tokens = layers.linear(modulate(h, shift, scale), weight, bias)
+        return layers.unpatchify(tokens, self.arch.patch_size, self.out_channels, *self.latent[1:])
+
+
+def condition(time: Tensor, y: Tensor, table: Tensor) -> Tensor:
+    """time (R, D), y (R,) -> (R, D): SiLU of the sum, which is all that the blocks read of it."""
+    return F.silu(time + table.index_select(0, y))
+
+
+def modulation(c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """c (R, D) -> (R, 1, D): one of a block's shifts, scales and gates."""
+    return F.linear(c, weight, bias)[:, None]
+
+
+def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+def mlp_(h: Tensor, shift: Tensor, scale: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """h (R, T, D); shift, scale (R, 1, D) -> (R, T, D), before the gate."""
+    return layers.linear(layers.gelu_tanh(layers.linear(modulate(h, shift, scale), w1, b1)), w2, b2)

@@ -1,0 +1,197 @@
+"""U-ViT, All are Worth Words (arXiv 2209.12152), with the original parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ..errors import ModelError
+from . import layers
+from .base import Runner, Segment
+
+# size -> depth, width, heads (table 1 of the paper; depth counts the in and out blocks, not the middle)
+SIZES = {"S": (12, 512, 8), "M": (16, 768, 12), "L": (20, 1024, 16), "H": (28, 1152, 16)}
+
+
+class Arch(msgspec.Struct, frozen=True):
+    """Architecture of a U-ViT; `num_classes` counts the null class, which is the last."""
+
+    img_size: int = 32
+    patch_size: int = 2
+    in_chans: int = 4
+    embed_dim: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = False
+    mlp_time_embed: bool = False
+    num_classes: int = 1001
+    conv: bool = False
+    skip: bool = True
+
+
+class UViT:
+    """A transformer over [label, time, patches] with long skips from the first blocks to the last."""
+
+    name: ClassVar[str] = "uvit"
+    arch_type: ClassVar[type] = Arch
+    default_sampler: ClassVar[str] = "dpm-solver++"
+    default_guidance: ClassVar[tuple[str, float]] = ("all", 1.4)
+
+    def __init__(self, arch: Arch) -> None:
+        if arch.embed_dim % arch.num_heads or arch.img_size % arch.patch_size:
+            raise ModelError(
+                f"U-ViT: embed_dim {arch.embed_dim} must be a multiple of num_heads {arch.num_heads}, "
+                f"and img_size {arch.img_size} of patch_size {arch.patch_size}"
+            )
+        self.arch = arch
+        self.latent = (arch.in_chans, arch.img_size, arch.img_size)
+        self.labels, self.null_label = arch.num_classes - 1, arch.num_classes - 1
+        half = arch.depth // 2
+        self.ins, self.outs = [f"in_blocks.{i}" for i in range(half)], [f"out_blocks.{i}" for i in range(half)]
+        self.sublayers = tuple(f"{b}.{kind}" for b in (*self.ins, "mid_block", *self.outs) for kind in ("attn", "mlp"))
+        self.frequencies = layers.timestep_frequencies(arch.embed_dim // 2)
+        qkv = ("attn.qkv.weight", "attn.qkv.bias") if arch.qkv_bias else ("attn.qkv.weight",)
+        attention = ("norm1.weight", "norm1.bias", *qkv, "attn.proj.weight", "attn.proj.bias")
+        mlp = ("norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias")
+        time = ("time_embed.0.weight", "time_embed.0.bias", "time_embed.2.weight", "time_embed.2.bias")
+        final = ("norm.weight", "norm.bias", "decoder_pred.weight", "decoder_pred.bias")
+        conv = ("final_layer.weight", "final_layer.bias") if arch.conv else ()
+        self.segments = {
+            "time": Segment(self.time, time if arch.mlp_time_embed else ()),
+            "label": Segment(label, ("label_emb.weight",)),
+            "embed": Segment(self.embed, ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed")),
+            "skip": Segment(skip, ("skip_linear.weight", "skip_linear.bias")),
+            "attn": Segment(self.attn, attention),
+            "mlp": Segment(mlp_, mlp),
+            "final": Segment(self.final, final + conv),
+        }
+
+    @staticmethod
+    def named(name: str) -> Arch | None:
+        """Arch of "U-ViT-H/2" (256 px) or "U-ViT-H/4@512"; None if the name is not a U-ViT's."""
+        size, _, rest = name.removeprefix("U-ViT-").partition("/")
+        patch, _, pixels = rest.partition("@")
+        if not name.startswith("U-ViT-") or size not in SIZES or patch not in ("2", "4") or pixels not in ("", "256", "512"):
+            return None
+        depth, width, heads = SIZES[size]
+        return Arch(int(pixels or 256) // 8, int(patch), 4, width, depth, heads)
+
+    @staticmethod
+    def from_tensors(shapes: Mapping[str, tuple[int, ...]], arch: Arch) -> Arch:
+        """The architecture that a checkpoint's shapes show; what they cannot show comes from `arch`."""
+        width, channels, patch, _ = shapes["patch_embed.proj.weight"]
+        heads = next((h for _, w, h in SIZES.values() if w == width), arch.num_heads)
+        half = sum(n.startswith("in_blocks.") and n.endswith("norm1.weight") for n in shapes)
+        return Arch(
+            img_size=round((shapes["pos_embed"][1] - 2) ** 0.5) * patch,
+            patch_size=patch,
+            in_chans=channels,
+            embed_dim=width,
+            depth=arch.depth if arch.depth // 2 == half else 2 * half,
+            num_heads=arch.num_heads if width == arch.embed_dim else heads,
+            mlp_ratio=shapes["mid_block.mlp.fc1.weight"][0] / width,
+            qkv_bias="mid_block.attn.qkv.bias" in shapes,
+            mlp_time_embed="time_embed.0.weight" in shapes,
+            num_classes=shapes["label_emb.weight"][0],
+            conv="final_layer.weight" in shapes,
+            skip="out_blocks.0.skip_linear.weight" in shapes,
+        )
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        a = self.arch
+        d, p, hidden = a.embed_dim, a.patch_size, int(a.embed_dim * a.mlp_ratio)
+        shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, 2 + (a.img_size // p) ** 2, d)}
+
+        def linear(name: str, out: int, inner: int, bias: bool = True) -> None:
+            shapes[f"{name}.weight"] = (out, inner)
+            if bias:
+                shapes[f"{name}.bias"] = (out,)
+
+        def norm(name: str) -> None:
+            shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (d,)
+
+        shapes["patch_embed.proj.weight"], shapes["patch_embed.proj.bias"] = (d, a.in_chans, p, p), (d,)
+        shapes["label_emb.weight"] = (a.num_classes, d)
+        if a.mlp_time_embed:
+            linear("time_embed.0", 4 * d, d)
+            linear("time_embed.2", d, 4 * d)
+        for block in (*self.ins, "mid_block", *self.outs):
+            norm(f"{block}.norm1")
+            linear(f"{block}.attn.qkv", 3 * d, d, a.qkv_bias)
+            linear(f"{block}.attn.proj", d, d)
+            norm(f"{block}.norm2")
+            linear(f"{block}.mlp.fc1", hidden, d)
+            linear(f"{block}.mlp.fc2", d, hidden)
+            if a.skip and block in self.outs:
+                linear(f"{block}.skip_linear", d, 2 * d)
+        norm("norm")
+        linear("decoder_pred", p * p * a.in_chans, d)
+        if a.conv:
+            shapes["final_layer.weight"], shapes["final_layer.bias"] = (a.in_chans, a.in_chans, 3, 3), (a.in_chans,)
+        return shapes
+
+    def call(self, run: Runner, x: Any, rows: Any, t: Any, y: Any) -> Any:
+        h = run("embed", x, rows, run("time", t), run("label", y))
+
+        def block(h: Any, at: str) -> Any:
+            h = run.residual(h, run.sublayer("attn", h, at=at), f"{at}.attn")
+            return run.residual(h, run.sublayer("mlp", h, at=at), f"{at}.mlp")
+
+        stack = []
+        for at in self.ins:
+            h = block(h, at)
+            stack.append(h)
+        h = block(h, "mid_block")
+        for at in self.outs:
+            h = block(run("skip", h, stack.pop(), at=at) if self.arch.skip else h, at)
+        return run("final", h)
+
+    # the segment kinds: activations, then weights
+
+    def time(self, t: Tensor, *mlp: Tensor) -> Tensor:
+        """t (R,), fractional -> the time token (R, 1, D)."""
+        token = layers.sinusoid(t, self.frequencies.to(t.device))
+        if mlp:
+            token = F.linear(F.silu(F.linear(token, *mlp[:2])), *mlp[2:])
+        return token[:, None]
+
+    def embed(
+        self, x: Tensor, rows: Tensor, time: Tensor, label: Tensor, weight: Tensor, bias: Tensor, position: Tensor
+    ) -> Tensor:
+        """x (B, C, H, W), rows (R,), time and label tokens (R, 1, D) -> tokens (R, 2 + T, D)."""
+        patches = layers.patchify(x, self.arch.patch_size, weight, bias).index_select(0, rows)
+        return torch.cat([label, time, patches], dim=1) + position
+
+    def attn(self, h: Tensor, norm: Tensor, norm_bias: Tensor, *weights: Tensor) -> Tensor:
+        """h (R, T, D) -> (R, T, D)."""
+        qkv, qkv_bias = (weights[0], weights[1]) if self.arch.qkv_bias else (weights[0], None)
+        h = F.layer_norm(h, h.shape[-1:], norm, norm_bias, eps=1e-5)
+        return layers.attention(h, self.arch.num_heads, (qkv, qkv_bias), (weights[-2], weights[-1]))
+
+    def final(self, h: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, *conv: Tensor) -> Tensor:
+        """h (R, 2 + T, D) -> (R, C, H, W)."""
+        h = F.layer_norm(h[:, 2:], h.shape[-1:], norm, norm_bias, eps=1e-5)
+        out = layers.unpatchify(layers.linear(h, weight, bias), self.arch.patch_size, *self.latent)
+        return F.conv2d(out, conv[0], conv[1], padding=1) if conv else out
+
+
+def label(y: Tensor, table: Tensor) -> Tensor:
+    """y (R,) -> the label token (R, 1, D)."""
+    return table.index_select(0, y)[:, None]
+
+
+def skip(h: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The long skip: a projection of [h, old], (R, T, D) twice -> (R, T, D)."""
+    return layers.linear(torch.cat([h, old], dim=-1), weight, bias)
+
+
+def mlp_(h: Tensor, norm: Tensor, norm_bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """h (R, T, D) -> (R, T, D); the exact (erf) GELU."""
+    h = F.layer_norm(h, h.shape[-1:], norm, norm_bias, eps=1e-5)
+    return layers.linear(F.gelu(layers.linear(h, w1, b1)), w2, b2)

@@ -1,0 +1,30 @@
+"""Writing what was generated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .errors import RunError, UsageError
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    """Latents (B, C, H, W) as .npy; pixels (B, H, W, C) in 0..1 as one picture, the images side by side."""
+    if path.suffix not in (".npy", ".png"):
+        raise UsageError(f"--out {path}: use a .npy or a .png")
+    try:
+        if path.suffix == ".npy":
+            np.save(path, values)
+        else:
+            _save_picture(path, values)
+    except OSError as error:
+        raise RunError(f"--out {path}: cannot be written: {error.strerror or error}") from None
+
+
+def _save_picture(path: Path, pixels: np.ndarray) -> None:
+    from .backends import needs
+
+    image = needs("PIL.Image", "images")
+    strip = np.concatenate(list((pixels * 255).round().astype(np.uint8)), axis=1)
+    image.fromarray(strip.squeeze()).save(path)

@@ -1,0 +1,159 @@
+"""What a user holds: `load` an artefact, call it, get latents (and images, where the model works on pixels)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import artefact, runtime
+from .backends import open_backend
+from .errors import ArtefactError, RunError, UsageError
+from .manifest import Manifest
+
+Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
+OUTPUT_TYPES = ("latent", "np", "pil")
+
+
+@dataclass(frozen=True)
+class Output:
+    """`latents` (B, C, H, W) float32; `images`, if asked for: (B, H, W, C) floats in 0..1, or PIL images."""
+
+    latents: np.ndarray
+    images: Any = None
+
+
+def load(
+    path: str | Path, backend: str | None = None, device: str | None = None, threads: int | None = None, verify: bool = True
+) -> Pipeline:
+    """Load an artefact.
+
+    `backend` and `device` default to what the artefact was compiled for; `threads` to all cores.  Every file is
+    checked against its hash before it is used; `verify=False` skips that, for an artefact that you trust.
+    Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
+    """
+    folder = Path(path)
+    manifest = artefact.read(folder, verify)
+    if manifest.weights is None:
+        raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
+    return Pipeline(runtime.load_program(folder, manifest, open_backend(backend or manifest.backend, device, threads)))
+
+
+class Pipeline:
+    """A compiled sampler.  One generation at a time; load one pipeline per thread."""
+
+    def __init__(self, program: runtime.Program) -> None:
+        self._program = program
+        self._loops: dict[tuple[int, bool], runtime.Loop] = {}
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._program.manifest
+
+    def __call__(
+        self,
+        class_labels: Sequence[int] | int,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] = 0,
+        latents: np.ndarray | None = None,
+        output_type: str = "latent",
+        callback_on_step_end: Callback | None = None,
+        check_finite: bool = False,
+    ) -> Output:
+        """Generate one image per label.
+
+        `guidance_scale` 1 turns guidance off.  Without `latents` (B, C, H, W), image i starts from the noise of
+        seed + i, or of seed[i].  `callback_on_step_end(pipe, step, timestep, {"latents": x})` may return new latents.
+        `check_finite` raises RunError naming the call whose latents are the first to hold NaN or Inf.
+        """
+        labels = self._labels(class_labels)
+        self._check_output(output_type)
+        noise = self.noise(len(labels), seed) if latents is None else self._latents(latents, len(labels))
+        final = noise
+        step = -1
+        for done in self.steps(labels, guidance_scale, noise):
+            if check_finite and not np.isfinite(done.x).all():
+                raise RunError(f"call {done.index} (timestep {done.call.timestep:g}) made NaN or infinite latents")
+            final = done.x
+            if not done.call.ends_step:
+                continue
+            step += 1
+            if callback_on_step_end:
+                given = callback_on_step_end(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
+                if given and "latents" in given:
+                    done.x[...] = self._latents(given["latents"], len(labels))
+        final = final.copy()
+        return Output(final, None if output_type == "latent" else to_images(final, output_type))
+
+    def steps(self, labels: Sequence[int], guidance_scale: float | None, noise: np.ndarray) -> Iterator[runtime.Step]:
+        """The loop itself, for callers that want progress or timing: one item per network evaluation."""
+        guidance = self.manifest.guidance
+        scale = guidance.scale if guidance_scale is None else float(guidance_scale)
+        if guidance.mode == "none" and scale != 1:
+            raise UsageError(f"guidance_scale {scale:g}: this artefact was compiled with --guidance none: use 1")
+        if not np.isfinite(scale):
+            raise UsageError(f"guidance_scale {scale}: must be a finite number")
+        guided = scale != 1
+        key = len(labels), guided
+        if key not in self._loops:
+            self._loops = {key: runtime.Loop(self._program, *key)}  # buffers of one batch size at a time
+        null = [self.manifest.model.null_label] * len(labels) if guided else []
+        strength = (scale - 1) * np.array(guidance.channels(self.manifest.model.latent[0]), np.float32)
+        return self._loops[key].denoise(noise, np.array([*labels, *null], np.int32), strength)
+
+    def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
+        """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""
+        seeds = [seed + i for i in range(count)] if isinstance(seed, (int, np.integer)) else list(seed)
+        if len(seeds) != count or any(s < 0 for s in seeds):
+            raise UsageError(f"seed {seed!r}: give one whole number >= 0, or one per image ({count})")
+        shape = self.manifest.model.latent
+        return np.stack([np.random.Generator(np.random.Philox(s)).standard_normal(shape, np.float32) for s in seeds])
+
+    def _labels(self, given: Sequence[int] | int) -> list[int]:
+        labels = [given] if isinstance(given, (int, np.integer)) else list(given)
+        if not 1 <= len(labels) <= self.manifest.batch:
+            raise UsageError(
+                f"{len(labels)} class labels: this artefact was compiled for 1 to {self.manifest.batch} images (--batch)"
+            )
+        for label in labels:
+            if not isinstance(label, (int, np.integer)) or not 0 <= label < self.manifest.model.labels:
+                raise UsageError(f"class label {label!r}: must be a whole number from 0 to {self.manifest.model.labels - 1}")
+        return labels
+
+    def _latents(self, given: np.ndarray, count: int) -> np.ndarray:
+        shape = (count, *self.manifest.model.latent)
+        latents = np.asarray(given)
+        if latents.shape != shape:
+            raise UsageError(f"latents of shape {latents.shape}: this model and {count} labels need {shape}")
+        if latents.dtype not in (np.float32, np.float64, np.float16):
+            raise UsageError(f"latents of dtype {latents.dtype}: use float32")
+        return latents.astype(np.float32, copy=False)
+
+    def _check_output(self, output_type: str) -> None:
+        if output_type not in OUTPUT_TYPES:
+            raise UsageError(f"output_type {output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
+        if output_type != "latent" and self.manifest.model.latent[0] not in (1, 3):
+            raise UsageError(
+                f"output_type {output_type!r}: this model makes latents, not pixels, and the artefact has no decoder: "
+                'use output_type="latent" (l2c run: --out with .npy)'
+            )
+
+    def _step_timestep(self, index: int) -> float:
+        """The timestep at which the solver step began that ends with call `index`."""
+        while index and not self.manifest.calls[index - 1].ends_step:
+            index -= 1
+        return self.manifest.calls[index].timestep
+
+
+def to_images(x: np.ndarray, output_type: str) -> Any:
+    """Pixels (B, C, H, W) in -1..1 -> (B, H, W, C) floats in 0..1 ("np"), or a list of PIL images ("pil")."""
+    pixels = np.clip(x.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)
+    if output_type == "np":
+        return pixels
+    from .backends import needs
+
+    image = needs("PIL.Image", "images")
+    return [image.fromarray((p * 255).round().astype(np.uint8).squeeze()) for p in pixels]

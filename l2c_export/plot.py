@@ -1,0 +1,37 @@
+"""Pictures of schedules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .backends import needs
+from .inspecting import View
+
+
+def schedule_heatmap(view: View, path: Path) -> None:
+    """Sublayers (rows) x calls (columns): dark is computed, light is reused from the cache."""
+    matplotlib = needs("matplotlib", "export")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.colors import ListedColormap
+
+    grid = np.zeros((len(view.sublayers), len(view.calls)))
+    for call in view.calls:
+        grid[call.computed, call.index] = 1
+    width, height = min(16, 2.5 + 0.28 * grid.shape[1]), min(14, 1.6 + 0.14 * grid.shape[0])
+    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+    axes.pcolormesh(grid, cmap=ListedColormap(["#e6ebf2", "#27527d"]), vmin=0, vmax=1, edgecolors="white", linewidth=0.3)
+    axes.invert_yaxis()
+    every = max(1, round(len(view.calls) / 20))
+    axes.set_xticks([n + 0.5 for n in range(0, len(view.calls), every)])
+    axes.set_xticklabels([f"{c.timestep:.0f}" for c in view.calls[::every]], rotation=90, fontsize=8)
+    step = max(1, round(len(view.sublayers) / 28))
+    axes.set_yticks([j + 0.5 for j in range(0, len(view.sublayers), step)])
+    axes.set_yticklabels(view.sublayers[::step], fontsize=7)
+    axes.set_xlabel("timestep of the call, in sampling order")
+    share = 1 - grid.mean()
+    axes.set_title(f"dark: computed, light: reused ({share:.1%} of {grid.size} sublayers)", fontsize=10)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

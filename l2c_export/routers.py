@@ -1,0 +1,74 @@
+"""Trained Learning-to-Cache routers: the two file formats of the reference, read into a Schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from . import checkpoints
+from .errors import ScheduleError, UsageError
+from .schedule import Schedule, file_source, from_scores
+
+
+class Router(NamedTuple):
+    """The logits of a router file: one row per step, two columns per block."""
+
+    path: Path
+    family: str  # "dit" or "uvit", which differ in the file's layout
+    logits: torch.Tensor  # (rows, columns) float32
+
+    @property
+    def columns(self) -> int:
+        return int(self.logits.shape[1])
+
+    def schedule(self, threshold: float, steps: int | None, columns: int | None = None) -> Schedule:
+        """Sublayer j of row i is computed iff sigmoid(logit) > threshold, strictly, in float32.
+
+        `columns` is the model's number of sublayers; a U-ViT of odd depth has two fewer than its router.
+        """
+        rows, width = self.logits.shape
+        steps = rows if steps is None else steps
+        if rows != steps:
+            raise ScheduleError(f"{self.path}: the router has {rows} rows, but --steps is {steps}: they must be equal")
+        columns = width if columns is None else columns
+        spare = 2 if self.family == "uvit" else 0
+        if columns not in (width, width - spare):
+            raise ScheduleError(
+                f"{self.path}: the router is {width} wide, but the model has {columns} sublayers "
+                f"({columns // 2} blocks): give the model that the router was trained for with --model"
+            )
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"--threshold {threshold}: must be between 0 and 1")
+        active = torch.sigmoid(self.logits) > torch.tensor(threshold, dtype=torch.float32)
+        computed = [row[:columns].nonzero().flatten().tolist() for row in active]
+        source = file_source(self.path, self.path.read_bytes())
+        return from_scores(self.family, steps, computed, columns, threshold, source)
+
+
+def read(path: Path) -> Router:
+    """Read a router file.  Raises ScheduleError for anything that is not one."""
+    state = checkpoints.load(path, ScheduleError, "a router")
+    family = "uvit"
+    if isinstance(state, Mapping) and "routers" in state:
+        state, family = state["routers"], "dit"
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..")
+    expected = [f"{i}.prob" for i in range(len(state))]
+    if set(state) != set(expected):
+        odd = next((k for k in state if k not in expected), "?")
+        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob to {len(state) - 1}.prob")
+    rows = [state[name] for name in expected]
+    if any(r.ndim != 1 or r.shape != rows[0].shape or not r.is_floating_point() for r in rows) or len(rows[0]) % 2:
+        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length")
+    logits = torch.stack(rows).float()
+    if not logits.isfinite().all():
+        raise ScheduleError(f"{path}: the router holds NaN or infinite logits")
+    return Router(path, family, logits)
+
+
+def default_threshold(family: str, latent_size: int) -> float:
+    """The thresholds of the released routers: 0.1 for DiT at 256 px, 0.9 at 512 px and for U-ViT."""
+    return 0.1 if family == "dit" and latent_size < 64 else 0.9

@@ -1,0 +1,224 @@
+"""The denoising loop over compiled engines.  It needs numpy and one backend; torch ended before here.
+
+`bind` places every buffer and binds every call once for a batch size; `denoise` is the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from . import weights
+from .backends import Backend, Engine, Run
+from .manifest import Call, Graph, Manifest
+from .program import Value, split_at
+
+# Hoisted rows of more calls than fit in here are computed in several chunks.
+HOISTED_BYTES = 256 * 2**20
+
+
+class Program(NamedTuple):
+    """An artefact's engines and weights, ready to be bound: what all batch sizes have in common."""
+
+    manifest: Manifest
+    weights: Callable[[str], np.ndarray]
+    engines: Mapping[str, Engine]  # segments (shared link) or whole graphs (static link), by name
+
+
+def load_program(folder: Path, manifest: Manifest, backend: Backend) -> Program:
+    """Map the weights and load every engine that the artefact's link needs."""
+    layout = weights.Layout(manifest.tensors, manifest.weight_dtype)
+    memory = np.memmap(folder / weights.FILE, mode="r")
+
+    def view(name: str) -> np.ndarray:
+        return layout.view(memory, name)
+
+    if manifest.link == "shared":
+        return Program(manifest, view, {n: backend.load(folder / s.file, {}) for n, s in manifest.segments.items()})
+    stored = {n: {i: view(i) for i in g.inputs if is_weight(manifest, i)} for n, g in manifest.graphs.items()}
+    return Program(manifest, view, {n: backend.load(folder / g.file, stored[n]) for n, g in manifest.graphs.items()})
+
+
+def is_weight(manifest: Manifest, name: str) -> bool:
+    return split_at(name)[0] not in manifest.values
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a call leaves behind."""
+
+    call: Call
+    index: int
+    x: np.ndarray  # (B, C, H, W) float32: the latents for the next call
+
+
+class Loop:
+    """Every call of a program bound for one batch: `images` latents and `rows` rows of the model's batch."""
+
+    def __init__(self, program: Program, images: int, guided: bool) -> None:
+        self.program, self.manifest, self.images = program, program.manifest, images
+        self.rows = images * (2 if guided else 1)
+        latent = (images, *self.manifest.model.latent)
+        self.states = [np.zeros(latent, np.float32) for _ in range(3)]
+        index = np.arange(images, dtype=np.int32)
+        self.inputs = {
+            "rows": np.tile(index, self.rows // images),
+            "conditional": index,
+            "unconditional": index + (self.rows - images),
+            "guidance": np.zeros((1, latent[1], 1, 1), np.float32),
+            "y": np.zeros(self.rows, np.int32),
+        }
+        self.slots = self._arena(max((g.slot_bytes for g in self._step_graphs()), key=sum, default=()))
+        self.caches = self._arena(self.manifest.cache_bytes)
+        self.hoisted = Hoisted(program, self.rows)
+        self._runs: dict[tuple[int, int], list[Run]] = {}
+
+    def _step_graphs(self) -> list[Graph]:
+        return [g for n, g in self.manifest.graphs.items() if n not in (self.manifest.constants, self.manifest.prologue)]
+
+    def _arena(self, sizes: tuple[int, ...]) -> list[np.ndarray]:
+        return [np.zeros(size * self.rows, np.uint8) for size in sizes]
+
+    def denoise(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> Iterator[Step]:
+        """Run the calls in order.  The latents of a yielded step may be changed before the next is asked for."""
+        self.states[0][...] = x
+        self.inputs["y"][...] = labels
+        self.inputs["guidance"][...] = guidance.reshape(1, -1, 1, 1)
+        self.hoisted.labels(labels)
+        now = base = 0
+        for index, call in enumerate(self.manifest.calls):
+            self.hoisted.reach(index)
+            after = next(i for i in range(3) if i not in (now, base))
+            for run in self._bound(index, call, now, base, after):
+                run()
+            now, base = after, after if call.ends_step else base
+            yield Step(call, index, self.states[now])
+
+    def _bound(self, index: int, call: Call, now: int, base: int, after: int) -> list[Run]:
+        """The engine runs of a call, bound to its buffers on first use."""
+        key = index, self.hoisted.chunk
+        if key not in self._runs:
+            state = {"x": self.states[now], "base": self.states[base], "x.next": self.states[after]}
+            state["coefficients"] = np.array(call.coefficients, np.float32)
+            self._runs[key] = self._bind(index, call, state)
+        return self._runs[key]
+
+    def _bind(self, index: int, call: Call, state: Mapping[str, np.ndarray]) -> list[Run]:
+        graph = self.manifest.graphs[call.graph]
+
+        def array(name: str) -> np.ndarray:
+            base, offset = split_at(name)
+            if name in state or name in self.inputs:
+                return state[name] if name in state else self.inputs[name]
+            if name in graph.slots:
+                return self._typed(self.slots[graph.slots[name]], self.manifest.values[base])
+            if name in call.reads or name in call.writes:
+                slot = call.reads[name] if name in call.reads else call.writes[name]
+                return self._typed(self.caches[slot], self.manifest.values[base])
+            if base == "t":
+                return np.full(self.rows, self.manifest.calls[index + offset].timestep, np.float32)
+            if base in self.manifest.values:
+                return self.hoisted.row(base, index + offset)
+            return self.program.weights(name)
+
+        return bind_graph(self.program, call.graph, array)
+
+    def _typed(self, memory: np.ndarray, value: Value) -> np.ndarray:
+        shape = concrete(value, self.images, self.rows)
+        size = value.row_bytes * shape[0]
+        return memory[:size].view(value.dtype).reshape(shape)
+
+
+class Hoisted:
+    """The values that leave the loop: constants once, the prologue's rows once per request, chunk by chunk."""
+
+    def __init__(self, program: Program, rows: int) -> None:
+        self.manifest, self.program, self.rows = program.manifest, program, rows
+        self.calls = len(self.manifest.calls)
+        self.ahead = max((split_at(i)[1] for g in self.manifest.graphs.values() for i in g.inputs), default=0)
+        names = [n for g in (self.manifest.constants, self.manifest.prologue) if g for n in self.manifest.graphs[g].outputs]
+        per_call = rows * sum(self.manifest.values[n].row_bytes for n in names)
+        fits = HOISTED_BYTES // max(per_call, 1)
+        self.window = self.calls if fits >= self.calls else max(fits, self.ahead + 1)
+        self.chunk = 0
+        self._arrays = {n: self._many(n, self.window * rows) for n in names}
+        self._y = np.zeros(self.window * rows, np.int32)
+        self._constants = self._evaluate_constants() if self.manifest.constants else {}
+        self._prologue = self._bind(self.manifest.prologue, self._arrays) if self.manifest.prologue else []
+        self._ready = -1
+
+    def labels(self, y: np.ndarray) -> None:
+        """New labels: nothing that was computed before holds any more."""
+        self._y[...] = np.tile(y, self.window)
+        self._ready = -1
+
+    def reach(self, index: int) -> None:
+        """Make the rows of call `index` and of those that it fills available."""
+        step = self.window if self.window >= self.calls else self.window - self.ahead
+        self.chunk = index // step
+        if self._ready == self.chunk:
+            return
+        first = self.chunk * step
+        for name, values in self._constants.items():
+            here = np.take(values, range(first, first + self.window), axis=0, mode="clip")
+            self._arrays[name][...] = np.repeat(here, self.rows, axis=0)
+        for run in self._prologue:
+            run()
+        self._ready = self.chunk
+
+    def row(self, name: str, index: int) -> np.ndarray:
+        """The rows of a hoisted value for call `index`, which must be within reach."""
+        step = self.window if self.window >= self.calls else self.window - self.ahead
+        first = (index - self.chunk * step) * self.rows
+        return self._arrays[name][first : first + self.rows]
+
+    def _many(self, name: str, rows: int) -> np.ndarray:
+        value = self.manifest.values[name]
+        return np.zeros(concrete(value, rows, rows), value.dtype)
+
+    def _evaluate_constants(self) -> dict[str, np.ndarray]:
+        """What depends on the timesteps alone, one row per call."""
+        assert self.manifest.constants
+        values = {n: self._many(n, self.calls) for n in self.manifest.graphs[self.manifest.constants].outputs}
+        times = np.array([call.timestep for call in self.manifest.calls], np.float32)
+        for run in self._bind(self.manifest.constants, values, t=times):
+            run()
+        return values
+
+    def _bind(self, name: str, known: Mapping[str, np.ndarray], t: np.ndarray | None = None) -> list[Run]:
+        graph = self.manifest.graphs[name]
+        rows = self.window * self.rows if t is None else self.calls
+        given = {"y": self._y, **({} if t is None else {"t": t})}
+        inner = {n: self._many(n, rows) for node in graph.nodes for n in node.outputs if n not in known}
+        return bind_graph(self.program, name, lambda n: _first(n, known, given, inner, self.program.weights))
+
+
+def _first(name: str, *places: Mapping[str, np.ndarray] | Callable[[str], np.ndarray]) -> np.ndarray:
+    *maps, last = places
+    found = next((m[name] for m in maps if name in m), None)  # type: ignore[operator,index]
+    return last(name) if found is None else found  # type: ignore[operator]
+
+
+def bind_graph(program: Program, name: str, array: Callable[[str], np.ndarray]) -> list[Run]:
+    """Bind a graph's engines to arrays found by name: one per segment call, or one for the whole graph."""
+    manifest, graph = program.manifest, program.manifest.graphs[name]
+    if manifest.link == "static":
+        inputs = {i: array(i) for i in graph.inputs if not is_weight(manifest, i)}
+        return [program.engines[name].bind(inputs, {o: array(o) for o in graph.outputs})]
+    runs = []
+    for node in graph.nodes:
+        segment = manifest.segments[node.op]
+        inputs = {i: array(given) for i, given in zip(segment.inputs, node.inputs, strict=True)}
+        outputs = {o: array(made) for o, made in zip(segment.outputs, node.outputs, strict=True)}
+        runs.append(program.engines[node.op].bind(inputs, outputs))
+    return runs
+
+
+def concrete(value: Value, images: int, rows: int) -> tuple[int, ...]:
+    """A value's shape with the batch axes filled in."""
+    sizes = {"B": images, "R": rows}
+    return tuple(sizes[n] if isinstance(n, str) else n for n in value.shape)

@@ -1,0 +1,166 @@
+"""PyTorch function -> ONNX: each kind of operation is exported once, with its weights as inputs.
+
+The exported bodies are kept in the user's cache folder under the hash of everything that they depend on, so that a
+second export of the same architecture does not export again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import onnx
+import platformdirs
+import torch
+
+from .errors import ModelError
+from .models import base, layers
+from .models.base import Family
+from .program import PLAIN_OPS, Graph, Value
+
+# The oldest opset of a supported parser: TensorRT 8.6 reads 17.
+OPSET = 17
+# What the exporter writes (18 is its minimum), and which of its operators mean the same in opset 17.
+EXPORTED = 18
+SAME_IN_17 = frozenset(
+    [
+        "Add",
+        "Cast",
+        "Concat",
+        "Constant",
+        "Conv",
+        "Cos",
+        "Div",
+        "Erf",
+        "Gather",
+        "Gemm",
+        "LayerNormalization",
+        "MatMul",
+        "Mul",
+        "Neg",
+        "Reshape",
+        "Shape",
+        "Sigmoid",
+        "Sin",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)
+EXAMPLE = {"B": 2, "R": 3}  # a batch of one would be specialised
+
+
+def export_bodies(family: Family, call: Graph) -> dict[str, onnx.ModelProto]:
+    """An ONNX model for every operation kind that the call uses, keyed by kind.
+
+    Its graph inputs are i0, i1, .. and its output is o0; batch axes are symbolic.
+    """
+    bodies: dict[str, onnx.ModelProto] = {}
+    for node in call.nodes:
+        if node.op not in bodies and node.op not in PLAIN_OPS:
+            bodies[node.op] = _cached(family, node.op, [call.values[i] for i in node.inputs])
+    return bodies
+
+
+def _cached(family: Family, op: str, inputs: Sequence[Value]) -> onnx.ModelProto:
+    path = cache_folder() / f"{op}-{_fingerprint(family, op, inputs)}.onnx"
+    if path.exists():
+        with contextlib.suppress(Exception):
+            return onnx.load(path)
+    function = base.update if op == "update" else family.segments[op].function
+    model = _export(function, op, inputs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(model.SerializeToString())
+    os.replace(partial, path)
+    return model
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("L2C_CACHE") or platformdirs.user_cache_dir("l2c-export")) / "segments"
+
+
+def _fingerprint(family: Family, op: str, inputs: Sequence[Value]) -> str:
+    modules = (sys.modules[type(family).__module__], base, layers, sys.modules[__name__])
+    sources = [inspect.getsource(module) for module in modules]
+    parts = [torch.__version__, onnx.__version__, op, msgspec.json.encode((family.arch, inputs)).decode(), *sources]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _export(function: object, op: str, inputs: Sequence[Value]) -> onnx.ModelProto:
+    """Trace one function with symbolic batch axes and return it as a checked opset 17 model."""
+
+    class Module(torch.nn.Module):
+        def forward(self, *values: torch.Tensor) -> torch.Tensor:
+            return function(*values)  # type: ignore[operator,no-any-return]
+
+    axes = {name: torch.export.Dim(name) for name in EXAMPLE}
+    arguments, dynamic = [], []
+    for value in inputs:
+        shape = [EXAMPLE[n] if isinstance(n, str) else n for n in value.shape]
+        arguments.append(torch.zeros(shape, dtype=getattr(torch, value.dtype)))
+        dynamic.append({i: axes[n] for i, n in enumerate(value.shape) if isinstance(n, str)} or None)
+    with _quiet():
+        program = torch.onnx.export(
+            Module().eval(),
+            tuple(arguments),
+            dynamo=True,
+            opset_version=EXPORTED,
+            dynamic_shapes=(tuple(dynamic),),
+            input_names=[f"i{i}" for i in range(len(inputs))],
+            output_names=["o0"],
+            verbose=False,
+        )
+    assert program is not None
+    return _downgrade(program.model_proto, op)
+
+
+def _downgrade(model: onnx.ModelProto, op: str) -> onnx.ModelProto:
+    """Opset 18 -> 17, where every operator used means the same in both."""
+    newer = {n.op_type for n in model.graph.node} - SAME_IN_17
+    if newer or model.functions:
+        names = ", ".join(sorted(newer)) or "functions"
+        raise ModelError(f"segment {op!r} cannot be written in opset {OPSET}: it uses {names}")
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+        if node.op_type == "Split":  # without it, 17 splits evenly too
+            kept = [a for a in node.attribute if a.name != "num_outputs"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    model.ir_version = 8
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    model.graph.ClearField("metadata_props")
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about torchvision and renamed axes, neither of which concerns a user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

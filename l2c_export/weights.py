@@ -1,0 +1,164 @@
+"""The one copy of the weights: `weights.safetensors`, written tensor by tensor and read through a memory map.
+
+Its layout follows from the names and shapes alone (sorted by name, no gaps), so step graphs can point into
+it before there are any weights, and weights can be bound or swapped later without touching a graph.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+
+from .errors import UsageError, WeightsError
+from .program import rows_of
+
+FILE = "weights.safetensors"
+Shapes = Mapping[str, tuple[int, ...]]
+Tensors = Iterable[tuple[str, np.ndarray]]
+Progress = Callable[[int], object]  # told the number of bytes that were just written
+
+
+class Place(NamedTuple):
+    """Where a weight, or some rows of one, lies in the file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    bytes: int
+
+
+class Layout:
+    """The file's header and the place of every weight, for float32 tensors of the given shapes."""
+
+    def __init__(self, shapes: Shapes, dtype: str = "float32") -> None:
+        self.dtype = np.dtype(dtype)
+        names = {"float32": "F32", "float16": "F16"}
+        table: dict[str, dict[str, object]] = {}
+        position = 0
+        starts: dict[str, int] = {}
+        for name in sorted(shapes):
+            size = self.dtype.itemsize * int(np.prod(shapes[name]))
+            table[name] = {
+                "dtype": names[dtype],
+                "shape": list(shapes[name]),
+                "data_offsets": [position, position + size],
+            }
+            starts[name] = position
+            position += size
+        text = json.dumps(table, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % 64)
+        self.header = len(text).to_bytes(8, "little") + text
+        self.bytes = len(self.header) + position
+        self._starts = {name: len(self.header) + start for name, start in starts.items()}
+        self._shapes = dict(shapes)
+
+    def place(self, weight: str) -> Place:
+        """The place of "name" or of "name[first:last]"."""
+        name, rows = rows_of(weight)
+        shape = self._shapes[name]
+        row = self.dtype.itemsize * int(np.prod(shape[1:]))
+        first, last, _ = rows.indices(shape[0])
+        return Place(self._starts[name] + first * row, (last - first, *shape[1:]), (last - first) * row)
+
+    def view(self, memory: np.ndarray, weight: str) -> np.ndarray:
+        """The weight as an array inside `memory`, the file's bytes."""
+        offset, shape, size = self.place(weight)
+        return memory[offset : offset + size].view(self.dtype).reshape(shape)
+
+
+def write(path: Path, layout: Layout, tensors: Tensors, progress: Progress = id) -> None:
+    """Write the file whole or not at all.  Raises WeightsError for NaN, infinite or overflowing values."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(layout.header)
+            for name, value in tensors:
+                with np.errstate(over="ignore"):
+                    data = np.ascontiguousarray(value, dtype=layout.dtype)
+                if not np.isfinite(data).all():
+                    why = "overflow float16" if np.isfinite(value).all() else "are NaN or infinite"
+                    count = int(np.size(data) - np.isfinite(data).sum())
+                    raise WeightsError(f"weights: {count} values of {name} {why}: export the checkpoint again, or use fp32")
+                file.write(data.data)
+                progress(data.nbytes)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def random(shapes: Shapes, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Weights for latency work: normal with standard deviation 0.02, norms around 1; a function of the seed."""
+    for i, name in enumerate(sorted(shapes)):
+        value = np.random.default_rng([seed, i]).standard_normal(shapes[name], dtype=np.float32) * np.float32(0.02)
+        yield name, value + 1 if "norm" in name and name.endswith(".weight") else value
+
+
+def random_seed(text: str) -> int | None:
+    """The seed in "random" or "random:SEED"; None for anything else."""
+    kind, _, seed = text.partition(":")
+    if kind != "random" or Path(text).exists():
+        return None
+    if seed and not seed.isdigit():
+        raise UsageError(f"--weights {text}: use random or random:SEED with a whole number")
+    return int(seed or 0)
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint's tensors, not read yet: their shapes, and how to read one."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+
+    def tensors(self, shapes: Shapes) -> Iterator[tuple[str, np.ndarray]]:
+        """The tensors of a model in layout order.  Raises WeightsError naming the first that do not fit."""
+        problems = [f"{n} is missing" for n in sorted(shapes) if n not in self.shapes]
+        problems += [f"{n} is not part of the model" for n in sorted(self.shapes) if n not in shapes]
+        problems += [
+            f"{n} has shape {list(self.shapes[n])}, the model needs {list(shapes[n])}"
+            for n in sorted(shapes)
+            if n in self.shapes and tuple(self.shapes[n]) != tuple(shapes[n])
+        ]
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise WeightsError(f"{self.path} does not fit the model: {'; '.join(problems[:3])}{more}; check --model")
+        return ((name, self.read(name)) for name in sorted(shapes))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a .safetensors file, or (with PyTorch installed) a .pt file.  Raises WeightsError."""
+    if not path.is_file():
+        raise WeightsError(f"--weights {path}: no such file")
+    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+
+
+def _safetensors(path: Path) -> Checkpoint:
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is not a safetensors file, or is truncated: {error}") from None
+    return Checkpoint(path, shapes, lambda name: np.asarray(file.get_tensor(name)).astype(np.float32))
+
+
+def _pickled(path: Path) -> Checkpoint:
+    from .backends import needs
+
+    torch = needs("torch", "export")
+    from . import checkpoints
+
+    state = checkpoints.load(path, WeightsError, "a checkpoint")
+    if isinstance(state, Mapping) and isinstance(state.get("ema"), Mapping):
+        state = state["ema"]  # DiT's training checkpoints; its sampler uses these too
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise WeightsError(f"{path} is not a checkpoint: expected named tensors")
+    shapes = {str(name): tuple(value.shape) for name, value in state.items()}
+    return Checkpoint(path, shapes, lambda name: state[name].detach().float().numpy())

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Exported segments are cached for this run only, and shared between the workers."""
+    root = tmp_path_factory.getbasetemp()
+    os.environ["L2C_CACHE"] = str((root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root) / "l2c-cache")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, own_cache):
+    """A compiled golden case, for tests that only read it: (folder, case)."""
+    from helpers import case
+
+    from l2c_export.compile import compile_artefact
+
+    chosen = case("dit_tiny_odd_resetN")
+    folder = tmp_path_factory.mktemp("tiny") / "engines"
+    compile_artefact(chosen.options(folder))
+    return folder, chosen

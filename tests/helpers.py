@@ -1,0 +1,114 @@
+"""Graphs written as ONNX text, an interpreter for them, and the golden cases."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx.parser
+
+from l2c_export.options import Options
+from l2c_export.program import CACHE, LABEL, LOOP, ROW, TIME, WEIGHT, Graph, Node, Value, split_at
+
+OWN_CASES = Path(__file__).parent / "cases"
+REFERENCE = Path(os.environ.get("L2C_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")) / "cases"
+KINDS = {"w": WEIGHT, "t": TIME, "y": LABEL, "row": ROW}
+
+
+def parse(text: str, sublayers: tuple[str, ...] = ()) -> Graph:
+    """A graph from ONNX text.  Quoted names may hold dots and @.
+
+    An input's kind follows from its name: w* is a weight, t a timestep, y labels, row* hoisted, *@-k cached, the rest is
+    the loop's.  All values are float[R].
+    """
+    plain = onnx.parser.parse_graph(text.replace(".", "_dot_").replace("@-", "_back_").replace("@+", "_ahead_"))
+
+    def name(n: str) -> str:
+        return n.replace("_dot_", ".").replace("_back_", "@-").replace("_ahead_", "@+")
+
+    def kind(n: str) -> str:
+        if split_at(n)[1] < 0:
+            return CACHE
+        base = split_at(n)[0]
+        return next(
+            (
+                k
+                for prefix, k in KINDS.items()
+                if base == prefix or ((len(prefix) > 1 or prefix == "w") and base.startswith(prefix))
+            ),
+            LOOP,
+        )
+
+    nodes = tuple(Node(n.op_type, name(n.output[0]), tuple(map(name, n.input)), tuple(map(name, n.output))) for n in plain.node)
+    values = {name(i.name): Value(("R",), kind=kind(name(i.name))) for i in plain.input}
+    values |= {o: Value(("R",)) for n in nodes for o in n.outputs}
+    return Graph(nodes, values, tuple(name(o.name) for o in plain.output), sublayers)
+
+
+def lines(graph: Graph) -> list[str]:
+    """The nodes, one line each, for comparison."""
+    return [f"{', '.join(n.outputs)} = {n.op}({', '.join(n.inputs)})" for n in graph.nodes]
+
+
+Op = Callable[..., np.ndarray]
+
+
+def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray], ops: Mapping[str, Op]) -> dict[str, np.ndarray]:
+    """Every value of a graph whose operations are numpy functions."""
+    known = {"Add": np.add, "Mul": np.multiply, **ops}
+    values = dict(inputs)
+    for node in graph.nodes:
+        values[node.outputs[0]] = known[node.op](*(values[i] for i in node.inputs))
+    return values
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recorded run of the reference implementation."""
+
+    path: Path
+
+    @property
+    def config(self) -> dict:
+        return json.loads((self.path / "config.json").read_text())
+
+    @property
+    def golden(self) -> dict[str, np.ndarray]:
+        return dict(np.load(self.path / "golden.npz"))
+
+    @property
+    def uvit(self) -> bool:
+        return self.config["family"] == "uvit"
+
+    @property
+    def scale(self) -> float:
+        scale = self.config["cfg"]["scale"]
+        return 1.0 if scale is None else 1 + scale if self.uvit else scale
+
+    def options(self, out: Path, **changes) -> Options:
+        modes = {"dit_batched_first3": "first3", "dit_batched_all_channels": "all", "uvit_two_call": "all", "none": "none"}
+        chosen = {
+            "schedule": str(self.path / "router.pt"),
+            "out": out,
+            "model": str(self.path / "config.json"),
+            "weights": str(self.path / "model.safetensors"),
+            "steps": self.config.get("num_steps") or self.config["nfe"],
+            "threshold": self.config["threshold"],
+            "guidance": modes[self.config["cfg"]["mode"]],
+            "batch": self.config["batch"],
+        }
+        return Options(**{**chosen, **changes})
+
+
+def case(name: str) -> Case:
+    return Case(OWN_CASES / name)
+
+
+def all_cases() -> list[Case]:
+    """Our own copies, and whatever else the reference folder holds."""
+    found = {p.name: p for root in (REFERENCE, OWN_CASES) if root.is_dir() for p in sorted(root.iterdir())}
+    return [Case(path) for _, path in sorted(found.items()) if (path / "golden.npz").exists()]
