@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,16 +73,20 @@ class Loop:
             "guidance": np.zeros((1, latent[1], 1, 1), np.float32),
             "y": np.zeros(self.rows, np.int32),
         }
-        self.slots = self._arena(max((g.slot_bytes for g in self._step_graphs()), key=sum, default=()))
-        self.caches = self._arena(self.manifest.cache_bytes)
+        steps = {call.graph: self.manifest.graphs[call.graph].slot_bytes for call in self.manifest.calls}
+        scratch = np.empty(max(self._size(sizes) for sizes in steps.values()), np.uint8)
+        self.slots = {name: self._cut(scratch, sizes) for name, sizes in steps.items()}
+        self.caches = self._cut(np.empty(self._size(self.manifest.cache_bytes), np.uint8), self.manifest.cache_bytes)
         self.hoisted = Hoisted(program, self.rows)
         self._runs: dict[tuple[int, int], list[Run]] = {}
 
-    def _step_graphs(self) -> list[Graph]:
-        return [g for n, g in self.manifest.graphs.items() if n not in (self.manifest.constants, self.manifest.prologue)]
+    def _size(self, row_bytes: tuple[int, ...]) -> int:
+        return sum(aligned(size * self.rows) for size in row_bytes)
 
-    def _arena(self, sizes: tuple[int, ...]) -> list[np.ndarray]:
-        return [np.zeros(size * self.rows, np.uint8) for size in sizes]
+    def _cut(self, memory: np.ndarray, row_bytes: tuple[int, ...]) -> list[np.ndarray]:
+        """Consecutive aligned slots of the given bytes per row."""
+        starts = np.cumsum([0, *(aligned(size * self.rows) for size in row_bytes)]).tolist()
+        return [memory[a:b] for a, b in itertools.pairwise(starts)]
 
     def denoise(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> Iterator[Step]:
         """Run the calls in order.  The latents of a yielded step may be changed before the next is asked for."""
@@ -115,7 +120,7 @@ class Loop:
             if name in state or name in self.inputs:
                 return state[name] if name in state else self.inputs[name]
             if name in graph.slots:
-                return self._typed(self.slots[graph.slots[name]], self.manifest.values[base])
+                return self._typed(self.slots[call.graph][graph.slots[name]], self.manifest.values[base])
             if name in call.reads or name in call.writes:
                 slot = call.reads[name] if name in call.reads else call.writes[name]
                 return self._typed(self.caches[slot], self.manifest.values[base])
@@ -222,3 +227,8 @@ def concrete(value: Value, images: int, rows: int) -> tuple[int, ...]:
     """A value's shape with the batch axes filled in."""
     sizes = {"B": images, "R": rows}
     return tuple(sizes[n] if isinstance(n, str) else n for n in value.shape)
+
+
+def aligned(size: int) -> int:
+    """The next multiple of a cache line."""
+    return -(-size // 64) * 64

@@ -90,7 +90,8 @@ def fill(call: Graph, wanted: Iterable[tuple[int, Fragment]]) -> Graph:
             return at(name, k) if values[name].kind in (INNER, ROW, TIME) else name
 
         for node in rename(fragment.nodes, here):
-            nodes.insert(_place(node, nodes), node)
+            if node not in nodes:  # without hoisting, two runs share the conditioning behind their gates
+                nodes.insert(_place(node, nodes), node)
         for name, value in fragment.values.items():
             values.setdefault(here(name), value)
         outputs.append(at(fragment.name, k))
