@@ -69,6 +69,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--cache/--no-cache", default=True, help="--no-cache compiles the uncached twin, for comparison.")
 @click.option("--hoist/--no-hoist", default=True, help="Compute what does not depend on the latents before the loop.")
 @click.option("--fold/--no-fold", default=True, help="Add a run of skipped sublayers as one tensor.")
+@click.option("--max-graphs", type=int, help="Merge calls into at most so many graphs; they compute more, never less.")
 @click.option("--dump", type=FOLDER, help="Write every stage of the compiler here, as text.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON.")
 @command

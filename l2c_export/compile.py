@@ -1,6 +1,6 @@
 """The compiler: a learned schedule and a model become per-call graphs.
 
-`compile_artefact` is the whole pipeline, top to bottom; every stage takes a value and returns a new one.
+`lower` and `compile_artefact` are the whole pipeline, top to bottom; every stage takes a value and returns a new one.
 """
 
 from __future__ import annotations
@@ -19,60 +19,14 @@ from .options import Options, Source, resolve
 from .passes.fold import Folded, fill, fold
 from .passes.group import group
 from .passes.hoist import Hoisted, hoist
+from .passes.share import Shared, share
 from .passes.specialise import specialise
 from .plan import Key, Plan, make_plan
 from .program import CACHE, NOTHING, Graph, check, live, split_at
+from .schedule import Schedule
 from .segments import export_bodies
 
 Report = Callable[[str], object]
-
-
-def compile_artefact(options: Options, report: Report = id) -> Manifest:
-    """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
-    artefact.check_target(options.out)
-    source = resolve(options)  # files -> a model and a schedule
-    report(source.describe())
-    plan = make_plan(source.schedule)  # which call fills what for whom
-    whole = check(record(source.family), "record")  # the uncached call as a graph
-    parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, whole)  # what leaves the loop
-    calls = specialise_calls(parts.call, plan, options.fold)  # one graph per distinct call
-    linked = cut(parts, calls, plan)  # into segments; equal ones are one
-    report(f"{len(plan.keys)} calls: {len(calls)} distinct graphs of {len(linked.segments)} segments")
-    bodies = export_bodies(source.family, whole)  # PyTorch -> ONNX, once per operation kind
-    layout = weight_file.Layout(source.family.tensors())
-    result = emit.describe(options, source, linked)
-    with artefact.staged(options.out) as folder:
-        emit.write_models(folder, linked, bodies, layout)
-        emit.write_schedule(folder, source.schedule)
-        bind_weights(folder, source, layout, report)
-        artefact.write_manifest(folder, result)
-        if options.dump:
-            emit.dump(options.dump, source.schedule, {"1-recorded": whole, **stages(parts, calls)}, linked)
-    return artefact.read(options.out, verify=False)
-
-
-def specialise_calls(call: Graph, plan: Plan, folding: bool) -> dict[Key, Graph]:
-    """The distinct calls: each prunes what it reuses, and computes what later calls read."""
-    reading = {}
-    for sources in {key.sources for key in plan.keys}:
-        pruned = check(specialise(call, sources), "specialise")
-        reading[sources] = fold(pruned) if folding else Folded(pruned, ())
-        check(reading[sources].call, "fold")
-    return {key: check(fill_for_readers(key, reading), "fill") for key in plan.distinct()}
-
-
-def fill_for_readers(key: Key, reading: Mapping[tuple[int, ...], Folded]) -> Graph:
-    """A call with everything that its readers want from it: folded sums, and values as they are."""
-    graph = reading[key.sources].call
-    wanted = [(k, f) for offset, sources in key.readers for k, f in reading[sources].fragments if k == offset]
-    plain = [
-        split_at(name)[0]
-        for offset, sources in key.readers
-        for name in reading[sources].call.inputs
-        if reading[sources].call.kind(name) == CACHE and split_at(name)[1] == -offset and not name.startswith("run.")
-    ]
-    outputs = tuple(dict.fromkeys((*graph.outputs, *plain)))
-    return fill(msgspec.structs.replace(graph, outputs=outputs), wanted)
 
 
 @dataclass(frozen=True)
@@ -82,6 +36,81 @@ class Linked:
     segments: dict[str, Graph]
     graphs: dict[str, Graph]
     calls: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """All that is decided before anything is exported."""
+
+    schedule: Schedule
+    whole: Graph  # the uncached call
+    linked: Linked
+    manifest: Manifest  # without weights and hashes
+    stages: Mapping[str, Graph]  # for --dump
+
+
+def lower(options: Options, source: Source, report: Report = id) -> Lowered:
+    """From a model and a schedule to segments, step graphs and the manifest."""
+    whole, flops = record(source.family)  # the uncached call as a graph
+    check(whole, "record")
+    shared = share_graphs(source, options.max_graphs, flops, report)  # perhaps fewer distinct calls
+    parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, whole)  # what leaves the loop
+    calls = specialise_calls(parts.call, shared.plan, options.fold)  # one graph per distinct call
+    linked = cut(parts, calls, shared.plan)  # into segments; equal ones are one
+    manifest = emit.describe(options, source, shared.schedule, linked, flops)  # buffers get their places
+    report(f"{len(linked.calls)} calls: {len(calls)} distinct graphs of {len(linked.segments)} segments")
+    return Lowered(shared.schedule, whole, linked, manifest, stages(whole, parts, calls))
+
+
+def compile_artefact(options: Options, report: Report = id) -> Manifest:
+    """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
+    artefact.check_target(options.out)
+    source = resolve(options)  # files -> a model and a schedule
+    report(source.describe())
+    lowered = lower(options, source, report)
+    bodies = export_bodies(source.family, lowered.whole)  # PyTorch -> ONNX, once per operation kind
+    layout = weight_file.Layout(source.family.tensors())
+    with artefact.staged(options.out) as folder:
+        emit.write_models(folder, lowered.linked, bodies, layout)
+        emit.write_schedule(folder, lowered.schedule)
+        bind_weights(folder, source, layout, report)
+        artefact.write_manifest(folder, lowered.manifest)
+        if options.dump:
+            emit.dump(options.dump, lowered.schedule, lowered.stages, lowered.linked)
+    return artefact.read(options.out, verify=False)
+
+
+def share_graphs(source: Source, most: int | None, flops: Mapping[str, int], report: Report) -> Shared:
+    """Merge calls until at most `most` graphs are left, if that is asked for."""
+    if most is None:
+        return Shared(source.schedule, make_plan(source.schedule), 0.0)
+    cost = [float(flops[name.rpartition(".")[2]]) for name in source.family.sublayers]
+    shared = share(source.schedule, most, cost)
+    report(f"--max-graphs {most}: {shared.added:.2%} more computation than the schedule asks for")
+    return shared
+
+
+def specialise_calls(call: Graph, plan: Plan, folding: bool) -> dict[Key, Graph]:
+    """The distinct calls: each prunes what it reuses, and computes what later calls read."""
+    reading = {}
+    for sources in {s for key in plan.keys for s in (key.sources, *(r for _, r in key.readers))}:
+        pruned = check(specialise(call, sources), "specialise")
+        reading[sources] = fold(pruned) if folding else Folded(pruned, ())
+        check(reading[sources].call, "fold")
+    return {key: check(fill_for_readers(key, reading), "fill") for key in plan.distinct()}
+
+
+def fill_for_readers(key: Key, reading: Mapping[tuple[int, ...], Folded]) -> Graph:
+    """A call with everything that its readers want from it: folded sums, and values as they are."""
+    graph = reading[key.sources].call
+    fragments, plain = [], []
+    for offset, sources in key.readers:
+        reader = reading[sources]
+        fragments += [(offset, fragment) for age, fragment in reader.fragments if age == offset]
+        whole = [split_at(name) for name in reader.call.inputs if reader.call.kind(name) == CACHE]
+        plain += [name for name, back in whole if back == -offset and name in graph.sublayers]
+    outputs = tuple(dict.fromkeys((*graph.outputs, *plain)))
+    return fill(msgspec.structs.replace(graph, outputs=outputs), fragments)
 
 
 def cut(parts: Hoisted, calls: Mapping[Key, Graph], plan: Plan) -> Linked:
@@ -110,7 +139,7 @@ def bind_weights(folder: Path, source: Source, layout: weight_file.Layout, repor
         report("no weights yet: bind them with l2c link ENGINES --weights PATH")
 
 
-def stages(parts: Hoisted, calls: Mapping[Key, Graph]) -> dict[str, Graph]:
+def stages(whole: Graph, parts: Hoisted, calls: Mapping[Key, Graph]) -> dict[str, Graph]:
     """The graphs between the passes, for --dump."""
     hoisted = {f"2-{n}": g for n, g in zip(("constants", "prologue", "call"), parts, strict=True) if g.nodes}
-    return hoisted | {f"3-step-{i:03d}": graph for i, graph in enumerate(calls.values())}
+    return {"1-recorded": whole, **hoisted, **{f"3-step-{i:03d}": graph for i, graph in enumerate(calls.values())}}

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from .compile import Linked
 
 
-def describe(options: Options, source: Source, linked: Linked) -> manifest.Manifest:
-    """The manifest, without the files' hashes."""
-    family, schedule = source.family, source.schedule
+def describe(
+    options: Options, source: Source, schedule: Schedule, linked: Linked, flops: Mapping[str, int]
+) -> manifest.Manifest:
+    """The manifest, without the files' hashes.  `flops` are those of every operation kind, per row."""
+    family = source.family
     values = value_types(linked.graphs)
     size = {name: value.row_bytes for name, value in values.items()}
     wiring, cache_bytes = caches([linked.graphs[name] for name in linked.calls], size)
@@ -68,7 +70,12 @@ def describe(options: Options, source: Source, linked: Linked) -> manifest.Manif
         tensors=family.tensors(),
         values=values,
         segments={
-            name: manifest.Segment(file=f"segments/{name}.onnx", inputs=segment.inputs, outputs=segment.outputs)
+            name: manifest.Segment(
+                file=f"segments/{name}.onnx",
+                inputs=segment.inputs,
+                outputs=segment.outputs,
+                flops=sum(flops[node.op] for node in segment.nodes),
+            )
             for name, segment in linked.segments.items()
         },
         constants="constants" if "constants" in linked.graphs else None,

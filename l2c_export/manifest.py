@@ -67,6 +67,7 @@ class Segment(Record, frozen=True, kw_only=True):
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    flops: int  # per row of the model's batch
 
 
 class Graph(Record, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ class Options:
     cache: bool = True
     hoist: bool = True
     fold: bool = True
+    max_graphs: int | None = None
     dump: Path | None = None
 
     def __post_init__(self) -> None:
@@ -42,6 +43,8 @@ class Options:
             raise UsageError(f"--batch {self.batch}: must be at least 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError(f"--threshold {self.threshold}: must be between 0 and 1")
+        if self.max_graphs is not None and self.max_graphs < 1:
+            raise UsageError(f"--max-graphs {self.max_graphs}: must be at least 1")
         if self.sampler is not None:
             updates(self.sampler, 2)
         chosen = (("guidance", GUIDANCE), ("precision", PRECISIONS), ("link", LINKS))

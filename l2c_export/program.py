@@ -16,8 +16,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import msgspec
+
+T = TypeVar("T")
 
 # Where a graph's input comes from.  Everything else is computed by a node.
 WEIGHT = "weight"  # a tensor of the checkpoint, or some rows of one
@@ -123,11 +126,11 @@ def producers(nodes: Iterable[Node]) -> dict[str, Node]:
     return {name: node for node in nodes for name in node.outputs}
 
 
-def dependencies(graph: Graph, reach: Callable[[str], object]) -> dict[str, frozenset[object]]:
+def dependencies(graph: Graph, reach: Callable[[str], T]) -> dict[str, frozenset[T]]:
     """Data flow: for every value, the set of reach(input) over all inputs that it depends on."""
-    found: dict[str, frozenset[object]] = {name: frozenset([reach(name)]) for name in graph.inputs}
+    found: dict[str, frozenset[T]] = {name: frozenset([reach(name)]) for name in graph.inputs}
     for node in graph.nodes:
-        joined = frozenset().union(*(found[name] for name in node.inputs))
+        joined: frozenset[T] = frozenset().union(*(found[name] for name in node.inputs))
         found.update(dict.fromkeys(node.outputs, joined))
     return found
 

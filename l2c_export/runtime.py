@@ -15,7 +15,7 @@ import numpy as np
 
 from . import weights
 from .backends import Backend, Engine, Run
-from .manifest import Call, Graph, Manifest
+from .manifest import Call, Manifest
 from .program import Value, split_at
 
 # Hoisted rows of more calls than fit in here are computed in several chunks.
@@ -125,7 +125,9 @@ class Loop:
                 slot = call.reads[name] if name in call.reads else call.writes[name]
                 return self._typed(self.caches[slot], self.manifest.values[base])
             if base == "t":
-                return np.full(self.rows, self.manifest.calls[index + offset].timestep, np.float32)
+                return np.full(
+                    self.rows, self.manifest.calls[min(index + offset, len(self.manifest.calls) - 1)].timestep, np.float32
+                )
             if base in self.manifest.values:
                 return self.hoisted.row(base, index + offset)
             return self.program.weights(name)
@@ -176,7 +178,11 @@ class Hoisted:
         self._ready = self.chunk
 
     def row(self, name: str, index: int) -> np.ndarray:
-        """The rows of a hoisted value for call `index`, which must be within reach."""
+        """The rows of a hoisted value for call `index`, which must be within reach.
+
+        Past the last call there are only sums that nobody reads; they are made of the last call's rows.
+        """
+        index = min(index, self.calls - 1)
         step = self.window if self.window >= self.calls else self.window - self.ahead
         first = (index - self.chunk * step) * self.rows
         return self._arrays[name][first : first + self.rows]

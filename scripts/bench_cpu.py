@@ -3,8 +3,8 @@
 
     python scripts/bench_cpu.py --threads 2 --rounds 5 --json scripts/results/cpu.json
 
-One image with guidance (batch 2), 20 DDIM steps, float32, random weights, and a fixed schedule with the profile of the released DDIM-20
-router.  Every contender has its own process; in every round each makes one image, in a new order, while
+One image with guidance (batch 2), 20 DDIM steps, float32, random weights, and a fixed schedule with the profile
+of the released DDIM-20 router.  Every contender has its own process; in every round each makes one image, in a new order, while
 the others sleep on a pipe.  Reported: the median over the rounds, and the median of the ratios within a round.
 """
 
@@ -133,8 +133,8 @@ def summary(times: dict[str, list[float]], base: str) -> list[dict]:
     for name, values in times.items():
         ratios = [b / v for b, v in zip(times[base], values, strict=True)]
         cached = [b / v for b, v in zip(times.get("pytorch-cached", values), values, strict=True)]
-        rows.append({"contender": name, "median_s": statistics.median(values), "min_s": min(values), "max_s": max(values),
-                     f"times_{base}": statistics.median(ratios), "times_pytorch-cached": statistics.median(cached)})  # fmt: skip
+        row = {"contender": name, "median_s": statistics.median(values), "min_s": min(values), "max_s": max(values)}
+        rows.append({**row, f"times_{base}": statistics.median(ratios), "times_pytorch-cached": statistics.median(cached)})
     return rows
 
 

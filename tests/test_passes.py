@@ -12,6 +12,7 @@ from l2c_export.passes.fold import fill, fold, reassociate
 from l2c_export.passes.group import group
 from l2c_export.passes.hoist import hoist
 from l2c_export.passes.memory import Life, assign, caches
+from l2c_export.passes.share import share
 from l2c_export.passes.specialise import specialise
 from l2c_export.plan import Key, Plan, make_plan
 from l2c_export.program import CACHE, ROW, Graph, Node, Value, check
@@ -95,7 +96,8 @@ def test_a_run_ends_where_the_stream_is_read():
             ha = Add(x, a@-1)
             hb = Add(ha, b@-1)
             out = skip(hb, ha)
-        }"""
+        }""",
+        sublayers=("a", "b"),
     )
     assert lines(reassociate(graph)) == lines(graph)
 
@@ -154,8 +156,8 @@ def wide_call(blocks: int) -> Graph:
         text += [f"p{i} = Mul(g{i}, v{i})", f"r{i} = Add({stream}, p{i})"]
         names.append(f"v{i}")
         stream = f"r{i}"
-    body = "\n".join([*text, f"out = final({stream})"])
-    return parse(f"main (float[R] x, float[R] t, float[R] y, float[R] w) => (float[R] out) {{ {body} }}", tuple(names))
+    body = "\n".join([*text, f"x.next = final({stream})"])
+    return parse(f"main (float[R] x, float[R] t, float[R] y, float[R] w) => (float[R] x.next) {{ {body} }}", tuple(names))
 
 
 def run_loop(parts, calls, plan: Plan, times) -> np.ndarray:
@@ -180,11 +182,11 @@ def run_loop(parts, calls, plan: Plan, times) -> np.ndarray:
             if name in wires.reads:
                 inputs[name] = memory[wires.reads[name]]
             elif name != "x":
-                inputs[name] = rows[n + int(offset or 0)][base]
+                inputs[name] = rows[min(n + int(offset or 0), len(rows) - 1)][base]
         values = evaluate(graph, inputs, OPS)
         for name, slot in wires.writes.items():
             memory[slot] = values[name]
-        x = values["out"]
+        x = values["x.next"]
     return x
 
 
@@ -257,3 +259,38 @@ def test_slots_never_hold_two_living_values(drawn):
 def test_types_travel_with_names():
     call = hoist(CALL).call
     assert all(isinstance(v, Value) for v in call.values.values())
+
+
+def shared_loop(computed, most):
+    """The loop of a schedule that was merged into at most `most` graphs: (result, its schedule, its graphs)."""
+    schedule = make("dit", "ddim", len(computed), len(computed[0]), computed, source=Source(rule="test"))
+    shared = share(schedule, most, [2.0 if j % 2 else 1.0 for j in range(schedule.columns)])
+    times = [c.timestep / 1000 for c in schedule.calls]
+    parts = hoist(wide_call(schedule.columns))
+    calls = specialise_calls(parts.call, shared.plan, True)
+    return run_loop(parts, calls, shared.plan, times), shared, len(calls), times
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedules(), st.integers(1, 6))
+def test_sharing_only_ever_adds_computation(drawn, most):
+    _, computed = drawn
+    result, shared, graphs, times = shared_loop(computed, most)
+    assert graphs <= most
+    runs = [set(call.computed) for call in shared.schedule.calls]
+    assert all(wanted <= run for wanted, run in zip(computed, runs, strict=True))
+    np.testing.assert_allclose(result, direct(runs, times), rtol=1e-12)
+
+
+def test_sharing_prefers_to_write_a_sum_that_nobody_reads():
+    everything = set(range(4))
+    _, shared, graphs, _ = shared_loop([everything, set(), everything, everything], 2)
+    assert graphs == 2
+    assert [len(c.computed) for c in shared.schedule.calls] == [4, 0, 4, 4], "no sublayer had to be added"
+    assert 0 < shared.added < 0.05
+
+
+def test_sharing_merges_the_two_calls_that_are_closest():
+    everything = set(range(4))
+    _, shared, _, _ = shared_loop([everything, {0}, everything, {0, 1}, everything, {2, 3}], 3)
+    assert [set(c.computed) for c in shared.schedule.calls][1::2] == [{0, 1}, {0, 1}, {2, 3}]

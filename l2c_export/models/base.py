@@ -6,15 +6,17 @@ A family writes its call once, as Python, against a `Runner`.  `Recorder` (here)
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from ..program import INNER, LABEL, LOOP, ROW, TIME, WEIGHT, Graph, Node, Value
+from ..program import INNER, LABEL, LOOP, TIME, WEIGHT, Graph, Node, Value
 
 # Batch sizes for recording: primes that no model has as a width, so that they mark the batch axes.
 IMAGES, ROWS = 6271, 7919
@@ -86,6 +88,7 @@ class Recorder:
     family: Family
     nodes: list[Node] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
+    flops: dict[str, int] = field(default_factory=dict)  # per row of the model's batch, of every operation
 
     def input(self, name: str, kind: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Traced:
         return self._made(name, torch.empty(shape, dtype=dtype, device="meta"), kind)
@@ -121,7 +124,11 @@ class Recorder:
 
     def _node(self, op: str, name: str, function: Callable[..., Tensor], inputs: list[Traced]) -> Traced:
         self.nodes.append(Node(op, name, tuple(i.name for i in inputs), (name,)))
-        return self._made(name, function(*(i.meta for i in inputs)), INNER)
+        with FlopCounterMode(display=False) if op not in self.flops else contextlib.nullcontext() as counter:
+            made = function(*(i.meta for i in inputs))
+        if counter:
+            self.flops[op] = counter.get_total_flops() // ROWS
+        return self._made(name, made, INNER)
 
     def _made(self, name: str, meta: Tensor, kind: str) -> Traced:
         symbols: dict[int, int | str] = {IMAGES: "B", ROWS: "R"}
@@ -130,7 +137,12 @@ class Recorder:
         return Traced(name, meta)
 
 
-def record(family: Family) -> Graph:
+class Recorded(NamedTuple):
+    call: Graph
+    flops: Mapping[str, int]  # of every kind of operation, per row of the model's batch
+
+
+def record(family: Family) -> Recorded:
     """The family's uncached call, guidance and the sampler's update included, as a graph.
 
     Its loop inputs: `x` the latents, `base` the latents at the start of the solver step, `rows`,
@@ -149,7 +161,7 @@ def record(family: Family) -> Graph:
     coefficients = run.input("coefficients", LOOP, (3,))
     inputs = [noise, x, base, *chosen, guidance, coefficients]
     run._node("update", "x.next", update, inputs)
-    return Graph(tuple(run.nodes), run.values, ("x.next",), family.sublayers)
+    return Recorded(Graph(tuple(run.nodes), run.values, ("x.next",), family.sublayers), run.flops)
 
 
 def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, unconditional: Tensor,
@@ -164,10 +176,6 @@ def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, uncondit
     c, u = noise.index_select(0, conditional), noise.index_select(0, unconditional)
     of_base, of_x, of_noise = coefficients.unbind(0)
     return of_base * base + of_x * x + of_noise * (c + guidance * (c - u))
-
-
-def hoisted_kind(kind: str) -> bool:
-    return kind in (TIME, LABEL, ROW)
 
 
 def fields_of(arch_type: type, given: Mapping[str, Any]) -> Any:

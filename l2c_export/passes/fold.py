@@ -12,7 +12,7 @@ values of one filling call, and otherwise only on what is known before the loop,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -37,9 +37,9 @@ from ..program import (
 
 
 class Fragment(NamedTuple):
-    """What a reading call wants its filling call to compute: one sum, from that call's own values."""
+    """What a reading call wants its filling call to compute: one value, from that call's own values."""
 
-    name: str  # of the sum: "run.blocks.0.attn..blocks.2.mlp"
+    name: str  # "run.blocks.0.attn..blocks.2.mlp", or "blocks.0.attn.gated" for a run of one
     nodes: tuple[Node, ...]  # in the reading call's own naming
     values: Mapping[str, Value]
 
@@ -55,23 +55,21 @@ def fold(call: Graph) -> Folded:
     filled = _filling_calls(call)
     made = producers(call.nodes)
     kept = [n for n in call.nodes if filled[n.outputs[0]] is None]
-    frontier = dict.fromkeys(name for n in kept for name in n.inputs if filled[name] is not None and call.kind(name) != CACHE)
-    new_names, values = {}, dict(call.values)
+    frontier = dict.fromkeys(i for n in kept for i in n.inputs if filled[i] is not None and call.kind(i) != CACHE)
+    values = dict(call.values)
     fragments: list[tuple[int, Fragment]] = []
     for name in frontier:
         age = filled[name]
         assert age is not None
+        values[at(name, -age)] = msgspec.structs.replace(call.values[name], kind=CACHE)
         nodes = _closure(name, made)
-        cached = sorted({i for n in nodes for i in n.inputs if call.kind(i) == CACHE}, key=_column(call))
-        first, last = (split_at(cached[i])[0] for i in (0, -1))
-        base = f"run.{first}..{last}"
-        new_names[name] = at(base, -age)
-        values[new_names[name]] = msgspec.structs.replace(call.values[name], kind=CACHE)
-        renamed = tuple(Node(n.op, base, n.inputs, (base,)) if n.outputs[0] == name else n for n in nodes)
-        types = {**call.values, base: call.values[name]}
-        used = {i for n in renamed for i in (*n.inputs, *n.outputs)}
-        fragments.append((age, Fragment(base, renamed, {i: types[i] for i in used})))
-    nodes = tuple(msgspec.structs.replace(n, inputs=tuple(new_names.get(i, i) for i in n.inputs)) for n in kept)
+        used = {i for n in nodes for i in (*n.inputs, *n.outputs)}
+        fragments.append((age, Fragment(name, nodes, {i: call.values[i] for i in used})))
+
+    def read(name: str) -> str:
+        return at(name, -(filled[name] or 0)) if name in frontier else name
+
+    nodes = tuple(Node(n.op, n.name, tuple(map(read, n.inputs)), n.outputs) for n in kept)
     return Folded(live(msgspec.structs.replace(call, nodes=nodes, values=values)), tuple(fragments))
 
 
@@ -108,9 +106,13 @@ def _place(node: Node, nodes: Sequence[Node]) -> int:
 
 
 def reassociate(call: Graph) -> Graph:
-    """(h + a) + b -> h + (a + b), where a and b come from the same filling call."""
+    """(h + a) + b -> h + (a + b), where a and b come from the same filling call.
+
+    A sum is called after the sublayers that it spans, so that equal sums of several readers have one name.
+    """
     filled = _filling_calls(call)
     uses = Counter(name for n in call.nodes for name in n.inputs) + Counter(call.outputs)
+    span = _spans(call)
     nodes: list[Node] = []
     made: dict[str, Node] = {}
     values = dict(call.values)
@@ -118,17 +120,26 @@ def reassociate(call: Graph) -> Graph:
         if node.op == "Add":
             stream, value = node.inputs
             before = made.get(stream)
-            k = filled[value]
-            if before and before.op == "Add" and uses[stream] == 1 and k is not None and filled[before.inputs[1]] == k:
-                total = f"{node.outputs[0]}.sum"
+            age = filled[value]
+            if before and before.op == "Add" and uses[stream] == 1 and age is not None and filled[before.inputs[1]] == age:
+                first, last = span[before.inputs[1]][0], span[value][1]
+                total = f"run.{first}..{last}"
                 nodes.remove(before)
                 nodes.append(Node("Add", total, (before.inputs[1], value), (total,)))
-                values[total], filled[total] = msgspec.structs.replace(values[value], kind=INNER), k
-                made[total] = nodes[-1]
+                values[total] = msgspec.structs.replace(values[value], kind=INNER)
+                filled[total], span[total] = age, (first, last)
                 node = msgspec.structs.replace(node, inputs=(before.inputs[0], total))
         nodes.append(node)
         made[node.outputs[0]] = node
     return live(msgspec.structs.replace(call, nodes=tuple(nodes), values=values))
+
+
+def _spans(call: Graph) -> dict[str, tuple[str, str]]:
+    """For each value that depends on cached values: the first and the last sublayer among them."""
+    column = {name: i for i, name in enumerate(call.sublayers)}
+    cached = dependencies(call, lambda name: column[split_at(name)[0]] if call.kind(name) == CACHE else -1)
+    found = {name: sorted(columns - {-1}) for name, columns in cached.items()}
+    return {name: (call.sublayers[c[0]], call.sublayers[c[-1]]) for name, c in found.items() if c}
 
 
 def _filling_calls(call: Graph) -> dict[str, int | None]:
@@ -162,8 +173,3 @@ def _closure(name: str, made: Mapping[str, Node]) -> tuple[Node, ...]:
 
     visit(name)
     return tuple(order.values())
-
-
-def _column(call: Graph) -> Callable[[str], int]:
-    order = {name: i for i, name in enumerate(call.sublayers)}
-    return lambda name: order[split_at(name)[0]]
