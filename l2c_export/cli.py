@@ -71,9 +71,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--fold/--no-fold", default=True, help="Add a run of skipped sublayers as one tensor.")
 @click.option("--max-graphs", type=int, help="Merge calls into at most so many graphs; they compute more, never less.")
 @click.option("--dump", type=FOLDER, help="Write every stage of the compiler here, as text.")
+@click.option("--dry-run", is_flag=True, help="Only say what it would cost, beside the uncached model.")
+@click.option("--device", default="cpu", help="For --dry-run: cpu, h100, rtx4090 or orin.")
+@click.option("--calibrate", is_flag=True, help="For --dry-run: time the segments on this machine instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON.")
 @command
-def export(as_json: bool, **options: Any) -> None:
+def export(dry_run: bool, device: str, calibrate: bool, as_json: bool, **options: Any) -> None:
     """Compile a learned schedule and its diffusion transformer into engines."""
     from .backends import needs
 
@@ -82,8 +85,12 @@ def export(as_json: bool, **options: Any) -> None:
     from .compile import compile_artefact
     from .options import Options
 
+    chosen = Options(**options)
+    if dry_run:
+        print_prediction(chosen, device, calibrate, as_json)
+        return
     started = time.perf_counter()
-    result = compile_artefact(Options(**options), say)
+    result = compile_artefact(chosen, say)
     seconds, size = time.perf_counter() - started, sum(f.bytes for f in result.files.values())
     say(f"{options['out']}: {size / 2**20:.1f} MB in {seconds:.1f} s")
     if as_json:
@@ -91,6 +98,19 @@ def export(as_json: bool, **options: Any) -> None:
                    "graphs": len(result.graphs), "segments": len(result.segments),
                    "random_weights": bool(result.weights and result.weights.random is not None)}  # fmt: skip
         click.echo(json.dumps(summary))
+
+
+def print_prediction(options: Any, device: str, calibrate: bool, as_json: bool) -> None:
+    from .compile import dry_run
+    from .predict import comparison
+
+    cached, uncached = dry_run(options, device, calibrate, say)
+    if as_json:
+        found = {name: {**dataclasses.asdict(p), "total": dataclasses.asdict(p.total)}
+                 for name, p in (("schedule", cached), ("uncached", uncached))}  # fmt: skip
+        click.echo(json.dumps(found))
+    else:
+        print_table("prediction", comparison(cached, uncached))
 
 
 @click.group(context_settings={"show_default": True})
@@ -172,14 +192,26 @@ def progress(total: int) -> Any:
 @l2c.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--threshold", type=float, help="For a router. [default: the released ones]")
+@click.option("--device", help="Predict the time of every call on cpu, h100, rtx4090 or orin.")
+@click.option("--measure", is_flag=True, help="Run the artefact and show the time of every call.")
 @click.option("--plot", type=FILE, help="Draw sublayers x calls into this picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @command
-def inspect(path: Path, threshold: float | None, plot: Path | None, as_json: bool) -> None:
+def inspect(path: Path, threshold: float | None, device: str | None, measure: bool, plot: Path | None, as_json: bool) -> None:
     """Show an artefact, a schedule or a router, call by call."""
     from .inspecting import inspect as look
 
     found = look(path, threshold)
+    if (device or measure) and found.artefact is None:
+        raise UsageError(f"{path}: only an artefact has times: give the folder that l2c-export wrote")
+    if measure:
+        found = found.timed(measured_calls(path), "measured")
+    elif device:
+        from . import artefact
+        from .predict import predict
+
+        costs = predict(artefact.read(path, verify=False), device).calls
+        found = found.timed([cost.seconds for cost in costs], f"predicted for {device}")
     if plot:
         from .plot import schedule_heatmap
 
@@ -189,6 +221,19 @@ def inspect(path: Path, threshold: float | None, plot: Path | None, as_json: boo
         click.echo(json.dumps(dataclasses.asdict(found)))
     else:
         print_table(found.title, found.table())
+
+
+def measured_calls(folder: Path) -> list[float]:
+    """Seconds of every call of one image, after a warm-up."""
+    from . import pipeline
+
+    pipe = pipeline.load(folder)
+    pipe([0])
+    seconds, before = [], time.perf_counter()
+    for _ in pipe.steps([0], None, pipe.noise(1, 0)):
+        seconds.append(time.perf_counter() - before)
+        before = time.perf_counter()
+    return seconds
 
 
 @l2c.command()

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ import msgspec
 
 from . import artefact, emit
 from . import weights as weight_file
+from .backends import open_backend
+from .calibrate import segment_times
 from .manifest import Manifest
 from .models.base import record
 from .options import Options, Source, resolve
@@ -22,6 +26,7 @@ from .passes.hoist import Hoisted, hoist
 from .passes.share import Shared, share
 from .passes.specialise import specialise
 from .plan import Key, Plan, make_plan
+from .predict import Prediction, predict
 from .program import CACHE, NOTHING, Graph, check, live, split_at
 from .schedule import Schedule
 from .segments import export_bodies
@@ -78,6 +83,30 @@ def compile_artefact(options: Options, report: Report = id) -> Manifest:
         if options.dump:
             emit.dump(options.dump, lowered.schedule, lowered.stages, lowered.linked)
     return artefact.read(options.out, verify=False)
+
+
+def dry_run(options: Options, device: str, calibrated: bool, report: Report = id) -> tuple[Prediction, Prediction]:
+    """What the artefact would cost, and its uncached twin; nothing is written but the cache of exported segments.
+
+    `calibrated` exports the segments to a temporary folder and times them on this machine.
+    """
+    source = resolve(options)
+    report(source.describe())
+    twin = dataclasses.replace(source, schedule=source.schedule.uncached())
+    found = []
+    for each, how in ((source, options), (twin, dataclasses.replace(options, max_graphs=None))):
+        lowered = lower(how, each)
+        times = _calibrate(how, each, lowered) if calibrated else None
+        found.append(predict(lowered.manifest, device, options.batch, times))
+    return found[0], found[1]
+
+
+def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, float]:
+    bodies = export_bodies(source.family, lowered.whole)
+    backend = open_backend(options.backend)
+    with tempfile.TemporaryDirectory() as folder:
+        emit.write_models(Path(folder), lowered.linked, bodies, weight_file.Layout(source.family.tensors()))
+        return segment_times(Path(folder), lowered.manifest, backend, options.batch)
 
 
 def share_graphs(source: Source, most: int | None, flops: Mapping[str, int], report: Report) -> Shared:

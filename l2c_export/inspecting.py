@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from . import artefact
 from .errors import UsageError
 from .manifest import Manifest
-from .program import rows_of, split_at
+from .predict import graph_weight_bytes
 from .schedule import Schedule
 
 
@@ -27,6 +26,7 @@ class CallView:
     weight_bytes: int | None = None
     cache_bytes_read: int | None = None
     cache_bytes_written: int | None = None
+    milliseconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class View:
     sublayers: list[str]
     calls: list[CallView]
     artefact: dict[str, Any] | None = None
+    timing: str | None = None  # "predicted for h100", "measured here"
 
     def table(self) -> list[tuple[Any, ...]]:
         head: tuple[Any, ...] = ("call", "timestep", "computed", "reused")
@@ -48,7 +49,15 @@ class View:
                  round((c.cache_bytes_written or 0) / 1e3))
                 for row, c in zip(rows, self.calls, strict=True)
             ]  # fmt: skip
+        if all(c.milliseconds is not None for c in self.calls):
+            head += (f"ms, {self.timing}",)
+            rows = [(*row, f"{c.milliseconds:.2f}") for row, c in zip(rows, self.calls, strict=True)]
         return [head, *rows]
+
+    def timed(self, seconds: Sequence[float], timing: str) -> View:
+        """The same with the time of every call, and where the times come from."""
+        calls = [replace(c, milliseconds=1e3 * s) for c, s in zip(self.calls, seconds, strict=True)]
+        return replace(self, calls=calls, timing=timing)
 
 
 def inspect(path: Path, threshold: float | None = None) -> View:
@@ -78,7 +87,7 @@ def of_schedule(schedule: Schedule, title: str) -> View:
 def of_artefact(manifest: Manifest) -> View:
     """Calls with the bytes that they move: weights, and cached values read and written."""
     rows = manifest.batch * (1 if manifest.guidance.mode == "none" else 2)
-    weights = {name: _weight_bytes(manifest, graph.inputs) for name, graph in manifest.graphs.items()}
+    weights = {name: graph_weight_bytes(manifest, name) for name in manifest.graphs}
     calls = [
         CallView(
             index=n,
@@ -87,8 +96,8 @@ def of_artefact(manifest: Manifest) -> View:
             reused=list(call.reused),
             graph=call.graph,
             weight_bytes=weights[call.graph],
-            cache_bytes_read=rows * sum(_row_bytes(manifest, name) for name in call.reads),
-            cache_bytes_written=rows * sum(_row_bytes(manifest, name) for name in call.writes),
+            cache_bytes_read=sum(manifest.value_bytes(name, rows) for name in call.reads),
+            cache_bytes_written=sum(manifest.value_bytes(name, rows) for name in call.writes),
         )
         for n, call in enumerate(manifest.calls)
     ]
@@ -117,19 +126,3 @@ def of_artefact(manifest: Manifest) -> View:
     name = manifest.model.name or manifest.model.family
     title = f"{name}, {manifest.sampler}, {manifest.precision}, {manifest.link} link, {state}"
     return View(title, list(manifest.model.sublayers), calls, summary)
-
-
-def _weight_bytes(manifest: Manifest, names: tuple[str, ...]) -> int:
-    """Bytes of the weights among the inputs of a graph."""
-    item, total = np.dtype(manifest.weight_dtype).itemsize, 0
-    for name in names:
-        tensor, rows = rows_of(name)
-        if split_at(name)[0] in manifest.values or tensor not in manifest.tensors:
-            continue
-        shape = manifest.tensors[tensor]
-        total += len(range(*rows.indices(shape[0]))) * int(np.prod(shape[1:])) * item
-    return total
-
-
-def _row_bytes(manifest: Manifest, name: str) -> int:
-    return manifest.values[split_at(name)[0]].row_bytes

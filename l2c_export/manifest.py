@@ -9,11 +9,12 @@ about an old one could give a wrong image.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
 
-from .program import Node, Value
+from .program import BYTES, Node, Value, rows_of, split_at
 
 VERSION = 1
 FILE = "manifest.json"
@@ -120,6 +121,23 @@ class Manifest(Record, frozen=True, kw_only=True):
     calls: tuple[Call, ...]
     cache_bytes: tuple[int, ...]  # cache slots, bytes per row
     files: dict[str, FileInfo]
+
+    def is_weight(self, name: str) -> bool:
+        """Whether an input of a graph is a tensor of the checkpoint, or some rows of one."""
+        return split_at(name)[0] not in self.values
+
+    def tensor_bytes(self, weight: str) -> int:
+        """Bytes of a weight tensor, or of some of its rows."""
+        tensor, rows = rows_of(weight)
+        first, *rest = self.tensors[tensor]
+        return len(range(*rows.indices(first))) * math.prod(rest) * BYTES[self.weight_dtype]
+
+    def value_bytes(self, name: str, rows: int) -> int:
+        """Bytes of any input or output of a node, for `rows` rows of the model's batch."""
+        if self.is_weight(name):
+            return self.tensor_bytes(name)
+        value = self.values[split_at(name)[0]]
+        return value.row_bytes * (rows if isinstance(value.shape[0], str) else 1)
 
     @property
     def steps_of_solver(self) -> int:

@@ -21,7 +21,15 @@ def schedule_heatmap(view: View, path: Path) -> None:
     for call in view.calls:
         grid[call.computed, call.index] = 1
     width, height = min(16, 2.5 + 0.28 * grid.shape[1]), min(14, 1.6 + 0.14 * grid.shape[0])
-    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+    times = [call.milliseconds for call in view.calls if call.milliseconds is not None]
+    figure = pyplot.figure(figsize=(width, height + (1.2 if times else 0)), layout="constrained")
+    if times:
+        above, axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 4))
+        above.bar([n + 0.5 for n in range(len(times))], times, width=0.8, color="#27527d")
+        above.set_ylabel("ms", fontsize=8)
+        above.set_title(f"{view.timing}: {sum(times):.1f} ms in all", fontsize=9)
+    else:
+        axes = figure.subplots()
     axes.pcolormesh(grid, cmap=ListedColormap(["#e6ebf2", "#27527d"]), vmin=0, vmax=1, edgecolors="white", linewidth=0.3)
     axes.invert_yaxis()
     every = max(1, round(len(view.calls) / 20))

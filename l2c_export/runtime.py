@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,30 +22,31 @@ from .program import Value, split_at
 HOISTED_BYTES = 256 * 2**20
 
 
+WeightView = Callable[[str], np.ndarray]
+
+
 class Program(NamedTuple):
     """An artefact's engines and weights, ready to be bound: what all batch sizes have in common."""
 
     manifest: Manifest
-    weights: Callable[[str], np.ndarray]
+    weights: WeightView
     engines: Mapping[str, Engine]  # segments (shared link) or whole graphs (static link), by name
 
 
-def load_program(folder: Path, manifest: Manifest, backend: Backend) -> Program:
-    """Map the weights and load every engine that the artefact's link needs."""
-    layout = weights.Layout(manifest.tensors, manifest.weight_dtype)
-    memory = np.memmap(folder / weights.FILE, mode="r")
-
-    def view(name: str) -> np.ndarray:
-        return layout.view(memory, name)
-
+def load_program(folder: Path, manifest: Manifest, backend: Backend, view: WeightView | None = None) -> Program:
+    """Load every engine that the artefact's link needs, over the memory-mapped weights (or over `view`)."""
+    view = view or mapped_weights(folder, manifest)
     if manifest.link == "shared":
         return Program(manifest, view, {n: backend.load(folder / s.file, {}) for n, s in manifest.segments.items()})
-    stored = {n: {i: view(i) for i in g.inputs if is_weight(manifest, i)} for n, g in manifest.graphs.items()}
+    stored = {n: {i: view(i) for i in g.inputs if manifest.is_weight(i)} for n, g in manifest.graphs.items()}
     return Program(manifest, view, {n: backend.load(folder / g.file, stored[n]) for n, g in manifest.graphs.items()})
 
 
-def is_weight(manifest: Manifest, name: str) -> bool:
-    return split_at(name)[0] not in manifest.values
+def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:
+    """Weights by name, as read-only views of the file."""
+    layout = weights.Layout(manifest.tensors, manifest.weight_dtype)
+    memory = np.memmap(folder / weights.FILE, mode="r")
+    return lambda name: layout.view(memory, name)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,24 @@ class Step:
     call: Call
     index: int
     x: np.ndarray  # (B, C, H, W) float32: the latents for the next call
+
+
+class Turn(NamedTuple):
+    """Which of the three latent buffers a call reads, and which it fills."""
+
+    now: int
+    base: int  # the latents at the start of the solver step
+    after: int
+
+
+def turns(calls: Sequence[Call]) -> list[Turn]:
+    """Rotate the buffers so that no call overwrites latents that are still needed."""
+    now, base, found = 0, 0, []
+    for call in calls:
+        after = next(i for i in range(3) if i not in (now, base))
+        found.append(Turn(now, base, after))
+        now, base = after, after if call.ends_step else base
+    return found
 
 
 class Loop:
@@ -78,6 +97,7 @@ class Loop:
         self.slots = {name: self._cut(scratch, sizes) for name, sizes in steps.items()}
         self.caches = self._cut(np.empty(self._size(self.manifest.cache_bytes), np.uint8), self.manifest.cache_bytes)
         self.hoisted = Hoisted(program, self.rows)
+        self._turns = turns(self.manifest.calls)
         self._runs: dict[tuple[int, int], list[Run]] = {}
 
     def _size(self, row_bytes: tuple[int, ...]) -> int:
@@ -94,20 +114,18 @@ class Loop:
         self.inputs["y"][...] = labels
         self.inputs["guidance"][...] = guidance.reshape(1, -1, 1, 1)
         self.hoisted.labels(labels)
-        now = base = 0
         for index, call in enumerate(self.manifest.calls):
             self.hoisted.reach(index)
-            after = next(i for i in range(3) if i not in (now, base))
-            for run in self._bound(index, call, now, base, after):
+            for run in self.bound(index):
                 run()
-            now, base = after, after if call.ends_step else base
-            yield Step(call, index, self.states[now])
+            yield Step(call, index, self.states[self._turns[index].after])
 
-    def _bound(self, index: int, call: Call, now: int, base: int, after: int) -> list[Run]:
+    def bound(self, index: int) -> list[Run]:
         """The engine runs of a call, bound to its buffers on first use."""
         key = index, self.hoisted.chunk
         if key not in self._runs:
-            state = {"x": self.states[now], "base": self.states[base], "x.next": self.states[after]}
+            call, turn = self.manifest.calls[index], self._turns[index]
+            state = {"x": self.states[turn.now], "base": self.states[turn.base], "x.next": self.states[turn.after]}
             state["coefficients"] = np.array(call.coefficients, np.float32)
             self._runs[key] = self._bind(index, call, state)
         return self._runs[key]
@@ -155,7 +173,7 @@ class Hoisted:
         self._arrays = {n: self._many(n, self.window * rows) for n in names}
         self._y = np.zeros(self.window * rows, np.int32)
         self._constants = self._evaluate_constants() if self.manifest.constants else {}
-        self._prologue = self._bind(self.manifest.prologue, self._arrays) if self.manifest.prologue else []
+        self.prologue = self._bind(self.manifest.prologue, self._arrays) if self.manifest.prologue else []
         self._ready = -1
 
     def labels(self, y: np.ndarray) -> None:
@@ -173,7 +191,7 @@ class Hoisted:
         for name, values in self._constants.items():
             here = np.take(values, range(first, first + self.window), axis=0, mode="clip")
             self._arrays[name][...] = np.repeat(here, self.rows, axis=0)
-        for run in self._prologue:
+        for run in self.prologue:
             run()
         self._ready = self.chunk
 
@@ -218,7 +236,7 @@ def bind_graph(program: Program, name: str, array: Callable[[str], np.ndarray]) 
     """Bind a graph's engines to arrays found by name: one per segment call, or one for the whole graph."""
     manifest, graph = program.manifest, program.manifest.graphs[name]
     if manifest.link == "static":
-        inputs = {i: array(i) for i in graph.inputs if not is_weight(manifest, i)}
+        inputs = {i: array(i) for i in graph.inputs if not manifest.is_weight(i)}
         return [program.engines[name].bind(inputs, {o: array(o) for o in graph.outputs})]
     runs = []
     for node in graph.nodes:

@@ -1,0 +1,65 @@
+"""Measure an artefact's segments on this machine, with or without its weights."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from . import runtime
+from .backends import Backend, Run
+from .manifest import Manifest
+from .program import rows_of
+
+SAMPLES = 7  # timings of a segment, at different places of the model
+
+
+def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: int) -> dict[str, float]:
+    """Median seconds of one run of every segment, for a batch of `images`."""
+    shared = msgspec.structs.replace(manifest, link="shared")
+    program = runtime.load_program(folder, shared, backend, random_weights(manifest))
+    loop = runtime.Loop(program, images, manifest.guidance.mode != "none")
+    places: dict[str, list[Run]] = defaultdict(list)
+    for index in {call.graph: n for n, call in enumerate(manifest.calls)}.values():
+        loop.hoisted.reach(index)
+        for node, run in zip(manifest.graphs[manifest.calls[index].graph].nodes, loop.bound(index), strict=True):
+            places[node.op].append(run)
+    if manifest.prologue:
+        for node, run in zip(manifest.graphs[manifest.prologue].nodes, loop.hoisted.prologue, strict=True):
+            places[node.op].append(run)
+    return {name: statistics.median(_seconds(runs)) for name, runs in places.items()}
+
+
+def _seconds(runs: list[Run]) -> list[float]:
+    """Time a few runs, at different places if there are any; the first run warms up."""
+    chosen = itertools.islice(itertools.cycle(runs[:: max(1, len(runs) // SAMPLES)]), SAMPLES + 1)
+    found = []
+    for run in chosen:
+        started = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - started)
+    return found[1:]
+
+
+def random_weights(manifest: Manifest) -> runtime.WeightView:
+    """Weights for timing only: slices of one pool, a new place each time, since in the loop no weight is in the cache."""
+    sizes = [manifest.tensor_bytes(name) // 4 for name in manifest.tensors]
+    pool = np.random.default_rng(0).standard_normal(max(2 * max(sizes), 2**24), np.float32) * np.float32(0.02)
+    cursor = 0
+
+    def view(name: str) -> np.ndarray:
+        nonlocal cursor
+        tensor, rows = rows_of(name)
+        first, *rest = manifest.tensors[tensor]
+        shape = (len(range(*rows.indices(first))), *rest)
+        size = int(np.prod(shape))
+        start = cursor if cursor + size <= pool.size else 0
+        cursor = start + size
+        return np.reshape(pool[start:cursor], shape)
+
+    return view
