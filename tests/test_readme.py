@@ -1,0 +1,45 @@
+"""The README's commands do what it says, and its JSON is a schedule."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from l2c_export.schedule import Schedule
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_commands_to_try_work(tmp_path):
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    for line in blocks("bash")[0].strip().splitlines():
+        tool, *words = shlex.split(line)
+        command = [sys.executable, "-m", "l2c_export", *(["export"] if tool == "l2c-export" else []), *words]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+    assert (tmp_path / "engines/three.npy").stat().st_size > 128
+
+
+def test_the_schedule_in_the_readme_is_one():
+    assert Schedule.from_json(blocks("json")[0].encode()).steps == 2
+
+
+def test_every_option_of_the_readme_exists():
+    from l2c_export.cli import export
+
+    known = {name for parameter in export.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    table = README[README.index("## What you can give it") : README.index("## What the compiler does")]
+    mentioned = set(re.findall(r"`(--[a-z-]+)", table))
+    assert mentioned <= known
