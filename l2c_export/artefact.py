@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -46,7 +47,7 @@ def parse(data: bytes, where: str) -> Manifest:
 
 def _verify(folder: Path, name: str, info: FileInfo) -> None:
     path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts or not path.resolve().is_relative_to(folder.resolve()):
+    if not _inside(folder, name):
         raise ArtefactError(f"{folder / FILE} names {name!r}, which is outside the artefact: do not use this artefact")
     if not path.is_file():
         raise ArtefactError(f"{path} is missing: the artefact is incomplete; run l2c-export again")
@@ -54,6 +55,12 @@ def _verify(folder: Path, name: str, info: FileInfo) -> None:
         raise ArtefactError(f"{path} has {path.stat().st_size} bytes, expected {info.bytes}: run l2c-export again")
     if sha256(path) != info.sha256:
         raise ArtefactError(f"{path} does not match its hash: the artefact is damaged; run l2c-export again")
+
+
+def _inside(folder: Path, name: str) -> bool:
+    """Whether a name from a manifest stays in its folder, through links too."""
+    plain = not Path(name).is_absolute() and ".." not in Path(name).parts and Path(name) != Path()
+    return plain and (folder / name).resolve().is_relative_to(folder.resolve())
 
 
 def sha256(path: Path) -> str:
@@ -87,12 +94,20 @@ def check_target(folder: Path) -> None:
             raise ArtefactError(f"--out {folder}: holds {name}, which is not ours: choose an empty folder")
 
 
+class AnyVersion(msgspec.Struct):
+    """What manifests of all versions have in common: enough to replace an artefact that cannot be read."""
+
+    format: Literal["l2c-export"]
+    files: dict[str, FileInfo]
+
+
 def _old_files(folder: Path) -> list[str]:
     """The files of the artefact in `folder`, if it holds one."""
     try:
-        return list(parse((folder / FILE).read_bytes(), "").files)
-    except (OSError, ArtefactError):
+        found = msgspec.json.decode((folder / FILE).read_bytes(), type=AnyVersion).files
+    except (OSError, msgspec.MsgspecError, RecursionError):
         return []
+    return [name for name in found if _inside(folder, name)]
 
 
 @contextlib.contextmanager

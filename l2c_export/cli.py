@@ -63,8 +63,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--sampler", help="ddim or dpm-solver++. [default: the family's]")
 @click.option("--guidance", help="first3, all or none: which latent channels are guided. [default: the family's]")
 @click.option("--batch", type=int, default=1, help="The most images of one call.")
-@click.option("--precision", default="fp32", help="fp32.")
-@click.option("--backend", default="onnxruntime", help="The library that runs the engines.")
+@click.option("--precision", default="fp32", help="fp32; bf16 and fp16 where the backend and the device have it.")
+@click.option("--backend", default="auto", help="openvino, onnxruntime, or auto: the fastest that works where it runs.")
 @click.option("--link", default="shared", help="shared: an engine per segment. static: an engine per distinct call.")
 @click.option("--cache/--no-cache", default=True, help="--no-cache compiles the uncached twin, for comparison.")
 @click.option("--hoist/--no-hoist", default=True, help="Compute what does not depend on the latents before the loop.")
@@ -80,7 +80,7 @@ def export(dry_run: bool, device: str, calibrate: bool, as_json: bool, **options
     """Compile a learned schedule and its diffusion transformer into engines."""
     from .backends import needs
 
-    for package in ("torch", "onnx", "platformdirs"):
+    for package in ("torch", "onnx"):
         needs(package, "export")
     from .compile import compile_artefact
     from .options import Options
@@ -161,6 +161,7 @@ def run(engines: Path, labels: tuple[int, ...], guidance_scale: float | None, se
     if pipe.manifest.weights and pipe.manifest.weights.random is not None:
         say("the weights are RANDOM: good for latency, the images mean nothing")
     loaded = time.perf_counter()
+    say(f"backend: {pipe.backend}")
     image = out.suffix != ".npy"
     with progress(pipe.manifest.steps_of_solver) as step:
         done = pipe(labels, guidance_scale, seed, output_type="np" if image else "latent",

@@ -15,7 +15,7 @@ import msgspec
 
 from . import artefact, emit
 from . import weights as weight_file
-from .backends import open_backend
+from .backends import Request, open_backend
 from .calibrate import segment_times
 from .manifest import Manifest
 from .models.base import record
@@ -103,7 +103,7 @@ def dry_run(options: Options, device: str, calibrated: bool, report: Report = id
 
 def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, float]:
     bodies = export_bodies(source.family, lowered.whole)
-    backend = open_backend(options.backend)
+    backend = open_backend(options.backend, Request(precision=options.precision)).backend
     with tempfile.TemporaryDirectory() as folder:
         emit.write_models(Path(folder), lowered.linked, bodies, weight_file.Layout(source.family.tensors()))
         return segment_times(Path(folder), lowered.manifest, backend, options.batch)

@@ -22,7 +22,7 @@ def examine() -> list[Finding]:
     findings = []
     for name in BACKENDS:
         try:
-            backend = open_backend(name)
+            backend = open_backend(name).backend
         except L2CError as error:
             findings.append(Finding(name, False, "-", str(error)))
         else:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import models, routers, weights
+from .backends import AUTO, BACKENDS
 from .errors import ModelError, ScheduleError, UsageError
 from .models.base import Family
 from .samplers import updates
 from .schedule import Schedule, from_rule, is_rule
 
 GUIDANCE = ("first3", "all", "none")
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "bf16", "fp16")
 LINKS = ("shared", "static")
 
 
@@ -30,7 +31,7 @@ class Options:
     guidance: str | None = None
     batch: int = 1
     precision: str = "fp32"
-    backend: str = "onnxruntime"
+    backend: str = AUTO
     link: str = "shared"
     cache: bool = True
     hoist: bool = True
@@ -47,6 +48,8 @@ class Options:
             raise UsageError(f"--max-graphs {self.max_graphs}: must be at least 1")
         if self.sampler is not None:
             updates(self.sampler, 2)
+        if self.backend not in (AUTO, *BACKENDS):
+            raise UsageError(f"--backend {self.backend}: use one of {', '.join((AUTO, *BACKENDS))}")
         chosen = (("guidance", GUIDANCE), ("precision", PRECISIONS), ("link", LINKS))
         for name, known in chosen:
             if getattr(self, name) not in (None, *known):

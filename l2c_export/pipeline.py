@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import artefact, runtime
-from .backends import open_backend
+from .backends import Opened, Request, open_backend
 from .errors import ArtefactError, RunError, UsageError
 from .manifest import Manifest
 
@@ -31,7 +31,8 @@ def load(
 ) -> Pipeline:
     """Load an artefact.
 
-    `backend` and `device` default to what the artefact was compiled for; `threads` to all cores.  Every file is
+    `backend` defaults to the artefact's own, where "auto" is the fastest that works here (see `Pipeline.backend`);
+    `device` to the CPU, `threads` to all cores.  Every file is
     checked against its hash before it is used; `verify=False` skips that, for an artefact that you trust.
     Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
     """
@@ -39,14 +40,16 @@ def load(
     manifest = artefact.read(folder, verify)
     if manifest.weights is None:
         raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
-    return Pipeline(runtime.load_program(folder, manifest, open_backend(backend or manifest.backend, device, threads)))
+    opened = open_backend(backend or manifest.backend, Request(device, threads, manifest.precision))
+    return Pipeline(runtime.load_program(folder, manifest, opened.backend), opened)
 
 
 class Pipeline:
     """A compiled sampler.  One generation at a time; load one pipeline per thread."""
 
-    def __init__(self, program: runtime.Program) -> None:
+    def __init__(self, program: runtime.Program, opened: Opened) -> None:
         self._program = program
+        self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
         self._loops: dict[tuple[int, bool], runtime.Loop] = {}
 
     @property

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import weights
-from .backends import Backend, Engine, Run
+from .backends import Backend, Engine, Run, SegmentFile
 from .manifest import Call, Manifest
 from .program import Value, split_at
 
@@ -36,16 +36,23 @@ class Program(NamedTuple):
 def load_program(folder: Path, manifest: Manifest, backend: Backend, view: WeightView | None = None) -> Program:
     """Load every engine that the artefact's link needs, over the memory-mapped weights (or over `view`)."""
     view = view or mapped_weights(folder, manifest)
+    files = {name: SegmentFile(folder / s.file, s.inputs, s.outputs) for name, s in manifest.segments.items()}
     if manifest.link == "shared":
-        return Program(manifest, view, {n: backend.load(folder / s.file, {}) for n, s in manifest.segments.items()})
-    stored = {n: {i: view(i) for i in g.inputs if manifest.is_weight(i)} for n, g in manifest.graphs.items()}
-    return Program(manifest, view, {n: backend.load(folder / g.file, stored[n]) for n, g in manifest.graphs.items()})
+        return Program(manifest, view, {name: backend.load(file) for name, file in files.items()})
+    whole = {}
+    for name, graph in manifest.graphs.items():
+        stored = {i: view(i) for i in graph.inputs if manifest.is_weight(i)}
+        whole[name] = backend.link(folder / graph.file, graph.nodes, files, graph.outputs, stored)
+    return Program(manifest, view, whole)
 
 
 def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:
-    """Weights by name, as read-only views of the file."""
+    """Weights by name, as views of the file.
+
+    Nothing writes to them; the mapping is copy-on-write because some libraries do not take read-only memory.
+    """
     layout = weights.Layout(manifest.tensors, manifest.weight_dtype)
-    memory = np.memmap(folder / weights.FILE, mode="r")
+    memory = np.memmap(folder / weights.FILE, mode="c")
     return lambda name: layout.view(memory, name)
 
 
@@ -98,7 +105,7 @@ class Loop:
         self.caches = self._cut(np.empty(self._size(self.manifest.cache_bytes), np.uint8), self.manifest.cache_bytes)
         self.hoisted = Hoisted(program, self.rows)
         self._turns = turns(self.manifest.calls)
-        self._runs: dict[tuple[int, int], list[Run]] = {}
+        self._runs: dict[int, list[Run]] = {}
 
     def _size(self, row_bytes: tuple[int, ...]) -> int:
         return sum(aligned(size * self.rows) for size in row_bytes)
@@ -122,13 +129,12 @@ class Loop:
 
     def bound(self, index: int) -> list[Run]:
         """The engine runs of a call, bound to its buffers on first use."""
-        key = index, self.hoisted.chunk
-        if key not in self._runs:
+        if index not in self._runs:
             call, turn = self.manifest.calls[index], self._turns[index]
             state = {"x": self.states[turn.now], "base": self.states[turn.base], "x.next": self.states[turn.after]}
             state["coefficients"] = np.array(call.coefficients, np.float32)
-            self._runs[key] = self._bind(index, call, state)
-        return self._runs[key]
+            self._runs[index] = self._bind(index, call, state)
+        return self._runs[index]
 
     def _bind(self, index: int, call: Call, state: Mapping[str, np.ndarray]) -> list[Run]:
         graph = self.manifest.graphs[call.graph]

@@ -15,13 +15,12 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 import onnx
-import platformdirs
 import torch
 
+from .cache import cache_folder
 from .errors import ModelError
 from .models import base, layers
 from .models.base import Family
@@ -77,7 +76,7 @@ def export_bodies(family: Family, call: Graph) -> dict[str, onnx.ModelProto]:
 
 
 def _cached(family: Family, op: str, inputs: Sequence[Value]) -> onnx.ModelProto:
-    path = cache_folder() / f"{op}-{_fingerprint(family, op, inputs)}.onnx"
+    path = cache_folder("segments") / f"{op}-{_fingerprint(family, op, inputs)}.onnx"
     if path.exists():
         with contextlib.suppress(Exception):
             return onnx.load(path)
@@ -88,10 +87,6 @@ def _cached(family: Family, op: str, inputs: Sequence[Value]) -> onnx.ModelProto
     partial.write_bytes(model.SerializeToString())
     os.replace(partial, path)
     return model
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("L2C_CACHE") or platformdirs.user_cache_dir("l2c-export")) / "segments"
 
 
 def _fingerprint(family: Family, op: str, inputs: Sequence[Value]) -> str:

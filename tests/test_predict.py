@@ -42,8 +42,8 @@ def test_bytes_are_those_of_the_arrays_that_the_loop_binds(tmp_path):
     class Counting:
         """A backend that runs nothing and counts what it is given."""
 
-        def load(self, path, weights):
-            name = path.name
+        def load(self, segment):
+            name = segment.path.name
 
             class Engine:
                 def bind(self, inputs, outputs):
@@ -136,4 +136,4 @@ def test_slots_are_shared_between_values_that_do_not_live_together():
 
 
 def test_open_backend_is_what_calibration_uses():
-    assert open_backend("onnxruntime").name == "onnxruntime"
+    assert open_backend("onnxruntime").backend.name == "onnxruntime"

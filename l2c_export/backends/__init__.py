@@ -1,7 +1,7 @@
 """Backends: one file per library, all behind one small contract.
 
-A backend turns a model file into an `Engine`; binding an engine to arrays gives a function of no arguments that
-runs it.  Binding happens once per batch size, running once per call.
+A backend turns a segment into an `Engine`, or links a whole graph into one; binding an engine to arrays gives a function
+of no arguments that runs it.  Binding happens once per batch size, running once per call.
 """
 
 from __future__ import annotations
@@ -10,16 +10,36 @@ import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import BackendError, MissingExtra
+from ..errors import BackendError, L2CError, MissingExtra, UsageError
+from ..program import Node
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[], None]
+Nodes = tuple[Node, ...]
 
-BACKENDS = ("onnxruntime",)
+# Fastest first: this is the order in which "auto" tries them.
+BACKENDS = ("openvino", "onnxruntime")
+AUTO = "auto"
+
+
+class Request(NamedTuple):
+    """What is asked of a backend; None leaves the choice to it."""
+
+    device: str | None = None
+    threads: int | None = None
+    precision: str = "fp32"
+
+
+class SegmentFile(NamedTuple):
+    """A compiled unit on disk: plain ONNX operators, with its inputs and outputs by name."""
+
+    path: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 class Engine(Protocol):
@@ -38,19 +58,55 @@ class Backend(Protocol):
     name: str
 
     def describe(self) -> str:
-        """One line for people: devices and threads."""
+        """One line for people: device, threads, precisions."""
 
-    def load(self, path: Path, weights: Arrays) -> Engine:
-        """Compile a model file; `weights` are the arrays behind the external data that it names, if any."""
+    def load(self, segment: SegmentFile) -> Engine:
+        """Compile a segment; its weights are inputs like any other."""
+
+    def link(
+        self,
+        path: Path,
+        nodes: tuple[Node, ...],
+        segments: Mapping[str, SegmentFile],
+        outputs: tuple[str, ...],
+        weights: Arrays,
+    ) -> Engine:
+        """Compile a whole graph with its weights inside, all sharing the one copy given.
+
+        `path` is the graph as one ONNX model; `nodes` say the same as calls of segments.
+        """
 
 
-def open_backend(name: str, device: str | None = None, threads: int | None = None) -> Backend:
-    """The backend of that name.  Raises BackendError if it is unknown, MissingExtra if it is not installed."""
+class Opened(NamedTuple):
+    backend: Backend
+    why: str
+
+
+def open_backend(name: str, request: Request = Request()) -> Opened:  # noqa: B008  (frozen)
+    """The backend of that name, or with "auto" the fastest that works here.
+
+    Raises BackendError if it is unknown or cannot do what is asked, MissingExtra if it is not installed.
+    """
+    if request.threads is not None and request.threads < 1:
+        raise UsageError(f"--threads {request.threads}: must be at least 1")
+    if name == AUTO:
+        return _fastest(request)
     if name not in BACKENDS:
-        raise BackendError(f"unknown backend {name!r}: known are {', '.join(BACKENDS)}")
+        raise BackendError(f"unknown backend {name!r}: known are {AUTO}, {', '.join(BACKENDS)}")
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}_backend")
-    backend: Backend = module.open_backend(device or "cpu", threads)
-    return backend
+    return Opened(module.open_backend(request), "as asked")
+
+
+def _fastest(request: Request) -> Opened:
+    refused = []
+    for name in BACKENDS:
+        try:
+            backend = open_backend(name, request).backend
+        except L2CError as error:
+            refused.append(f"{name}: {error}")
+        else:
+            return Opened(backend, f"the fastest that works here{'; ' if refused else ''}{'; '.join(refused)}")
+    raise BackendError(f"no backend can run this: {'; '.join(refused)}")
 
 
 def needs(package: str, extra: str) -> ModuleType:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import BackendError
-from . import Arrays, Run, needs
+from . import Arrays, Request, Run, SegmentFile, needs
 
 ort = needs("onnxruntime", "onnxruntime")
 
@@ -18,12 +20,12 @@ _global_threads: int | None = None
 class OrtEngine:
     """One inference session; arrays are bound in place, nothing is copied."""
 
-    def __init__(self, session: object, weights: Arrays) -> None:
+    def __init__(self, session: Any, weights: Mapping[str, Any]) -> None:
         self._session = session
         self._weights = weights  # the session reads them in place
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
-        binding = self._session.io_binding()  # type: ignore[attr-defined]
+        binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
@@ -32,13 +34,13 @@ class OrtEngine:
 
         def run() -> None:
             _ = keep  # the binding holds addresses only
-            session.run_with_iobinding(binding)  # type: ignore[attr-defined]
+            session.run_with_iobinding(binding)
 
         return run
 
 
 class OrtBackend:
-    """Sessions that share one thread pool: pools of their own would spin against each other."""
+    """Sessions that share one thread pool and one arena: pools of their own would spin against each other."""
 
     name = "onnxruntime"
 
@@ -47,9 +49,28 @@ class OrtBackend:
         _share_arena()
 
     def describe(self) -> str:
-        return f"CPU, {self._threads} threads"
+        return f"CPU, {self._threads} threads, fp32"
 
-    def load(self, path: Path, weights: Arrays) -> OrtEngine:
+    def load(self, segment: SegmentFile) -> OrtEngine:
+        return self._session(segment.path, self._options(), {})
+
+    def link(
+        self,
+        path: Path,
+        nodes: tuple[Node, ...],
+        segments: Mapping[str, SegmentFile],
+        outputs: tuple[str, ...],
+        weights: Arrays,
+    ) -> OrtEngine:
+        options = self._options()
+        # packed copies of the weights would be one more copy per session
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
+        for name, value in values.items():
+            options.add_initializer(name, value)
+        return self._session(path, options, values)
+
+    def _options(self) -> Any:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -58,17 +79,13 @@ class OrtBackend:
         else:
             options.intra_op_num_threads = self._threads
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if weights:
-            # one copy for all sessions: packed copies of constants would be one per session
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
-            for name, value in values.items():
-                options.add_initializer(name, value)
+        return options
+
+    def _session(self, path: Path, options: Any, keep: Mapping[str, Any]) -> OrtEngine:
         try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return OrtEngine(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), keep)
         except Exception as error:
             raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error).splitlines()[0]}") from None
-        return OrtEngine(session, values if weights else {})
 
 
 def _share_pool(threads: int) -> bool:
@@ -90,9 +107,9 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, None)
 
 
-def open_backend(device: str, threads: int | None) -> OrtBackend:
-    if device != "cpu":
-        raise BackendError(f"onnxruntime: device {device!r} is not supported here: use cpu")
-    if threads is not None and threads < 1:
-        raise BackendError(f"--threads {threads}: must be at least 1")
-    return OrtBackend(threads or len(os.sched_getaffinity(0)))
+def open_backend(request: Request) -> OrtBackend:
+    if request.device not in (None, "cpu"):
+        raise BackendError(f"onnxruntime: device {request.device!r} is not supported here: use cpu")
+    if request.precision != "fp32":
+        raise BackendError(f"onnxruntime: {request.precision} is not supported on a CPU: use fp32, or --backend openvino")
+    return OrtBackend(request.threads or len(os.sched_getaffinity(0)))
