@@ -57,7 +57,7 @@ class OrtBackend:
     def link(
         self,
         path: Path,
-        nodes: tuple[Node, ...],
+        nodes: Nodes,
         segments: Mapping[str, SegmentFile],
         outputs: tuple[str, ...],
         weights: Arrays,

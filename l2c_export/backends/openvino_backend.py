@@ -77,7 +77,7 @@ class OpenVinoBackend:
     def link(
         self,
         path: Path,
-        nodes: tuple[Node, ...],
+        nodes: Nodes,
         segments: Mapping[str, SegmentFile],
         outputs: tuple[str, ...],
         weights: Arrays,
