@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError
-from . import Arrays, Request, Run, SegmentFile, needs
+from . import Arrays, Nodes, Request, Run, SegmentFile, needs
 
 ort = needs("onnxruntime", "onnxruntime")
 

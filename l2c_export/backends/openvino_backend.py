@@ -9,7 +9,7 @@ from typing import Any
 
 from ..cache import cache_folder
 from ..errors import BackendError
-from . import Arrays, Request, Run, SegmentFile, needs
+from . import Arrays, Nodes, Request, Run, SegmentFile, needs
 
 ov = needs("openvino", "openvino")
 
