@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import models, routers, weights
-from .backends import AUTO, BACKENDS
+from .backends import AUTO, BACKENDS, PRECISIONS
 from .errors import ModelError, ScheduleError, UsageError
 from .models.base import Family
 from .samplers import updates
 from .schedule import Schedule, from_rule, is_rule
 
 GUIDANCE = ("first3", "all", "none")
-PRECISIONS = ("fp32", "bf16", "fp16")
 LINKS = ("shared", "static")
 
 
@@ -50,10 +49,14 @@ class Options:
             updates(self.sampler, 2)
         if self.backend not in (AUTO, *BACKENDS):
             raise UsageError(f"--backend {self.backend}: use one of {', '.join((AUTO, *BACKENDS))}")
-        chosen = (("guidance", GUIDANCE), ("precision", PRECISIONS), ("link", LINKS))
+        precisions = tuple(dict.fromkeys(p for able in PRECISIONS.values() for p in able))
+        chosen = (("guidance", GUIDANCE), ("precision", precisions), ("link", LINKS))
         for name, known in chosen:
             if getattr(self, name) not in (None, *known):
                 raise UsageError(f"--{name} {getattr(self, name)}: use one of {', '.join(known)}")
+        if self.precision not in PRECISIONS.get(self.backend, precisions):
+            able = " or ".join(name for name, known in PRECISIONS.items() if self.precision in known)
+            raise UsageError(f"--precision {self.precision}: --backend {self.backend} has none: use --backend {able}")
 
 
 @dataclass(frozen=True)

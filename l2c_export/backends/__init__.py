@@ -24,6 +24,8 @@ Nodes = tuple[Node, ...]
 # Fastest first: this is the order in which "auto" tries them.
 BACKENDS = ("openvino", "onnxruntime")
 AUTO = "auto"
+# What each can be asked for at all; whether this machine has it is found out when it is opened.
+PRECISIONS = {"openvino": ("fp32", "bf16", "fp16"), "onnxruntime": ("fp32",)}
 
 
 class Request(NamedTuple):
