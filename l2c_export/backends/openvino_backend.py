@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cache import cache_folder
+from ..cache import writable_folder
 from ..errors import BackendError
 from . import Arrays, Nodes, Request, Run, SegmentFile, needs
 
@@ -51,7 +51,7 @@ class OpenVinoBackend:
         self._precision = request.precision
         self._threads = request.threads or len(os.sched_getaffinity(0))
         self._check()
-        self._core.set_property({"CACHE_DIR": str(cache_folder("openvino"))})
+        self._cache = writable_folder("openvino")
 
     def _check(self) -> None:
         """Refuse what the device can only emulate, which would be slower than fp32 and less exact."""
@@ -72,7 +72,10 @@ class OpenVinoBackend:
     def load(self, segment: SegmentFile) -> OpenVinoEngine:
         name = segment.path.name
         precision = "fp32" if name.startswith(ALWAYS_FP32) else self._precision
-        return self._compile(self._read(segment.path), segment.inputs, segment.outputs, precision)
+        # compiled segments are some KB and the same for all weights, so they are worth keeping between loads
+        cache = {"CACHE_DIR": str(self._cache)} if self._cache else {}
+        config = {"INFERENCE_PRECISION_HINT": HINTS[precision], **cache}
+        return self._compile(segment.path, self._read(segment.path), segment.inputs, segment.outputs, config)
 
     def link(
         self,
@@ -98,19 +101,32 @@ class OpenVinoBackend:
             made.update(zip(node.outputs, results, strict=True))
             assert len(segment.outputs) == len(results)
         whole = ov.Model([made[name] for name in outputs], list(parameters.values()), path.stem)
-        return self._compile(whole, tuple(parameters), outputs, self._precision)
+        # never cached: a compiled graph holds its weights, so every graph of every checkpoint would stay on the disk
+        config = {"INFERENCE_PRECISION_HINT": HINTS[self._precision]}
+        return self._compile(path, whole, tuple(parameters), outputs, config)
 
     def _read(self, path: Path) -> Any:
         try:
             return self._core.read_model(path)
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO {ov.__version__} cannot read {path}: {str(error).splitlines()[-1]}") from None
+            raise BackendError(f"OpenVINO {ov.__version__} cannot read {path}: {_reason(error)}") from None
 
-    def _compile(self, model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], precision: str) -> OpenVinoEngine:
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
-        if self._device == "CPU":
-            config["INFERENCE_NUM_THREADS"] = self._threads
-        return OpenVinoEngine(self._core.compile_model(model, self._device, config), inputs, outputs)
+    def _compile(
+        self, path: Path, model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], config: dict[str, Any]
+    ) -> OpenVinoEngine:
+        threads = {"INFERENCE_NUM_THREADS": self._threads} if self._device == "CPU" else {}
+        settings = {"PERFORMANCE_HINT": "LATENCY", **threads, **config}
+        try:
+            return OpenVinoEngine(self._core.compile_model(model, self._device, settings), inputs, outputs)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO {ov.__version__} cannot compile {path}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The line of OpenVINO's message that says something: the first ones name its own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (telling or lines or [repr(error)])[0]
 
 
 def open_backend(request: Request) -> OpenVinoBackend:
