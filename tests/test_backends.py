@@ -197,7 +197,7 @@ def test_the_compiler_refuses_a_precision_that_its_backend_has_not():
 
 @needs_openvino
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_openvino_refuses_what_the_processor_would_only_emulate(precision):
+def test_openvino_refuses_what_the_processor_has_no_instructions_for(precision):
     import openvino
 
     if precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

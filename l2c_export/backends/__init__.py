@@ -105,7 +105,7 @@ def _fastest(request: Request) -> Opened:
         try:
             backend = open_backend(name, request).backend
         except L2CError as error:
-            refused.append(f"{name}: {error}")
+            refused.append(str(error))  # which names the backend
         else:
             return Opened(backend, f"the fastest that works here{'; ' if refused else ''}{'; '.join(refused)}")
     raise BackendError(f"no backend can run this: {'; '.join(refused)}")

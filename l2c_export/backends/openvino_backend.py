@@ -54,19 +54,19 @@ class OpenVinoBackend:
         self._cache = writable_folder("openvino")
 
     def _check(self) -> None:
-        """Refuse what the device can only emulate, which would be slower than fp32 and less exact."""
+        """Refuse what the device has no instructions for: OpenVINO would take the hint and silently run in float32."""
         if self._device not in self._core.available_devices:
             found = ", ".join(d.lower() for d in self._core.available_devices)
             raise BackendError(f"openvino: no device {self._device.lower()!r} on this machine: use {found}")
         able = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
         if self._precision.upper() not in (*able, "FP32"):
             raise BackendError(
-                f"openvino: this {self._device} has no {self._precision} and would emulate it: use --precision fp32"
+                f"openvino: this {self._device} has no {self._precision} and would run fp32 instead: use --precision fp32"
             )
 
     def describe(self) -> str:
         able = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
-        extra = "bf16 too" if "BF16" in able else "fp32 only, bf16 would be emulated"
+        extra = "bf16 too" if "BF16" in able else "no bf16: refused"
         return f"{self._core.get_property(self._device, 'FULL_DEVICE_NAME')}, {self._threads} threads, {extra}"
 
     def load(self, segment: SegmentFile) -> OpenVinoEngine:
