@@ -15,7 +15,7 @@ import numpy as np
 
 from . import weights
 from .backends import Backend, Engine, Run
-from .manifest import Call, Graph, Manifest
+from .manifest import Call, Manifest
 from .program import Value, split_at
 
 # Hoisted rows of more calls than fit in here are computed in several chunks.
