@@ -6,11 +6,14 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import msgspec
 
+from . import weights
 from .errors import ArtefactError
 from .manifest import FILE, VERSION, FileInfo, Manifest
 
@@ -24,6 +27,10 @@ def read(folder: Path, verify: bool = True) -> Manifest:
     except OSError:
         raise ArtefactError(f"{folder} holds no complete artefact ({FILE} is missing): run l2c-export --out {folder}") from None
     manifest = parse(data, str(folder / FILE))
+    used = {s.file for s in manifest.segments.values()} | {g.file for g in manifest.graphs.values()}
+    used |= {weights.FILE} if manifest.weights else set()
+    if unlisted := sorted(used - set(manifest.files)):
+        raise ArtefactError(f"{folder / FILE} does not list {unlisted[0]}, which it uses: run l2c-export again")
     for name, info in manifest.files.items() if verify else ():
         _verify(folder, name, info)
     return manifest
@@ -39,14 +46,22 @@ def parse(data: bytes, where: str) -> Manifest:
             raise ArtefactError(
                 f"{where} has format version {head.get('version')}, this release reads {VERSION}: run l2c-export again"
             )
-        return msgspec.json.decode(data, type=Manifest)
+        manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise ArtefactError(f"{where} is damaged: {error}; run l2c-export again") from None
+    if manifest.checksum != checksum(manifest):
+        raise ArtefactError(f"{where} does not match its checksum: it was damaged or edited; run l2c-export again")
+    return manifest
+
+
+def checksum(manifest: Manifest) -> str:
+    """A manifest holds coefficients and timesteps: one wrong digit would be a wrong image."""
+    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, checksum=""))).hexdigest()
 
 
 def _verify(folder: Path, name: str, info: FileInfo) -> None:
     path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts or not path.resolve().is_relative_to(folder.resolve()):
+    if not _inside(name) or not path.resolve().is_relative_to(folder.resolve()):
         raise ArtefactError(f"{folder / FILE} names {name!r}, which is outside the artefact: do not use this artefact")
     if not path.is_file():
         raise ArtefactError(f"{path} is missing: the artefact is incomplete; run l2c-export again")
@@ -54,6 +69,10 @@ def _verify(folder: Path, name: str, info: FileInfo) -> None:
         raise ArtefactError(f"{path} has {path.stat().st_size} bytes, expected {info.bytes}: run l2c-export again")
     if sha256(path) != info.sha256:
         raise ArtefactError(f"{path} does not match its hash: the artefact is damaged; run l2c-export again")
+
+
+def _inside(name: str) -> bool:
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts and "\0" not in name
 
 
 def sha256(path: Path) -> str:
@@ -81,18 +100,24 @@ def check_target(folder: Path) -> None:
     ours = {FILE, *_old_files(folder)}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() and any(o.startswith(name + "/") for o in ours):
+        if path.is_dir() and not path.is_symlink() and any(o.startswith(name + "/") for o in ours):
             continue
         if name not in ours and name not in TOLERATED and not name.startswith(".l2c-partial"):
             raise ArtefactError(f"--out {folder}: holds {name}, which is not ours: choose an empty folder")
 
 
 def _old_files(folder: Path) -> list[str]:
-    """The files of the artefact in `folder`, if it holds one."""
+    """The files of the artefact in `folder`, of any format version, if it holds one."""
     try:
-        return list(parse((folder / FILE).read_bytes(), "").files)
-    except (OSError, ArtefactError):
+        names = msgspec.json.decode((folder / FILE).read_bytes(), type=_AnyVersion).files
+    except (OSError, msgspec.MsgspecError, RecursionError, ValueError):
         return []
+    return [name for name in names if _inside(name) and name not in TOLERATED]
+
+
+class _AnyVersion(msgspec.Struct):
+    format: Literal["l2c-export"]
+    files: dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -103,9 +128,9 @@ def staged(folder: Path) -> Iterator[Path]:
     """
     check_target(folder)
     existed = folder.exists()
-    stage = folder / f".l2c-partial-{os.getpid()}"
     try:
-        stage.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".l2c-partial-", dir=folder))
     except OSError as error:
         raise ArtefactError(f"--out {folder}: cannot be written: {error.strerror}") from None
     try:
@@ -138,10 +163,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def write_json(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest in one step."""
+    """Replace the manifest in one step, with its checksum."""
     partial = path.with_name(f"{FILE}.partial")
     with open(partial, "wb") as file:
-        file.write(msgspec.json.encode(manifest))
+        file.write(msgspec.json.encode(msgspec.structs.replace(manifest, checksum=checksum(manifest))))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

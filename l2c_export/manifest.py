@@ -119,6 +119,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     calls: tuple[Call, ...]
     cache_bytes: tuple[int, ...]  # cache slots, bytes per row
     files: dict[str, FileInfo]
+    checksum: str = ""  # sha256 of this record as JSON with an empty checksum
 
     @property
     def steps_of_solver(self) -> int:
