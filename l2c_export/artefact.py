@@ -6,12 +6,14 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import msgspec
 
+from . import weights
 from .errors import ArtefactError
 from .manifest import FILE, VERSION, FileInfo, Manifest
 
@@ -25,6 +27,10 @@ def read(folder: Path, verify: bool = True) -> Manifest:
     except OSError:
         raise ArtefactError(f"{folder} holds no complete artefact ({FILE} is missing): run l2c-export --out {folder}") from None
     manifest = parse(data, str(folder / FILE))
+    used = {s.file for s in manifest.segments.values()} | {g.file for g in manifest.graphs.values()}
+    used |= {weights.FILE} if manifest.weights else set()
+    if unlisted := sorted(used - set(manifest.files)):
+        raise ArtefactError(f"{folder / FILE} does not list {unlisted[0]}, which it uses: run l2c-export again")
     for name, info in manifest.files.items() if verify else ():
         _verify(folder, name, info)
     return manifest
@@ -40,9 +46,17 @@ def parse(data: bytes, where: str) -> Manifest:
             raise ArtefactError(
                 f"{where} has format version {head.get('version')}, this release reads {VERSION}: run l2c-export again"
             )
-        return msgspec.json.decode(data, type=Manifest)
+        manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise ArtefactError(f"{where} is damaged: {error}; run l2c-export again") from None
+    if manifest.checksum != checksum(manifest):
+        raise ArtefactError(f"{where} does not match its checksum: it was damaged or edited; run l2c-export again")
+    return manifest
+
+
+def checksum(manifest: Manifest) -> str:
+    """A manifest holds coefficients and timesteps: one wrong digit would be a wrong image."""
+    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, checksum=""))).hexdigest()
 
 
 def _verify(folder: Path, name: str, info: FileInfo) -> None:
@@ -59,7 +73,7 @@ def _verify(folder: Path, name: str, info: FileInfo) -> None:
 
 def _inside(folder: Path, name: str) -> bool:
     """Whether a name from a manifest stays in its folder, through links too."""
-    plain = not Path(name).is_absolute() and ".." not in Path(name).parts and Path(name) != Path()
+    plain = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts and "\0" not in name
     return plain and (folder / name).resolve().is_relative_to(folder.resolve())
 
 
@@ -88,7 +102,7 @@ def check_target(folder: Path) -> None:
     ours = {FILE, *_old_files(folder)}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() and any(o.startswith(name + "/") for o in ours):
+        if path.is_dir() and not path.is_symlink() and any(o.startswith(name + "/") for o in ours):
             continue
         if name not in ours and name not in TOLERATED and not name.startswith(".l2c-partial"):
             raise ArtefactError(f"--out {folder}: holds {name}, which is not ours: choose an empty folder")
@@ -98,16 +112,16 @@ class AnyVersion(msgspec.Struct):
     """What manifests of all versions have in common: enough to replace an artefact that cannot be read."""
 
     format: Literal["l2c-export"]
-    files: dict[str, FileInfo]
+    files: dict[str, Any]
 
 
 def _old_files(folder: Path) -> list[str]:
-    """The files of the artefact in `folder`, if it holds one."""
+    """The files of the artefact in `folder`, of any format version, if it holds one."""
     try:
-        found = msgspec.json.decode((folder / FILE).read_bytes(), type=AnyVersion).files
-    except (OSError, msgspec.MsgspecError, RecursionError):
+        names = msgspec.json.decode((folder / FILE).read_bytes(), type=AnyVersion).files
+    except (OSError, msgspec.MsgspecError, RecursionError, ValueError):
         return []
-    return [name for name in found if _inside(folder, name)]
+    return [name for name in names if _inside(folder, name) and name not in TOLERATED]
 
 
 @contextlib.contextmanager
@@ -118,9 +132,9 @@ def staged(folder: Path) -> Iterator[Path]:
     """
     check_target(folder)
     existed = folder.exists()
-    stage = folder / f".l2c-partial-{os.getpid()}"
     try:
-        stage.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".l2c-partial-", dir=folder))
     except OSError as error:
         raise ArtefactError(f"--out {folder}: cannot be written: {error.strerror}") from None
     try:
@@ -153,10 +167,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def write_json(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest in one step."""
+    """Replace the manifest in one step, with its checksum."""
     partial = path.with_name(f"{FILE}.partial")
     with open(partial, "wb") as file:
-        file.write(msgspec.json.encode(manifest))
+        file.write(msgspec.json.encode(msgspec.structs.replace(manifest, checksum=checksum(manifest))))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

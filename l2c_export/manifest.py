@@ -121,6 +121,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     calls: tuple[Call, ...]
     cache_bytes: tuple[int, ...]  # cache slots, bytes per row
     files: dict[str, FileInfo]
+    checksum: str = ""  # sha256 of this record as JSON with an empty checksum
 
     def is_weight(self, name: str) -> bool:
         """Whether an input of a graph is a tensor of the checkpoint, or some rows of one."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -88,17 +89,19 @@ class Pipeline:
                 given = callback_on_step_end(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
                 if given and "latents" in given:
                     done.x[...] = self._latents(given["latents"], len(labels))
+                    if check_finite and not np.isfinite(done.x).all():
+                        raise RunError(f"the callback after step {step} returned NaN or infinite latents")
         final = final.copy()
         return Output(final, None if output_type == "latent" else to_images(final, output_type))
 
     def steps(self, labels: Sequence[int], guidance_scale: float | None, noise: np.ndarray) -> Iterator[runtime.Step]:
         """The loop itself, for callers that want progress or timing: one item per network evaluation."""
         guidance = self.manifest.guidance
-        scale = guidance.scale if guidance_scale is None else float(guidance_scale)
+        scale = guidance.scale if guidance_scale is None else guidance_scale
+        if not isinstance(scale, Real) or not np.isfinite(scale):
+            raise UsageError(f"guidance_scale {scale!r}: must be a finite number")
         if guidance.mode == "none" and scale != 1:
             raise UsageError(f"guidance_scale {scale:g}: this artefact was compiled with --guidance none: use 1")
-        if not np.isfinite(scale):
-            raise UsageError(f"guidance_scale {scale}: must be a finite number")
         guided = scale != 1
         key = len(labels), guided
         if key not in self._loops:
@@ -109,20 +112,20 @@ class Pipeline:
 
     def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
         """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""
-        seeds = [seed + i for i in range(count)] if isinstance(seed, (int, np.integer)) else list(seed)
-        if len(seeds) != count or any(s < 0 for s in seeds):
+        seeds = [seed + i for i in range(count)] if whole(seed) else listed(seed)
+        if len(seeds) != count or not all(whole(s) and s >= 0 for s in seeds):
             raise UsageError(f"seed {seed!r}: give one whole number >= 0, or one per image ({count})")
         shape = self.manifest.model.latent
         return np.stack([np.random.Generator(np.random.Philox(s)).standard_normal(shape, np.float32) for s in seeds])
 
     def _labels(self, given: Sequence[int] | int) -> list[int]:
-        labels = [given] if isinstance(given, (int, np.integer)) else list(given)
+        labels = listed(given)
         if not 1 <= len(labels) <= self.manifest.batch:
             raise UsageError(
                 f"{len(labels)} class labels: this artefact was compiled for 1 to {self.manifest.batch} images (--batch)"
             )
         for label in labels:
-            if not isinstance(label, (int, np.integer)) or not 0 <= label < self.manifest.model.labels:
+            if not whole(label) or not 0 <= label < self.manifest.model.labels:
                 raise UsageError(f"class label {label!r}: must be a whole number from 0 to {self.manifest.model.labels - 1}")
         return labels
 
@@ -149,6 +152,18 @@ class Pipeline:
         while index and not self.manifest.calls[index - 1].ends_step:
             index -= 1
         return self.manifest.calls[index].timestep
+
+
+def whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def listed(given: Any) -> list[Any]:
+    """One value, or the values of a sequence."""
+    try:
+        return list(given)
+    except TypeError:
+        return [given]
 
 
 def to_images(x: np.ndarray, output_type: str) -> Any:

@@ -19,6 +19,7 @@ from .errors import UsageError, WeightsError
 from .program import rows_of
 
 FILE = "weights.safetensors"
+READABLE = ("F32", "F16", "BF16", "F64")  # types of a .safetensors checkpoint
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Iterable[tuple[str, np.ndarray]]
 Progress = Callable[[int], object]  # told the number of bytes that were just written
@@ -106,7 +107,7 @@ def random_seed(text: str) -> int | None:
     kind, _, seed = text.partition(":")
     if kind != "random" or Path(text).exists():
         return None
-    if seed and not seed.isdigit():
+    if seed and not seed.isdecimal():
         raise UsageError(f"--weights {text}: use random or random:SEED with a whole number")
     return int(seed or 0)
 
@@ -143,10 +144,30 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _safetensors(path: Path) -> Checkpoint:
     try:
         file = safetensors.safe_open(path, framework="numpy")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is not a safetensors file, or is truncated: {error}") from None
-    return Checkpoint(path, shapes, lambda name: np.asarray(file.get_tensor(name)).astype(np.float32))
+    for name, tensor in stored.items():
+        if tensor.get_dtype() not in READABLE:
+            raise WeightsError(f"{path}: {name} has dtype {tensor.get_dtype()}: use one of {', '.join(READABLE)}")
+
+    def read(name: str) -> np.ndarray:
+        if stored[name].get_dtype() == "BF16":
+            return _bfloat16(path, name)
+        return np.asarray(file.get_tensor(name)).astype(np.float32)
+
+    return Checkpoint(path, {name: tuple(tensor.get_shape()) for name, tensor in stored.items()}, read)
+
+
+def _bfloat16(path: Path, name: str) -> np.ndarray:
+    """A tensor of a checked file in a type that numpy lacks: the upper half of a float32."""
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(header))[name]
+    first, last = entry["data_offsets"]
+    upper = np.fromfile(path, "<u2", (last - first) // 2, offset=8 + header + first).astype(np.uint32)
+    shape: list[int] = entry["shape"]
+    return np.left_shift(upper, 16).view(np.float32).reshape(shape)
 
 
 def _pickled(path: Path) -> Checkpoint:

@@ -1,0 +1,54 @@
+"""The loop over plain ONNX Runtime sessions of an artefact's graphs, for a process that has loaded nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from l2c_export import artefact
+from l2c_export.program import split_at
+
+
+def denoise(folder: Path, latents: np.ndarray, labels: list[int], scale: float) -> np.ndarray:
+    """Guided latents; whatever lives between two calls is in a dictionary."""
+    manifest = artefact.read(folder)
+    sessions = {n: onnxruntime.InferenceSession(folder / g.file) for n, g in manifest.graphs.items()}
+
+    def run(graph: str, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [o.name for o in sessions[graph].get_outputs()]
+        inputs = {i.name: values[i.name] for i in sessions[graph].get_inputs()}
+        return dict(zip(names, sessions[graph].run(names, inputs), strict=True))
+
+    n = len(latents)
+    index = np.arange(n, dtype=np.int32)
+    guided = np.array(manifest.guidance.channels(latents.shape[1]), np.float32)
+    given = {
+        "rows": np.tile(index, 2),
+        "conditional": index,
+        "unconditional": index + n,
+        "y": np.array([*labels, *[manifest.model.null_label] * n], np.int32),
+        "guidance": np.float32(scale - 1) * guided.reshape(1, -1, 1, 1),
+    }
+    rows = []
+    for call in manifest.calls:
+        known = {**given, "t": np.full(2 * n, call.timestep, np.float32)}
+        for before_the_loop in filter(None, (manifest.constants, manifest.prologue)):
+            known |= run(before_the_loop, known)
+        rows.append(known)
+    x = base = latents
+    cache: dict[int, np.ndarray] = {}
+    for k, call in enumerate(manifest.calls):
+        values = {"x": x, "base": base, "coefficients": np.array(call.coefficients, np.float32)}
+        for name in manifest.graphs[call.graph].inputs:
+            value, ahead = split_at(name)
+            if name in call.reads:
+                values[name] = cache[call.reads[name]]
+            elif name not in values and value in rows[k]:
+                values[name] = rows[k + ahead][value]
+        made = run(call.graph, values)
+        cache |= {slot: made[name] for name, slot in call.writes.items()}
+        x = made["x.next"]
+        base = x if call.ends_step else base
+    return x
