@@ -14,7 +14,8 @@ import numpy as np
 from . import runtime
 from .backends import Backend, Run
 from .manifest import Manifest
-from .program import rows_of
+from .program import BYTES, rows_of
+from .weights import rounded
 
 SAMPLES = 7  # timings of a segment, at different places of the model
 
@@ -48,8 +49,9 @@ def _seconds(runs: list[Run]) -> list[float]:
 
 def random_weights(manifest: Manifest) -> runtime.WeightView:
     """Weights for timing only: slices of one pool, a new place each time, since in the loop no weight is in the cache."""
-    sizes = [manifest.tensor_bytes(name) // 4 for name in manifest.tensors]
-    pool = np.random.default_rng(0).standard_normal(max(2 * max(sizes), 2**24), np.float32) * np.float32(0.02)
+    sizes = [manifest.tensor_bytes(name) // BYTES[manifest.weight_dtype] for name in manifest.tensors]
+    numbers = np.random.default_rng(0).standard_normal(max(2 * max(sizes), 2**24), np.float32) * np.float32(0.02)
+    pool = rounded("random", numbers, manifest.weight_dtype)
     cursor = 0
 
     def view(name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import msgspec
 from . import __version__, manifest, stepgraph
 from .options import Options, Source
 from .passes.memory import caches, temporaries
-from .program import WEIGHT, Graph, Value, split_at, text
+from .program import DTYPES, WEIGHT, Graph, Value, split_at, text
 from .samplers import updates
 from .schedule import Schedule
 from .weights import Layout
@@ -61,7 +61,7 @@ def describe(
             scale=1.0 if source.guidance == "none" else family.default_guidance[1],
         ),
         precision=options.precision,
-        weight_dtype="float32",
+        weight_dtype=DTYPES[options.precision],
         batch=options.batch,
         backend=options.backend,
         link=options.link,  # type: ignore[arg-type]

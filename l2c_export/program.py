@@ -31,7 +31,9 @@ CACHE = "cache"  # a value filled by an earlier call
 ROW = "row"  # a hoisted value: computed by the prologue, one row block per call
 INNER = ""  # computed by a node of the graph itself
 
-BYTES = {"float32": 4, "float16": 2, "int32": 4}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
+# The type of weights and activations at each precision; the latents and the sampler are float32 in all of them.
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 _SUFFIX = re.compile(r"@([+-]\d+)$")
 
@@ -47,6 +49,11 @@ class Value(msgspec.Struct, frozen=True):
     def row_bytes(self) -> int:
         """Bytes per image or row, for a value with a batch axis."""
         return math.prod(n for n in self.shape if isinstance(n, int)) * BYTES[self.dtype]
+
+
+def stored(dtype: str) -> str:
+    """How numpy holds a type: bfloat16 is unknown to it and kept as its 16 bits."""
+    return "uint16" if dtype == "bfloat16" else dtype
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True):

@@ -16,7 +16,7 @@ import numpy as np
 from . import weights
 from .backends import Backend, Engine, Run, SegmentFile
 from .manifest import Call, Manifest
-from .program import Value, split_at
+from .program import Value, split_at, stored
 
 # Hoisted rows of more calls than fit in here are computed in several chunks.
 HOISTED_BYTES = 256 * 2**20
@@ -161,7 +161,7 @@ class Loop:
     def _typed(self, memory: np.ndarray, value: Value) -> np.ndarray:
         shape = concrete(value, self.images, self.rows)
         size = value.row_bytes * shape[0]
-        return memory[:size].view(value.dtype).reshape(shape)
+        return memory[:size].view(stored(value.dtype)).reshape(shape)
 
 
 class Hoisted:
@@ -213,7 +213,7 @@ class Hoisted:
 
     def _many(self, name: str, rows: int) -> np.ndarray:
         value = self.manifest.values[name]
-        return np.zeros(concrete(value, rows, rows), value.dtype)
+        return np.zeros(concrete(value, rows, rows), stored(value.dtype))
 
     def _evaluate_constants(self) -> dict[str, np.ndarray]:
         """What depends on the timesteps alone, one row per call."""

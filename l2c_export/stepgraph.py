@@ -17,7 +17,12 @@ from .segments import OPSET
 
 DOMAIN = "l2c"
 IR_VERSION = 8  # the one of opset 17; functions need at least 8
-TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int32": TensorProto.INT32}
+TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int32": TensorProto.INT32,
+}
 Bodies = Mapping[str, onnx.ModelProto]
 
 
@@ -97,7 +102,7 @@ def _typed(name: str, value: Value) -> onnx.ValueInfoProto:
 
 def _external(weight: str, layout: weights.Layout) -> TensorProto:
     place = layout.place(weight)
-    tensor = TensorProto(name=weight, data_type=TYPES[layout.dtype.name], dims=place.shape)
+    tensor = TensorProto(name=weight, data_type=TYPES[layout.dtype], dims=place.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, entry in (("location", weights.FILE), ("offset", str(place.offset)), ("length", str(place.bytes))):
         tensor.external_data.add(key=key, value=entry)

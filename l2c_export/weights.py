@@ -16,9 +16,10 @@ import numpy as np
 import safetensors
 
 from .errors import UsageError, WeightsError
-from .program import rows_of
+from .program import BYTES, rows_of, stored
 
 FILE = "weights.safetensors"
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we write
 READABLE = ("F32", "F16", "BF16", "F64")  # types of a .safetensors checkpoint
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Iterable[tuple[str, np.ndarray]]
@@ -34,18 +35,17 @@ class Place(NamedTuple):
 
 
 class Layout:
-    """The file's header and the place of every weight, for float32 tensors of the given shapes."""
+    """The file's header and the place of every weight, for tensors of the given shapes and one type."""
 
     def __init__(self, shapes: Shapes, dtype: str = "float32") -> None:
-        self.dtype = np.dtype(dtype)
-        names = {"float32": "F32", "float16": "F16"}
+        self.dtype = dtype
         table: dict[str, dict[str, object]] = {}
         position = 0
         starts: dict[str, int] = {}
         for name in sorted(shapes):
-            size = self.dtype.itemsize * int(np.prod(shapes[name]))
+            size = BYTES[dtype] * int(np.prod(shapes[name]))
             table[name] = {
-                "dtype": names[dtype],
+                "dtype": CODES[dtype],
                 "shape": list(shapes[name]),
                 "data_offsets": [position, position + size],
             }
@@ -62,14 +62,14 @@ class Layout:
         """The place of "name" or of "name[first:last]"."""
         name, rows = rows_of(weight)
         shape = self._shapes[name]
-        row = self.dtype.itemsize * int(np.prod(shape[1:]))
+        row = BYTES[self.dtype] * int(np.prod(shape[1:]))
         first, last, _ = rows.indices(shape[0])
         return Place(self._starts[name] + first * row, (last - first, *shape[1:]), (last - first) * row)
 
     def view(self, memory: np.ndarray, weight: str) -> np.ndarray:
-        """The weight as an array inside `memory`, the file's bytes."""
+        """The weight as an array inside `memory`, the file's bytes; bfloat16 as its 16 bits."""
         offset, shape, size = self.place(weight)
-        return memory[offset : offset + size].view(self.dtype).reshape(shape)
+        return memory[offset : offset + size].view(stored(self.dtype)).reshape(shape)
 
 
 def write(path: Path, layout: Layout, tensors: Tensors, progress: Progress = id) -> None:
@@ -79,12 +79,7 @@ def write(path: Path, layout: Layout, tensors: Tensors, progress: Progress = id)
         with open(partial, "wb") as file:
             file.write(layout.header)
             for name, value in tensors:
-                with np.errstate(over="ignore"):
-                    data = np.ascontiguousarray(value, dtype=layout.dtype)
-                if not np.isfinite(data).all():
-                    why = "overflow float16" if np.isfinite(value).all() else "are NaN or infinite"
-                    count = int(np.size(data) - np.isfinite(data).sum())
-                    raise WeightsError(f"weights: {count} values of {name} {why}: export the checkpoint again, or use fp32")
+                data = rounded(name, value, layout.dtype)
                 file.write(data.data)
                 progress(data.nbytes)
             file.flush()
@@ -93,6 +88,23 @@ def write(path: Path, layout: Layout, tensors: Tensors, progress: Progress = id)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    """A finite tensor in the given type, rounded to the nearest.  Raises WeightsError naming the tensor."""
+    if not np.isfinite(value).all():
+        count = int(np.size(value) - np.isfinite(value).sum())
+        raise WeightsError(f"weights: {count} values of {name} are NaN or infinite: export the checkpoint again")
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
+        data = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)  # ties to even
+        return data.reshape(np.shape(value))
+    with np.errstate(over="ignore"):
+        data = np.ascontiguousarray(value, dtype=dtype)
+    if not np.isfinite(data).all():
+        count = int(np.size(data) - np.isfinite(data).sum())
+        raise WeightsError(f"weights: {count} values of {name} are too large for {dtype}: use --precision bf16 or fp32")
+    return data
 
 
 def random(shapes: Shapes, seed: int) -> Iterator[tuple[str, np.ndarray]]:

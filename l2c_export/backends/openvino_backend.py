@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..cache import writable_folder
 from ..errors import BackendError
@@ -14,30 +17,57 @@ from . import Arrays, Nodes, Request, Run, SegmentFile, needs
 ov = needs("openvino", "openvino")
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-# The sampler's update amplifies rounding up to 150 times, and timesteps up to 999 need more than 8 bits.
-ALWAYS_FP32 = ("update", "time", "condition")
+# The sampler's update and what leads to it amplify rounding up to 150 times, and timesteps up to 999 need more than 8 bits.
+ALWAYS_FP32 = ("update", "final", "time", "condition")
+
+
+class Part(NamedTuple):
+    """One compiled model, with its inputs and outputs by name."""
+
+    compiled: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 class OpenVinoEngine:
-    """One compiled model; every binding has an inference request of its own over the caller's memory."""
+    """Compiled models that run one after the other; every binding has inference requests over the caller's memory."""
 
-    def __init__(self, compiled: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-        self._compiled, self._inputs, self._outputs = compiled, inputs, outputs
+    def __init__(self, parts: list[Part]) -> None:
+        self._parts = parts
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
-        request = self._compiled.create_infer_request()
-        for i, name in enumerate(self._inputs):
-            request.set_input_tensor(i, ov.Tensor(inputs[name], shared_memory=True))
-        for i, name in enumerate(self._outputs):
-            request.set_output_tensor(i, ov.Tensor(outputs[name], shared_memory=True))
+        requests: list[Any] = []
+        handed: list[tuple[Any, int, Any, int]] = []  # which input is which output of an earlier part
+        made: dict[str, tuple[Any, int]] = {}
+        for part in self._parts:
+            request = part.compiled.create_infer_request()
+            for i, (name, port) in enumerate(zip(part.inputs, part.compiled.inputs, strict=True)):
+                if name in inputs:
+                    request.set_input_tensor(i, tensor(inputs[name], port.get_element_type()))
+                else:  # made by an earlier part, which gives it a shape when it first runs
+                    handed.append((request, i, *made[name]))
+            for i, (name, port) in enumerate(zip(part.outputs, part.compiled.outputs, strict=True)):
+                if name in outputs:
+                    request.set_output_tensor(i, tensor(outputs[name], port.get_element_type()))
+                made[name] = request, i
+            requests.append(request)
         keep = (dict(inputs), dict(outputs))
 
         def run() -> None:
-            _ = keep  # the request holds addresses only
-            request.start_async()
-            request.wait()
+            _ = keep  # the requests hold addresses only
+            for request in requests:
+                for reader, i, maker, j in handed:
+                    if reader is request:
+                        request.set_input_tensor(i, maker.get_output_tensor(j))
+                request.start_async()
+                request.wait()
 
         return run
+
+
+def tensor(array: np.ndarray, kind: Any) -> Any:
+    """The same memory as OpenVINO sees it; numpy holds bfloat16 as plain 16 bits."""
+    return ov.Tensor(array, array.shape, kind) if kind == ov.Type.bf16 else ov.Tensor(array, shared_memory=True)
 
 
 class OpenVinoBackend:
@@ -70,12 +100,11 @@ class OpenVinoBackend:
         return f"{self._core.get_property(self._device, 'FULL_DEVICE_NAME')}, {self._threads} threads, {extra}"
 
     def load(self, segment: SegmentFile) -> OpenVinoEngine:
-        name = segment.path.name
-        precision = "fp32" if name.startswith(ALWAYS_FP32) else self._precision
         # compiled segments are some KB and the same for all weights, so they are worth keeping between loads
         cache = {"CACHE_DIR": str(self._cache)} if self._cache else {}
-        config = {"INFERENCE_PRECISION_HINT": HINTS[precision], **cache}
-        return self._compile(segment.path, self._read(segment.path), segment.inputs, segment.outputs, config)
+        config = {"INFERENCE_PRECISION_HINT": HINTS[self._precision_of(segment.path.name)], **cache}
+        part = self._compile(segment.path, self._read(segment.path), segment.inputs, segment.outputs, config)
+        return OpenVinoEngine([part])
 
     def link(
         self,
@@ -85,25 +114,45 @@ class OpenVinoBackend:
         outputs: tuple[str, ...],
         weights: Arrays,
     ) -> OpenVinoEngine:
-        """Stitch the segments together in OpenVINO's own representation: its ONNX reader knows no local functions."""
-        read = {name: self._read(segment.path) for name, segment in segments.items() if any(n.op == name for n in nodes)}
-        made: dict[str, Any] = {name: ov.op.Constant(array, shared_memory=True).output(0) for name, array in weights.items()}
+        """Stitch the segments together in OpenVINO's own representation: its ONNX reader knows no local functions.
+
+        The precision is a property of a compiled model, so the float32 islands are models of their own.
+        """
+        parts = [tuple(part) for _, part in itertools.groupby(nodes, lambda node: self._precision_of(node.op))]
+        read = [set(outputs)]  # what is read after a part
+        for part in reversed(parts):
+            read.insert(0, read[0] | {name for node in part for name in node.inputs})
+        compiled = []
+        for part, later in zip(parts, read[1:], strict=True):
+            made = [name for node in part for name in node.outputs if name in later]
+            compiled.append(self._stitch(path, part, segments, tuple(made), weights))
+        return OpenVinoEngine(compiled)
+
+    def _stitch(
+        self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
+    ) -> Part:
+        """One compiled model of some nodes, the weights shared in place."""
+        read = {name: self._read(segments[name].path) for name in {node.op for node in nodes}}
+        used = {name for node in nodes for name in node.inputs if name in weights}
+        kind = ov.Type.bf16 if self._precision == "bf16" else None
+        made: dict[str, Any] = {n: ov.op.Constant(tensor(weights[n], kind), shared_memory=True).output(0) for n in used}
         parameters = {}
         for node in nodes:
-            segment, model = segments[node.op], read[node.op].clone()
+            model = read[node.op].clone()
             for parameter, name in zip(model.get_parameters(), node.inputs, strict=True):
                 if name not in made:
                     parameters[name], made[name] = parameter, parameter.output(0)
                 else:
                     for reader in parameter.output(0).get_target_inputs():
                         reader.replace_source_output(made[name])
-            results = [result.input_value(0) for result in model.get_results()]
-            made.update(zip(node.outputs, results, strict=True))
-            assert len(segment.outputs) == len(results)
+            made.update(zip(node.outputs, (result.input_value(0) for result in model.get_results()), strict=True))
         whole = ov.Model([made[name] for name in outputs], list(parameters.values()), path.stem)
         # never cached: a compiled graph holds its weights, so every graph of every checkpoint would stay on the disk
-        config = {"INFERENCE_PRECISION_HINT": HINTS[self._precision]}
+        config = {"INFERENCE_PRECISION_HINT": HINTS[self._precision_of(nodes[0].op)]}
         return self._compile(path, whole, tuple(parameters), outputs, config)
+
+    def _precision_of(self, segment: str) -> str:
+        return "fp32" if segment.startswith(ALWAYS_FP32) else self._precision
 
     def _read(self, path: Path) -> Any:
         try:
@@ -113,11 +162,11 @@ class OpenVinoBackend:
 
     def _compile(
         self, path: Path, model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], config: dict[str, Any]
-    ) -> OpenVinoEngine:
+    ) -> Part:
         threads = {"INFERENCE_NUM_THREADS": self._threads} if self._device == "CPU" else {}
         settings = {"PERFORMANCE_HINT": "LATENCY", **threads, **config}
         try:
-            return OpenVinoEngine(self._core.compile_model(model, self._device, settings), inputs, outputs)
+            return Part(self._core.compile_model(model, self._device, settings), inputs, outputs)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO {ov.__version__} cannot compile {path}: {_reason(error)}") from None
 

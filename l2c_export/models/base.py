@@ -87,6 +87,7 @@ class Recorder:
     """A Runner that records nodes.  Shapes come from running the functions without data."""
 
     family: Family
+    dtype: torch.dtype = torch.float32  # of weights; activations follow
     nodes: list[Node] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     flops: dict[str, int] = field(default_factory=dict)  # per row of the model's batch, of every operation
@@ -121,7 +122,7 @@ class Recorder:
         if cut:
             first, last = map(int, cut[1:-1].split(":"))
             shape = (last - first, *shape[1:])
-        return self.input(tensor + cut, WEIGHT, shape)
+        return self.input(tensor + cut, WEIGHT, shape, self.dtype)
 
     def _node(self, op: str, name: str, function: Callable[..., Tensor], inputs: list[Traced]) -> Traced:
         self.nodes.append(Node(op, name, tuple(i.name for i in inputs), (name,)))
@@ -143,14 +144,14 @@ class Recorded(NamedTuple):
     flops: Mapping[str, int]  # of every kind of operation, per row of the model's batch
 
 
-def record(family: Family) -> Recorded:
-    """The family's uncached call, guidance and the sampler's update included, as a graph.
+def record(family: Family, dtype: str = "float32") -> Recorded:
+    """The family's uncached call with weights of a type, guidance and the sampler's update included, as a graph.
 
     Its loop inputs: `x` the latents, `base` the latents at the start of the solver step, `rows`,
     `conditional`, `unconditional` (which rows guide which image), `guidance` and `coefficients`.
     Its output `x.next` are the latents for the next call.
     """
-    run = Recorder(family)
+    run = Recorder(family, getattr(torch, dtype))
     channels, height, width = family.latent
     images = (IMAGES, channels, height, width)
     x, base = run.input("x", LOOP, images), run.input("base", LOOP, images)

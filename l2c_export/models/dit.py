@@ -136,20 +136,24 @@ class DiT:
     # the segment kinds: activations, then weights
 
     def time(self, t: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        """t (R,) -> (R, D)."""
-        return F.linear(F.silu(F.linear(layers.sinusoid(t, self.frequencies.to(t.device)), w0, b0)), w2, b2)
+        """t (R,) float32 -> (R, D)."""
+        wave = layers.sinusoid(t, self.frequencies.to(t.device)).to(w0.dtype)
+        return F.linear(F.silu(F.linear(wave, w0, b0)), w2, b2)
 
     def embed(self, x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
         """x (B, C, H, W), rows (R,) -> tokens (R, T, D)."""
-        return layers.patchify(x, self.arch.patch_size, weight, bias).index_select(0, rows) + position
+        return layers.stream(layers.patchify(x, self.arch.patch_size, weight, bias).index_select(0, rows) + position)
 
     def attn(self, h: Tensor, shift: Tensor, scale: Tensor, *weights: Tensor) -> Tensor:
         """h (R, T, D); shift, scale (R, 1, D) -> (R, T, D), before the gate."""
         qkv, qkv_bias, proj, proj_bias = weights
-        return layers.attention(modulate(h, shift, scale), self.arch.num_heads, (qkv, qkv_bias), (proj, proj_bias))
+        return layers.stream(
+            layers.attention(modulate(h, shift, scale), self.arch.num_heads, (qkv, qkv_bias), (proj, proj_bias))
+        )
 
     def final(self, h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """h (R, T, D) -> (R, C or 2C, H, W)."""
+        """h (R, T, D) -> (R, C or 2C, H, W) float32: the sampler amplifies the rounding of this one small product."""
+        h, shift, scale, weight, bias = (layers.wide(v) for v in (h, shift, scale, weight, bias))
         tokens = layers.linear(modulate(h, shift, scale), weight, bias)
         return layers.unpatchify(tokens, self.arch.patch_size, self.out_channels, *self.latent[1:])
 
@@ -161,13 +165,13 @@ def condition(time: Tensor, y: Tensor, table: Tensor) -> Tensor:
 
 def modulation(c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """c (R, D) -> (R, 1, D): one of a block's shifts, scales and gates."""
-    return F.linear(c, weight, bias)[:, None]
+    return layers.stream(F.linear(c, weight, bias)[:, None])
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return layers.norm(h, eps=1e-6) * (1 + scale) + shift
 
 
 def mlp_(h: Tensor, shift: Tensor, scale: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """h (R, T, D); shift, scale (R, 1, D) -> (R, T, D), before the gate."""
-    return layers.linear(layers.gelu_tanh(layers.linear(modulate(h, shift, scale), w1, b1)), w2, b2)
+    return layers.stream(layers.linear(layers.gelu_tanh(layers.linear(modulate(h, shift, scale), w1, b1)), w2, b2))

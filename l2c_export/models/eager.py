@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,10 +16,13 @@ Cache = Mapping[str, Tensor]
 
 @dataclass
 class Eager:
-    """A Runner that computes at once.  Sublayers in `reused` come from `cache`; `fresh` takes the others' values."""
+    """A Runner that computes at once.  Sublayers in `reused` come from `cache`; `fresh` takes the others' values.
+
+    Every value has the type of the weights, as after `model.to(torch.bfloat16)`.
+    """
 
     family: Family
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] | Weights
     reused: frozenset[str]
     cache: Cache
     fresh: dict[str, Tensor]
@@ -27,7 +30,8 @@ class Eager:
     def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
         segment = self.family.segments[op]
         weights = [self.weights[f"{at}.{w}" if at else w] for w in segment.weights]
-        return segment.function(*inputs, *weights)
+        made: Tensor = segment.function(*inputs, *weights)
+        return made.to(weights[0].dtype) if weights else made
 
     def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
         name = f"{at}.{op}"
@@ -50,25 +54,53 @@ class CallLike(Protocol):
     ends_step: bool
 
 
+class Weights(torch.nn.Module):
+    """Weights by their checkpoint names, as parameters: what torch.compile's freezing treats as constants."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_parameter(name.replace(".", "/"), torch.nn.Parameter(tensor, requires_grad=False))
+
+    def __getitem__(self, name: str) -> Tensor:
+        found: Tensor = getattr(self, name.replace(".", "/"))
+        return found
+
+
+class Call(torch.nn.Module):
+    """One network evaluation that reuses some sublayers, as a module."""
+
+    def __init__(self, family: Family, weights: Weights, reused: frozenset[str]) -> None:
+        super().__init__()
+        self.family, self.weights, self.reused = family, weights, reused
+
+    def forward(self, x: Tensor, row: Tensor, t: Tensor, y: Tensor, cache: Cache) -> tuple[Tensor, dict[str, Tensor]]:
+        run = Eager(self.family, self.weights, self.reused, cache, {})
+        return self.family.call(run, x, row, t, y), run.fresh
+
+
 class Denoiser:
-    """The loop in PyTorch, with the reference's caching; `compiled` puts every distinct call through torch.compile."""
+    """The loop in PyTorch, with the reference's caching; `compiled` puts every distinct call through torch.compile.
+
+    It computes in the type of the weights; the latents and the sampler stay float32.
+    """
 
     def __init__(self, family: Family, weights: Mapping[str, Tensor], compiled: bool = False) -> None:
-        self.family, self.weights, self.compiled = family, weights, compiled
+        self.family, self.weights, self.compiled = family, Weights(weights), compiled
         self._calls: dict[frozenset[str], Callable[..., tuple[Tensor, dict[str, Tensor]]]] = {}
 
-    @torch.no_grad()
     def __call__(self, calls: Sequence[CallLike], x: Tensor, labels: Tensor, guidance: Tensor) -> Tensor:
         """x (B, C, H, W) noise; labels (R,) int32, the unconditional half last; guidance as in `base.update`."""
-        return self.trajectory(calls, x, labels, guidance)[-1]
+        *_, final = self.steps(calls, x, labels, guidance)
+        return final
 
     @torch.no_grad()
-    def trajectory(self, calls: Sequence[CallLike], x: Tensor, labels: Tensor, guidance: Tensor) -> list[Tensor]:
+    def steps(self, calls: Sequence[CallLike], x: Tensor, labels: Tensor, guidance: Tensor) -> Iterator[Tensor]:
         """The latents after every call."""
         images, rows = x.shape[0], labels.shape[0]
         index = torch.arange(images, dtype=torch.int32, device=x.device)
         row, unconditional = index.repeat(rows // images), index + (rows - images)
-        base, seen = x, []
+        base = x
         cache: dict[str, Tensor] = {}
         for call in calls:
             reused = frozenset(self.family.sublayers[j] for j in call.reused)
@@ -77,19 +109,12 @@ class Denoiser:
             coefficients = torch.tensor(call.coefficients, device=x.device)
             x = update(noise, x, base, index, unconditional, guidance, coefficients)
             base = x if call.ends_step else base
-            seen.append(x)
-        return seen
+            yield x
 
     def _call(self, reused: frozenset[str]) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         if reused not in self._calls:
-
-            def predict(x: Tensor, row: Tensor, t: Tensor, y: Tensor, cache: Cache) -> tuple[Tensor, dict[str, Tensor]]:
-                run = Eager(self.family, self.weights, reused, cache, {})
-                return self.family.call(run, x, row, t, y), run.fresh
-
+            call = Call(self.family, self.weights, reused).eval()
             if self.compiled:
                 torch._dynamo.config.cache_size_limit = 256  # one compilation per distinct call
-                self._calls[reused] = torch.compile(predict, dynamic=False)
-            else:
-                self._calls[reused] = predict
+            self._calls[reused] = torch.compile(call, dynamic=False) if self.compiled else call
         return self._calls[reused]

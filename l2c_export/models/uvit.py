@@ -155,10 +155,10 @@ class UViT:
     # the segment kinds: activations, then weights
 
     def time(self, t: Tensor, *mlp: Tensor) -> Tensor:
-        """t (R,), fractional -> the time token (R, 1, D)."""
+        """t (R,) float32, fractional -> the time token (R, 1, D), float32 if there is no MLP."""
         token = layers.sinusoid(t, self.frequencies.to(t.device))
         if mlp:
-            token = F.linear(F.silu(F.linear(token, *mlp[:2])), *mlp[2:])
+            token = F.linear(F.silu(F.linear(token.to(mlp[0].dtype), *mlp[:2])), *mlp[2:])
         return token[:, None]
 
     def embed(
@@ -166,19 +166,21 @@ class UViT:
     ) -> Tensor:
         """x (B, C, H, W), rows (R,), time and label tokens (R, 1, D) -> tokens (R, 2 + T, D)."""
         patches = layers.patchify(x, self.arch.patch_size, weight, bias).index_select(0, rows)
-        return torch.cat([label, time, patches], dim=1) + position
+        tokens = torch.cat([label, time.to(label.dtype), patches], dim=1)
+        return layers.stream(tokens) + layers.stream(position)
 
     def attn(self, h: Tensor, norm: Tensor, norm_bias: Tensor, *weights: Tensor) -> Tensor:
         """h (R, T, D) -> (R, T, D)."""
         qkv, qkv_bias = (weights[0], weights[1]) if self.arch.qkv_bias else (weights[0], None)
-        h = F.layer_norm(h, h.shape[-1:], norm, norm_bias, eps=1e-5)
-        return layers.attention(h, self.arch.num_heads, (qkv, qkv_bias), (weights[-2], weights[-1]))
+        h = layers.norm(h, norm, norm_bias, eps=1e-5)
+        return layers.stream(layers.attention(h, self.arch.num_heads, (qkv, qkv_bias), (weights[-2], weights[-1])))
 
     def final(self, h: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, *conv: Tensor) -> Tensor:
-        """h (R, 2 + T, D) -> (R, C, H, W)."""
-        h = F.layer_norm(h[:, 2:], h.shape[-1:], norm, norm_bias, eps=1e-5)
+        """h (R, 2 + T, D) -> (R, C, H, W) float32: the sampler amplifies the rounding of this one small product."""
+        h, norm, norm_bias, weight, bias, *kernel = (layers.wide(v) for v in (h, norm, norm_bias, weight, bias, *conv))
+        h = layers.norm(h[:, 2:], norm, norm_bias, eps=1e-5)
         out = layers.unpatchify(layers.linear(h, weight, bias), self.arch.patch_size, *self.latent)
-        return F.conv2d(out, conv[0], conv[1], padding=1) if conv else out
+        return F.conv2d(out, kernel[0], kernel[1], padding=1) if kernel else out
 
 
 def label(y: Tensor, table: Tensor) -> Tensor:
@@ -188,10 +190,10 @@ def label(y: Tensor, table: Tensor) -> Tensor:
 
 def skip(h: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The long skip: a projection of [h, old], (R, T, D) twice -> (R, T, D)."""
-    return layers.linear(torch.cat([h, old], dim=-1), weight, bias)
+    return layers.stream(layers.linear(torch.cat([h, old], dim=-1), weight, bias))
 
 
 def mlp_(h: Tensor, norm: Tensor, norm_bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """h (R, T, D) -> (R, T, D); the exact (erf) GELU."""
-    h = F.layer_norm(h, h.shape[-1:], norm, norm_bias, eps=1e-5)
-    return layers.linear(F.gelu(layers.linear(h, w1, b1)), w2, b2)
+    h = layers.norm(h, norm, norm_bias, eps=1e-5)
+    return layers.stream(layers.linear(F.gelu(layers.linear(h, w1, b1)), w2, b2))
