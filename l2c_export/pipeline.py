@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -25,6 +25,14 @@ class Output:
 
     latents: np.ndarray
     images: Any = None
+
+
+class Generation(NamedTuple):
+    """What a request asks of the loop, besides the noise."""
+
+    loop: runtime.Loop
+    labels: np.ndarray  # (R,) int32, the unconditional half last
+    guidance: np.ndarray  # (C,) float32: scale - 1, or 0 for an unguided channel
 
 
 def load(
@@ -96,6 +104,11 @@ class Pipeline:
 
     def steps(self, labels: Sequence[int], guidance_scale: float | None, noise: np.ndarray) -> Iterator[runtime.Step]:
         """The loop itself, for callers that want progress or timing: one item per network evaluation."""
+        asked = self.generation(labels, guidance_scale)
+        return asked.loop.denoise(noise, asked.labels, asked.guidance)
+
+    def generation(self, labels: Sequence[int], guidance_scale: float | None) -> Generation:
+        """The loop for a batch of this size, and what it is told besides the noise."""
         guidance = self.manifest.guidance
         scale = guidance.scale if guidance_scale is None else guidance_scale
         if not isinstance(scale, Real) or not np.isfinite(scale):
@@ -108,7 +121,7 @@ class Pipeline:
             self._loops = {key: runtime.Loop(self._program, *key)}  # buffers of one batch size at a time
         null = [self.manifest.model.null_label] * len(labels) if guided else []
         strength = (scale - 1) * np.array(guidance.channels(self.manifest.model.latent[0]), np.float32)
-        return self._loops[key].denoise(noise, np.array([*labels, *null], np.int32), strength)
+        return Generation(self._loops[key], np.array([*labels, *null], np.int32), strength)
 
     def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
         """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""

@@ -28,7 +28,9 @@ WeightView = Callable[[str], np.ndarray]
 class Program(NamedTuple):
     """An artefact's engines and weights, ready to be bound: what all batch sizes have in common."""
 
+    folder: Path
     manifest: Manifest
+    backend: Backend
     weights: WeightView
     engines: Mapping[str, Engine]  # segments (shared link) or whole graphs (static link), by name
 
@@ -38,12 +40,12 @@ def load_program(folder: Path, manifest: Manifest, backend: Backend, view: Weigh
     view = view or mapped_weights(folder, manifest)
     files = {name: SegmentFile(folder / s.file, s.inputs, s.outputs) for name, s in manifest.segments.items()}
     if manifest.link == "shared":
-        return Program(manifest, view, {name: backend.load(file) for name, file in files.items()})
+        return Program(folder, manifest, backend, view, {name: backend.load(file) for name, file in files.items()})
     whole = {}
     for name, graph in manifest.graphs.items():
         stored = {i: view(i) for i in graph.inputs if manifest.is_weight(i)}
         whole[name] = backend.link(folder / graph.file, graph.nodes, files, graph.outputs, stored)
-    return Program(manifest, view, whole)
+    return Program(folder, manifest, backend, view, whole)
 
 
 def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:
@@ -117,46 +119,54 @@ class Loop:
 
     def denoise(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> Iterator[Step]:
         """Run the calls in order.  The latents of a yielded step may be changed before the next is asked for."""
+        self.start(x, labels, guidance)
+        for index in range(len(self.manifest.calls)):
+            self.hoisted.reach(index)
+            for run in self.bound(index):
+                run()
+            yield self.after(index)
+
+    def start(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> None:
+        """Take a request: latents (B, C, H, W), labels (R,), and the guidance of every latent channel (C,)."""
         self.states[0][...] = x
         self.inputs["y"][...] = labels
         self.inputs["guidance"][...] = guidance.reshape(1, -1, 1, 1)
         self.hoisted.labels(labels)
-        for index, call in enumerate(self.manifest.calls):
-            self.hoisted.reach(index)
-            for run in self.bound(index):
-                run()
-            yield Step(call, index, self.states[self._turns[index].after])
+
+    def after(self, index: int) -> Step:
+        """What call `index` leaves behind."""
+        return Step(self.manifest.calls[index], index, self.states[self._turns[index].after])
 
     def bound(self, index: int) -> list[Run]:
         """The engine runs of a call, bound to its buffers on first use."""
         if index not in self._runs:
-            call, turn = self.manifest.calls[index], self._turns[index]
-            state = {"x": self.states[turn.now], "base": self.states[turn.base], "x.next": self.states[turn.after]}
-            state["coefficients"] = np.array(call.coefficients, np.float32)
-            self._runs[index] = self._bind(index, call, state)
+            graph = self.manifest.calls[index].graph
+            self._runs[index] = bind_graph(self.program, graph, lambda name: self.array(index, name))
         return self._runs[index]
 
-    def _bind(self, index: int, call: Call, state: Mapping[str, np.ndarray]) -> list[Run]:
+    def array(self, index: int, name: str) -> np.ndarray:
+        """The memory behind a name in call `index`."""
+        call, turn = self.manifest.calls[index], self._turns[index]
         graph = self.manifest.graphs[call.graph]
-
-        def array(name: str) -> np.ndarray:
-            base, offset = split_at(name)
-            if name in state or name in self.inputs:
-                return state[name] if name in state else self.inputs[name]
-            if name in graph.slots:
-                return self._typed(self.slots[call.graph][graph.slots[name]], self.manifest.values[base])
-            if name in call.reads or name in call.writes:
-                slot = call.reads[name] if name in call.reads else call.writes[name]
-                return self._typed(self.caches[slot], self.manifest.values[base])
-            if base == "t":
-                return np.full(
-                    self.rows, self.manifest.calls[min(index + offset, len(self.manifest.calls) - 1)].timestep, np.float32
-                )
-            if base in self.manifest.values:
-                return self.hoisted.row(base, index + offset)
-            return self.program.weights(name)
-
-        return bind_graph(self.program, call.graph, array)
+        base, offset = split_at(name)
+        state = {"x": turn.now, "base": turn.base, "x.next": turn.after}
+        if name in state:
+            return self.states[state[name]]
+        if name in self.inputs:
+            return self.inputs[name]
+        if name == "coefficients":
+            return np.array(call.coefficients, np.float32)
+        if name in graph.slots:
+            return self._typed(self.slots[call.graph][graph.slots[name]], self.manifest.values[base])
+        if name in call.reads or name in call.writes:
+            slot = call.reads[name] if name in call.reads else call.writes[name]
+            return self._typed(self.caches[slot], self.manifest.values[base])
+        if base == "t":
+            later = self.manifest.calls[min(index + offset, len(self.manifest.calls) - 1)]
+            return np.full(self.rows, later.timestep, np.float32)
+        if base in self.manifest.values:
+            return self.hoisted.row(base, index + offset)
+        return self.program.weights(name)
 
     def _typed(self, memory: np.ndarray, value: Value) -> np.ndarray:
         shape = concrete(value, self.images, self.rows)

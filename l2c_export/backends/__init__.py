@@ -25,7 +25,7 @@ Nodes = tuple[Node, ...]
 BACKENDS = ("openvino", "onnxruntime")
 AUTO = "auto"
 # What each can be asked for at all; whether this machine has it is found out when it is opened.
-PRECISIONS = {"openvino": ("fp32", "bf16", "fp16"), "onnxruntime": ("fp32",)}
+PRECISIONS = {"openvino": ("fp32", "bf16", "fp16"), "onnxruntime": ("fp32", "fp16")}
 
 
 class Request(NamedTuple):

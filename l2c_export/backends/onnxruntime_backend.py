@@ -110,6 +110,6 @@ def _share_arena() -> None:
 def open_backend(request: Request) -> OrtBackend:
     if request.device not in (None, "cpu"):
         raise BackendError(f"onnxruntime: device {request.device!r} is not supported here: use cpu")
-    if request.precision != "fp32":
-        raise BackendError(f"onnxruntime: {request.precision} is not supported on a CPU: use fp32, or --backend openvino")
+    if request.precision == "bf16":
+        raise BackendError("onnxruntime: bf16 is not supported on a CPU: use fp32, or --backend openvino")
     return OrtBackend(request.threads or len(os.sched_getaffinity(0)))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..program import INNER, LABEL, LOOP, TIME, WEIGHT, Graph, Node, Value
+from . import layers
 
 # Batch sizes for recording: primes that no model has as a width, so that they mark the batch axes.
 # Two rows per image, as with guidance, so that FLOPs per row also hold for what runs once per image.
@@ -174,7 +175,7 @@ def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, uncondit
     u + s (c - u) = c + (s - 1) (c - u).  coefficients (3,): the next latents are an affine function of the
     step's first latents, the latents of this call and the predicted noise (see samplers.py).
     """
-    noise = noise[:, : x.shape[1]].float()
+    noise = layers.wide(noise[:, : x.shape[1]])
     c, u = noise.index_select(0, conditional), noise.index_select(0, unconditional)
     of_base, of_x, of_noise = coefficients.unbind(0)
     return of_base * base + of_x * x + of_noise * (c + guidance * (c - u))

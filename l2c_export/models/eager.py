@@ -48,10 +48,14 @@ class Eager:
 class CallLike(Protocol):
     """What the loop needs of a call; a manifest's calls have it."""
 
-    timestep: float
-    reused: tuple[int, ...]
-    coefficients: tuple[float, float, float]
-    ends_step: bool
+    @property
+    def timestep(self) -> float: ...
+    @property
+    def reused(self) -> tuple[int, ...]: ...
+    @property
+    def coefficients(self) -> tuple[float, float, float]: ...
+    @property
+    def ends_step(self) -> bool: ...
 
 
 class Weights(torch.nn.Module):
@@ -96,20 +100,24 @@ class Denoiser:
 
     @torch.no_grad()
     def steps(self, calls: Sequence[CallLike], x: Tensor, labels: Tensor, guidance: Tensor) -> Iterator[Tensor]:
-        """The latents after every call."""
+        """The latents (B, C, H, W) after every call, in the type of `x`; they may be changed in place before the next."""
         images, rows = x.shape[0], labels.shape[0]
         index = torch.arange(images, dtype=torch.int32, device=x.device)
         row, unconditional = index.repeat(rows // images), index + (rows - images)
         base = x
         cache: dict[str, Tensor] = {}
-        for call in calls:
+        for n, call in enumerate(calls):
             reused = frozenset(self.family.sublayers[j] for j in call.reused)
             t = torch.full((rows,), call.timestep, device=x.device)
-            noise, cache = self._call(reused)(x, row, t, labels, {name: cache[name] for name in sorted(reused)})
-            coefficients = torch.tensor(call.coefficients, device=x.device)
+            noise, cache = self._evaluate(n, reused, x, row, t, labels, {name: cache[name] for name in sorted(reused)})
+            coefficients = torch.tensor(call.coefficients, device=x.device, dtype=x.dtype)
             x = update(noise, x, base, index, unconditional, guidance, coefficients)
             base = x if call.ends_step else base
             yield x
+
+    def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Call `n`: the predicted noise, and every sublayer's value."""
+        return self._call(reused)(*inputs)
 
     def _call(self, reused: frozenset[str]) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         if reused not in self._calls:
@@ -118,3 +126,42 @@ class Denoiser:
                 torch._dynamo.config.cache_size_limit = 256  # one compilation per distinct call
             self._calls[reused] = torch.compile(call, dynamic=False) if self.compiled else call
         return self._calls[reused]
+
+
+@dataclass
+class Tracing(Eager):
+    """An Eager that keeps every value, under the name that it has in the compiled graphs."""
+
+    seen: dict[str, Tensor]
+
+    def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
+        return self._saw(f"{at}.{op}" if at else op, super().__call__(op, *inputs, at=at))
+
+    def chunks(self, op: str, value: Any, at: str, names: Sequence[str]) -> tuple[Any, ...]:
+        return tuple(map(self._saw, names, super().chunks(op, value, at, names)))
+
+    def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
+        value = value if gate is None else self._saw(f"{at}.gated", gate * value)
+        return self._saw(f"{at}.residual", stream + value)
+
+    def _saw(self, name: str, value: Tensor) -> Tensor:
+        self.seen[name] = value
+        return value
+
+
+class TracingDenoiser(Denoiser):
+    """A Denoiser that keeps all values of the calls in `keep`: what verification compares with."""
+
+    def __init__(self, family: Family, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(family, weights)
+        self.keep: frozenset[int] = frozenset()
+        self.traces: dict[int, dict[str, Tensor]] = {}
+
+    def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        if n not in self.keep:
+            return super()._evaluate(n, reused, *inputs)
+        x, row, t, y, cache = inputs
+        run = Tracing(self.family, self.weights, reused, cache, {}, {})
+        noise = self.family.call(run, x, row, t, y)
+        self.traces[n] = run.seen
+        return noise, run.fresh

@@ -21,7 +21,7 @@ def exporting() -> bool:
 
 def wide(x: Tensor) -> Tensor:
     """float32 for what half precision is too coarse for: the islands of a half precision graph."""
-    return x if x.dtype == torch.float32 else x.float()
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float) -> Tensor:

@@ -1,0 +1,258 @@
+"""Is it right?  An artefact against the cached PyTorch model, call by call, and the first place where it is not.
+
+Every call is fed the reference's latents, so that errors do not add up, and the free trajectory is followed as well.
+The reference is the same model in PyTorch, in float64, with the reference implementation's caching (models/eager.py);
+its own float32 run beside it shows what float32 can do.  A call that leaves the tolerance is run again engine by engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from . import pipeline, runtime
+from .manifest import Manifest
+from .program import Node, split_at
+
+if TYPE_CHECKING:
+    from .reference import Reference
+
+# Largest error of a call that is fed the reference's latents, as a share of their largest value.  The first DDIM step
+# amplifies an error of the noise up to 150 times, so: about 3 times the worst of the 22 golden cases (fp32, fp16), and
+# about the worst of them (bf16, where PyTorch itself with model.to(bfloat16) reaches 1e-1).
+TOLERANCE = {"fp32": 3e-5, "fp16": 2e-2, "bf16": 5e-2}
+AMPLIFIED = 150  # so much larger may an error be in the latents than in the value that it comes from
+ROUNDING = {"fp32": 2e-6, "fp16": 1.5e-2, "bf16": 0.1}  # 32 units: what the depth of a model alone may add up to
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far latents are from the reference's."""
+
+    largest: float  # max |x - reference|
+    relative: float  # the same over max |reference|
+    cosine: float
+    psnr: float  # dB, over the reference's range
+
+    @staticmethod
+    def between(x: np.ndarray, reference: np.ndarray) -> Error:
+        a, b = np.ravel(x).astype(np.float64), np.ravel(reference).astype(np.float64)
+        if not np.isfinite(a).all():
+            return Error(math.inf, math.inf, 0.0, -math.inf)
+        largest, rms = float(np.abs(a - b).max()), float(np.sqrt(np.mean((a - b) ** 2)))
+        cosine = float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-300))
+        psnr = 20 * math.log10(float(np.ptp(b)) / rms) if rms else math.inf
+        return Error(largest, largest / max(float(np.abs(b).max()), 1e-300), cosine, psnr)
+
+
+@dataclass(frozen=True)
+class CallCheck:
+    """One network evaluation: fed the reference's latents, and in the free trajectory."""
+
+    index: int
+    timestep: float
+    fed: Error
+    free: Error
+    pytorch_float32: float | None  # what PyTorch in float32 reaches, fed, relative
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """The first value that is wrong, and what made it so."""
+
+    call: int
+    timestep: float
+    value: str
+    engine: str
+    relative: float
+    finite: bool
+    cause: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    passed: bool
+    atol: float
+    rtol: float
+    calls: tuple[CallCheck, ...]
+    place: Place | None
+    setting: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """|error| <= atol + rtol * max |reference|."""
+
+    atol: float
+    rtol: float
+
+    def inner(self, precision: str) -> Tolerance:
+        """For values inside a call: less than for the latents, but never less than rounding."""
+        least = ROUNDING[precision]
+        return Tolerance(*(min(t, max(t / AMPLIFIED, least)) for t in (self.atol, self.rtol)))
+
+    def share(self, error: Error, reference: np.ndarray) -> float:
+        """The error over what is allowed; more than 1 is too much."""
+        return error.largest / max(self.atol + self.rtol * float(np.abs(reference).max()), 1e-300)
+
+
+def verify(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = None, rtol: float | None = None) -> Verdict:
+    """Compare a pipeline with a reference that was made for the same request."""
+    default = TOLERANCE[pipe.manifest.precision]
+    tolerance = Tolerance(default if atol is None else atol, default if rtol is None else rtol)
+    asked = pipe.generation(reference.labels, reference.guidance_scale)
+    want, limits = reference.latents(), reference.float32_errors()
+    fed = trajectory(asked, reference.noise, want)
+    free = trajectory(asked, reference.noise, None)
+    calls = []
+    for n, call in enumerate(pipe.manifest.calls):
+        error = Error.between(fed[n], want[n])
+        calls.append(CallCheck(n, call.timestep, error, Error.between(free[n], want[n]), limits[n],
+                               tolerance.share(error, want[n]) <= 1))  # fmt: skip
+    wrong = next((check.index for check in calls if not check.passed), None)
+    place = None if wrong is None else locate(asked, reference, want, wrong, tolerance)
+    setting = {"backend": pipe.backend, "link": pipe.manifest.link, "precision": pipe.manifest.precision, **reference.setting}
+    return Verdict(wrong is None, tolerance.atol, tolerance.rtol, tuple(calls), place, setting)
+
+
+def trajectory(asked: pipeline.Generation, noise: np.ndarray, fed: Sequence[np.ndarray] | None) -> list[np.ndarray]:
+    """The latents after every call; the next call reads `fed` instead, if given."""
+    seen = []
+    for done in asked.loop.denoise(noise, asked.labels, asked.guidance):
+        seen.append(done.x.copy())
+        if fed is not None:
+            done.x[...] = fed[done.index]
+    return seen
+
+
+def locate(
+    asked: pipeline.Generation, reference: Reference, want: Sequence[np.ndarray], wrong: int, tolerance: Tolerance
+) -> Place | None:
+    """Run call `wrong` engine by engine, and name the first value that is not the reference's."""
+    loop = shared(asked.loop)
+    manifest = loop.manifest
+    loop.start(reference.noise, asked.labels, asked.guidance)
+    for index in range(wrong):
+        loop.hoisted.reach(index)
+        for run in loop.bound(index):
+            run()
+        loop.after(index).x[...] = want[index]
+    loop.hoisted.reach(wrong)
+    expected = Expected(manifest, reference, wrong)
+    call, inner = manifest.calls[wrong], tolerance.inner(manifest.precision)
+    suspect: Place | None = None  # a small error, which the rest of the call may have amplified
+    for node, run in zip(manifest.graphs[call.graph].nodes, loop.bound(wrong), strict=True):
+        late = [name for name in node.inputs if name in call.reads or is_hoisted(manifest, name)]
+        given = {name: decoded(loop.array(wrong, name), manifest, name).copy() for name in late}
+        run()
+        for name in node.outputs:
+            made = decoded(loop.array(wrong, name), manifest, name)
+            known = expected.value(name)
+            error = Error.between(made, made if known is None else known)
+            scale = made if known is None else known
+            large = tolerance.share(error, scale) > 1
+            if large or (suspect is None and inner.share(error, scale) > 1):
+                cause = blame(given, manifest, expected, inner, node)
+                suspect = Place(wrong, call.timestep, name, node.op, error.relative, math.isfinite(error.largest), cause)
+            if large:
+                return suspect
+    return suspect
+
+
+def shared(loop: runtime.Loop) -> runtime.Loop:
+    """The loop with an engine per segment: a whole graph shows none of its inner values."""
+    if loop.manifest.link == "shared":
+        return loop
+    manifest = msgspec.structs.replace(loop.manifest, link="shared")
+    program = runtime.load_program(loop.program.folder, manifest, loop.program.backend)
+    return runtime.Loop(program, loop.images, loop.rows > loop.images)
+
+
+def blame(given: dict[str, np.ndarray], manifest: Manifest, expected: Expected, tolerance: Tolerance, node: Node) -> str:
+    """Whether an engine was already given something wrong from outside the call."""
+    for name, value in given.items():
+        known = expected.value(name)
+        if known is None or tolerance.share(Error.between(value, known), known) <= 1:
+            continue
+        base, offset = split_at(name)
+        if offset < 0:
+            return f"it reads {base} from the cache, which call {expected.call + offset} filled: that value is wrong or stale"
+        return f"it reads {name}, which was computed before the loop: that value is wrong"
+    weights = [name for name in node.inputs if manifest.is_weight(name)]
+    return f"what it reads is right: look at the engine or its weights ({', '.join(weights[:4]) or 'none'})"
+
+
+def is_hoisted(manifest: Manifest, name: str) -> bool:
+    graphs = [manifest.graphs[g] for g in (manifest.constants, manifest.prologue) if g]
+    return any(split_at(name)[0] in graph.outputs for graph in graphs)
+
+
+def decoded(array: np.ndarray, manifest: Manifest, name: str) -> np.ndarray:
+    """The numbers of a value; bfloat16 is kept as its 16 bits."""
+    if manifest.values[split_at(name)[0]].dtype == "bfloat16":
+        return np.left_shift(array.astype(np.uint32), 16).view(np.float32)
+    return array
+
+
+class Expected:
+    """What values of one call should be, by their names in the compiled graphs."""
+
+    def __init__(self, manifest: Manifest, reference: Reference, call: int) -> None:
+        names = [n for node in manifest.graphs[manifest.calls[call].graph].nodes for n in (*node.inputs, *node.outputs)]
+        offsets = {split_at(name)[1] for name in names if not manifest.is_weight(name)}
+        near = {call + offset for offset in offsets} & set(range(len(manifest.calls)))
+        self.call, self._columns = call, list(manifest.model.sublayers)
+        self._traces = reference.traces(frozenset(near | {call}))
+
+    def value(self, name: str) -> np.ndarray | None:
+        """The reference's value; None if it has none of that name (or belongs to a call past the end)."""
+        base, offset = split_at(name)
+        made, reads = (self.call + offset, self.call) if offset < 0 else (self.call, self.call + offset)
+        if made not in self._traces or reads not in self._traces:
+            return None
+        if base.startswith("run."):
+            first, _, last = base.removeprefix("run.").partition("..")
+            span = self._columns[self._columns.index(first) : self._columns.index(last) + 1]
+            return np.sum([self._gated(sublayer, made, reads) for sublayer in span], axis=0)
+        if base.endswith(".gated") and base.removesuffix(".gated") in self._columns:
+            return self._gated(base.removesuffix(".gated"), made, reads)
+        trace: dict[str, np.ndarray] = self._traces[made if base in self._columns else reads]
+        return trace.get(base)
+
+    def _gated(self, sublayer: str, made: int, reads: int) -> np.ndarray:
+        """gate * value: the value of the call that made it, the gate of the one that reads it."""
+        gate = self._traces[reads].get(f"{sublayer}.gate", np.ones(()))
+        product: np.ndarray = gate * self._traces[made][sublayer]
+        return product
+
+
+def table(verdict: Verdict) -> list[tuple[object, ...]]:
+    """Call by call: fed the reference's latents, then the free trajectory."""
+    head = ("call", "timestep", "largest error", "relative", "PyTorch fp32", "cosine", "PSNR dB", "free, relative", "within")
+    rows = [
+        (c.index, f"{c.timestep:.2f}", f"{c.fed.largest:.1e}", f"{c.fed.relative:.1e}", f"{c.pytorch_float32:.1e}",
+         f"{c.fed.cosine:.9f}", f"{c.fed.psnr:.1f}", f"{c.free.relative:.1e}", "yes" if c.passed else "NO")
+        for c in verdict.calls
+    ]  # fmt: skip
+    return [head, *rows]
+
+
+def summary(verdict: Verdict) -> str:
+    """One line: the verdict, and where the first wrong value is."""
+    worst = max(check.fed.relative for check in verdict.calls)
+    allowed = f"atol {verdict.atol:g} + rtol {verdict.rtol:g}"
+    if verdict.passed:
+        return f"right: worst relative error of a call {worst:.1e}, within {allowed}"
+    first = next(check for check in verdict.calls if not check.passed)
+    where = f"call {first.index} (timestep {first.timestep:g}) is the first that leaves {allowed}"
+    place = verdict.place
+    if place is None:
+        return f"{where}; every engine of it is right by itself"
+    how = f"is off by {place.relative:.1e}" if place.finite else "is NaN or infinite"
+    return f"{where}: {place.value}, made by {place.engine}, {how}; {place.cause}"
