@@ -68,8 +68,9 @@ class Place:
 
     call: int
     timestep: float
-    value: str
+    sublayer: str  # or what else the engine computes
     engine: str
+    value: str
     relative: float
     finite: bool
     cause: str
@@ -159,7 +160,7 @@ def locate(
             large = tolerance.share(error, scale) > 1
             if large or (suspect is None and inner.share(error, scale) > 1):
                 cause = blame(given, manifest, expected, inner, node)
-                suspect = Place(wrong, call.timestep, name, node.op, error.relative, math.isfinite(error.largest), cause)
+                suspect = Place(wrong, call.timestep, node.name, node.op, name, error.relative, math.isfinite(error.largest), cause)
             if large:
                 return suspect
     return suspect
@@ -255,4 +256,4 @@ def summary(verdict: Verdict) -> str:
     if place is None:
         return f"{where}; every engine of it is right by itself"
     how = f"is off by {place.relative:.1e}" if place.finite else "is NaN or infinite"
-    return f"{where}: {place.value}, made by {place.engine}, {how}; {place.cause}"
+    return f"{where}: in {place.sublayer} (engine {place.engine}), {place.value} {how}; {place.cause}"

@@ -197,10 +197,11 @@ class Process:
 
 def measure(names: list[str], root: Path, args: argparse.Namespace) -> tuple[dict, dict]:
     """Interleaved rounds: the seconds of every call, by contender and round; and the loops' overheads."""
+    started = time.perf_counter()
     processes = [Process(name, args, root) for name in names]
     for process in list(processes):
         if process.started():
-            print(f"{process.name} is ready", file=sys.stderr)
+            print(f"{process.name} is ready after {time.perf_counter() - started:.0f} s", file=sys.stderr)
         else:
             print(f"{process.name} did not start: left out", file=sys.stderr)
             processes.remove(process)

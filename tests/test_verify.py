@@ -88,7 +88,7 @@ def test_a_swapped_pair_of_rows_is_found_where_it_is_first_read(dit):
 
     loop.hoisted.prologue.append(swap)
     place = verify(pipe, reference, STRICT, STRICT).place
-    assert (place.call, place.value.startswith("blocks.1.attn")) == (2, True)
+    assert (place.call, place.sublayer) == (2, "blocks.1.attn")
     assert f"it reads {wanted}, which was computed before the loop" in place.cause
 
 
@@ -119,7 +119,7 @@ def test_one_weight_tensor_off_by_a_percent_is_found(dit, tmp_path):
     request = folder, pipe.manifest, pipe.noise(1, 0), [3], 3.0
     assert verify(pipe, Reference(*request), STRICT, STRICT).passed
     place = verify(pipe, Reference(*request, chosen.path / "model.safetensors"), STRICT, STRICT).place
-    assert place.value.startswith("blocks.1.mlp")
+    assert place.sublayer == "blocks.1.mlp"
     assert "blocks.1.mlp.fc1.weight" in place.cause
 
 
@@ -134,7 +134,7 @@ def test_an_overflow_of_fp16_is_found_where_it_first_appears(tmp_path):
     pipe = l2c_export.load(tmp_path / "e")
     verdict = verify(pipe, Reference(tmp_path / "e", pipe.manifest, pipe.noise(1, 0), [3], 3.0))
     assert not verdict.place.finite
-    assert verdict.place.value.startswith("blocks.1.mlp")
+    assert verdict.place.sublayer == "blocks.1.mlp"
     assert "--fp32 blocks.1.mlp" in summary(verdict)
 
 
