@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -14,7 +15,7 @@ import numpy as np
 from . import runtime
 from .backends import Backend, Run
 from .manifest import Manifest
-from .program import BYTES, rows_of
+from .program import rows_of
 from .weights import rounded
 
 SAMPLES = 7  # timings of a segment, at different places of the model
@@ -49,9 +50,9 @@ def _seconds(runs: list[Run]) -> list[float]:
 
 def random_weights(manifest: Manifest) -> runtime.WeightView:
     """Weights for timing only: slices of one pool, a new place each time, since in the loop no weight is in the cache."""
-    sizes = [manifest.tensor_bytes(name) // BYTES[manifest.weight_dtype] for name in manifest.tensors]
+    sizes = [math.prod(shape) for shape in manifest.tensors.values()]
     numbers = np.random.default_rng(0).standard_normal(max(2 * max(sizes), 2**24), np.float32) * np.float32(0.02)
-    pool = rounded("random", numbers, manifest.weight_dtype)
+    pools = {dtype: rounded("random", numbers, dtype) for dtype in {manifest.weight_types.of(n) for n in manifest.tensors}}
     cursor = 0
 
     def view(name: str) -> np.ndarray:
@@ -60,8 +61,8 @@ def random_weights(manifest: Manifest) -> runtime.WeightView:
         first, *rest = manifest.tensors[tensor]
         shape = (len(range(*rows.indices(first))), *rest)
         size = int(np.prod(shape))
-        start = cursor if cursor + size <= pool.size else 0
+        start = cursor if cursor + size <= numbers.size else 0
         cursor = start + size
-        return np.reshape(pool[start:cursor], shape)
+        return np.reshape(pools[manifest.weight_types.of(tensor)][start:cursor], shape)
 
     return view

@@ -64,6 +64,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--guidance", help="first3, all or none: which latent channels are guided. [default: the family's]")
 @click.option("--batch", type=int, default=1, help="The most images of one call.")
 @click.option("--precision", default="fp32", help="fp32; bf16 and fp16 where the backend and the device have it.")
+@click.option("--fp32", multiple=True, metavar="SUBLAYER", help="Keep this one in float32 (blocks.3.mlp); repeat for more.")
 @click.option("--backend", default="auto", help="openvino, onnxruntime, or auto: the fastest that works where it runs.")
 @click.option("--link", default="shared", help="shared: an engine per segment. static: an engine per distinct call.")
 @click.option("--cache/--no-cache", default=True, help="--no-cache compiles the uncached twin, for comparison.")

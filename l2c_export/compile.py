@@ -27,7 +27,7 @@ from .passes.share import Shared, share
 from .passes.specialise import specialise
 from .plan import Key, Plan, make_plan
 from .predict import Prediction, predict
-from .program import CACHE, DTYPES, NOTHING, Graph, check, live, split_at
+from .program import CACHE, NOTHING, Graph, check, live, split_at
 from .schedule import Schedule
 from .segments import export_bodies
 
@@ -56,7 +56,7 @@ class Lowered:
 
 def lower(options: Options, source: Source, report: Report = id) -> Lowered:
     """From a model and a schedule to segments, step graphs and the manifest."""
-    whole, flops = record(source.family, DTYPES[options.precision])  # the uncached call as a graph
+    whole, flops = record(source.family, options.weight_types)  # the uncached call as a graph
     check(whole, "record")
     shared = share_graphs(source, options.max_graphs, flops, report)  # perhaps fewer distinct calls
     parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, whole)  # what leaves the loop
@@ -74,7 +74,7 @@ def compile_artefact(options: Options, report: Report = id) -> Manifest:
     report(source.describe())
     lowered = lower(options, source, report)
     bodies = export_bodies(source.family, lowered.whole)  # PyTorch -> ONNX, once per operation kind
-    layout = weight_file.Layout(source.family.tensors(), DTYPES[options.precision])
+    layout = weight_file.Layout(source.family.tensors(), options.weight_types)
     with artefact.staged(options.out) as folder:
         emit.write_models(folder, lowered.linked, bodies, layout)
         emit.write_schedule(folder, lowered.schedule)
@@ -105,7 +105,7 @@ def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, 
     bodies = export_bodies(source.family, lowered.whole)
     backend = open_backend(options.backend, Request(precision=options.precision)).backend
     with tempfile.TemporaryDirectory() as folder:
-        layout = weight_file.Layout(source.family.tensors(), lowered.manifest.weight_dtype)
+        layout = weight_file.Layout(source.family.tensors(), lowered.manifest.weight_types)
         emit.write_models(Path(folder), lowered.linked, bodies, layout)
         return segment_times(Path(folder), lowered.manifest, backend, options.batch)
 

@@ -11,7 +11,7 @@ import msgspec
 from . import __version__, manifest, stepgraph
 from .options import Options, Source
 from .passes.memory import caches, temporaries
-from .program import DTYPES, WEIGHT, Graph, Value, split_at, text
+from .program import DTYPES, FP32, WEIGHT, Graph, Value, split_at, text
 from .samplers import updates
 from .schedule import Schedule
 from .weights import Layout
@@ -62,6 +62,7 @@ def describe(
         ),
         precision=options.precision,
         weight_dtype=DTYPES[options.precision],
+        fp32=options.fp32,
         batch=options.batch,
         backend=options.backend,
         link=options.link,  # type: ignore[arg-type]
@@ -74,7 +75,7 @@ def describe(
                 file=f"segments/{name}.onnx",
                 inputs=segment.inputs,
                 outputs=segment.outputs,
-                flops=sum(flops[node.op] for node in segment.nodes),
+                flops=sum(flops[node.op.removesuffix(FP32)] for node in segment.nodes),
             )
             for name, segment in linked.segments.items()
         },

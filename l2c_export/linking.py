@@ -19,7 +19,7 @@ def bind(folder: Path, source: str) -> Manifest:
     manifest = artefact.read(folder, verify=False)
     seed = weights.random_seed(source)
     tensors = weights.random(manifest.tensors, seed) if seed is not None else checkpoint(source, manifest)
-    layout = weights.Layout(manifest.tensors, manifest.weight_dtype)
+    layout = weights.Layout(manifest.tensors, manifest.weight_types)
     try:
         weights.write(folder / weights.FILE, layout, tensors)
     except OSError as error:

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from .program import BYTES, Node, Value, rows_of, split_at
+from .weights import Types
 
 VERSION = 1
 FILE = "manifest.json"
@@ -107,6 +108,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     guidance: Guidance
     precision: str
     weight_dtype: str
+    fp32: tuple[str, ...]  # sublayers that are kept in float32
     batch: int  # images; the model sees twice as many with guidance
     backend: str
     link: Literal["shared", "static"]
@@ -123,6 +125,10 @@ class Manifest(Record, frozen=True, kw_only=True):
     files: dict[str, FileInfo]
     checksum: str = ""  # sha256 of this record as JSON with an empty checksum
 
+    @property
+    def weight_types(self) -> Types:
+        return Types(self.weight_dtype, self.fp32)
+
     def is_weight(self, name: str) -> bool:
         """Whether an input of a graph is a tensor of the checkpoint, or some rows of one."""
         return split_at(name)[0] not in self.values
@@ -131,7 +137,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         """Bytes of a weight tensor, or of some of its rows."""
         tensor, rows = rows_of(weight)
         first, *rest = self.tensors[tensor]
-        return len(range(*rows.indices(first))) * math.prod(rest) * BYTES[self.weight_dtype]
+        return len(range(*rows.indices(first))) * math.prod(rest) * BYTES[self.weight_types.of(tensor)]
 
     def value_bytes(self, name: str, rows: int) -> int:
         """Bytes of any input or output of a node, for `rows` rows of the model's batch."""

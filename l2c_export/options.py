@@ -9,8 +9,10 @@ from . import models, routers, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .errors import ModelError, ScheduleError, UsageError
 from .models.base import Family
+from .program import DTYPES
 from .samplers import updates
 from .schedule import Schedule, from_rule, is_rule
+from .weights import Types
 
 GUIDANCE = ("first3", "all", "none")
 LINKS = ("shared", "static")
@@ -30,6 +32,7 @@ class Options:
     guidance: str | None = None
     batch: int = 1
     precision: str = "fp32"
+    fp32: tuple[str, ...] = ()
     backend: str = AUTO
     link: str = "shared"
     cache: bool = True
@@ -54,9 +57,15 @@ class Options:
         for name, known in chosen:
             if getattr(self, name) not in (None, *known):
                 raise UsageError(f"--{name} {getattr(self, name)}: use one of {', '.join(known)}")
+        if self.fp32 and self.precision == "fp32":
+            raise UsageError(f"--fp32 {self.fp32[0]}: all of the model is float32: use it with --precision fp16 or bf16")
         if self.precision not in PRECISIONS.get(self.backend, precisions):
             able = " or ".join(name for name, known in PRECISIONS.items() if self.precision in known)
             raise UsageError(f"--precision {self.precision}: --backend {self.backend} has none: use --backend {able}")
+
+    @property
+    def weight_types(self) -> Types:
+        return Types(DTYPES[self.precision], self.fp32)
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,11 @@ def resolve(options: Options) -> Source:
     family, name = models.resolve(options.model, kind, columns, checkpoint.shapes if checkpoint else None)
     if kind not in (None, family.name):
         raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {family.name}: check --model")
+    for name in options.fp32:
+        if name not in family.sublayers:
+            raise UsageError(
+                f"--fp32 {name}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
+            )
     schedule = _schedule(options, family, learned)
     if options.sampler not in (None, schedule.sampler):
         raise UsageError(f"--sampler {options.sampler}: {options.schedule} was made for {schedule.sampler}")

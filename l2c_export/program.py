@@ -34,6 +34,7 @@ INNER = ""  # computed by a node of the graph itself
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 # The type of weights and activations at each precision; the latents and the sampler are float32 in all of them.
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+FP32 = "_fp32"  # ends the operation of a sublayer that is kept in float32, weights and all
 
 _SUFFIX = re.compile(r"@([+-]\d+)$")
 

@@ -81,9 +81,11 @@ class Reference:
 
 def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     """The artefact's weights, in the type in which they are stored."""
-    layout, memory = Layout(manifest.tensors, manifest.weight_dtype), np.fromfile(folder / weights.FILE, np.uint8)
-    kind = getattr(torch, manifest.weight_dtype)
-    return {name: torch.from_numpy(layout.view(memory, name)).view(kind) for name in manifest.tensors}
+    layout, memory = Layout(manifest.tensors, manifest.weight_types), np.fromfile(folder / weights.FILE, np.uint8)
+    return {
+        name: torch.from_numpy(layout.view(memory, name)).view(getattr(torch, layout.types.of(name)))
+        for name in manifest.tensors
+    }
 
 
 def given(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:

@@ -53,7 +53,7 @@ def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:
 
     Nothing writes to them; the mapping is copy-on-write because some libraries do not take read-only memory.
     """
-    layout = weights.Layout(manifest.tensors, manifest.weight_dtype)
+    layout = weights.Layout(manifest.tensors, manifest.weight_types)
     memory = np.memmap(folder / weights.FILE, mode="c")
     return lambda name: layout.view(memory, name)
 

@@ -80,8 +80,7 @@ def _cached(family: Family, op: str, inputs: Sequence[Value]) -> onnx.ModelProto
     if path.exists():
         with contextlib.suppress(Exception):
             return onnx.load(path)
-    function = base.update if op == "update" else family.segments[op].function
-    model = _export(function, op, inputs)
+    model = _export(base.segment_of(family, op).function, op, inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_bytes(model.SerializeToString())

@@ -159,8 +159,9 @@ def locate(
             scale = made if known is None else known
             large = tolerance.share(error, scale) > 1
             if large or (suspect is None and inner.share(error, scale) > 1):
-                cause = blame(given, manifest, expected, inner, node)
-                suspect = Place(wrong, call.timestep, node.name, node.op, name, error.relative, math.isfinite(error.largest), cause)
+                finite = math.isfinite(error.largest)
+                cause = blame(given, manifest, expected, inner, node, finite)
+                suspect = Place(wrong, call.timestep, node.name, node.op, name, error.relative, finite, cause)
             if large:
                 return suspect
     return suspect
@@ -175,8 +176,10 @@ def shared(loop: runtime.Loop) -> runtime.Loop:
     return runtime.Loop(program, loop.images, loop.rows > loop.images)
 
 
-def blame(given: dict[str, np.ndarray], manifest: Manifest, expected: Expected, tolerance: Tolerance, node: Node) -> str:
-    """Whether an engine was already given something wrong from outside the call."""
+def blame(
+    given: dict[str, np.ndarray], manifest: Manifest, expected: Expected, tolerance: Tolerance, node: Node, finite: bool
+) -> str:
+    """Why a value is wrong: something that came from outside the call, or the engine that made it."""
     for name, value in given.items():
         known = expected.value(name)
         if known is None or tolerance.share(Error.between(value, known), known) <= 1:
@@ -185,6 +188,8 @@ def blame(given: dict[str, np.ndarray], manifest: Manifest, expected: Expected, 
         if offset < 0:
             return f"it reads {base} from the cache, which call {expected.call + offset} filled: that value is wrong or stale"
         return f"it reads {name}, which was computed before the loop: that value is wrong"
+    if not finite and node.name in manifest.model.sublayers and manifest.precision != "fp32":
+        return f"it overflows in {manifest.precision}: compile with --fp32 {node.name}"
     weights = [name for name in node.inputs if manifest.is_weight(name)]
     return f"what it reads is right: look at the engine or its weights ({', '.join(weights[:4]) or 'none'})"
 
@@ -220,7 +225,8 @@ class Expected:
         if base.startswith("run."):
             first, _, last = base.removeprefix("run.").partition("..")
             span = self._columns[self._columns.index(first) : self._columns.index(last) + 1]
-            return np.sum([self._gated(sublayer, made, reads) for sublayer in span], axis=0)
+            summed: np.ndarray = np.sum([self._gated(sublayer, made, reads) for sublayer in span], axis=0)
+            return summed
         if base.endswith(".gated") and base.removesuffix(".gated") in self._columns:
             return self._gated(base.removesuffix(".gated"), made, reads)
         trace: dict[str, np.ndarray] = self._traces[made if base in self._columns else reads]

@@ -34,18 +34,28 @@ class Place(NamedTuple):
     bytes: int
 
 
-class Layout:
-    """The file's header and the place of every weight, for tensors of the given shapes and one type."""
+class Types(NamedTuple):
+    """The type of every tensor: one for all, but for the sublayers that are kept in float32."""
 
-    def __init__(self, shapes: Shapes, dtype: str = "float32") -> None:
-        self.dtype = dtype
+    dtype: str = "float32"
+    fp32: tuple[str, ...] = ()
+
+    def of(self, tensor: str) -> str:
+        return "float32" if any(tensor.startswith(f"{sublayer}.") for sublayer in self.fp32) else self.dtype
+
+
+class Layout:
+    """The file's header and the place of every weight, for tensors of the given shapes and types."""
+
+    def __init__(self, shapes: Shapes, types: Types = Types()) -> None:  # noqa: B008  (frozen)
+        self.types = types
         table: dict[str, dict[str, object]] = {}
         position = 0
         starts: dict[str, int] = {}
         for name in sorted(shapes):
-            size = BYTES[dtype] * int(np.prod(shapes[name]))
+            size = BYTES[types.of(name)] * int(np.prod(shapes[name]))
             table[name] = {
-                "dtype": CODES[dtype],
+                "dtype": CODES[types.of(name)],
                 "shape": list(shapes[name]),
                 "data_offsets": [position, position + size],
             }
@@ -62,14 +72,14 @@ class Layout:
         """The place of "name" or of "name[first:last]"."""
         name, rows = rows_of(weight)
         shape = self._shapes[name]
-        row = BYTES[self.dtype] * int(np.prod(shape[1:]))
+        row = BYTES[self.types.of(name)] * int(np.prod(shape[1:]))
         first, last, _ = rows.indices(shape[0])
         return Place(self._starts[name] + first * row, (last - first, *shape[1:]), (last - first) * row)
 
     def view(self, memory: np.ndarray, weight: str) -> np.ndarray:
         """The weight as an array inside `memory`, the file's bytes; bfloat16 as its 16 bits."""
         offset, shape, size = self.place(weight)
-        return memory[offset : offset + size].view(stored(self.dtype)).reshape(shape)
+        return memory[offset : offset + size].view(stored(self.types.of(weight))).reshape(shape)
 
 
 def write(path: Path, layout: Layout, tensors: Tensors, progress: Progress = id) -> None:
@@ -79,7 +89,7 @@ def write(path: Path, layout: Layout, tensors: Tensors, progress: Progress = id)
         with open(partial, "wb") as file:
             file.write(layout.header)
             for name, value in tensors:
-                data = rounded(name, value, layout.dtype)
+                data = rounded(name, value, layout.types.of(name))
                 file.write(data.data)
                 progress(data.nbytes)
             file.flush()
@@ -103,7 +113,9 @@ def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
         data = np.ascontiguousarray(value, dtype=dtype)
     if not np.isfinite(data).all():
         count = int(np.size(data) - np.isfinite(data).sum())
-        raise WeightsError(f"weights: {count} values of {name} are too large for {dtype}: use --precision bf16 or fp32")
+        raise WeightsError(
+            f"weights: {count} values of {name} do not fit into {dtype}: use --precision bf16, or --fp32 for its sublayer"
+        )
     return data
 
 

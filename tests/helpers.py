@@ -10,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx.parser
+from onnx.reference import ReferenceEvaluator
 
+from l2c_export import artefact
+from l2c_export.backends import Opened, SegmentFile
 from l2c_export.options import Options
+from l2c_export.pipeline import Pipeline
 from l2c_export.program import CACHE, LABEL, LOOP, ROW, TIME, WEIGHT, Graph, Node, Value, split_at
+from l2c_export.runtime import load_program
 
 OWN_CASES = Path(__file__).parent / "cases"
 REFERENCE = Path(os.environ.get("L2C_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")) / "cases"
@@ -64,6 +69,37 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray], ops: Mapping[str, O
     for node in graph.nodes:
         values[node.outputs[0]] = known[node.op](*(values[i] for i in node.inputs))
     return values
+
+
+class FaithfulBackend:
+    """onnx's own evaluator: every operator in its stated type.  ONNX Runtime computes float16 in float32 on a CPU."""
+
+    name = "faithful"
+
+    def describe(self) -> str:
+        return "onnx.reference"
+
+    def load(self, segment: SegmentFile) -> FaithfulEngine:
+        return FaithfulEngine(ReferenceEvaluator(str(segment.path)))
+
+
+@dataclass(frozen=True)
+class FaithfulEngine:
+    evaluator: ReferenceEvaluator
+
+    def bind(self, inputs, outputs):
+        def run():
+            with np.errstate(all="ignore"):
+                made = self.evaluator.run(list(outputs), dict(inputs))
+            for out, value in zip(outputs.values(), made, strict=True):
+                out[...] = value
+
+        return run
+
+
+def faithful(folder: Path) -> Pipeline:
+    backend = FaithfulBackend()
+    return Pipeline(load_program(folder, artefact.read(folder), backend), Opened(backend, "as asked"))
 
 
 @dataclass(frozen=True)

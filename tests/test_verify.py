@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import case
+from helpers import case, faithful
 from safetensors.numpy import load_file, save_file
 
 import l2c_export
@@ -126,16 +126,23 @@ def test_one_weight_tensor_off_by_a_percent_is_found(dit, tmp_path):
 def test_an_overflow_of_fp16_is_found_where_it_first_appears(tmp_path):
     chosen = case("dit_tiny_odd_resetN")
     tensors = load_file(chosen.path / "model.safetensors")
-    tensors["blocks.1.mlp.fc2.weight"] = tensors["blocks.1.mlp.fc2.weight"] * np.float32(3e4)
-    tensors["blocks.1.mlp.fc1.weight"] = tensors["blocks.1.mlp.fc1.weight"] * np.float32(300)
+    large = np.float32(6e4) / np.abs(tensors["blocks.1.mlp.fc1.weight"]).max()
+    tensors["blocks.1.mlp.fc1.weight"] *= large  # the hidden layer has values over 65504, all else has not
+    tensors["blocks.1.mlp.fc2.weight"] /= large
     save_file(tensors, tmp_path / "large.safetensors")
-    wide = chosen.options(tmp_path / "e", weights=str(tmp_path / "large.safetensors"), precision="fp16", backend="onnxruntime")
-    compile_artefact(wide)
-    pipe = l2c_export.load(tmp_path / "e")
-    verdict = verify(pipe, Reference(tmp_path / "e", pipe.manifest, pipe.noise(1, 0), [3], 3.0))
+
+    def verified(**options):
+        narrow = {"weights": str(tmp_path / "large.safetensors"), "precision": "fp16", "backend": "onnxruntime", **options}
+        compile_artefact(chosen.options(tmp_path / "e", **narrow))
+        pipe = faithful(tmp_path / "e")
+        return verify(pipe, Reference(tmp_path / "e", pipe.manifest, pipe.noise(1, 0), [3], 3.0))
+
+    verdict = verified()
     assert not verdict.place.finite
     assert verdict.place.sublayer == "blocks.1.mlp"
     assert "--fp32 blocks.1.mlp" in summary(verdict)
+    kept = verified(fp32=("blocks.1.mlp",))
+    assert kept.passed, summary(kept)
 
 
 def test_the_command_says_where_and_fails(tiny):

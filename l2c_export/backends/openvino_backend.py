@@ -12,6 +12,7 @@ import numpy as np
 
 from ..cache import writable_folder
 from ..errors import BackendError
+from ..program import FP32
 from . import Arrays, Nodes, Request, Run, SegmentFile, needs
 
 ov = needs("openvino", "openvino")
@@ -152,7 +153,7 @@ class OpenVinoBackend:
         return self._compile(path, whole, tuple(parameters), outputs, config)
 
     def _precision_of(self, segment: str) -> str:
-        return "fp32" if segment.startswith(ALWAYS_FP32) else self._precision
+        return "fp32" if segment.startswith(ALWAYS_FP32) or FP32 in segment else self._precision
 
     def _read(self, path: Path) -> Any:
         try:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..program import INNER, LABEL, LOOP, TIME, WEIGHT, Graph, Node, Value
+from ..program import FP32, INNER, LABEL, LOOP, TIME, WEIGHT, Graph, Node, Value
+from ..weights import Types
 from . import layers
 
 # Batch sizes for recording: primes that no model has as a width, so that they mark the batch axes.
@@ -24,8 +25,7 @@ from . import layers
 IMAGES, ROWS = 3967, 7919
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A kind of operation: a pure function of activations, then weights.
 
     `weights` are the names of the weights under the module that the operation is called at.
@@ -88,7 +88,7 @@ class Recorder:
     """A Runner that records nodes.  Shapes come from running the functions without data."""
 
     family: Family
-    dtype: torch.dtype = torch.float32  # of weights; activations follow
+    types: Types  # of weights; activations follow
     nodes: list[Node] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     flops: dict[str, int] = field(default_factory=dict)  # per row of the model's batch, of every operation
@@ -97,12 +97,16 @@ class Recorder:
         return self._made(name, torch.empty(shape, dtype=dtype, device="meta"), kind)
 
     def __call__(self, op: str, *inputs: Traced, at: str = "") -> Traced:
-        segment = self.family.segments[op]
-        weights = [self._weight(f"{at}.{w}" if at else w) for w in segment.weights]
-        return self._node(op, f"{at}.{op}" if at else op, segment.function, [*inputs, *weights])
+        return self._segment(op, f"{at}.{op}" if at else op, inputs, at)
 
     def sublayer(self, op: str, *inputs: Traced, at: str) -> Traced:
-        return self(op, *inputs, at=at)
+        name = f"{at}.{op}"
+        return self._segment(op + FP32 if name in self.types.fp32 else op, name, inputs, at)
+
+    def _segment(self, op: str, name: str, inputs: Sequence[Traced], at: str) -> Traced:
+        segment = segment_of(self.family, op)
+        weights = [self._weight(f"{at}.{w}" if at else w) for w in segment.weights]
+        return self._node(op, name, segment.function, [*inputs, *weights])
 
     def chunks(self, op: str, value: Traced, at: str, names: Sequence[str]) -> tuple[Traced, ...]:
         rows = self.family.tensors()[f"{at}.weight"][0] // len(names)
@@ -123,14 +127,15 @@ class Recorder:
         if cut:
             first, last = map(int, cut[1:-1].split(":"))
             shape = (last - first, *shape[1:])
-        return self.input(tensor + cut, WEIGHT, shape, self.dtype)
+        return self.input(tensor + cut, WEIGHT, shape, getattr(torch, self.types.of(tensor)))
 
     def _node(self, op: str, name: str, function: Callable[..., Tensor], inputs: list[Traced]) -> Traced:
         self.nodes.append(Node(op, name, tuple(i.name for i in inputs), (name,)))
-        with FlopCounterMode(display=False) if op not in self.flops else contextlib.nullcontext() as counter:
+        plain = op.removesuffix(FP32)
+        with FlopCounterMode(display=False) if plain not in self.flops else contextlib.nullcontext() as counter:
             made = function(*(i.meta for i in inputs))
         if counter:
-            self.flops[op] = counter.get_total_flops() // ROWS
+            self.flops[plain] = counter.get_total_flops() // ROWS
         return self._made(name, made, INNER)
 
     def _made(self, name: str, meta: Tensor, kind: str) -> Traced:
@@ -145,14 +150,29 @@ class Recorded(NamedTuple):
     flops: Mapping[str, int]  # of every kind of operation, per row of the model's batch
 
 
-def record(family: Family, dtype: str = "float32") -> Recorded:
-    """The family's uncached call with weights of a type, guidance and the sampler's update included, as a graph.
+def segment_of(family: Family, op: str) -> Segment:
+    """The kind of operation; with the suffix `FP32` it computes in float32 whatever it is given."""
+    if op == "update":
+        return Segment(update)
+    segment = family.segments[op.removesuffix(FP32)]
+    return segment._replace(function=in_float32(segment.function)) if op.endswith(FP32) else segment
+
+
+def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def widened(h: Tensor, *others: Tensor) -> Tensor:
+        return function(layers.wide(h), *map(layers.wide, others)).to(h.dtype)
+
+    return widened
+
+
+def record(family: Family, types: Types = Types()) -> Recorded:  # noqa: B008  (frozen)
+    """The family's uncached call with weights of the given types, guidance and the sampler's update included, as a graph.
 
     Its loop inputs: `x` the latents, `base` the latents at the start of the solver step, `rows`,
     `conditional`, `unconditional` (which rows guide which image), `guidance` and `coefficients`.
     Its output `x.next` are the latents for the next call.
     """
-    run = Recorder(family, getattr(torch, dtype))
+    run = Recorder(family, types)
     channels, height, width = family.latent
     images = (IMAGES, channels, height, width)
     x, base = run.input("x", LOOP, images), run.input("base", LOOP, images)
@@ -163,7 +183,7 @@ def record(family: Family, dtype: str = "float32") -> Recorded:
     guidance = run.input("guidance", LOOP, (1, channels, 1, 1))
     coefficients = run.input("coefficients", LOOP, (3,))
     inputs = [noise, x, base, *chosen, guidance, coefficients]
-    run._node("update", "x.next", update, inputs)
+    run._node("update", "x.next", segment_of(family, "update").function, inputs)
     return Recorded(Graph(tuple(run.nodes), run.values, ("x.next",), family.sublayers), run.flops)
 
 
