@@ -1,54 +1,18 @@
-"""The commands `l2c-export` and `l2c`: data on stdout, everything else on stderr, errors as one line.
-
-Exit codes: 0 done, 1 failed, 2 wrong usage.
-"""
+"""The commands `l2c-export` and `l2c`; those that measure are in `cli_measure.py`."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from . import __version__
-from .errors import L2CError, UsageError
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-def say(line: object) -> None:
-    """Logs and progress go to stderr."""
-    click.echo(line, err=True)
-
-
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Errors become one line and an exit code here, and only here; -v shows the traceback."""
-
-    @click.option("-v", "--verbose", is_flag=True, help="Show a traceback when something fails.")
-    @functools.wraps(function)
-    def run(verbose: bool, **options: Any) -> None:
-        try:
-            function(**options)
-        except L2CError as error:
-            if verbose:
-                raise
-            say(f"error: {error}")
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            say("interrupted")
-            sys.exit(130)
-        except MemoryError:
-            say("error: out of memory: use a smaller --batch")
-            sys.exit(1)
-
-    return run
+from . import __version__, cli_measure
+from .console import FILE, FOLDER, command, print_table, progress, say
+from .errors import UsageError
 
 
 @click.command(context_settings={"show_default": True})
@@ -121,6 +85,7 @@ def l2c() -> None:
 
 
 l2c.add_command(export)
+l2c.add_command(cli_measure.verify)
 
 
 @l2c.command()
@@ -164,7 +129,7 @@ def run(engines: Path, labels: tuple[int, ...], guidance_scale: float | None, se
     loaded = time.perf_counter()
     say(f"backend: {pipe.backend}")
     image = out.suffix != ".npy"
-    with progress(pipe.manifest.steps_of_solver) as step:
+    with progress("denoising", pipe.manifest.steps_of_solver) as step:
         done = pipe(labels, guidance_scale, seed, output_type="np" if image else "latent",
                     callback_on_step_end=step, check_finite=check_finite)  # fmt: skip
     finished = time.perf_counter()
@@ -173,22 +138,6 @@ def run(engines: Path, labels: tuple[int, ...], guidance_scale: float | None, se
     if as_json:
         times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(labels)}
         click.echo(json.dumps({"out": str(out), **times}))
-
-
-def progress(total: int) -> Any:
-    """A progress bar on stderr, as a callback; silent when that is not a terminal."""
-    import contextlib
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    @contextlib.contextmanager
-    def bar() -> Any:
-        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as shown:
-            task = shown.add_task("denoising", total=total)
-            yield lambda *_: shown.advance(task)
-
-    return bar()
 
 
 @l2c.command()
@@ -239,49 +188,6 @@ def measured_calls(folder: Path) -> list[float]:
 
 
 @l2c.command()
-@click.argument("engines", type=FOLDER)
-@click.option("--class-label", "labels", type=int, multiple=True, help="[default: as many as the batch]")
-@click.option("--guidance-scale", type=float, help="[default: the artefact's]")
-@click.option("--seed", type=int, default=0)
-@click.option("--weights", type=FILE, help="Compare with this checkpoint. [default: the artefact's own weights]")
-@click.option("--golden", type=FOLDER, help="A recorded run: config.json and golden.npz.")
-@click.option("--atol", type=float, help="[default: 3e-5 fp32, 2e-2 fp16, 5e-2 bf16]")
-@click.option("--rtol", type=float, help="The same, times the largest latent.")
-@click.option("--backend", help="[default: what the artefact was compiled for]")
-@click.option("--device", help="[default: cpu]")
-@click.option("--threads", type=int, help="[default: all cores]")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@command
-def verify(engines: Path, labels: tuple[int, ...], guidance_scale: float | None, seed: int, weights: Path | None,
-           golden: Path | None, atol: float | None, rtol: float | None, backend: str | None, device: str | None,
-           threads: int | None, as_json: bool) -> None:  # fmt: skip
-    """Compare every call with the cached PyTorch model in float64; exit code 1 if one leaves the tolerance."""
-    from . import pipeline
-    from .backends import needs
-
-    needs("torch", "export")
-    from . import reference
-    from . import verify as checking
-
-    pipe = pipeline.load(engines, backend, device, threads)
-    model = pipe.manifest.model
-    if golden:
-        asked = reference.of_case(golden, engines, pipe.manifest, weights)
-    else:
-        chosen = list(labels) or [(207 + n) % model.labels for n in range(pipe.manifest.batch)]
-        scale = pipe.manifest.guidance.scale if guidance_scale is None else guidance_scale
-        asked = reference.Reference(engines, pipe.manifest, pipe.noise(len(chosen), seed), chosen, scale, weights)
-    verdict = checking.verify(pipe, asked, atol, rtol)
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(verdict)))
-    else:
-        print_table(f"{engines} against cached PyTorch in float64, {pipe.backend}", checking.table(verdict))
-    say(checking.summary(verdict))
-    if not verdict.passed:
-        sys.exit(1)
-
-
-@l2c.command()
 @click.option("--json", "as_json", is_flag=True)
 @command
 def doctor(as_json: bool) -> None:
@@ -299,21 +205,6 @@ def doctor(as_json: bool) -> None:
         print_table("backends", rows)
     if not any(f.works for f in found):
         raise UsageError("no backend works: pip install 'l2c-export[onnxruntime]'")
-
-
-def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:
-    """The first row is the header; numbers are aligned to the right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
-    numeric = [all(isinstance(row[i], (int, float)) for row in rows[1:]) for i in range(len(rows[0]))]
-    for name, right in zip(rows[0], numeric, strict=True):
-        table.add_column(str(name), justify="right" if right else "left")
-    for row in rows[1:]:
-        table.add_row(*map(str, row))
-    width = None if sys.stdout.isatty() else 120
-    Console(width=width).print(table)
 
 
 def main() -> None:

@@ -305,7 +305,7 @@ def installed(package: str) -> str | None:
 
 
 def print_results(result: dict) -> None:
-    from l2c_export.cli import print_table
+    from l2c_export.console import print_table
 
     def times(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}x"

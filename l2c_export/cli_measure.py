@@ -1,0 +1,55 @@
+"""The commands that measure: is it right, how fast is it, and where does the time go."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from .console import FILE, FOLDER, command, print_table, say
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("engines", type=FOLDER)
+@click.option("--class-label", "labels", type=int, multiple=True, help="[default: as many as the batch]")
+@click.option("--guidance-scale", type=float, help="[default: the artefact's]")
+@click.option("--seed", type=int, default=0)
+@click.option("--weights", type=FILE, help="Compare with this checkpoint. [default: the artefact's own weights]")
+@click.option("--golden", type=FOLDER, help="A recorded run: config.json and golden.npz.")
+@click.option("--atol", type=float, help="[default: 3e-5 fp32, 2e-2 fp16, 5e-2 bf16]")
+@click.option("--rtol", type=float, help="The same, times the largest latent.")
+@click.option("--backend", help="[default: what the artefact was compiled for]")
+@click.option("--device", help="[default: cpu]")
+@click.option("--threads", type=int, help="[default: all cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@command
+def verify(engines: Path, labels: tuple[int, ...], guidance_scale: float | None, seed: int, weights: Path | None,
+           golden: Path | None, atol: float | None, rtol: float | None, backend: str | None, device: str | None,
+           threads: int | None, as_json: bool) -> None:  # fmt: skip
+    """Compare every call with the cached PyTorch model in float64; exit code 1 if one leaves the tolerance."""
+    from . import pipeline
+    from .backends import needs
+
+    needs("torch", "export")
+    from . import reference
+    from . import verify as checking
+
+    pipe = pipeline.load(engines, backend, device, threads)
+    model = pipe.manifest.model
+    if golden:
+        asked = reference.of_case(golden, engines, pipe.manifest, weights)
+    else:
+        chosen = list(labels) or [(207 + n) % model.labels for n in range(pipe.manifest.batch)]
+        scale = pipe.manifest.guidance.scale if guidance_scale is None else guidance_scale
+        asked = reference.Reference(engines, pipe.manifest, pipe.noise(len(chosen), seed), chosen, scale, weights)
+    verdict = checking.verify(pipe, asked, atol, rtol)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(verdict)))
+    else:
+        print_table(f"{engines} against cached PyTorch in float64, {pipe.backend}", checking.table(verdict))
+    say(checking.summary(verdict))
+    if not verdict.passed:
+        sys.exit(1)

@@ -1,0 +1,74 @@
+"""What all commands share: where words go, how errors end, tables and progress.
+
+Data on stdout, everything else on stderr, errors as one line.  Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import L2CError
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def say(line: object) -> None:
+    """Logs and progress go to stderr."""
+    click.echo(line, err=True)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Errors become one line and an exit code here, and only here; -v shows the traceback."""
+
+    @click.option("-v", "--verbose", is_flag=True, help="Show a traceback when something fails.")
+    @functools.wraps(function)
+    def run(verbose: bool, **options: Any) -> None:
+        try:
+            function(**options)
+        except L2CError as error:
+            if verbose:
+                raise
+            say(f"error: {error}")
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            say("interrupted")
+            sys.exit(130)
+        except MemoryError:
+            say("error: out of memory: use a smaller --batch")
+            sys.exit(1)
+
+    return run
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr, as a callback; silent when that is not a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda *_: shown.advance(task)
+
+
+def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:
+    """The first row is the header; numbers are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    numeric = [all(isinstance(row[i], (int, float)) for row in rows[1:]) for i in range(len(rows[0]))]
+    for name, right in zip(rows[0], numeric, strict=True):
+        table.add_column(str(name), justify="right" if right else "left")
+    for row in rows[1:]:
+        table.add_row(*map(str, row))
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width).print(table)
