@@ -29,6 +29,7 @@ def read(folder: Path, verify: bool = True) -> Manifest:
     manifest = parse(data, str(folder / FILE))
     used = {s.file for s in manifest.segments.values()} | {g.file for g in manifest.graphs.values()}
     used |= {weights.FILE} if manifest.weights else set()
+    used |= {file for build in manifest.builds.values() for file in build.engines.values()}
     if unlisted := sorted(used - set(manifest.files)):
         raise ArtefactError(f"{folder / FILE} does not list {unlisted[0]}, which it uses: run l2c-export again")
     for name, info in manifest.files.items() if verify else ():
@@ -153,6 +154,8 @@ def _replace(folder: Path, stage: Path) -> None:
     (folder / FILE).unlink(missing_ok=True)  # from here on the old artefact is not complete any more
     for name in old:
         (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty yet, or the artefact's own folder
+            (folder / name).parent.rmdir()
     new = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
     for name in sorted(new, key=lambda n: n == FILE):  # the manifest last: present means complete
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

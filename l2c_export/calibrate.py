@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from . import runtime
-from .backends import Backend, Run
+from . import binding, runtime
+from .backends import Backend, Run, WeightView
 from .manifest import Manifest
 from .program import rows_of
 from .weights import rounded
@@ -24,7 +24,7 @@ SAMPLES = 7  # timings of a segment, at different places of the model
 def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: int) -> dict[str, float]:
     """Median seconds of one run of every segment, for a batch of `images`."""
     shared = msgspec.structs.replace(manifest, link="shared")
-    program = runtime.load_program(folder, shared, backend, random_weights(manifest))
+    program = binding.load_program(folder, shared, backend, random_weights(manifest))
     loop = runtime.Loop(program, images, manifest.guidance.mode != "none")
     places: dict[str, list[Run]] = defaultdict(list)
     for index in {call.graph: n for n, call in enumerate(manifest.calls)}.values():
@@ -32,7 +32,7 @@ def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: in
         for node, run in zip(manifest.graphs[manifest.calls[index].graph].nodes, loop.bound(index), strict=True):
             places[node.op].append(run)
     if manifest.prologue:
-        for node, run in zip(manifest.graphs[manifest.prologue].nodes, loop.hoisted.prologue, strict=True):
+        for node, run in zip(manifest.graphs[manifest.prologue].nodes, loop.hoisted.prologue[0], strict=True):
             places[node.op].append(run)
     return {name: statistics.median(_seconds(runs)) for name, runs in places.items()}
 
@@ -48,7 +48,7 @@ def _seconds(runs: list[Run]) -> list[float]:
     return found[1:]
 
 
-def random_weights(manifest: Manifest) -> runtime.WeightView:
+def random_weights(manifest: Manifest) -> WeightView:
     """Weights for timing only: slices of one pool, a new place each time, since in the loop no weight is in the cache."""
     sizes = [math.prod(shape) for shape in manifest.tensors.values()]
     numbers = np.random.default_rng(0).standard_normal(max(2 * max(sizes), 2**24), np.float32) * np.float32(0.02)

@@ -29,7 +29,7 @@ from .errors import UsageError
 @click.option("--batch", type=int, default=1, help="The most images of one call.")
 @click.option("--precision", default="fp32", help="fp32; bf16 and fp16 where the backend and the device have it.")
 @click.option("--fp32", multiple=True, metavar="SUBLAYER", help="Keep this one in float32 (blocks.3.mlp); repeat for more.")
-@click.option("--backend", default="auto", help="openvino, onnxruntime, or auto: the fastest that works where it runs.")
+@click.option("--backend", default="auto", help="tensorrt, tensorrt-rtx, openvino, onnxruntime or auto: what works there.")
 @click.option("--link", default="shared", help="shared: an engine per segment. static: an engine per distinct call.")
 @click.option("--cache/--no-cache", default=True, help="--no-cache compiles the uncached twin, for comparison.")
 @click.option("--hoist/--no-hoist", default=True, help="Compute what does not depend on the latents before the loop.")
@@ -43,7 +43,7 @@ from .errors import UsageError
 @command
 def export(dry_run: bool, device: str, calibrate: bool, as_json: bool, **options: Any) -> None:
     """Compile a learned schedule and its diffusion transformer into engines."""
-    from .backends import needs
+    from .backends import BUILT, needs
 
     for package in ("torch", "onnx"):
         needs(package, "export")
@@ -54,10 +54,16 @@ def export(dry_run: bool, device: str, calibrate: bool, as_json: bool, **options
     if dry_run:
         print_prediction(chosen, device, calibrate, as_json)
         return
+    if chosen.backend in BUILT:
+        from .backends.tensorrt_backend import library
+
+        library(chosen.backend)  # say now if it is missing
     started = time.perf_counter()
     result = compile_artefact(chosen, say)
     seconds, size = time.perf_counter() - started, sum(f.bytes for f in result.files.values())
-    say(f"{options['out']}: {size / 2**20:.1f} MB in {seconds:.1f} s")
+    say(f"{chosen.out}: {size / 2**20:.1f} MB in {seconds:.1f} s")
+    if chosen.backend in BUILT:
+        build_engines(chosen.out, chosen.backend)
     if as_json:
         summary = {"out": str(options["out"]), "bytes": size, "seconds": seconds, "calls": len(result.calls),
                    "graphs": len(result.graphs), "segments": len(result.segments),
@@ -100,6 +106,41 @@ def link(engines: Path, weights: str) -> None:
     if result.weights and result.weights.random is not None:
         say(f"RANDOM weights, seed {result.weights.random}: good for latency, the images mean nothing")
     say(f"{engines}: linked with {weights}")
+
+
+@l2c.command()
+@click.argument("engines", type=FOLDER)
+@click.option("--backend", required=True, help="tensorrt, or tensorrt-rtx (which needs no GPU to build).")
+@click.option("--target", "targets", help="tensorrt-rtx: for these GPUs. [default: sm86,sm89,sm120]")
+@click.option("--batch", help="MIN:OPT:MAX images. [default: 1:N:N, N being what the artefact was compiled for]")
+@click.option("--optimization-level", "level", type=click.IntRange(0, 5), help="More builds slower. [default: the library's]")
+@click.option("--timing-cache", type=FILE, help="Measured kernels are kept here. [default: one per GPU, in the user's cache]")
+@click.option("--version-compatible", is_flag=True, help="Runs with later releases of the same major version, too.")
+@click.option("--hardware-compatible", is_flag=True, help="Runs on every GPU from Ampere on, more slowly.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON.")
+@command
+def build(engines: Path, backend: str, targets: str | None, batch: str | None, timing_cache: Path | None, as_json: bool,
+          **choices: Any) -> None:  # fmt: skip
+    """Add engines for a GPU to an artefact; torch and onnx are not needed."""
+    build_engines(engines, backend, tuple(targets.split(",")) if targets else (), batch, timing_cache, as_json, choices)
+
+
+def build_engines(
+    folder: Path, backend: str, targets: tuple[str, ...] = (), batch: str | None = None, timing_cache: Path | None = None,
+    as_json: bool = False, choices: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    from . import artefact, building
+    from .backends.tensorrt_build import Settings
+
+    started = time.perf_counter()
+    total = building.count(artefact.read(folder, verify=False))
+    with progress("building engines", total) as step:
+        settings = Settings(targets=targets, **(choices or {}))
+        result = building.build(folder, backend, settings, batch, timing_cache, say, step)
+    if as_json:
+        summary = {name: {"engines": len(b.engines), "bytes": sum(result.files[f].bytes for f in b.engines.values())}
+                   for name, b in result.builds.items()}  # fmt: skip
+        click.echo(json.dumps({"out": str(folder), "seconds": time.perf_counter() - started, "builds": summary}))
 
 
 @l2c.command()

@@ -71,4 +71,4 @@ def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:
     for row in rows[1:]:
         table.add_row(*map(str, row))
     width = None if sys.stdout.isatty() else 120
-    Console(width=width).print(table)
+    Console(width=width, markup=False).print(table)

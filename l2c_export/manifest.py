@@ -96,6 +96,26 @@ class Call(Record, frozen=True, kw_only=True):
     writes: dict[str, int]
 
 
+class Build(Record, frozen=True, kw_only=True):
+    """Engines for GPUs, made from the artefact's ONNX files by `l2c build`."""
+
+    backend: str
+    version: str  # of the library
+    targets: tuple[str, ...]  # GPU architectures: sm90 ..
+    images: tuple[int, int, int]  # the fewest, usual and most of one call
+    level: int | None  # the builder's optimisation level
+    version_compatible: bool
+    hardware_compatible: bool
+    engines: dict[str, str]  # segment (shared link) or graph (static link) -> file
+
+    def runs_on(self, architecture: str, version: str) -> bool:
+        """Whether a GPU and a version of the library can run these engines."""
+        same = self.version == version
+        newer = self.version_compatible and self.version.split(".")[0] == version.split(".")[0]
+        ampere = self.hardware_compatible and int(architecture.removeprefix("sm")) >= 80
+        return (same or newer) and (architecture in self.targets or ampere)
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """Everything about an artefact but the bytes of its files."""
 
@@ -122,6 +142,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     graphs: dict[str, Graph]
     calls: tuple[Call, ...]
     cache_bytes: tuple[int, ...]  # cache slots, bytes per row
+    builds: dict[str, Build] = {}
     files: dict[str, FileInfo]
     checksum: str = ""  # sha256 of this record as JSON with an empty checksum
 

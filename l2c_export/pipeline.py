@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from . import artefact, runtime
+from . import artefact, binding, runtime
 from .backends import Opened, Request, open_backend
 from .errors import ArtefactError, RunError, UsageError
 from .manifest import Manifest
@@ -49,14 +49,15 @@ def load(
     manifest = artefact.read(folder, verify)
     if manifest.weights is None:
         raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
-    opened = open_backend(backend or manifest.backend, Request(device, threads, manifest.precision))
-    return Pipeline(runtime.load_program(folder, manifest, opened.backend), opened)
+    asked = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()))
+    opened = open_backend(backend or manifest.backend, asked)
+    return Pipeline(binding.load_program(folder, manifest, opened.backend), opened)
 
 
 class Pipeline:
     """A compiled sampler.  One generation at a time; load one pipeline per thread."""
 
-    def __init__(self, program: runtime.Program, opened: Opened) -> None:
+    def __init__(self, program: binding.Program, opened: Opened) -> None:
         self._program = program
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
         self._loops: dict[tuple[int, bool], runtime.Loop] = {}
@@ -84,8 +85,19 @@ class Pipeline:
         labels = self._labels(class_labels)
         self._check_output(output_type)
         noise = self.noise(len(labels), seed) if latents is None else self._latents(latents, len(labels))
-        final = noise
-        step = -1
+        if callback_on_step_end or check_finite:
+            final = self._stepwise(labels, guidance_scale, noise, callback_on_step_end, check_finite)
+        else:
+            asked = self.generation(labels, guidance_scale)
+            final = asked.loop.whole(noise, asked.labels, asked.guidance)
+        final = final.copy()
+        return Output(final, None if output_type == "latent" else to_images(final, output_type))
+
+    def _stepwise(
+        self, labels: list[int], guidance_scale: float | None, noise: np.ndarray, callback: Callback | None, check_finite: bool
+    ) -> np.ndarray:
+        """The loop with a stop after every call."""
+        final, step = noise, -1
         for done in self.steps(labels, guidance_scale, noise):
             if check_finite and not np.isfinite(done.x).all():
                 raise RunError(f"call {done.index} (timestep {done.call.timestep:g}) made NaN or infinite latents")
@@ -93,14 +105,13 @@ class Pipeline:
             if not done.call.ends_step:
                 continue
             step += 1
-            if callback_on_step_end:
-                given = callback_on_step_end(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
+            if callback:
+                given = callback(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
                 if given and "latents" in given:
                     done.x[...] = self._latents(given["latents"], len(labels))
                     if check_finite and not np.isfinite(done.x).all():
                         raise RunError(f"the callback after step {step} returned NaN or infinite latents")
-        final = final.copy()
-        return Output(final, None if output_type == "latent" else to_images(final, output_type))
+        return final
 
     def steps(self, labels: Sequence[int], guidance_scale: float | None, noise: np.ndarray) -> Iterator[runtime.Step]:
         """The loop itself, for callers that want progress or timing: one item per network evaluation."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from . import pipeline, runtime
+from . import binding, pipeline, runtime
 from .manifest import Manifest
 from .program import Node, split_at
 
@@ -143,17 +143,19 @@ def locate(
         loop.hoisted.reach(index)
         for run in loop.bound(index):
             run()
-        loop.after(index).x[...] = want[index]
+        step = loop.after(index)
+        step.x[...] = want[index]
+        loop.go_on_from(step)
     loop.hoisted.reach(wrong)
     expected = Expected(manifest, reference, wrong)
     call, inner = manifest.calls[wrong], tolerance.inner(manifest.precision)
     suspect: Place | None = None  # a small error, which the rest of the call may have amplified
     for node, run in zip(manifest.graphs[call.graph].nodes, loop.bound(wrong), strict=True):
         late = [name for name in node.inputs if name in call.reads or is_hoisted(manifest, name)]
-        given = {name: decoded(loop.array(wrong, name), manifest, name).copy() for name in late}
+        given = {name: decoded(loop.memory.get(loop.array(wrong, name)), manifest, name).copy() for name in late}
         run()
         for name in node.outputs:
-            made = decoded(loop.array(wrong, name), manifest, name)
+            made = decoded(loop.memory.get(loop.array(wrong, name)), manifest, name)
             known = expected.value(name)
             error = Error.between(made, made if known is None else known)
             scale = made if known is None else known
@@ -172,7 +174,7 @@ def shared(loop: runtime.Loop) -> runtime.Loop:
     if loop.manifest.link == "shared":
         return loop
     manifest = msgspec.structs.replace(loop.manifest, link="shared")
-    program = runtime.load_program(loop.program.folder, manifest, loop.program.backend)
+    program = binding.load_program(loop.program.folder, manifest, loop.program.backend)
     return runtime.Loop(program, loop.images, loop.rows > loop.images)
 
 

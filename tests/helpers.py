@@ -13,11 +13,11 @@ import onnx.parser
 from onnx.reference import ReferenceEvaluator
 
 from l2c_export import artefact
-from l2c_export.backends import Opened, SegmentFile
+from l2c_export.backends import OnHost, Opened, SegmentFile
+from l2c_export.binding import load_program
 from l2c_export.options import Options
 from l2c_export.pipeline import Pipeline
 from l2c_export.program import CACHE, LABEL, LOOP, ROW, TIME, WEIGHT, Graph, Node, Value, split_at
-from l2c_export.runtime import load_program
 
 OWN_CASES = Path(__file__).parent / "cases"
 REFERENCE = Path(os.environ.get("L2C_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")) / "cases"
@@ -71,7 +71,7 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray], ops: Mapping[str, O
     return values
 
 
-class FaithfulBackend:
+class FaithfulBackend(OnHost):
     """onnx's own evaluator: every operator in its stated type.  ONNX Runtime computes float16 in float32 on a CPU."""
 
     name = "faithful"

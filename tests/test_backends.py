@@ -13,10 +13,11 @@ from helpers import OWN_CASES, Case, case
 import l2c_export
 from l2c_export import artefact, doctoring
 from l2c_export.backends import BACKENDS, Request, SegmentFile, open_backend
+from l2c_export.binding import concrete, load_program, mapped_weights
 from l2c_export.compile import compile_artefact
 from l2c_export.errors import BackendError, MissingExtra, UsageError
 from l2c_export.options import Options
-from l2c_export.runtime import Loop, concrete, load_program, mapped_weights
+from l2c_export.runtime import Loop
 
 TOLERANCE = 5e-5  # of max(1, max|x|): see test_golden
 

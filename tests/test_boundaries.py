@@ -40,7 +40,7 @@ ASKED = {
 }
 # what an artefact's user has, and nothing of the compiler
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
-           "weights.py", "cache.py", "backends/__init__.py", "backends/onnxruntime_backend.py",
+           "weights.py", "cache.py", "binding.py", "hoisted.py", "backends/__init__.py", "backends/onnxruntime_backend.py",
            "backends/openvino_backend.py"}  # fmt: skip
 COMPILER = {"checkpoints", "compile", "emit", "models", "options", "passes", "plan", "routers", "segments", "stepgraph"}
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import REFERENCE, case
 
-from l2c_export import runtime
-from l2c_export.backends import open_backend
+from l2c_export import binding, runtime
+from l2c_export.backends import OnHost, open_backend
 from l2c_export.compile import compile_artefact, dry_run, lower
 from l2c_export.errors import UsageError
 from l2c_export.options import Options, resolve
@@ -39,7 +39,7 @@ def test_bytes_are_those_of_the_arrays_that_the_loop_binds(tmp_path):
     compile_artefact(chosen.options(tmp_path / "e"))
     bound: dict[str, int] = {}
 
-    class Counting:
+    class Counting(OnHost):
         """A backend that runs nothing and counts what it is given."""
 
         def load(self, segment):
@@ -55,7 +55,7 @@ def test_bytes_are_those_of_the_arrays_that_the_loop_binds(tmp_path):
     from l2c_export import artefact
 
     manifest = artefact.read(tmp_path / "e")
-    program = runtime.load_program(tmp_path / "e", manifest, Counting())
+    program = binding.load_program(tmp_path / "e", manifest, Counting())
     loop = runtime.Loop(program, images=2, guided=True)
     bound.clear()
     for index in range(len(manifest.calls)):

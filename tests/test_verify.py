@@ -83,10 +83,10 @@ def test_a_swapped_pair_of_rows_is_found_where_it_is_first_read(dit):
     wanted = "blocks.1.attn.shift"
 
     def swap():
-        rows = loop.hoisted.row(wanted, 2)
+        rows = loop.hoisted.row(wanted, 2, of=2)
         rows[[0, 1]] = rows[[1, 0]]
 
-    loop.hoisted.prologue.append(swap)
+    loop.hoisted.prologue[0].append(swap)
     place = verify(pipe, reference, STRICT, STRICT).place
     assert (place.call, place.sublayer) == (2, "blocks.1.attn")
     assert f"it reads {wanted}, which was computed before the loop" in place.cause
@@ -97,10 +97,10 @@ def test_a_gate_applied_twice_is_found(dit):
     loop = loop_of(pipe, reference)
 
     def square():
-        gate = loop.hoisted.row("blocks.2.mlp.gate", 0)
+        gate = loop.hoisted.row("blocks.2.mlp.gate", 0, of=0)
         gate *= gate
 
-    loop.hoisted.prologue.append(square)
+    loop.hoisted.prologue[0].append(square)
     place = verify(pipe, reference, STRICT, STRICT).place
     assert place.call == 0
     assert "blocks.2.mlp.gate" in place.cause

@@ -7,25 +7,35 @@ of no arguments that runs it.  Binding happens once per batch size, running once
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..errors import BackendError, L2CError, MissingExtra, UsageError
+from ..manifest import Build
 from ..program import Node
 
-Arrays = Mapping[str, np.ndarray]
+# An array where the backend computes: of numpy on the host, or one of `cuda.DeviceArray`, which has the same slicing.
+Array = Any
+Arrays = Mapping[str, Array]
+WeightView = Callable[[str], Array]  # a weight, or some rows of one, by name
 Run = Callable[[], None]
 Nodes = tuple[Node, ...]
 
 # Fastest first: this is the order in which "auto" tries them.
-BACKENDS = ("openvino", "onnxruntime")
+BACKENDS = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
+BUILT = ("tensorrt", "tensorrt-rtx")  # these run engines that `l2c build` has added to the artefact
 AUTO = "auto"
 # What each can be asked for at all; whether this machine has it is found out when it is opened.
-PRECISIONS = {"openvino": ("fp32", "bf16", "fp16"), "onnxruntime": ("fp32", "fp16")}
+PRECISIONS = {
+    "tensorrt": ("fp32", "bf16", "fp16"),
+    "tensorrt-rtx": ("fp32", "bf16", "fp16"),
+    "openvino": ("fp32", "bf16", "fp16"),
+    "onnxruntime": ("fp32", "fp16"),
+}
 
 
 class Request(NamedTuple):
@@ -34,6 +44,8 @@ class Request(NamedTuple):
     device: str | None = None
     threads: int | None = None
     precision: str = "fp32"
+    folder: Path | None = None  # of the artefact
+    builds: tuple[Build, ...] = ()  # and the engines in it
 
 
 class SegmentFile(NamedTuple):
@@ -54,10 +66,45 @@ class Engine(Protocol):
         """
 
 
+class Memory(Protocol):
+    """Where the arrays of a loop live."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """A new array."""
+
+    def put(self, array: Array, values: np.ndarray) -> None:
+        """Fill an array from the host."""
+
+    def get(self, array: Array) -> np.ndarray:
+        """An array on the host, when all runs before have ended; it may be the array itself."""
+
+    def weights(self, view: WeightView, names: Collection[str]) -> WeightView:
+        """The same weights where the backend reads them."""
+
+
+class HostMemory:
+    """Plain numpy: nothing is ever copied."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return np.empty(shape, dtype)
+
+    def put(self, array: Array, values: np.ndarray) -> None:
+        if array is not values:
+            array[...] = values
+
+    def get(self, array: Array) -> np.ndarray:
+        found: np.ndarray = array
+        return found
+
+    def weights(self, view: WeightView, names: Collection[str]) -> WeightView:
+        return view
+
+
 class Backend(Protocol):
     """A library that runs engines on one device, with a fixed number of threads."""
 
     name: str
+    memory: Memory
 
     def describe(self) -> str:
         """One line for people: device, threads, precisions."""
@@ -78,6 +125,22 @@ class Backend(Protocol):
         `path` is the graph as one ONNX model; `nodes` say the same as calls of segments.
         """
 
+    def sequence(self, runs: Sequence[Run]) -> Run:
+        """One run that does all of these in order, with as little launching as the device allows."""
+
+
+class OnHost:
+    """What backends have in common whose engines work on numpy's arrays and return when they are done."""
+
+    memory: Memory = HostMemory()
+
+    def sequence(self, runs: Sequence[Run]) -> Run:
+        def all_of_them() -> None:
+            for run in runs:
+                run()
+
+        return all_of_them
+
 
 class Opened(NamedTuple):
     backend: Backend
@@ -95,13 +158,16 @@ def open_backend(name: str, request: Request = Request()) -> Opened:  # noqa: B0
         return _fastest(request)
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}: known are {AUTO}, {', '.join(BACKENDS)}")
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}_backend")
-    return Opened(module.open_backend(request), "as asked")
+    module = importlib.import_module(f"{__name__}.{name.partition('-')[0]}_backend")
+    return Opened(module.open_backend(name, request), "as asked")
 
 
 def _fastest(request: Request) -> Opened:
     refused = []
+    built = {build.backend for build in request.builds}
     for name in BACKENDS:
+        if name in BUILT and name not in built:
+            continue  # nothing to run, and nothing worth a word
         try:
             backend = open_backend(name, request).backend
         except L2CError as error:

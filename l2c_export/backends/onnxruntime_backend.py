@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError
-from . import Arrays, Nodes, Request, Run, SegmentFile, needs
+from . import Arrays, Nodes, OnHost, Request, Run, SegmentFile, needs
 
 ort = needs("onnxruntime", "onnxruntime")
 
@@ -39,7 +39,7 @@ class OrtEngine:
         return run
 
 
-class OrtBackend:
+class OrtBackend(OnHost):
     """Sessions that share one thread pool and one arena: pools of their own would spin against each other."""
 
     name = "onnxruntime"
@@ -107,7 +107,7 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, None)
 
 
-def open_backend(request: Request) -> OrtBackend:
+def open_backend(name: str, request: Request) -> OrtBackend:
     if request.device not in (None, "cpu"):
         raise BackendError(f"onnxruntime: device {request.device!r} is not supported here: use cpu")
     if request.precision == "bf16":

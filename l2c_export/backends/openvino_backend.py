@@ -13,7 +13,7 @@ import numpy as np
 from ..cache import writable_folder
 from ..errors import BackendError
 from ..program import FP32
-from . import Arrays, Nodes, Request, Run, SegmentFile, needs
+from . import Arrays, Nodes, OnHost, Request, Run, SegmentFile, needs
 
 ov = needs("openvino", "openvino")
 
@@ -71,7 +71,7 @@ def tensor(array: np.ndarray, kind: Any) -> Any:
     return ov.Tensor(array, array.shape, kind) if kind == ov.Type.bf16 else ov.Tensor(array, shared_memory=True)
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(OnHost):
     """Models compiled for one device with a latency hint."""
 
     name = "openvino"
@@ -179,5 +179,5 @@ def _reason(error: Exception) -> str:
     return (telling or lines or [repr(error)])[0]
 
 
-def open_backend(request: Request) -> OpenVinoBackend:
+def open_backend(name: str, request: Request) -> OpenVinoBackend:
     return OpenVinoBackend(request)

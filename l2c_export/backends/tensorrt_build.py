@@ -1,0 +1,163 @@
+"""Building engines with TensorRT 8.6 to 11 and TensorRT-RTX: one ONNX file in, one plan out.
+
+The graphs state every type themselves.  Versions that know strongly typed networks take them as they are; for 8.6
+the same types are given to every layer as constraints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import BackendError, UsageError
+from .tensorrt_backend import library, logger
+
+WORKSPACE = 128 * 2**20  # bytes of scratch that a kernel may ask for
+Shape = tuple[int, ...]
+
+
+class Range(NamedTuple):
+    """Sizes of a batch axis that an engine must run: fewest, most frequent, most."""
+
+    least: int
+    usual: int
+    most: int
+
+
+class Port(NamedTuple):
+    """An input of an engine; a batch axis is named in its shape ("B" images, "R" rows)."""
+
+    name: str
+    shape: tuple[int | str, ...]
+
+    def at(self, sizes: Mapping[str, int]) -> Shape:
+        return tuple(sizes[n] if isinstance(n, str) else n for n in self.shape)
+
+
+class Settings(NamedTuple):
+    """What a user may choose about building; None leaves it to the library."""
+
+    precision: str = "fp32"
+    targets: tuple[str, ...] = ()  # TensorRT-RTX: GPU architectures, sm86 ..
+    level: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+class Builder:
+    """One library and one set of settings, for any number of engines."""
+
+    def __init__(self, name: str, settings: Settings, timing_cache: bytes = b"") -> None:
+        self.name, self.settings = name, settings
+        self._trt, self._log = library(name), logger(library(name))
+        self.strong = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+        self._check()
+        self._builder = self._trt.Builder(self._log)
+        if self._builder is None:
+            raise BackendError(f"{name} {self.version} cannot start: {self._log.last or 'it needs a GPU and its driver'}")
+        self._cache = None if name == "tensorrt-rtx" else self._config().create_timing_cache(timing_cache)
+
+    def _check(self) -> None:
+        if self.settings.precision == "bf16" and not self.strong:
+            raise BackendError(f"{self.name} {self.version} has no bf16: use --precision fp16 or fp32")
+        if self.settings.targets and self.name != "tensorrt-rtx":
+            raise UsageError(f"--target {','.join(self.settings.targets)}: {self.name} builds for the GPU it runs on")
+        known = getattr(self._trt, "ComputeCapability", None)
+        for target in self.settings.targets:
+            names = [n.lower() for n in known.__members__ if n.startswith("SM")] if known else []
+            if target not in names:
+                raise UsageError(f"--target {target}: {self.name} {self.version} builds for {', '.join(names)}")
+
+    @property
+    def version(self) -> str:
+        return str(self._trt.__version__)
+
+    def build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range]) -> bytes:
+        """The plan of an ONNX model.  Raises BackendError naming the model and the node that is not supported."""
+        trt = self._trt
+        kinds = trt.NetworkDefinitionCreationFlag
+        network = self._builder.create_network(1 << int(kinds.STRONGLY_TYPED if self.strong else kinds.EXPLICIT_BATCH))
+        parser = trt.OnnxParser(network, self._log)
+        if not parser.parse_from_file(str(model)):
+            raise BackendError(f"{self.name} {self.version} cannot read {model.name}: {reasons(parser)}")
+        config = self._config()
+        if not self.strong:
+            constrain(trt, network)
+        config.add_optimization_profile(self._profile(ports, ranges))
+        if self._cache is not None:
+            config.set_timing_cache(self._cache, ignore_mismatch=False)
+        plan = self._builder.build_serialized_network(network, config)
+        if plan is None:
+            raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
+        return bytes(plan)
+
+    def timing_cache(self) -> bytes:
+        """What was measured so far; it makes the next build faster."""
+        return b"" if self._cache is None else bytes(self._cache.serialize())
+
+    def _config(self) -> Any:
+        trt, config = self._trt, self._builder.create_builder_config()
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
+        config.max_aux_streams = 0  # engines share one scratch memory: nothing may run beside them
+        if self.settings.level is not None:
+            config.builder_optimization_level = self.settings.level
+        if hasattr(trt.BuilderFlag, "TF32"):
+            config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
+        if not self.strong:
+            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+            if self.settings.precision == "fp16":
+                config.set_flag(trt.BuilderFlag.FP16)
+        if self.settings.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        if self.settings.hardware_compatible:
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        if self.settings.targets:
+            config.num_compute_capabilities = len(self.settings.targets)
+            for i, target in enumerate(self.settings.targets):
+                config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), i)
+        return config
+
+    def _profile(self, ports: Sequence[Port], ranges: Mapping[str, Range]) -> Any:
+        profile = self._builder.create_optimization_profile()
+        for port in ports:
+            if any(isinstance(n, str) for n in port.shape):
+                shapes = [port.at({axis: r[i] for axis, r in ranges.items()}) for i in range(3)]
+                profile.set_shape(port.name, *shapes)
+        return profile
+
+
+def constrain(trt: Any, network: Any) -> None:
+    """Give every layer the type that the ONNX graph states; without it 8.6 runs what it likes in half precision."""
+    floats = (trt.float32, trt.float16)
+    types = {network.get_input(i).name: network.get_input(i).dtype for i in range(network.num_inputs)}
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type == trt.LayerType.CAST:
+            layer.__class__ = trt.ICastLayer
+            kind = layer.to_type
+        elif layer.type == trt.LayerType.CONSTANT:
+            kind = layer.get_output(0).dtype
+        else:
+            given = [layer.get_input(j) for j in range(layer.num_inputs)]
+            read = [types[tensor.name] for tensor in given if tensor is not None and tensor.name in types]
+            kind = next((t for t in read if t in floats), None) or next(iter(read), layer.get_output(0).dtype)
+        pinned = kind in floats and layer.type not in (trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE)
+        if pinned:
+            layer.precision = kind
+        for j in range(layer.num_outputs):
+            output = layer.get_output(j)
+            shape_like = output.dtype not in floats
+            types[output.name] = output.dtype if shape_like else kind
+            if pinned and not shape_like:
+                layer.set_output_type(j, kind)
+
+
+def reasons(parser: Any) -> str:
+    """The parser's errors on one line, each with its node."""
+    found = []
+    for i in range(parser.num_errors):
+        error = parser.get_error(i)
+        node = error.node_name() if hasattr(error, "node_name") else f"node {error.node()}"
+        found.append(f"{error.desc()} ({node})")
+    return "; ".join(found) or "no reason given"

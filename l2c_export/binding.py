@@ -1,0 +1,82 @@
+"""A loaded artefact, and its engines bound to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from . import weights
+from .backends import Array, Backend, Engine, Run, SegmentFile, WeightView
+from .manifest import Manifest
+from .program import Value
+
+
+class Program(NamedTuple):
+    """An artefact's engines and weights, ready to be bound: what all batch sizes have in common."""
+
+    folder: Path
+    manifest: Manifest
+    backend: Backend
+    weights: WeightView
+    engines: Mapping[str, Engine]  # segments (shared link) or whole graphs (static link), by name
+
+
+def load_program(folder: Path, manifest: Manifest, backend: Backend, view: WeightView | None = None) -> Program:
+    """Load every engine that the artefact's link needs, over the memory-mapped weights (or over `view`)."""
+    view = view or mapped_weights(folder, manifest)
+    files = {name: SegmentFile(folder / s.file, s.inputs, s.outputs) for name, s in manifest.segments.items()}
+    if manifest.link == "shared":
+        names = {i for graph in manifest.graphs.values() for i in graph.inputs if manifest.is_weight(i)}
+        there = backend.memory.weights(view, names)
+        return Program(folder, manifest, backend, there, {name: backend.load(file) for name, file in files.items()})
+    whole = {}
+    for name, graph in manifest.graphs.items():
+        stored = {i: view(i) for i in graph.inputs if manifest.is_weight(i)}
+        whole[name] = backend.link(folder / graph.file, graph.nodes, files, graph.outputs, stored)
+    return Program(folder, manifest, backend, view, whole)
+
+
+def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:
+    """Weights by name, as views of the file.
+
+    Nothing writes to them; the mapping is copy-on-write because some libraries do not take read-only memory.
+    """
+    layout = weights.Layout(manifest.tensors, manifest.weight_types)
+    memory = np.memmap(folder / weights.FILE, mode="c")
+    return lambda name: layout.view(memory, name)
+
+
+def filled(backend: Backend, values: np.ndarray) -> Array:
+    """A new array of the backend's with these values."""
+    array = backend.memory.empty(values.shape, str(values.dtype))
+    backend.memory.put(array, values)
+    return array
+
+
+def bind_graph(program: Program, name: str, array: Callable[[str], Array]) -> list[Run]:
+    """Bind a graph's engines to arrays found by name: one per segment call, or one for the whole graph."""
+    manifest, graph = program.manifest, program.manifest.graphs[name]
+    if manifest.link == "static":
+        inputs = {i: array(i) for i in graph.inputs if not manifest.is_weight(i)}
+        return [program.engines[name].bind(inputs, {o: array(o) for o in graph.outputs})]
+    runs = []
+    for node in graph.nodes:
+        segment = manifest.segments[node.op]
+        inputs = {i: array(given) for i, given in zip(segment.inputs, node.inputs, strict=True)}
+        outputs = {o: array(made) for o, made in zip(segment.outputs, node.outputs, strict=True)}
+        runs.append(program.engines[node.op].bind(inputs, outputs))
+    return runs
+
+
+def concrete(value: Value, images: int, rows: int) -> tuple[int, ...]:
+    """A value's shape with the batch axes filled in."""
+    sizes = {"B": images, "R": rows}
+    return tuple(sizes[n] if isinstance(n, str) else n for n in value.shape)
+
+
+def aligned(size: int) -> int:
+    """The next multiple of a cache line."""
+    return -(-size // 64) * 64

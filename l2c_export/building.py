@@ -1,0 +1,195 @@
+"""`l2c build`: add engines for a GPU to an artefact, from its ONNX files alone.
+
+It needs neither torch nor onnx, so it also runs on the device itself.  An artefact may hold builds of several backends
+and for several GPUs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from . import artefact
+from .backends.tensorrt_build import Builder, Port, Range, Settings
+from .cache import cache_folder
+from .errors import ArtefactError, UsageError
+from .manifest import FILE, Build, Manifest
+from .program import rows_of, split_at
+
+GPU_BACKENDS = ("tensorrt", "tensorrt-rtx")
+RTX_TARGETS = ("sm86", "sm89", "sm120")  # the consumer and edge GPUs of the last three generations
+Report = Callable[[str], object]
+
+
+class Unit(NamedTuple):
+    """What becomes one engine: a segment (shared link) or a whole graph (static link)."""
+
+    file: str
+    ports: tuple[Port, ...]
+    ranges: Mapping[str, Range]
+
+
+def images(text: str | None, manifest: Manifest) -> Range:
+    """`--batch` as MIN:OPT:MAX images; by default 1 to what the artefact was compiled for, which is also the usual."""
+    if text is None:
+        return Range(1, manifest.batch, manifest.batch)
+    parts = text.split(":")
+    if len(parts) != 3 or not all(p.isdecimal() for p in parts) or not 1 <= int(parts[0]) <= int(parts[1]) <= int(parts[2]):
+        raise UsageError(f"--batch {text}: give MIN:OPT:MAX images, for example 1:1:{manifest.batch}")
+    if int(parts[2]) > manifest.batch:
+        raise UsageError(f"--batch {text}: the artefact was compiled for at most {manifest.batch} images")
+    return Range(*map(int, parts))
+
+
+def build(
+    folder: Path,
+    backend: str,
+    settings: Settings,
+    batch: str | None = None,
+    timing_cache: Path | None = None,
+    report: Report = id,
+    progress: Callable[[], object] = lambda: None,
+) -> Manifest:
+    """Build every engine that the artefact's link needs and add them to it, replacing a build of the same name.
+
+    Raises ArtefactError, BackendError or UsageError; the artefact is complete, without the new build, after an error.
+    """
+    if backend not in GPU_BACKENDS:
+        raise UsageError(f"--backend {backend}: nothing to build; use one of {', '.join(GPU_BACKENDS)}")
+    manifest = artefact.read(folder)
+    if backend == "tensorrt-rtx" and not settings.targets:
+        settings = settings._replace(targets=RTX_TARGETS)
+    settings = settings._replace(precision=manifest.precision)
+    sizes = images(batch, manifest)
+    started = time.perf_counter()
+    targets = settings.targets or (_architecture(),)
+    cache = timing_cache or cache_folder("timing") / f"{backend}-{'-'.join(targets)}.cache"
+    builder = Builder(backend, settings, cache.read_bytes() if cache.exists() else b"")
+    name = f"{backend}-{builder.version}-{'-'.join(targets)}"
+    with _staged(folder) as stage:
+        engines = {}
+        for unit, (file, ports, ranges) in units(manifest, sizes).items():
+            plan = builder.build(folder / file, ports, ranges)
+            (stage / f"{unit}.plan").write_bytes(plan)
+            engines[unit] = f"{name}/{unit}.plan"
+            progress()
+        _keep(cache, builder.timing_cache())
+        made = Build(
+            backend=backend,
+            version=builder.version,
+            targets=targets,
+            images=(sizes.least, sizes.usual, sizes.most),
+            level=settings.level,
+            version_compatible=settings.version_compatible,
+            hardware_compatible=settings.hardware_compatible,
+            engines=engines,
+        )
+        result = _add(folder, manifest, name, made, stage)
+    size = sum(result.files[file].bytes for file in engines.values())
+    report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {time.perf_counter() - started:.1f} s")
+    return result
+
+
+def count(manifest: Manifest) -> int:
+    """How many engines a build of the artefact has."""
+    return len(manifest.segments if manifest.link == "shared" else manifest.graphs)
+
+
+def units(manifest: Manifest, sizes: Range) -> dict[str, Unit]:
+    """What has to be built, with the shapes that each part of the program uses it with."""
+    found: dict[str, Unit] = {}
+    for name, graph in manifest.graphs.items():
+        ranges = batch_axes(manifest, name, sizes)
+        if manifest.link == "static":
+            ports = [_port(manifest, i, i) for i in graph.inputs if not manifest.is_weight(i)]
+            found[name] = Unit(graph.file, tuple(ports), ranges)
+            continue
+        for node in graph.nodes:
+            segment = manifest.segments[node.op]
+            ports = [_port(manifest, i, given) for i, given in zip(segment.inputs, node.inputs, strict=True)]
+            known = found.get(node.op)
+            found[node.op] = Unit(segment.file, tuple(ports), _union(known.ranges, ranges) if known else ranges)
+    return found
+
+
+def batch_axes(manifest: Manifest, graph: str, sizes: Range) -> dict[str, Range]:
+    """The sizes of the axes B and R in a graph.  What runs before the loop does so for many calls at once."""
+    guided = 1 if manifest.guidance.mode == "none" else 2
+    calls = len(manifest.calls)
+    if graph == manifest.constants:
+        return {"B": Range(1, 1, 1), "R": Range(1, calls, calls)}
+    at_once = calls if graph == manifest.prologue else 1
+    rows = Range(sizes.least, guided * at_once * sizes.usual, guided * at_once * sizes.most)
+    return {"B": sizes, "R": rows}
+
+
+def _union(a: Mapping[str, Range], b: Mapping[str, Range]) -> dict[str, Range]:
+    return {axis: Range(min(a[axis].least, b[axis].least), min(a[axis].usual, b[axis].usual), max(a[axis].most, b[axis].most))
+            for axis in a}  # fmt: skip
+
+
+def _port(manifest: Manifest, name: str, given: str) -> Port:
+    """An engine's input called `name`, which is given the value or weight `given`."""
+    if not manifest.is_weight(given):
+        return Port(name, manifest.values[split_at(given)[0]].shape)
+    tensor, rows = rows_of(given)
+    first, *rest = manifest.tensors[tensor]
+    return Port(name, (len(range(*rows.indices(first))), *rest))
+
+
+def _architecture() -> str:
+    from .backends.cuda import Cuda
+
+    return Cuda("cuda").architecture
+
+
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    try:
+        stage = Path(tempfile.mkdtemp(prefix=".l2c-partial-", dir=folder))
+    except OSError as error:
+        raise ArtefactError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        yield stage
+    except OSError as error:
+        raise ArtefactError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _add(folder: Path, manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:
+    """Move the plans to their place; the manifest names them only when all are there."""
+    old = manifest.builds.get(name)
+    gone = set(old.engines.values()) if old else set()
+    builds = {n: b for n, b in manifest.builds.items() if n != name}
+    files = {n: f for n, f in manifest.files.items() if n not in gone}
+    if old:
+        artefact.write_json(folder / FILE, msgspec.structs.replace(manifest, builds=builds, files=files))
+    for file in gone:
+        (folder / file).unlink(missing_ok=True)
+    (folder / name).mkdir(exist_ok=True)
+    for file in made.engines.values():
+        os.replace(stage / Path(file).name, folder / file)
+        files[file] = artefact.info(folder / file)
+    result = msgspec.structs.replace(manifest, builds={**builds, name: made}, files=files)
+    artefact.write_json(folder / FILE, result)
+    return result
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """A timing cache that cannot be written only costs time."""
+    if not data:
+        return
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(data)
+        os.replace(partial, path)
