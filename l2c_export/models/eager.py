@@ -74,23 +74,26 @@ class Weights(torch.nn.Module):
 class Call(torch.nn.Module):
     """One network evaluation that reuses some sublayers, as a module."""
 
-    def __init__(self, family: Family, weights: Weights, reused: frozenset[str]) -> None:
+    def __init__(self, family: Family, weights: Weights, reused: frozenset[str], keep: bool) -> None:
         super().__init__()
-        self.family, self.weights, self.reused = family, weights, reused
+        self.family, self.weights, self.reused, self.keep = family, weights, reused, keep
 
     def forward(self, x: Tensor, row: Tensor, t: Tensor, y: Tensor, cache: Cache) -> tuple[Tensor, dict[str, Tensor]]:
         run = Eager(self.family, self.weights, self.reused, cache, {})
-        return self.family.call(run, x, row, t, y), run.fresh
+        noise = self.family.call(run, x, row, t, y)
+        return noise, run.fresh if self.keep else {}
 
 
 class Denoiser:
-    """The loop in PyTorch, with the reference's caching; `compiled` puts every distinct call through torch.compile.
+    """The loop in PyTorch, with the reference's caching; `compiled` puts every distinct call through torch.compile, in a
+    mode of its own ("reduce-overhead": CUDA graphs).
 
     It computes in the type of the weights; the latents and the sampler stay float32.
     """
 
-    def __init__(self, family: Family, weights: Mapping[str, Tensor], compiled: bool = False) -> None:
-        self.family, self.weights, self.compiled = family, Weights(weights), compiled
+    def __init__(self, family: Family, weights: Mapping[str, Tensor], compiled: bool = False, mode: str | None = None) -> None:
+        self.family, self.weights, self.compiled, self.mode = family, Weights(weights), compiled, mode
+        self._keep = True  # without a cache there is nothing to keep, and torch.compile may fuse more
         self._calls: dict[frozenset[str], Callable[..., tuple[Tensor, dict[str, Tensor]]]] = {}
 
     def __call__(self, calls: Sequence[CallLike], x: Tensor, labels: Tensor, guidance: Tensor) -> Tensor:
@@ -106,6 +109,7 @@ class Denoiser:
         row, unconditional = index.repeat(rows // images), index + (rows - images)
         base = x
         cache: dict[str, Tensor] = {}
+        self._keep = any(call.reused for call in calls)
         for n, call in enumerate(calls):
             reused = frozenset(self.family.sublayers[j] for j in call.reused)
             t = torch.full((rows,), call.timestep, device=x.device)
@@ -121,10 +125,10 @@ class Denoiser:
 
     def _call(self, reused: frozenset[str]) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         if reused not in self._calls:
-            call = Call(self.family, self.weights, reused).eval()
+            call = Call(self.family, self.weights, reused, self._keep).eval()
             if self.compiled:
                 torch._dynamo.config.cache_size_limit = 256  # one compilation per distinct call
-            self._calls[reused] = torch.compile(call, dynamic=False) if self.compiled else call
+            self._calls[reused] = torch.compile(call, dynamic=False, mode=self.mode) if self.compiled else call
         return self._calls[reused]
 
 

@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""Everything that needs a GPU, in one go: golden cases through TensorRT, and full-size models against PyTorch.
+
+    python scripts/gpu_check.py export OUT --model DiT-XL/2 --router ROUTER.pt      where torch and onnx are
+    python scripts/gpu_check.py parity ROOT --cases CASES --json parity.json        where TensorRT is; ROOT/CASE/{cached,full}
+    python scripts/gpu_check.py engines OUT --images 1 8 --json engines.json        where TensorRT is
+    python scripts/gpu_check.py pytorch OUT --images 1 8 --json pytorch.json        where torch is
+
+ROOT is what `check_parity.py --export-only ROOT` leaves, or folders of that form.  `export` writes OUT/cached and
+OUT/uncached with random weights.  Each command prints what it found and writes it as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+LABEL, SCALE = 207, 4.0
+
+
+def export(args: argparse.Namespace) -> dict:
+    """A model of full size with random weights, and its uncached twin."""
+    from l2c_export.compile import compile_artefact
+    from l2c_export.options import Options
+
+    common = {"schedule": args.router, "model": args.model, "precision": args.precision, "batch": max(args.images)}
+    compile_artefact(Options(**common, weights="random:0", out=args.folder / "cached"), log)
+    weights = str(args.folder / "cached" / "weights.safetensors")
+    compile_artefact(Options(**common, weights=weights, out=args.folder / "uncached", cache=False), log)
+    return {}
+
+
+def parity(args: argparse.Namespace) -> dict:
+    """Every step of the recorded runs, fed the recorded latents; the largest error as a share of max(1, max|x|)."""
+    from l2c_export import building
+    from l2c_export.backends.tensorrt_build import Settings
+
+    found: dict[str, object] = {}
+    started = time.perf_counter()
+    for folder in sorted(args.folder.glob("*/*/")):
+        name = f"{folder.parent.name}/{folder.name}"
+        if time.perf_counter() - started > args.seconds:
+            log(f"{name}: not reached in {args.seconds} s")
+            continue
+        try:
+            building.build(folder, args.backend, Settings(level=args.level), report=log)
+            found[name] = worst_step(folder, args.cases / folder.parent.name, args.backend)
+        except Exception as error:  # every case is reported
+            found[name] = f"{type(error).__name__}: {error}"
+            if args.verbose:
+                traceback.print_exc()
+        log(f"{name}: {found[name]}")
+    errors = [e for e in found.values() if isinstance(e, float)]
+    log(f"{len(errors)} of {len(found)} ran, worst {max(errors, default=float('nan')):.1e}")
+    return found
+
+
+def worst_step(folder: Path, case: Path, backend: str) -> float:
+    import l2c_export
+
+    config, golden = json.loads((case / "config.json").read_text()), np.load(case / "golden.npz")
+    count, scale = config["batch"], config["cfg"]["scale"]
+    scale = 1.0 if scale is None else 1.0 + scale if config["family"] == "uvit" else scale
+    want = golden["cached_x" if folder.name == "cached" else "full_x"][:, :count]
+    errors = []
+
+    def fed(pipe, step, timestep, values):
+        errors.append(float(np.abs(values["latents"] - want[step]).max() / max(1.0, np.abs(want[step]).max())))
+        return {"latents": want[step]}
+
+    pipe = l2c_export.load(folder, backend=backend)
+    pipe(golden["y"][:count].tolist(), scale, latents=golden["x_T"][:count], callback_on_step_end=fed)
+    free = pipe(golden["y"][:count].tolist(), scale, latents=golden["x_T"][:count])
+    again = pipe(golden["y"][:count].tolist(), scale, latents=golden["x_T"][:count])
+    assert np.array_equal(free.latents, again.latents), "two runs of one CUDA graph differ"
+    assert np.isfinite(free.latents).all()
+    return max(errors)
+
+
+def engines(args: argparse.Namespace) -> dict:
+    """Build, load and time the cached artefact and its uncached twin."""
+    import l2c_export
+    from l2c_export import artefact, building
+    from l2c_export.backends.tensorrt_build import Settings
+
+    found: dict[str, object] = {}
+    for name in args.twins:
+        folder = args.folder / name
+        result: dict[str, object] = {}
+        found[name] = result
+        try:
+            built = building.build(folder, args.backend, Settings(level=args.level), report=log)
+            if args.rebuild:
+                result["rebuild_s"] = seconds(lambda f=folder: building.build(f, args.backend, Settings(level=args.level)))
+            (build,) = built.builds.values()
+            result["engines"], result["plan_bytes"] = (
+                len(build.engines),
+                sum(built.files[f].bytes for f in build.engines.values()),
+            )
+            before = free_memory()
+            started = time.perf_counter()
+            pipe = l2c_export.load(folder, backend=args.backend, verify=False)
+            result["load_s"] = time.perf_counter() - started
+            result["backend"] = pipe.backend
+            manifest = artefact.read(folder, verify=False)
+            result["weight_bytes"] = manifest.files["weights.safetensors"].bytes
+            for images in args.images:
+                result[f"{images} images"] = timed_images(pipe, images, args.rounds, before)
+        except Exception as error:
+            result["error"] = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        log(json.dumps(result))
+    return found
+
+
+def timed_images(pipe, images: int, rounds: int, before: int) -> dict:
+    labels, noise = [(LABEL + i) % 1000 for i in range(images)], pipe.noise(images, 0)
+    first = seconds(lambda: pipe(labels, SCALE, latents=noise))
+    whole = [seconds(lambda: pipe(labels, SCALE, latents=noise)) for _ in range(rounds)]
+    loop = pipe.generation(labels, SCALE).loop
+    asked = pipe.generation(labels, SCALE)
+    loop.start(noise, asked.labels, asked.guidance)
+    loop.memory.synchronise()
+    host = seconds(loop._whole)
+    loop.memory.synchronise()
+    return {
+        "first_s": first,
+        "median_ms": 1e3 * statistics.median(whole),
+        "min_ms": 1e3 * min(whole),
+        "launch_ms": 1e3 * host,
+        "device_bytes": before - free_memory(),
+        "calls_ms": call_times(pipe, labels, noise),
+    }
+
+
+def call_times(pipe, labels: list[int], noise: np.ndarray) -> list[float]:
+    """Milliseconds of every call, launched by hand, by CUDA events."""
+    from cuda.bindings import runtime as cudart
+
+    asked = pipe.generation(labels, SCALE)
+    loop, stream = asked.loop, asked.loop.memory.stream
+    loop.start(noise, asked.labels, asked.guidance)
+    events = [cudart.cudaEventCreate()[1] for _ in range(len(pipe.manifest.calls) + 1)]
+    cudart.cudaEventRecord(events[0], stream)
+    for index in range(len(pipe.manifest.calls)):
+        for run in [*loop.hoisted.before(index), *loop.bound(index)]:
+            run()
+        cudart.cudaEventRecord(events[index + 1], stream)
+    loop.memory.synchronise()
+    return [cudart.cudaEventElapsedTime(a, b)[1] for a, b in zip(events, events[1:], strict=False)]
+
+
+def free_memory() -> int:
+    from cuda.bindings import runtime as cudart
+
+    return int(cudart.cudaMemGetInfo()[1])
+
+
+def pytorch(args: argparse.Namespace) -> dict:
+    """The same weights, calls and images in PyTorch: eager, and torch.compile with CUDA graphs."""
+    import torch
+
+    from l2c_export import artefact, models
+    from l2c_export.models.eager import Denoiser
+    from l2c_export.reference import stored
+
+    found: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    for name in args.twins:
+        folder = args.folder / name
+        manifest = artefact.read(folder, verify=False)
+        family = models.build(manifest.model.family, manifest.model.arch)
+        weights = {n: w.cuda() for n, w in stored(folder, manifest).items()}
+        for how in args.how:
+            denoiser = Denoiser(family, weights, how == "compile")
+            for images in args.images:
+                x = torch.randn((images, *family.latent), device="cuda")
+                labels = torch.tensor([LABEL] * images + [family.null_label] * images, dtype=torch.int32, device="cuda")
+                strength = torch.tensor(manifest.guidance.channels(family.latent[0]), device="cuda").reshape(1, -1, 1, 1)
+
+                def image(d=denoiser, x=x, labels=labels, guidance=(SCALE - 1) * strength, calls=manifest.calls):
+                    d(calls, x, labels, guidance)
+                    torch.cuda.synchronize()
+
+                try:
+                    first = seconds(image)
+                    image()
+                    times = [seconds(image) for _ in range(args.rounds)]
+                    found[f"{name} {how} {images}"] = {"first_s": first, "median_ms": 1e3 * statistics.median(times),
+                                                       "min_ms": 1e3 * min(times)}  # fmt: skip
+                except Exception as error:
+                    found[f"{name} {how} {images}"] = f"{type(error).__name__}: {error}"[:300]
+                log(f"{name} {how} {images}: {found[f'{name} {how} {images}']}")
+    return found
+
+
+def seconds(work) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def log(line: object) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("what", choices=("export", "parity", "engines", "pytorch"))
+    ap.add_argument("folder", type=Path)
+    ap.add_argument("--model", default="DiT-XL/2")
+    ap.add_argument("--router")
+    ap.add_argument("--precision", default="fp16")
+    ap.add_argument("--images", type=int, nargs="+", default=[1])
+    ap.add_argument("--twins", nargs="+", default=["cached", "uncached"])
+    ap.add_argument("--how", nargs="+", default=["eager", "compile"])
+    ap.add_argument("--cases", type=Path)
+    ap.add_argument("--backend", default="tensorrt")
+    ap.add_argument("--level", type=int)
+    ap.add_argument("--rebuild", action="store_true", help="build twice: the second time with a timing cache")
+    ap.add_argument("--rounds", type=int, default=10)
+    ap.add_argument("--seconds", type=float, default=1e9, help="parity: start no case after this")
+    ap.add_argument("--json", type=Path)
+    ap.add_argument("-v", "--verbose", action="store_true")
+    args = ap.parse_args()
+    found = {"export": export, "parity": parity, "engines": engines, "pytorch": pytorch}[args.what](args)
+    result = {"command": "python scripts/gpu_check.py " + " ".join(sys.argv[1:]), "results": found}
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
