@@ -169,14 +169,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / FILE, msgspec.structs.replace(manifest, files=files))
 
 
-def write_json(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest in one step, with its checksum."""
+def write_json(path: Path, manifest: Manifest) -> Manifest:
+    """Replace the manifest in one step; returned is what was written, with its checksum."""
+    summed = msgspec.structs.replace(manifest, checksum=checksum(manifest))
     partial = path.with_name(f"{FILE}.partial")
     with open(partial, "wb") as file:
-        file.write(msgspec.json.encode(msgspec.structs.replace(manifest, checksum=checksum(manifest))))
+        file.write(msgspec.json.encode(summed))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+    return summed
 
 
 def _hidden(path: Path, folder: Path) -> bool:

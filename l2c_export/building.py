@@ -180,8 +180,7 @@ def _add(folder: Path, manifest: Manifest, name: str, made: Build, stage: Path) 
         os.replace(stage / Path(file).name, folder / file)
         files[file] = artefact.info(folder / file)
     result = msgspec.structs.replace(manifest, builds={**builds, name: made}, files=files)
-    artefact.write_json(folder / FILE, result)
-    return result
+    return artefact.write_json(folder / FILE, result)
 
 
 def _keep(path: Path, data: bytes) -> None:

@@ -23,3 +23,17 @@ def tiny(tmp_path_factory, own_cache):
     folder = tmp_path_factory.mktemp("tiny") / "engines"
     compile_artefact(chosen.options(folder))
     return folder, chosen
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not cuda_devices():
+        pytest.skip("no CUDA GPU here")
+
+
+def cuda_devices() -> int:
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return 0
+    error, count = runtime.cudaGetDeviceCount()
+    return count if error == runtime.cudaError_t.cudaSuccess else 0

@@ -158,6 +158,6 @@ def reasons(parser: Any) -> str:
     found = []
     for i in range(parser.num_errors):
         error = parser.get_error(i)
-        node = error.node_name() if hasattr(error, "node_name") else f"node {error.node()}"
-        found.append(f"{error.desc()} ({node})")
+        operator = f"{error.node_operator()} " if hasattr(error, "node_operator") else ""
+        found.append(f"{error.desc()} ({operator}node {error.node()})")
     return "; ".join(found) or "no reason given"
