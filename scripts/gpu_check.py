@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 LABEL, SCALE = 207, 4.0
+TWO_RUNS = 1e-4  # how far two launches of one graph may be apart: some kernels add in any order
 
 
 def export(args: argparse.Namespace) -> dict:
@@ -80,8 +81,9 @@ def worst_step(folder: Path, case: Path, backend: str) -> float:
     pipe(golden["y"][:count].tolist(), scale, latents=golden["x_T"][:count], callback_on_step_end=fed)
     free = pipe(golden["y"][:count].tolist(), scale, latents=golden["x_T"][:count])
     again = pipe(golden["y"][:count].tolist(), scale, latents=golden["x_T"][:count])
-    assert np.array_equal(free.latents, again.latents), "two runs of one CUDA graph differ"
-    assert np.isfinite(free.latents).all()
+    repeats = float(np.abs(free.latents - again.latents).max())
+    if not repeats <= TWO_RUNS:
+        raise AssertionError(f"two runs of one CUDA graph differ by {repeats:.1e}, fed errors {errors}")
     return max(errors)
 
 
