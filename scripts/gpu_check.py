@@ -52,7 +52,7 @@ def parity(args: argparse.Namespace) -> dict:
             log(f"{name}: not reached in {args.seconds} s")
             continue
         try:
-            building.build(folder, args.backend, Settings(level=args.level), report=log)
+            building.build(folder, args.backend, Settings(level=args.level), args.batch, report=log)
             found[name] = worst_step(folder, args.cases / folder.parent.name, args.backend)
         except Exception as error:  # every case is reported
             found[name] = f"{type(error).__name__}: {error}"
@@ -100,10 +100,12 @@ def engines(args: argparse.Namespace) -> dict:
         found[name] = result
         try:
             started = time.perf_counter()
-            built = building.build(folder, args.backend, Settings(level=args.level), report=log)
+            built = building.build(folder, args.backend, Settings(level=args.level), args.batch, report=log)
             result["build_s"] = time.perf_counter() - started
             if args.rebuild:
-                result["rebuild_s"] = seconds(lambda f=folder: building.build(f, args.backend, Settings(level=args.level)))
+                result["rebuild_s"] = seconds(
+                    lambda f=folder: building.build(f, args.backend, Settings(level=args.level), args.batch)
+                )
             (build,) = built.builds.values()
             result["engines"] = len(build.engines)
             result["plan_bytes"] = sum(built.files[f].bytes for f in build.engines.values())
@@ -228,6 +230,7 @@ def main() -> None:
     ap.add_argument("--cases", type=Path)
     ap.add_argument("--backend", default="tensorrt")
     ap.add_argument("--level", type=int)
+    ap.add_argument("--batch", help="MIN:OPT:MAX images that the engines are built for")
     ap.add_argument("--rebuild", action="store_true", help="build twice: the second time with a timing cache")
     ap.add_argument("--rounds", type=int, default=10)
     ap.add_argument("--seconds", type=float, default=1e9, help="parity: start no case after this")
