@@ -97,12 +97,13 @@ class Loop:
 
     def whole(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> np.ndarray:
         """The latents after the last call, without a stop at any call before."""
-        self.start(x, labels, guidance)
         if self._whole is None:
+            self.start(x, labels, guidance)  # a backend may rehearse, on inputs that are allowed
             runs: list[Run] = []
             for index in range(len(self.manifest.calls)):
                 runs += [*self.hoisted.before(index), *self.bound(index)]
             self._whole = self.program.backend.sequence(runs)
+        self.start(x, labels, guidance)
         self._whole()
         return self.after(len(self.manifest.calls) - 1).x
 

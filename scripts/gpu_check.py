@@ -46,7 +46,8 @@ def parity(args: argparse.Namespace) -> dict:
 
     found: dict[str, object] = {}
     started = time.perf_counter()
-    for folder in sorted(args.folder.glob("*/*/")):
+    part, parts = map(int, args.shard.split("/"))
+    for folder in sorted(args.folder.glob("*/*/"))[part::parts]:
         name = f"{folder.parent.name}/{folder.name}"
         if time.perf_counter() - started > args.seconds:
             log(f"{name}: not reached in {args.seconds} s")
@@ -233,6 +234,7 @@ def main() -> None:
     ap.add_argument("--batch", help="MIN:OPT:MAX images that the engines are built for")
     ap.add_argument("--rebuild", action="store_true", help="build twice: the second time with a timing cache")
     ap.add_argument("--rounds", type=int, default=10)
+    ap.add_argument("--shard", default="0/1", help="parity: every Nth case, from the Ith on: I/N")
     ap.add_argument("--seconds", type=float, default=1e9, help="parity: start no case after this")
     ap.add_argument("--json", type=Path)
     ap.add_argument("-v", "--verbose", action="store_true")

@@ -268,3 +268,24 @@ def test_backends_run_without_the_compiler(name, tiny):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@missing("onnxruntime")
+def test_a_backend_may_rehearse_a_generation_before_it_is_asked_for(tiny):
+    """As a CUDA graph is captured: everything runs once before, and must leave no trace in the result."""
+    folder, _ = tiny
+    pipe = l2c_export.load(folder, backend="onnxruntime")
+    backend = pipe._program.backend
+    plain = backend.sequence
+    rehearsed = []
+
+    def sequence(runs):
+        plain(runs)()
+        rehearsed.append(len(runs))
+        return plain(runs)
+
+    backend.sequence = sequence
+    stepwise = list(pipe.steps([1, 2], 3.0, pipe.noise(2, 0)))[-1].x.copy()
+    for _ in range(2):
+        assert np.array_equal(pipe([1, 2], 3.0, seed=0).latents, stepwise)
+    assert len(rehearsed) == 1

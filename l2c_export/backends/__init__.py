@@ -126,7 +126,10 @@ class Backend(Protocol):
         """
 
     def sequence(self, runs: Sequence[Run]) -> Run:
-        """One run that does all of these in order, with as little launching as the device allows."""
+        """One run that does all of these in order, with as little launching as the device allows.
+
+        They may be run once for rehearsal.
+        """
 
 
 class OnHost:

@@ -1,7 +1,7 @@
 """Building engines with TensorRT 8.6 to 11 and TensorRT-RTX: one ONNX file in, one plan out.
 
-The graphs state every type themselves.  Versions that know strongly typed networks take them as they are; for 8.6
-the same types are given to every layer as constraints.
+The graphs state every type themselves.  Versions that know strongly typed networks take them as they are; 8.6 is free
+to run any layer in half precision, except for those that the graphs have in float32.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class Builder:
         parser = trt.OnnxParser(network, self._log)
         if not parser.parse_from_file(str(model)):
             raise BackendError(f"{self.name} {self.version} cannot read {model.name}: {reasons(parser)}")
-        config = self._config()
         if not self.strong:
-            constrain(trt, network)
+            keep_float32(trt, network)
+        config = self._config()
         config.add_optimization_profile(self._profile(ports, ranges))
         if self._cache is not None:
             config.set_timing_cache(self._cache, ignore_mismatch=False)
@@ -127,29 +127,26 @@ class Builder:
         return profile
 
 
-def constrain(trt: Any, network: Any) -> None:
-    """Give every layer the type that the ONNX graph states; without it 8.6 runs what it likes in half precision."""
-    floats = (trt.float32, trt.float16)
+def keep_float32(trt: Any, network: Any) -> None:
+    """Pin every layer that the ONNX graph has in float32: 8.6 treats casts as hints and would run it in half precision."""
+    floats, untyped = (trt.float32, trt.float16), (trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE)
     types = {network.get_input(i).name: network.get_input(i).dtype for i in range(network.num_inputs)}
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         if layer.type == trt.LayerType.CAST:
             layer.__class__ = trt.ICastLayer
             kind = layer.to_type
-        elif layer.type == trt.LayerType.CONSTANT:
-            kind = layer.get_output(0).dtype
         else:
             given = [layer.get_input(j) for j in range(layer.num_inputs)]
             read = [types[tensor.name] for tensor in given if tensor is not None and tensor.name in types]
-            kind = next((t for t in read if t in floats), None) or next(iter(read), layer.get_output(0).dtype)
-        pinned = kind in floats and layer.type not in (trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE)
+            kind = next((t for t in read if t in floats), layer.get_output(0).dtype)
+        pinned = kind == trt.float32 and layer.type not in untyped
         if pinned:
             layer.precision = kind
         for j in range(layer.num_outputs):
             output = layer.get_output(j)
-            shape_like = output.dtype not in floats
-            types[output.name] = output.dtype if shape_like else kind
-            if pinned and not shape_like:
+            types[output.name] = kind if output.dtype in floats else output.dtype
+            if pinned and output.dtype in floats:
                 layer.set_output_type(j, kind)
 
 
