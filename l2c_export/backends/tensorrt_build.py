@@ -53,6 +53,7 @@ class Builder:
         self._trt, self._log = library(name), logger(library(name))
         self.strong = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._check()
+        self.relaxed: list[str] = []  # models that 8.6 could only build by running some float32 layers in half precision
         self._builder = self._trt.Builder(self._log)
         if self._builder is None:
             raise BackendError(f"{name} {self.version} cannot start: {self._log.last or 'it needs a GPU and its driver'}")
@@ -83,14 +84,18 @@ class Builder:
             raise BackendError(f"{self.name} {self.version} cannot read {model.name}: {reasons(parser)}")
         if not self.strong:
             keep_float32(trt, network)
-        config = self._config()
-        config.add_optimization_profile(self._profile(ports, ranges))
-        if self._cache is not None:
-            config.set_timing_cache(self._cache, ignore_mismatch=False)
-        plan = self._builder.build_serialized_network(network, config)
-        if plan is None:
-            raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
-        return bytes(plan)
+        for constraint in (None,) if self.strong else ("OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"):
+            config = self._config()
+            if constraint:
+                config.set_flag(getattr(trt.BuilderFlag, constraint))
+            config.add_optimization_profile(self._profile(ports, ranges))
+            if self._cache is not None:
+                config.set_timing_cache(self._cache, ignore_mismatch=False)
+            plan = self._builder.build_serialized_network(network, config)
+            if plan is not None:
+                self.relaxed += [model.name] if constraint and constraint.startswith("PREFER") else []
+                return bytes(plan)
+        raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
 
     def timing_cache(self) -> bytes:
         """What was measured so far; it makes the next build faster."""
@@ -104,10 +109,8 @@ class Builder:
             config.builder_optimization_level = self.settings.level
         if hasattr(trt.BuilderFlag, "TF32"):
             config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
-        if not self.strong:
-            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-            if self.settings.precision == "fp16":
-                config.set_flag(trt.BuilderFlag.FP16)
+        if not self.strong and self.settings.precision == "fp16":
+            config.set_flag(trt.BuilderFlag.FP16)
         if self.settings.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if self.settings.hardware_compatible:
