@@ -82,8 +82,6 @@ def build(
             engines[unit] = f"{name}/{unit}.plan"
             progress()
         _keep(cache, builder.timing_cache())
-        if builder.relaxed:
-            report(f"{name}: float32 is not kept in all layers of {', '.join(builder.relaxed)}: check with l2c verify")
         made = Build(
             backend=backend,
             version=builder.version,

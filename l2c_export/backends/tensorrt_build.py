@@ -6,7 +6,7 @@ to run any layer in half precision, except for those that the graphs have in flo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from .tensorrt_backend import library, logger
 
 WORKSPACE = 128 * 2**20  # bytes of scratch that a kernel may ask for
 Shape = tuple[int, ...]
+Pins = Callable[[Any, Any], None]  # gives layers of a network a type that they must have
 
 
 class Range(NamedTuple):
@@ -53,7 +54,7 @@ class Builder:
         self._trt, self._log = library(name), logger(library(name))
         self.strong = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._check()
-        self.relaxed: list[str] = []  # models that 8.6 could only build by running some float32 layers in half precision
+        self._pins = (None,) if self.strong else (pin_float32, pin_softmax)
         self._builder = self._trt.Builder(self._log)
         if self._builder is None:
             raise BackendError(f"{name} {self.version} cannot start: {self._log.last or 'it needs a GPU and its driver'}")
@@ -76,26 +77,26 @@ class Builder:
 
     def build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range]) -> bytes:
         """The plan of an ONNX model.  Raises BackendError naming the model and the node that is not supported."""
+        plan = next(filter(None, (self._attempt(model, ports, ranges, pins) for pins in self._pins)), None)
+        if plan is None:
+            raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
+        return bytes(plan)
+
+    def _attempt(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range], pins: Pins | None) -> Any:
+        """A plan, or None if no kernels are known for the network with its layers pinned like that."""
         trt = self._trt
         kinds = trt.NetworkDefinitionCreationFlag
         network = self._builder.create_network(1 << int(kinds.STRONGLY_TYPED if self.strong else kinds.EXPLICIT_BATCH))
         parser = trt.OnnxParser(network, self._log)
         if not parser.parse_from_file(str(model)):
             raise BackendError(f"{self.name} {self.version} cannot read {model.name}: {reasons(parser)}")
-        if not self.strong:
-            keep_float32(trt, network)
-        for constraint in (None,) if self.strong else ("OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"):
-            config = self._config()
-            if constraint:
-                config.set_flag(getattr(trt.BuilderFlag, constraint))
-            config.add_optimization_profile(self._profile(ports, ranges))
-            if self._cache is not None:
-                config.set_timing_cache(self._cache, ignore_mismatch=False)
-            plan = self._builder.build_serialized_network(network, config)
-            if plan is not None:
-                self.relaxed += [model.name] if constraint and constraint.startswith("PREFER") else []
-                return bytes(plan)
-        raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
+        if pins:
+            pins(trt, network)
+        config = self._config()
+        config.add_optimization_profile(self._profile(ports, ranges))
+        if self._cache is not None:
+            config.set_timing_cache(self._cache, ignore_mismatch=False)
+        return self._builder.build_serialized_network(network, config)
 
     def timing_cache(self) -> bytes:
         """What was measured so far; it makes the next build faster."""
@@ -109,8 +110,10 @@ class Builder:
             config.builder_optimization_level = self.settings.level
         if hasattr(trt.BuilderFlag, "TF32"):
             config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
-        if not self.strong and self.settings.precision == "fp16":
-            config.set_flag(trt.BuilderFlag.FP16)
+        if not self.strong:
+            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+            if self.settings.precision == "fp16":
+                config.set_flag(trt.BuilderFlag.FP16)
         if self.settings.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if self.settings.hardware_compatible:
@@ -130,7 +133,7 @@ class Builder:
         return profile
 
 
-def keep_float32(trt: Any, network: Any) -> None:
+def pin_float32(trt: Any, network: Any) -> None:
     """Pin every layer that the ONNX graph has in float32: 8.6 treats casts as hints and would run it in half precision."""
     floats, untyped = (trt.float32, trt.float16), (trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE)
     types = {network.get_input(i).name: network.get_input(i).dtype for i in range(network.num_inputs)}
@@ -143,14 +146,28 @@ def keep_float32(trt: Any, network: Any) -> None:
             given = [layer.get_input(j) for j in range(layer.num_inputs)]
             read = [types[tensor.name] for tensor in given if tensor is not None and tensor.name in types]
             kind = next((t for t in read if t in floats), layer.get_output(0).dtype)
-        pinned = kind == trt.float32 and layer.type not in untyped
-        if pinned:
-            layer.precision = kind
         for j in range(layer.num_outputs):
             output = layer.get_output(j)
             types[output.name] = kind if output.dtype in floats else output.dtype
-            if pinned and output.dtype in floats:
-                layer.set_output_type(j, kind)
+        if kind == trt.float32 and layer.type not in untyped:
+            _pin(trt, layer)
+
+
+def pin_softmax(trt: Any, network: Any) -> None:
+    """Less, for widths at which 8.6 has no kernel for half precision around a pinned normalisation (DiT-XL/2 on H200).
+
+    A normalisation layer computes its statistics in float32 by itself.
+    """
+    for i in range(network.num_layers):
+        if network.get_layer(i).type == trt.LayerType.SOFTMAX:
+            _pin(trt, network.get_layer(i))
+
+
+def _pin(trt: Any, layer: Any) -> None:
+    layer.precision = trt.float32
+    for j in range(layer.num_outputs):
+        if layer.get_output(j).dtype in (trt.float32, trt.float16):
+            layer.set_output_type(j, trt.float32)
 
 
 def reasons(parser: Any) -> str:
