@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -21,7 +20,6 @@ import l2c_export
 from l2c_export import runtime
 from l2c_export.compile import compile_artefact
 from l2c_export.errors import ArtefactError, L2CError, RunError, UsageError
-from l2c_export.options import Options
 from l2c_export.pipeline import to_images
 
 ROOT = Path(__file__).parents[1]
@@ -31,17 +29,6 @@ ROOT = Path(__file__).parents[1]
 def pipe(tiny):
     """A DiT on 8 x 8 latents, 10 classes, 7 steps, compiled for a batch of 2 with guidance of 4."""
     return l2c_export.load(tiny[0], backend="onnxruntime")
-
-
-@pytest.fixture(scope="module")
-def pixels(tmp_path_factory, own_cache):
-    """A U-ViT that works on RGB pixels: its folder.  It evaluates its network twice per solver step."""
-    folder = tmp_path_factory.mktemp("pixels")
-    arch = {"img_size": 4, "in_chans": 3, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 4}
-    (folder / "model.json").write_text(json.dumps({"family": "uvit", "arch": arch}))
-    chosen = {"schedule": "every:2", "steps": 4, "model": str(folder / "model.json"), "weights": "random:1"}
-    compile_artefact(Options(**chosen, out=folder / "e", batch=2, backend="onnxruntime"))
-    return folder / "e"
 
 
 def same(a, b):
