@@ -16,14 +16,14 @@ from safetensors.numpy import load_file
 from test_golden import close
 
 from l2c_export import models
+from l2c_export.compile import lower
 from l2c_export.errors import ModelError
 from l2c_export.models import dit, layers, uvit
-from l2c_export.models.base import record
 from l2c_export.models.dit import DiT
 from l2c_export.models.eager import Denoiser, Eager
 from l2c_export.models.uvit import UViT
 from l2c_export.options import resolve
-from l2c_export.program import LOOP, PLAIN_OPS, WEIGHT, rows_of
+from l2c_export.program import DTYPES, LOOP, PLAIN_OPS, WEIGHT, rows_of
 from l2c_export.samplers import updates
 
 CASES = sorted(path.name for path in OWN_CASES.iterdir())
@@ -39,6 +39,15 @@ def source(name):
 
 def weights_of(name):
     return {n: torch.from_numpy(v) for n, v in load_file(case(name).path / "model.safetensors").items()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Products this small gain nothing from more, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # the eager model against the reference implementation
@@ -167,17 +176,18 @@ def test_a_column_is_the_attention_or_the_mlp_of_a_block(family):
                      ["in_blocks.0", "in_blocks.1", "mid_block", "out_blocks.0", "out_blocks.1"])  # fmt: skip
 
 
-@both_families
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_recorded_call_is_made_of_the_familys_operations_and_reads_every_tensor(family, dtype):
-    graph, flops = record(family, dtype)
+@pytest.mark.parametrize("name", ["dit_tiny_odd_resetN", "uvit_tiny_variant"])
+@pytest.mark.parametrize("precision", DTYPES)
+def test_a_recorded_call_is_made_of_the_familys_operations_and_reads_every_tensor(name, precision):
+    options = case(name).options(None, precision=precision)
+    graph, family = lower(options, resolve(options)).whole, source(name).family
     assert {node.op for node in graph.nodes} - PLAIN_OPS == {*family.segments, "update"}
     assert graph.outputs == ("x.next",)
     assert graph.values["x.next"].shape == ("B", *family.latent)
     assert [node.name for node in graph.nodes if node.name in family.sublayers] == list(family.sublayers)
     weights = [name for name in graph.inputs if graph.kind(name) == WEIGHT]
     assert {rows_of(name)[0] for name in weights} == set(family.tensors())
-    assert {graph.values[name].dtype for name in weights} == {dtype}
+    assert {graph.values[name].dtype for name in weights} == {DTYPES[precision]}
     read = {}
     for name in weights:
         tensor, rows = rows_of(name)
@@ -187,7 +197,6 @@ def test_a_recorded_call_is_made_of_the_familys_operations_and_reads_every_tenso
     loop = {"x", "base", "rows", "conditional", "unconditional", "guidance", "coefficients"}
     assert {name for name, kind in others.items() if kind == LOOP} == loop
     assert others.keys() == {*loop, "t", "y"}
-    assert flops["attn"] > flops["update"] == 0
 
 
 # architectures
