@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -23,6 +24,20 @@ def tiny(tmp_path_factory, own_cache):
     folder = tmp_path_factory.mktemp("tiny") / "engines"
     compile_artefact(chosen.options(folder))
     return folder, chosen
+
+
+@pytest.fixture(scope="session")
+def pixels(tmp_path_factory, own_cache):
+    """A tiny U-ViT that works on RGB pixels, with random weights: its folder.  It evaluates twice per solver step."""
+    from l2c_export.compile import compile_artefact
+    from l2c_export.options import Options
+
+    folder = tmp_path_factory.mktemp("pixels")
+    arch = {"img_size": 4, "in_chans": 3, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 4}
+    (folder / "model.json").write_text(json.dumps({"family": "uvit", "arch": arch}))
+    chosen = {"schedule": "every:2", "steps": 4, "model": str(folder / "model.json"), "weights": "random:1", "batch": 2}
+    compile_artefact(Options(**chosen, out=folder / "engines", backend="onnxruntime"))
+    return folder / "engines"
 
 
 def pytest_runtest_setup(item):

@@ -185,7 +185,8 @@ def test_a_damaged_model_is_one_line_that_names_the_file(name, tmp_path):
 
 
 @missing("onnxruntime")
-def test_onnxruntime_refuses_other_precisions_and_says_what_has_them():
+def test_onnxruntime_has_fp16_but_refuses_bf16_and_says_what_has_it():
+    assert open_backend("onnxruntime", Request(precision="fp16")).backend.name == "onnxruntime"
     with pytest.raises(BackendError, match=r"bf16.*openvino"):
         open_backend("onnxruntime", Request(precision="bf16"))
 
@@ -194,6 +195,7 @@ def test_the_compiler_refuses_a_precision_that_its_backend_has_not():
     with pytest.raises(UsageError, match=r"--precision bf16: .* --backend openvino"):
         Options(schedule="every:2", backend="onnxruntime", precision="bf16")
     Options(schedule="every:2", backend="auto", precision="bf16")
+    Options(schedule="every:2", backend="onnxruntime", precision="fp16")
 
 
 @needs_openvino
@@ -206,6 +208,21 @@ def test_openvino_refuses_what_the_processor_has_no_instructions_for(precision):
     else:
         with pytest.raises(BackendError, match=f"no {precision}.*fp32"):
             open_backend("openvino", Request(precision=precision))
+
+
+@needs_openvino
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_auto_takes_a_backend_that_has_the_precision_or_says_why_none_has(precision):
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision.upper() in able:
+        assert open_backend("auto", Request(precision=precision)).backend.name == "openvino"
+    elif precision == "fp16":
+        opened = open_backend("auto", Request(precision=precision))
+        assert opened.backend.name == "onnxruntime"
+        assert "openvino: this CPU has no fp16" in opened.why
+    else:
         with pytest.raises(BackendError, match=rf"openvino: .*no {precision}.*onnxruntime: "):
             open_backend("auto", Request(precision=precision))
 
