@@ -137,12 +137,12 @@ def staged(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=".l2c-partial-", dir=folder))
     except OSError as error:
-        raise ArtefactError(f"--out {folder}: cannot be written: {error.strerror}") from None
+        raise ArtefactError(f"--out {folder}: cannot be written: {error.strerror}: choose another folder") from None
     try:
         yield stage
         _replace(folder, stage)
     except OSError as error:
-        raise ArtefactError(f"--out {folder}: cannot be written: {error.strerror or error}") from None
+        raise ArtefactError(f"--out {folder}: cannot be written: {error.strerror or error}: choose another folder") from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if not existed and folder.exists() and not any(folder.iterdir()):

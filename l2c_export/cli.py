@@ -37,11 +37,11 @@ from .errors import UsageError
 @click.option("--max-graphs", type=int, help="Merge calls into at most so many graphs; they compute more, never less.")
 @click.option("--dump", type=FOLDER, help="Write every stage of the compiler here, as text.")
 @click.option("--dry-run", is_flag=True, help="Only say what it would cost, beside the uncached model.")
-@click.option("--device", default="cpu", help="For --dry-run: cpu, h100, rtx4090 or orin.")
+@click.option("--device", help="For --dry-run: cpu, h100, rtx4090 or orin. [default: cpu]")
 @click.option("--calibrate", is_flag=True, help="For --dry-run: time the segments on this machine instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON.")
 @command
-def export(dry_run: bool, device: str, calibrate: bool, as_json: bool, **options: Any) -> None:
+def export(dry_run: bool, device: str | None, calibrate: bool, as_json: bool, **options: Any) -> None:
     """Compile a learned schedule and its diffusion transformer into engines."""
     from .backends import BUILT, needs
 
@@ -52,8 +52,12 @@ def export(dry_run: bool, device: str, calibrate: bool, as_json: bool, **options
 
     chosen = Options(**options)
     if dry_run:
-        print_prediction(chosen, device, calibrate, as_json)
+        print_prediction(chosen, device or "cpu", calibrate, as_json)
         return
+    if device or calibrate:
+        raise UsageError(
+            f"{f'--device {device}' if device else '--calibrate'}: only for --dry-run; use l2c run --device to run"
+        )
     if chosen.backend in BUILT:
         from .backends.tensorrt_backend import library
 
@@ -194,6 +198,8 @@ def inspect(path: Path, threshold: float | None, device: str | None, measure: bo
     from .inspecting import inspect as look
 
     found = look(path, threshold)
+    if threshold is not None and found.artefact is not None:
+        raise UsageError(f"--threshold {threshold:g}: only a router has scores; the schedule of {path} was made with one")
     if (device or measure) and found.artefact is None:
         raise UsageError(f"{path}: only an artefact has times: give the folder that l2c-export wrote")
     if measure:

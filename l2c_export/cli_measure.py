@@ -11,6 +11,8 @@ import click
 
 from .console import FILE, FOLDER, command, print_table, say
 
+TOLERANCE = click.FloatRange(min=0)
+
 
 @click.command(context_settings={"show_default": True})
 @click.argument("engines", type=FOLDER)
@@ -19,8 +21,8 @@ from .console import FILE, FOLDER, command, print_table, say
 @click.option("--seed", type=int, default=0)
 @click.option("--weights", type=FILE, help="Compare with this checkpoint. [default: the artefact's own weights]")
 @click.option("--golden", type=FOLDER, help="A recorded run: config.json and golden.npz.")
-@click.option("--atol", type=float, help="[default: 3e-5 fp32, 2e-2 fp16, 5e-2 bf16]")
-@click.option("--rtol", type=float, help="The same, times the largest latent.")
+@click.option("--atol", type=TOLERANCE, help="[default: 3e-5 fp32, 2e-2 fp16, 5e-2 bf16]")
+@click.option("--rtol", type=TOLERANCE, help="The same, times the largest latent.")
 @click.option("--backend", help="[default: what the artefact was compiled for]")
 @click.option("--device", help="[default: cpu]")
 @click.option("--threads", type=int, help="[default: all cores]")
@@ -42,7 +44,7 @@ def verify(engines: Path, labels: tuple[int, ...], guidance_scale: float | None,
     if golden:
         asked = reference.of_case(golden, engines, pipe.manifest, weights)
     else:
-        chosen = list(labels) or [(207 + n) % model.labels for n in range(pipe.manifest.batch)]
+        chosen = pipe.labels(labels) if labels else [(207 + n) % model.labels for n in range(pipe.manifest.batch)]
         scale = pipe.manifest.guidance.scale if guidance_scale is None else guidance_scale
         asked = reference.Reference(engines, pipe.manifest, pipe.noise(len(chosen), seed), chosen, scale, weights)
     verdict = checking.verify(pipe, asked, atol, rtol)

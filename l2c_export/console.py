@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             function(**options)
         except L2CError as error:
             if verbose:
-                raise
-            say(f"error: {error}")
+                traceback.print_exc()
+            else:
+                say(f"error: {error}")
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             say("interrupted")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from . import __version__, manifest, stepgraph
+from .errors import ArtefactError
 from .options import Options, Source
 from .passes.memory import caches, temporaries
 from .program import DTYPES, FP32, WEIGHT, Graph, Value, split_at, text
@@ -133,9 +134,12 @@ def write_schedule(folder: Path, schedule: Schedule) -> None:
 
 def dump(folder: Path, schedule: Schedule, stages: Mapping[str, Graph], linked: Linked) -> None:
     """Every stage as text, for reading and comparing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_schedule(folder, schedule)
-    for name, graph in {**stages, **{f"4-{n}": g for n, g in linked.graphs.items()}}.items():
-        (folder / f"{name}.txt").write_text(text(graph))
-    for name, segment in linked.segments.items():
-        (folder / f"5-segment-{name}.txt").write_text(text(segment))
+    graphs = {**stages, **{f"4-{n}": g for n, g in linked.graphs.items()}}
+    graphs |= {f"5-segment-{name}": segment for name, segment in linked.segments.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_schedule(folder, schedule)
+        for name, graph in graphs.items():
+            (folder / f"{name}.txt").write_text(text(graph))
+    except OSError as error:
+        raise ArtefactError(f"--dump {folder}: cannot be written: {error.strerror}: choose another folder") from None

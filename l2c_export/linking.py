@@ -23,7 +23,7 @@ def bind(folder: Path, source: str) -> Manifest:
     try:
         weights.write(folder / weights.FILE, layout, tensors)
     except OSError as error:
-        raise ArtefactError(f"{folder / weights.FILE}: cannot be written: {error.strerror or error}") from None
+        raise ArtefactError(f"{folder / weights.FILE}: cannot be written: {error.strerror or error}: check the disk") from None
     name = "random" if seed is not None else Path(source).name
     files = {**manifest.files, weights.FILE: artefact.info(folder / weights.FILE)}
     linked = msgspec.structs.replace(manifest, weights=Weights(source=name, random=seed), files=files)

@@ -139,5 +139,7 @@ def _schedule(options: Options, family: Family, learned: routers.Router | Schedu
             f"{options.schedule}: {learned.columns} columns, but the model has {columns} sublayers: check --model"
         )
     if options.steps not in (None, learned.steps):
-        raise ScheduleError(f"{options.schedule}: made for {learned.steps} steps, but --steps is {options.steps}")
+        raise ScheduleError(
+            f"{options.schedule}: made for {learned.steps} steps, but --steps is {options.steps}: use no --steps"
+        )
     return learned

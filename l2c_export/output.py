@@ -19,7 +19,7 @@ def save(path: Path, values: np.ndarray) -> None:
         else:
             _save_picture(path, values)
     except OSError as error:
-        raise RunError(f"--out {path}: cannot be written: {error.strerror or error}") from None
+        raise RunError(f"--out {path}: cannot be written: {error.strerror or error}: choose another file") from None
 
 
 def _save_picture(path: Path, pixels: np.ndarray) -> None:

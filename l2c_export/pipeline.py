@@ -82,7 +82,7 @@ class Pipeline:
         seed + i, or of seed[i].  `callback_on_step_end(pipe, step, timestep, {"latents": x})` may return new latents.
         `check_finite` raises RunError naming the call whose latents are the first to hold NaN or Inf.
         """
-        labels = self._labels(class_labels)
+        labels = self.labels(class_labels)
         self._check_output(output_type)
         noise = self.noise(len(labels), seed) if latents is None else self._latents(latents, len(labels))
         if callback_on_step_end or check_finite:
@@ -142,7 +142,8 @@ class Pipeline:
         shape = self.manifest.model.latent
         return np.stack([np.random.Generator(np.random.Philox(s)).standard_normal(shape, np.float32) for s in seeds])
 
-    def _labels(self, given: Sequence[int] | int) -> list[int]:
+    def labels(self, given: Sequence[int] | int) -> list[int]:
+        """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
         labels = listed(given)
         if not 1 <= len(labels) <= self.manifest.batch:
             raise UsageError(
@@ -155,7 +156,10 @@ class Pipeline:
 
     def _latents(self, given: np.ndarray, count: int) -> np.ndarray:
         shape = (count, *self.manifest.model.latent)
-        latents = np.asarray(given)
+        try:
+            latents = np.asarray(given)
+        except ValueError:
+            raise UsageError(f"latents: not an array: this model and {count} labels need numbers of shape {shape}") from None
         if latents.shape != shape:
             raise UsageError(f"latents of shape {latents.shape}: this model and {count} labels need {shape}")
         if latents.dtype not in (np.float32, np.float64, np.float16):

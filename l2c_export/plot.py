@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .backends import needs
+from .errors import RunError
 from .inspecting import View
 
 
@@ -41,5 +43,17 @@ def schedule_heatmap(view: View, path: Path) -> None:
     axes.set_xlabel("timestep of the call, in sampling order")
     share = 1 - grid.mean()
     axes.set_title(f"dark: computed, light: reused ({share:.1%} of {grid.size} sublayers)", fontsize=10)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    write(figure, path)
+
+
+def write(figure: Any, path: Path) -> None:
+    """Save a picture and forget it."""
+    from matplotlib import pyplot
+
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(f"{path}: cannot be drawn: {reason}: choose a .png, .svg or .pdf in a folder that exists") from None
+    finally:
+        pyplot.close(figure)

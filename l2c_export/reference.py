@@ -90,7 +90,7 @@ def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
 
 def given(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
     found = weights.open_checkpoint(checkpoint).tensors(manifest.tensors)
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in found}
+    return {name: torch.from_numpy(weights.rounded(name, value, "float32")) for name, value in found}
 
 
 def of_case(case: Path, folder: Path, manifest: Manifest, checkpoint: Path | None = None) -> Reference:

@@ -12,6 +12,8 @@ from . import checkpoints
 from .errors import ScheduleError, UsageError
 from .schedule import Schedule, file_source, from_scores
 
+REMEDY = "give a .pt file that the router's training has saved"
+
 
 class Router(NamedTuple):
     """The logits of a router file: one row per step, two columns per block."""
@@ -50,22 +52,22 @@ class Router(NamedTuple):
 
 def read(path: Path) -> Router:
     """Read a router file.  Raises ScheduleError for anything that is not one."""
-    state = checkpoints.load(path, ScheduleError, "a router")
+    state = checkpoints.load(path, ScheduleError, "a router", REMEDY)
     family = "uvit"
     if isinstance(state, Mapping) and "routers" in state:
         state, family = state["routers"], "dit"
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..")
+        raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..: {REMEDY}")
     expected = [f"{i}.prob" for i in range(len(state))]
     if set(state) != set(expected):
         odd = next((k for k in state if k not in expected), "?")
-        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob to {len(state) - 1}.prob")
+        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob to {len(state) - 1}.prob: {REMEDY}")
     rows = [state[name] for name in expected]
     if any(r.ndim != 1 or r.shape != rows[0].shape or not r.is_floating_point() for r in rows) or len(rows[0]) % 2:
-        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length")
+        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
     logits = torch.stack(rows).float()
     if not logits.isfinite().all():
-        raise ScheduleError(f"{path}: the router holds NaN or infinite logits")
+        raise ScheduleError(f"{path}: the router holds NaN or infinite logits: {REMEDY}")
     return Router(path, family, logits)
 
 

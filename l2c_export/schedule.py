@@ -84,7 +84,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         try:
             return msgspec.json.decode(data, type=Schedule)
         except (msgspec.MsgspecError, RecursionError) as error:
-            raise ScheduleError(f"{name} is not a schedule: {error}") from None
+            raise ScheduleError(f"{name} is not a schedule: {error}; give one like the schedule.json of an artefact") from None
 
     def uncached(self) -> Schedule:
         """The twin that computes everything in every call."""

@@ -21,6 +21,7 @@ from .program import BYTES, rows_of, stored
 FILE = "weights.safetensors"
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we write
 READABLE = ("F32", "F16", "BF16", "F64")  # types of a .safetensors checkpoint
+REMEDY = "give the model's .safetensors or .pt file"
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Iterable[tuple[str, np.ndarray]]
 Progress = Callable[[int], object]  # told the number of bytes that were just written
@@ -108,15 +109,19 @@ def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
         data = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)  # ties to even
+        check_fits(name, (data & 0x7F80) != 0x7F80, dtype)  # an exponent of ones is infinite
         return data.reshape(np.shape(value))
     with np.errstate(over="ignore"):
         data = np.ascontiguousarray(value, dtype=dtype)
-    if not np.isfinite(data).all():
-        count = int(np.size(data) - np.isfinite(data).sum())
-        raise WeightsError(
-            f"weights: {count} values of {name} do not fit into {dtype}: use --precision bf16, or --fp32 for its sublayer"
-        )
+    check_fits(name, np.isfinite(data), dtype)
     return data
+
+
+def check_fits(name: str, finite: np.ndarray, dtype: str) -> None:
+    if not finite.all():
+        count = int(np.size(finite) - finite.sum())
+        remedy = "use --precision bf16, or --fp32 for its sublayer" if dtype == "float16" else "use --precision fp32"
+        raise WeightsError(f"weights: {count} values of {name} do not fit into {dtype}: {remedy}")
 
 
 def random(shapes: Shapes, seed: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -161,7 +166,7 @@ class Checkpoint(NamedTuple):
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a .safetensors file, or (with PyTorch installed) a .pt file.  Raises WeightsError."""
     if not path.is_file():
-        raise WeightsError(f"--weights {path}: no such file")
+        raise WeightsError(f"--weights {path}: no such file: {REMEDY}")
     return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
 
 
@@ -170,7 +175,7 @@ def _safetensors(path: Path) -> Checkpoint:
         file = safetensors.safe_open(path, framework="numpy")
         stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is not a safetensors file, or is truncated: {error}") from None
+        raise WeightsError(f"{path} is not a safetensors file, or is truncated: {error}: {REMEDY}") from None
     for name, tensor in stored.items():
         if tensor.get_dtype() not in READABLE:
             raise WeightsError(f"{path}: {name} has dtype {tensor.get_dtype()}: use one of {', '.join(READABLE)}")
@@ -200,10 +205,10 @@ def _pickled(path: Path) -> Checkpoint:
     torch = needs("torch", "export")
     from . import checkpoints
 
-    state = checkpoints.load(path, WeightsError, "a checkpoint")
+    state = checkpoints.load(path, WeightsError, "a checkpoint", REMEDY)
     if isinstance(state, Mapping) and isinstance(state.get("ema"), Mapping):
         state = state["ema"]  # DiT's training checkpoints; its sampler uses these too
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise WeightsError(f"{path} is not a checkpoint: expected named tensors")
+        raise WeightsError(f"{path} is not a checkpoint: expected named tensors: {REMEDY}")
     shapes = {str(name): tuple(value.shape) for name, value in state.items()}
     return Checkpoint(path, shapes, lambda name: state[name].detach().float().numpy())

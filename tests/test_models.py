@@ -241,7 +241,6 @@ def test_wrong_values_of_an_architecture_are_refused(tmp_path, wrong, says):
         described(tmp_path / "m.json", **wrong)
 
 
-@pytest.mark.xfail(reason="values below 1 are not looked at", strict=True)
 @pytest.mark.parametrize("wrong", [{key: 0} for key in ("input_size", "patch_size", "in_channels", "hidden_size", "depth",
                                                         "num_heads", "mlp_ratio", "num_classes")], ids=str)  # fmt: skip
 def test_an_architecture_of_nothing_is_refused(tmp_path, wrong):
@@ -249,7 +248,6 @@ def test_an_architecture_of_nothing_is_refused(tmp_path, wrong):
         described(tmp_path / "m.json", **wrong)
 
 
-@pytest.mark.xfail(reason="the time token has 2 * (width // 2) entries", strict=True)
 def test_an_odd_width_of_a_unet_is_refused():
     with pytest.raises(ModelError, match="embed_dim 31"):
         UViT(uvit.Arch(8, 2, 4, 31, 2, 1))
@@ -258,7 +256,7 @@ def test_an_odd_width_of_a_unet_is_refused():
 @pytest.mark.parametrize("text", [
     "[]", "null", '"x"', "{", '{"family": "dit"}', '{"arch": {}}', '{"family": "gan", "arch": {}}',
     '{"family": "dit", "arch": null}', "[" * 10**5,
-    pytest.param('{"family": ["dit"], "arch": {}}', marks=pytest.mark.xfail(reason="unhashable: TypeError", strict=True)),
+    '{"family": ["dit"], "arch": {}}',
 ])  # fmt: skip
 def test_a_file_that_describes_no_model_is_named(tmp_path, text):
     (tmp_path / "m.json").write_text(text)

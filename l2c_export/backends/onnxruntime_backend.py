@@ -44,8 +44,9 @@ class OrtBackend(OnHost):
 
     name = "onnxruntime"
 
-    def __init__(self, threads: int) -> None:
-        self._threads, self._shared_pool = threads, _share_pool(threads)
+    def __init__(self, threads: int | None) -> None:
+        self._shared_pool = _share_pool(threads)
+        self._threads = self._shared_pool or threads or _cores()
         _share_arena()
 
     def describe(self) -> str:
@@ -88,16 +89,28 @@ class OrtBackend(OnHost):
             raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error).splitlines()[0]}") from None
 
 
-def _share_pool(threads: int) -> bool:
-    """Set the process's pool, which is possible once; False if it already has another size."""
+def _share_pool(threads: int | None) -> int:
+    """The size of the process's pool, which can be set once; 0 if the process has made sessions of its own before.
+
+    Raises BackendError if another size is asked for later: ONNX Runtime then has no other pool to offer.
+    """
     global _global_threads
     if _global_threads is None:
         try:
-            ort.set_global_thread_pool_sizes(threads, 1)
-            _global_threads = threads
-        except Exception:  # the process has made sessions of its own before
+            _global_threads = threads or _cores()
+            ort.set_global_thread_pool_sizes(_global_threads, 1)
+        except Exception:
             _global_threads = 0
-    return _global_threads == threads
+    if _global_threads and threads not in (None, _global_threads):
+        raise BackendError(
+            f"onnxruntime: this process has a pool of {_global_threads} threads already: "
+            f"use --threads {_global_threads}, leave it out, or load the other pipeline in another process"
+        )
+    return _global_threads
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 @functools.cache
@@ -112,4 +125,4 @@ def open_backend(name: str, request: Request) -> OrtBackend:
         raise BackendError(f"onnxruntime: device {request.device!r} is not supported here: use cpu")
     if request.precision == "bf16":
         raise BackendError("onnxruntime: bf16 is not supported on a CPU: use fp32, or --backend openvino")
-    return OrtBackend(request.threads or len(os.sched_getaffinity(0)))
+    return OrtBackend(request.threads)

@@ -70,11 +70,11 @@ def _from_file(path: Path) -> tuple[str, Any]:
     try:
         config = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         kind = config["family"]
-        if kind not in FAMILIES:
+        if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"{path}: unknown family {kind!r}: known are {', '.join(FAMILIES)}")
         return kind, fields_of(FAMILIES[kind].arch_type, config["arch"])
     except OSError as error:
-        raise ModelError(f"--model {path}: {error.strerror}") from None
+        raise ModelError(f"--model {path}: {error.strerror}: use for example {EXAMPLES}") from None
     except KeyError as error:
         raise ModelError(f"{path}: the key {error} is missing: a model needs family and arch") from None
     except (msgspec.MsgspecError, AttributeError, RecursionError) as error:

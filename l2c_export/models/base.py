@@ -7,7 +7,7 @@ A family writes its call once, as Python, against a `Runner`.  `Recorder` (here)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import ModelError
 from ..program import FP32, INNER, LABEL, LOOP, TIME, WEIGHT, Graph, Node, Value
 from ..weights import Types
 from . import layers
@@ -205,3 +206,10 @@ def fields_of(arch_type: type, given: Mapping[str, Any]) -> Any:
     """Build an architecture record from a configuration, ignoring keys it does not know."""
     known = {f.name for f in msgspec.structs.fields(arch_type)}
     return msgspec.convert({k: v for k, v in given.items() if k in known}, arch_type)
+
+
+def check_sizes(arch: Any, may_be_zero: Collection[str] = ()) -> None:
+    """Raise ModelError for a size that is no size."""
+    for name, value in msgspec.structs.asdict(arch).items():
+        if not isinstance(value, bool) and value <= 0 and name not in may_be_zero:
+            raise ModelError(f"the model's {name} is {value}: must be more than 0")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from . import layers
-from .base import Runner, Segment
+from .base import Runner, Segment, check_sizes
 
 # size -> depth, width, heads (table 1 of the paper)
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -41,6 +41,7 @@ class DiT:
     default_guidance: ClassVar[tuple[str, float]] = ("first3", 4.0)
 
     def __init__(self, arch: Arch) -> None:
+        check_sizes(arch, may_be_zero=["class_dropout_prob"])
         if arch.hidden_size % arch.num_heads or arch.input_size % arch.patch_size:
             raise ModelError(
                 f"DiT: hidden_size {arch.hidden_size} must be a multiple of num_heads {arch.num_heads}, "

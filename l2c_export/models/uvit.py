@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from . import layers
-from .base import Runner, Segment
+from .base import Runner, Segment, check_sizes
 
 # size -> depth, width, heads (table 1 of the paper; depth counts the in and out blocks, not the middle)
 SIZES = {"S": (12, 512, 8), "M": (16, 768, 12), "L": (20, 1024, 16), "H": (28, 1152, 16)}
@@ -44,6 +44,9 @@ class UViT:
     default_guidance: ClassVar[tuple[str, float]] = ("all", 1.4)
 
     def __init__(self, arch: Arch) -> None:
+        check_sizes(arch, may_be_zero=["depth"])
+        if arch.embed_dim % 2:
+            raise ModelError(f"U-ViT: embed_dim {arch.embed_dim} must be even: half of it are sines of the timestep")
         if arch.embed_dim % arch.num_heads or arch.img_size % arch.patch_size:
             raise ModelError(
                 f"U-ViT: embed_dim {arch.embed_dim} must be a multiple of num_heads {arch.num_heads}, "
