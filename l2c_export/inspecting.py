@@ -65,7 +65,7 @@ def inspect(path: Path, threshold: float | None = None) -> View:
     if path.is_dir():
         return of_artefact(artefact.read(path, verify=False))
     if not path.is_file():
-        raise UsageError(f"{path}: no such file or folder")
+        raise UsageError(f"{path}: no such file or folder: give an artefact, a schedule or a router")
     if path.suffix == ".json":
         return of_schedule(Schedule.from_json(path.read_bytes(), str(path)), str(path))
     from .backends import needs

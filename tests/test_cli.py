@@ -332,7 +332,7 @@ def test_readme_and_gitignore_may_lie_in_the_output_folder(new):
 @pytest.mark.parametrize("what", ["router.pt", "schedule.json", "engines"])
 def test_inspect_shows_the_same_calls_of_router_schedule_and_artefact(desk, what):
     calls = Schedule.from_json(Path("schedule.json").read_bytes()).calls
-    found = json.loads(invoke(f"inspect {what} --threshold 0.1 --json").stdout)
+    found = json.loads(invoke(f"inspect {what} --json").stdout)
     assert [(c["timestep"], c["computed"], c["reused"]) for c in found["calls"]] == [
         (c.timestep, list(c.computed), list(c.reused)) for c in calls
     ]
@@ -582,7 +582,7 @@ def test_an_output_folder_that_vanishes_is_an_error(new, monkeypatch):
     monkeypatch.setattr(cli, "say", vanish)
     done = invoke(E)
     assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1] == "error: --out new: cannot be written: No such file or directory"
+    assert done.stderr.splitlines()[-1] == "error: --out new: cannot be written: No such file or directory: choose another folder"
     assert not new.exists()
 
 
@@ -591,7 +591,7 @@ def test_a_read_only_output_folder_is_an_error(new):
     new.mkdir(0o500)
     done = invoke(E)
     assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1] == "error: --out new: cannot be written: Permission denied"
+    assert done.stderr.splitlines()[-1] == "error: --out new: cannot be written: Permission denied: choose another folder"
     assert not list(new.iterdir())
 
 
@@ -606,7 +606,7 @@ def test_a_full_disk_keeps_the_old_artefact(copy):
     before = tree()
     code, out, err = ran(f"{E} --out copy", preexec_fn=small_files)
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1] == "error: --out copy: cannot be written: File too large"
+    assert err.splitlines()[-1] == "error: --out copy: cannot be written: File too large: choose another folder"
     assert tree() == before
 
 
@@ -614,7 +614,7 @@ def test_linking_on_a_full_disk_keeps_the_old_weights(copy):
     before = tree()
     code, _, err = ran("link copy --weights random:3", preexec_fn=small_files)
     assert code == 1
-    assert re.fullmatch(r"error: copy/weights.safetensors: cannot be written: File too large\n", err)
+    assert re.fullmatch(r"error: copy/weights.safetensors: cannot be written: File too large: check the disk\n", err)
     assert tree() == before
 
 
