@@ -34,7 +34,7 @@ class Baseline:
         family = models.build(manifest.model.family, manifest.model.arch)
         weights = {name: tensor.to(self.device) for name, tensor in stored(folder, manifest).items()}
         self._manifest, self._denoiser = manifest, Denoiser(family, weights, compiled)
-        self.runtime = f"PyTorch {torch.__version__}, {'torch.compile with frozen weights' if compiled else 'eager'}"
+        self.runtime = f"{'torch.compile' if compiled else 'PyTorch eager'} {torch.__version__}"
 
     def steps(self, calls: Sequence[Call], noise: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> Iterator[object]:
         """One item per call; labels (R,) int32, the unconditional half last, guidance (C,), as the runtime takes them."""

@@ -121,11 +121,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return next((each for each in self.contenders if each.name == name), None)
 
 
-def bench(folder: Path, names: Sequence[str], request: Request, rounds: int, passes: bool = False,
+def bench(folder: Path, names: Sequence[str], request: Request, rounds: int, distinct: bool = False, passes: bool = False,
           report: Report = id, progress: Callable[[], object] = lambda: None) -> Result:  # fmt: skip
     """Measure an artefact beside the contenders in `names`; who cannot take part is left out, with the reason.
 
-    `passes` adds the twins that isolate a compiler pass.  Raises L2CError where the artefact itself cannot run.
+    `distinct` leaves out the backend that the artefact runs on anyway; `passes` adds the twins that isolate a compiler pass.
+    Raises L2CError where the artefact itself cannot run.
     """
     manifest = artefact.read(folder, verify=False)
     if manifest.weights is None:
@@ -144,8 +145,10 @@ def bench(folder: Path, names: Sequence[str], request: Request, rounds: int, pas
                 made.append(contender(name, folder, manifest, Path(root), report))
             except L2CError as error:
                 left_out.append(LeftOut(name, str(error)))
-        started = []
+        started: list[Started] = []
         for each, compiling in made:
+            if distinct and started and each.backend and started[0].ready.settings.runtime.startswith(each.backend):
+                continue
             try:
                 started.append(start(each, request, compiling, running, report))
             except L2CError as error:
@@ -153,7 +156,7 @@ def bench(folder: Path, names: Sequence[str], request: Request, rounds: int, pas
                     raise
                 left_out.append(LeftOut(each.name, str(error)))
         orders, seconds = interleave([s.process for s in started], rounds, random.Random(request.seed), progress)
-        measured = [finish(each, seconds[each.process.name]) for each in started]
+        measured = [finish(each, seconds[each.contender.name]) for each in started]
     return Result(
         artefact=str(folder),
         request=request,
@@ -170,6 +173,7 @@ def bench(folder: Path, names: Sequence[str], request: Request, rounds: int, pas
 class Started(msgspec.Struct, frozen=True):
     """A contender that is ready and warm."""
 
+    contender: Contender
     process: Process
     ready: Ready
     compiling: float | None
@@ -185,8 +189,8 @@ def start(each: Contender, request: Request, compiling: float | None, running: c
     ready, first = process.wait()
     process.image()
     after = machine.gpu_bytes_used()
-    report(f"{each.name}: first image after {first:.1f} s ({ready.settings.runtime})")
-    return Started(process, ready, compiling, first, None if before is None or after is None else after - before)
+    report(f"{each.name}: first image after {first:.1f} s, {ready.settings.runtime}")
+    return Started(each, process, ready, compiling, first, None if before is None or after is None else after - before)
 
 
 def interleave(
@@ -200,7 +204,7 @@ def interleave(
         for process in order:
             time.sleep(PAUSE)
             seconds[process.name].append(process.image())
-            progress()
+        progress()
     return tuple(orders), seconds
 
 
@@ -209,11 +213,11 @@ def finish(each: Started, seconds: Rounds) -> Measured:
     images = each.ready.settings.images
     per_image = Spread.of(sum(calls) / images for calls in seconds)
     compiling = each.compiling
-    if each.ready.settings.runtime.startswith("PyTorch") and "torch.compile" in each.ready.settings.runtime:
+    if each.contender.runtime == "torch-compile":
         compiling = max(0.0, each.first_image_seconds - each.ready.load_seconds - images * per_image.median)
     time.sleep(PAUSE)
     return Measured(
-        name=each.process.name,
+        name=each.contender.name,
         settings=each.ready.settings,
         per_image=per_image,
         per_call=Spread.of(s for calls in seconds for s in calls),

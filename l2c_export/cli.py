@@ -86,6 +86,7 @@ def l2c() -> None:
 
 l2c.add_command(export)
 l2c.add_command(cli_measure.verify)
+l2c.add_command(cli_measure.bench)
 
 
 @l2c.command()

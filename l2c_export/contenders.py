@@ -34,6 +34,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = msgspec.field(default_factory=machine.cores)
     device: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, value, least in (("images", self.images, 1), ("threads", self.threads, 1), ("seed", self.seed, 0)):
+            if value < least:
+                raise UsageError(f"--{name} {value}: must be at least {least}")
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a contender did, as its own process saw it.  Only what differs in nothing but `COMPARED` may be compared."""

@@ -97,7 +97,7 @@ def page(result: Result, view: View) -> str:
             "load of the last minute",
             "not readable" if here.load_average is None else f"{here.load_average} on {here.cores} cores",
         ),
-        *here.versions.items(),
+        ("versions", ", ".join(f"{name} {version}" for name, version in here.versions.items())),
     ]
     parts = [
         f"<header><h1>{text(ours.settings.model)}: how fast, and why</h1><p>{text(settings_line(result))}</p></header>",

@@ -71,9 +71,11 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     request = task.request
     pipe = pipeline.load(task.contender.folder, task.contender.backend, request.device, request.threads)
     noise = pipe.noise(request.images, request.seed)
-    runtime = pipe.backend.partition("), ")[0] + ")"
+    backend = pipe.backend.partition(" ")[0]
     return Loaded(
-        settings=_settings(task, manifest, manifest.calls, labels, scale, runtime),
+        settings=_settings(
+            task, manifest, manifest.calls, labels, scale, f"{backend} {machine.version(backend) or ''}".strip()
+        ),
         artefact_bytes=sum(file.bytes for file in manifest.files.values()),
         image=lambda: pipe.steps(labels, scale, noise),
         finish=lambda: None,  # a backend returns from a run when its arrays are filled
