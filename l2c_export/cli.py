@@ -87,6 +87,7 @@ def l2c() -> None:
 l2c.add_command(export)
 l2c.add_command(cli_measure.verify)
 l2c.add_command(cli_measure.bench)
+l2c.add_command(cli_measure.profile)
 
 
 @l2c.command()

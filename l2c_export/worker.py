@@ -72,10 +72,9 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     pipe = pipeline.load(task.contender.folder, task.contender.backend, request.device, request.threads)
     noise = pipe.noise(request.images, request.seed)
     backend = pipe.backend.partition(" ")[0]
+    runtime = f"{backend} {machine.version(backend) or ''}".strip()
     return Loaded(
-        settings=_settings(
-            task, manifest, manifest.calls, labels, scale, f"{backend} {machine.version(backend) or ''}".strip()
-        ),
+        settings=_settings(task, manifest, manifest.calls, labels, scale, runtime),
         artefact_bytes=sum(file.bytes for file in manifest.files.values()),
         image=lambda: pipe.steps(labels, scale, noise),
         finish=lambda: None,  # a backend returns from a run when its arrays are filled
