@@ -241,8 +241,13 @@ def ratio(slow: Measured, fast: Measured, allowed: frozenset[str] = COMPARED) ->
     for name in differ:
         if name not in allowed:
             return Ratio(slow.name, fast.name, differ=differ, refused=f"{name}: {a[name]} and {b[name]}")
-    within = [sum(x) / sum(y) for x, y in zip(slow.seconds, fast.seconds, strict=True)]
+    within = ratios_within(slow.seconds, fast.seconds)
     return Ratio(slow.name, fast.name, float(np.median(within)), min(within), max(within), differ)
+
+
+def ratios_within(slow: Rounds, fast: Rounds) -> list[float]:
+    """How many times as fast, in every round."""
+    return [sum(a) / sum(b) for a, b in zip(slow, fast, strict=True)]
 
 
 def times(ratio: Ratio) -> str:
