@@ -96,6 +96,8 @@ def l2c() -> None:
 
 l2c.add_command(export)
 l2c.add_command(cli_measure.verify)
+l2c.add_command(cli_measure.bench)
+l2c.add_command(cli_measure.profile)
 
 
 @l2c.command()

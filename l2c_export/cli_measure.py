@@ -6,10 +6,13 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 
-from .console import FILE, FOLDER, command, print_table, say
+from .console import FILE, FOLDER, command, print_table, progress, say
+from .errors import UsageError
 
 TOLERANCE = click.FloatRange(min=0)
 
@@ -55,3 +58,111 @@ def verify(engines: Path, labels: tuple[int, ...], guidance_scale: float | None,
     say(checking.summary(verdict))
     if not verdict.passed:
         sys.exit(1)
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("engines", type=FOLDER)
+@click.option(
+    "--against",
+    help="With commas: pytorch, pytorch-cached, torch-compile, torch-compile-cached, onnxruntime, openvino, uncached. "
+    "[default: all that are installed]",
+)
+@click.option("--passes", is_flag=True, help="Measure what each compiler pass adds, with twins that lack it.")
+@click.option("--rounds", type=int, default=5, help="In each, every contender makes one image.")
+@click.option("--images", type=int, default=1, help="At a time.")
+@click.option("--guidance-scale", type=float, help="[default: the artefact's]")
+@click.option("--seed", type=int, default=0, help="Of the noise, and of the order of the rounds.")
+@click.option("--threads", type=int, help="[default: all cores]")
+@click.option("--device", help="[default: cpu]")
+@click.option("--json", "as_json", metavar="FILE|-", help="Write everything as JSON, with - to stdout instead of the tables.")
+@click.option("--plot", type=FILE, help="Draw the contenders, and the loop call by call.")
+@click.option("--html", type=FILE, help="Write a report: one file with everything in it.")
+@command
+def bench(engines: Path, against: str | None, passes: bool, rounds: int, images: int, guidance_scale: float | None,
+          seed: int, threads: int | None, device: str | None, as_json: str | None, plot: Path | None,
+          html: Path | None) -> None:  # fmt: skip
+    """Measure an artefact beside PyTorch, other backends, and itself without its schedule."""
+    from . import bench as measuring
+    from . import contenders, machine, report
+
+    for path in filter(None, (plot, html)):
+        writable(path)
+    request = contenders.Request(images=images, seed=seed, guidance_scale=guidance_scale,
+                                 threads=machine.cores() if threads is None else threads, device=device)  # fmt: skip
+    with progress("measuring", rounds) as step:
+        names = contenders.chosen(against)
+        result = measuring.bench(engines, names, request, rounds, against is None, passes, say, step)
+    write_json(as_json, result)
+    if as_json != "-":
+        print_table(report.settings_line(result), report.speed_table(result))
+        print_table("what it takes", report.cost_table(result))
+        for line in report.sentences(result):
+            click.echo(line)
+    if plot or html:
+        draw_bench(engines, result, plot, html)
+
+
+def draw_bench(engines: Path, result: Any, picture: Path | None, html: Path | None) -> None:
+    from . import plot, report
+    from .inspecting import inspect
+
+    view = inspect(engines)
+    if picture:
+        plot.bench_picture(result, view, picture)
+        say(f"{picture}: drawn")
+    if html:
+        html.write_text(report.page(result, view), encoding="utf-8")
+        say(f"{html}: written")
+
+
+def write_json(to: str | None, value: object) -> None:
+    """To a file, to stdout for "-", or nowhere."""
+    if to == "-":
+        click.echo(msgspec.json.encode(value))
+    elif to:
+        Path(to).write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+        say(f"{to}: written")
+
+
+def writable(path: Path) -> None:
+    """Before a long measurement: whether its result can be written there."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}: make it first")
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("engines", type=FOLDER)
+@click.option("--rounds", type=int, default=5, help="Images to make; the one of median length is shown.")
+@click.option("--images", type=int, default=1, help="At a time.")
+@click.option("--guidance-scale", type=float, help="[default: the artefact's]")
+@click.option("--seed", type=int, default=0)
+@click.option("--link", help="shared or static. [default: the artefact's]")
+@click.option("--backend", help="[default: what the artefact was compiled for]")
+@click.option("--device", help="[default: cpu]")
+@click.option("--threads", type=int, help="[default: all cores]")
+@click.option("--json", "as_json", metavar="FILE|-", help="Write everything as JSON, with - to stdout instead of the tables.")
+@click.option("--trace", type=FILE, help="Write every engine run for Perfetto or chrome://tracing.")
+@command
+def profile(engines: Path, rounds: int, images: int, guidance_scale: float | None, seed: int, link: str | None,
+            backend: str | None, device: str | None, threads: int | None, as_json: str | None,
+            trace: Path | None) -> None:  # fmt: skip
+    """Show where the time goes: by kind of segment, and call by call."""
+    from . import profiling
+
+    if trace:
+        writable(trace)
+    pipe = profiling.open_pipeline(engines, backend, device, threads, link)
+    say(f"backend: {pipe.backend}")
+    labels = [(207 + n) % pipe.manifest.model.labels for n in range(images)]
+    with progress("profiling", rounds) as step:
+        found = profiling.profile(engines, pipe, labels, guidance_scale, seed, rounds, step)
+    write_json(as_json, found)
+    if as_json != "-":
+        title = f"{engines}, {found.precision}, {found.link} link: {1e3 * found.seconds:.1f} ms"
+        print_table(title, profiling.kinds_table(found))
+        print_table("call by call", profiling.calls_table(found))
+    if found.link == "static":
+        say("a static engine runs a whole call: --link shared shows what is inside, as segments")
+    if trace:
+        trace.write_bytes(msgspec.json.encode(profiling.trace(found)))
+        say(f"{trace}: written; open it in ui.perfetto.dev")

@@ -139,8 +139,7 @@ class Pipeline:
         seeds = [seed + i for i in range(count)] if whole(seed) else listed(seed)
         if len(seeds) != count or not all(whole(s) and s >= 0 for s in seeds):
             raise UsageError(f"seed {seed!r}: give one whole number >= 0, or one per image ({count})")
-        shape = self.manifest.model.latent
-        return np.stack([np.random.Generator(np.random.Philox(s)).standard_normal(shape, np.float32) for s in seeds])
+        return standard_normal(self.manifest.model.latent, seeds)
 
     def labels(self, given: Sequence[int] | int) -> list[int]:
         """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
@@ -180,6 +179,11 @@ class Pipeline:
         while index and not self.manifest.calls[index - 1].ends_step:
             index -= 1
         return self.manifest.calls[index].timestep
+
+
+def standard_normal(latent: tuple[int, int, int], seeds: Sequence[int]) -> np.ndarray:
+    """Noise (seeds, C, H, W) float32."""
+    return np.stack([np.random.Generator(np.random.Philox(s)).standard_normal(latent, np.float32) for s in seeds])
 
 
 def whole(value: object) -> TypeGuard[int]:

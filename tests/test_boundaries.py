@@ -18,7 +18,7 @@ MODULES = {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text()) for p in 
 
 # library -> the modules that may import it; everything in models/ is the compiler's
 HOMES = {
-    "torch": {"routers.py", "checkpoints.py", "segments.py", "reference.py", "models/"},
+    "torch": {"routers.py", "checkpoints.py", "segments.py", "reference.py", "baseline.py", "models/"},
     "onnx": {"segments.py", "stepgraph.py"},
     "onnxscript": {"segments.py"},
     "platformdirs": {"cache.py"},
@@ -33,8 +33,8 @@ HOMES = {
 }
 # what `needs` may import lazily elsewhere: to ask for an extra by name before its home is imported
 ASKED = {
-    "torch": {"cli.py", "cli_measure.py", "weights.py", "inspecting.py"},
-    "onnx": {"cli.py"},
+    "torch": {"cli.py", "cli_measure.py", "weights.py", "inspecting.py", "contenders.py", "worker.py"},
+    "onnx": {"cli.py", "contenders.py"},
     "onnxscript": {"cli.py"},
     "PIL": {"output.py", "pipeline.py"},
 }

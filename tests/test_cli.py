@@ -582,7 +582,9 @@ def test_an_output_folder_that_vanishes_is_an_error(new, monkeypatch):
     monkeypatch.setattr(cli, "say", vanish)
     done = invoke(E)
     assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1] == "error: --out new: cannot be written: No such file or directory: choose another folder"
+    assert (
+        done.stderr.splitlines()[-1] == "error: --out new: cannot be written: No such file or directory: choose another folder"
+    )
     assert not new.exists()
 
 

@@ -1,0 +1,60 @@
+"""The PyTorch contenders: an artefact's model, weights, precision and schedule, in eager PyTorch or through torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from . import models
+from .errors import BackendError
+from .manifest import Call, Manifest
+from .models.eager import Denoiser
+from .reference import stored
+
+
+class Baseline:
+    """Makes images as the reference does, with all passes of the compiler left to PyTorch.
+
+    `calls` say which sublayers are reused.  Raises BackendError where PyTorch cannot do what the artefact does.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, compiled: bool, threads: int, device: str | None) -> None:
+        if manifest.fp32:
+            raise BackendError(f"pytorch: has no layers kept in float32 (--fp32 {manifest.fp32[0]}): compile without --fp32")
+        torch.set_num_threads(threads)
+        self.device = torch_device(device)
+        if compiled:
+            from torch._inductor import config
+
+            config.freezing = True  # weights become constants, packed for the processor
+        family = models.build(manifest.model.family, manifest.model.arch)
+        weights = {name: tensor.to(self.device) for name, tensor in stored(folder, manifest).items()}
+        self._manifest, self._denoiser = manifest, Denoiser(family, weights, compiled)
+        self.runtime = f"{'torch.compile' if compiled else 'PyTorch eager'} {torch.__version__}"
+
+    def steps(self, calls: Sequence[Call], noise: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> Iterator[object]:
+        """One item per call; labels (R,) int32, the unconditional half last, guidance (C,), as the runtime takes them."""
+        x, y = torch.from_numpy(noise).to(self.device), torch.from_numpy(labels).to(self.device)
+        return self._denoiser.steps(calls, x, y, torch.from_numpy(guidance).reshape(1, -1, 1, 1).to(self.device))
+
+    def finish(self) -> None:
+        """Return when everything that was asked of the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def uncached(calls: Sequence[Call]) -> tuple[Call, ...]:
+    """The same calls, all of them computing everything."""
+    every = tuple(sorted(calls[0].computed + calls[0].reused))
+    return tuple(msgspec.structs.replace(call, computed=every, reused=()) for call in calls)
+
+
+def torch_device(name: str | None) -> torch.device:
+    wanted = torch.device({None: "cpu", "gpu": "cuda"}.get(name, name or "cpu"))
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"pytorch: no CUDA device on this machine for --device {name}: use --device cpu")
+    return wanted

@@ -1,0 +1,245 @@
+"""A contender in a process of its own: libraries' threads, memory and caches do not meet.
+
+`Process` is the side that asks, `main` (python -m l2c_export.worker) the one that answers: it takes a `Task` as one line
+of JSON on stdin, loads the contender and makes a first image, and then answers every line with one line of JSON:
+
+    image      the seconds of every call of one more image
+    overhead   what the loop adds to its engine runs, as a share (our engines only, else null)
+    memory     the process's peak memory, in bytes
+    pin 0 1    null, after moving every thread to these cores
+
+What a library prints goes to stderr, so that only answers are on stdout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from . import artefact, machine
+from .contenders import Contender, Request, Settings
+from .errors import BackendError, L2CError
+from .manifest import Call, Manifest
+from .weights import FILE as WEIGHTS
+
+T = TypeVar("T")
+WORKER = (sys.executable, "-m", "l2c_export.worker")
+
+
+class Task(msgspec.Struct, frozen=True):
+    contender: Contender
+    request: Request
+
+
+class Ready(msgspec.Struct, frozen=True):
+    settings: Settings
+    load_seconds: float  # until it could make an image
+    artefact_bytes: int  # on disk: all of an artefact, or the weights alone for PyTorch
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A contender that can make images."""
+
+    settings: Settings
+    artefact_bytes: int
+    image: Callable[[], Iterator[object]]  # one image, call by call
+    finish: Callable[[], None]  # returns when the device has finished: the one place where a GPU is waited for
+    overhead: Callable[[], float | None]
+
+
+def load(task: Task) -> Loaded:
+    """Load a contender into this process."""
+    contender, request = task.contender, task.request
+    manifest = artefact.read(Path(contender.folder), verify=False)
+    labels = [(207 + n) % manifest.model.labels for n in range(request.images)]
+    scale = manifest.guidance.scale if request.guidance_scale is None else request.guidance_scale
+    return (_engines if contender.runtime == "engines" else _pytorch)(task, manifest, labels, scale)
+
+
+def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) -> Loaded:
+    from . import pipeline, profiling
+
+    request = task.request
+    pipe = pipeline.load(task.contender.folder, task.contender.backend, request.device, request.threads)
+    noise = pipe.noise(request.images, request.seed)
+    backend = pipe.backend.partition(" ")[0]
+    runtime = f"{backend} {machine.version(backend) or ''}".strip()
+    return Loaded(
+        settings=_settings(task, manifest, manifest.calls, labels, scale, runtime),
+        artefact_bytes=sum(file.bytes for file in manifest.files.values()),
+        image=lambda: pipe.steps(labels, scale, noise),
+        finish=lambda: None,  # a backend returns from a run when its arrays are filled
+        overhead=lambda: profiling.record(pipe, labels, scale, noise).overhead,
+    )
+
+
+def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) -> Loaded:
+    import numpy as np
+
+    from .backends import needs
+
+    needs("torch", "export")
+    from . import baseline, pipeline
+
+    contender, request = task.contender, task.request
+    compiled = contender.runtime == "torch-compile"
+    model = baseline.Baseline(Path(contender.folder), manifest, compiled, request.threads, request.device)
+    calls = manifest.calls if contender.cached else baseline.uncached(manifest.calls)
+    null = [manifest.model.null_label] * len(labels) if scale != 1 else []
+    noise = pipeline.standard_normal(manifest.model.latent, range(request.seed, request.seed + request.images))
+    y, guided = np.array([*labels, *null], np.int32), manifest.guidance.channels(manifest.model.latent[0])
+    guidance = np.float32(scale - 1) * np.array(guided, np.float32)
+    settings = _settings(task, manifest, calls, labels, scale, model.runtime)
+    return Loaded(
+        settings=msgspec.structs.replace(settings, passes=(), link="none"),
+        artefact_bytes=manifest.files[WEIGHTS].bytes,
+        image=lambda: model.steps(calls, noise, y, guidance),
+        finish=model.finish,
+        overhead=lambda: None,
+    )
+
+
+def _settings(task: Task, manifest: Manifest, calls: Sequence[Call], labels: list[int], scale: float, runtime: str) -> Settings:
+    computed = [call.computed for call in calls]
+    assert manifest.weights
+    return Settings(
+        runtime=runtime,
+        passes=manifest.passes,
+        link=manifest.link,
+        schedule=hashlib.sha256(msgspec.json.encode(computed)).hexdigest(),
+        computed=sum(map(len, computed)) / (len(calls) * len(manifest.model.sublayers)),
+        weights=manifest.files[WEIGHTS].sha256,
+        random_weights=manifest.weights.random is not None,
+        model=manifest.model.name or manifest.model.family,
+        precision=" ".join((manifest.precision, *(f"fp32:{name}" for name in manifest.fp32))),
+        images=task.request.images,
+        calls=len(calls),
+        steps=manifest.steps,
+        sampler=manifest.sampler,
+        guidance=manifest.guidance.mode,
+        guidance_scale=scale,
+        labels=tuple(labels),
+        seed=task.request.seed,
+        threads=task.request.threads,
+        device=task.request.device or "cpu",
+    )
+
+
+def seconds_of(loaded: Loaded) -> list[float]:
+    """The seconds of every call of one image; what the device still does at the end belongs to the last."""
+    seconds, before = [], time.perf_counter()
+    for _ in loaded.image():
+        now = time.perf_counter()
+        seconds.append(now - before)
+        before = now
+    loaded.finish()
+    seconds[-1] += time.perf_counter() - before
+    return seconds
+
+
+def answer(loaded: Loaded, what: str, cores: list[str]) -> object:
+    if what == "image":
+        return seconds_of(loaded)
+    if what == "overhead":
+        return loaded.overhead()
+    if what == "memory":
+        return machine.peak_host_bytes()
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), map(int, cores))
+    return None
+
+
+def main() -> None:
+    """Load what stdin asks for, make a first image, then answer."""
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # libraries print to stdout
+
+    def say(made: Callable[[], object]) -> None:
+        try:
+            text = msgspec.json.encode({"answer": made()})
+        except L2CError as error:
+            text = msgspec.json.encode({"error": str(error)})
+        answers.write(text + b"\n")
+
+    task = msgspec.json.decode(sys.stdin.readline(), type=Task)
+    loaded: list[Loaded] = []
+
+    def first() -> Ready:
+        started = time.perf_counter()
+        loaded.append(load(task))
+        ready = Ready(loaded[0].settings, time.perf_counter() - started, loaded[0].artefact_bytes)
+        seconds_of(loaded[0])
+        return ready
+
+    say(first)
+    for line in sys.stdin:
+        what, *cores = line.split()
+        say(lambda: answer(loaded[0], what, cores))  # noqa: B023  (called at once)
+
+
+class Process:
+    """A contender's process, started at once; `wait` is the first thing to ask of it."""
+
+    def __init__(self, contender: Contender, request: Request, command: Sequence[str] = WORKER) -> None:
+        self.name, self._started, self._log = contender.name, time.perf_counter(), tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        self._write(msgspec.json.encode(Task(contender, request)))
+
+    def wait(self) -> tuple[Ready, float]:
+        """When the first image is made: what was loaded, and the seconds since the process began.
+
+        Raises BackendError with the reason where the contender cannot do it.
+        """
+        ready = self._read(Ready)
+        return ready, time.perf_counter() - self._started
+
+    def image(self) -> list[float]:
+        """The seconds of every call of one image."""
+        return self.ask("image", list[float])
+
+    def ask(self, what: str, kind: type[T] | Any) -> T:
+        """Send one line, and read its answer as `kind`."""
+        self._write(what.encode())
+        return self._read(kind)  # type: ignore[no-any-return]
+
+    def stop(self) -> None:
+        """End the process; it has nothing to save."""
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+    def _write(self, line: bytes) -> None:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(line + b"\n")
+            self._process.stdin.flush()
+        except OSError:  # it has ended: reading says why
+            pass
+
+    def _read(self, kind: Any) -> Any:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise BackendError(f"{self.name}: its process ended with code {self._process.wait()}: {self._last_words()}")
+        found: dict[str, Any] = msgspec.json.decode(line)
+        if "error" in found:
+            raise BackendError(found["error"])
+        return msgspec.convert(found["answer"], kind)
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""How fast, and why: real processes, real rounds, on a tiny model."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from l2c_export import bench, inspecting, machine, report
+from l2c_export.bench import Measured, Ratio, Result, Spread
+from l2c_export.cli import l2c
+from l2c_export.contenders import Contender, Request, chosen
+from l2c_export.errors import BackendError, UsageError
+from l2c_export.worker import Process
+
+OTHERS = ("pytorch", "pytorch-cached", "onnxruntime", "uncached")
+
+
+@pytest.fixture(scope="module")
+def written(tiny, tmp_path_factory):
+    """One run of the command with all that it can write; by two workers at once everything is slow, so it is one run."""
+    out = tmp_path_factory.mktemp("bench")
+    words = ["bench", str(tiny[0]), "--against", ",".join(OTHERS), "--passes", "--rounds", "3", "--threads", "1",
+             "--json", str(out / "r.json"), "--plot", str(out / "r.png"), "--html", str(out / "r.html")]  # fmt: skip
+    done = CliRunner().invoke(l2c, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return out, done.output
+
+
+@pytest.fixture(scope="module")
+def result(written) -> Result:
+    return msgspec.json.decode((written[0] / "r.json").read_bytes(), type=Result)
+
+
+def test_every_contender_is_measured_in_every_round(result, tiny):
+    assert [each.name for each in result.contenders] == ["ours", *OTHERS, "uncached-no-hoist", "no-fold"]
+    assert result.left_out == ()
+    assert [sorted(order) for order in result.orders] == [sorted(each.name for each in result.contenders)] * 3
+    for each in result.contenders:
+        assert np.shape(each.seconds) == (3, each.settings.calls)
+        assert 0 < each.load_seconds < each.first_image_seconds
+        assert each.artefact_bytes >= (tiny[0] / "weights.safetensors").stat().st_size
+        assert each.gpu_bytes is None or each.gpu_bytes >= 0
+        assert not each.settings.random_weights
+    assert {each.settings.threads for each in result.contenders} == {1}
+
+
+def test_the_processes_do_what_they_are_named_for(result):
+    computed = {each.name: each.settings.computed for each in result.contenders}
+    assert computed["pytorch"] == computed["uncached"] == 1 > computed["pytorch-cached"] == computed["ours"]
+    assert result.of("onnxruntime").settings.runtime.startswith("onnxruntime")
+    assert result.of("uncached-no-hoist").settings.passes == ("fold",)
+    assert result.of("no-fold").settings.passes == ("hoist",)
+    assert result.of("uncached").compile_seconds > 0
+    assert (result.of("ours").loop_overhead is None, result.of("pytorch").loop_overhead is None) == (False, True)
+
+
+def test_the_statistics_are_those_of_numpy(result):
+    for each in result.contenders:
+        seconds = np.array(each.seconds)
+        images = seconds.sum(axis=1)
+        assert each.per_image.median == pytest.approx(np.median(images))
+        assert each.per_image.p90 == pytest.approx(np.percentile(images, 90))
+        assert each.per_image.fastest == pytest.approx(images.min())
+        assert each.per_call.p99 == pytest.approx(np.percentile(seconds, 99))
+        assert each.timeline == pytest.approx(np.median(seconds, axis=0))
+        assert each.images_per_second == pytest.approx(1 / np.median(images))
+
+
+def test_ratios_are_medians_over_the_rounds(result):
+    ours = np.sum(result.contenders[0].seconds, axis=1)
+    for found, other in zip(result.ratios, result.contenders[1:], strict=True):
+        within = np.sum(other.seconds, axis=1) / ours
+        assert (found.slow, found.fast, found.refused) == (other.name, "ours", None)
+        assert found.value == pytest.approx(np.median(within))
+        assert (found.lowest, found.highest) == pytest.approx((within.min(), within.max()))
+
+
+def test_the_factors_multiply_to_the_whole(result):
+    found = result.attribution
+    value = {factor.name: factor.ratio.value for factor in found.factors}
+    assert value["runtime"] * value["schedule"] * (1 + found.residual) == pytest.approx(found.total.value)
+    chain = [(f.ratio.slow, f.ratio.fast) for f in found.factors if f.name in ("engines", "hoisting", "skipping", "folding")]
+    assert chain[0][0] == "pytorch"
+    assert chain[-1][1] == "ours"
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(chain))
+
+
+def measured(name: str, seconds: list[list[float]], of: Measured, **settings) -> Measured:
+    changed = msgspec.structs.replace(of.settings, **settings)
+    return msgspec.structs.replace(of, name=name, seconds=tuple(map(tuple, seconds)), settings=changed)
+
+
+def test_attribution_in_numbers(result):
+    """Where one contender is always the same multiple of the next there is nothing left over."""
+    ours = result.contenders[0]
+    times = {"pytorch": 6.0, "uncached": 3.0, "ours": 2.0}
+    found = bench.attribute({name: measured(name, [[s], [2 * s], [3 * s]], ours) for name, s in times.items()})
+    assert [round(f.ratio.value, 6) for f in found.factors] == [2.0, 1.5]
+    assert (found.total.value, found.residual) == (pytest.approx(3.0), pytest.approx(0.0))
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"seed": 7}, {"steps": 99}, {"threads": 64}, {"weights": "others"}])
+def test_no_ratio_between_different_settings(result, change):
+    ours = result.contenders[0]
+    other = measured("other", [[1.0]] * 3, ours, **change)
+    found = bench.ratio(other, ours)
+    ((name, value),) = change.items()
+    assert found.value is None
+    assert found.refused == f"{name}: {value} and {getattr(ours.settings, name)}"
+    assert bench.attribute({"pytorch": other, "uncached": ours, "ours": ours}) is None
+    shown = msgspec.structs.replace(result, contenders=(ours, other), ratios=(found,), attribution=None)
+    assert report.speed_table(shown)[2][1] == "not comparable"
+    assert any(found.refused in line for line in report.sentences(shown))
+
+
+def test_the_record_survives_json(result):
+    text = msgspec.json.encode(result)
+    assert msgspec.json.decode(text, type=Result) == result
+    assert msgspec.json.decode(text)["format"] == "l2c-bench"
+
+
+def test_what_is_printed(written, result):
+    text = written[1]
+    for each in result.contenders:
+        assert re.search(rf"^ {each.name} ", text, re.MULTILINE)
+    assert f"ours is {result.attribution.total.value:.2f}x as fast as pytorch = runtime" in text
+    assert "(residual " in text
+    assert result.machine.cpu in text
+    assert f"torch {result.machine.versions['torch']}" in text
+    assert "fp32, weights" in text
+
+
+# Every call takes 20 ms; in a slow worker the fourth takes a tenth of the image longer.  It prints, as libraries do.
+PADDED = """
+import os, sys, time
+from l2c_export import pipeline, worker
+
+steps = pipeline.Pipeline.steps
+
+def padded(self, *given):
+    os.write(1, b"a library prints\\n")
+    for done in steps(self, *given):
+        time.sleep(0.02 + (float(sys.argv[1]) if done.index == 3 else 0))
+        yield done
+
+pipeline.Pipeline.steps = padded
+worker.main()
+"""
+
+
+def test_a_slow_call_is_seen_and_placed(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "PAUSE", 0.01)
+    (tmp_path / "padded.py").write_text(PADDED)
+    calls = 7
+    late = 0.1 * 0.02 * calls
+    request = Request(threads=1)
+    with contextlib.ExitStack() as running:
+        started = {}
+        for name, extra in (("plain", 0.0), ("slow", late)):
+            contender = Contender(name=name, folder=str(tiny[0]))
+            process = Process(contender, request, (sys.executable, str(tmp_path / "padded.py"), str(extra)))
+            running.callback(process.stop)
+            started[name] = bench.Started(contender, process, *process.wait()[:1], None, 1.0, None)
+        processes = [each.process for each in started.values()]
+        orders, seconds = bench.interleave(processes, 7, random.Random(0))
+        plain, slow = (bench.finish(each, seconds[name]) for name, each in started.items())
+    assert len(set(orders)) == 2  # not always the same one first
+    found = bench.ratio(slow, plain)
+    difference = np.array(slow.timeline) - np.array(plain.timeline)
+    assert found.value == pytest.approx(1.1, abs=0.05)
+    assert found.differ == ()
+    assert difference.argmax() == 3
+    assert difference[3] == pytest.approx(late, rel=0.3)
+    assert np.delete(difference, 3).max() < late / 2
+
+
+def test_who_cannot_take_part_is_left_out_with_the_reason(tiny, monkeypatch):
+    def broken(name, folder, manifest, root, report):
+        return Contender(name=name, folder=str(folder), backend=None if name == "ours" else name), None
+
+    monkeypatch.setattr(bench, "contender", broken)
+    monkeypatch.setattr(bench, "PAUSE", 0.0)
+    found = bench.bench(tiny[0], ["abacus"], Request(threads=1), 1)
+    assert [each.name for each in found.contenders] == ["ours"]
+    assert [(each.contender, each.reason.partition(":")[0]) for each in found.left_out] == [
+        ("abacus", "unknown backend 'abacus'")
+    ]
+    assert any(line.startswith("left out: abacus: ") for line in report.sentences(found))
+    assert found.attribution is None
+    assert "Left out: abacus" in report.page(found, inspecting.inspect(tiny[0]))
+
+
+def test_a_process_that_dies_says_why(tiny):
+    dying = (sys.executable, "-c", "raise SystemExit('the library has crashed')")
+    process = Process(Contender(name="dying", folder=str(tiny[0])), Request(), dying)
+    with pytest.raises(BackendError, match="dying: its process ended with code 1: the library has crashed"):
+        process.wait()
+    process.stop()
+
+
+def test_the_picture_is_one(written):
+    data = (written[0] / "r.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 20_000
+
+
+def test_the_report_is_one_file(written, result):
+    text = (written[0] / "r.html").read_text()
+    assert "http" not in text
+    assert "<script" not in text
+    assert not re.search(r'(src|href)="(?!#)', text)
+    assert text.count("<svg") == 2
+    for each in result.contenders:
+        assert f"<td>{each.name}</td>" in text
+
+
+def test_the_report_opens_in_a_browser(written, tmp_path):
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip(f"no browser is installed: {', '.join(names)}")
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    page = (written[0] / "r.html").as_uri()
+    done = subprocess.run([*words, page], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("<tr") == (written[0] / "r.html").read_text().count("<tr")
+    assert done.stdout.rstrip().endswith("</html>")
+
+
+def test_wrong_requests_are_refused(tiny):
+    for words, value in (
+        (["--against", "pytorch,abacus"], "abacus"),
+        (["--images", "99"], "99"),
+        (["--threads", "0"], "0"),
+        (["--rounds", "0"], "0"),
+        (["--html", "nowhere/r.html"], "nowhere"),
+    ):
+        done = CliRunner().invoke(l2c, ["bench", str(tiny[0]), *words])
+        assert done.exit_code == 2, done.output
+        assert value in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    with pytest.raises(UsageError, match="--seed -1"):
+        Request(seed=-1)
+
+
+def test_the_names_of_contenders():
+    assert chosen("uncached, pytorch,uncached") == ["uncached", "pytorch"]
+    assert set(chosen(None)) == {"pytorch", "pytorch-cached", "torch-compile", "torch-compile-cached", "onnxruntime",
+                                 "openvino", "uncached"}  # fmt: skip
+
+
+def test_a_spread_of_few_values():
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, pytest.approx(2.8), pytest.approx(2.98), 1.0)
+    assert bench.times(Ratio("a", "b", 2.0)) == "2.00x as fast"
+
+
+def test_a_gpu_is_described(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    answers = {"name,": "NVIDIA H100, 570.1, 1980, [N/A]", "memory.used": "1024\n512"}
+    cases = "\n".join(f'*"{asked}"*) printf "{answer}\\n";;' for asked, answer in answers.items())
+    tool.write_text(f'#!/bin/sh\ncase "$1" in\n{cases}\nesac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert machine.gpus() == (machine.Gpu("NVIDIA H100", "570.1", 1980, None),)
+    assert machine.gpu_bytes_used() == 1536 * 2**20
+    assert "NVIDIA H100" in machine.examine().describe()
+    tool.unlink()
+    monkeypatch.setenv("PATH", str(Path(tmp_path)))
+    assert (machine.gpus(), machine.gpu_bytes_used()) == ((), None)
