@@ -160,17 +160,18 @@ def build_engines(
 @click.option("--backend", help="[default: what the artefact was compiled for]")
 @click.option("--device", help="[default: cpu]")
 @click.option("--threads", type=int, help="[default: all cores]")
+@click.option("--link", help="shared or static. [default: what the artefact was compiled for]")
 @click.option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents.")
 @click.option("--json", "as_json", is_flag=True, help="Print times as JSON.")
 @command
 def run(engines: Path, labels: tuple[int, ...], guidance_scale: float | None, seed: int, out: Path, backend: str | None,
-        device: str | None, threads: int | None, check_finite: bool, as_json: bool) -> None:  # fmt: skip
+        device: str | None, threads: int | None, link: str | None, check_finite: bool, as_json: bool) -> None:  # fmt: skip
     """Generate latents (or images, with a model that works on pixels)."""
     from . import pipeline
     from .output import save
 
     started = time.perf_counter()
-    pipe = pipeline.load(engines, backend, device, threads)
+    pipe = pipeline.load(engines, backend, device, threads, link=link)
     if pipe.manifest.weights and pipe.manifest.weights.random is not None:
         say("the weights are RANDOM: good for latency, the images mean nothing")
     loaded = time.perf_counter()

@@ -147,11 +147,11 @@ def profile(engines: Path, rounds: int, images: int, guidance_scale: float | Non
             backend: str | None, device: str | None, threads: int | None, as_json: str | None,
             trace: Path | None) -> None:  # fmt: skip
     """Show where the time goes: by kind of segment, and call by call."""
-    from . import profiling
+    from . import pipeline, profiling
 
     if trace:
         writable(trace)
-    pipe = profiling.open_pipeline(engines, backend, device, threads, link)
+    pipe = pipeline.load(engines, backend, device, threads, link=link)
     say(f"backend: {pipe.backend}")
     labels = [(207 + n) % pipe.manifest.model.labels for n in range(images)]
     with progress("profiling", rounds) as step:

@@ -9,13 +9,13 @@ from . import models, routers, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .errors import ModelError, ScheduleError, UsageError
 from .models.base import Family
+from .pipeline import LINKS
 from .program import DTYPES
 from .samplers import updates
 from .schedule import Schedule, from_rule, is_rule
 from .weights import Types
 
 GUIDANCE = ("first3", "all", "none")
-LINKS = ("shared", "static")
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,17 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+import msgspec
 import numpy as np
 
 from . import artefact, binding, runtime
-from .backends import Opened, Request, open_backend
+from .backends import BUILT, Opened, Request, open_backend
 from .errors import ArtefactError, RunError, UsageError
 from .manifest import Manifest
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 OUTPUT_TYPES = ("latent", "np", "pil")
+LINKS = ("shared", "static")
 
 
 @dataclass(frozen=True)
@@ -36,21 +38,32 @@ class Generation(NamedTuple):
 
 
 def load(
-    path: str | Path, backend: str | None = None, device: str | None = None, threads: int | None = None, verify: bool = True
+    path: str | Path,
+    backend: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    verify: bool = True,
+    link: str | None = None,
 ) -> Pipeline:
     """Load an artefact.
 
     `backend` defaults to the artefact's own, where "auto" is the fastest that works here (see `Pipeline.backend`);
     `device` to the CPU, `threads` to all cores.  Every file is
     checked against its hash before it is used; `verify=False` skips that, for an artefact that you trust.
+    `link` is "shared" or "static" instead of what it was compiled for, where engines are made when they are loaded.
     Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
     """
     folder = Path(path)
     manifest = artefact.read(folder, verify)
     if manifest.weights is None:
         raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
+    if link not in (None, *LINKS):
+        raise UsageError(f"--link {link}: use one of {', '.join(LINKS)}")
     asked = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()))
     opened = open_backend(backend or manifest.backend, asked)
+    if link not in (None, manifest.link) and opened.backend.name in BUILT:
+        raise UsageError(f"--link {link}: the engines of {opened.backend.name} were built for --link {manifest.link}")
+    manifest = msgspec.structs.replace(manifest, link=link or manifest.link)
     return Pipeline(binding.load_program(folder, manifest, opened.backend), opened)
 
 

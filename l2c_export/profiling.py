@@ -17,8 +17,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from . import artefact, runtime
-from .backends import Request, Run, open_backend
+from .backends import Run
 from .errors import UsageError
 from .manifest import Manifest
 from .pipeline import Pipeline
@@ -94,16 +93,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     kinds: tuple[Kind, ...]  # the longest first
     calls: tuple[CallProfile, ...]
     events: tuple[Event, ...]
-
-
-def open_pipeline(folder: Path, backend: str | None, device: str | None, threads: int | None, link: str | None) -> Pipeline:
-    """Load an artefact, linked in another way if `link` says so: every artefact holds segments and whole graphs."""
-    manifest = artefact.read(folder)
-    if link not in (None, "shared", "static"):
-        raise UsageError(f"--link {link}: use shared or static")
-    manifest = msgspec.structs.replace(manifest, link=link or manifest.link)
-    opened = open_backend(backend or manifest.backend, Request(device, threads, manifest.precision))
-    return Pipeline(runtime.load_program(folder, manifest, opened.backend), opened)
 
 
 def profile(folder: Path, pipe: Pipeline, labels: Sequence[int], scale: float | None, seed: int, rounds: int,

@@ -101,6 +101,6 @@ def test_kinds_of_engines():
 
 def test_wrong_requests_are_refused(tiny):
     with pytest.raises(UsageError, match="--link maybe"):
-        profiling.open_pipeline(tiny[0], None, None, 1, "maybe")
+        l2c_export.load(tiny[0], link="maybe")
     for words in (["--rounds", "0"], ["--trace", "nowhere/t.json"]):
         assert CliRunner().invoke(l2c, ["profile", str(tiny[0]), "--threads", "1", *words]).exit_code == 2
