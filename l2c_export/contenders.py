@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from . import machine
+from . import artefact, machine
 from .errors import UsageError
-from .manifest import Manifest
+from .manifest import FILE, Manifest
 from .weights import FILE as WEIGHTS
 
 
@@ -122,7 +122,10 @@ def contender(
 
 
 def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -> None:
-    """Compile an artefact again from its own schedule, model and weights, with other passes."""
+    """Compile an artefact again from its own schedule, model and weights, with other passes.
+
+    The twin's manifest names the model and the weights as the artefact's does: they are the same.
+    """
     from .backends import needs
 
     needs("torch", "export")
@@ -145,4 +148,5 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
         "hoist": "hoist" in manifest.passes,
         "fold": "fold" in manifest.passes,
     }
-    compile_artefact(Options(out=out, **{**options, **changes}))
+    made = compile_artefact(Options(out=out, **{**options, **changes}))
+    artefact.write_json(out / FILE, msgspec.structs.replace(made, model=manifest.model, weights=manifest.weights))

@@ -11,6 +11,7 @@ from .contenders import OURS
 from .inspecting import View
 
 Rows = Sequence[tuple[Any, ...]]
+UNSTEADY = 0.15  # between the extremes of a ratio in the rounds
 
 
 def speed_table(result: Result) -> list[tuple[Any, ...]]:
@@ -58,14 +59,31 @@ def settings_line(result: Result) -> str:
 
 
 def sentences(result: Result) -> list[str]:
-    """What the tables do not say: attribution, who is missing and why, and where it was measured."""
-    lines = attribution_lines(result.attribution) if result.attribution else []
-    lines += [f"not comparable with {ratio.slow}: {ratio.refused}" for ratio in result.ratios if ratio.refused]
-    lines += [f"left out: {each.contender}: {each.reason}" for each in result.left_out]
+    """What the tables do not say: findings, and where it was measured."""
+    here = result.machine
+    lines = findings(result)
     if result.contenders[0].settings.random_weights:
         lines.append("the weights are RANDOM: the times are those of trained ones, the images mean nothing")
-    here = result.machine
     return [*lines, here.describe(), f"{here.os}, {', '.join(f'{k} {v}' for k, v in here.versions.items())}"]
+
+
+def findings(result: Result) -> list[str]:
+    """Attribution, who is missing and why, and how sure it is."""
+    lines = attribution_lines(result.attribution) if result.attribution else []
+    lines += [f"not comparable with {ratio.slow}: {ratio.refused}" for ratio in result.ratios if ratio.refused]
+    lines += unsteady(result)
+    lines += [f"left out: {each.contender}: {each.reason}" for each in result.left_out]
+    return lines
+
+
+def unsteady(result: Result) -> list[str]:
+    """A warning where the rounds contradict each other."""
+    found = {r.slow: (r.highest or 0) / (r.lowest or 1) - 1 for r in result.ratios if r.value is not None}
+    if not found or max(found.values()) < UNSTEADY:
+        return []
+    worst = max(found, key=lambda name: found[name])
+    load = f"a load of {result.machine.load_average} on {result.machine.cores} cores before the run"
+    return [f"unsteady: the rounds differ by {found[worst]:.0%} ({worst}); {load}: stop what else runs, or use more --rounds"]
 
 
 def attribution_lines(found: Attribution) -> list[str]:
@@ -148,10 +166,7 @@ def warning(result: Result) -> str:
 
 
 def notes(result: Result) -> list[str]:
-    lines = attribution_lines(result.attribution) if result.attribution else []
-    lines += [f"Not comparable with {ratio.slow}: {ratio.refused}" for ratio in result.ratios if ratio.refused]
-    lines += [f"Left out: {each.contender}: {each.reason}" for each in result.left_out]
-    return [f"<p>{text(line)}</p>" for line in lines]
+    return [f"<p>{text(line)}</p>" for line in findings(result)]
 
 
 def section(title: str, *inside: str) -> str:
