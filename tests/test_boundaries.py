@@ -87,7 +87,7 @@ def test_the_runtime_does_not_import_the_compiler():
 def test_no_module_imports_a_library_that_the_metadata_does_not_name():
     text = (ROOT / "pyproject.toml").read_text().lower()
     known = {name.split(".")[0] for name in sys.stdlib_module_names} | {"l2c_export"}
-    names = {"PIL": "pillow"}
+    names = {"PIL": "pillow", "cuda": "cuda-bindings"}
     for module, tree in MODULES.items():
         for name in {*imports(tree), *asked(tree)}:
             first = name.split(".")[0]
