@@ -102,16 +102,17 @@ def measure(names: list[str], root: Path, args: argparse.Namespace) -> tuple[dic
     """Interleaved rounds: the seconds of every call, by contender and round; and the loops' overheads."""
     started = time.perf_counter()
     request = Request(guidance_scale=SCALE, threads=args.threads)
-    processes = [Process(CONTENDERS[name].contender(name, root), request) for name in names]
-    for process in list(processes):
+    processes = []
+    for name in names:  # one by one: compilers side by side would only wait for each other
+        process = Process(CONTENDERS[name].contender(name, root), request)
         try:
             process.wait()
+            processes.append(process)
             print(f"{process.name} is ready after {time.perf_counter() - started:.0f} s", file=sys.stderr)
         except L2CError as error:
             print(f"{process.name} did not start, and is left out: {error}", file=sys.stderr)
             process.stop()
-            processes.remove(process)
-    for process in processes:  # one more image each, alone: the first were made side by side
+    for process in processes:
         if args.cores:
             process.ask(f"pin {' '.join(map(str, args.cores))}", Any)
         process.image()
