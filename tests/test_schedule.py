@@ -142,7 +142,7 @@ def test_only_the_rows_of_cached_calls_are_read(tmp_path):
 
 
 def test_a_unet_of_odd_depth_has_two_spare_columns(tmp_path):
-    router = routers.read(save_router(tmp_path / "u.pt", [[9, -9, 9, -9]] * 4, "uvit"))
+    router = routers.read(save_router(tmp_path / "u.pt", [[9, -9, -9, 9]] * 4, "uvit"))
     assert router.schedule(0.5, 4, columns=2).calls[2].computed == (0,)
     with pytest.raises(ScheduleError, match="4 wide"):
         router.schedule(0.5, 4, columns=6)
@@ -165,8 +165,9 @@ def test_a_file_may_be_called_like_a_rule(tmp_path, monkeypatch):
 
 def test_rows_and_steps_must_agree(tmp_path):
     router = routers.read(save_router(tmp_path / "r.pt", [[0, 0]] * 4))
-    with pytest.raises(ScheduleError, match="4 rows"):
-        router.schedule(0.5, 5)
+    for steps in (2, 3, 5):
+        with pytest.raises(ScheduleError, match=f"4 rows, but --steps is {steps}"):
+            router.schedule(0.5, steps)
 
 
 class Bomb:
