@@ -349,6 +349,20 @@ def test_the_weights_are_a_plain_safetensors_file(tiny):
     assert all(np.array_equal(stored[n], given[n]) for n in given)
 
 
+def test_the_weights_begin_at_a_cache_line(tiny):
+    with open(tiny[0] / "weights.safetensors", "rb") as file:
+        assert (8 + int.from_bytes(file.read(8), "little")) % 64 == 0
+
+
+def test_random_weights_differ_from_tensor_to_tensor_and_norms_are_around_one():
+    shapes = dict.fromkeys(("a.weight", "b.weight", "norm1.weight", "norm1.bias"), (64, 64))
+    made = dict(weights.random(shapes, 3))
+    assert abs(made["a.weight"].std() - 0.02) < 1e-3
+    assert {round(float(value.mean()), 2) for value in made.values()} == {0, 1}
+    assert round(float(made["norm1.weight"].mean()), 2) == 1
+    assert not np.array_equal(made["a.weight"], made["b.weight"])
+
+
 def test_the_artefact_is_little_more_than_its_weights(tiny):
     folder, _ = tiny
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())

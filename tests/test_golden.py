@@ -8,6 +8,8 @@ from helpers import all_cases, case
 
 import l2c_export
 from l2c_export.compile import compile_artefact
+from l2c_export.reference import Reference
+from l2c_export.verify import summary, verify
 
 # SEMANTICS of the reference: honest float32 implementations stay under 5e-5 of max(1, max|x|)
 TOLERANCE = 5e-5
@@ -52,6 +54,18 @@ def test_each_pass_can_be_left_out(name, without, tmp_path):
     chosen = case(name)
     compile_artefact(chosen.options(tmp_path / "e", **without))
     assert close(trajectory(tmp_path / "e", chosen), chosen.golden["cached_x"][:, : chosen.config["batch"]])
+
+
+@pytest.mark.parametrize("name", ["dit_tiny_lowvar", "uvit_tiny_oddnfe"])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_merged_calls_compute_what_pytorch_computes(name, most, tmp_path):
+    """Fewer graphs compute more than the schedule asks for, so PyTorch runs the schedule that the artefact has."""
+    chosen, folder = case(name), tmp_path / "e"
+    manifest = compile_artefact(chosen.options(folder, max_graphs=most))
+    assert len({call.graph for call in manifest.calls}) <= most
+    pipe = l2c_export.load(folder, backend="onnxruntime")
+    verdict = verify(pipe, Reference(folder, manifest, pipe.noise(2, 0), [1, 2], chosen.scale))
+    assert verdict.passed, summary(verdict)
 
 
 def test_what_ran_is_what_the_reference_ran():

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import l2c_export
 from l2c_export.compile import compile_artefact
 from l2c_export.errors import ArtefactError, BackendError, L2CError, RunError, UsageError
 from l2c_export.pipeline import to_images
+from l2c_export.runtime import turns
 
 ROOT = Path(__file__).parents[1]
 
@@ -173,6 +175,27 @@ def test_stopping_after_every_call_changes_nothing(pipe):
     assert same(last.x, whole)
 
 
+def test_new_labels_replace_all_that_the_old_ones_made(pipe):
+    """With and without stops, and after a request that nobody finished."""
+    want = {labels: pipe(labels, seed=5).latents for labels in [(1, 2), (3, 4)]}
+    for labels in [(1, 2), (3, 4), (1, 2)]:
+        assert same(pipe(labels, seed=5, callback_on_step_end=lambda *_: None).latents, want[labels])
+        next(pipe.steps([5, 6], None, pipe.noise(2, 1)))
+    for labels in [(1, 2), (3, 4), (1, 2)]:
+        assert same(pipe(labels, seed=5).latents, want[labels])
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12))
+def test_no_call_writes_over_latents_that_are_still_needed(ends):
+    """A call reads the latents of the call before and those at the start of its solver step."""
+    calls = [SimpleNamespace(ends_step=end) for end in ends]
+    written, start = 0, 0
+    for call, turn in zip(calls, turns(calls), strict=True):
+        assert (turn.now, turn.base) == (written, start)
+        assert turn.after not in (turn.now, turn.base)
+        written, start = turn.after, turn.after if call.ends_step else start
+
+
 # callbacks
 
 
@@ -260,6 +283,11 @@ def test_check_finite_does_not_blame_a_call_for_its_callback(pipe):
     with pytest.raises(RunError, match="the callback after step 4 returned NaN"):
         pipe([1, 2], callback_on_step_end=poison, check_finite=True)
     assert np.isfinite(pipe([1, 2], check_finite=True).latents).all()
+
+
+def test_check_finite_needs_no_callback(pipe):
+    with pytest.raises(RunError, match=r"call 0 \(timestep 999\)"):
+        pipe([1, 2], latents=np.full((2, 4, 8, 8), np.inf), check_finite=True)
 
 
 # images

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from l2c_export import routers
 from l2c_export.errors import L2CError, ScheduleError, UsageError
 from l2c_export.samplers import ddim, dpm_solver_pp, updates
-from l2c_export.schedule import Schedule, Source, from_rule, make
+from l2c_export.schedule import Schedule, Source, from_rule, is_rule, make
 
 
 def test_sampler_tables_reproduce_the_recorded_updates():
@@ -33,6 +33,19 @@ def test_sampler_tables_reproduce_the_recorded_updates():
             assert np.abs(after - want[:n]).max() < 5e-6 * max(1, np.abs(want).max()), (chosen.path.name, k)
             x = want[:n]
             base = x if update.ends_step else base
+
+
+@pytest.mark.parametrize("name", ["uvit_tiny_random0", "uvit_tiny_oddnfe", "uvit_tiny_variant"])
+def test_the_noise_schedule_of_a_unet_is_the_references_in_float32(name):
+    """Logarithms in float64 would move a midpoint by 2e-4 and the coefficients by 1e-5."""
+    g = {n.removeprefix("sched_"): v.astype(np.float64) for n, v in case(name).golden.items() if n[0] in "st"}
+    table = updates("dpm-solver++", len(g["t"]))
+    assert np.abs([u.timestep for u in table] - g["t"]).max() < 1e-4
+    half, whole = -np.expm1(-g["h"] / 2) * g["alpha_s1"], -np.expm1(-g["h"]) * g["alpha_t"]
+    first = 0 * half, g["sigma_s1"] / g["sigma_s"] + half / g["alpha_s"], -half * g["sigma_s"] / g["alpha_s"]
+    second = g["sigma_t"] / g["sigma_s"], whole / g["alpha_s1"], -whole * g["sigma_s1"] / g["alpha_s1"]
+    want = np.stack([first, second]).transpose(2, 0, 1).reshape(-1, 3)
+    assert np.allclose([u.coefficients for u in table], want, rtol=1e-6, atol=0)
 
 
 def test_ddim_timesteps_are_those_of_the_released_router():
@@ -129,16 +142,32 @@ def test_only_the_rows_of_cached_calls_are_read(tmp_path):
 
 
 def test_a_unet_of_odd_depth_has_two_spare_columns(tmp_path):
-    router = routers.read(save_router(tmp_path / "u.pt", [[9, -9, 9, -9]] * 4, "uvit"))
+    router = routers.read(save_router(tmp_path / "u.pt", [[9, -9, -9, 9]] * 4, "uvit"))
     assert router.schedule(0.5, 4, columns=2).calls[2].computed == (0,)
     with pytest.raises(ScheduleError, match="4 wide"):
         router.schedule(0.5, 4, columns=6)
 
 
+def test_a_dit_has_no_spare_columns(tmp_path):
+    router = routers.read(save_router(tmp_path / "r.pt", [[9, -9, 9, -9]] * 4))
+    assert router.schedule(0.5, 4, columns=4).columns == 4
+    with pytest.raises(ScheduleError, match="4 wide, but the model has 2 sublayers"):
+        router.schedule(0.5, 4, columns=2)
+
+
+def test_a_file_may_be_called_like_a_rule(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_rule("every:2")
+    (tmp_path / "every:2").write_text("")
+    assert not is_rule("every:2")
+    assert not is_rule("everything:2")
+
+
 def test_rows_and_steps_must_agree(tmp_path):
     router = routers.read(save_router(tmp_path / "r.pt", [[0, 0]] * 4))
-    with pytest.raises(ScheduleError, match="4 rows"):
-        router.schedule(0.5, 5)
+    for steps in (2, 3, 5):
+        with pytest.raises(ScheduleError, match=f"4 rows, but --steps is {steps}"):
+            router.schedule(0.5, steps)
 
 
 class Bomb:
@@ -163,6 +192,9 @@ def test_files_that_are_no_router(tmp_path):
     torch.save({"a.weight": torch.zeros(3)}, tmp_path / "weights.pt")
     torch.save({"routers": {"0.prob": torch.tensor([float("nan"), 0.0])}}, tmp_path / "nan.pt")
     torch.save({"routers": {"0.prob": torch.zeros(2), "1.prob": torch.zeros(4)}}, tmp_path / "ragged.pt")
+    torch.save({"routers": {"0.prob": torch.zeros(3), "1.prob": torch.zeros(3)}}, tmp_path / "odd.pt")
+    torch.save({"routers": {"0.prob": torch.zeros(2, 2)}}, tmp_path / "matrix.pt")
+    torch.save({"routers": {"0.prob": torch.zeros(2, dtype=torch.int64)}}, tmp_path / "whole.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(ScheduleError, match=path.name):
