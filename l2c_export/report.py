@@ -207,6 +207,7 @@ section { background: #fff; border: 1px solid #dde3ea; border-radius: 10px; padd
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: #5b6875; font-weight: 600; border-bottom: 2px solid #dde3ea; }
 th, td { padding: 6px 10px 6px 0; white-space: nowrap; } td { border-bottom: 1px solid #edf0f4; }
-td:last-child { white-space: normal; } tr.ours td { font-weight: 600; color: #27527d; } section p { margin: 10px 0 0; font-size: 14px; }
+td:last-child { white-space: normal; }
+tr.ours td { font-weight: 600; color: #27527d; } section p { margin: 10px 0 0; font-size: 14px; }
 @media print { body { background: #fff; } section, .cards div { break-inside: avoid; } }
 """
