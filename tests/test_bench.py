@@ -295,3 +295,17 @@ def test_a_gpu_is_described(tmp_path, monkeypatch):
     tool.unlink()
     monkeypatch.setenv("PATH", str(Path(tmp_path)))
     assert (machine.gpus(), machine.gpu_bytes_used()) == ((), None)
+
+
+def test_what_pytorch_cannot_do_is_told(tiny):
+    torch = pytest.importorskip("torch")
+    from l2c_export import baseline
+
+    manifest = artefact.read(tiny[0], verify=False)
+    islands = msgspec.structs.replace(manifest, fp32=("blocks.0.mlp",))
+    with pytest.raises(BackendError, match=r"--fp32 blocks\.0\.mlp"):
+        baseline.Baseline(tiny[0], islands, False, 1, None)
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="no CUDA device on this machine for --device gpu"):
+            baseline.torch_device("gpu")
+    assert baseline.torch_device(None).type == "cpu"
