@@ -324,9 +324,10 @@ def test_an_artefact_without_weights_says_so_until_it_has_some(desk, new):
 
 
 def test_random_weights_are_said_everywhere(new):
-    exported = invoke(f"export {GOOD} --weights random:5 --json")
-    assert "RANDOM weights, seed 5: good for latency, the images mean nothing" in exported.stderr
-    assert json.loads(exported.stdout)["random_weights"] is True
+    for source, seed in (("random", 0), ("random:5", 5)):
+        exported = invoke(f"export {GOOD} --weights {source} --json")
+        assert f"RANDOM weights, seed {seed}: good for latency, the images mean nothing" in exported.stderr
+        assert json.loads(exported.stdout)["random_weights"] is True
     assert artefact.read(new).weights.random == 5
     assert "RANDOM weights" in invoke("inspect new").stdout
     assert json.loads(invoke("inspect new --json").stdout)["artefact"]["random_weights"] is True
@@ -422,7 +423,7 @@ BAD = [
     (f"{E} --threshold -0.1", 2, "--threshold -0.1", "must be between 0 and 1"),
     (f"{E} --threshold 1.5", 2, "--threshold 1.5", "must be between 0 and 1"),
     (f"{E} --threshold nan", 2, "--threshold nan", "must be between 0 and 1"),
-    (f"{E} --schedule every:2 --steps 4 --threshold 0.5", 2, "--threshold 0.5", "only a router has scores"),
+    (f"{E} --schedule every:2 --steps 4 --threshold 0", 2, "--threshold 0", "only a router has scores"),
     # the model
     (f"{E} --model DiT-Q/2", 1, "unknown model 'DiT-Q/2'", "use for example DiT-XL/2"),
     (f"{E} --model nowhere.json", 1, "--model nowhere.json: No such file", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import pickle
 
 import numpy as np
@@ -95,6 +96,17 @@ def test_a_schedule_that_contradicts_itself_is_refused(change):
         Schedule.from_json(text.replace(*change, 1).encode())
 
 
+def test_a_wrong_number_of_calls_is_said():
+    text = make("dit", "ddim", 3, 2, [range(2), (), range(2)]).to_json().decode()
+    with pytest.raises(ScheduleError, match="3 calls, but ddim with 4 steps makes 4"):
+        Schedule.from_json(text.replace('"steps": 3', '"steps": 4').encode())
+
+
+def test_columns_may_be_given_in_any_order():
+    call = make("dit", "ddim", 2, 3, [range(3), [2, 0, 2]]).calls[1]
+    assert (call.computed, call.reused) == ((0, 2), (1,))
+
+
 def test_nothing_is_cached_before_the_first_call():
     with pytest.raises(ScheduleError, match="call 0 reuses"):
         make("dit", "ddim", 2, 2, [(), range(2)])
@@ -161,6 +173,13 @@ def test_a_file_may_be_called_like_a_rule(tmp_path, monkeypatch):
     (tmp_path / "every:2").write_text("")
     assert not is_rule("every:2")
     assert not is_rule("everything:2")
+
+
+def test_a_schedule_says_which_router_it_came_from(tmp_path):
+    path = save_router(tmp_path / "r.pt", [[0, 0]] * 4)
+    schedule = routers.read(path).schedule(0.25, None)
+    assert schedule.source == Source(file="r.pt", sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert schedule.threshold == 0.25
 
 
 def test_rows_and_steps_must_agree(tmp_path):
