@@ -26,6 +26,8 @@ def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: in
     shared = msgspec.structs.replace(manifest, link="shared")
     program = binding.load_program(folder, shared, backend, random_weights(manifest))
     loop = runtime.Loop(program, images, manifest.guidance.mode != "none")
+    latent = (images, *manifest.model.latent)
+    loop.start(np.zeros(latent, np.float32), np.zeros(loop.rows, np.int32), np.zeros(latent[1], np.float32))
     places: dict[str, list[Run]] = defaultdict(list)
     for index in {call.graph: n for n, call in enumerate(manifest.calls)}.values():
         loop.hoisted.reach(index)

@@ -31,7 +31,7 @@ class Hoisted:
         self.window = self.calls if fits >= self.calls else max(fits, ahead + 1)
         self.step = self.window if self.window >= self.calls else self.window - ahead
         chunks = range(0, self.calls, self.step)
-        self.y = program.backend.memory.empty((self.window * rows,), "int32")
+        self.y = filled(program.backend, np.zeros(self.window * rows, np.int32))
         self._constants = self._evaluate_constants(chunks[-1] + self.window) if self.manifest.constants else {}
         self._rows = {n: self._many(n, self.window * rows) for n in names}
         self.prologue = [self._bind_prologue(first) for first in chunks] if self.manifest.prologue else [[] for _ in chunks]

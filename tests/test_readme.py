@@ -41,5 +41,5 @@ def test_every_option_of_the_readme_exists():
 
     known = {name for parameter in export.params for name in (*parameter.opts, *parameter.secondary_opts)}
     table = README[README.index("## What you can give it") : README.index("## What the compiler does")]
-    mentioned = set(re.findall(r"`(--[a-z-]+)", table))
+    mentioned = set(re.findall(r"`(--[a-z0-9-]+)", table))
     assert mentioned <= known
