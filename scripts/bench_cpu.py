@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import json
 import multiprocessing
 import os
@@ -116,7 +117,8 @@ def measure(names: list[str], root: Path, args: argparse.Namespace) -> tuple[dic
         if args.cores:
             process.ask(f"pin {' '.join(map(str, args.cores))}", Any)
         process.image()
-    _, times = bench.interleave(processes, args.rounds, random.Random())
+    tell = functools.partial(print, "a round is done", file=sys.stderr)
+    _, times = bench.interleave(processes, args.rounds, random.Random(), tell)
     overheads = {}
     for process in processes:
         time.sleep(bench.PAUSE)
