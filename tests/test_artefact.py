@@ -354,6 +354,13 @@ def test_the_weights_begin_at_a_cache_line(tiny):
         assert (8 + int.from_bytes(file.read(8), "little")) % 64 == 0
 
 
+def test_a_checkpoint_may_be_called_random(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [weights.random_seed(text) for text in ("random", "random:7", "random.pt", "w.pt")] == [0, 7, None, None]
+    (tmp_path / "random").write_text("")
+    assert weights.random_seed("random") is None
+
+
 def test_random_weights_differ_from_tensor_to_tensor_and_norms_are_around_one():
     shapes = dict.fromkeys(("a.weight", "b.weight", "norm1.weight", "norm1.bias"), (64, 64))
     made = dict(weights.random(shapes, 3))
