@@ -56,7 +56,7 @@ class Lowered:
 
 def lower(options: Options, source: Source, report: Report = id) -> Lowered:
     """From a model and a schedule to segments, step graphs and the manifest."""
-    whole, flops = record(source.family, options.weight_types)  # the uncached call as a graph
+    whole, flops = record(source.family, options.weight_types, source.schedule.table().history)  # the uncached call as a graph
     check(whole, "record")
     shared = share_graphs(source, options.max_graphs, flops, report)  # perhaps fewer distinct calls
     parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, whole)  # what leaves the loop

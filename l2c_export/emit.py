@@ -13,7 +13,6 @@ from .errors import ArtefactError
 from .options import Options, Source
 from .passes.memory import caches, temporaries
 from .program import DTYPES, FP32, WEIGHT, Graph, Value, split_at, text
-from .samplers import updates
 from .schedule import Schedule
 from .weights import Layout
 
@@ -29,7 +28,7 @@ def describe(
     values = value_types(linked.graphs)
     size = {name: value.row_bytes for name, value in values.items()}
     wiring, cache_bytes = caches([linked.graphs[name] for name in linked.calls], size)
-    table = updates(schedule.sampler, schedule.steps)
+    table = schedule.table()
     calls = tuple(
         manifest.Call(
             timestep=call.timestep,
@@ -41,7 +40,7 @@ def describe(
             reads=wires.reads,
             writes=wires.writes,
         )
-        for call, graph, update, wires in zip(schedule.calls, linked.calls, table, wiring, strict=True)
+        for call, graph, update, wires in zip(schedule.calls, linked.calls, table.updates, wiring, strict=True)
     )
     on = [name for name in ("hoist", "fold") if getattr(options, name)]
     return manifest.Manifest(
@@ -54,6 +53,7 @@ def describe(
             labels=family.labels,
             null_label=family.null_label,
             sublayers=family.sublayers,
+            names=(source.folder and source.folder.labels) or msgspec.UNSET,
         ),
         sampler=schedule.sampler,
         steps=schedule.steps,
@@ -85,6 +85,8 @@ def describe(
         graphs={name: described_graph(name, graph, size) for name, graph in linked.graphs.items()},
         calls=calls,
         cache_bytes=tuple(cache_bytes),
+        history=table.history or msgspec.UNSET,
+        noise_scale=table.noise_scale if table.noise_scale != 1 else msgspec.UNSET,
         files={},
     )
 

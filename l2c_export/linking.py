@@ -6,13 +6,13 @@ from pathlib import Path
 
 import msgspec
 
-from . import artefact, weights
+from . import artefact, diffusers_folder, weights
 from .errors import ArtefactError
 from .manifest import FILE, Manifest, Weights
 
 
 def bind(folder: Path, source: str) -> Manifest:
-    """Write `source` (a checkpoint's path, or "random[:SEED]") as the weights of the artefact in `folder`.
+    """Write `source` (the path of a checkpoint or of a pipeline folder, or "random[:SEED]") as the weights of the artefact in `folder`.
 
     The old weights stay in place until the new ones are complete.  Raises ArtefactError or WeightsError.
     """
@@ -32,4 +32,4 @@ def bind(folder: Path, source: str) -> Manifest:
 
 
 def checkpoint(source: str, manifest: Manifest) -> weights.Tensors:
-    return weights.open_checkpoint(Path(source)).tensors(manifest.tensors)
+    return diffusers_folder.checkpoint(Path(source)).tensors(manifest.tensors)

@@ -4,7 +4,8 @@ Format versions, newest first:
     1  2026-11  first
 
 A runtime reads exactly the version that it writes: artefacts are quick to compile again, and a wrong guess
-about an old one could give a wrong image.
+about an old one could give a wrong image.  What not every artefact needs is left out where it is not used (UNSET), so that
+the checksums of artefacts without it do not change.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Model(Record, frozen=True, kw_only=True):
     labels: int
     null_label: int | None
     sublayers: tuple[str, ...]  # column -> name
+    names: dict[str, int] | msgspec.UnsetType = msgspec.UNSET  # of the class labels
 
 
 class Guidance(Record, frozen=True, kw_only=True):
@@ -90,7 +92,7 @@ class Call(Record, frozen=True, kw_only=True):
     computed: tuple[int, ...]
     reused: tuple[int, ...]
     graph: str
-    coefficients: tuple[float, float, float]
+    coefficients: tuple[float, ...]
     ends_step: bool
     reads: dict[str, int]
     writes: dict[str, int]
@@ -142,6 +144,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     graphs: dict[str, Graph]
     calls: tuple[Call, ...]
     cache_bytes: tuple[int, ...]  # cache slots, bytes per row
+    history: int | msgspec.UnsetType = msgspec.UNSET  # how many earlier data predictions a call reads
+    noise_scale: float | msgspec.UnsetType = msgspec.UNSET  # of the first latents, in standard deviations
     builds: dict[str, Build] = {}
     files: dict[str, FileInfo]
     checksum: str = ""  # sha256 of this record as JSON with an empty checksum

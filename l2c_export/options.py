@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import models, routers, weights
+from . import diffusers_folder, models, routers, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .errors import ModelError, ScheduleError, UsageError
 from .models.base import Family
 from .pipeline import LINKS
 from .program import DTYPES
-from .samplers import updates
-from .schedule import Schedule, from_rule, is_rule
+from .diffusers_folder import Folder
+from .samplers import SAMPLERS
+from .schedule import Schedule, from_rule, is_rule, mask_rule
+from .schedulers import KINDS, Scheduler
 from .weights import Types
 
 GUIDANCE = ("first3", "all", "none")
@@ -40,6 +42,7 @@ class Options:
     fold: bool = True
     max_graphs: int | None = None
     dump: Path | None = None
+    with_vae: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -48,8 +51,9 @@ class Options:
             raise UsageError(f"--threshold {self.threshold}: must be between 0 and 1")
         if self.max_graphs is not None and self.max_graphs < 1:
             raise UsageError(f"--max-graphs {self.max_graphs}: must be at least 1")
-        if self.sampler is not None:
-            updates(self.sampler, 2)
+        if self.sampler not in (None, *SAMPLERS, *KINDS) and not str(self.sampler).endswith(".json"):
+            known = ", ".join((*SAMPLERS, *KINDS))
+            raise UsageError(f"--sampler {self.sampler}: use one of {known}, or a scheduler_config.json")
         if self.backend not in (AUTO, *BACKENDS):
             raise UsageError(f"--backend {self.backend}: use one of {', '.join((AUTO, *BACKENDS))}")
         precisions = tuple(dict.fromkeys(p for able in PRECISIONS.values() for p in able))
@@ -78,6 +82,7 @@ class Source:
     guidance: str
     checkpoint: weights.Checkpoint | None
     seed: int | None
+    folder: Folder | None = None  # the pipeline of diffusers that it is from
 
     def describe(self) -> str:
         """One line: what was understood."""
@@ -94,46 +99,85 @@ class Source:
 def resolve(options: Options) -> Source:
     """Read the schedule and the weights' names, and find the model that fits both."""
     seed = weights.random_seed(options.weights) if options.weights else None
-    checkpoint = weights.open_checkpoint(Path(options.weights)) if options.weights and seed is None else None
-    learned = None if is_rule(options.schedule) else _read(Path(options.schedule))
-    kind, columns = (learned.family, learned.columns) if learned else (None, None)
-    family, name = models.resolve(options.model, kind, columns, checkpoint.shapes if checkpoint else None)
+    checkpoint = diffusers_folder.checkpoint(Path(options.weights)) if options.weights and seed is None else None
+    learned = _read(options.schedule)
+    kind, columns = (None, None) if isinstance(learned, str) else (learned.family, learned.columns)
+    folder = _folder(options.model)
+    if folder:
+        family, name = models.build("dit", folder.arch), folder.name
+        checkpoint = None if seed is not None else checkpoint or folder.checkpoint
+    else:
+        family, name = models.resolve(options.model, kind, columns, checkpoint.shapes if checkpoint else None)
     if kind not in (None, family.name):
         raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {family.name}: check --model")
-    for name in options.fp32:
-        if name not in family.sublayers:
+    for sublayer in options.fp32:
+        if sublayer not in family.sublayers:
             raise UsageError(
-                f"--fp32 {name}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
+                f"--fp32 {sublayer}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
             )
-    schedule = _schedule(options, family, learned)
-    if options.sampler not in (None, schedule.sampler):
+    scheduler = _scheduler(options.sampler, folder)
+    schedule = _schedule(options, family, learned, scheduler)
+    if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
         raise UsageError(f"--sampler {options.sampler}: {options.schedule} was made for {schedule.sampler}")
-    guidance = options.guidance or (family.default_guidance[0] if family.null_label is not None else "none")
+    usual = "all" if folder else family.default_guidance[0]
+    guidance = options.guidance or (usual if family.null_label is not None else "none")
     if guidance != "none" and family.null_label is None:
         raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
     schedule = schedule if options.cache else schedule.uncached()
-    return Source(family, name, schedule, guidance, checkpoint, seed)
+    return Source(family, name, schedule, guidance, checkpoint, seed, folder)
 
 
-def _read(path: Path) -> routers.Router | Schedule:
+def _folder(model: str | None) -> Folder | None:
+    """The pipeline of diffusers that `--model` means, if it means one."""
+    path = None if model is None or models.is_name(model) else diffusers_folder.find(model)
+    return diffusers_folder.read(path) if path else None
+
+
+def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
+    """The scheduler of diffusers that is asked for, by default the folder's; None for a sampler of our own."""
+    if sampler in SAMPLERS:
+        return None
+    if sampler and sampler.endswith(".json"):
+        return Scheduler.from_config(diffusers_folder.config(Path(sampler)), sampler)
+    if folder:
+        return folder.sampler(sampler)
+    return Scheduler.from_config({}, "--sampler", sampler) if sampler else None
+
+
+def _name(options: Options, scheduler: Scheduler | None, family: Family) -> str:
+    return scheduler.kind if scheduler else options.sampler or family.default_sampler
+
+
+def _read(schedule: str) -> routers.Router | Schedule | str:
+    """A router, a schedule, or a rule."""
+    path = Path(schedule)
+    if is_rule(schedule):
+        return schedule
     if not path.is_file():
-        raise ScheduleError(f"--schedule {path}: no such file (rules are every:K and full:0,A,B,..)")
-    return Schedule.from_json(path.read_bytes(), str(path)) if path.suffix == ".json" else routers.read(path)
+        raise ScheduleError(f"--schedule {path}: no such file (rules are every:K, full:0,A,B,.. and mask:1,0,..)")
+    if path.suffix != ".json":
+        return routers.read(path)
+    data = path.read_bytes()
+    return mask_rule(data) or Schedule.from_json(data, str(path))
 
 
-def _schedule(options: Options, family: Family, learned: routers.Router | Schedule | None) -> Schedule:
+def _schedule(
+    options: Options, family: Family, learned: routers.Router | Schedule | str, scheduler: Scheduler | None
+) -> Schedule:
     columns = len(family.sublayers)
     if isinstance(learned, routers.Router):
         threshold = options.threshold
         if threshold is None:
             threshold = routers.default_threshold(family.name, family.latent[1])
-        return learned.schedule(threshold, options.steps, columns)
+        if scheduler and family.name != "dit":
+            raise UsageError(f"--sampler {options.sampler}: the routers of {family.name} were trained for {family.default_sampler}")
+        return learned.schedule(threshold, options.steps, columns, scheduler)
     if options.threshold is not None:
         raise UsageError(f"--threshold {options.threshold}: only a router has scores to compare with a threshold")
-    if learned is None:
+    if isinstance(learned, str):
         if options.steps is None:
             raise UsageError(f"--schedule {options.schedule} needs --steps")
-        return from_rule(options.schedule, family.name, options.sampler or family.default_sampler, options.steps, columns)
+        return from_rule(learned, family.name, _name(options, scheduler, family), options.steps, columns, scheduler)
     if learned.columns != columns:
         raise ScheduleError(
             f"{options.schedule}: {learned.columns} columns, but the model has {columns} sublayers: check --model"

@@ -76,7 +76,8 @@ class Reference:
         labels = torch.tensor(self.labels + [null] * len(self.labels) if guided else self.labels, dtype=torch.int32)
         channels = torch.tensor(self._manifest.guidance.channels(self._manifest.model.latent[0]), dtype=dtype)
         guidance = (self.guidance_scale - 1) * channels.reshape(1, -1, 1, 1)
-        return model.steps(self._manifest.calls, torch.from_numpy(self.noise).to(dtype), labels, guidance)
+        noise = torch.from_numpy(self.noise).to(dtype) * float(np.float32(self._manifest.noise_scale or 1))
+        return model.steps(self._manifest.calls, noise, labels, guidance)
 
 
 def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from . import checkpoints
 from .errors import ScheduleError, UsageError
 from .schedule import Schedule, file_source, from_scores
+from .schedulers import Scheduler
 
 REMEDY = "give a .pt file that the router's training has saved"
 
@@ -26,7 +27,9 @@ class Router(NamedTuple):
     def columns(self) -> int:
         return int(self.logits.shape[1])
 
-    def schedule(self, threshold: float, steps: int | None, columns: int | None = None) -> Schedule:
+    def schedule(
+        self, threshold: float, steps: int | None, columns: int | None = None, scheduler: Scheduler | None = None
+    ) -> Schedule:
         """Sublayer j of row i is computed iff sigmoid(logit) > threshold, strictly, in float32.
 
         `columns` is the model's number of sublayers; a U-ViT of odd depth has two fewer than its router.
@@ -47,7 +50,7 @@ class Router(NamedTuple):
         active = torch.sigmoid(self.logits) > torch.tensor(threshold, dtype=torch.float32)
         computed = [row[:columns].nonzero().flatten().tolist() for row in active]
         source = file_source(self.path, self.path.read_bytes())
-        return from_scores(self.family, steps, computed, columns, threshold, source)
+        return from_scores(self.family, steps, computed, columns, threshold, source, scheduler)
 
 
 def read(path: Path) -> Router:

@@ -55,6 +55,8 @@ class Loop:
         self.rows = images * (2 if guided else 1)
         latent = (images, *self.manifest.model.latent)
         self.states = [self.memory.empty(latent, "float32") for _ in range(3)]
+        earlier = self.manifest.history or 0
+        self.history = [self.memory.empty(latent, "float32") for _ in range(earlier + 1 if earlier else 0)]
         index = np.arange(images, dtype=np.int32)
         self.inputs = {
             "rows": self._new(np.tile(index, self.rows // images)),
@@ -109,7 +111,10 @@ class Loop:
 
     def start(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> None:
         """Take a request: latents (B, C, H, W), labels (R,), and the guidance of every latent channel (C,)."""
-        self.memory.put(self.states[0], np.ascontiguousarray(x, np.float32))
+        scale = np.float32(self.manifest.noise_scale or 1)
+        self.memory.put(self.states[0], np.multiply(x, scale, dtype=np.float32))
+        for predicted in self.history:  # what the first calls read of before them counts nothing
+            self.memory.put(predicted, np.zeros(predicted.shape, np.float32))
         self.memory.put(self.inputs["guidance"], guidance.reshape(1, -1, 1, 1))
         self.hoisted.labels(labels)
 
@@ -136,6 +141,8 @@ class Loop:
         state = {"x": turn.now, "base": turn.base, "x.next": turn.after}
         if name in state:
             return self.states[state[name]]
+        if base == "x.data":
+            return self.history[(index + offset) % len(self.history)]
         if name in self.inputs:
             return self.inputs[name]
         if name == "coefficients":

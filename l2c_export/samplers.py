@@ -6,7 +6,7 @@ this call saw and `noise` its (guided) prediction,
     next = c[0] base + c[1] x + c[2] noise.
 
 The tables are evaluated in float64 from the float32 or float64 noise schedule of the reference, and rounded to
-float32 once at the end.
+float32 once at the end.  `schedulers.py` has those of diffusers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Update(NamedTuple):
     """One call of the sampler."""
 
     timestep: float  # what the model is told, on the scale 0..1000
-    coefficients: tuple[float, float, float]  # float32 values
+    coefficients: tuple[float, ...]  # float32 values
     ends_step: bool  # whether a solver step is complete after this call
 
 

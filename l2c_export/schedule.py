@@ -9,6 +9,7 @@ This is what was learned (or chosen), free of any framework; `to_json` is its po
 
 `calls` are network evaluations in sampling order.  Column 2b is the attention of block b, column 2b + 1 its MLP
 (U-ViT: in blocks, the middle, out blocks).  A reused value is the one of the most recent call that computed it.
+With a scheduler of diffusers, `sampler` is its class and `scheduler` what its configuration says.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Literal
 import msgspec
 
 from .errors import ScheduleError, UsageError
-from .samplers import updates
+from .schedulers import Scheduler, Table, table
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,6 +41,12 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rule: str | None = None
 
 
+class Mask(msgspec.Struct, frozen=True):
+    """Another tool's choice of steps to compute."""
+
+    steps_computation_mask: list[int]
+
+
 class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What runs in every call.  Raises ScheduleError when it contradicts itself."""
 
@@ -52,18 +59,19 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     calls: tuple[Call, ...]
     threshold: float | None = None
     source: Source = Source()
+    scheduler: Scheduler | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         everything = tuple(range(self.columns))
         try:
-            table = updates(self.sampler, self.steps)
+            updates = self.table().updates
         except UsageError as error:
             raise ScheduleError(f"schedule: {error}") from None
-        if len(self.calls) != len(table):
+        if len(self.calls) != len(updates):
             raise ScheduleError(
-                f"schedule: {len(self.calls)} calls, but {self.sampler} with {self.steps} steps makes {len(table)}"
+                f"schedule: {len(self.calls)} calls, but {self.sampler} with {self.steps} steps makes {len(updates)}"
             )
-        for n, (call, update) in enumerate(zip(self.calls, table, strict=True)):
+        for n, (call, update) in enumerate(zip(self.calls, updates, strict=True)):
             if tuple(sorted(call.computed + call.reused)) != everything:
                 raise ScheduleError(
                     f"schedule: call {n} must list each of the columns 0..{self.columns - 1} once, as computed or reused"
@@ -72,6 +80,10 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 raise ScheduleError(f"schedule: call {n} has timestep {call.timestep}, {self.sampler} has {update.timestep}")
         if self.calls[0].reused:
             raise ScheduleError("schedule: call 0 reuses columns, but nothing is cached before it")
+
+    def table(self) -> Table:
+        """What the sampler does in every call."""
+        return table(self.sampler, self.steps, self.scheduler or None)
 
     def to_json(self) -> bytes:
         """The portable form, one line per call."""
@@ -89,7 +101,8 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def uncached(self) -> Schedule:
         """The twin that computes everything in every call."""
         full = [range(self.columns)] * len(self.calls)
-        return make(self.family, self.sampler, self.steps, self.columns, full, source=Source(rule="no-cache"))
+        source = Source(rule="no-cache")
+        return make(self.family, self.sampler, self.steps, self.columns, full, source=source, scheduler=self.scheduler or None)
 
 
 def make(
@@ -100,49 +113,67 @@ def make(
     computed: Iterable[Iterable[int]],
     threshold: float | None = None,
     source: Source = Source(),  # noqa: B008  (frozen)
+    scheduler: Scheduler | None = None,
 ) -> Schedule:
     """A schedule from the computed columns of every call."""
     calls = []
-    for update, run in zip(updates(sampler, steps), computed, strict=True):
+    for update, run in zip(table(sampler, steps, scheduler).updates, computed, strict=True):
         chosen = sorted(set(run))
         reused = tuple(j for j in range(columns) if j not in set(chosen))
         calls.append(Call(update.timestep, tuple(chosen), reused))
     return Schedule(
-        family=family, sampler=sampler, steps=steps, columns=columns, calls=tuple(calls), threshold=threshold, source=source
-    )
+        family=family, sampler=sampler, steps=steps, columns=columns, calls=tuple(calls), threshold=threshold, source=source,
+        scheduler=scheduler or msgspec.UNSET,
+    )  # fmt: skip
 
 
-def from_rule(rule: str, family: str, sampler: str, steps: int, columns: int) -> Schedule:
+def from_rule(
+    rule: str, family: str, sampler: str, steps: int, columns: int, scheduler: Scheduler | None = None
+) -> Schedule:
     """A schedule without a router: "every:3" computes everything in calls 0, 3, 6, .. and nothing between;
-    "full:0,1,5" computes everything in those calls only."""
-    count = len(updates(sampler, steps))
+    "full:0,1,5" computes everything in those calls only, "mask:1,0,0,1" (or 1001) in those with a 1."""
+    count = len(table(sampler, steps, scheduler).updates)
     kind, _, rest = rule.partition(":")
     try:
-        numbers = [int(n) for n in rest.split(",")]
+        numbers = [int(n) for n in (rest.replace(",", "") if kind == "mask" else rest.split(","))]
     except ValueError:
         numbers = []
     if kind == "every" and len(numbers) == 1 and numbers[0] >= 1:
         full = set(range(0, count, numbers[0]))
     elif kind == "full" and numbers and numbers[0] == 0 and all(0 <= n < count for n in numbers):
         full = set(numbers)
+    elif kind == "mask" and len(numbers) == count and numbers[0] == 1 and set(numbers) <= {0, 1}:
+        full = {n for n, computed in enumerate(numbers) if computed}
     else:
         raise UsageError(
-            f"--schedule {rule}: use every:K with K >= 1, or full:0,A,B,.. with calls from 0 to {count - 1}, 0 first"
+            f"--schedule {rule}: use every:K with K >= 1, full:0,A,B,.. with calls from 0 to {count - 1}, 0 first, or "
+            f"mask:1,.. with a 0 or 1 for each of the {count} calls, 1 first"
         )
     computed = [range(columns) if n in full else () for n in range(count)]
-    return make(family, sampler, steps, columns, computed, source=Source(rule=rule))
+    return make(family, sampler, steps, columns, computed, source=Source(rule=rule), scheduler=scheduler)
 
 
 def is_rule(text: str) -> bool:
-    return text.partition(":")[0] in ("every", "full") and not Path(text).exists()
+    return text.partition(":")[0] in ("every", "full", "mask") and not Path(text).exists()
+
+
+def mask_rule(data: bytes) -> str | None:
+    """The rule of a steps mask in JSON: a list of 0 and 1, or one under the key `steps_computation_mask` (as in cache-dit)."""
+    try:
+        found = msgspec.json.decode(data, type=list[int] | Mask)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    return "mask:" + ",".join(map(str, found if isinstance(found, list) else found.steps_computation_mask))
 
 
 def from_scores(
-    family: str, steps: int, computed_of_row: Sequence[Sequence[int]], columns: int, threshold: float, source: Source
-) -> Schedule:
+    family: str, steps: int, computed_of_row: Sequence[Sequence[int]], columns: int, threshold: float, source: Source,
+    scheduler: Scheduler | None = None,
+) -> Schedule:  # fmt: skip
     """A Learning-to-Cache router's rows placed at their calls (SEMANTICS of the reference):
 
-    DiT with DDIM: call n uses row i = steps - 1 - n; it is a cached call if i is even, except the first.
+    DiT with DDIM: call n uses row i = steps - 1 - n; it is a cached call if i is even, except the first.  So it is with
+    a scheduler of diffusers, which also evaluates once per step, at other timesteps.
     U-ViT with DPM-Solver++: the first evaluation of solver step j >= 1 uses row j; the midpoints are full.
     """
     if family == "uvit":
@@ -150,9 +181,9 @@ def from_scores(
         sampler = "dpm-solver++"
     else:
         rows = [i if i % 2 == 0 and i != steps - 1 else None for i in reversed(range(steps))]
-        sampler = "ddim"
+        sampler = scheduler.kind if scheduler else "ddim"
     computed = [range(columns) if row is None else computed_of_row[row] for row in rows]
-    return make(family, sampler, steps, columns, computed, threshold, source)
+    return make(family, sampler, steps, columns, computed, threshold, source, scheduler)
 
 
 def file_source(path: Path, data: bytes) -> Source:

@@ -22,7 +22,7 @@ import torch
 
 from .cache import cache_folder
 from .errors import ModelError
-from .models import base, layers
+from .models import base, layers, updates
 from .models.base import Family
 from .program import PLAIN_OPS, Graph, Value
 
@@ -89,7 +89,7 @@ def _cached(family: Family, op: str, inputs: Sequence[Value]) -> onnx.ModelProto
 
 
 def _fingerprint(family: Family, op: str, inputs: Sequence[Value]) -> str:
-    modules = (sys.modules[type(family).__module__], base, layers, sys.modules[__name__])
+    modules = (sys.modules[type(family).__module__], base, updates, layers, sys.modules[__name__])
     sources = [inspect.getsource(module) for module in modules]
     parts = [torch.__version__, onnx.__version__, op, msgspec.json.encode((family.arch, inputs)).decode(), *sources]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

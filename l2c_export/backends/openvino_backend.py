@@ -19,7 +19,7 @@ ov = needs("openvino", "openvino")
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 # The sampler's update and what leads to it amplify rounding up to 150 times, and timesteps up to 999 need more than 8 bits.
-ALWAYS_FP32 = ("update", "final", "time", "condition")
+ALWAYS_FP32 = ("update", "multistep", "data", "final", "time", "condition")
 
 
 class Part(NamedTuple):

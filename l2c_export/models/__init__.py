@@ -15,7 +15,7 @@ from .uvit import UViT
 
 FAMILIES: dict[str, Any] = {family.name: family for family in (DiT, UViT)}
 DEFAULTS = {"dit": "DiT-XL/2", "uvit": "U-ViT-H/2"}
-EXAMPLES = "DiT-XL/2, DiT-S/4@512, U-ViT-H/2, or a JSON file with family and arch"
+EXAMPLES = "DiT-XL/2, DiT-S/4@512, U-ViT-H/2, a pipeline folder of diffusers, or a JSON file with family and arch"
 
 
 def resolve(
@@ -57,6 +57,10 @@ def build(kind: str, arch: Mapping[str, Any]) -> Family:
         raise ModelError(f"unknown model family {kind!r}: known are {', '.join(FAMILIES)}")
     family: Family = FAMILIES[kind](fields_of(FAMILIES[kind].arch_type, arch))
     return family
+
+
+def is_name(model: str) -> bool:
+    return any(family.named(model) is not None for family in FAMILIES.values())
 
 
 def _from_name(model: str) -> tuple[str, Any]:

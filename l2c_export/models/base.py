@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ModelError
-from ..program import FP32, INNER, LABEL, LOOP, TIME, WEIGHT, Graph, Node, Value
+from ..program import FP32, INNER, LABEL, LOOP, TIME, WEIGHT, Graph, Node, Value, at
 from ..weights import Types
 from . import layers
+from .updates import UPDATES
 
 # Batch sizes for recording: primes that no model has as a width, so that they mark the batch axes.
 # Two rows per image, as with guidance, so that FLOPs per row also hold for what runs once per image.
@@ -153,8 +154,8 @@ class Recorded(NamedTuple):
 
 def segment_of(family: Family, op: str) -> Segment:
     """The kind of operation; with the suffix `FP32` it computes in float32 whatever it is given."""
-    if op == "update":
-        return Segment(update)
+    if op in UPDATES:
+        return Segment(UPDATES[op])
     segment = family.segments[op.removesuffix(FP32)]
     return segment._replace(function=in_float32(segment.function)) if op.endswith(FP32) else segment
 
@@ -166,40 +167,33 @@ def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return widened
 
 
-def record(family: Family, types: Types = Types()) -> Recorded:  # noqa: B008  (frozen)
+def record(family: Family, types: Types = Types(), history: int = 0) -> Recorded:  # noqa: B008  (frozen)
     """The family's uncached call with weights of the given types, guidance and the sampler's update included, as a graph.
 
     Its loop inputs: `x` the latents, `base` the latents at the start of the solver step, `rows`,
     `conditional`, `unconditional` (which rows guide which image), `guidance` and `coefficients`.
-    Its output `x.next` are the latents for the next call.
+    Its output `x.next` are the latents for the next call.  For a sampler that reads a `history` of data predictions, `x.data`
+    is that of this call, and `x.data@-1`, .. (also of the loop) are those of the calls before.
     """
     run = Recorder(family, types)
     channels, height, width = family.latent
     images = (IMAGES, channels, height, width)
-    x, base = run.input("x", LOOP, images), run.input("base", LOOP, images)
+    x = run.input("x", LOOP, images)
     rows = run.input("rows", LOOP, (ROWS,), torch.int32)
     t, y = run.input("t", TIME, (ROWS,)), run.input("y", LABEL, (ROWS,), torch.int32)
     noise = family.call(run, x, rows, t, y)
     chosen = [run.input(n, LOOP, (IMAGES,), torch.int32) for n in ("conditional", "unconditional")]
     guidance = run.input("guidance", LOOP, (1, channels, 1, 1))
-    coefficients = run.input("coefficients", LOOP, (3,))
-    inputs = [noise, x, base, *chosen, guidance, coefficients]
-    run._node("update", "x.next", segment_of(family, "update").function, inputs)
-    return Recorded(Graph(tuple(run.nodes), run.values, ("x.next",), family.sublayers), run.flops)
-
-
-def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, unconditional: Tensor,
-           guidance: Tensor, coefficients: Tensor) -> Tensor:  # fmt: skip
-    """Classifier-free guidance and one sampler update, in float32.
-
-    guidance (1, C, 1, 1) is scale - 1, or 0 for channels that stay unguided: the usual
-    u + s (c - u) = c + (s - 1) (c - u).  coefficients (3,): the next latents are an affine function of the
-    step's first latents, the latents of this call and the predicted noise (see samplers.py).
-    """
-    noise = layers.wide(noise[:, : x.shape[1]])
-    c, u = noise.index_select(0, conditional), noise.index_select(0, unconditional)
-    of_base, of_x, of_noise = coefficients.unbind(0)
-    return of_base * base + of_x * x + of_noise * (c + guidance * (c - u))
+    coefficients = run.input("coefficients", LOOP, (4 + history if history else 3,))
+    if history:
+        predicted = run._node("data", "x.data", UPDATES["data"], [noise, x, *chosen, guidance, coefficients])
+        older = [run.input(at("x.data", -k), LOOP, images) for k in range(1, history + 1)]
+        run._node("multistep", "x.next", UPDATES["multistep"], [x, predicted, *older, coefficients])
+    else:
+        base = run.input("base", LOOP, images)
+        run._node("update", "x.next", UPDATES["update"], [noise, x, base, *chosen, guidance, coefficients])
+    outputs = ("x.next", "x.data") if history else ("x.next",)
+    return Recorded(Graph(tuple(run.nodes), run.values, outputs, family.sublayers), run.flops)
 
 
 def fields_of(arch_type: type, given: Mapping[str, Any]) -> Any:

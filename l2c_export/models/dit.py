@@ -1,4 +1,7 @@
-"""DiT, Scalable Diffusion Models with Transformers (arXiv 2212.09748), with the original parameter names."""
+"""DiT, Scalable Diffusion Models with Transformers (arXiv 2212.09748), with the original parameter names.
+
+The last fields of `Arch` are where diffusers' DiTTransformer2DModel differs from the original.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,9 @@ class Arch(msgspec.Struct, frozen=True):
     class_dropout_prob: float = 0.1
     num_classes: int = 1000
     learn_sigma: bool = True
+    mlp_eps: float = 1e-6  # of the LayerNorm before an MLP
+    frequency_shift: int = 0  # the lowest frequency of the timestep is reached so many entries earlier
+    block_embeddings: bool = False  # every block embeds timestep and label by itself; the last layer uses the first block's
 
 
 class DiT:
@@ -41,7 +47,7 @@ class DiT:
     default_guidance: ClassVar[tuple[str, float]] = ("first3", 4.0)
 
     def __init__(self, arch: Arch) -> None:
-        check_sizes(arch, may_be_zero=["class_dropout_prob"])
+        check_sizes(arch, may_be_zero=["class_dropout_prob", "frequency_shift"])
         if arch.hidden_size % arch.num_heads or arch.input_size % arch.patch_size:
             raise ModelError(
                 f"DiT: hidden_size {arch.hidden_size} must be a multiple of num_heads {arch.num_heads}, "
@@ -53,7 +59,8 @@ class DiT:
         self.labels = arch.num_classes
         self.null_label = arch.num_classes if arch.class_dropout_prob > 0 else None
         self.sublayers = tuple(f"blocks.{i}.{kind}" for i in range(arch.depth) for kind in ("attn", "mlp"))
-        self.frequencies = layers.timestep_frequencies(128)
+        self.frequencies = layers.timestep_frequencies(128, arch.frequency_shift)
+        self.embedders = [f"blocks.{i}." for i in range(arch.depth)] if arch.block_embeddings else [""]
         attention = ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias")
         mlp = ("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias")
         self.segments = {
@@ -62,7 +69,7 @@ class DiT:
             "modulation": Segment(modulation, ("weight", "bias")),
             "embed": Segment(self.embed, ("x_embedder.proj.weight", "x_embedder.proj.bias", "pos_embed")),
             "attn": Segment(self.attn, attention),
-            "mlp": Segment(mlp_, mlp),
+            "mlp": Segment(self.mlp, mlp),
             "final": Segment(self.final, ("linear.weight", "linear.bias")),
         }
 
@@ -83,6 +90,8 @@ class DiT:
         heads = next((h for _, w, h in SIZES.values() if w == width), arch.num_heads)
         out = shapes["final_layer.linear.weight"][0] // patch**2
         dropout = 0.0 if arch.class_dropout_prob == 0 else 0.1
+        own = "blocks.0.t_embedder.mlp.0.weight" in shapes
+        table = shapes[f"{'blocks.0.' if own else ''}y_embedder.embedding_table.weight"]
         return Arch(
             input_size=round(shapes["pos_embed"][1] ** 0.5) * patch,
             patch_size=patch,
@@ -92,8 +101,11 @@ class DiT:
             num_heads=arch.num_heads if width == arch.hidden_size else heads,
             mlp_ratio=shapes["blocks.0.mlp.fc1.weight"][0] / width,
             class_dropout_prob=arch.class_dropout_prob,
-            num_classes=shapes["y_embedder.embedding_table.weight"][0] - (dropout > 0),
+            num_classes=table[0] - (dropout > 0),
             learn_sigma=out == 2 * channels,
+            mlp_eps=arch.mlp_eps,
+            frequency_shift=arch.frequency_shift,
+            block_embeddings=own,
         )
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -105,9 +117,10 @@ class DiT:
             shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, inner), (out,)
 
         shapes["x_embedder.proj.weight"], shapes["x_embedder.proj.bias"] = (d, a.in_channels, p, p), (d,)
-        linear("t_embedder.mlp.0", d, 256)
-        linear("t_embedder.mlp.2", d, d)
-        shapes["y_embedder.embedding_table.weight"] = (a.num_classes + (a.class_dropout_prob > 0), d)
+        for at in self.embedders:
+            linear(f"{at}t_embedder.mlp.0", d, 256)
+            linear(f"{at}t_embedder.mlp.2", d, d)
+            shapes[f"{at}y_embedder.embedding_table.weight"] = (a.num_classes + (a.class_dropout_prob > 0), d)
         for i in range(a.depth):
             linear(f"blocks.{i}.attn.qkv", 3 * d, d)
             linear(f"blocks.{i}.attn.proj", d, d)
@@ -119,19 +132,19 @@ class DiT:
         return shapes
 
     def call(self, run: Runner, x: Any, rows: Any, t: Any, y: Any) -> Any:
-        c = run("condition", run("time", t, at="t_embedder"), y, at="y_embedder")
+        c = [run("condition", run("time", t, at=f"{at}t_embedder"), y, at=f"{at}y_embedder") for at in self.embedders]
         h = run("embed", x, rows)
         for i in range(self.arch.depth):
             block = f"blocks.{i}"
             names = [f"{block}.{kind}.{part}" for kind in ("attn", "mlp") for part in ("shift", "scale", "gate")]
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = run.chunks(
-                "modulation", c, f"{block}.adaLN_modulation.1", names
+                "modulation", c[i % len(c)], f"{block}.adaLN_modulation.1", names
             )
             a = run.sublayer("attn", h, shift_a, scale_a, at=block)
             h = run.residual(h, a, f"{block}.attn", gate_a)
             m = run.sublayer("mlp", h, shift_m, scale_m, at=block)
             h = run.residual(h, m, f"{block}.mlp", gate_m)
-        shift, scale = run.chunks("modulation", c, "final_layer.adaLN_modulation.1", ("final.shift", "final.scale"))
+        shift, scale = run.chunks("modulation", c[0], "final_layer.adaLN_modulation.1", ("final.shift", "final.scale"))
         return run("final", h, shift, scale, at="final_layer")
 
     # the segment kinds: activations, then weights
@@ -152,6 +165,11 @@ class DiT:
             layers.attention(modulate(h, shift, scale), self.arch.num_heads, (qkv, qkv_bias), (proj, proj_bias))
         )
 
+    def mlp(self, h: Tensor, shift: Tensor, scale: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        """h (R, T, D); shift, scale (R, 1, D) -> (R, T, D), before the gate."""
+        h = modulate(h, shift, scale, self.arch.mlp_eps)
+        return layers.stream(layers.linear(layers.gelu_tanh(layers.linear(h, w1, b1)), w2, b2))
+
     def final(self, h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """h (R, T, D) -> (R, C or 2C, H, W) float32: the sampler amplifies the rounding of this one small product."""
         h, shift, scale, weight, bias = (layers.wide(v) for v in (h, shift, scale, weight, bias))
@@ -169,10 +187,5 @@ def modulation(c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return layers.stream(F.linear(c, weight, bias)[:, None])
 
 
-def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return layers.norm(h, eps=1e-6) * (1 + scale) + shift
-
-
-def mlp_(h: Tensor, shift: Tensor, scale: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """h (R, T, D); shift, scale (R, 1, D) -> (R, T, D), before the gate."""
-    return layers.stream(layers.linear(layers.gelu_tanh(layers.linear(modulate(h, shift, scale), w1, b1)), w2, b2))
+def modulate(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+    return layers.norm(h, eps=eps) * (1 + scale) + shift

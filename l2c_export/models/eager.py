@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .base import Family, update
+from .base import Family
+from .updates import Sampler
 
 Cache = Mapping[str, Tensor]
 
@@ -53,7 +54,7 @@ class CallLike(Protocol):
     @property
     def reused(self) -> tuple[int, ...]: ...
     @property
-    def coefficients(self) -> tuple[float, float, float]: ...
+    def coefficients(self) -> tuple[float, ...]: ...
     @property
     def ends_step(self) -> bool: ...
 
@@ -107,17 +108,16 @@ class Denoiser:
         images, rows = x.shape[0], labels.shape[0]
         index = torch.arange(images, dtype=torch.int32, device=x.device)
         row, unconditional = index.repeat(rows // images), index + (rows - images)
-        base = x
+        sampler = Sampler(x, index, unconditional, guidance)
         cache: dict[str, Tensor] = {}
         self._keep = any(call.reused for call in calls)
         for n, call in enumerate(calls):
             reused = frozenset(self.family.sublayers[j] for j in call.reused)
             t = torch.full((rows,), call.timestep, device=x.device)
-            noise, cache = self._evaluate(n, reused, x, row, t, labels, {name: cache[name] for name in sorted(reused)})
+            read = {name: cache[name] for name in sorted(reused)}
+            noise, cache = self._evaluate(n, reused, sampler.x, row, t, labels, read)
             coefficients = torch.tensor(call.coefficients, device=x.device, dtype=x.dtype)
-            x = update(noise, x, base, index, unconditional, guidance, coefficients)
-            base = x if call.ends_step else base
-            yield x
+            yield sampler.take(noise, coefficients, call.ends_step)
 
     def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Call `n`: the predicted noise, and every sublayer's value."""

@@ -68,9 +68,9 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x * (2 * math.sqrt(2 / math.pi)) * (x * x * 0.044715 + 1.0))
 
 
-def timestep_frequencies(half: int) -> Tensor:
-    """exp(-ln(10000) k / half) for k < half, as PyTorch's float32 evaluates it."""
-    return torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
+def timestep_frequencies(half: int, shift: int = 0) -> Tensor:
+    """exp(-ln(10000) k / (half - shift)) for k < half, as PyTorch's float32 evaluates it."""
+    return torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - shift))
 
 
 def sinusoid(t: Tensor, frequencies: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from ..program import CACHE, Graph, at, split_at
 
-STATE = "x.next"  # the output that is not a cached value
+STATES = ("x.next", "x.data")  # outputs that are not cached values but the loop's own
 
 K = TypeVar("K", bound=Hashable)
 
@@ -66,7 +66,7 @@ class Wiring(NamedTuple):
 
 
 def caches(calls: Sequence[Graph], size: Mapping[str, int]) -> tuple[list[Wiring], list[int]]:
-    """Slots of the cached values over the whole loop; `STATE` is the loop's own."""
+    """Slots of the cached values over the whole loop."""
     reads: list[dict[str, tuple[int, str]]] = []
     for n, graph in enumerate(calls):
         found = {}
@@ -80,7 +80,7 @@ def caches(calls: Sequence[Graph], size: Mapping[str, int]) -> tuple[list[Wiring
     for n, found in enumerate(reads):
         ends.update(dict.fromkeys(found.values(), n))
     for n, graph in enumerate(calls):  # a call that shares its graph may write what nobody reads
-        ends.update({(n, name): n for name in graph.outputs if (n, name) not in ends and name != STATE})
+        ends.update({(n, name): n for name in graph.outputs if (n, name) not in ends and name not in STATES})
     slots, sizes = assign({key: Life(key[0], end, size[split_at(key[1])[0]]) for key, end in ends.items()})
     writes = _by_call(ends, len(calls))
     return [

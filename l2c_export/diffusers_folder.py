@@ -1,0 +1,251 @@
+"""A pipeline folder of diffusers (`model_index.json`, `transformer/`, `vae/`, `scheduler/`), read without diffusers.
+
+Its DiTTransformer2DModel is a DiT with other names: query, key and value are separate there, every block has embedders of
+its own (the released checkpoints hold the same ones in each), and the position embedding is not stored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from .backends import needs
+from .errors import MissingExtra, ModelError, WeightsError
+from .schedulers import Scheduler
+from .weights import Checkpoint, open_checkpoint
+
+INDEX = "model_index.json"
+MODELS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second is its name in older checkpoints
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.bin")
+# What must be so for it to be a DiT; older configurations have options of other models, too.
+NEEDED: dict[str, tuple[Any, ...]] = {
+    "norm_type": ("ada_norm_zero",),
+    "activation_fn": ("gelu-approximate",),
+    "norm_elementwise_affine": (False,),
+    "attention_bias": (True,),
+    "num_vector_embeds": (None,),
+    "cross_attention_dim": (None,),
+    "double_self_attention": (False,),
+    "only_cross_attention": (False,),
+}
+# our names -> theirs, in a block and outside
+BLOCK = {
+    "t_embedder.mlp.0": "norm1.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "norm1.emb.timestep_embedder.linear_2",
+    "y_embedder.embedding_table": "norm1.emb.class_embedder.embedding_table",
+    "attn.qkv": "attn1.to_",
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+    "adaLN_modulation.1": "norm1.linear",
+}
+OUTSIDE = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+EMBEDDERS = ("t_embedder.", "y_embedder.")
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What of the transformer's `config.json` shapes a DiT."""
+
+    num_attention_heads: int = 16
+    attention_head_dim: int = 72
+    in_channels: int = 4
+    out_channels: int | None = None
+    num_layers: int = 28
+    sample_size: int = 32
+    patch_size: int = 2
+    num_embeds_ada_norm: int = 1000
+    norm_eps: float = 1e-5
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    def arch(self, block_embeddings: bool) -> dict[str, Any]:
+        """The same as an architecture of the DiT family."""
+        return {
+            "input_size": self.sample_size,
+            "patch_size": self.patch_size,
+            "in_channels": self.in_channels,
+            "hidden_size": self.width,
+            "depth": self.num_layers,
+            "num_heads": self.num_attention_heads,
+            "num_classes": self.num_embeds_ada_norm,
+            "learn_sigma": self.out_channels == 2 * self.in_channels,
+            "mlp_eps": self.norm_eps,
+            "frequency_shift": 1,
+            "block_embeddings": block_embeddings,
+        }
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a pipeline folder holds."""
+
+    path: Path
+    name: str
+    arch: dict[str, Any]  # of the DiT family
+    checkpoint: Checkpoint  # under the family's names
+    scheduler: dict[str, Any]  # its configuration
+    labels: dict[str, int]  # class names
+
+    def sampler(self, kind: str | None = None) -> Scheduler:
+        """The folder's scheduler, or another one with the same configuration."""
+        return Scheduler.from_config(self.scheduler, str(self.path / "scheduler"), kind)
+
+
+def find(model: str) -> Path | None:
+    """The folder that `--model` means: a path, or an id of the Hugging Face hub that is in the local cache."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / INDEX).is_file():
+            raise ModelError(f"--model {path}: no pipeline folder of diffusers ({INDEX} is missing)")
+        return path
+    return None if path.suffix == ".json" or not re.fullmatch(r"[\w.-]+/[\w.-]+", model) else _cached(model)
+
+
+def _cached(repository: str) -> Path | None:
+    try:
+        hub = needs("huggingface_hub", "diffusers")
+    except MissingExtra:
+        return None  # most likely a mistyped name, and nothing is in a cache that nobody has
+    try:
+        return Path(hub.snapshot_download(repository, local_files_only=True))
+    except (hub.errors.LocalEntryNotFoundError, hub.errors.HFValidationError):
+        raise ModelError(
+            f"unknown model {repository!r}: use for example DiT-XL/2, or, if it is one of the Hugging Face hub, download it "
+            f"first: hf download {repository} (it goes to {hub.constants.HF_HUB_CACHE})"
+        ) from None
+
+
+def checkpoint(path: Path) -> Checkpoint:
+    """What `--weights` means: a checkpoint, or a pipeline folder."""
+    return read(path).checkpoint if (path / INDEX).is_file() else open_checkpoint(path)
+
+
+def _name(path: Path) -> str:
+    """What people call it; in the cache of the hub a folder is models--OWNER--NAME/snapshots/REVISION."""
+    path = path.resolve()
+    return path.parents[1].name.split("--")[-1] if path.parent.name == "snapshots" else path.name
+
+
+def read(path: Path) -> Folder:
+    """Raises ModelError, ScheduleError or WeightsError for what cannot be used."""
+    index = config(path / INDEX)
+    shape = _config(path / "transformer" / "config.json")
+    stored = _stored(path / "transformer")
+    own = not _same_embedders(stored, shape)
+    kept = index.get("id2label") or {}
+    return Folder(
+        path=path,
+        name=_name(path),
+        arch=shape.arch(own),
+        checkpoint=renamed(stored, shape, own),
+        scheduler=config(path / "scheduler" / "scheduler_config.json"),
+        labels={name.strip(): int(number) for number, names in kept.items() for name in names.split(",")},
+    )
+
+
+def _config(path: Path) -> Config:
+    found = config(path)
+    if found.get("_class_name") not in MODELS:
+        raise ModelError(f"{path}: {found.get('_class_name')} is not supported: only {MODELS[0]} is")
+    for option, allowed in NEEDED.items():
+        if option in found and found[option] not in allowed:
+            raise ModelError(f"{path}: {option} = {found[option]!r} is not supported: a DiT has {allowed[0]!r}")
+    try:
+        shape = msgspec.convert({k: v for k, v in found.items() if k in Config.__struct_fields__}, Config)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{path} does not describe a DiT: {error}") from None
+    if shape.out_channels not in (None, shape.in_channels, 2 * shape.in_channels):
+        raise ModelError(f"{path}: out_channels = {shape.out_channels}: must be once or twice the {shape.in_channels} inputs")
+    return shape
+
+
+def _stored(folder: Path) -> Checkpoint:
+    """The transformer's weights under their own names, from one file or several."""
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise WeightsError(f"{folder} holds no weights: one of {', '.join(WEIGHTS)} must be there")
+    if found.suffix != ".json":
+        return open_checkpoint(found)
+    places = config(found).get("weight_map") or {}
+    files = {name: open_checkpoint(folder / name) for name in sorted(set(places.values()))}
+    shapes = {name: shape for file in files.values() for name, shape in file.shapes.items()}
+    return Checkpoint(found, shapes, lambda name: files[places[name]].read(name))
+
+
+def _same_embedders(stored: Checkpoint, shape: Config) -> bool:
+    """Whether all blocks embed timestep and label with the same weights."""
+    names = [n for n in stored.shapes if n.startswith("transformer_blocks.0.norm1.emb.")]
+    for name in names:
+        first = stored.read(name)
+        for i in range(1, shape.num_layers):
+            other = name.replace(".0.", f".{i}.", 1)
+            if stored.shapes.get(other) != first.shape or not np.array_equal(stored.read(other), first):
+                return False
+    return True
+
+
+def renamed(stored: Checkpoint, shape: Config, block_embeddings: bool) -> Checkpoint:
+    """The weights under the DiT family's names.  Raises WeightsError for tensors that no DiT has."""
+    sources = {f"{ours}.{part}": [f"{theirs}.{part}"] for ours, theirs in OUTSIDE.items() for part in ("weight", "bias")}
+    for i in range(shape.num_layers):
+        for ours, theirs in BLOCK.items():
+            at = "" if not block_embeddings and ours.startswith(EMBEDDERS) else f"blocks.{i}."
+            for part in ("weight",) if ours.startswith("y_") else ("weight", "bias"):
+                heads = ("q", "k", "v") if theirs.endswith("_") else ("",)
+                names = [f"transformer_blocks.{i}.{theirs}{head}.{part}" for head in heads]
+                sources.setdefault(f"{at}{ours}.{part}", names)
+    used = {name for names in sources.values() for name in names}
+    shared = re.compile(r"transformer_blocks\.\d+\.norm1\.emb\.") if not block_embeddings else None
+    left = [n for n in sorted(stored.shapes) if n not in used and n != "pos_embed.pos_embed" and not (shared and shared.match(n))]
+    missing = [n for n in sorted(used) if n not in stored.shapes]
+    if left or missing:
+        what = f"{missing[0]} is missing" if missing else f"{left[0]} is not part of a DiT"
+        raise WeightsError(f"{stored.path} does not fit its config.json: {what}")
+    position = position_embedding(shape)
+
+    def read(name: str) -> np.ndarray:
+        if name == "pos_embed":
+            return position
+        return np.concatenate([stored.read(n) for n in sources[name]]) if len(sources[name]) > 1 else stored.read(sources[name][0])
+
+    shapes: dict[str, tuple[int, ...]] = {"pos_embed": position.shape}
+    for ours, names in sources.items():
+        first, *rest = stored.shapes[names[0]]
+        shapes[ours] = (first * len(names), *rest)
+    return Checkpoint(stored.path, shapes, read)
+
+
+def position_embedding(shape: Config) -> np.ndarray:
+    """Sines and cosines of the column, then of the row, of every patch: (1, T, D) float32, from float64."""
+    side, quarter = shape.sample_size // shape.patch_size, shape.width // 4
+    frequencies = 1 / 10000 ** (np.arange(quarter) / quarter)
+    angles = np.arange(side)[:, None] * frequencies
+    axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    rows, columns = np.repeat(np.arange(side), side), np.tile(np.arange(side), side)
+    return np.concatenate([axis[columns], axis[rows]], axis=1)[None].astype(np.float32)
+
+
+def config(path: Path) -> Mapping[str, Any]:
+    """A configuration file; diffusers writes infinity into some, which strict readers of JSON refuse."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}: the pipeline folder is not complete") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is damaged: it holds no configuration")
+    return found

@@ -1,0 +1,74 @@
+"""Guidance and the sampler's update: the last operations of every call, in float32, in the recorder and in eager PyTorch.
+
+A sampler without a history is one operation, `update`.  A multistep one is two: `data` predicts the data, which later calls
+read again, and `multistep` makes the next latents from this and earlier predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from . import layers
+
+
+def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, unconditional: Tensor,
+           guidance: Tensor, coefficients: Tensor) -> Tensor:  # fmt: skip
+    """coefficients (3,): the next latents are an affine function of the step's first latents `base`, the latents `x` of
+    this call and the guided prediction (see samplers.py)."""
+    of_base, of_x, of_noise = coefficients.unbind(0)
+    return of_base * base + of_x * x + of_noise * guided(noise, x, conditional, unconditional, guidance)
+
+
+def data(noise: Tensor, x: Tensor, conditional: Tensor, unconditional: Tensor, guidance: Tensor, coefficients: Tensor) -> Tensor:
+    """coefficients (4 + history,): the first two are those of the latents and of the guided prediction."""
+    of_x, of_noise = coefficients[:2].unbind(0)
+    return of_x * x + of_noise * guided(noise, x, conditional, unconditional, guidance)
+
+
+def multistep(x: Tensor, *predicted_and_coefficients: Tensor) -> Tensor:
+    """Latents, data predictions (newest first), and coefficients, of which the first two are those of `data`."""
+    *predicted, coefficients = predicted_and_coefficients
+    of_x, *weights = coefficients[2:].unbind(0)
+    total = of_x * x
+    for weight, value in zip(weights, predicted, strict=True):
+        total = total + weight * value
+    return total
+
+
+def guided(noise: Tensor, x: Tensor, conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598), and the cut to the latents' channels.
+
+    guidance (1, C, 1, 1) is scale - 1, or 0 for channels that stay unguided: the usual
+    u + s (c - u) = c + (s - 1) (c - u).
+    """
+    noise = layers.wide(noise[:, : x.shape[1]])
+    c, u = noise.index_select(0, conditional), noise.index_select(0, unconditional)
+    return c + guidance * (c - u)
+
+
+UPDATES: Mapping[str, Callable[..., Tensor]] = {"update": update, "data": data, "multistep": multistep}
+
+
+class Sampler:
+    """The same as a loop in PyTorch: the state of a solver between calls."""
+
+    def __init__(self, x: Tensor, conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> None:
+        self.x, self._base = x, x
+        self._guiding = (conditional, unconditional, guidance)
+        self._history: list[Tensor] = []
+
+    def take(self, noise: Tensor, coefficients: Tensor, ends_step: bool) -> Tensor:
+        """The next latents, given the model's output."""
+        history = coefficients.shape[0] - 4
+        if history < 0:
+            self.x = update(noise, self.x, self._base, *self._guiding, coefficients)
+        else:
+            predicted = data(noise, self.x, *self._guiding, coefficients)
+            older = self._history + [torch.zeros_like(predicted)] * (history - len(self._history))
+            self.x = multistep(self.x, predicted, *older, coefficients)
+            self._history = [predicted, *self._history][:history]
+        self._base = self.x if ends_step else self._base
+        return self.x
