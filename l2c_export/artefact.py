@@ -29,6 +29,7 @@ def read(folder: Path, verify: bool = True) -> Manifest:
     manifest = parse(data, str(folder / FILE))
     used = {s.file for s in manifest.segments.values()} | {g.file for g in manifest.graphs.values()}
     used |= {weights.FILE} if manifest.weights else set()
+    used |= {manifest.decoder.file} if manifest.decoder else set()
     used |= {file for build in manifest.builds.values() for file in build.engines.values()}
     if unlisted := sorted(used - set(manifest.files)):
         raise ArtefactError(f"{folder / FILE} does not list {unlisted[0]}, which it uses: run l2c-export again")

@@ -16,15 +16,25 @@ from .errors import UsageError
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--schedule", required=True, help="A trained router (.pt), a schedule (.json), every:K, or full:0,A,B,..")
+@click.option(
+    "--schedule",
+    required=True,
+    help="A trained router (.pt), a schedule or a steps mask (.json), every:K, full:0,A,B,.. or mask:1,0,..",
+)
 @click.option("--out", type=FOLDER, default=Path("engines"), help="Where the artefact goes.")
 @click.option(
-    "--model", help="A name (DiT-XL/2, U-ViT-H/2, DiT-S/4@512) or a JSON file with family and arch. [default: what fits]"
+    "--model",
+    help="DiT-XL/2, U-ViT-H/2, DiT-S/4@512, .., a pipeline folder or hub id of diffusers, or a JSON file. [default: what fits]",
 )
-@click.option("--weights", help="A checkpoint (.safetensors, .pt), or random[:SEED] for latency work.")
+@click.option(
+    "--weights", help="A checkpoint (.safetensors, .pt), or random[:SEED] for latency work. [default: the pipeline folder's]"
+)
 @click.option("--steps", type=int, help="Sampling steps (DiT) or network evaluations (U-ViT). [default: the schedule's]")
 @click.option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]")
-@click.option("--sampler", help="ddim or dpm-solver++. [default: the family's]")
+@click.option(
+    "--sampler",
+    help="ddim, dpm-solver++, or a scheduler of diffusers by class or file. [default: the folder's or the family's]",
+)
 @click.option("--guidance", help="first3, all or none: which latent channels are guided. [default: the family's]")
 @click.option("--batch", type=int, default=1, help="The most images of one call.")
 @click.option("--precision", default="fp32", help="fp32; bf16 and fp16 where the backend and the device have it.")
@@ -35,6 +45,8 @@ from .errors import UsageError
 @click.option("--hoist/--no-hoist", default=True, help="Compute what does not depend on the latents before the loop.")
 @click.option("--fold/--no-fold", default=True, help="Add a run of skipped sublayers as one tensor.")
 @click.option("--max-graphs", type=int, help="Merge calls into at most so many graphs; they compute more, never less.")
+@click.option("--with-vae", is_flag=True, help="Add the decoder of the pipeline folder: images come out instead of latents.")
+@click.option("--vae", type=FOLDER, help="The same with another folder of an AutoencoderKL of diffusers.")
 @click.option("--dump", type=FOLDER, help="Write every stage of the compiler here, as text.")
 @click.option("--dry-run", is_flag=True, help="Only say what it would cost, beside the uncached model.")
 @click.option("--device", help="For --dry-run: cpu, h100, rtx4090 or orin. [default: cpu]")
@@ -152,7 +164,7 @@ def build_engines(
 @l2c.command()
 @click.argument("engines", type=FOLDER)
 @click.option(
-    "--class-label", "labels", type=int, multiple=True, required=True, help="One image of this class; repeat for more."
+    "--class-label", "labels", multiple=True, required=True, help="One image of this class (number or name); repeat for more."
 )
 @click.option("--guidance-scale", type=float, help="1 turns guidance off. [default: the artefact's]")
 @click.option("--seed", type=int, default=0, help="Noise of the first image; the next ones use seed+1, ..")
@@ -161,24 +173,25 @@ def build_engines(
 @click.option("--device", help="[default: cpu]")
 @click.option("--threads", type=int, help="[default: all cores]")
 @click.option("--link", help="shared or static. [default: what the artefact was compiled for]")
+@click.option("--tile", type=int, help="Decode large images in tiles of so many pixels. [default: whole]")
 @click.option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents.")
 @click.option("--json", "as_json", is_flag=True, help="Print times as JSON.")
 @command
-def run(engines: Path, labels: tuple[int, ...], guidance_scale: float | None, seed: int, out: Path, backend: str | None,
-        device: str | None, threads: int | None, link: str | None, check_finite: bool, as_json: bool) -> None:  # fmt: skip
-    """Generate latents (or images, with a model that works on pixels)."""
+def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path, backend: str | None,
+        device: str | None, threads: int | None, link: str | None, tile: int | None, check_finite: bool, as_json: bool) -> None:  # fmt: skip
+    """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
     from . import pipeline
     from .output import save
 
     started = time.perf_counter()
-    pipe = pipeline.load(engines, backend, device, threads, link=link)
+    pipe = pipeline.load(engines, backend, device, threads, link=link, tile=tile)
     if pipe.manifest.weights and pipe.manifest.weights.random is not None:
         say("the weights are RANDOM: good for latency, the images mean nothing")
     loaded = time.perf_counter()
     say(f"backend: {pipe.backend}")
     image = out.suffix != ".npy"
     with progress("denoising", pipe.manifest.steps_of_solver) as step:
-        done = pipe(labels, guidance_scale, seed, output_type="np" if image else "latent",
+        done = pipe([int(n) if n.lstrip("-").isdecimal() else n for n in labels], guidance_scale, seed, output_type="np" if image else "latent",
                     callback_on_step_end=step, check_finite=check_finite)  # fmt: skip
     finished = time.perf_counter()
     save(out, done.images if image else done.latents)

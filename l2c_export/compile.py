@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from . import artefact, emit
+from . import artefact, emit, vae
 from . import weights as weight_file
 from .backends import Request, open_backend
 from .calibrate import segment_times
@@ -79,6 +79,7 @@ def compile_artefact(options: Options, report: Report = id) -> Manifest:
         emit.write_models(folder, lowered.linked, bodies, layout)
         emit.write_schedule(folder, lowered.schedule)
         bind_weights(folder, source, layout, report)
+        write_decoder(folder, source, lowered.manifest, report)
         artefact.write_manifest(folder, lowered.manifest)
         if options.dump:
             emit.dump(options.dump, lowered.schedule, lowered.stages, lowered.linked)
@@ -167,6 +168,13 @@ def bind_weights(folder: Path, source: Source, layout: weight_file.Layout, repor
         weight_file.write(path, layout, weight_file.random(shapes, source.seed))
     else:
         report("no weights yet: bind them with l2c link ENGINES --weights PATH")
+
+
+def write_decoder(folder: Path, source: Source, described: Manifest, report: Report) -> None:
+    """Export the autoencoder's decoder, if that is asked for."""
+    if source.vae and described.decoder:
+        report(f"decoder from {source.vae}")
+        vae.write(source.vae, described.decoder, source.family.latent[0], folder / described.decoder.file)
 
 
 def stages(whole: Graph, parts: Hoisted, calls: Mapping[Key, Graph]) -> dict[str, Graph]:

@@ -23,7 +23,11 @@ from .weights import Checkpoint, open_checkpoint
 
 INDEX = "model_index.json"
 MODELS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second is its name in older checkpoints
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.bin")
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
+)
 # What must be so for it to be a DiT; older configurations have options of other models, too.
 NEEDED: dict[str, tuple[Any, ...]] = {
     "norm_type": ("ada_norm_zero",),
@@ -209,7 +213,9 @@ def renamed(stored: Checkpoint, shape: Config, block_embeddings: bool) -> Checkp
                 sources.setdefault(f"{at}{ours}.{part}", names)
     used = {name for names in sources.values() for name in names}
     shared = re.compile(r"transformer_blocks\.\d+\.norm1\.emb\.") if not block_embeddings else None
-    left = [n for n in sorted(stored.shapes) if n not in used and n != "pos_embed.pos_embed" and not (shared and shared.match(n))]
+    left = [
+        n for n in sorted(stored.shapes) if n not in used and n != "pos_embed.pos_embed" and not (shared and shared.match(n))
+    ]
     missing = [n for n in sorted(used) if n not in stored.shapes]
     if left or missing:
         what = f"{missing[0]} is missing" if missing else f"{left[0]} is not part of a DiT"
@@ -219,7 +225,9 @@ def renamed(stored: Checkpoint, shape: Config, block_embeddings: bool) -> Checkp
     def read(name: str) -> np.ndarray:
         if name == "pos_embed":
             return position
-        return np.concatenate([stored.read(n) for n in sources[name]]) if len(sources[name]) > 1 else stored.read(sources[name][0])
+        return (
+            np.concatenate([stored.read(n) for n in sources[name]]) if len(sources[name]) > 1 else stored.read(sources[name][0])
+        )
 
     shapes: dict[str, tuple[int, ...]] = {"pos_embed": position.shape}
     for ours, names in sources.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from . import __version__, manifest, stepgraph
+from . import __version__, manifest, stepgraph, vae
 from .errors import ArtefactError
 from .options import Options, Source
 from .passes.memory import caches, temporaries
@@ -86,6 +86,7 @@ def describe(
         calls=calls,
         cache_bytes=tuple(cache_bytes),
         history=table.history or msgspec.UNSET,
+        decoder=vae.describe(source.vae, family.latent[0]) if source.vae else msgspec.UNSET,
         noise_scale=table.noise_scale if table.noise_scale != 1 else msgspec.UNSET,
         files={},
     )

@@ -118,6 +118,16 @@ class Build(Record, frozen=True, kw_only=True):
         return (same or newer) and (architecture in self.targets or ampere)
 
 
+class Decoder(Record, frozen=True, kw_only=True):
+    """What turns latents into pixels."""
+
+    file: str
+    scale: int  # pixels per latent, along each side
+    channels: int  # of a picture
+    scaling_factor: float  # what the latents are divided by, inside the graph
+    tile: int  # side of the pictures that it was trained for, pixels
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """Everything about an artefact but the bytes of its files."""
 
@@ -145,6 +155,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     calls: tuple[Call, ...]
     cache_bytes: tuple[int, ...]  # cache slots, bytes per row
     history: int | msgspec.UnsetType = msgspec.UNSET  # how many earlier data predictions a call reads
+    decoder: Decoder | msgspec.UnsetType = msgspec.UNSET
     noise_scale: float | msgspec.UnsetType = msgspec.UNSET  # of the first latents, in standard deviations
     builds: dict[str, Build] = {}
     files: dict[str, FileInfo]

@@ -43,6 +43,7 @@ class Options:
     max_graphs: int | None = None
     dump: Path | None = None
     with_vae: bool = False
+    vae: Path | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -83,6 +84,7 @@ class Source:
     checkpoint: weights.Checkpoint | None
     seed: int | None
     folder: Folder | None = None  # the pipeline of diffusers that it is from
+    vae: Path | None = None  # an AutoencoderKL of diffusers
 
     def describe(self) -> str:
         """One line: what was understood."""
@@ -124,7 +126,16 @@ def resolve(options: Options) -> Source:
     if guidance != "none" and family.null_label is None:
         raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
     schedule = schedule if options.cache else schedule.uncached()
-    return Source(family, name, schedule, guidance, checkpoint, seed, folder)
+    return Source(family, name, schedule, guidance, checkpoint, seed, folder, _vae(options, folder))
+
+
+def _vae(options: Options, folder: Folder | None) -> Path | None:
+    """The folder of the autoencoder whose decoder is wanted."""
+    if options.vae or not options.with_vae:
+        return options.vae
+    if folder is None:
+        raise UsageError("--with-vae: only a pipeline folder of diffusers has one: use --vae FOLDER")
+    return folder.path / "vae"
 
 
 def _folder(model: str | None) -> Folder | None:
@@ -170,7 +181,9 @@ def _schedule(
         if threshold is None:
             threshold = routers.default_threshold(family.name, family.latent[1])
         if scheduler and family.name != "dit":
-            raise UsageError(f"--sampler {options.sampler}: the routers of {family.name} were trained for {family.default_sampler}")
+            raise UsageError(
+                f"--sampler {options.sampler}: the routers of {family.name} were trained for {family.default_sampler}"
+            )
         return learned.schedule(threshold, options.steps, columns, scheduler)
     if options.threshold is not None:
         raise UsageError(f"--threshold {options.threshold}: only a router has scores to compare with a threshold")

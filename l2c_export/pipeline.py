@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 import msgspec
 import numpy as np
 
-from . import artefact, binding, runtime
+from . import artefact, binding, decoder, runtime
 from .backends import BUILT, Opened, Request, open_backend
 from .errors import ArtefactError, RunError, UsageError
 from .manifest import Manifest
@@ -44,6 +45,7 @@ def load(
     threads: int | None = None,
     verify: bool = True,
     link: str | None = None,
+    tile: int | None = None,
 ) -> Pipeline:
     """Load an artefact.
 
@@ -51,6 +53,7 @@ def load(
     `device` to the CPU, `threads` to all cores.  Every file is
     checked against its hash before it is used; `verify=False` skips that, for an artefact that you trust.
     `link` is "shared" or "static" instead of what it was compiled for, where engines are made when they are loaded.
+    `tile` is the side in pixels of the parts in which an artefact with a decoder decodes larger pictures, to save memory.
     Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
     """
     folder = Path(path)
@@ -64,14 +67,15 @@ def load(
     if link not in (None, manifest.link) and opened.backend.name in BUILT:
         raise UsageError(f"--link {link}: the engines of {opened.backend.name} were built for --link {manifest.link}")
     manifest = msgspec.structs.replace(manifest, link=link or manifest.link)
-    return Pipeline(binding.load_program(folder, manifest, opened.backend), opened)
+    return Pipeline(binding.load_program(folder, manifest, opened.backend), opened, tile)
 
 
 class Pipeline:
     """A compiled sampler.  One generation at a time; load one pipeline per thread."""
 
-    def __init__(self, program: binding.Program, opened: Opened) -> None:
-        self._program = program
+    def __init__(self, program: binding.Program, opened: Opened, tile: int | None = None) -> None:
+        self._program, self._tile = program, tile
+        self._decoder: decoder.Decoder | None = None
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
         self._loops: dict[tuple[int, bool], runtime.Loop] = {}
 
@@ -81,7 +85,7 @@ class Pipeline:
 
     def __call__(
         self,
-        class_labels: Sequence[int] | int,
+        class_labels: Sequence[int | str] | int | str,
         guidance_scale: float | None = None,
         seed: int | Sequence[int] = 0,
         latents: np.ndarray | None = None,
@@ -89,7 +93,7 @@ class Pipeline:
         callback_on_step_end: Callback | None = None,
         check_finite: bool = False,
     ) -> Output:
-        """Generate one image per label.
+        """Generate one image per label: a number, or a name where the artefact has names.
 
         `guidance_scale` 1 turns guidance off.  Without `latents` (B, C, H, W), image i starts from the noise of
         seed + i, or of seed[i].  `callback_on_step_end(pipe, step, timestep, {"latents": x})` may return new latents.
@@ -104,7 +108,15 @@ class Pipeline:
             asked = self.generation(labels, guidance_scale)
             final = asked.loop.whole(noise, asked.labels, asked.guidance)
         final = final.copy()
-        return Output(final, None if output_type == "latent" else to_images(final, output_type))
+        return Output(final, None if output_type == "latent" else to_images(self.decode(final), output_type))
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Latents (B, C, H, W) -> pixels (B, 3, scale H, scale W) around -1..1; they are pixels already without a decoder."""
+        if not self.manifest.decoder:
+            return latents
+        if self._decoder is None:
+            self._decoder = decoder.Decoder(self._program.folder, self.manifest.decoder, self._program.backend, self._tile)
+        return self._decoder(latents)
 
     def _stepwise(
         self, labels: list[int], guidance_scale: float | None, noise: np.ndarray, callback: Callback | None, check_finite: bool
@@ -154,9 +166,9 @@ class Pipeline:
             raise UsageError(f"seed {seed!r}: give one whole number >= 0, or one per image ({count})")
         return standard_normal(self.manifest.model.latent, seeds)
 
-    def labels(self, given: Sequence[int] | int) -> list[int]:
+    def labels(self, given: Sequence[int | str] | int | str) -> list[int]:
         """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
-        labels = listed(given)
+        labels = [self._label(label) for label in ([given] if isinstance(given, str) else listed(given))]
         if not 1 <= len(labels) <= self.manifest.batch:
             raise UsageError(
                 f"{len(labels)} class labels: this artefact was compiled for 1 to {self.manifest.batch} images (--batch)"
@@ -165,6 +177,17 @@ class Pipeline:
             if not whole(label) or not 0 <= label < self.manifest.model.labels:
                 raise UsageError(f"class label {label!r}: must be a whole number from 0 to {self.manifest.model.labels - 1}")
         return labels
+
+    def _label(self, given: Any) -> Any:
+        """The number of a class name."""
+        if not isinstance(given, str):
+            return given
+        names = self.manifest.model.names or {}
+        if given in names:
+            return names[given]
+        close = " or ".join(difflib.get_close_matches(given, names, 3))
+        remedy = f"did you mean {close}?" if close else "use a number" if names else "the artefact has no names: use a number"
+        raise UsageError(f"class label {given!r}: unknown: {remedy}")
 
     def _latents(self, given: np.ndarray, count: int) -> np.ndarray:
         shape = (count, *self.manifest.model.latent)
@@ -181,10 +204,10 @@ class Pipeline:
     def _check_output(self, output_type: str) -> None:
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type {output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
-        if output_type != "latent" and self.manifest.model.latent[0] not in (1, 3):
+        if output_type != "latent" and not self.manifest.decoder and self.manifest.model.latent[0] not in (1, 3):
             raise UsageError(
                 f"output_type {output_type!r}: this model makes latents, not pixels, and the artefact has no decoder: "
-                'use output_type="latent" (l2c run: --out with .npy)'
+                'compile with --with-vae, or use output_type="latent" (l2c run: --out with .npy)'
             )
 
     def _step_timestep(self, index: int) -> float:

@@ -127,9 +127,7 @@ def make(
     )  # fmt: skip
 
 
-def from_rule(
-    rule: str, family: str, sampler: str, steps: int, columns: int, scheduler: Scheduler | None = None
-) -> Schedule:
+def from_rule(rule: str, family: str, sampler: str, steps: int, columns: int, scheduler: Scheduler | None = None) -> Schedule:
     """A schedule without a router: "every:3" computes everything in calls 0, 3, 6, .. and nothing between;
     "full:0,1,5" computes everything in those calls only, "mask:1,0,0,1" (or 1001) in those with a 1."""
     count = len(table(sampler, steps, scheduler).updates)

@@ -42,11 +42,13 @@ SAME_IN_17 = frozenset(
         "Erf",
         "Gather",
         "Gemm",
+        "InstanceNormalization",
         "LayerNormalization",
         "MatMul",
         "Mul",
         "Neg",
         "Reshape",
+        "Resize",
         "Shape",
         "Sigmoid",
         "Sin",
@@ -60,6 +62,8 @@ SAME_IN_17 = frozenset(
         "Unsqueeze",
     ]
 )
+# Attributes that 17 does not have; the exporter gives them the value that 17 implies.
+NEW_IN_18 = {"Split": ("num_outputs",), "Resize": ("antialias", "axes", "keep_aspect_ratio_policy")}
 EXAMPLE = {"B": 2, "R": 3}  # a batch of one would be specialised
 
 
@@ -108,7 +112,7 @@ def _export(function: object, op: str, inputs: Sequence[Value]) -> onnx.ModelPro
         shape = [EXAMPLE[n] if isinstance(n, str) else n for n in value.shape]
         arguments.append(torch.zeros(shape, dtype=getattr(torch, value.dtype)))
         dynamic.append({i: axes[n] for i, n in enumerate(value.shape) if isinstance(n, str)} or None)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             Module().eval(),
             tuple(arguments),
@@ -120,10 +124,10 @@ def _export(function: object, op: str, inputs: Sequence[Value]) -> onnx.ModelPro
             verbose=False,
         )
     assert program is not None
-    return _downgrade(program.model_proto, op)
+    return downgrade(program.model_proto, op)
 
 
-def _downgrade(model: onnx.ModelProto, op: str) -> onnx.ModelProto:
+def downgrade(model: onnx.ModelProto, op: str) -> onnx.ModelProto:
     """Opset 18 -> 17, where every operator used means the same in both."""
     newer = {n.op_type for n in model.graph.node} - SAME_IN_17
     if newer or model.functions:
@@ -132,10 +136,9 @@ def _downgrade(model: onnx.ModelProto, op: str) -> onnx.ModelProto:
     for node in model.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
-        if node.op_type == "Split":  # without it, 17 splits evenly too
-            kept = [a for a in node.attribute if a.name != "num_outputs"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
+        kept = [a for a in node.attribute if a.name not in NEW_IN_18.get(node.op_type, ())]
+        del node.attribute[:]
+        node.attribute.extend(kept)
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     model.ir_version = 8
@@ -147,7 +150,7 @@ def _downgrade(model: onnx.ModelProto, op: str) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter warns about torchvision and renamed axes, neither of which concerns a user."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

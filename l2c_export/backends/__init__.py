@@ -54,6 +54,7 @@ class SegmentFile(NamedTuple):
     path: Path
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    weights_inside: bool = False  # a model of its own, in float32
 
 
 class Engine(Protocol):

@@ -102,8 +102,9 @@ class OpenVinoBackend(OnHost):
 
     def load(self, segment: SegmentFile) -> OpenVinoEngine:
         # compiled segments are some KB and the same for all weights, so they are worth keeping between loads
-        cache = {"CACHE_DIR": str(self._cache)} if self._cache else {}
-        config = {"INFERENCE_PRECISION_HINT": HINTS[self._precision_of(segment.path.name)], **cache}
+        cache = {"CACHE_DIR": str(self._cache)} if self._cache and not segment.weights_inside else {}
+        precision = "fp32" if segment.weights_inside else self._precision_of(segment.path.name)
+        config = {"INFERENCE_PRECISION_HINT": HINTS[precision], **cache}
         part = self._compile(segment.path, self._read(segment.path), segment.inputs, segment.outputs, config)
         return OpenVinoEngine([part])
 

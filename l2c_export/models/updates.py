@@ -22,7 +22,9 @@ def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, uncondit
     return of_base * base + of_x * x + of_noise * guided(noise, x, conditional, unconditional, guidance)
 
 
-def data(noise: Tensor, x: Tensor, conditional: Tensor, unconditional: Tensor, guidance: Tensor, coefficients: Tensor) -> Tensor:
+def data(
+    noise: Tensor, x: Tensor, conditional: Tensor, unconditional: Tensor, guidance: Tensor, coefficients: Tensor
+) -> Tensor:
     """coefficients (4 + history,): the first two are those of the latents and of the guided prediction."""
     of_x, of_noise = coefficients[:2].unbind(0)
     return of_x * x + of_noise * guided(noise, x, conditional, unconditional, guidance)
