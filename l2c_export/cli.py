@@ -178,7 +178,8 @@ def build_engines(
 @click.option("--json", "as_json", is_flag=True, help="Print times as JSON.")
 @command
 def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path, backend: str | None,
-        device: str | None, threads: int | None, link: str | None, tile: int | None, check_finite: bool, as_json: bool) -> None:  # fmt: skip
+        device: str | None, threads: int | None, link: str | None, tile: int | None, check_finite: bool,
+        as_json: bool) -> None:  # fmt: skip
     """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
     from . import pipeline
     from .output import save
@@ -190,8 +191,9 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
     loaded = time.perf_counter()
     say(f"backend: {pipe.backend}")
     image = out.suffix != ".npy"
+    classes = [int(n) if n.lstrip("-").isdecimal() else n for n in labels]
     with progress("denoising", pipe.manifest.steps_of_solver) as step:
-        done = pipe([int(n) if n.lstrip("-").isdecimal() else n for n in labels], guidance_scale, seed, output_type="np" if image else "latent",
+        done = pipe(classes, guidance_scale, seed, output_type="np" if image else "latent",
                     callback_on_step_end=step, check_finite=check_finite)  # fmt: skip
     finished = time.perf_counter()
     save(out, done.images if image else done.latents)

@@ -44,7 +44,8 @@ class Decoder:
         given, made, run = self._bound[z.shape]
         self._backend.memory.put(given, z)
         run()
-        return self._backend.memory.get(made).copy()
+        pixels: np.ndarray = self._backend.memory.get(made).copy()
+        return pixels
 
     def _bind(self, shape: tuple[int, ...]) -> tuple[Array, Array, Run]:
         memory, scale = self._backend.memory, self._described.scale
@@ -77,6 +78,6 @@ def faded(before: np.ndarray, part: np.ndarray, length: int, axis: int) -> np.nd
     weight = (np.arange(length, dtype=np.float32) / length).reshape([-1 if a == axis else 1 for a in range(part.ndim)])
     ending, beginning = (slice(before.shape[axis] - length, None), slice(length))
     old, new = (np.moveaxis(v, axis, 0)[s] for v, s in ((before, ending), (part, beginning)))
-    made = part.copy()
+    made: np.ndarray = part.copy()
     np.moveaxis(made, axis, 0)[beginning] = old * (1 - np.moveaxis(weight, axis, 0)) + new * np.moveaxis(weight, axis, 0)
     return made

@@ -100,7 +100,7 @@ class Folder:
     name: str
     arch: dict[str, Any]  # of the DiT family
     checkpoint: Checkpoint  # under the family's names
-    scheduler: dict[str, Any]  # its configuration
+    scheduler: Mapping[str, Any]  # its configuration
     labels: dict[str, int]  # class names
 
     def sampler(self, kind: str | None = None) -> Scheduler:

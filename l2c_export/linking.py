@@ -12,7 +12,8 @@ from .manifest import FILE, Manifest, Weights
 
 
 def bind(folder: Path, source: str) -> Manifest:
-    """Write `source` (the path of a checkpoint or of a pipeline folder, or "random[:SEED]") as the weights of the artefact in `folder`.
+    """Write `source` as the weights of the artefact in `folder`: the path of a checkpoint or of a pipeline folder of
+    diffusers, or "random[:SEED]".
 
     The old weights stay in place until the new ones are complete.  Raises ArtefactError or WeightsError.
     """

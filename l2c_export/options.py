@@ -7,11 +7,11 @@ from pathlib import Path
 
 from . import diffusers_folder, models, routers, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
+from .diffusers_folder import Folder
 from .errors import ModelError, ScheduleError, UsageError
 from .models.base import Family
 from .pipeline import LINKS
 from .program import DTYPES
-from .diffusers_folder import Folder
 from .samplers import SAMPLERS
 from .schedule import Schedule, from_rule, is_rule, mask_rule
 from .schedulers import KINDS, Scheduler
@@ -53,8 +53,8 @@ class Options:
         if self.max_graphs is not None and self.max_graphs < 1:
             raise UsageError(f"--max-graphs {self.max_graphs}: must be at least 1")
         if self.sampler not in (None, *SAMPLERS, *KINDS) and not str(self.sampler).endswith(".json"):
-            known = ", ".join((*SAMPLERS, *KINDS))
-            raise UsageError(f"--sampler {self.sampler}: use one of {known}, or a scheduler_config.json")
+            names = ", ".join((*SAMPLERS, *KINDS))
+            raise UsageError(f"--sampler {self.sampler}: use one of {names}, or a scheduler_config.json")
         if self.backend not in (AUTO, *BACKENDS):
             raise UsageError(f"--backend {self.backend}: use one of {', '.join((AUTO, *BACKENDS))}")
         precisions = tuple(dict.fromkeys(p for able in PRECISIONS.values() for p in able))
@@ -105,6 +105,8 @@ def resolve(options: Options) -> Source:
     learned = _read(options.schedule)
     kind, columns = (None, None) if isinstance(learned, str) else (learned.family, learned.columns)
     folder = _folder(options.model)
+    family: Family
+    name: str | None
     if folder:
         family, name = models.build("dit", folder.arch), folder.name
         checkpoint = None if seed is not None else checkpoint or folder.checkpoint
@@ -112,11 +114,7 @@ def resolve(options: Options) -> Source:
         family, name = models.resolve(options.model, kind, columns, checkpoint.shapes if checkpoint else None)
     if kind not in (None, family.name):
         raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {family.name}: check --model")
-    for sublayer in options.fp32:
-        if sublayer not in family.sublayers:
-            raise UsageError(
-                f"--fp32 {sublayer}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
-            )
+    _check_sublayers(options.fp32, family)
     scheduler = _scheduler(options.sampler, folder)
     schedule = _schedule(options, family, learned, scheduler)
     if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
@@ -127,6 +125,14 @@ def resolve(options: Options) -> Source:
         raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
     schedule = schedule if options.cache else schedule.uncached()
     return Source(family, name, schedule, guidance, checkpoint, seed, folder, _vae(options, folder))
+
+
+def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
+    for name in names:
+        if name not in family.sublayers:
+            raise UsageError(
+                f"--fp32 {name}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
+            )
 
 
 def _vae(options: Options, folder: Folder | None) -> Path | None:
@@ -181,9 +187,7 @@ def _schedule(
         if threshold is None:
             threshold = routers.default_threshold(family.name, family.latent[1])
         if scheduler and family.name != "dit":
-            raise UsageError(
-                f"--sampler {options.sampler}: the routers of {family.name} were trained for {family.default_sampler}"
-            )
+            raise UsageError(f"--sampler {options.sampler}: a router of {family.name} is for {family.default_sampler}")
         return learned.schedule(threshold, options.steps, columns, scheduler)
     if options.threshold is not None:
         raise UsageError(f"--threshold {options.threshold}: only a router has scores to compare with a threshold")

@@ -180,14 +180,13 @@ class Pipeline:
 
     def _label(self, given: Any) -> Any:
         """The number of a class name."""
-        if not isinstance(given, str):
+        names = self.manifest.model.names
+        if not isinstance(given, str) or not names:
             return given
-        names = self.manifest.model.names or {}
-        if given in names:
-            return names[given]
-        close = " or ".join(difflib.get_close_matches(given, names, 3))
-        remedy = f"did you mean {close}?" if close else "use a number" if names else "the artefact has no names: use a number"
-        raise UsageError(f"class label {given!r}: unknown: {remedy}")
+        if given not in names:
+            close = " or ".join(difflib.get_close_matches(given, names, 3))
+            raise UsageError(f"class label {given!r}: no such name: {f'did you mean {close}?' if close else 'use a number'}")
+        return names[given]
 
     def _latents(self, given: np.ndarray, count: int) -> np.ndarray:
         shape = (count, *self.manifest.model.latent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -49,9 +50,10 @@ def describe(folder: Path, channels: int) -> Decoder:
 class Decoding(torch.nn.Module):
     """Latents (1, C, h, w) as the sampler makes them -> pixels (1, 3, scale h, scale w) around -1..1."""
 
-    def __init__(self, autoencoder: torch.nn.Module, scaling_factor: float) -> None:
+    def __init__(self, autoencoder: Any, scaling_factor: float) -> None:
         super().__init__()
-        self.autoencoder, self.scaling_factor = autoencoder, scaling_factor
+        self.autoencoder: Any = autoencoder
+        self.scaling_factor = scaling_factor
 
     def forward(self, z: Tensor) -> Tensor:
         z = z / self.scaling_factor

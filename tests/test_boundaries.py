@@ -18,7 +18,10 @@ MODULES = {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text()) for p in 
 
 # library -> the modules that may import it; everything in models/ is the compiler's
 HOMES = {
-    "torch": {"routers.py", "checkpoints.py", "segments.py", "reference.py", "baseline.py", "models/"},
+    "torch": {"routers.py", "checkpoints.py", "segments.py", "reference.py", "baseline.py", "models/", "vae.py"},
+    "diffusers": set(),
+    "transformers": set(),
+    "huggingface_hub": set(),
     "onnx": {"segments.py", "stepgraph.py"},
     "onnxscript": {"segments.py"},
     "platformdirs": {"cache.py"},
@@ -37,12 +40,14 @@ ASKED = {
     "onnx": {"cli.py", "contenders.py"},
     "onnxscript": {"cli.py"},
     "PIL": {"output.py", "pipeline.py"},
+    "diffusers": {"vae.py"},
+    "huggingface_hub": {"diffusers_folder.py"},
 }
 # what an artefact's user has, and nothing of the compiler
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
-           "weights.py", "cache.py", "binding.py", "hoisted.py", "backends/__init__.py", "backends/onnxruntime_backend.py",
-           "backends/openvino_backend.py"}  # fmt: skip
-COMPILER = {"checkpoints", "compile", "emit", "models", "options", "passes", "plan", "routers", "segments", "stepgraph"}
+           "weights.py", "cache.py", "binding.py", "hoisted.py", "decoder.py", "diffusers_folder.py",
+           "backends/__init__.py", "backends/onnxruntime_backend.py", "backends/openvino_backend.py"}  # fmt: skip
+COMPILER = {"checkpoints", "compile", "emit", "models", "options", "passes", "plan", "routers", "segments", "stepgraph", "vae"}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -87,7 +92,7 @@ def test_the_runtime_does_not_import_the_compiler():
 def test_no_module_imports_a_library_that_the_metadata_does_not_name():
     text = (ROOT / "pyproject.toml").read_text().lower()
     known = {name.split(".")[0] for name in sys.stdlib_module_names} | {"l2c_export"}
-    names = {"PIL": "pillow", "cuda": "cuda-bindings"}
+    names = {"PIL": "pillow", "cuda": "cuda-bindings", "huggingface_hub": "huggingface-hub"}
     for module, tree in MODULES.items():
         for name in {*imports(tree), *asked(tree)}:
             first = name.split(".")[0]
@@ -113,7 +118,7 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "onnx", "onnxscript", "matplotlib", "PIL"}:
+        if name.split(".")[0] in {"torch", "onnx", "onnxscript", "matplotlib", "PIL", "diffusers", "transformers"}:
             raise ModuleNotFoundError(f"{name} is blocked", name=name)
 
 sys.meta_path.insert(0, Blocked())
