@@ -46,6 +46,7 @@ ASKED = {
 # what an artefact's user has, and nothing of the compiler
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
            "weights.py", "cache.py", "binding.py", "hoisted.py", "decoder.py", "diffusers_folder.py",
+           "diffusers_live.py", "diffusers_pipeline.py", "schedulers.py", "samplers.py", "schedule.py",
            "backends/__init__.py", "backends/onnxruntime_backend.py", "backends/openvino_backend.py"}  # fmt: skip
 COMPILER = {"checkpoints", "compile", "emit", "models", "options", "passes", "plan", "routers", "segments", "stepgraph", "vae"}
 
@@ -172,7 +173,7 @@ def test_help_and_version_need_neither_torch_nor_a_backend():
 def test_public_names():
     import l2c_export
 
-    assert l2c_export.__all__ == ["L2CError", "Schedule", "__version__", "load"]
+    assert l2c_export.__all__ == ["L2CError", "L2CPipeline", "Schedule", "__version__", "enable_l2c", "load"]
     assert all(getattr(l2c_export, name) is not None for name in l2c_export.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         l2c_export.lode  # noqa: B018

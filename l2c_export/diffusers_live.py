@@ -1,0 +1,160 @@
+"""Compiled calls in a live DiTPipeline of diffusers: its call, its autoencoder and its outputs, without its loop.
+
+What a compiled call does ends with guidance and the scheduler's step, so it cannot stand in for the transformer alone; the
+pipeline's `__call__` is replaced.  torch and diffusers are those that the pipeline already uses.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from . import binding, pipeline
+from .diffusers_folder import Config, renamed
+from .diffusers_pipeline import check_steps, guidance
+from .errors import UsageError
+from .manifest import Manifest
+from .schedule import Schedule
+from .schedulers import Scheduler
+from .weights import Checkpoint
+
+ATTRIBUTE = "l2c"
+
+
+def enable_l2c(pipe: Any, engines: str | Path, **options: Any) -> Any:
+    """Let a DiTPipeline run the artefact in `engines`; `options` are those of `l2c_export.load`.
+
+    Returns the same pipeline; `pipe.disable_l2c()` undoes it.  Raises UsageError where the pipeline's transformer, weights
+    or scheduler are not those that were compiled.
+    """
+    kind = type(pipe)
+    if not any(c.__name__ == "DiTPipeline" for c in kind.__mro__):
+        raise UsageError(f"enable_l2c: a {kind.__name__} is not supported: give a DiTPipeline of diffusers")
+    folder = Path(engines)
+    compiled = pipeline.load(folder, **options)
+    live = Live(compiled, _compiled_scheduler(folder, compiled.manifest))
+    _check_transformer(pipe.transformer, compiled.manifest, folder)
+    live.check_scheduler(pipe.scheduler)
+    base = getattr(pipe, ATTRIBUTE).kind if hasattr(pipe, ATTRIBUTE) else kind
+    live.kind = base
+    # under the same name, so that the pipeline still saves itself as what it is
+    made = type(base.__name__, (base,), {"__call__": _call, "disable_l2c": _disable, "__module__": base.__module__})
+    object.__setattr__(pipe, "__class__", made)
+    object.__setattr__(pipe, ATTRIBUTE, live)
+    return pipe
+
+
+def _disable(self: Any) -> Any:
+    """The pipeline as it was."""
+    object.__setattr__(self, "__class__", self.l2c.kind)
+    object.__delattr__(self, ATTRIBUTE)
+    return self
+
+
+def _call(
+    self: Any,
+    class_labels: Sequence[int],
+    guidance_scale: float = 4.0,
+    generator: Any = None,
+    num_inference_steps: int | None = None,
+    output_type: str = "pil",
+    return_dict: bool = True,
+) -> Any:
+    """DiTPipeline's call; the noise is drawn and the latents are decoded as it does."""
+    images = self.l2c.images(self, class_labels, guidance_scale, generator, num_inference_steps, output_type)
+    return sys.modules["diffusers"].ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+class Live:
+    """The compiled side of a live pipeline."""
+
+    def __init__(self, compiled: pipeline.Pipeline, scheduler: Scheduler) -> None:
+        self.compiled, self.scheduler = compiled, scheduler
+        self.kind: Any = None  # the pipeline's own class
+
+    def check_scheduler(self, scheduler: Any) -> None:
+        """Whether it still is the scheduler that was compiled: pipelines let one exchange it."""
+        now = Scheduler.from_config(dict(scheduler.config), "pipe.scheduler", type(scheduler).__name__)
+        if now != self.scheduler:
+            names = [f for f in Scheduler.__struct_fields__ if getattr(now, f) != getattr(self.scheduler, f)]
+            change = ", ".join(f"{n} {getattr(now, n)} instead of {getattr(self.scheduler, n)}" for n in names)
+            raise UsageError(f"pipe.scheduler is not what was compiled ({change}): compile again with l2c-export")
+
+    def images(self, pipe: Any, labels: Any, scale: float, generator: Any, steps: int | None, output_type: str) -> Any:
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise UsageError(f"output_type {output_type!r}: use pil, np, pt or latent")
+        self.check_scheduler(pipe.scheduler)
+        check_steps(steps, self.compiled.manifest)
+        numbers = self.compiled.labels(labels)
+        noise = self._noise(pipe, len(numbers), generator)
+        latents = self.compiled(numbers, guidance(scale), latents=noise).latents
+        if output_type == "latent":
+            return sys.modules["torch"].from_numpy(latents)
+        pixels = self._decode(pipe, latents)
+        if output_type == "pt":
+            return pixels
+        array = pixels.cpu().permute(0, 2, 3, 1).float().numpy()
+        return pipe.numpy_to_pil(array) if output_type == "pil" else array
+
+    def _noise(self, pipe: Any, count: int, generator: Any) -> np.ndarray:
+        """What the pipeline itself would draw."""
+        torch, device, dtype = sys.modules["torch"], pipe._execution_device, pipe.transformer.dtype
+        shape = self.compiled.manifest.model.latent
+        several = isinstance(generator, list)
+        if several and len(generator) != count:
+            raise UsageError(f"generator: a list of {len(generator)} for {count} images: give one, or one per image")
+        drawn = [
+            torch.randn((1 if several else count, *shape), generator=one, device=one.device if one else device, dtype=dtype)
+            for one in (generator if several else [generator])
+        ]
+        noise: np.ndarray = torch.cat(drawn).float().cpu().numpy()
+        return noise
+
+    def _decode(self, pipe: Any, latents: np.ndarray) -> Any:
+        torch = sys.modules["torch"]
+        with torch.no_grad():
+            z = torch.from_numpy(latents).to(pipe.vae.device, pipe.vae.dtype) / pipe.vae.config.scaling_factor
+            pixels = (pipe.vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
+        pipe.maybe_free_model_hooks()
+        return pixels
+
+
+def _compiled_scheduler(folder: Path, manifest: Manifest) -> Scheduler:
+    scheduler = Schedule.from_json((folder / "schedule.json").read_bytes()).scheduler
+    if not scheduler or manifest.guidance.mode == "first3":
+        found = f"--guidance {manifest.guidance.mode}" if scheduler else f"--sampler {manifest.sampler}"
+        raise UsageError(f"{folder} was compiled with {found}, which no DiTPipeline has: compile from its folder with --model")
+    return scheduler
+
+
+def _check_transformer(transformer: Any, manifest: Manifest, folder: Path) -> None:
+    """Compare the architecture, and some of the weights."""
+    given = {k: v for k, v in dict(transformer.config).items() if k in Config.__struct_fields__}
+    shape = msgspec.convert(given, Config)
+    own = bool(manifest.model.arch.get("block_embeddings", False))
+    for name, value in shape.arch(own).items():
+        if manifest.model.arch[name] != value:
+            raise UsageError(
+                f"pipe.transformer has {name} {value}, {folder} was compiled for {manifest.model.arch[name]}: compile it again"
+            )
+    state = transformer.state_dict()
+    stored = Checkpoint(
+        Path("pipe.transformer"),
+        {name: tuple(tensor.shape) for name, tensor in state.items()},
+        lambda name: np.asarray(state[name].detach().float().cpu().numpy()),
+    )
+    mine = renamed(stored, shape, own)
+    view = binding.mapped_weights(folder, manifest)
+    ends = ("x_embedder.", "blocks.0.", f"blocks.{shape.num_layers - 1}.", "final_layer.")
+    for name in (n for n in manifest.tensors if n.startswith(ends)):
+        array = view(name)
+        if array.dtype == np.uint16:  # bfloat16
+            array = np.left_shift(array.astype(np.uint32), 16).view(np.float32)
+        want = mine.read(name)
+        if not np.allclose(array, want, rtol=1e-2, atol=1e-2 * float(np.abs(want).max())):
+            raise UsageError(f"pipe.transformer has other weights than {folder} ({name}): run l2c link {folder} --weights ..")

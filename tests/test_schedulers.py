@@ -1,0 +1,154 @@
+"""The tables of diffusers' schedulers against diffusers' own, step by step."""
+
+from __future__ import annotations
+
+import math
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis.strategies import booleans, composite, integers, sampled_from
+
+from l2c_export.errors import L2CError, ScheduleError, UsageError
+from l2c_export.schedulers import DDIM, DPM, EULER, KINDS, Scheduler, table
+
+SHAPE = (2, 4, 3, 3)
+OWN = {DDIM: {"clip_sample": False}, DPM: {}, EULER: {}}
+
+
+def theirs(kind: str, **options) -> diffusers.SchedulerMixin:
+    return getattr(diffusers, kind)(**{**OWN[kind], **options})
+
+
+def ours(scheduler: diffusers.SchedulerMixin) -> Scheduler:
+    """Read from the file that it saves."""
+    return Scheduler.from_config(dict(scheduler.config), "scheduler", type(scheduler).__name__)
+
+
+def outputs(steps: int) -> np.ndarray:
+    return np.random.default_rng(steps).standard_normal((steps, *SHAPE)).astype(np.float32)
+
+
+def their_steps(scheduler, steps: int, noise: np.ndarray) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    """For every step: the timestep, what the model is given, and what follows (in the scheduler's own scale)."""
+    scheduler.set_timesteps(steps)
+    x = torch.from_numpy(noise) * float(scheduler.init_noise_sigma)
+    found = []
+    for t, out in zip(scheduler.timesteps, outputs(steps), strict=True):
+        seen = scheduler.scale_model_input(x, t)
+        x = scheduler.step(torch.from_numpy(out), t, x).prev_sample
+        found.append((float(t), seen.numpy(), x.numpy()))
+    return found
+
+
+def our_steps(scheduler: Scheduler, steps: int, noise: np.ndarray) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    made = table(scheduler.kind, steps, scheduler)
+    x, history, found = noise * np.float32(made.noise_scale), [np.zeros_like(noise)] * made.history, []
+    for update, out in zip(made.updates, outputs(steps), strict=True):
+        assert update.ends_step
+        c, seen = [np.float32(v) for v in update.coefficients], x
+        if made.history:
+            data = c[0] * x + c[1] * out
+            x = c[2] * x + sum(w * d for w, d in zip(c[3:], [data, *history], strict=True))
+            history = [data, *history][: made.history]
+        else:
+            assert c[0] == 0, "no step of these begins before the call"
+            x = c[1] * x + c[2] * out
+        found.append((update.timestep, seen, x))
+    return found
+
+
+def compare(scheduler, steps: int) -> None:
+    """float32 on both sides: theirs rounds every operation (Euler's at the scale of its sigmas), ours the coefficients."""
+    noise = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    got, want = our_steps(ours(scheduler), steps, noise), their_steps(scheduler, steps, noise)
+    largest = float(scheduler.init_noise_sigma) * np.abs(noise).max()
+    atol = 2e-5 * max(np.abs(seen).max() for _, seen, _ in want) + 2e-7 * largest
+    for (t, seen, _), (their_t, their_seen, _) in zip(got, want, strict=True):
+        assert t == pytest.approx(their_t, abs=1e-4)
+        np.testing.assert_allclose(seen, their_seen, rtol=0, atol=atol)
+    np.testing.assert_allclose(got[-1][2], want[-1][2], rtol=0, atol=atol)
+
+
+@composite
+def schedulers(draw):
+    kind = draw(sampled_from(KINDS))
+    options = {
+        "beta_schedule": draw(sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2"])),
+        "timestep_spacing": draw(sampled_from(["leading", "linspace", "trailing"])),
+        "prediction_type": draw(sampled_from(["epsilon", "v_prediction"])),
+        "num_train_timesteps": draw(sampled_from([1000, 200])),
+    }
+    if options["beta_schedule"] == "squaredcos_cap_v2" and kind == DPM:
+        options["lambda_min_clipped"] = -math.inf
+    if options["timestep_spacing"] == "leading":
+        options["steps_offset"] = draw(integers(0, 1))
+    if kind == DDIM:
+        options["set_alpha_to_one"] = draw(booleans())
+    else:
+        options["final_sigmas_type"] = draw(sampled_from(["zero", "sigma_min"]))
+    if kind == DPM:
+        options |= {"solver_order": draw(integers(1, 3)), "solver_type": draw(sampled_from(["midpoint", "heun"])),
+                    "lower_order_final": draw(booleans()), "euler_at_final": draw(booleans())}  # fmt: skip
+    return theirs(kind, **options)
+
+
+@settings(max_examples=150, deadline=None)
+@given(schedulers(), integers(3, 25))
+def test_every_step_is_that_of_diffusers(scheduler, steps):
+    compare(scheduler, steps)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [2, 14, 15, 50])
+def test_multistep_lowers_its_order_where_diffusers_does(order, steps):
+    compare(theirs(DPM, solver_order=order), steps)
+
+
+def test_the_released_configuration():
+    """facebook/DiT-XL-2-256's scheduler is this DDIM: 20 steps start at 950, not at the reference's 999."""
+    updates = table(DDIM, 20, ours(theirs(DDIM))).updates
+    assert [u.timestep for u in updates] == [float(t) for t in range(950, -1, -50)]
+    compare(theirs(DDIM), 20)
+
+
+def test_options_of_other_schedulers_do_not_matter():
+    config = dict(theirs(DDIM, timestep_spacing="trailing", beta_end=0.03).config)
+    read = Scheduler.from_config(config, "scheduler", DPM)
+    assert (read.kind, read.timestep_spacing, read.beta_end, read.solver_order) == (DPM, "trailing", 0.03, 2)
+
+
+REFUSED = [
+    (DDIM, "clip_sample", True), (DDIM, "thresholding", True), (DDIM, "rescale_betas_zero_snr", True),
+    (DPM, "algorithm_type", "sde-dpmsolver++"), (DPM, "use_karras_sigmas", True), (DPM, "use_lu_lambdas", True),
+    (DPM, "variance_type", "learned_range"), (DPM, "lambda_min_clipped", -5.1), (EULER, "use_karras_sigmas", True),
+    (EULER, "interpolation_type", "log_linear"), (EULER, "timestep_type", "continuous"), (EULER, "prediction_type", "sample"),
+    (EULER, "use_beta_sigmas", True), (EULER, "sigma_max", 80.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "option", "value"), REFUSED)
+def test_an_option_that_no_table_can_follow_is_named(kind, option, value):
+    with pytest.raises(ScheduleError, match=f"here: {option} = .* is not supported: it must be") as error:
+        Scheduler.from_config({**OWN[kind], option: value}, "here", kind)
+    assert "\n" not in str(error.value)
+
+
+def test_other_schedulers_are_refused():
+    with pytest.raises(ScheduleError, match="here: PNDMScheduler is not supported: use --sampler DDIMScheduler"):
+        Scheduler.from_config({"_class_name": "PNDMScheduler"}, "here")
+    with pytest.raises(ScheduleError, match="solver_order"):
+        Scheduler.from_config({"solver_order": 4}, "here", DPM)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(DDIM, 0), (DDIM, 1001), (DPM, 1), (EULER, 0)])
+def test_numbers_of_steps_that_make_no_sense(kind, steps):
+    with pytest.raises(UsageError, match=f"--steps {steps}: {kind} takes"):
+        table(kind, steps, ours(theirs(kind)))
+
+
+def test_an_offset_past_the_end_is_refused():
+    with pytest.raises(L2CError, match="steps_offset = 60: with 20 steps the first timestep is 1010"):
+        table(DDIM, 20, ours(theirs(DDIM, steps_offset=60)))
