@@ -20,6 +20,7 @@ import msgspec
 from . import artefact
 from .backends.tensorrt_build import Builder, Port, Range, Settings
 from .cache import cache_folder
+from .decoder import NAME as DECODER
 from .errors import ArtefactError, UsageError
 from .manifest import FILE, Build, Manifest
 from .program import rows_of, split_at
@@ -100,7 +101,7 @@ def build(
 
 def count(manifest: Manifest) -> int:
     """How many engines a build of the artefact has."""
-    return len(manifest.segments if manifest.link == "shared" else manifest.graphs)
+    return len(manifest.segments if manifest.link == "shared" else manifest.graphs) + bool(manifest.decoder)
 
 
 def units(manifest: Manifest, sizes: Range) -> dict[str, Unit]:
@@ -117,6 +118,11 @@ def units(manifest: Manifest, sizes: Range) -> dict[str, Unit]:
             ports = [_port(manifest, i, given) for i, given in zip(segment.inputs, node.inputs, strict=True)]
             known = found.get(node.op)
             found[node.op] = Unit(segment.file, tuple(ports), _union(known.ranges, ranges) if known else ranges)
+    if manifest.decoder:
+        channels, height, width = manifest.model.latent
+        port = Port("z", (1, channels, "H", "W"))
+        # from the smallest tile that may be left over at an edge
+        found[DECODER] = Unit(manifest.decoder.file, (port,), {"H": Range(1, height, height), "W": Range(1, width, width)})
     return found
 
 

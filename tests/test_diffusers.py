@@ -1,0 +1,560 @@
+"""At home in the diffusers world: folders in, images out, against diffusers itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import l2c_export
+from l2c_export import artefact, diffusers_folder, models, schedule, verify
+from l2c_export.backends import open_backend
+from l2c_export.cli import l2c
+from l2c_export.compile import compile_artefact
+from l2c_export.decoder import Decoder
+from l2c_export.errors import L2CError, ModelError, UsageError, WeightsError
+from l2c_export.models.eager import Eager
+from l2c_export.options import Options
+from l2c_export.reference import Reference
+from l2c_export.schedulers import DDIM, DPM, EULER
+
+STEPS, LABELS, SCALE = 6, [207, 360], 4.0
+SCHEDULERS = {
+    "ddim": (DDIM, {"clip_sample": False}),
+    "dpm2": (DPM, {}),
+    "dpm3": (DPM, {"solver_order": 3, "final_sigmas_type": "sigma_min", "timestep_spacing": "trailing"}),
+    "euler": (EULER, {"prediction_type": "v_prediction"}),
+}
+NAMES = {"207": "golden retriever", "360": "otter", "8": "hen, chicken"}
+
+
+def small_pipeline(folder: Path, name: str, seed: int = 0) -> diffusers.DiTPipeline:
+    """A random pipeline, saved; its class names lie in model_index.json, as in the released one."""
+    torch.manual_seed(seed)
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=3, sample_size=8
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    kind, options = SCHEDULERS[name]
+    pipe = diffusers.DiTPipeline(transformer.eval(), vae.eval(), getattr(diffusers, kind)(**options))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "id2label": NAMES}))
+    return pipe
+
+
+@dataclass(frozen=True)
+class World:
+    """A pipeline folder, the pipeline, and what was compiled from it."""
+
+    root: Path
+    folder: Path
+    pipe: diffusers.DiTPipeline
+    name: str
+
+    def pictures(self) -> Path:
+        """An artefact with a decoder."""
+        return self.compiled(with_vae=True)
+
+    def compiled(self, schedule: str = "every:1", **changes) -> Path:
+        out = self.root / f"{self.name}-{abs(hash((schedule, *changes.items())))}"
+        if not out.exists():
+            common = {"steps": STEPS, "model": str(self.folder), "batch": 2, "backend": "onnxruntime"}
+            compile_artefact(Options(**{**common, "schedule": schedule, **changes}, out=out))
+        return out
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory, own_cache):
+    root = tmp_path_factory.mktemp("diffusers")
+    return {name: World(root, root / name, small_pipeline(root / name, name), name) for name in SCHEDULERS}
+
+
+@pytest.fixture(scope="module")
+def world(worlds):
+    return worlds["ddim"]
+
+
+def noise(seed: int = 0) -> np.ndarray:
+    return torch.randn((2, 4, 8, 8), generator=torch.manual_seed(seed)).numpy()
+
+
+def their_latents(pipe: diffusers.DiTPipeline, scale: float, seed: int = 0) -> np.ndarray:
+    """What the pipeline hands to its autoencoder."""
+    seen = []
+    hook = pipe.vae.post_quant_conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+    pipe(LABELS, scale, torch.manual_seed(seed), STEPS, "np")
+    hook.remove()
+    return seen[0] * pipe.vae.config.scaling_factor
+
+
+@torch.no_grad()
+def euler_latents(pipe: diffusers.DiTPipeline, scale: float, x: np.ndarray) -> np.ndarray:
+    """The loop that diffusers' other pipelines have.  DiTPipeline goes on from the scaled model input instead of the latents,
+    so that it makes no images with this scheduler."""
+    pipe.scheduler.set_timesteps(STEPS)
+    x, y = torch.from_numpy(x) * pipe.scheduler.init_noise_sigma, torch.tensor([*LABELS, 1000, 1000])
+    for t in pipe.scheduler.timesteps:
+        seen = pipe.scheduler.scale_model_input(x, t)
+        out = pipe.transformer(torch.cat([seen, seen]), timestep=t.expand(4), class_labels=y).sample[:, :4]
+        c, u = out.chunk(2)
+        x = pipe.scheduler.step(u + scale * (c - u), t, x).prev_sample
+    return x.numpy()
+
+
+def close(got: np.ndarray, want: np.ndarray, share: float = 1e-4) -> bool:
+    return np.abs(got - want).max() <= share * np.abs(want).max()
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_uncached_loop_is_that_of_diffusers(worlds, name):
+    world = worlds[name]
+    ours = l2c_export.load(world.compiled())(LABELS, SCALE, latents=noise()).latents
+    want = euler_latents(world.pipe, SCALE, noise()) if name == "euler" else their_latents(world.pipe, SCALE)
+    assert close(ours, want, 1e-5)
+
+
+@pytest.mark.parametrize("options", [{"backend": "openvino"}, {"link": "static"}], ids=str)
+def test_a_history_works_on_every_backend_and_link(worlds, options):
+    world = worlds["dpm3"]
+    pipe = l2c_export.load(world.compiled("every:2"), **options)
+    want = l2c_export.load(world.compiled("every:2"))(LABELS, SCALE, latents=noise()).latents
+    for _ in range(2):  # a second generation starts without a history again
+        assert close(pipe(LABELS, SCALE, latents=noise()).latents, want)
+        assert close(pipe(LABELS[:1], SCALE, latents=noise()[:1]).latents, want[:1])
+
+
+class Driven:
+    """diffusers' own model, whose attention and feed-forward modules follow a schedule through hooks."""
+
+    def __init__(self, pipe: diffusers.DiTPipeline, calls) -> None:
+        self.calls, self.cache, self.count = calls, {}, -1
+        blocks = pipe.transformer.transformer_blocks
+        modules = [module for block in blocks for module in (block.attn1, block.ff)]
+        self.hooks = [pipe.transformer.register_forward_pre_hook(self._next)]
+        self.hooks += [m.register_forward_hook(self._reuse(column)) for column, m in enumerate(modules)]
+
+    def _next(self, *_):
+        self.count += 1
+
+    def _reuse(self, column):
+        def hook(module, inputs, output):
+            if column not in self.calls[self.count].reused:
+                self.cache[column] = output
+            return self.cache[column]
+
+        return hook
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for hook in self.hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm2", "dpm3"])
+def test_the_cached_loop_is_that_of_diffusers_with_its_layers_driven_by_hooks(worlds, name):
+    world, rng = worlds[name], np.random.default_rng(1)
+    scheduler = diffusers_folder.read(world.folder).sampler()
+    computed = [range(6) if n in (0, 4) else np.flatnonzero(rng.random(6) < 0.4).tolist() for n in range(STEPS)]
+    chosen = schedule.make("dit", scheduler.kind, STEPS, 6, computed, scheduler=scheduler)
+    path = world.root / f"{name}.json"
+    path.write_bytes(chosen.to_json())
+    ours = l2c_export.load(world.compiled(str(path), steps=None))(LABELS, SCALE, latents=noise()).latents
+    with Driven(world.pipe, chosen.calls):
+        want = their_latents(world.pipe, SCALE)
+    assert not close(want, their_latents(world.pipe, SCALE), 1e-2), "the schedule must make a difference"
+    assert close(ours, want, 1e-5)
+
+
+def test_a_router_follows_the_folders_scheduler(world, tmp_path):
+    rows = [torch.full((6,), 5.0), torch.zeros(6), torch.tensor([5.0, -5, -5, 5, -5, 5]), torch.zeros(6)]
+    torch.save({"routers": {f"{i}.prob": row for i, row in enumerate(rows)}}, tmp_path / "router.pt")
+    folder = compile_artefact(Options(schedule=str(tmp_path / "router.pt"), model=str(world.folder), out=tmp_path / "e"))
+    assert folder.sampler == DDIM
+    assert [call.timestep for call in folder.calls] == [750, 500, 250, 0]
+    assert [call.computed for call in folder.calls] == [tuple(range(6)), (0, 3, 5), tuple(range(6)), tuple(range(6))]
+
+
+def test_verify_knows_histories(worlds):
+    folder = worlds["dpm3"].compiled("every:2")
+    pipe = l2c_export.load(folder)
+    found = verify.verify(pipe, Reference(folder, pipe.manifest, noise(), LABELS, SCALE))
+    assert found.passed
+    assert max(call.free.relative for call in found.calls) < 1e-5
+
+
+def test_guidance_below_1_is_none_as_in_diffusers(world):
+    ours = l2c_export.L2CPipeline.from_pretrained(world.compiled())
+    latents = ours(LABELS, 0.5, torch.manual_seed(0), output_type="latent").images
+    assert close(latents, their_latents(world.pipe, 0.5), 1e-5)
+    assert not close(latents, their_latents(world.pipe, 4.0), 1e-2)
+
+
+# weights and configurations
+
+
+def eager(folder: diffusers_folder.Folder, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    family = models.build("dit", folder.arch)
+    weights = {name: torch.from_numpy(value.copy()) for name, value in folder.checkpoint.tensors(family.tensors())}
+    with torch.no_grad():
+        return family.call(Eager(family, weights, frozenset(), {}, {}), x, torch.arange(2, dtype=torch.int32), t, y)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_embedders_may_be_the_same_in_every_block_or_not(world, tmp_path, shared):
+    shutil.copytree(world.folder, tmp_path / "p")
+    weights = tmp_path / "p/transformer/diffusion_pytorch_model.safetensors"
+    model = diffusers.DiTTransformer2DModel.from_pretrained(weights.parent, low_cpu_mem_usage=False)
+    if shared:
+        for block in model.transformer_blocks[1:]:
+            block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
+        save_file(model.state_dict(), weights)
+    folder = diffusers_folder.read(tmp_path / "p")
+    assert folder.arch["block_embeddings"] is not shared
+    assert ("t_embedder.mlp.0.weight" in folder.checkpoint.shapes) is shared
+    x, t, y = torch.from_numpy(noise()), torch.tensor([333.0, 999.0]), torch.tensor([7, 1000], dtype=torch.int32)
+    with torch.no_grad():
+        want = model(x, timestep=t.long(), class_labels=y.long()).sample
+    assert close(eager(folder, x, t, y).numpy(), want.numpy(), 2e-6)
+
+
+def test_weights_in_several_files_or_pickled_are_the_same(world, tmp_path):
+    want = diffusers_folder.read(world.folder).checkpoint
+    for name in ("sharded", "pickled"):
+        shutil.copytree(world.folder, tmp_path / name)
+    world.pipe.transformer.save_pretrained(tmp_path / "sharded/transformer", max_shard_size="200KB")
+    state = load_file(tmp_path / "pickled/transformer/diffusion_pytorch_model.safetensors")
+    (tmp_path / "pickled/transformer/diffusion_pytorch_model.safetensors").unlink()
+    torch.save(state, tmp_path / "pickled/transformer/diffusion_pytorch_model.bin")
+    (tmp_path / "sharded/transformer/diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
+    assert len(list((tmp_path / "sharded/transformer").glob("*.safetensors"))) > 1
+    for name in ("sharded", "pickled"):
+        got = diffusers_folder.read(tmp_path / name).checkpoint
+        assert got.shapes == want.shapes
+        assert all(np.array_equal(got.read(n), want.read(n)) for n in want.shapes)
+
+
+def test_linking_a_pipeline_folder_swaps_the_weights(world, tmp_path):
+    shutil.copytree(world.compiled(), tmp_path / "e")
+    other = small_pipeline(tmp_path / "other", "ddim", seed=1)
+    assert CliRunner().invoke(l2c, ["link", str(tmp_path / "e"), "--weights", str(tmp_path / "other")]).exit_code == 0
+    ours = l2c_export.load(tmp_path / "e")(LABELS, SCALE, latents=noise()).latents
+    assert close(ours, their_latents(other, SCALE), 1e-5)
+
+
+def edited(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+SPOILT = {
+    "norm": ("transformer", {"norm_type": "ada_norm"}, "norm_type = 'ada_norm' is not supported: a DiT has 'ada_norm_zero'"),
+    "gelu": ("transformer", {"activation_fn": "geglu"}, "activation_fn = 'geglu' is not supported"),
+    "affine": ("transformer", {"norm_elementwise_affine": True}, "norm_elementwise_affine = True is not supported"),
+    "class": ("transformer", {"_class_name": "PixArtTransformer2DModel"}, "PixArtTransformer2DModel is not supported"),
+    "out": ("transformer", {"out_channels": 5}, "out_channels = 5: must be once or twice the 4"),
+    "kind": ("transformer", {"num_layers": "many"}, "does not describe a DiT: .*num_layers"),
+    "deep": ("transformer", {"num_layers": 4}, "does not fit its config.json: transformer_blocks.3.* is missing"),
+    "shallow": ("transformer", {"num_layers": 2}, "does not fit its config.json: transformer_blocks.2.* is not part of a DiT"),
+    "clip": ("scheduler", {"clip_sample": True}, "scheduler: clip_sample = True is not supported: it must be False"),
+    "pndm": ("scheduler", {"_class_name": "PNDMScheduler"}, "PNDMScheduler is not supported: use --sampler"),
+    "vae": ("vae", {"_class_name": "VQModel"}, "vae: VQModel is not supported: only AutoencoderKL is"),
+    "latents": ("vae", {"latent_channels": 16}, "decodes 16 channels, but the model's latents have 4"),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_what_cannot_be_compiled_is_named(world, tmp_path, spoilt):
+    part, change, says = SPOILT[spoilt]
+    shutil.copytree(world.folder, tmp_path / "p")
+    edited(next((tmp_path / "p" / part).glob("*config.json")), **change)
+    options = Options(schedule="every:2", steps=4, model=str(tmp_path / "p"), with_vae=True, out=tmp_path / "e")
+    with pytest.raises(L2CError, match=says) as error:
+        compile_artefact(options)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(("gone", "kind", "says"), [
+    ("transformer/diffusion_pytorch_model.safetensors", WeightsError, "holds no weights: one of diffusion_pytorch_model.saf"),
+    ("scheduler/scheduler_config.json", ModelError, "No such file or directory: the pipeline folder is not complete"),
+    ("model_index.json", ModelError, "no pipeline folder of diffusers"),
+])  # fmt: skip
+def test_an_incomplete_folder_says_what_is_missing(world, tmp_path, gone, kind, says):
+    shutil.copytree(world.folder, tmp_path / "p")
+    (tmp_path / "p" / gone).unlink()
+    with pytest.raises(kind, match=says):
+        compile_artefact(Options(schedule="every:2", steps=4, model=str(tmp_path / "p"), out=tmp_path / "e"))
+
+
+# the hub's cache
+
+
+@pytest.fixture
+def hub(world, tmp_path, monkeypatch):
+    """A cache that holds the pipeline as someone/small."""
+    home = tmp_path / "hub/models--someone--small"
+    shutil.copytree(world.folder, home / "snapshots/0123abc")
+    (home / "refs").mkdir()
+    (home / "refs/main").write_text("0123abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path
+
+
+def test_a_hub_id_is_found_in_the_local_cache(hub):
+    options = Options(schedule="every:2", steps=4, model="someone/small", out=hub / "e", backend="onnxruntime")
+    made = compile_artefact(options)
+    assert made.model.name == "small"
+    assert made.weights.source == "diffusion_pytorch_model.safetensors"
+
+
+def test_a_hub_id_that_is_not_there_says_what_to_download_and_where(hub):
+    done = CliRunner().invoke(l2c, f"export --schedule every:2 --steps 4 --model someone/else --out {hub}/e".split())
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert "'someone/else'" in line
+    assert f"hf download someone/else (it goes to {hub}/hub)" in line
+
+
+# images
+
+
+def test_images_are_those_of_diffusers(world):
+    ours = l2c_export.L2CPipeline.from_pretrained(world.pictures())
+    want = world.pipe(LABELS, SCALE, torch.manual_seed(3), STEPS, "np").images
+    got = ours(LABELS, SCALE, torch.manual_seed(3), STEPS, "np").images
+    assert got.shape == (2, 16, 16, 3)
+    assert np.abs(got - want).max() < 1e-4
+    pictures = ours(LABELS, SCALE, torch.manual_seed(3)).images
+    theirs = world.pipe(LABELS, SCALE, torch.manual_seed(3), STEPS).images
+    for mine, other in zip(pictures, theirs, strict=True):
+        assert np.abs(np.asarray(mine, int) - np.asarray(other, int)).max() <= 1
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("size", [(8, 8), (20, 13), (9, 30)])
+def test_tiles_are_joined_as_in_diffusers(world, backend, size):
+    folder, vae = world.pictures(), world.pipe.vae
+    described = artefact.read(folder).decoder
+    assert (described.scale, described.tile) == (2, 16)
+    z = np.random.default_rng(0).standard_normal((2, 4, *size)).astype(np.float32)
+    vae.enable_tiling()
+    with torch.no_grad():
+        want = vae.decode(torch.from_numpy(z) / vae.config.scaling_factor).sample.numpy()
+    vae.disable_tiling()
+    opened = open_backend(backend).backend
+    assert np.abs(Decoder(folder, described, opened, tile=16)(z) - want).max() < 1e-5
+    whole = Decoder(folder, described, opened, tile=None)(z)
+    assert whole.shape == want.shape
+    if max(size) > 8:
+        assert np.abs(whole - want).max() > 1e-3, "tiles normalise by themselves"
+
+
+@pytest.mark.parametrize("tile", [0, 2, 15, -16])
+def test_tiles_that_cannot_be(world, tile):
+    with pytest.raises(UsageError, match=f"tile {tile}: must be a multiple of 2 pixels"):
+        l2c_export.load(world.pictures(), tile=tile)(LABELS, output_type="np")
+
+
+def test_from_a_folder_to_a_picture_with_two_commands(worlds, tmp_path):
+    engines = str(tmp_path / "engines")
+    words = ["--steps", "6", "--model", str(worlds["dpm2"].folder), "--with-vae", "--batch", "2", "--out", engines]
+    assert CliRunner().invoke(l2c, ["export", "--schedule", "every:2", *words]).exit_code == 0
+    words = ["--class-label", "golden retriever", "--class-label", "360", "--seed", "1", "--tile", "8", "--out", "x.png"]
+    subprocess.run([sys.executable, "-m", "l2c_export", "run", engines, *words], cwd=tmp_path, check=True)
+    assert np.asarray(Image.open(tmp_path / "x.png")).std() > 1
+    assert Image.open(tmp_path / "x.png").size == (32, 16)
+
+
+def test_names_of_classes(world):
+    pipe = l2c_export.load(world.compiled())
+    assert pipe.labels(["chicken", 207]) == [8, 207]
+    assert pipe.labels("otter") == [360]
+    with pytest.raises(UsageError, match="class label 'golden retriver': no such name: did you mean golden retriever"):
+        pipe.labels("golden retriver")
+    with pytest.raises(UsageError, match="class label 'qqq': no such name: use a number"):
+        pipe.labels("qqq")
+
+
+# the call of DiTPipeline
+
+
+@pytest.fixture(scope="module")
+def ours(world):
+    return l2c_export.L2CPipeline.from_pretrained(world.pictures())
+
+
+def test_generators(ours):
+    def latents(generator) -> np.ndarray:
+        return ours(LABELS, generator=generator, output_type="latent").images
+
+    pair = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)]
+    assert np.array_equal(latents(np.random.default_rng(1)), latents(np.random.default_rng(1)))
+    assert np.array_equal(latents(5), ours.pipe(LABELS, seed=5).latents)
+    assert np.array_equal(latents([5, 9]), ours.pipe(LABELS, seed=[5, 9]).latents)
+    assert not np.array_equal(latents(None), latents(None))
+    swapped = latents([pair[1], pair[0]])
+    pair = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)]
+    assert not np.array_equal(latents(pair), swapped)
+    with pytest.raises(UsageError, match="a list of 1 for 2 images"):
+        latents(pair[:1])
+    with pytest.raises(UsageError, match="generator 'x': use one of numpy's or torch's, or a seed"):
+        latents("x")
+
+
+def test_the_number_of_steps_is_what_was_compiled(ours):
+    assert ours(LABELS, num_inference_steps=STEPS, output_type="latent", return_dict=False)[0].shape == (2, 4, 8, 8)
+    with pytest.raises(UsageError, match=r"num_inference_steps 50: this artefact was compiled for 6: use that, .*--steps 50"):
+        ours(LABELS, num_inference_steps=50)
+
+
+def test_labels_and_callbacks_as_in_diffusers(ours):
+    assert ours.labels == {"chicken": 8, "golden retriever": 207, "hen": 8, "otter": 360}
+    assert ours.get_label_ids(["golden retriever", "hen"]) == [207, 8]
+    seen = []
+    ours(LABELS, output_type="latent", callback_on_step_end=lambda pipe, i, t, values: seen.append((pipe, i, t)) or {})
+    assert seen == [(ours, i, t) for i, t in enumerate([830, 664, 498, 332, 166, 0])]
+
+
+def test_save_and_load(ours, tmp_path):
+    ours.save_pretrained(tmp_path / "copy")
+    copy = l2c_export.L2CPipeline.from_pretrained(tmp_path / "copy")
+    assert np.array_equal(
+        copy(LABELS, generator=1, output_type="np").images, ours(LABELS, generator=1, output_type="np").images
+    )
+
+
+# compiled calls in a live pipeline
+
+
+@pytest.fixture
+def live(world):
+    pipe = diffusers.DiTPipeline.from_pretrained(world.folder, low_cpu_mem_usage=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_live_pipeline_runs_compiled_calls(world, live):
+    want = live(LABELS, SCALE, torch.manual_seed(3), STEPS, "np").images
+    loops = []
+    live.transformer.register_forward_pre_hook(lambda *_: loops.append(1))
+    assert l2c_export.enable_l2c(live, world.compiled()) is live
+    done = live(LABELS, SCALE, torch.manual_seed(3), STEPS, "np")
+    assert isinstance(done, diffusers.ImagePipelineOutput)
+    assert np.abs(done.images - want).max() < 1e-4
+    assert not loops
+    assert isinstance(live, diffusers.DiTPipeline)
+    assert live(LABELS, generator=torch.manual_seed(3)).images[0].size == (16, 16)
+    live.disable_l2c()
+    assert type(live) is diffusers.DiTPipeline
+    assert np.array_equal(live(LABELS, SCALE, torch.manual_seed(3), STEPS, "np").images, want)
+    assert loops
+
+
+def test_enabling_again_replaces_the_artefact(world, live):
+    l2c_export.enable_l2c(live, world.compiled())
+    l2c_export.enable_l2c(live, world.compiled("every:2"))
+    assert any(call.reused for call in live.l2c.compiled.manifest.calls)
+    live.disable_l2c()
+    assert type(live) is diffusers.DiTPipeline
+
+
+def test_what_was_not_compiled_is_refused(world, worlds, live, tmp_path):
+    with pytest.raises(UsageError, match="a Namespace is not supported: give a DiTPipeline"):
+        l2c_export.enable_l2c(argparse.Namespace(), world.compiled())
+    with pytest.raises(UsageError, match=r"pipe.scheduler is not what was compiled \(kind DDIMScheduler instead of DPMSolver"):
+        l2c_export.enable_l2c(live, worlds["dpm2"].compiled())
+    with pytest.raises(UsageError, match="compiled with --sampler ddim, which no DiTPipeline has"):
+        l2c_export.enable_l2c(live, world.compiled(sampler="ddim"))
+    other = small_pipeline(tmp_path / "other", "ddim", seed=5)
+    with pytest.raises(UsageError, match=r"other weights than .* run l2c link"):
+        l2c_export.enable_l2c(other, world.compiled())
+    l2c_export.enable_l2c(live, world.compiled())
+    with pytest.raises(UsageError, match="num_inference_steps 50"):
+        live(LABELS, num_inference_steps=50)
+    live.scheduler = diffusers.DDIMScheduler(clip_sample=False, beta_end=0.03)
+    with pytest.raises(UsageError, match=r"beta_end 0.03 instead of 0.02"):
+        live(LABELS)
+
+
+# light at run time
+
+
+def python(code: str, *args: object) -> str:
+    root = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", code, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_pictures_need_neither_torch_nor_diffusers(world):
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxscript', 'diffusers', 'transformers', 'huggingface_hub'):\n"
+        "    sys.modules[name] = None\n"
+        "import l2c_export\n"
+        "pipe = l2c_export.L2CPipeline.from_pretrained(sys.argv[1])\n"
+        "print(pipe(['otter'], generator=1).images[0].size)"
+    )
+    assert python(code, world.pictures()) == "(16, 16)"
+
+
+def test_loading_takes_half_a_second(world):
+    code = (
+        "import time, sys; started = time.perf_counter()\n"
+        "import l2c_export; l2c_export.load(sys.argv[1], backend='onnxruntime'); seconds = time.perf_counter() - started\n"
+        "heavy = {'torch', 'onnx', 'diffusers', 'transformers', 'huggingface_hub', 'matplotlib', 'PIL', 'rich', 'click'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "print(seconds)"
+    )
+    assert min(float(python(code, world.pictures())) for _ in range(3)) < 0.5
+
+
+# other tools
+
+
+@pytest.mark.parametrize("words", [
+    "inspect model GRAPH --show layers",
+    "run GRAPH --onnxrt --val-range rows:[0,0] conditional:[0,0] unconditional:[0,0]",  # rows of a batch of one
+    "run GRAPH --onnxrt --input-shapes x:[2,4,8,8] base:[2,4,8,8] rows:[4] conditional:[2] unconditional:[2]",
+])  # fmt: skip
+def test_polygraphy_takes_our_graphs(world, words):
+    graph = world.compiled("every:2") / "step-000.onnx"
+    tool = shutil.which("polygraphy", path=str(Path(sys.executable).parent))
+    done = subprocess.run([tool, *words.replace("GRAPH", str(graph)).split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "l2c_attn" in done.stdout if "inspect" in words else "x.next" in done.stdout
+
+
+@pytest.mark.parametrize("mask", ["mask:1,0,0,1,0,1", "mask:100101", "list.json", "cache-dit.json"])
+def test_a_steps_mask_is_a_schedule(world, tmp_path, mask):
+    (tmp_path / "list.json").write_text("[1, 0, 0, 1, 0, 1]")
+    (tmp_path / "cache-dit.json").write_text('{"steps_computation_mask": [1, 0, 0, 1, 0, 1], "Fn_compute_blocks": 1}')
+    text = str(tmp_path / mask) if mask.endswith(".json") else mask
+    manifest = artefact.read(world.compiled(text))
+    assert [bool(call.computed) for call in manifest.calls] == [True, False, False, True, False, True]
+
+
+@pytest.mark.parametrize("mask", ["mask:1,0", "mask:0,1,1,1,1,1", "mask:1,2,1,1,1,1", "mask:", "mask:1,x,1,1,1,1"])
+def test_a_wrong_mask(world, tmp_path, mask):
+    with pytest.raises(UsageError, match=r"mask:1,\.\. with a 0 or 1 for each of the 6 calls, 1 first"):
+        compile_artefact(Options(schedule=mask, steps=6, model=str(world.folder), out=tmp_path / "e"))
