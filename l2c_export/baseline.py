@@ -38,7 +38,8 @@ class Baseline:
 
     def steps(self, calls: Sequence[Call], noise: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> Iterator[object]:
         """One item per call; labels (R,) int32, the unconditional half last, guidance (C,), as the runtime takes them."""
-        x, y = torch.from_numpy(noise).to(self.device), torch.from_numpy(labels).to(self.device)
+        scaled = noise * np.float32(self._manifest.noise_scale or 1)
+        x, y = torch.from_numpy(scaled).to(self.device), torch.from_numpy(labels).to(self.device)
         return self._denoiser.steps(calls, x, y, torch.from_numpy(guidance).reshape(1, -1, 1, 1).to(self.device))
 
     def finish(self) -> None:

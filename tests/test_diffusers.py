@@ -27,6 +27,7 @@ from l2c_export.compile import compile_artefact
 from l2c_export.decoder import Decoder
 from l2c_export.errors import L2CError, ModelError, UsageError, WeightsError
 from l2c_export.models.eager import Eager
+from l2c_export.models.updates import UPDATES
 from l2c_export.options import Options
 from l2c_export.reference import Reference
 from l2c_export.schedulers import DDIM, DPM, EULER
@@ -36,7 +37,7 @@ SCHEDULERS = {
     "ddim": (DDIM, {"clip_sample": False}),
     "dpm2": (DPM, {}),
     "dpm3": (DPM, {"solver_order": 3, "final_sigmas_type": "sigma_min", "timestep_spacing": "trailing"}),
-    "euler": (EULER, {"prediction_type": "v_prediction"}),
+    "euler": (EULER, {"prediction_type": "v_prediction", "num_train_timesteps": 500}),  # whose noise is scaled visibly
 }
 NAMES = {"207": "golden retriever", "360": "otter", "8": "hen, chicken"}
 
@@ -141,6 +142,20 @@ def test_a_history_works_on_every_backend_and_link(worlds, options):
         assert close(pipe(LABELS[:1], SCALE, latents=noise()[:1]).latents, want[:1])
 
 
+def test_a_failed_generation_leaves_no_history(worlds):
+    pipe = l2c_export.load(worlds["dpm3"].compiled("every:2"))
+    want = pipe(LABELS, SCALE, latents=noise()).latents
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(pipe(LABELS, SCALE, latents=np.full_like(noise(), np.inf)).latents).all()
+    assert np.array_equal(pipe(LABELS, SCALE, latents=noise()).latents, want)
+
+
+def test_openvino_keeps_updates_in_float32():
+    from l2c_export.backends.openvino_backend import ALWAYS_FP32
+
+    assert set(UPDATES) <= set(ALWAYS_FP32)
+
+
 class Driven:
     """diffusers' own model, whose attention and feed-forward modules follow a schedule through hooks."""
 
@@ -194,8 +209,9 @@ def test_a_router_follows_the_folders_scheduler(world, tmp_path):
     assert [call.computed for call in folder.calls] == [tuple(range(6)), (0, 3, 5), tuple(range(6)), tuple(range(6))]
 
 
-def test_verify_knows_histories(worlds):
-    folder = worlds["dpm3"].compiled("every:2")
+@pytest.mark.parametrize("name", ["dpm3", "euler"])
+def test_verify_knows_histories_and_scales(worlds, name):
+    folder = worlds[name].compiled("every:2")
     pipe = l2c_export.load(folder)
     found = verify.verify(pipe, Reference(folder, pipe.manifest, noise(), LABELS, SCALE))
     assert found.passed
