@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -41,10 +43,25 @@ class Baseline:
         x, y = torch.from_numpy(noise).to(self.device), torch.from_numpy(labels).to(self.device)
         return self._denoiser.steps(calls, x, y, torch.from_numpy(guidance).reshape(1, -1, 1, 1).to(self.device))
 
-    def finish(self) -> None:
-        """Return when everything that was asked of the device is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    @property
+    def on_gpu(self) -> bool:
+        """Whether calls return before they have ended."""
+        return self.device.type == "cuda"
+
+    def finish(self, steps: Iterator[object]) -> None:
+        """Make all calls of an image on the GPU, and return when they have ended."""
+        for _ in steps:
+            pass
+        torch.cuda.synchronize(self.device)
+
+    def timed(self, steps: Iterator[object]) -> list[float]:
+        """The seconds of every call of an image, by the GPU's clock."""
+        marks: list[Any] = []
+        for _ in itertools.chain([None], steps):
+            marks.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+            marks[-1].record()
+        torch.cuda.synchronize(self.device)
+        return [1e-3 * a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
 
 
 def uncached(calls: Sequence[Call]) -> tuple[Call, ...]:

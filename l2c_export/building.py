@@ -148,7 +148,7 @@ def _port(manifest: Manifest, name: str, given: str) -> Port:
 def _architecture() -> str:
     from .backends.cuda import Cuda
 
-    return Cuda("cuda").architecture
+    return Cuda("cuda", "tensorrt").architecture
 
 
 @contextlib.contextmanager

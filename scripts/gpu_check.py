@@ -13,7 +13,6 @@ OUT/uncached with random weights.  Each command prints what it found and writes 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
@@ -130,37 +129,20 @@ def timed_images(pipe, images: int, rounds: int, before: int) -> dict:
     labels, noise = [(LABEL + i) % 1000 for i in range(images)], pipe.noise(images, 0)
     first = seconds(lambda: pipe(labels, SCALE, latents=noise))
     whole = [seconds(lambda: pipe(labels, SCALE, latents=noise)) for _ in range(rounds)]
-    loop = pipe.generation(labels, SCALE).loop
     asked = pipe.generation(labels, SCALE)
+    loop = asked.loop
     loop.start(noise, asked.labels, asked.guidance)
-    loop.memory.synchronise()
+    loop.memory.finish()
     host = seconds(loop._whole)
-    loop.memory.synchronise()
+    loop.memory.finish()
     return {
         "first_s": first,
         "median_ms": 1e3 * statistics.median(whole),
         "min_ms": 1e3 * min(whole),
         "launch_ms": 1e3 * host,
         "device_bytes": before - free_memory(),
-        "calls_ms": call_times(pipe, labels, noise),
+        "calls_ms": [1e3 * s for s in loop.timed(noise, asked.labels, asked.guidance)],
     }
-
-
-def call_times(pipe, labels: list[int], noise: np.ndarray) -> list[float]:
-    """Milliseconds of every call, launched by hand, by CUDA events."""
-    from cuda.bindings import runtime as cudart
-
-    asked = pipe.generation(labels, SCALE)
-    loop, stream = asked.loop, asked.loop.memory.stream
-    loop.start(noise, asked.labels, asked.guidance)
-    events = [cudart.cudaEventCreate()[1] for _ in range(len(pipe.manifest.calls) + 1)]
-    cudart.cudaEventRecord(events[0], stream)
-    for index in range(len(pipe.manifest.calls)):
-        for run in [*loop.hoisted.before(index), *loop.bound(index)]:
-            run()
-        cudart.cudaEventRecord(events[index + 1], stream)
-    loop.memory.synchronise()
-    return [cudart.cudaEventElapsedTime(a, b)[1] for a, b in itertools.pairwise(events)]
 
 
 def free_memory() -> int:

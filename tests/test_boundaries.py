@@ -22,7 +22,7 @@ HOMES = {
     "onnx": {"segments.py", "stepgraph.py"},
     "onnxscript": {"segments.py"},
     "platformdirs": {"cache.py"},
-    "onnxruntime": {"backends/onnxruntime_backend.py"},
+    "onnxruntime": {"backends/onnxruntime_backend.py", "backends/onnxruntime_cuda.py"},
     "openvino": {"backends/openvino_backend.py"},
     "tensorrt": {"backends/tensorrt_backend.py"},
     "tensorrt_rtx": {"backends/tensorrt_rtx_backend.py", "backends/tensorrt_backend.py"},
@@ -41,7 +41,8 @@ ASKED = {
 # what an artefact's user has, and nothing of the compiler
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
            "weights.py", "cache.py", "binding.py", "hoisted.py", "backends/__init__.py", "backends/onnxruntime_backend.py",
-           "backends/openvino_backend.py"}  # fmt: skip
+           "backends/onnxruntime_cuda.py", "backends/openvino_backend.py", "backends/cuda.py",
+           "backends/dlpack.py"}  # fmt: skip
 COMPILER = {"checkpoints", "compile", "emit", "models", "options", "passes", "plan", "routers", "segments", "stepgraph"}
 
 

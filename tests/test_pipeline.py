@@ -349,7 +349,7 @@ BAD = {
     "infinite guidance": ({"guidance_scale": -float("inf")}, "guidance_scale -inf: must be a finite number"),
     "text guidance": ({"guidance_scale": "4"}, "guidance_scale '4': must be a finite number"),
     "complex guidance": ({"guidance_scale": 1j}, "guidance_scale 1j: must be a finite number"),
-    "output type": ({"output_type": "jpeg"}, "output_type 'jpeg': use one of latent, np, pil"),
+    "output type": ({"output_type": "jpeg"}, "output_type 'jpeg': use one of latent, device, np, pil"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ArtefactError, BackendError
 from ..manifest import Build
-from . import Arrays, Nodes, Request, Run, SegmentFile, needs
+from . import Arrays, Nodes, Request, Run, SegmentFile, in_order, needs
 from .cuda import Allocation, Cuda
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -75,7 +75,7 @@ class TensorRtBackend:
 
     def __init__(self, name: str, request: Request) -> None:
         self.name, self._trt = name, library(name)
-        self.memory = Cuda(request.device or "cuda")
+        self.memory = Cuda(request.device or "cuda", name)
         self.log = logger(self._trt)
         self._folder, self._build = request.folder, self._choose(request)
         self._runtime = self._trt.Runtime(self.log)
@@ -149,17 +149,14 @@ class TensorRtBackend:
     def scratch(self) -> Allocation:
         """Memory for the activations inside an engine, as large as the largest loaded engine asks for."""
         if self._largest > self._scratch.size:
+            self.memory.reserve(self._largest, "the engines' activations")
             self._scratch = self.memory.allocate(self._largest)
         return self._scratch
 
     def sequence(self, runs: Sequence[Run]) -> Run:
-        def all_of_them() -> None:
-            for run in runs:
-                run()
-
-        all_of_them()  # the first run of a context allocates, which cannot be captured
-        self.memory.synchronise()
-        return self.memory.capture(all_of_them)
+        in_order(runs)()  # the first run of a context allocates, which cannot be captured
+        self.memory.finish()
+        return self.memory.capture(in_order(runs))
 
 
 def open_backend(name: str, request: Request) -> TensorRtBackend:
