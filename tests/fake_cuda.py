@@ -43,6 +43,9 @@ class FakeCudart:
     def cudaStreamCreateWithFlags(self, flags):
         return Error.cudaSuccess, 7
 
+    def cudaStreamDestroy(self, stream):
+        return (Error.cudaSuccess,)
+
     def cudaGetDeviceProperties(self, index):
         return Error.cudaSuccess, SimpleNamespace(name=b"Fake GPU\0\0", major=9, minor=0)
 

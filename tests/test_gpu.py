@@ -1,7 +1,7 @@
 """What only a GPU can show: captured loops, memory and streams.  `python -m pytest -m gpu` runs these where there is one.
 
 Each backend that is installed takes part.  The artefacts are compiled here if torch and onnx are; on a machine without them
-`L2C_GPU_CASES` names a folder that `python -m tests.test_gpu FOLDER` has filled elsewhere.
+`L2C_GPU_CASES` names a folder that `python tests/test_gpu.py FOLDER` has filled elsewhere.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recorded import case
 
 import l2c_export
 
@@ -30,8 +31,6 @@ pytestmark = pytest.mark.gpu
 
 
 def export(folder: Path) -> None:
-    from helpers import case
-
     from l2c_export.compile import compile_artefact
 
     for name in CASES:
@@ -77,8 +76,6 @@ def load(artefacts, backend):
 
 def recorded(name):
     """(labels, guidance scale, noise, the latents of every step)."""
-    from helpers import case
-
     chosen = case(name)
     golden, count = chosen.golden, chosen.config["batch"]
     return golden["y"][:count].tolist(), chosen.scale, golden["x_T"][:count], golden["cached_x"][:, :count]
@@ -120,14 +117,12 @@ def test_the_latents_of_a_callback_replace_those_of_the_device(load):
 
     changed = pipe(labels, scale, latents=noise, callback_on_step_end=replace)
     assert np.array_equal(changed.latents, other)
-    second = []
-    pipe(
-        labels, scale, latents=noise, callback_on_step_end=lambda p, s, t, v: second.append(v["latents"]) or replace(p, s, t, v)
-    )
-    plain = []
-    pipe(labels, scale, latents=noise, callback_on_step_end=lambda p, s, t, v: plain.append(v["latents"]))
-    assert close(second[0], plain[0], REPEATS)
-    assert not close(second[1], plain[1], 1e-2)  # the next step began at the replaced latents
+    seen = {}
+    for name, returned in (("replaced", replace), ("plain", lambda *_: None)):
+        steps = seen[name] = []
+        pipe(labels, scale, latents=noise, callback_on_step_end=lambda *v: steps.append(v[3]["latents"]) or returned(*v))  # noqa: B023
+    assert close(seen["replaced"][0], seen["plain"][0], REPEATS)
+    assert not close(seen["replaced"][1], seen["plain"][1], 1e-2)  # the step after began at the replaced latents
 
 
 def test_new_guidance_labels_and_noise_need_no_new_capture(load, monkeypatch):

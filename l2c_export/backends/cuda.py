@@ -87,6 +87,7 @@ class Cuda:
         self.index = int(number or 0)
         self._call("cudaSetDevice", self.index)
         self.stream: int = int(self._call("cudaStreamCreateWithFlags", self._cudart.cudaStreamNonBlocking))
+        weakref.finalize(self, self._cudart.cudaStreamDestroy, self.stream)
         properties = self._call("cudaGetDeviceProperties", self.index)
         self.name = properties.name.split(b"\0")[0].decode()
         self.architecture = f"sm{properties.major}{properties.minor}"

@@ -111,18 +111,18 @@ class OrtCudaBackend:
         options.enable_mem_pattern = False  # it would allocate in the second run, which may be one that is captured
         return options
 
-    def _provider(self) -> tuple[str, dict[str, str]]:
-        return self.provider, {
+    def _providers(self) -> list[Any]:
+        options = {
             "device_id": str(self.memory.index),
             "user_compute_stream": str(self.memory.stream),
             "use_tf32": "0",  # float32 means float32
             "arena_extend_strategy": "kSameAsRequested",
         }
+        return [(self.provider, options), "CPUExecutionProvider"]  # the latter for shapes
 
     def _session(self, path: Path, options: Any, keep: Mapping[str, Any]) -> OrtCudaEngine:
-        providers = [self._provider(), "CPUExecutionProvider"]  # the latter for shapes
         try:
-            session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+            session = ort.InferenceSession(str(path), options, providers=self._providers(), enable_fallback=0)
         except Exception as error:
             raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error).splitlines()[0]}") from None
         return OrtCudaEngine(self, session, path.name, keep)
