@@ -2,12 +2,12 @@
 """Everything that needs a GPU, in one go: golden cases through a backend, and full-size models against PyTorch.
 
     python scripts/gpu_check.py export OUT --model DiT-XL/2 --router ROUTER.pt      where torch and onnx are
-    python scripts/gpu_check.py parity ROOT --cases CASES --json parity.json        where the backend is; ROOT/CASE/{cached,full}
+    python scripts/gpu_check.py parity ROOT --cases CASES --json parity.json        where the backend is
     python scripts/gpu_check.py engines OUT --images 1 8 --json engines.json        where the backend is
     python scripts/gpu_check.py pytorch OUT --images 1 8 --json pytorch.json        where torch is
 
-ROOT is what `check_parity.py --export-only ROOT` leaves, or folders of that form.  `export` writes OUT/cached and
-OUT/uncached with random weights.  Each command prints what it found and writes it as JSON.
+ROOT is what `check_parity.py --export-only ROOT` leaves, or folders of that form: CASE/cached and CASE/full.  `export` writes
+OUT/cached and OUT/uncached with random weights.  Each command prints what it found and writes it as JSON.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ Nodes = tuple[Node, ...]
 BACKENDS = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 BUILT = ("tensorrt", "tensorrt-rtx")  # these run engines that `l2c build` has added to the artefact
 AUTO = "auto"
+FUSED = ".fused.onnx"  # ends the name of a segment's second form, with operators that only ONNX Runtime has
 # What each can be asked for at all; whether this machine has it is found out when it is opened.
 PRECISIONS = {
     "tensorrt": ("fp32", "bf16", "fp16"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, RunError
-from . import Arrays, Nodes, Request, Run, SegmentFile, in_order, needs
+from . import FUSED, Arrays, Nodes, Request, Run, SegmentFile, in_order, needs
 from .cuda import SMALLER, Cuda
 
 ort = needs("onnxruntime", "onnxruntime-gpu")
@@ -91,7 +91,8 @@ class OrtCudaBackend:
         return f"{self.memory.name} ({self.memory.architecture}), {ort.__version__}"
 
     def load(self, segment: SegmentFile) -> OrtCudaEngine:
-        return self._session(segment.path, self._options(), {})
+        fused = segment.path.with_suffix(FUSED)
+        return self._session(fused if fused.exists() else segment.path, self._options(), {})
 
     def link(
         self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
