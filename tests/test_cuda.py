@@ -135,6 +135,22 @@ def test_too_little_memory_is_told_before_and_after(memory, cudart):
         memory.allocate(400 * 2**20)
 
 
+def test_a_batch_that_does_not_fit_is_refused_before_anything_is_taken(on_gpu, tiny, cudart, monkeypatch):
+    pipe, asked, reserve = opened(tiny[0], on_gpu), [], cuda.Cuda.reserve
+    monkeypatch.setattr(cuda.Cuda, "reserve", lambda self, size, what: asked.append((size, what)) or reserve(self, size, what))
+    pipe([1, 2])
+    assert [what for _, what in asked] == ["the buffers of 2 images", "what is computed before the loop for 4 rows"]
+    pipe = opened(tiny[0], on_gpu)
+    held = dict(cudart.held)
+    for size, what in asked:
+        monkeypatch.setattr(cuda.Cuda, "reserve", lambda self, *given: reserve(self, *given) if given[1] == what else None)  # noqa: B023
+        cudart.free = size - 1
+        with pytest.raises(RunError, match=f"{what} need .* MB of GPU memory, but only .* MB are free: generate fewer images"):
+            pipe([1, 2])
+        gc.collect()
+        assert set(cudart.held) == set(held)
+
+
 # ONNX Runtime on a GPU, but for the GPU: its provider is the one for CPUs, which has the same memory.
 
 
