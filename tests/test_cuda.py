@@ -141,6 +141,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_taken(on_gpu, t
     pipe([1, 2])
     assert [what for _, what in asked] == ["the buffers of 2 images", "what is computed before the loop for 4 rows"]
     pipe = opened(tiny[0], on_gpu)
+    gc.collect()
     held = dict(cudart.held)
     for size, what in asked:
         monkeypatch.setattr(cuda.Cuda, "reserve", lambda self, *given: reserve(self, *given) if given[1] == what else None)  # noqa: B023

@@ -252,6 +252,9 @@ def test_the_progress_bar_shows_phases(monkeypatch):
         assert "38%" in sys.stderr.getvalue()  # one and a half of four
 
 
+CONTEXT_8 = ["device_memory", "set_optimization_profile_async", "set_input_shape", "set_tensor_address", "execute_async_v3"]
+
+
 # A GPU and its driver are stood in for; the library is the real one as far as it goes without them.
 
 
@@ -355,7 +358,7 @@ def test_tensorrt_8_is_spoken_to_in_its_own_words(cudart, tmp_path):
     """8.6 has neither allocation strategies nor runtime configurations."""
     backend = open_backend("tensorrt-rtx", Request(folder=tmp_path, builds=(a_build(),))).backend
     backend.name, backend._trt = "tensorrt", SimpleNamespace(__version__="8.6.0")
-    context = Mock(spec=["device_memory", "set_input_shape", "set_tensor_address", "execute_async_v3"])
+    context = Mock(spec=CONTEXT_8)
     engine = Mock(spec=["device_memory_size", "create_execution_context_without_device_memory"], device_memory_size=2000)
     engine.create_execution_context_without_device_memory.return_value = context
     backend._runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)

@@ -55,7 +55,8 @@ class Builder:
         self._trt, self._log = library(name), logger(library(name))
         self.strong = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._check()
-        self._pins = (None,) if self.strong else (pin_float32, pin_softmax)
+        self._pins: tuple[Pins | None, ...] = (None,) if self.strong else (pin_float32, pin_softmax)
+        self._hopeless: set[Pins | None] = set()  # pins that left a network in half precision without kernels
         self._monitor = monitor(self._trt, watch)
         try:
             self._builder = self._trt.Builder(self._log)
@@ -82,12 +83,13 @@ class Builder:
 
     def build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range]) -> bytes:
         """The plan of an ONNX model.  Raises BackendError naming the model and the node that is not supported."""
-        plan = next(filter(None, (self._attempt(model, ports, ranges, pins) for pins in self._pins)), None)
-        if self._monitor and self._monitor.interrupted:
-            raise KeyboardInterrupt
-        if plan is None:
-            raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
-        return bytes(plan)
+        for pins in self._pins:
+            plan = self._attempt(model, ports, ranges, pins)
+            if self._monitor and self._monitor.interrupted:
+                raise KeyboardInterrupt
+            if plan is not None:
+                return bytes(plan)
+        raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
 
     def _attempt(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range], pins: Pins | None) -> Any:
         """A plan, or None if no kernels are known for the network with its layers pinned like that."""
@@ -97,13 +99,19 @@ class Builder:
         parser = trt.OnnxParser(network, self._log)
         if not parser.parse_from_file(str(model)):
             raise BackendError(f"{self.name} {self.version} cannot read {model.name}: {reasons(parser)}")
+        half = any(network.get_input(i).dtype == trt.float16 for i in range(network.num_inputs))
+        if half and pins in self._hopeless:
+            return None  # the next kind of layer would not fare better, only take as long to fail
         if pins:
             pins(trt, network)
         config = self._config()
         config.add_optimization_profile(self._profile(ports, ranges))
         if self._cache is not None:
             config.set_timing_cache(self._cache, ignore_mismatch=False)
-        return self._builder.build_serialized_network(network, config)
+        plan = self._builder.build_serialized_network(network, config)
+        if half and plan is None:
+            self._hopeless.add(pins)
+        return plan
 
     def timing_cache(self) -> bytes:
         """What was measured so far; it makes the next build faster."""
@@ -113,6 +121,8 @@ class Builder:
         trt, config = self._trt, self._builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
         config.max_aux_streams = 0  # engines share one scratch memory: nothing may run beside them
+        if not self.strong:  # 8.6: contexts for several batch sizes may use the one profile
+            config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         if self.settings.level is not None:
             config.builder_optimization_level = self.settings.level
         if hasattr(trt.BuilderFlag, "TF32"):
