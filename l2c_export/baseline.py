@@ -24,18 +24,22 @@ class Baseline:
     `calls` say which sublayers are reused.  Raises BackendError where PyTorch cannot do what the artefact does.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, compiled: bool, threads: int, device: str | None) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, compiled: bool, threads: int, device: str | None, cached: bool = True
+    ) -> None:
         if manifest.fp32:
             raise BackendError(f"pytorch: has no layers kept in float32 (--fp32 {manifest.fp32[0]}): compile without --fp32")
         torch.set_num_threads(threads)
         self.device = torch_device(device)
-        if compiled:
+        # CUDA graphs overwrite what they returned before, so only a loop without a cache can use them
+        mode = "reduce-overhead" if compiled and self.on_gpu and not cached else None
+        if compiled and not self.on_gpu:
             from torch._inductor import config
 
             config.freezing = True  # weights become constants, packed for the processor
         family = models.build(manifest.model.family, manifest.model.arch)
         weights = {name: tensor.to(self.device) for name, tensor in stored(folder, manifest).items()}
-        self._manifest, self._denoiser = manifest, Denoiser(family, weights, compiled)
+        self._manifest, self._denoiser = manifest, Denoiser(family, weights, compiled, mode)
         self.runtime = f"{'torch.compile' if compiled else 'PyTorch eager'} {torch.__version__}"
 
     def steps(self, calls: Sequence[Call], noise: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> Iterator[object]:

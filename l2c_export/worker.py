@@ -106,7 +106,7 @@ def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
 
     contender, request = task.contender, task.request
     compiled = contender.runtime == "torch-compile"
-    model = baseline.Baseline(Path(contender.folder), manifest, compiled, request.threads, request.device)
+    model = baseline.Baseline(Path(contender.folder), manifest, compiled, request.threads, request.device, contender.cached)
     calls = manifest.calls if contender.cached else baseline.uncached(manifest.calls)
     null = [manifest.model.null_label] * len(labels) if scale != 1 else []
     noise = pipeline.standard_normal(manifest.model.latent, range(request.seed, request.seed + request.images))
