@@ -22,10 +22,10 @@ HOMES = {
     "diffusers": set(),
     "transformers": set(),
     "huggingface_hub": set(),
-    "onnx": {"segments.py", "stepgraph.py"},
+    "onnx": {"segments.py", "stepgraph.py", "fuse.py"},
     "onnxscript": {"segments.py"},
     "platformdirs": {"cache.py"},
-    "onnxruntime": {"backends/onnxruntime_backend.py"},
+    "onnxruntime": {"backends/onnxruntime_backend.py", "backends/onnxruntime_cuda.py"},
     "openvino": {"backends/openvino_backend.py"},
     "tensorrt": {"backends/tensorrt_backend.py"},
     "tensorrt_rtx": {"backends/tensorrt_rtx_backend.py", "backends/tensorrt_backend.py"},
@@ -47,8 +47,22 @@ ASKED = {
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
            "weights.py", "cache.py", "binding.py", "hoisted.py", "decoder.py", "diffusers_folder.py",
            "diffusers_live.py", "diffusers_pipeline.py", "schedulers.py", "samplers.py", "schedule.py",
-           "backends/__init__.py", "backends/onnxruntime_backend.py", "backends/openvino_backend.py"}  # fmt: skip
-COMPILER = {"checkpoints", "compile", "emit", "models", "options", "passes", "plan", "routers", "segments", "stepgraph", "vae"}
+           "backends/__init__.py", "backends/onnxruntime_backend.py", "backends/onnxruntime_cuda.py",
+           "backends/openvino_backend.py", "backends/cuda.py", "backends/dlpack.py"}  # fmt: skip
+COMPILER = {
+    "checkpoints",
+    "compile",
+    "emit",
+    "fuse",
+    "models",
+    "options",
+    "passes",
+    "plan",
+    "routers",
+    "segments",
+    "stepgraph",
+    "vae",
+}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
