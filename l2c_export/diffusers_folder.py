@@ -113,7 +113,7 @@ def find(model: str) -> Path | None:
     path = Path(model)
     if path.is_dir():
         if not (path / INDEX).is_file():
-            raise ModelError(f"--model {path}: no pipeline folder of diffusers ({INDEX} is missing)")
+            raise ModelError(f"--model {path}: no pipeline folder of diffusers ({INDEX} is missing): give one that save_pretrained wrote")
         return path
     return None if path.suffix == ".json" or not re.fullmatch(r"[\w.-]+/[\w.-]+", model) else _cached(model)
 
@@ -251,9 +251,9 @@ def config(path: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}: the pipeline folder is not complete") from None
+        raise ModelError(f"{path}: {error.strerror}: the folder is not complete: download or save it again") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged: {error}") from None
+        raise ModelError(f"{path} is damaged: {error}: download or save it again") from None
     if not isinstance(found, dict):
-        raise ModelError(f"{path} is damaged: it holds no configuration")
+        raise ModelError(f"{path} is damaged: it holds no configuration: download or save it again")
     return found

@@ -432,6 +432,11 @@ BAD = [
     (f"{E} --model odd.json --schedule every:2 --steps 2", 1, "hidden_size 30", "must be a multiple of num_heads 4"),
     # other options
     (f"{E} --sampler euler", 2, "--sampler euler", "use one of ddim, dpm-solver"),
+    (f"{E} --sampler odd.json", 1, "odd.json: None is not supported", "use --sampler DDIMScheduler"),
+    (f"{E} --schedule mask:1,0 --steps 3", 2, "--schedule mask:1,0", "a 0 or 1 for each of the 3 calls"),
+    (f"{E} --with-vae", 2, "--with-vae: only a pipeline folder", "use --vae FOLDER"),
+    (f"{E} --vae nowhere", 1, "nowhere/config.json: No such file", ""),
+    (f"{E} --model /proc", 1, "--model /proc: no pipeline folder of diffusers", ""),
     (f"{E} --sampler dpm-solver++", 2, "--sampler dpm-solver++", "router.pt was made for ddim"),
     (f"{E} --backend tensorflow", 2, "--backend tensorflow", "use one of auto, "),
     (f"{E} --precision int8", 2, "--precision int8", "use one of fp32, bf16, fp16"),
@@ -484,6 +489,7 @@ BAD = [
     ("verify unlinked", 1, "unlinked has no weights yet", "l2c link unlinked"),
     # a request
     ("run engines --class-label 10", 2, "class label 10", "from 0 to 9"),
+    ("run engines --class-label cat", 2, "class label 'cat'", "from 0 to 9"),
     ("run engines --class-label -1", 2, "class label -1", "from 0 to 9"),
     (f"{R} --class-label 1 --class-label 1", 2, "3 class labels", "1 to 2 images"),
     (f"{R} --seed -1", 2, "seed -1", "give one whole number >= 0"),
