@@ -113,7 +113,9 @@ def find(model: str) -> Path | None:
     path = Path(model)
     if path.is_dir():
         if not (path / INDEX).is_file():
-            raise ModelError(f"--model {path}: no pipeline folder of diffusers ({INDEX} is missing): give one that save_pretrained wrote")
+            raise ModelError(
+                f"--model {path}: no pipeline folder of diffusers ({INDEX} is missing): give one that save_pretrained wrote"
+            )
         return path
     return None if path.suffix == ".json" or not re.fullmatch(r"[\w.-]+/[\w.-]+", model) else _cached(model)
 

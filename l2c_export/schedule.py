@@ -67,6 +67,8 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             updates = self.table().updates
         except UsageError as error:
             raise ScheduleError(f"schedule: {error}") from None
+        if self.scheduler and self.sampler != self.scheduler.kind:
+            raise ScheduleError(f"schedule: the sampler is {self.sampler}, but the scheduler a {self.scheduler.kind}")
         if len(self.calls) != len(updates):
             raise ScheduleError(
                 f"schedule: {len(self.calls)} calls, but {self.sampler} with {self.steps} steps makes {len(updates)}"

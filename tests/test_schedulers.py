@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import diffusers
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import booleans, composite, integers, sampled_from
 
 from l2c_export.errors import L2CError, ScheduleError, UsageError
+from l2c_export.schedule import Schedule, from_rule
 from l2c_export.schedulers import DDIM, DPM, EULER, KINDS, Scheduler, table
 
 SHAPE = (2, 4, 3, 3)
@@ -118,6 +120,26 @@ def test_options_of_other_schedulers_do_not_matter():
     config = dict(theirs(DDIM, timestep_spacing="trailing", beta_end=0.03).config)
     read = Scheduler.from_config(config, "scheduler", DPM)
     assert (read.kind, read.timestep_spacing, read.beta_end, read.solver_order) == (DPM, "trailing", 0.03, 2)
+
+
+def test_a_schedule_keeps_its_scheduler():
+    made = from_rule("every:2", "dit", DPM, 4, 6, ours(theirs(DPM, solver_order=3)))
+    again = Schedule.from_json(made.to_json())
+    assert again == made
+    assert again.table().history == 2
+    assert made.uncached().table() == made.table()
+    assert b"solver_order" in made.to_json()
+    assert b"scheduler" not in from_rule("every:2", "dit", "ddim", 4, 6).to_json(), "readers of before know no such key"
+
+
+@pytest.mark.parametrize(("key", "value", "says"), [
+    ("sampler", "ddim", "the sampler is ddim, but the scheduler a DPMSolverMultistepScheduler"),
+    ("scheduler", None, "is not a schedule|unknown sampler"), ("scheduler", {"kind": DPM}, "timestep_spacing"),
+])  # fmt: skip
+def test_a_schedule_that_contradicts_its_scheduler(key, value, says):
+    made = json.loads(from_rule("every:2", "dit", DPM, 4, 6, ours(theirs(DPM))).to_json())
+    with pytest.raises(ScheduleError, match=says):
+        Schedule.from_json(json.dumps({**made, key: value}).encode())
 
 
 REFUSED = [
