@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import REFERENCE, case
+from helpers import case
+from recorded import REFERENCE
 
 from l2c_export import binding, runtime
 from l2c_export.backends import OnHost, open_backend

@@ -17,17 +17,23 @@ from . import layers
 def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, unconditional: Tensor,
            guidance: Tensor, coefficients: Tensor) -> Tensor:  # fmt: skip
     """coefficients (3,): the next latents are an affine function of the step's first latents `base`, the latents `x` of
-    this call and the guided prediction (see samplers.py)."""
+    this call and the guided prediction (see samplers.py).
+
+    Guidance (arXiv 2207.12598): guidance (1, C, 1, 1) is scale - 1, or 0 for channels that stay unguided, so the usual
+    u + s (c - u) is c + (s - 1) (c - u).
+    """
+    c, u = halves(noise, x, conditional, unconditional)
     of_base, of_x, of_noise = coefficients.unbind(0)
-    return of_base * base + of_x * x + of_noise * guided(noise, x, conditional, unconditional, guidance)
+    return of_base * base + of_x * x + of_noise * (c + guidance * (c - u))
 
 
 def data(
     noise: Tensor, x: Tensor, conditional: Tensor, unconditional: Tensor, guidance: Tensor, coefficients: Tensor
 ) -> Tensor:
     """coefficients (4 + history,): the first two are those of the latents and of the guided prediction."""
+    c, u = halves(noise, x, conditional, unconditional)
     of_x, of_noise = coefficients[:2].unbind(0)
-    return of_x * x + of_noise * guided(noise, x, conditional, unconditional, guidance)
+    return of_x * x + of_noise * (c + guidance * (c - u))
 
 
 def multistep(x: Tensor, *predicted_and_coefficients: Tensor) -> Tensor:
@@ -40,15 +46,10 @@ def multistep(x: Tensor, *predicted_and_coefficients: Tensor) -> Tensor:
     return total
 
 
-def guided(noise: Tensor, x: Tensor, conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598), and the cut to the latents' channels.
-
-    guidance (1, C, 1, 1) is scale - 1, or 0 for channels that stay unguided: the usual
-    u + s (c - u) = c + (s - 1) (c - u).
-    """
+def halves(noise: Tensor, x: Tensor, conditional: Tensor, unconditional: Tensor) -> tuple[Tensor, Tensor]:
+    """The conditional and the unconditional prediction (B, C, H, W), cut to the latents' channels."""
     noise = layers.wide(noise[:, : x.shape[1]])
-    c, u = noise.index_select(0, conditional), noise.index_select(0, unconditional)
-    return c + guidance * (c - u)
+    return noise.index_select(0, conditional), noise.index_select(0, unconditional)
 
 
 UPDATES: Mapping[str, Callable[..., Tensor]] = {"update": update, "data": data, "multistep": multistep}
