@@ -122,15 +122,15 @@ def find(model: str) -> Path | None:
 
 def _cached(repository: str) -> Path | None:
     try:
-        hub = needs("huggingface_hub", "diffusers")
+        hub, errors, constants = (needs(f"huggingface_hub{part}", "diffusers") for part in ("", ".errors", ".constants"))
     except MissingExtra:
         return None  # most likely a mistyped name, and nothing is in a cache that nobody has
     try:
         return Path(hub.snapshot_download(repository, local_files_only=True))
-    except (hub.errors.LocalEntryNotFoundError, hub.errors.HFValidationError):
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         raise ModelError(
             f"unknown model {repository!r}: use for example DiT-XL/2, or, if it is one of the Hugging Face hub, download it "
-            f"first: hf download {repository} (it goes to {hub.constants.HF_HUB_CACHE})"
+            f"first: hf download {repository} (it goes to {constants.HF_HUB_CACHE})"
         ) from None
 
 
