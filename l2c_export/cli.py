@@ -16,10 +16,11 @@ from .errors import UsageError
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--schedule", required=True, help="A trained router (.pt), a schedule (.json), every:K, or full:0,A,B,..")
+@click.option("--schedule", default="", show_default=False, help="A trained router (.pt), a schedule (.json), every:K, or "
+              "full:0,A,B,..; --model demo has its own: demo and demo:aggressive.")  # fmt: skip
 @click.option("--out", type=FOLDER, default=Path("engines"), help="Where the artefact goes.")
 @click.option(
-    "--model", help="A name (DiT-XL/2, U-ViT-H/2, DiT-S/4@512) or a JSON file with family and arch. [default: what fits]"
+    "--model", help="A name (DiT-XL/2, U-ViT-H/2, DiT-S/4@512, demo) or a JSON file with family and arch. [default: what fits]"
 )
 @click.option("--weights", help="A checkpoint (.safetensors, .pt), or random[:SEED] for latency work.")
 @click.option("--steps", type=int, help="Sampling steps (DiT) or network evaluations (U-ViT). [default: the schedule's]")

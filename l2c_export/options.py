@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import models, routers, weights
+from . import demo, models, routers, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .errors import ModelError, ScheduleError, UsageError
 from .models.base import Family
@@ -22,7 +22,7 @@ GUIDANCE = ("first3", "all", "none")
 class Options:
     """The options of `l2c-export`; the command's help describes each."""
 
-    schedule: str
+    schedule: str = ""  # the demo model's own
     out: Path = Path("engines")
     model: str | None = None
     weights: str | None = None
@@ -42,6 +42,8 @@ class Options:
     dump: Path | None = None
 
     def __post_init__(self) -> None:
+        if not self.schedule and self.model != demo.NAME:
+            raise UsageError("--schedule is missing: give a router, a schedule or a rule (only --model demo brings its own)")
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: must be at least 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -76,6 +78,7 @@ class Source:
     name: str | None
     schedule: Schedule
     guidance: str
+    scale: float  # of the guidance, used where none is given
     checkpoint: weights.Checkpoint | None
     seed: int | None
 
@@ -93,6 +96,9 @@ class Source:
 
 def resolve(options: Options) -> Source:
     """Read the schedule and the weights' names, and find the model that fits both."""
+    if options.model == demo.NAME:
+        source = resolve(with_demo_files(options))
+        return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = weights.random_seed(options.weights) if options.weights else None
     checkpoint = weights.open_checkpoint(Path(options.weights)) if options.weights and seed is None else None
     learned = None if is_rule(options.schedule) else _read(Path(options.schedule))
@@ -112,7 +118,16 @@ def resolve(options: Options) -> Source:
     if guidance != "none" and family.null_label is None:
         raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
     schedule = schedule if options.cache else schedule.uncached()
-    return Source(family, name, schedule, guidance, checkpoint, seed)
+    scale = 1.0 if guidance == "none" else family.default_guidance[1]
+    return Source(family, name, schedule, guidance, scale, checkpoint, seed)
+
+
+def with_demo_files(options: Options) -> Options:
+    """The same request, with the names of the demo model's files in place of its name."""
+    asked = options.schedule or demo.NAME
+    weights_file = options.weights or str(demo.WEIGHTS)
+    schedule = str(demo.SCHEDULES.get(asked, asked))
+    return replace(options, model=str(demo.CONFIG), weights=weights_file, schedule=schedule)
 
 
 def _read(path: Path) -> routers.Router | Schedule:
