@@ -18,9 +18,7 @@ class Classifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(inner, out, 3, padding=1) for inner, out in ((1, 32), (32, 48), (48, 64))
-        )
+        self.convolutions = nn.ModuleList(nn.Conv2d(inner, out, 3, padding=1) for inner, out in ((1, 32), (32, 48), (48, 64)))
         self.hidden, self.out = nn.Linear(64 * 3 * 3, 128), nn.Linear(128, 10)
 
     def features(self, x: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Contender:
 
 
 def contenders(learned: dict[str, Schedule]) -> list[Contender]:
-    """The uncached model, the learned schedules, rules, and for every learned one random routers and fewer steps at its cost."""
+    """The uncached model, the learned schedules, a rule, and for every learned one random routers and fewer steps."""
     columns = next(iter(learned.values())).columns
     found = [rule("uncached", "every:1", STEPS, columns)]
     for name, schedule in learned.items():

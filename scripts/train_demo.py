@@ -48,7 +48,8 @@ class Trainer:
     inputs that change.
     """
 
-    def __init__(self, family: Family, data: digits.Digits, batch: int, device: torch.device, compiled: bool) -> None:
+    def __init__(self, family: Family, data: digits.Digits, batch: int, device: torch.device, compiled: bool,
+                 graphed: bool) -> None:  # fmt: skip
         self.family, self.batch, self.device = family, batch, device
         family.frequencies = family.frequencies.to(device)  # a graph cannot copy from the host
         self.images, self.labels = (torch.from_numpy(part).to(device) for part in data[:2])
@@ -63,7 +64,7 @@ class Trainer:
             self.weights.values(), self.learning, betas=(0.9, 0.99), weight_decay=0.0, fused=gpu or None, capturable=gpu
         )
         self.loss = torch.compile(self.error, dynamic=False) if compiled else self.error
-        self.step = self.captured() if gpu else self.iterate
+        self.step = self.captured() if gpu and graphed else self.iterate
 
     def error(self, weights: dict[str, Tensor], x0: Tensor, t: Tensor, y: Tensor, noise: Tensor) -> Tensor:
         """Mean squared error of the noise that the model sees in x0 at timestep t.  The large products run in bfloat16."""
@@ -91,7 +92,7 @@ class Trainer:
         index = torch.randint(len(self.images), (self.batch,), device=self.device)
         x0, y = classifier.scaled(self.images[index]), self.labels[index].int()
         dropped = torch.rand(self.batch, device=self.device) < self.family.arch.class_dropout_prob
-        y = torch.where(dropped, self.family.null_label, y)
+        y = y.masked_fill(dropped, self.family.null_label)
         t = torch.randint(len(ALPHA), (self.batch,), device=self.device)
         return x0, t, y, torch.randn_like(x0)
 
@@ -180,7 +181,8 @@ def main() -> None:
     ap.add_argument("--batch", type=int, default=512)
     ap.add_argument("--epochs", type=int, default=12, help="of the classifier")
     ap.add_argument("--evaluate", type=int, default=EVALUATED, help="images, per guidance scale")
-    ap.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    ap.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="the loss, by torch.compile")
+    ap.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True, help="a CUDA graph, on a GPU")
     args = ap.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
@@ -190,8 +192,9 @@ def main() -> None:
 
     started = time.perf_counter()
     family = models.build("dit", ARCH)
-    trainer = Trainer(family, data, args.batch, device, args.compile)
-    log(f"{sum(w.numel() for w in trainer.weights.values()) / 1e6:.2f} M weights; ready in {time.perf_counter() - started:.1f} s")
+    trainer = Trainer(family, data, args.batch, device, args.compile, args.graph)
+    size = sum(w.numel() for w in trainer.weights.values())
+    log(f"{size / 1e6:.2f} M weights; ready in {time.perf_counter() - started:.1f} s")
     result = trainer.train(60 * args.minutes, args.iterations, started)
     (args.out / "config.json").write_text(json.dumps({"family": "dit", "arch": ARCH}, indent=1) + "\n")
     save_file({n: w.half().contiguous().cpu() for n, w in trainer.average.items()}, args.out / "model.safetensors")
