@@ -36,7 +36,7 @@ from .console import FOLDER, command, progress, say
 def train(as_json: bool, **options: Any) -> None:
     """Learn which sublayers may be reused, for a frozen model; writes a router and its schedule.
 
-    Several GPUs: accelerate launch -m l2c_export train ..
+    Several GPUs: torchrun --standalone --nproc-per-node 2 -m l2c_export train ..
     """
     from .backends import needs
 

@@ -204,7 +204,7 @@ def trained(line):
 ])  # fmt: skip
 def test_a_useless_sublayer_is_removed_and_the_useful_ones_stay(tmp_path, kind, steps, output, column):
     line = desk(tmp_path, kind, [output])
-    line += f" --steps {steps} --batch 2 --data self --iterations 50 --lr 0.2 --lambda 1e-6 --threshold 0.5 --json"
+    line += f" --steps {steps} --batch 2 --data self --iterations 50 --lr 0.2 --lambda 1e-8 --threshold 0.5 --json"
     found = trained(f"{line} --out {tmp_path}/out")
     schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
     reusing = [call.reused for call in schedule.calls if call.reused]
@@ -222,7 +222,7 @@ def test_data_of_a_file_train_as_well(tmp_path):
     line = desk(tmp_path, "dit", ["blocks.1.mlp.fc2"])
     values = np.random.default_rng(0).standard_normal((8, 4, 8, 8), np.float32)
     np.savez(tmp_path / "data.npz", latents=values, labels=np.arange(8))
-    line += f" --steps 4 --batch 2 --data {tmp_path}/data.npz --iterations 50 --lr 0.2 --lambda 1e-6 --threshold 0.5"
+    line += f" --steps 4 --batch 2 --data {tmp_path}/data.npz --iterations 50 --lr 0.2 --lambda 1e-8 --threshold 0.5"
     trained(f"{line} --out {tmp_path}/out --json")
     schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
     assert {call.reused for call in schedule.calls if call.reused} == {(3,)}
@@ -357,7 +357,7 @@ def test_a_training_does_not_go_on_with_other_options(tmp_path, change, name):
 def test_images_do_not_depend_on_who_makes_them(tmp_path):
     line = desk(tmp_path, "uvit") + " --steps 8 --batch 4 --data self --iterations 3 --lr 0.1 --lambda 1e-6 --device cpu"
     trained(f"{line} --out {tmp_path}/one --json")
-    launch = "-m torch.distributed.run --nproc-per-node 2 --master-port 0 -m l2c_export"
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m l2c_export"
     command = [sys.executable, *shlex.split(f"{launch} {line} --out {tmp_path}/two --json")]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr

@@ -50,7 +50,8 @@ def load(path: Path) -> dict[str, np.ndarray]:
 def as_floats(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     if name == "images" and values.dtype == np.uint8 and values.ndim in (3, 4):
         channels_last = values if values.ndim == 4 else values[..., None]
-        return np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2), np.float32) / np.float32(127.5) - 1
+        floats = np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2), np.float32)
+        return np.asarray(floats / 127.5 - 1, np.float32)
     if not np.issubdtype(values.dtype, np.floating):
         kinds = "floats in -1..1 or uint8" if name == "images" else "floats"
         raise UsageError(f"--data {path}: `{name}` are {values.dtype} of shape {values.shape}: use {kinds}")

@@ -54,7 +54,8 @@ class Observer(Denoiser):
     def lessons(self, calls: Sequence[FullCall], pairs: Mapping[int, Pair], first: int, last: int, x: Tensor,
                 labels: Tensor, guidance: Tensor) -> Iterator[Lesson]:  # fmt: skip
         """Sample from `x`, the latents of call `first`, to call `last`; a lesson for each of the pairs on the way."""
-        fills, caches = {pair.fill for pair in pairs.values()}, {}
+        fills = {pair.fill for pair in pairs.values()}
+        caches: dict[int, Cache] = {}
         ends = {pair.cached: index for index, pair in pairs.items()}
         for n, _ in enumerate(self.steps(calls[first : last + 1], x, labels, guidance), first):
             if n in ends:

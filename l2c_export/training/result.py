@@ -46,7 +46,7 @@ def finish(training: Training) -> Summary:
     curve = trade_off(training)
     if training.workers.leads:
         write(training, curve)
-    training.workers.wait()
+    training.workers.part()
     return summarise(training, curve)
 
 

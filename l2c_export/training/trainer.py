@@ -76,7 +76,7 @@ class Trainer:
             output = mixed_output(self._observer.family, self._observer.weights, lesson, scores)
             error = (output - lesson.target).square().sum()
             size = output.numel()
-            (error + size * lambda_ * scores.sum()).backward()
+            torch.autograd.backward(error + size * lambda_ * scores.sum())
             errors.append(error.detach() / size)
         mse = self._workers.mean(torch.stack(errors).mean())
         gradient = self._workers.mean((logits.grad if logits.grad is not None else torch.zeros_like(logits)) / size)

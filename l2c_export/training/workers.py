@@ -1,4 +1,4 @@
-"""One process, or one for each GPU under `accelerate launch` or `torchrun`."""
+"""One process, or one for each GPU under `torchrun` or `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ class Workers:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return f"{self._state.num_processes} x {name}"
 
-    def wait(self) -> None:
+    def part(self) -> None:
+        """The last that processes do together."""
         self._state.wait_for_everyone()
+        self._state.destroy_process_group()
 
     @property
     def peak_gpu_bytes(self) -> int | None:
