@@ -20,12 +20,13 @@ from .console import FOLDER, command, progress, say
 @click.option("--lambda", "lambda_", type=float, help="The price of computing a sublayer. [default: 5e-6, or for the target]")
 @click.option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]")
 @click.option("--target-reduction", type=float, help="Remove this share of the cached calls' sublayers, such as 0.4.")
+@click.option("--error", default="latents", help="What is kept small, of the final latents; or of the output, as in the paper.")
 @click.option("--iterations", type=int, default=500, help="Each trains every cached call on one batch.")
 @click.option("--batch", type=int, default=8, help="Images of a batch; with several GPUs, of all together.")
 @click.option("--lr", type=float, default=0.01, help="AdamW's learning rate.")
 @click.option("--seed", type=int, default=0, help="Of the first logits, and of all noise.")
-@click.option("--guidance", help="For --data self: first3, all or none. [default: the family's]")
-@click.option("--guidance-scale", type=float, help="For --data self. [default: 4 for DiT, 1.4 for U-ViT]")
+@click.option("--guidance", help="As it will be sampled: first3, all or none. [default: the family's]")
+@click.option("--guidance-scale", type=float, help="As it will be sampled. [default: 4 for DiT, 1.4 for U-ViT]")
 @click.option("--precision", default="fp32", help="fp32, bf16 or fp16: of the frozen model; scores are float32.")
 @click.option("--device", help="cpu or cuda. [default: cuda where there is one]")
 @click.option(
@@ -57,7 +58,7 @@ def train(as_json: bool, **options: Any) -> None:
         say(f"{found.seconds:.0f} s, {found.steps_per_second:.3g} steps per second on {found.device}{memory}")
     say(
         f"{found.out}: threshold {found.threshold:.4g} removes {found.removed:.1%} of the cached calls' sublayers "
-        f"({found.removed_of_all:.1%} of all); error of the output {found.relative:.2%}"
+        f"({found.removed_of_all:.1%} of all); error of the latents {found.error:.2%}"
     )
     if as_json:
         click.echo(msgspec.json.encode(found))

@@ -204,14 +204,14 @@ def trained(line):
 ])  # fmt: skip
 def test_a_useless_sublayer_is_removed_and_the_useful_ones_stay(tmp_path, kind, steps, output, column):
     line = desk(tmp_path, kind, [output])
-    line += f" --steps {steps} --batch 2 --data self --iterations 50 --lr 0.2 --lambda 1e-8 --threshold 0.5 --json"
+    line += f" --steps {steps} --batch 2 --data self --iterations 50 --lr 0.2 --lambda 1e-12 --threshold 0.5 --json"
     found = trained(f"{line} --out {tmp_path}/out")
     schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
     reusing = [call.reused for call in schedule.calls if call.reused]
     assert len(reusing) == len(make_pairs(model_of(kind)[0], steps))
     assert set(reusing) == {(column,)}
     assert found["removed"] == pytest.approx(1 / 6)
-    assert found["relative"] == 0
+    assert found["error"] == found["mse"] == 0
 
 
 def logits_of(path):
@@ -222,7 +222,7 @@ def test_data_of_a_file_train_as_well(tmp_path):
     line = desk(tmp_path, "dit", ["blocks.1.mlp.fc2"])
     values = np.random.default_rng(0).standard_normal((8, 4, 8, 8), np.float32)
     np.savez(tmp_path / "data.npz", latents=values, labels=np.arange(8))
-    line += f" --steps 4 --batch 2 --data {tmp_path}/data.npz --iterations 50 --lr 0.2 --lambda 1e-8 --threshold 0.5"
+    line += f" --steps 4 --batch 2 --data {tmp_path}/data.npz --iterations 50 --lr 0.2 --lambda 1e-12 --threshold 0.5"
     trained(f"{line} --out {tmp_path}/out --json")
     schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
     assert {call.reused for call in schedule.calls if call.reused} == {(3,)}
@@ -332,7 +332,8 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path):
 
 def test_a_finished_training_can_be_given_another_threshold(tmp_path):
     line = desk(tmp_path, "dit") + f" --steps 4 --batch 2 --data self --iterations 2 --out {tmp_path}/out --json"
-    first, second = trained(line), trained(f"{line} --threshold 1")
+    first, second = trained(f"{line} --target-reduction 0.4"), trained(f"{line} --threshold 1")
+    assert first["lambda"] == second["lambda"] != 5e-6
     assert first["iterations_per_second"] > 0
     assert (second["iterations"], second["iterations_per_second"]) == (2, None)
     assert (second["threshold"], second["removed"], second["removed_of_all"]) == (1, 1, 0.5)
@@ -377,7 +378,7 @@ def test_a_model_in_half_precision_trains_alike(tmp_path, precision):
         options = shlex.split(line)[2::2]
         made = Training(Options(model=options[0], weights=options[1], steps=4, data="self", out=tmp_path / chosen, batch=4,
                                 precision=chosen, lambda_=0.0), print)  # fmt: skip
-        found = made.trainer._gradient(made.trainer.logits, made.trainer.lessons(TRAIN, 0), 0.0).of_logits
+        found = made.trainer.errors(made.trainer.logits, made.trainer.lessons(TRAIN, 0))[1]
         moved.append(found.flatten())
     assert float(torch.cosine_similarity(*moved, dim=0)) > 0.99
 
@@ -465,7 +466,7 @@ def here(tmp_path_factory):
     ("--precision int8", 2, "--precision int8: use one of fp32, fp16, bf16"),
     ("--guidance some", 2, "--guidance some: use one of first3, all, none"),
     ("--guidance all --weights random --model no-null.json", 2, "--guidance all: the model was trained without a null class"),
-    ("--data text.npz --guidance-scale 2", 2, "--guidance, --guidance-scale: only --data self samples with guidance"),
+    ("--error image", 2, "--error image: use one of latents, output"),
     ("--data missing.npz", 2, "--data missing.npz: no such file"),
     ("--data text.npz", 2, "--data text.npz: cannot be read"),
     ("--device tpu", 2, "--device tpu: use cpu or cuda"),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..models.base import Family
-from ..models.eager import Cache, Denoiser, Eager
+from ..models.eager import Cache, Denoiser
 from .data import Samples
+from .mixing import AsCompiled
 from .pairs import FullCall, Pair
 
 DROPPED = 0.1  # so many labels become the null label, as when the models were trained
@@ -37,6 +38,26 @@ class Draw(NamedTuple):
         return [np.random.default_rng([*self.key, *more, image]) for image in self.images]
 
 
+class Asked(NamedTuple):
+    """Noise (B, C, H, W), labels (R,) int32 with the unconditional half last, and guidance (1, C, 1, 1) as in `base.update`."""
+
+    noise: Tensor
+    labels: Tensor
+    guidance: Tensor
+
+
+def ask(family: Family, guidance: Tensor | None, draw: Draw, device: torch.device) -> Asked:
+    """A random request; without guidance, some of its labels are dropped."""
+    chances = draw.generators(0)
+    labels = [int(chance.integers(family.labels)) for chance in chances]
+    noise = torch.from_numpy(np.stack([chance.standard_normal(family.latent, np.float32) for chance in chances]))
+    if guidance is None:
+        labels, guidance = with_dropped(family, labels, chances), torch.zeros(1, family.latent[0], 1, 1)
+    else:
+        labels += [family.null_label or 0] * len(chances)
+    return Asked(noise.to(device), torch.tensor(labels, dtype=torch.int32, device=device), guidance.to(device))
+
+
 class Observer(Denoiser):
     """The uncached sampler, which notes what its last call was given and made."""
 
@@ -47,7 +68,7 @@ class Observer(Denoiser):
         self.fresh: Cache = {}
 
     def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        run = Eager(self.family, self.weights, reused, inputs[-1], {})
+        run = AsCompiled(self.family, self.weights, reused, inputs[-1], {})
         self.inputs, self.output, self.fresh = inputs[:-1], self.family.call(run, *inputs[:-1]), run.fresh
         return self.output, run.fresh
 
@@ -79,21 +100,12 @@ class FromModel:
     observer: Observer
     calls: tuple[FullCall, ...]
     pairs: tuple[Pair, ...]
-    guidance: Tensor | None  # (1, C, 1, 1), as in `base.update`; None for the conditional half alone
+    guidance: Tensor | None
     device: torch.device
 
     def lessons(self, draw: Draw) -> Iterator[Lesson]:
-        family, chances = self.observer.family, draw.generators(0)
-        labels = [int(chance.integers(family.labels)) for chance in chances]
-        x = torch.from_numpy(np.stack([chance.standard_normal(family.latent, np.float32) for chance in chances]))
-        if self.guidance is None:
-            labels = with_dropped(family, labels, chances)
-        else:
-            labels += [family.null_label or 0] * len(chances)
-        y = torch.tensor(labels, dtype=torch.int32, device=self.device)
-        strength = torch.zeros(1, family.latent[0], 1, 1, device=self.device) if self.guidance is None else self.guidance
-        every, last = dict(enumerate(self.pairs)), self.pairs[-1].cached
-        yield from self.observer.lessons(self.calls, every, 0, last, x.to(self.device), y, strength)
+        asked = ask(self.observer.family, self.guidance, draw, self.device)
+        yield from self.observer.lessons(self.calls, dict(enumerate(self.pairs)), 0, self.pairs[-1].cached, *asked)
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..models import layers
 from ..models.base import Family
 from ..models.eager import Eager
-from .lessons import Lesson
+
+if TYPE_CHECKING:
+    from .lessons import Lesson
 
 
 @dataclass
-class Mixing(Eager):
+class AsCompiled(Eager):
+    """A Runner whose values have the types that they have in an artefact: in bf16, the residual stream is float32."""
+
+    def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
+        segment = self.family.segments[op]
+        return segment.function(*inputs, *(self.weights[f"{at}.{w}" if at else w] for w in segment.weights))
+
+
+@dataclass
+class Mixing(AsCompiled):
     """A Runner whose sublayers give score * new + (1 - score) * cached, the new value computed on the mixed stream.
 
     The mixture is made in float32: a score's gradient is a small difference of two large sums.

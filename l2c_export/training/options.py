@@ -19,10 +19,11 @@ from . import data
 from .pairs import FullCall, Pair, full_calls, make_pairs
 
 SELF = "self"
+ERRORS = ("latents", "output")
 LAMBDA = 5e-6  # the reference's for 20 steps
 FILES = ("router.pt", "schedule.json", "tradeoff.json", "tradeoff.png", "log.csv", "checkpoint.pt")
 # what does not change a router that is in training, so that a training may go on with other values
-FREE = ("out", "iterations", "threshold", "checkpoint_every", "device")
+FREE = ("out", "iterations", "lambda_", "threshold", "target_reduction", "checkpoint_every", "device")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Options:
     lambda_: float | None = None
     threshold: float | None = None
     target_reduction: float | None = None
+    error: str = "latents"
     iterations: int = 500
     batch: int = 8
     lr: float = 0.01
@@ -63,17 +65,13 @@ class Options:
             raise UsageError(f"--target-reduction {self.target_reduction}: must be between 0 and 1, like 0.4")
         if self.threshold is not None and self.target_reduction is not None:
             raise UsageError(f"--threshold {self.threshold}: --target-reduction chooses it: give one of the two")
-        for name, known in (("precision", tuple(DTYPES)), ("guidance", GUIDANCE)):
+        for name, known in (("precision", tuple(DTYPES)), ("guidance", GUIDANCE), ("error", ERRORS)):
             if getattr(self, name) not in (None, *known):
                 raise UsageError(f"--{name} {getattr(self, name)}: use one of {', '.join(known)}")
-        if self.data != SELF and (self.guidance, self.guidance_scale) != (None, None):
-            raise UsageError("--guidance, --guidance-scale: only --data self samples with guidance")
 
     def fixed(self, family: Family) -> dict[str, str]:
-        """Everything that decides what the router becomes, by option: a training that goes on must agree."""
-        chosen = {f.name.strip("_"): getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in FREE}
-        if self.lambda_ is not None:
-            del chosen["target_reduction"]  # then it only chooses the threshold
+        """What decides what the router becomes, by option, but for lambda: a training that goes on must agree."""
+        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in FREE}
         chosen["model"] = (family.name, msgspec.structs.asdict(family.arch))
         for name, path in (("weights", self.weights), ("data", self.data)):
             chosen[name] = artefact.sha256(Path(path)) if Path(path).is_file() else path

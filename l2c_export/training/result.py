@@ -28,8 +28,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename={"lambda_": "lam
     threshold: float
     removed: float  # of the cached calls' sublayers
     removed_of_all: float  # of all calls' sublayers
-    mse: float
-    relative: float
+    mse: float  # of the model's output in a cached call
+    error: float  # of the final latents, relative
     batch: int
     precision: str
     device: str
@@ -56,7 +56,7 @@ def trade_off(training: Training) -> Tradeoff:
     threshold = task.threshold if target is None else threshold_for(scores, target)
     lessons = (lesson for batch in range(EVALUATION) for lesson in trainer.lessons(EVALUATE, batch))
     thresholds = candidates(scores, threshold)
-    points = measure(task.family, training.observer.weights, scores, thresholds, lessons, training.workers)
+    points = measure(training.sampler, scores, thresholds, lessons, trainer.draw(EVALUATE, 0))
     chosen = points[thresholds.index(threshold)]
     if target is not None and chosen.removed > target + TOLERATED:
         training.report(
@@ -93,7 +93,7 @@ def summarise(training: Training, curve: Tradeoff) -> Summary:
         removed=curve.chosen.removed,
         removed_of_all=curve.chosen.removed * len(task.pairs) / len(task.calls),
         mse=curve.chosen.mse,
-        relative=curve.chosen.relative,
+        error=curve.chosen.error,
         batch=options.batch,
         precision=options.precision,
         device=training.workers.describe(),

@@ -20,16 +20,21 @@ REMEDY = "remove it to start again"
 
 
 class State(NamedTuple):
-    """A router in training after `iteration` iterations: logits (pairs, columns) float32, and AdamW's state."""
+    """A router in training after `iteration` iterations: what the error of every pair (pairs,) counts, logits (pairs, columns),
+    both float32, and AdamW's state."""
 
     iteration: int
     lambda_: float
+    influence: Tensor
     logits: Tensor
     optimizer: dict[str, Any]
 
 
 class Entry(NamedTuple):
-    """A line of the log.  `loss` and `mse` are means over the cached calls, `computed` is the share of their sublayers."""
+    """A line of the log.  `loss` and `mse` are means over the cached calls, `computed` is the share of their sublayers.
+
+    The loss counts errors by their influence, `mse` counts them as they are.
+    """
 
     iteration: int
     loss: float
@@ -58,8 +63,11 @@ def save(folder: Path, state: State, options: Mapping[str, str]) -> None:
     replace(folder / CHECKPOINT, data.getvalue())
 
 
-def restore(folder: Path, options: Mapping[str, str]) -> State | None:
-    """The training in a folder, None if there is none.  Raises ArtefactError where it was made with other options."""
+def restore(folder: Path, options: Mapping[str, str], lambda_: float | None = None) -> State | None:
+    """The training in a folder, None if there is none; without a lambda, that one's goes on to hold.
+
+    Raises ArtefactError where it was made with other options.
+    """
     path = folder / CHECKPOINT
     if not path.exists():
         return None
@@ -69,9 +77,11 @@ def restore(folder: Path, options: Mapping[str, str]) -> State | None:
         state = State(**found)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ArtefactError(f"{path} is not a training's checkpoint: {REMEDY}") from None
-    for name in sorted({*options, *theirs}):
-        if theirs.get(name) != options.get(name):
-            then, now = (short(each.get(name)) for each in (theirs, options))
+    theirs["lambda"] = f"{state.lambda_:g}"
+    ours = {**options, "lambda": theirs["lambda"] if lambda_ is None else f"{lambda_:g}"}
+    for name in sorted({*ours, *theirs}):
+        if theirs.get(name) != ours.get(name):
+            then, now = (short(each.get(name)) for each in (theirs, ours))
             raise ArtefactError(
                 f"{folder} holds a training with --{name} {then}, not {now}: go on with that, or choose another --out"
             )

@@ -1,32 +1,34 @@
-"""What a router costs and saves at every threshold: the share of sublayers removed, against the error of the output."""
+"""What a router costs and saves at every threshold: the share of sublayers removed, against what that changes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.base import Family
-from ..models.eager import Eager
-from .lessons import Lesson
-from .workers import Workers
+from .lessons import Draw, Lesson
+from .mixing import AsCompiled
+from .sampling import Sampler
 
 SHARES = 20  # points of the curve
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """A threshold.  Shares are of the cached calls' sublayers; `mse` is of the model's output, `relative` its root over the
-    root mean square of the uncached output."""
+    """A threshold, and the share of the cached calls' sublayers that it removes.
+
+    `mse` is the mean squared error of the model's output in a cached call, `error` the root mean square error of the final
+    latents against the uncached ones, as a share of their root mean square.
+    """
 
     threshold: float
     removed: float
     mse: float
-    relative: float
+    error: float
 
 
 class Tradeoff(msgspec.Struct, frozen=True, kw_only=True, rename={"lambda_": "lambda"}):
@@ -53,30 +55,35 @@ def candidates(scores: np.ndarray, chosen: float) -> list[float]:
     return sorted({chosen, *(threshold_for(scores, k / SHARES) for k in range(SHARES + 1))})
 
 
-def measure(family: Family, weights: Any, scores: np.ndarray, thresholds: list[float], lessons: Iterable[Lesson],
-            workers: Workers) -> tuple[Point, ...]:  # fmt: skip
-    """Run every lesson with the sublayers removed that each threshold removes."""
-    errors = torch.zeros(len(thresholds), dtype=torch.float64)
-    power, outputs = 0.0, 0
-    for lesson in lessons:
-        found: dict[frozenset[str], float] = {}
-        for n, threshold in enumerate(thresholds):
-            kept = scores[lesson.pair] > np.float32(threshold)
-            reused = frozenset(name for name, keep in zip(family.sublayers, kept, strict=True) if not keep)
-            if reused not in found:
-                found[reused] = float((cached_output(family, weights, lesson, reused) - lesson.target).square().mean())
-            errors[n] += found[reused]
-        power += float(lesson.target.square().mean())
-        outputs += 1
-    mean = workers.mean(torch.cat([errors, torch.tensor([power], dtype=torch.float64)]).to(workers.device) / outputs).tolist()
+def measure(
+    sampler: Sampler, scores: np.ndarray, thresholds: list[float], lessons: Iterable[Lesson], draw: Draw
+) -> tuple[Point, ...]:
+    """Run every lesson, and sample the draw, with the sublayers removed that each threshold removes."""
+    kept = [scores > np.float32(threshold) for threshold in thresholds]
+    mse = sampler.workers.mean(output_errors(sampler, kept, lessons)).tolist()
+    uncached = sampler.latents(draw, sampler.everything)
+    latents = torch.stack(
+        [(sampler.latents(draw, keep) - uncached).square().mean() for keep in kept] + [uncached.square().mean()]
+    )
+    *errors, power = sampler.workers.mean(latents).tolist()
     return tuple(
-        Point(threshold=t, removed=float((scores <= np.float32(t)).mean()), mse=mse, relative=math.sqrt(mse / mean[-1]))
-        for t, mse in zip(thresholds, mean[:-1], strict=True)
+        Point(threshold=threshold, removed=float(1 - keep.mean()), mse=of_output, error=math.sqrt(of_latents / power))
+        for threshold, keep, of_output, of_latents in zip(thresholds, kept, mse, errors, strict=True)
     )
 
 
 @torch.no_grad()
-def cached_output(family: Family, weights: Any, lesson: Lesson, reused: frozenset[str]) -> Tensor:
-    cache: Mapping[str, Tensor] = lesson.cache
-    output: Tensor = family.call(Eager(family, weights, reused, cache, {}), *lesson.inputs)
-    return output
+def output_errors(sampler: Sampler, kept: list[np.ndarray], lessons: Iterable[Lesson]) -> Tensor:
+    """The mean squared error of the outputs of all lessons, for each choice of what is kept (pairs, columns)."""
+    family, weights = sampler.observer.family, sampler.observer.weights
+    errors, outputs = torch.zeros(len(kept), device=sampler.workers.device), 0
+    for lesson in lessons:
+        found: dict[frozenset[str], Tensor] = {}  # neighbouring thresholds often agree about a call
+        for n, keep in enumerate(kept):
+            reused = frozenset(name for name, stays in zip(family.sublayers, keep[lesson.pair], strict=True) if not stays)
+            if reused not in found:
+                output = family.call(AsCompiled(family, weights, reused, lesson.cache, {}), *lesson.inputs)
+                found[reused] = (output - lesson.target).square().mean()
+            errors[n] += found[reused]
+        outputs += 1
+    return errors / outputs

@@ -16,11 +16,11 @@ from ..program import DTYPES
 from . import state as disk
 from .lessons import Curriculum, FromData, FromModel, Observer
 from .options import LAMBDA, Options, Task, resolve
+from .sampling import Sampler, influence
 from .state import State
-from .trainer import Trainer
+from .trainer import INFLUENCE, ROWS, Trainer
 from .workers import Workers
 
-ROWS = 3  # what chance is drawn for, after the trainer's phases
 MIDDLE = 0.5  # the threshold of the log, where the real one is chosen at the end
 Report = Callable[[str], object]
 
@@ -35,13 +35,15 @@ class Training:
         self.report: Report = report if self.workers.leads else id
         self.report(self.task.describe())
         self._fixed = options.fixed(self.task.family)
-        found = disk.restore(options.out, self._fixed)
+        found = disk.restore(options.out, self._fixed, options.lambda_)
         if found:
             self.report(f"{options.out}: goes on after iteration {found.iteration}")
         self.rows = untrained_rows(self.task, options)
         self.observer = Observer(self.task.family, load_tensors(self.task, options.precision, self.workers.device))
-        curriculum = make_curriculum(self.task, self.observer, self.workers.device)
-        self.trainer = Trainer(self.observer, curriculum, self.workers, images, options.seed, options.lr,
+        strength = guidance_strength(self.task, self.workers.device)
+        self.sampler = Sampler(self.observer, self.task.calls, self.task.pairs, strength, self.workers)
+        self._curriculum = make_curriculum(self.task, self.sampler)
+        self.trainer = Trainer(self.observer, self._curriculum, self.workers, images, options.seed, options.lr,
                                found or first_state(self.task, self.rows))  # fmt: skip
         self.seconds, self.trained = 0.0, 0  # in this run
 
@@ -54,7 +56,7 @@ class Training:
         """All iterations that are left, with a checkpoint now and then and at the end."""
         make_folder(self.options.out)
         if not self.trainer.iteration:
-            self.trainer.lambda_ = self._lambda()
+            self._weigh()
         log = disk.Log(self.options.out, self.trainer.iteration) if self.workers.leads else None
         threshold = self.task.threshold if self.options.target_reduction is None else MIDDLE
         started, self.trained = time.perf_counter(), self.left
@@ -69,14 +71,15 @@ class Training:
         if log:
             log.close()
 
-    def _lambda(self) -> float:
-        if self.options.lambda_ is not None:
-            return self.options.lambda_
-        if self.options.target_reduction is None:
-            return LAMBDA
-        found = self.trainer.calibrate(self.options.target_reduction)
-        self.report(f"lambda {found:.3g}, which {self.options.target_reduction:.0%} of the sublayers are not worth")
-        return found
+    def _weigh(self) -> None:
+        """Decide what an error counts in every call, and what a sublayer costs."""
+        trainer, options = self.trainer, self.options
+        if options.error == "latents":
+            trainer.influence = influence(self.sampler, self._curriculum, trainer.draw(INFLUENCE, 0))
+        trainer.lambda_ = LAMBDA if options.lambda_ is None else options.lambda_
+        if options.lambda_ is None and options.target_reduction is not None:
+            trainer.lambda_ = trainer.calibrate(options.target_reduction)
+            self.report(f"lambda {trainer.lambda_:.3g}, which {options.target_reduction:.0%} of the sublayers are not worth")
 
 
 def untrained_rows(task: Task, options: Options) -> Tensor:
@@ -86,7 +89,8 @@ def untrained_rows(task: Task, options: Options) -> Tensor:
 
 
 def first_state(task: Task, rows: Tensor) -> State:
-    return State(0, 0.0, rows[[pair.row for pair in task.pairs], : len(task.family.sublayers)], {})
+    logits = rows[[pair.row for pair in task.pairs], : len(task.family.sublayers)]
+    return State(0, 0.0, torch.ones(len(logits)), logits, {})
 
 
 def load_tensors(task: Task, precision: str, device: torch.device) -> dict[str, Tensor]:
@@ -100,14 +104,19 @@ def load_tensors(task: Task, precision: str, device: torch.device) -> dict[str, 
     return made
 
 
-def make_curriculum(task: Task, observer: Observer, device: torch.device) -> Curriculum:
+def guidance_strength(task: Task, device: torch.device) -> Tensor | None:
+    """(1, C, 1, 1) as in `base.update`, None without guidance."""
+    if task.guidance.scale == 1:
+        return None
+    channels = torch.tensor(task.guidance.channels(task.family.latent[0]), device=device)
+    return (task.guidance.scale - 1) * channels.reshape(1, -1, 1, 1)
+
+
+def make_curriculum(task: Task, sampler: Sampler) -> Curriculum:
+    device = sampler.workers.device
     if task.samples is not None:
-        return FromData(observer, task.calls, task.pairs, task.samples, device)
-    strength = None
-    if task.guidance.scale != 1:
-        channels = torch.tensor(task.guidance.channels(task.family.latent[0]), device=device)
-        strength = (task.guidance.scale - 1) * channels.reshape(1, -1, 1, 1)
-    return FromModel(observer, task.calls, task.pairs, strength, device)
+        return FromData(sampler.observer, task.calls, task.pairs, task.samples, device)
+    return FromModel(sampler.observer, task.calls, task.pairs, sampler.guidance, device)
 
 
 def make_folder(folder: Path) -> None:
