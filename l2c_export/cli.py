@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cli_measure
+from . import __version__, cli_measure, cli_train
 from .console import FILE, FOLDER, command, print_table, progress, say
 from .errors import UsageError
 
@@ -99,6 +99,7 @@ l2c.add_command(export)
 l2c.add_command(cli_measure.verify)
 l2c.add_command(cli_measure.bench)
 l2c.add_command(cli_measure.profile)
+l2c.add_command(cli_train.train)
 
 
 @l2c.command()
