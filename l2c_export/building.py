@@ -75,9 +75,11 @@ def build(
     builder = Builder(backend, settings, cache.read_bytes() if cache.exists() else b"")
     name = f"{backend}-{builder.version}-{'-'.join(targets)}"
     with _staged(folder) as stage:
-        engines = {}
+        engines, seconds = {}, {}
         for unit, (file, ports, ranges) in units(manifest, sizes).items():
+            begun = time.perf_counter()
             plan = builder.build(folder / file, ports, ranges)
+            seconds[unit] = time.perf_counter() - begun
             (stage / f"{unit}.plan").write_bytes(plan)
             engines[unit] = f"{name}/{unit}.plan"
             progress()
@@ -94,8 +96,15 @@ def build(
         )
         result = _add(folder, manifest, name, made, stage)
     size = sum(result.files[file].bytes for file in engines.values())
-    report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {time.perf_counter() - started:.1f} s")
+    took = time.perf_counter() - started
+    report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(seconds)}")
     return result
+
+
+def _longest(seconds: Mapping[str, float]) -> str:
+    """Where the time of a build went."""
+    slowest = sorted(seconds, key=lambda unit: -seconds[unit])[:4]
+    return "slowest: " + ", ".join(f"{unit.partition('.')[0]} {seconds[unit]:.1f} s" for unit in slowest)
 
 
 def count(manifest: Manifest) -> int:

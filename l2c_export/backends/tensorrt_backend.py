@@ -60,6 +60,7 @@ class TrtEngine:
         if shapes not in self._contexts:
             context, scratch = self._backend.new_context(self._engine), self._backend.scratch()
             self._backend.give_memory(context, scratch)
+            context.set_optimization_profile_async(0, self._backend.memory.stream)  # only the first context has it by itself
             for name, shape in zip(inputs, shapes, strict=True):
                 if not context.set_input_shape(name, shape):
                     raise BackendError(
