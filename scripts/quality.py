@@ -49,13 +49,14 @@ class Contender:
         return sum(len(call.computed) for call in schedule.calls) / (STEPS * schedule.columns)
 
 
-def contenders(learned: dict[str, Schedule]) -> list[Contender]:
-    """The uncached model, the learned schedules, a rule, and for every learned one random routers and fewer steps."""
-    columns = next(iter(learned.values())).columns
-    found = [rule("uncached", "every:1", STEPS, columns)]
+def contenders(learned: dict[str, Schedule], columns: int) -> list[Contender]:
+    """The uncached model, the learned schedules, a rule, and for what the learned ones reuse random routers and fewer steps."""
+    found, budgets = [rule("uncached", "every:1", STEPS, columns)], set()
     for name, schedule in learned.items():
         found.append(Contender(name, lambda _, s=schedule: s))
-        found.append(Contender(f"random, as {name}", lambda seed, s=schedule: shuffled(s, seed)))
+        if reuses(schedule) not in budgets:
+            found.append(Contender(f"random, as {name}", lambda seed, s=schedule: shuffled(s, seed)))
+            budgets.add(reuses(schedule))
     found.append(rule("every:2", "every:2", STEPS, columns))
     costs = {max(LEAST, round(STEPS * each.computed)) for each in found} - {STEPS}
     return found + [rule(f"{steps} steps", "every:1", steps, columns) for steps in sorted(costs, reverse=True)]
@@ -66,11 +67,14 @@ def rule(name: str, text: str, steps: int, columns: int) -> Contender:
     return Contender(name, lambda _: schedule)
 
 
+def reuses(schedule: Schedule) -> int:
+    return sum(len(call.reused) for call in schedule.calls)
+
+
 def shuffled(schedule: Schedule, seed: int) -> Schedule:
     """A schedule that reuses as many sublayers, at random places of the calls that may reuse (every second one)."""
     places = [(n, j) for n, call in enumerate(schedule.calls) if n % 2 for j in range(schedule.columns)]
-    count = sum(len(call.reused) for call in schedule.calls)
-    chosen = {places[i] for i in np.random.default_rng(seed).permutation(len(places))[:count]}
+    chosen = {places[i] for i in np.random.default_rng(seed).permutation(len(places))[: reuses(schedule)]}
     computed = [[j for j in range(schedule.columns) if (n, j) not in chosen] for n in range(len(schedule.calls))]
     return make(schedule.family, schedule.sampler, schedule.steps, schedule.columns, computed)
 
@@ -92,6 +96,7 @@ def sample_all(args: argparse.Namespace, result: dict) -> None:
     from l2c_export.models.eager import Denoiser
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
     data, judge = digits.load(args.data), classifier.load(args.classifier, device)
     config = json.loads(demo.CONFIG.read_text())
     weights = {name: value.float().to(device) for name, value in load_file(demo.WEIGHTS).items()}
@@ -103,7 +108,7 @@ def sample_all(args: argparse.Namespace, result: dict) -> None:
                          "frechet_of_training_images": frechet(real, train),
                          "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}  # fmt: skip
     found = result.setdefault("contenders", {})
-    for each in contenders(learned(args)):
+    for each in contenders(learned(args), columns()):
         started = time.perf_counter()
         seeds = [measured(each.schedule(seed), seed, denoiser, judge, real, args, device) for seed in range(args.seeds)]
         entry = found.setdefault(each.name, {})
@@ -113,7 +118,9 @@ def sample_all(args: argparse.Namespace, result: dict) -> None:
         entry["difference"] = {
             m: summary([one[m] - other[m] for one, other in zip(seeds, base, strict=True)]) for m in MEASURES
         }
-        log(f"{each.name}: {entry['frechet']}, accuracy {entry['accuracy']['mean']:.4f}, {time.perf_counter() - started:.1f} s")
+        save(args.json, result)  # a run that is stopped keeps what it has
+        shown = f"Frechet {plus_minus(entry['frechet'], 3)}, accuracy {plus_minus(entry['accuracy'], 4)}"
+        log(f"{each.name}: {each.computed:.0%} computed, {shown}, {time.perf_counter() - started:.1f} s")
 
 
 def measured(schedule: Schedule, seed: int, denoiser, judge, real, args: argparse.Namespace, device) -> dict[str, float]:
@@ -125,7 +132,7 @@ def measured(schedule: Schedule, seed: int, denoiser, judge, real, args: argpars
     labels = torch.arange(args.count, device=device) % denoiser.family.labels
     first = seed * args.count
     noise = noise_of(denoiser.family.latent, range(first, first + args.count), device)
-    features, seen = classifier.examine(judge, sample(denoiser, schedule, noise, labels, args.scale))
+    features, seen = classifier.examine(judge, sample(denoiser, schedule, noise, labels, args.scale, args.batch))
     precision, recall = precision_recall(real[: args.count], features)
     return {"frechet": frechet(real, features), "accuracy": float((seen == labels).double().mean()),
             "precision": precision, "recall": recall}  # fmt: skip
@@ -139,7 +146,7 @@ def time_all(args: argparse.Namespace, result: dict) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         pipes = {}
-        for i, each in enumerate(contenders(learned(args))):
+        for i, each in enumerate(contenders(learned(args), columns())):
             path, out = Path(folder) / f"{i}.json", Path(folder) / str(i)
             path.write_bytes(each.schedule(0).to_json())
             compile_artefact(Options(schedule=str(path), model=demo.NAME, out=out, backend=args.backend, link=args.link))
@@ -157,6 +164,14 @@ def time_all(args: argparse.Namespace, result: dict) -> None:
     for name, values in times.items():
         result.setdefault("contenders", {}).setdefault(name, {})["milliseconds"] = statistics.median(values)
         log(f"{name}: {statistics.median(values):.1f} ms per image")
+
+
+def columns() -> int:
+    """Sublayers of the demo model."""
+    from l2c_export import models
+
+    config = json.loads(demo.CONFIG.read_text())
+    return len(models.build(config["family"], config["arch"]).sublayers)
 
 
 def learned(args: argparse.Namespace) -> dict[str, Schedule]:
@@ -211,6 +226,10 @@ def look(name: str) -> tuple[str, str]:
     return (GREY, "D") if name == "uncached" else (RIVAL, "^") if name.startswith("every") else (DARK, "o")
 
 
+def save(path: Path, result: dict) -> None:
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def log(line: object) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -223,6 +242,7 @@ def main() -> None:
     ap.add_argument("--classifier", type=Path, default=HERE / "results" / "classifier.safetensors")
     ap.add_argument("--schedule", action="append", default=[], metavar="NAME=FILE", help="one more learned schedule")
     ap.add_argument("--count", type=int, default=5000, help="images per seed")
+    ap.add_argument("--batch", type=int, default=500, help="sample: images at a time")
     ap.add_argument("--seeds", type=int, default=5)
     ap.add_argument("--scale", type=float, default=demo.GUIDANCE_SCALE, help="of the guidance")
     ap.add_argument("--backend", default="auto")
@@ -234,7 +254,7 @@ def main() -> None:
     result = json.loads(args.json.read_text()) if args.json.exists() else {}
     {"sample": sample_all, "time": time_all, "show": show}[args.what](args, result)
     if args.what != "show":
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        save(args.json, result)
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ def test_a_random_router_has_the_budget_of_the_learned_one():
 
 
 def test_every_learned_schedule_meets_random_ones_and_fewer_steps_of_its_cost():
-    found = {each.name: each for each in contenders({"mine": LEARNED})}
-    assert list(found) == ["uncached", "mine", "random, as mine", "every:2", "12 steps", "10 steps"]
+    found = {each.name: each for each in contenders({"mine": LEARNED, "equal": shuffled(LEARNED, 5)}, 6)}
+    assert list(found) == ["uncached", "mine", "random, as mine", "equal", "every:2", "12 steps", "10 steps"]
     assert found["mine"].computed == found["random, as mine"].computed == pytest.approx(70 / 120)
     assert found["12 steps"].computed == pytest.approx(12 / 20)
     assert found["random, as mine"].schedule(0) != found["random, as mine"].schedule(1)
