@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws the same digits with several artefacts of the demo model, side by side, and prints how long each took.
 
-    python scripts/draw_demo.py engines/demo-uncached engines/demo --out digits.png
+python scripts/draw_demo.py engines/demo-uncached engines/demo --out digits.png
 """
 
 from __future__ import annotations
