@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import BackendError, UsageError
 from .tensorrt_backend import library, logger
+from .tensorrt_monitor import Watch, monitor
 
 WORKSPACE = 128 * 2**20  # bytes of scratch that a kernel may ask for
 Shape = tuple[int, ...]
@@ -48,14 +49,18 @@ class Settings(NamedTuple):
 class Builder:
     """One library and one set of settings, for any number of engines."""
 
-    def __init__(self, name: str, settings: Settings, timing_cache: bytes = b"") -> None:
+    def __init__(self, name: str, settings: Settings, timing_cache: bytes = b"", watch: Watch = lambda *_: None) -> None:
         self.name, self.settings = name, settings
         self._trt, self._log = library(name), logger(library(name))
         self.strong = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._check()
-        self._builder = self._trt.Builder(self._log)
-        if self._builder is None:
-            raise BackendError(f"{name} {self.version} cannot start: {self._log.last or 'it needs a GPU and its driver'}")
+        self._monitor = monitor(self._trt, watch)
+        try:
+            self._builder = self._trt.Builder(self._log)
+        except TypeError:  # the library made none
+            raise BackendError(
+                f"{name} {self.version} cannot start: {self._log.last or 'it needs a GPU and its driver'}"
+            ) from None
         self._cache = None if name == "tensorrt-rtx" else self._config().create_timing_cache(timing_cache)
 
     def _check(self) -> None:
@@ -88,6 +93,8 @@ class Builder:
         if self._cache is not None:
             config.set_timing_cache(self._cache, ignore_mismatch=False)
         plan = self._builder.build_serialized_network(network, config)
+        if self._monitor and self._monitor.interrupted:
+            raise KeyboardInterrupt
         if plan is None:
             raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
         return bytes(plan)
@@ -106,6 +113,8 @@ class Builder:
             config.builder_optimization_level = self.settings.level
         if hasattr(trt.BuilderFlag, "TF32"):
             config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
+        if self._monitor:
+            config.progress_monitor = self._monitor
         if not self.strong:
             config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
             if self.settings.precision == "fp16":
