@@ -5,7 +5,7 @@
     python scripts/quality.py time                        milliseconds per image of compiled engines, on this machine
     python scripts/quality.py show                        a table (Markdown), and quality over time as a picture
 
-All three keep their results in one file, --json (scripts/results/quality.json).  Every contender draws the same labels from
+All three keep their results in one file, --json (scripts/results/demo_quality.json).  Every contender draws the same labels from
 the same noise.  Measured are the Frechet distance to the test images in the features of a small classifier, how often it
 sees the asked class, and precision and recall (scripts/metrics.py), over several seeds; intervals are 95 % t-intervals over
 them, those of differences are paired.  A contender named random is another random router for every seed.
@@ -27,10 +27,12 @@ from pathlib import Path
 import numpy as np
 
 from l2c_export import demo, machine
+from l2c_export.plot import DARK, GREY, OTHER, RIVAL
 from l2c_export.schedule import Schedule, from_rule, make
 
 HERE = Path(__file__).parent
 STEPS, LEAST = 20, 6  # of the uncached model, and of any contender
+LEARNED = "#2f8f83"
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # of so many values
 MEASURES = ("frechet", "accuracy", "precision", "recall")
 
@@ -198,32 +200,41 @@ def plus_minus(value: dict[str, float], digits: int) -> str:
 
 
 def picture(result: dict, path: Path) -> None:
-    """Frechet distance and class accuracy over milliseconds per image."""
+    """Frechet distance and class accuracy over milliseconds per image, a line per kind of contender."""
     from l2c_export.plot import clean, new_figure, write
 
-    figure = new_figure(10, 4.6)
-    below = figure.subplots(1, 2)
-    for axes, measure, title in zip(below, ("frechet", "accuracy"), ("Frechet distance (less is better)", "class accuracy"),
-                                    strict=True):  # fmt: skip
-        for name, each in result["contenders"].items():
-            color, marker = look(name)
-            x, y = each["milliseconds"], each[measure]
-            axes.errorbar(x, y["mean"], y["interval"], color=color, marker=marker, capsize=3, linestyle="none")
-            axes.annotate(name, (x, y["mean"]), (6, 4), textcoords="offset points", fontsize=8, color=color)
-        axes.set_xlabel("ms per image")
+    kinds: dict[str, list[dict]] = {}
+    for name, each in result["contenders"].items():
+        kinds.setdefault(kind(name), []).append(each)
+    figure = new_figure(9, 4.2)
+    panels = figure.subplots(1, 2)
+    for axes, measure, title, times in zip(panels, ("frechet", "accuracy"), ("Frechet distance (less is better)",
+                                           "images of the asked class, %"), (1, 100), strict=True):  # fmt: skip
+        for name, members in kinds.items():
+            points = sorted((each["milliseconds"], times * each[measure]["mean"], times * each[measure]["interval"])
+                            for each in members)  # fmt: skip
+            axes.errorbar(*zip(*points, strict=True), label=name, capsize=2.5, elinewidth=0.9, linewidth=1.2, **LOOKS[name])
+        axes.set_xlabel("ms per image", fontsize=9)
         axes.set_title(title, fontsize=10, loc="left")
         clean(axes)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     write(figure, path)
 
 
-def look(name: str) -> tuple[str, str]:
-    from l2c_export.plot import DARK, GREY, OTHER, RIVAL
+LOOKS = {"uncached: 20 and fewer steps": {"color": GREY, "marker": "s", "markersize": 5},
+         "demo, demo:aggressive: l2c train --data self": {"color": DARK, "marker": "o"},
+         "l2c train --data digits.npz": {"color": LEARNED, "marker": "D", "markerfacecolor": "white", "linestyle": "--"},
+         "random routers": {"color": OTHER, "marker": "x"},
+         "every:2": {"color": RIVAL, "marker": "^"}}  # fmt: skip
 
+
+def kind(name: str) -> str:
+    own, data, chance, rule = list(LOOKS)[1:]
+    if name == "uncached" or name.endswith(" steps"):
+        return next(iter(LOOKS))
     if name.startswith("random"):
-        return OTHER, "x"
-    if name.endswith("steps"):
-        return GREY, "s"
-    return (GREY, "D") if name == "uncached" else (RIVAL, "^") if name.startswith("every") else (DARK, "o")
+        return chance
+    return rule if name == rule else own if name in demo.SCHEDULES else data
 
 
 def save(path: Path, result: dict) -> None:
@@ -237,7 +248,7 @@ def log(line: object) -> None:
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("what", choices=("sample", "time", "show"))
-    ap.add_argument("--json", type=Path, default=HERE / "results" / "quality.json")
+    ap.add_argument("--json", type=Path, default=HERE / "results" / "demo_quality.json")
     ap.add_argument("--data", type=Path, help="sample: the real digits")
     ap.add_argument("--classifier", type=Path, default=HERE / "results" / "classifier.safetensors")
     ap.add_argument("--schedule", action="append", default=[], metavar="NAME=FILE", help="one more learned schedule")
@@ -249,7 +260,7 @@ def main() -> None:
     ap.add_argument("--link", default="static")
     ap.add_argument("--threads", type=int)
     ap.add_argument("--rounds", type=int, default=15)
-    ap.add_argument("--plot", type=Path, default=HERE / "results" / "quality.png")
+    ap.add_argument("--plot", type=Path, default=HERE / "results" / "demo_quality.png")
     args = ap.parse_args()
     result = json.loads(args.json.read_text()) if args.json.exists() else {}
     {"sample": sample_all, "time": time_all, "show": show}[args.what](args, result)
