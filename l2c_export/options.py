@@ -125,6 +125,8 @@ def resolve(options: Options) -> Source:
 def with_demo_files(options: Options) -> Options:
     """The same request, with the names of the demo model's files in place of its name."""
     asked = options.schedule or demo.NAME
+    if asked.startswith(f"{demo.NAME}:") and asked not in demo.SCHEDULES:
+        raise ScheduleError(f"--schedule {asked}: the demo model has {' and '.join(demo.SCHEDULES)}; use one of them")
     weights_file = options.weights or str(demo.WEIGHTS)
     schedule = str(demo.SCHEDULES.get(asked, asked))
     return replace(options, model=str(demo.CONFIG), weights=weights_file, schedule=schedule)
