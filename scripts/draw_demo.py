@@ -55,10 +55,10 @@ def main() -> None:
     grids = [picture(pipe) for pipe in pipes]
     from l2c_export.plot import new_figure, write  # after the measurement
 
-    figure = new_figure(3.3 * len(pipes), 5.6)
+    figure = new_figure(3.3 * len(pipes), 5.9)
     for axes, pipe, ms, grid in zip(np.atleast_1d(figure.subplots(1, len(pipes))), pipes, times, grids, strict=True):
         axes.imshow(grid, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(f"{computed(pipe):.0%} computed: {ms:.0f} ms per image", fontsize=10)
+        axes.set_title(f"{computed(pipe):.0%} computed: {ms:.0f} ms per image", fontsize=10, pad=8)
         axes.set_axis_off()
     write(figure, args.out)
     for folder, pipe, ms, grid in zip(args.engines, pipes, times, grids, strict=True):

@@ -6,9 +6,9 @@
     python scripts/quality.py show                        a table (Markdown), and quality over time as a picture
 
 All three keep their results in one file, --json (scripts/results/demo_quality.json).  Every contender draws the same
-labels from the same noise.  Measured are the Frechet distance to the test images in the features of a small classifier, how often it
-sees the asked class, and precision and recall (scripts/metrics.py), over several seeds; intervals are 95 % t-intervals over
-them, those of differences are paired.  A contender named random is another random router for every seed.
+labels from the same noise.  Measured are the Frechet distance to the test images in the features of a small classifier,
+how often it sees the asked class, and precision and recall (scripts/metrics.py), over several seeds; intervals are 95 %
+t-intervals over them, those of differences are paired.  A contender named random is another random router for every seed.
 """
 
 from __future__ import annotations
