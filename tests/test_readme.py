@@ -9,6 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from l2c_export.cli import export
+from l2c_export.cli_train import train
 from l2c_export.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
@@ -35,10 +39,16 @@ def test_the_schedule_in_the_readme_is_one():
     assert Schedule.from_json(blocks("json")[0].encode()).steps == 2
 
 
-def test_every_option_of_the_readme_exists():
-    from l2c_export.cli import export
-
-    known = {name for parameter in export.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    table = README[README.index("## What you can give it") : README.index("## What the compiler does")]
-    mentioned = set(re.findall(r"`(--[a-z0-9-]+)", table))
+@pytest.mark.parametrize(
+    ("command", "begins", "ends"),
+    [
+        (export, "## What you can give it", "## Learn a schedule"),
+        (train, "The model is frozen.", "## What the compiler does"),
+    ],
+)
+def test_every_option_of_the_readme_exists(command, begins, ends):
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    text = README[README.index(begins) : README.index(ends)].replace("`torchrun --standalone --nproc-per-node", "")
+    mentioned = set(re.findall(r"`(--[a-z0-9-]+)", text)) | set(re.findall(r" (--[a-z0-9-]+) ", text))
+    assert mentioned
     assert mentioned <= known
