@@ -177,6 +177,10 @@ def test_a_gradient_reaches_the_logits_of_its_row_and_nothing_else(lesson_of):
 # training
 
 
+# what keeps all that is worth anything
+STRICT = "--batch 2 --iterations 50 --lr 0.2 --lambda 1e-8 --threshold 0.5 --error output --json"
+
+
 def desk(folder, kind, useless=()):
     """A model in `folder`; the sublayers in `useless` give nothing."""
     chosen = case(FAMILIES[kind][0])
@@ -204,7 +208,7 @@ def trained(line):
 ])  # fmt: skip
 def test_a_useless_sublayer_is_removed_and_the_useful_ones_stay(tmp_path, kind, steps, output, column):
     line = desk(tmp_path, kind, [output])
-    line += f" --steps {steps} --batch 2 --data self --iterations 50 --lr 0.2 --lambda 1e-12 --threshold 0.5 --json"
+    line += f" --steps {steps} --data self {STRICT}"
     found = trained(f"{line} --out {tmp_path}/out")
     schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
     reusing = [call.reused for call in schedule.calls if call.reused]
@@ -222,8 +226,7 @@ def test_data_of_a_file_train_as_well(tmp_path):
     line = desk(tmp_path, "dit", ["blocks.1.mlp.fc2"])
     values = np.random.default_rng(0).standard_normal((8, 4, 8, 8), np.float32)
     np.savez(tmp_path / "data.npz", latents=values, labels=np.arange(8))
-    line += f" --steps 4 --batch 2 --data {tmp_path}/data.npz --iterations 50 --lr 0.2 --lambda 1e-12 --threshold 0.5"
-    trained(f"{line} --out {tmp_path}/out --json")
+    trained(f"{line} --steps 4 --data {tmp_path}/data.npz {STRICT} --out {tmp_path}/out")
     schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
     assert {call.reused for call in schedule.calls if call.reused} == {(3,)}
 
