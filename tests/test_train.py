@@ -386,6 +386,29 @@ def test_a_model_in_half_precision_trains_alike(tmp_path, precision):
     assert float(torch.cosine_similarity(*moved, dim=0)) > 0.99
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this PyTorch has no CUDA")
+def test_a_gpu_trains_alike(tmp_path):
+    line = desk(tmp_path, "uvit") + " --steps 8 --batch 4 --data self --iterations 3 --lr 0.1 --target-reduction 0.4 --json"
+    there, here = (trained(f"{line} --device {device} --out {tmp_path}/{device}") for device in ("cuda", "cpu"))
+    assert there["peak_gpu_bytes"] > 0
+    assert there["lambda"] == pytest.approx(here["lambda"], rel=0.05)
+    logits = [logits_of(tmp_path / device / "router.pt") for device in ("cuda", "cpu")]
+    assert torch.allclose(*logits, atol=0.05)
+
+
+def test_too_large_a_batch_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("l2c_export.training.trainer.mixed_output", full)
+    done = invoke(desk(tmp_path, "dit") + f" --steps 4 --batch 2 --data self --out {tmp_path}/out --iterations 1")
+    assert done.exit_code == 1
+    assert done.stderr.endswith(
+        "error: --batch 2: does not fit into the GPU's memory: use a smaller one, or --precision bf16\n"
+    )
+
+
 # data
 
 
