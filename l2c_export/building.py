@@ -19,7 +19,8 @@ import msgspec
 
 from . import artefact
 from .backends.tensorrt_build import Builder, Port, Range, Settings
-from .cache import cache_folder
+from .backends.tensorrt_monitor import Watch
+from .cache import cache_folder, keep, kept
 from .errors import ArtefactError, UsageError
 from .manifest import FILE, Build, Manifest
 from .program import rows_of, split_at
@@ -57,9 +58,11 @@ def build(
     timing_cache: Path | None = None,
     report: Report = id,
     progress: Callable[[], object] = lambda: None,
+    watch: Watch = lambda *_: None,
 ) -> Manifest:
     """Build every engine that the artefact's link needs and add them to it, replacing a build of the same name.
 
+    `progress` is told of every finished engine, `watch` of how far the present one is, where the library says so.
     Raises ArtefactError, BackendError or UsageError; the artefact is complete, without the new build, after an error.
     """
     if backend not in GPU_BACKENDS:
@@ -72,16 +75,18 @@ def build(
     started = time.perf_counter()
     targets = settings.targets or (_architecture(),)
     cache = timing_cache or cache_folder("timing") / f"{backend}-{'-'.join(targets)}.cache"
-    builder = Builder(backend, settings, cache.read_bytes() if cache.exists() else b"")
+    builder = Builder(backend, settings, kept(cache), watch)
     name = f"{backend}-{builder.version}-{'-'.join(targets)}"
     with _staged(folder) as stage:
-        engines = {}
+        engines, seconds = {}, {}
         for unit, (file, ports, ranges) in units(manifest, sizes).items():
+            begun = time.perf_counter()
             plan = builder.build(folder / file, ports, ranges)
+            seconds[unit] = time.perf_counter() - begun
             (stage / f"{unit}.plan").write_bytes(plan)
             engines[unit] = f"{name}/{unit}.plan"
             progress()
-        _keep(cache, builder.timing_cache())
+        keep(cache, builder.timing_cache())
         made = Build(
             backend=backend,
             version=builder.version,
@@ -94,8 +99,15 @@ def build(
         )
         result = _add(folder, manifest, name, made, stage)
     size = sum(result.files[file].bytes for file in engines.values())
-    report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {time.perf_counter() - started:.1f} s")
+    took = time.perf_counter() - started
+    report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(seconds)}")
     return result
+
+
+def _longest(seconds: Mapping[str, float]) -> str:
+    """Where the time of a build went."""
+    slowest = sorted(seconds, key=lambda unit: -seconds[unit])[:4]
+    return "slowest: " + ", ".join(f"{unit.partition('.')[0]} {seconds[unit]:.1f} s" for unit in slowest)
 
 
 def count(manifest: Manifest) -> int:
@@ -148,7 +160,7 @@ def _port(manifest: Manifest, name: str, given: str) -> Port:
 def _architecture() -> str:
     from .backends.cuda import Cuda
 
-    return Cuda("cuda").architecture
+    return Cuda("cuda", "tensorrt").architecture
 
 
 @contextlib.contextmanager
@@ -181,14 +193,3 @@ def _add(folder: Path, manifest: Manifest, name: str, made: Build, stage: Path) 
         files[file] = artefact.info(folder / file)
     result = msgspec.structs.replace(manifest, builds={**builds, name: made}, files=files)
     return artefact.write_json(folder / FILE, result)
-
-
-def _keep(path: Path, data: bytes) -> None:
-    """A timing cache that cannot be written only costs time."""
-    if not data:
-        return
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(data)
-        os.replace(partial, path)
