@@ -597,6 +597,12 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(here, options, code, prob
     assert sorted(here.rglob("*")) == before
 
 
+def test_a_missing_extra_is_named(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    done = invoke(f"train {GOOD} --out new")
+    assert (done.exit_code, done.stderr) == (1, "error: accelerate is not installed: pip install 'l2c-export[train]'\n")
+
+
 def test_a_uvit_with_one_solver_step_has_nothing_to_train(tmp_path):
     done = invoke(desk(tmp_path, "uvit") + f" --steps 2 --data self --out {tmp_path}/out")
     assert done.exit_code == 2
