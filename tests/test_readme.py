@@ -42,8 +42,8 @@ def test_the_schedule_in_the_readme_is_one():
 @pytest.mark.parametrize(
     ("command", "begins", "ends"),
     [
-        (export, "## What you can give it", "## Learn a schedule"),
-        (train, "The model is frozen.", "## What the compiler does"),
+        (export, "## What you can give it", "## What the compiler does"),
+        (train, "The model is frozen.", "## Where it runs"),
     ],
 )
 def test_every_option_of_the_readme_exists(command, begins, ends):

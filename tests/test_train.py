@@ -32,13 +32,14 @@ from l2c_export.samplers import updates
 from l2c_export.schedule import Schedule
 from l2c_export.training import data
 from l2c_export.training.lessons import Draw, FromData, Observer
-from l2c_export.training.mixing import mixed_output
+from l2c_export.training.mixing import AsCompiled, mixed_output
 from l2c_export.training.options import Options
 from l2c_export.training.pairs import full_calls, make_pairs
+from l2c_export.training.sampling import influence
 from l2c_export.training.state import restore
 from l2c_export.training.tradeoff import threshold_for
 from l2c_export.training.train import Training
-from l2c_export.training.trainer import TRAIN
+from l2c_export.training.trainer import CALIBRATE, TRAIN
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = {"dit": ("dit_tiny_lowvar", 6), "uvit": ("uvit_tiny_oddnfe", 8)}  # a case, and steps with two or three pairs
@@ -174,7 +175,26 @@ def test_a_gradient_reaches_the_logits_of_its_row_and_nothing_else(lesson_of):
     assert not any(tensor.requires_grad for tensor in (*weights.values(), *lessons[1].cache.values(), lessons[1].target))
 
 
+def test_the_gradient_is_that_of_the_whole_mixed_model(lesson_of):
+    """... by central differences: what a score changes in later sublayers counts, too."""
+    family, weights, _, _, _, lessons = lesson_of
+    scores = torch.tensor([0.3, 0.6, 0.5, 0.2, 0.7, 0.4], requires_grad=True)
+
+    def error(scores):
+        return (mixed_output(family, weights, lessons[1], scores) - lessons[1].target).square().sum()
+
+    error(scores).backward()
+    steps = 0.02 * torch.eye(6)
+    with torch.no_grad():
+        numeric = [(error(scores + step) - error(scores - step)) / 0.04 for step in steps]
+    assert torch.allclose(scores.grad, torch.stack(numeric), rtol=0.03, atol=1e-3 * float(scores.grad.abs().max()))
+
+
 # training
+
+
+# what keeps all that is worth anything
+STRICT = "--batch 2 --iterations 50 --lr 0.2 --lambda 1e-8 --threshold 0.5 --error output --json"
 
 
 def desk(folder, kind, useless=()):
@@ -204,7 +224,7 @@ def trained(line):
 ])  # fmt: skip
 def test_a_useless_sublayer_is_removed_and_the_useful_ones_stay(tmp_path, kind, steps, output, column):
     line = desk(tmp_path, kind, [output])
-    line += f" --steps {steps} --batch 2 --data self --iterations 50 --lr 0.2 --lambda 1e-12 --threshold 0.5 --json"
+    line += f" --steps {steps} --data self {STRICT}"
     found = trained(f"{line} --out {tmp_path}/out")
     schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
     reusing = [call.reused for call in schedule.calls if call.reused]
@@ -222,8 +242,7 @@ def test_data_of_a_file_train_as_well(tmp_path):
     line = desk(tmp_path, "dit", ["blocks.1.mlp.fc2"])
     values = np.random.default_rng(0).standard_normal((8, 4, 8, 8), np.float32)
     np.savez(tmp_path / "data.npz", latents=values, labels=np.arange(8))
-    line += f" --steps 4 --batch 2 --data {tmp_path}/data.npz --iterations 50 --lr 0.2 --lambda 1e-12 --threshold 0.5"
-    trained(f"{line} --out {tmp_path}/out --json")
+    trained(f"{line} --steps 4 --data {tmp_path}/data.npz {STRICT} --out {tmp_path}/out")
     schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
     assert {call.reused for call in schedule.calls if call.reused} == {(3,)}
 
@@ -233,6 +252,17 @@ def test_the_price_of_a_sublayer_decides_how_many_stay(tmp_path):
     removed = [trained(f"{line} --lambda {price} --out {tmp_path}/{price}")["removed"] for price in ("0", "1e9")]
     assert removed[0] <= 0.2
     assert removed[1] == 1
+    assert logits_of(tmp_path / "1e9/router.pt")[[0, 2]].min() == -5, "clamped"
+
+
+def test_nothing_moves_a_score_that_changes_nothing_and_costs_nothing(tmp_path):
+    line = desk(tmp_path, "dit", ["blocks.1.mlp.fc2"]) + " --steps 4 --batch 2 --data self --lambda 0 --lr 0.1"
+    logits = []
+    for iterations in (1, 4):
+        trained(f"{line} --iterations {iterations} --out {tmp_path}/out --json")
+        logits.append(logits_of(tmp_path / "out/router.pt"))
+    moved = (logits[0] != logits[1])[[0, 2]]
+    assert moved.any(0).tolist() == [True, True, True, False, True, True]
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -249,6 +279,62 @@ def test_a_target_is_met_and_its_curve_goes_from_nothing_to_everything(tmp_path,
     assert curve["points"][0]["mse"] == 0
     assert curve["points"][-1]["mse"] > curve["chosen"]["mse"] > 0
     assert (tmp_path / "out/tradeoff.png").read_bytes().startswith(b"\x89PNG")
+
+
+def prepared(tmp_path, kind="dit", **chosen):
+    """A training that has not begun."""
+    desk(tmp_path, kind)
+    given = {"model": f"{tmp_path}/config.json", "weights": f"{tmp_path}/model.safetensors", "steps": 6, "data": "self"}
+    return Training(Options(**{**given, "out": tmp_path / "out", "batch": 2, "device": "cpu", **chosen}), print)
+
+
+def test_the_influence_of_a_call_is_what_its_error_does_to_the_final_latents(tmp_path):
+    made = prepared(tmp_path, guidance="none")
+    family, weights, calls, pairs = made.task.family, made.observer.weights, made.task.calls, made.task.pairs
+    curriculum, draw = made._curriculum, made.trainer.draw(0, 0)
+    found = influence(made.sampler, curriculum, draw)
+    lessons = list(curriculum.lessons(draw))
+    uncached = made.sampler.latents(draw, made.sampler.everything)
+    nothing, ratios = torch.zeros(6), []
+    for lesson, pair in zip(lessons, pairs, strict=True):
+        cached = mixed_output(family, weights, lesson, nothing)
+        _, of_x, of_noise = calls[pair.cached].coefficients
+        x = of_x * lesson.inputs[0] + of_noise * cached[:, :4]
+        for call in calls[pair.cached + 1 :]:  # without guidance DDIM is this
+            y, t = lesson.inputs[3], torch.full((2,), call.timestep)
+            noise = family.call(AsCompiled(family, weights, frozenset(), {}, {}), x, torch.arange(2), t, y)[:, :4]
+            x = call.coefficients[1] * x + call.coefficients[2] * noise
+        ratios.append(float((x - uncached).square().mean() / (cached - lesson.target).square().mean()))
+    assert found.mean() == pytest.approx(1)
+    assert found.tolist() == pytest.approx([ratio / np.mean(ratios) for ratio in ratios], rel=1e-3)
+
+
+@pytest.mark.parametrize("error", ["latents", "output"])
+def test_errors_count_by_their_influence_or_as_they_are(tmp_path, error):
+    made = prepared(tmp_path, error=error, iterations=1)
+    made.run()
+    assert (len(set(made.trainer.influence.tolist())) == 1) == (error == "output")
+    assert made.trainer.influence.mean() == pytest.approx(1)
+    entry = next(csv.DictReader((tmp_path / "out/log.csv").open()))
+    first = made.rows[[pair.row for pair in made.task.pairs]]
+    mse, gradient = made.trainer.errors(first, made.trainer.lessons(TRAIN, 0))
+    assert float(entry["mse"]) == pytest.approx(float(mse.mean()), rel=1e-4)
+    weighed = float((made.trainer.influence * mse).mean())
+    price = float(entry["loss"]) - weighed
+    scores = torch.sigmoid(first)
+    assert price == pytest.approx(made.trainer.lambda_ * float(scores.sum(1).mean()), rel=0.1, abs=1e-3 * weighed)
+    wanted = made.trainer.influence[:, None] * gradient + made.trainer.lambda_ * scores * (1 - scores)
+    assert torch.allclose(made.trainer.logits.grad, wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.9])
+def test_the_price_for_a_target_is_what_this_share_is_not_worth(tmp_path, share):
+    made = prepared(tmp_path, error="output")
+    lambda_ = made.trainer.calibrate(share)
+    logits = torch.zeros(3, 6)
+    worth = -sum(made.trainer.errors(logits, made.trainer.lessons(CALIBRATE, n))[1] for n in range(8)) / 8
+    pushed_down = lambda_ * 0.25 > worth
+    assert float(pushed_down.float().mean()) == pytest.approx(share, abs=1 / 18)
 
 
 @given(scores=st.lists(st.sampled_from([0.1, 0.2, 0.5, 0.7, 0.9]), min_size=1, max_size=12), share=st.floats(0, 1))
@@ -278,6 +364,8 @@ def test_the_compiler_takes_the_router_and_the_schedule(tmp_path, kind, steps):
     line = desk(tmp_path, kind) + f" --steps {steps} --batch 2 --data self --iterations 2"
     found = trained(f"{line} --target-reduction 0.4 --out {tmp_path}/out --json")
     schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
+    reused = sum(len(call.reused) for call in schedule.calls)
+    assert found["removed"] == pytest.approx(reused / 6 / len(make_pairs(model_of(kind)[0], steps)))
     assert schedule == routers.read(tmp_path / "out/router.pt").schedule(found["threshold"], steps)
     model = f"--model {tmp_path}/config.json --weights {tmp_path}/model.safetensors"
     costs = []
@@ -372,15 +460,35 @@ def test_images_do_not_depend_on_who_makes_them(tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_model_in_half_precision_trains_alike(tmp_path, precision):
-    line = desk(tmp_path, "dit")
     moved = []
     for chosen in ("fp32", precision):
-        options = shlex.split(line)[2::2]
-        made = Training(Options(model=options[0], weights=options[1], steps=4, data="self", out=tmp_path / chosen, batch=4,
-                                precision=chosen, lambda_=0.0), print)  # fmt: skip
+        made = prepared(tmp_path, steps=4, batch=4, precision=chosen)
         found = made.trainer.errors(made.trainer.logits, made.trainer.lessons(TRAIN, 0))[1]
         moved.append(found.flatten())
     assert float(torch.cosine_similarity(*moved, dim=0)) > 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this PyTorch has no CUDA")
+def test_a_gpu_trains_alike(tmp_path):
+    line = desk(tmp_path, "uvit") + " --steps 8 --batch 4 --data self --iterations 3 --lr 0.1 --target-reduction 0.4 --json"
+    there, here = (trained(f"{line} --device {device} --out {tmp_path}/{device}") for device in ("cuda", "cpu"))
+    assert there["peak_gpu_bytes"] > 0
+    assert there["lambda"] == pytest.approx(here["lambda"], rel=0.05)
+    logits = [logits_of(tmp_path / device / "router.pt") for device in ("cuda", "cpu")]
+    assert torch.allclose(*logits, atol=0.05)
+
+
+def test_too_large_a_batch_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("l2c_export.training.trainer.mixed_output", full)
+    done = invoke(desk(tmp_path, "dit") + f" --steps 4 --batch 2 --data self --out {tmp_path}/out --iterations 1")
+    assert done.exit_code == 1
+    assert done.stderr.endswith(
+        "error: --batch 2: does not fit into the GPU's memory: use a smaller one, or --precision bf16\n"
+    )
 
 
 # data
@@ -471,6 +579,7 @@ def here(tmp_path_factory):
     ("--data text.npz", 2, "--data text.npz: cannot be read"),
     ("--device tpu", 2, "--device tpu: use cpu or cuda"),
     ("--steps 1", 2, "--steps 1: DDIM takes 2 to 1000 steps"),
+    ("--steps 1000000000", 2, "--steps 1000000000: DDIM takes 2 to 1000 steps"),
     ("--weights missing.pt", 1, "--weights missing.pt: no such file"),
     ("--weights random --model uvit.txt", 1, "unknown model 'uvit.txt'"),
     ("--out foreign", 1, "--out foreign: holds thesis.tex, which is not ours"),
@@ -486,6 +595,12 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(here, options, code, prob
     assert "Traceback" not in done.stderr
     assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) <= 1
     assert sorted(here.rglob("*")) == before
+
+
+def test_a_missing_extra_is_named(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    done = invoke(f"train {GOOD} --out new")
+    assert (done.exit_code, done.stderr) == (1, "error: accelerate is not installed: pip install 'l2c-export[train]'\n")
 
 
 def test_a_uvit_with_one_solver_step_has_nothing_to_train(tmp_path):

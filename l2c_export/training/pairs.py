@@ -38,8 +38,9 @@ def full_calls(family: Family, steps: int) -> tuple[FullCall, ...]:
 
 def make_pairs(family: Family, steps: int) -> tuple[Pair, ...]:
     """The cached calls in sampling order.  Raises UsageError when there is none."""
+    calls = full_calls(family, steps)
     nothing = from_scores(family.name, steps, [()] * steps, len(family.sublayers), 0.0, Source())
-    calls, ages = full_calls(family, steps), [key.sources[0] for key in make_plan(nothing).keys]
+    ages = [key.sources[0] for key in make_plan(nothing).keys]
     found = []
     for n, row in enumerate(router_rows(family.name, steps)):
         if row is not None:

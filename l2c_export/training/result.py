@@ -13,7 +13,6 @@ from .tradeoff import Tradeoff, candidates, measure, threshold_for
 from .train import Training
 from .trainer import EVALUATE
 
-EVALUATION = 2  # batches
 TOLERATED = 0.02  # that more may be removed than was asked for
 
 
@@ -54,9 +53,8 @@ def trade_off(training: Training) -> Tradeoff:
     task, trainer, target = training.task, training.trainer, training.options.target_reduction
     scores = torch.sigmoid(trainer.logits.detach()).cpu().numpy()
     threshold = task.threshold if target is None else threshold_for(scores, target)
-    lessons = (lesson for batch in range(EVALUATION) for lesson in trainer.lessons(EVALUATE, batch))
     thresholds = candidates(scores, threshold)
-    points = measure(training.sampler, scores, thresholds, lessons, trainer.draw(EVALUATE, 0))
+    points = measure(training.sampler, scores, thresholds, trainer.lessons(EVALUATE, 0), trainer.draw(EVALUATE, 0))
     chosen = points[thresholds.index(threshold)]
     if target is not None and chosen.removed > target + TOLERATED:
         training.report(

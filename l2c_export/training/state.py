@@ -97,18 +97,13 @@ class Log:
     """The lines of a training that goes on after `iteration`; what a killed one had logged beyond that is dropped."""
 
     def __init__(self, folder: Path, iteration: int) -> None:
-        path = folder / LOG
-        kept = []
-        if iteration and path.exists():
-            kept = list(csv.reader(io.StringIO(path.read_text())))[1:][:iteration]
+        self._path, kept = folder / LOG, []
+        if iteration and self._path.exists():
+            kept = list(csv.reader(io.StringIO(self._path.read_text())))[1:][:iteration]
         text = io.StringIO()
         csv.writer(text).writerows([Entry._fields, *kept])
-        replace(path, text.getvalue().encode())
-        self._file = open(path, "a", buffering=1, newline="")  # noqa: SIM115  (as long as the training)
-        self._writer = csv.writer(self._file)
+        replace(self._path, text.getvalue().encode())
 
     def add(self, entry: Entry) -> None:
-        self._writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in entry])
-
-    def close(self) -> None:
-        self._file.close()
+        with open(self._path, "a", newline="") as file:
+            csv.writer(file).writerow([f"{v:.6g}" if isinstance(v, float) else v for v in entry])

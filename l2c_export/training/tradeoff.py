@@ -15,7 +15,7 @@ from .lessons import Draw, Lesson
 from .mixing import AsCompiled
 from .sampling import Sampler
 
-SHARES = 20  # points of the curve
+SHARES = 10  # points of the curve
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import routers, weights
-from ..errors import ArtefactError
+from ..errors import ArtefactError, RunError
 from ..program import DTYPES
 from . import state as disk
 from .lessons import Curriculum, FromData, FromModel, Observer
@@ -55,10 +55,17 @@ class Training:
     def run(self, step: Callable[[], object] = lambda: None) -> None:
         """All iterations that are left, with a checkpoint now and then and at the end."""
         make_folder(self.options.out)
-        if not self.trainer.iteration:
-            self._weigh()
-        log = disk.Log(self.options.out, self.trainer.iteration) if self.workers.leads else None
+        try:
+            if not self.trainer.iteration:
+                self._weigh()
+            self._iterate(step)
+        except torch.OutOfMemoryError:
+            problem = f"--batch {self.options.batch}: does not fit into the GPU's memory"
+            raise RunError(f"{problem}: use a smaller one, or --precision bf16") from None
+
+    def _iterate(self, step: Callable[[], object]) -> None:
         threshold = self.task.threshold if self.options.target_reduction is None else MIDDLE
+        log = disk.Log(self.options.out, self.trainer.iteration) if self.workers.leads else None
         started, self.trained = time.perf_counter(), self.left
         for left in reversed(range(self.trained)):
             entry = self.trainer.step(threshold)
@@ -68,8 +75,6 @@ class Training:
                     disk.save(self.options.out, self.trainer.state, self._fixed)
             step()
         self.seconds = time.perf_counter() - started
-        if log:
-            log.close()
 
     def _weigh(self) -> None:
         """Decide what an error counts in every call, and what a sublayer costs."""
