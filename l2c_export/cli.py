@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cli_measure
+from . import __version__, cli_measure, cli_train
 from .console import FILE, FOLDER, command, print_table, progress, say
 from .errors import UsageError
 
@@ -18,13 +18,15 @@ from .errors import UsageError
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--schedule",
-    required=True,
-    help="A trained router (.pt), a schedule or a steps mask (.json), every:K, full:0,A,B,.. or mask:1,0,..",
+    default="",
+    show_default=False,
+    help="A trained router (.pt), a schedule or a steps mask (.json), every:K, full:0,A,B,.. or mask:1,0,..; "
+    "--model demo has its own: demo and demo:aggressive.",
 )
 @click.option("--out", type=FOLDER, default=Path("engines"), help="Where the artefact goes.")
 @click.option(
     "--model",
-    help="DiT-XL/2, U-ViT-H/2, DiT-S/4@512, .., a pipeline folder or hub id of diffusers, or a JSON file. [default: what fits]",
+    help="DiT-XL/2, U-ViT-H/2, DiT-S/4@512, demo, .., a pipeline folder or hub id of diffusers, a .json. [default: what fits]",
 )
 @click.option(
     "--weights", help="A checkpoint (.safetensors, .pt), or random[:SEED] for latency work. [default: the pipeline folder's]"
@@ -110,6 +112,7 @@ l2c.add_command(export)
 l2c.add_command(cli_measure.verify)
 l2c.add_command(cli_measure.bench)
 l2c.add_command(cli_measure.profile)
+l2c.add_command(cli_train.train)
 
 
 @l2c.command()

@@ -61,7 +61,7 @@ def describe(
         steps=schedule.steps,
         guidance=manifest.Guidance(
             mode=source.guidance,  # type: ignore[arg-type]  # validated by Options
-            scale=1.0 if source.guidance == "none" else family.default_guidance[1],
+            scale=source.scale,
         ),
         precision=options.precision,
         weight_dtype=DTYPES[options.precision],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import diffusers_folder, models, routers, weights
+from . import demo, diffusers_folder, models, routers, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .diffusers_folder import Folder
 from .errors import ModelError, ScheduleError, UsageError
@@ -24,7 +24,7 @@ GUIDANCE = ("first3", "all", "none")
 class Options:
     """The options of `l2c-export`; the command's help describes each."""
 
-    schedule: str
+    schedule: str = ""  # the demo model's own
     out: Path = Path("engines")
     model: str | None = None
     weights: str | None = None
@@ -46,6 +46,8 @@ class Options:
     vae: Path | None = None
 
     def __post_init__(self) -> None:
+        if not self.schedule and self.model != demo.NAME:
+            raise UsageError("--schedule is missing: give a router, a schedule or a rule (only --model demo brings its own)")
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: must be at least 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -81,6 +83,7 @@ class Source:
     name: str | None
     schedule: Schedule
     guidance: str
+    scale: float  # of the guidance, used where none is given
     checkpoint: weights.Checkpoint | None
     seed: int | None
     folder: Folder | None = None  # the pipeline of diffusers that it is from
@@ -100,6 +103,9 @@ class Source:
 
 def resolve(options: Options) -> Source:
     """Read the schedule and the weights' names, and find the model that fits both."""
+    if options.model == demo.NAME:
+        source = resolve(with_demo_files(options))
+        return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = weights.random_seed(options.weights) if options.weights else None
     checkpoint = diffusers_folder.checkpoint(Path(options.weights)) if options.weights and seed is None else None
     learned = _read(options.schedule)
@@ -124,7 +130,8 @@ def resolve(options: Options) -> Source:
     if guidance != "none" and family.null_label is None:
         raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
     schedule = schedule if options.cache else schedule.uncached()
-    return Source(family, name, schedule, guidance, checkpoint, seed, folder, _vae(options, folder))
+    scale = 1.0 if guidance == "none" else family.default_guidance[1]
+    return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, _vae(options, folder))
 
 
 def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
@@ -133,6 +140,16 @@ def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
             raise UsageError(
                 f"--fp32 {name}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
             )
+
+
+def with_demo_files(options: Options) -> Options:
+    """The same request, with the names of the demo model's files in place of its name."""
+    asked = options.schedule or demo.NAME
+    if asked.startswith(f"{demo.NAME}:") and asked not in demo.SCHEDULES:
+        raise ScheduleError(f"--schedule {asked}: the demo model has {' and '.join(demo.SCHEDULES)}; use one of them")
+    weights_file = options.weights or str(demo.WEIGHTS)
+    schedule = str(demo.SCHEDULES.get(asked, asked))
+    return replace(options, model=str(demo.CONFIG), weights=weights_file, schedule=schedule)
 
 
 def _vae(options: Options, folder: Folder | None) -> Path | None:

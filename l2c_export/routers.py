@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from . import checkpoints
 from .errors import ScheduleError, UsageError
+from .models.base import Family
 from .schedule import Schedule, file_source, from_scores
 from .schedulers import Scheduler
 
@@ -72,6 +75,19 @@ def read(path: Path) -> Router:
     if not logits.isfinite().all():
         raise ScheduleError(f"{path}: the router holds NaN or infinite logits: {REMEDY}")
     return Router(path, family, logits)
+
+
+def encode(family: str, logits: torch.Tensor, optimizer: Mapping[str, Any], args: argparse.Namespace) -> bytes:
+    """A router file in the reference's layout for a family: logits (rows, columns) float32, as `read` takes them."""
+    rows = {f"{i}.prob": row.clone() for i, row in enumerate(logits)}
+    data = io.BytesIO()
+    torch.save(rows if family == "uvit" else {"routers": rows, "opt": dict(optimizer), "args": args}, data)
+    return data.getvalue()
+
+
+def width(family: Family) -> int:
+    """The columns of a router file: two per block, and for a U-ViT of odd depth two that nobody reads."""
+    return len(family.sublayers) + (2 if family.name == "uvit" and family.arch.depth % 2 else 0)
 
 
 def default_threshold(family: str, latent_size: int) -> float:

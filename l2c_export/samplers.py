@@ -26,6 +26,8 @@ class Update(NamedTuple):
     timestep: float  # what the model is told, on the scale 0..1000
     coefficients: tuple[float, ...]  # float32 values
     ends_step: bool  # whether a solver step is complete after this call
+    signal: float  # noised data at this timestep are signal * data + noise * standard normal
+    noise: float
 
 
 def ddim(steps: int) -> tuple[Update, ...]:
@@ -46,8 +48,8 @@ def ddim(steps: int) -> tuple[Update, ...]:
     before = np.append(1.0, alpha[:-1])
     of_x = np.sqrt(before / alpha)
     of_noise = np.sqrt(1.0 - before) - np.sqrt(before) * np.sqrt(1.0 / alpha - 1.0)
-    rows = zip(chosen, of_x, of_noise, strict=True)
-    return tuple(Update(float(t), _float32(0.0, x, e), True) for t, x, e in reversed(list(rows)))
+    rows = zip(chosen, of_x, of_noise, np.sqrt(alpha).tolist(), np.sqrt(1.0 - alpha).tolist(), strict=True)
+    return tuple(Update(float(t), _float32(0.0, x, e), True, *noised) for t, x, e, *noised in reversed(list(rows)))
 
 
 def dpm_solver_pp(steps: int) -> tuple[Update, ...]:
@@ -82,7 +84,7 @@ def dpm_solver_pp(steps: int) -> tuple[Update, ...]:
         half, whole = a_m * -np.expm1(-h / 2), a_t * -np.expm1(-h)  # weights of the data prediction
         first = _float32(0.0, sig_m / sig_s + half / a_s, -half * sig_s / a_s)
         second = _float32(sig_t / sig_s, whole / a_m, -whole * sig_m / a_m)
-        updates += [Update(_timestep(s), first, False), Update(_timestep(mid), second, True)]
+        updates += [Update(_timestep(s), first, False, a_s, sig_s), Update(_timestep(mid), second, True, a_m, sig_m)]
     return tuple(updates)
 
 

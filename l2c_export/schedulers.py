@@ -123,7 +123,7 @@ def _ddim(s: Scheduler, steps: int) -> Table:
         after = kept[before] if before >= 0 else (1.0 if s.set_alpha_to_one else kept[0])
         data, noise = predictions(s, math.sqrt(a), math.sqrt(1 - a))
         x, out = (math.sqrt(after) * d + math.sqrt(1 - after) * n for d, n in zip(data, noise, strict=True))
-        made.append(Update(float(t), _float32(0.0, x, out), True))
+        made.append(Update(float(t), _float32(0.0, x, out), True, math.sqrt(a), math.sqrt(1 - a)))
     return Table(tuple(made))
 
 
@@ -137,7 +137,8 @@ def _euler(s: Scheduler, steps: int) -> Table:
     for n, t in enumerate(times.tolist()):
         _, noise = predictions(s, 1 / scales[n], sigmas[n] / scales[n])
         x, out = ((sigmas[n + 1] - sigmas[n]) * part / scales[n + 1] for part in noise)
-        made.append(Update(t, _float32(0.0, x + scales[n] / scales[n + 1], out), True))
+        update = _float32(0.0, x + scales[n] / scales[n + 1], out)
+        made.append(Update(t, update, True, 1 / scales[n], sigmas[n] / scales[n]))
     first = max(sigmas)
     spread = math.sqrt(first**2 + 1) if s.timestep_spacing == "leading" else first
     return Table(tuple(made), noise_scale=float(np.float32(spread / scales[0])))
@@ -158,10 +159,11 @@ def _dpm_solver(s: Scheduler, steps: int) -> Table:
         before = [points[n - k] for k in range(min(order, n + 1))]
         of_x, weights = _multistep(s, order, points[n + 1], before)
         if s.solver_order == 1:
-            made.append(Update(float(t), _float32(0.0, of_x + weights[0] * data[0], weights[0] * data[1]), True))
+            coefficients = _float32(0.0, of_x + weights[0] * data[0], weights[0] * data[1])
         else:
             padded = [*weights, *[0.0] * (s.solver_order - len(weights))]
-            made.append(Update(float(t), _float32(*data, of_x, *padded), True))
+            coefficients = _float32(*data, of_x, *padded)
+        made.append(Update(float(t), coefficients, True, points[n].alpha, points[n].sigma))
     return Table(tuple(made), history=s.solver_order - 1)
 
 

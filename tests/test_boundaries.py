@@ -18,12 +18,13 @@ MODULES = {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text()) for p in 
 
 # library -> the modules that may import it; everything in models/ is the compiler's
 HOMES = {
-    "torch": {"routers.py", "checkpoints.py", "segments.py", "reference.py", "baseline.py", "models/", "vae.py"},
+    "torch": {"routers.py", "checkpoints.py", "segments.py", "reference.py", "baseline.py", "models/", "training/", "vae.py"},
     "diffusers": set(),
     "transformers": set(),
     "huggingface_hub": set(),
     "onnx": {"segments.py", "stepgraph.py", "fuse.py"},
     "onnxscript": {"segments.py"},
+    "accelerate": {"training/workers.py"},
     "platformdirs": {"cache.py"},
     "onnxruntime": {"backends/onnxruntime_backend.py", "backends/onnxruntime_cuda.py"},
     "openvino": {"backends/openvino_backend.py"},
@@ -32,11 +33,11 @@ HOMES = {
     "matplotlib": {"plot.py"},
     "PIL": set(),
     "rich": {"console.py"},
-    "click": {"cli.py", "cli_measure.py", "console.py"},
+    "click": {"cli.py", "cli_measure.py", "cli_train.py", "console.py"},
 }
 # what `needs` may import lazily elsewhere: to ask for an extra by name before its home is imported
 ASKED = {
-    "torch": {"cli.py", "cli_measure.py", "weights.py", "inspecting.py", "contenders.py", "worker.py"},
+    "torch": {"cli.py", "cli_measure.py", "cli_train.py", "weights.py", "inspecting.py", "contenders.py", "worker.py"},
     "onnx": {"cli.py", "contenders.py"},
     "onnxscript": {"cli.py"},
     "PIL": {"output.py", "pipeline.py"},

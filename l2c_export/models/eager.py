@@ -95,7 +95,7 @@ class Denoiser:
     def __init__(self, family: Family, weights: Mapping[str, Tensor], compiled: bool = False, mode: str | None = None) -> None:
         self.family, self.weights, self.compiled, self.mode = family, Weights(weights), compiled, mode
         self._keep = True  # without a cache there is nothing to keep, and torch.compile may fuse more
-        self._calls: dict[frozenset[str], Callable[..., tuple[Tensor, dict[str, Tensor]]]] = {}
+        self._calls: dict[tuple[frozenset[str], bool], Callable[..., tuple[Tensor, dict[str, Tensor]]]] = {}
 
     def __call__(self, calls: Sequence[CallLike], x: Tensor, labels: Tensor, guidance: Tensor) -> Tensor:
         """x (B, C, H, W) noise; labels (R,) int32, the unconditional half last; guidance as in `base.update`."""
@@ -124,12 +124,13 @@ class Denoiser:
         return self._call(reused)(*inputs)
 
     def _call(self, reused: frozenset[str]) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
-        if reused not in self._calls:
+        key = reused, self._keep
+        if key not in self._calls:
             call = Call(self.family, self.weights, reused, self._keep).eval()
             if self.compiled:
                 torch._dynamo.config.cache_size_limit = 256  # one compilation per distinct call
-            self._calls[reused] = torch.compile(call, dynamic=False, mode=self.mode) if self.compiled else call
-        return self._calls[reused]
+            self._calls[key] = torch.compile(call, dynamic=False, mode=self.mode) if self.compiled else call
+        return self._calls[key]
 
 
 @dataclass

@@ -1,0 +1,49 @@
+"""Soft caching: every sublayer's value is a mixture of the new one and the cached one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..models import layers
+from ..models.base import Family
+from ..models.eager import Eager
+
+if TYPE_CHECKING:
+    from .lessons import Lesson
+
+
+@dataclass
+class AsCompiled(Eager):
+    """A Runner whose values have the types that they have in an artefact: in bf16, the residual stream is float32."""
+
+    def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
+        segment = self.family.segments[op]
+        return segment.function(*inputs, *(self.weights[f"{at}.{w}" if at else w] for w in segment.weights))
+
+
+@dataclass
+class Mixing(AsCompiled):
+    """A Runner whose sublayers give score * new + (1 - score) * cached, the new value computed on the mixed stream.
+
+    The mixture is made in float32: a score's gradient is a small difference of two large sums.
+    """
+
+    scores: Mapping[str, Tensor]  # () float32, by sublayer
+
+    def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
+        name = f"{at}.{op}"
+        new, score = self(op, *inputs, at=at), self.scores[name]
+        mixed = score * layers.wide(new) + (1 - score) * layers.wide(self.cache[name])
+        self.fresh[name] = mixed.to(new.dtype)
+        return self.fresh[name]
+
+
+def mixed_output(family: Family, weights: Any, lesson: Lesson, scores: Tensor) -> Tensor:
+    """What the model makes of a lesson's inputs with scores (columns,) in 0..1: (R, C or 2C, H, W) float32."""
+    named = dict(zip(family.sublayers, scores.unbind(), strict=True))
+    output: Tensor = family.call(Mixing(family, weights, frozenset(), lesson.cache, {}, named), *lesson.inputs)
+    return output

@@ -1,0 +1,138 @@
+"""What a user asks `l2c train` for, and what that means: a model, its cached calls and what to train them on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from .. import artefact, models, routers, weights
+from ..errors import ArtefactError, UsageError
+from ..manifest import Guidance
+from ..models.base import Family
+from ..options import GUIDANCE
+from ..program import DTYPES
+from . import data
+from .pairs import FullCall, Pair, full_calls, make_pairs
+
+SELF = "self"
+ERRORS = ("latents", "output")
+LAMBDA = 5e-6  # the reference's for 20 steps
+FILES = ("router.pt", "schedule.json", "tradeoff.json", "tradeoff.png", "log.csv", "checkpoint.pt")
+# what does not change a router that is in training, so that a training may go on with other values
+FREE = ("out", "iterations", "lambda_", "threshold", "target_reduction", "checkpoint_every", "device")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `l2c train`; the command's help describes each."""
+
+    weights: str
+    steps: int
+    data: str
+    out: Path
+    model: str | None = None
+    lambda_: float | None = None
+    threshold: float | None = None
+    target_reduction: float | None = None
+    error: str = "latents"
+    iterations: int = 500
+    batch: int = 8
+    lr: float = 0.01
+    seed: int = 0
+    guidance: str | None = None
+    guidance_scale: float | None = None
+    precision: str = "fp32"
+    device: str | None = None
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed}: must be at least 0")
+        if not 0 < self.lr < float("inf"):
+            raise UsageError(f"--lr {self.lr}: must be more than 0")
+        if self.lambda_ is not None and not 0 <= self.lambda_ < float("inf"):
+            raise UsageError(f"--lambda {self.lambda_}: must be at least 0")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"--threshold {self.threshold}: must be between 0 and 1")
+        if self.target_reduction is not None and not 0 < self.target_reduction < 1:
+            raise UsageError(f"--target-reduction {self.target_reduction}: must be between 0 and 1, like 0.4")
+        if self.threshold is not None and self.target_reduction is not None:
+            raise UsageError(f"--threshold {self.threshold}: --target-reduction chooses it: give one of the two")
+        for name, known in (("precision", tuple(DTYPES)), ("guidance", GUIDANCE), ("error", ERRORS)):
+            if getattr(self, name) not in (None, *known):
+                raise UsageError(f"--{name} {getattr(self, name)}: use one of {', '.join(known)}")
+
+    def fixed(self, family: Family) -> dict[str, str]:
+        """What decides what the router becomes, by option, but for lambda: a training that goes on must agree."""
+        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in FREE}
+        chosen["model"] = (family.name, msgspec.structs.asdict(family.arch))
+        for name, path in (("weights", self.weights), ("data", self.data)):
+            chosen[name] = artefact.sha256(Path(path)) if Path(path).is_file() else path
+        return {name.replace("_", "-"): str(value) for name, value in chosen.items()}
+
+
+class Task(NamedTuple):
+    """A model, its cached calls and what to train them on."""
+
+    family: Family
+    name: str | None
+    checkpoint: weights.Checkpoint | None  # or random weights of this seed:
+    weights_seed: int
+    calls: tuple[FullCall, ...]
+    pairs: tuple[Pair, ...]
+    guidance: Guidance
+    samples: data.Samples | None  # None: the model's own trajectories
+    threshold: float
+
+    def describe(self) -> str:
+        """One line: what was understood."""
+        found = f"random weights, seed {self.weights_seed}" if self.checkpoint is None else str(self.checkpoint.path)
+        source = (
+            f"{len(self.samples.labels)} samples" if self.samples else f"its own trajectories, guidance {self.guidance.scale:g}"
+        )
+        return (
+            f"{self.name or self.family.name}, {found}: {len(self.pairs)} cached of {len(self.calls)} calls, "
+            f"{len(self.family.sublayers)} sublayers in each, trained on {source}"
+        )
+
+
+def resolve(options: Options) -> Task:
+    """Read what the options name.  Raises L2CError when it does not fit together."""
+    seed = weights.random_seed(options.weights)
+    checkpoint = weights.open_checkpoint(Path(options.weights)) if seed is None else None
+    family, name = models.resolve(options.model, None, None, checkpoint.shapes if checkpoint else None)
+    pairs = make_pairs(family, options.steps)
+    samples = None if options.data == SELF else data.read(Path(options.data), family)
+    threshold = options.threshold
+    if threshold is None:
+        threshold = routers.default_threshold(family.name, family.latent[1])
+    check_target(options.out)
+    return Task(family, name, checkpoint, seed or 0, full_calls(family, options.steps), pairs, guidance_of(options, family),
+                samples, threshold)  # fmt: skip
+
+
+def guidance_of(options: Options, family: Family) -> Guidance:
+    if family.null_label is None:
+        if options.guidance not in (None, "none"):
+            raise UsageError(f"--guidance {options.guidance}: the model was trained without a null class: use --guidance none")
+        return Guidance(mode="none", scale=1.0)
+    mode, scale = family.default_guidance
+    mode = options.guidance or mode
+    scale = scale if options.guidance_scale is None else options.guidance_scale
+    return Guidance(mode="none", scale=1.0) if mode == "none" or scale == 1 else Guidance(mode=mode, scale=scale)  # type: ignore[arg-type]
+
+
+def check_target(folder: Path) -> None:
+    """Refuse an output folder that holds anything but a training of ours."""
+    if folder.exists() and not folder.is_dir():
+        raise ArtefactError(f"--out {folder}: is a file, not a folder")
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        if path.name.removesuffix(".partial") not in FILES and path.name not in artefact.TOLERATED:
+            raise ArtefactError(f"--out {folder}: holds {path.name}, which is not ours: choose an empty folder")

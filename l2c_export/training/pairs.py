@@ -1,0 +1,52 @@
+"""Which calls are trained: those that inference runs from the cache, each with the call that fills it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..errors import UsageError
+from ..models.base import Family
+from ..plan import make_plan
+from ..samplers import updates
+from ..schedule import Source, from_scores, router_rows
+
+
+class Pair(NamedTuple):
+    """A cached call, the router row that it follows, the call that fills the cache, and where that one's solver step starts."""
+
+    row: int
+    start: int
+    fill: int
+    cached: int
+
+
+class FullCall(NamedTuple):
+    """A call of the uncached sampler, as `eager.Denoiser` wants it."""
+
+    timestep: float
+    coefficients: tuple[float, ...]
+    ends_step: bool
+    signal: float
+    noise: float
+    reused: tuple[int, ...] = ()
+
+
+def full_calls(family: Family, steps: int) -> tuple[FullCall, ...]:
+    """The sampler that a router of this family is made for, without a cache."""
+    return tuple(FullCall(*update) for update in updates(family.default_sampler, steps))
+
+
+def make_pairs(family: Family, steps: int) -> tuple[Pair, ...]:
+    """The cached calls in sampling order.  Raises UsageError when there is none."""
+    calls = full_calls(family, steps)
+    nothing = from_scores(family.name, steps, [()] * steps, len(family.sublayers), 0.0, Source())
+    ages = [key.sources[0] for key in make_plan(nothing).keys]
+    found = []
+    for n, row in enumerate(router_rows(family.name, steps)):
+        if row is not None:
+            fill = n - ages[n]
+            start = next(k for k in range(fill, -1, -1) if k == 0 or calls[k - 1].ends_step)
+            found.append(Pair(row, start, fill, n))
+    if not found:
+        raise UsageError(f"--steps {steps}: no call of {family.name} would run from the cache: use 4 steps or more")
+    return tuple(found)

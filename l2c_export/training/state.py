@@ -1,0 +1,109 @@
+"""What a training leaves on disk while it runs: its checkpoint, replaced whole, and its log."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import checkpoints
+from ..errors import ArtefactError
+
+CHECKPOINT, LOG = "checkpoint.pt", "log.csv"
+REMEDY = "remove it to start again"
+
+
+class State(NamedTuple):
+    """A router in training after `iteration` iterations: what the error of every pair (pairs,) counts, logits (pairs, columns),
+    both float32, and AdamW's state."""
+
+    iteration: int
+    lambda_: float
+    influence: Tensor
+    logits: Tensor
+    optimizer: dict[str, Any]
+
+
+class Entry(NamedTuple):
+    """A line of the log.  `loss` and `mse` are means over the cached calls, `computed` is the share of their sublayers.
+
+    The loss counts errors by their influence, `mse` counts them as they are.
+    """
+
+    iteration: int
+    loss: float
+    mse: float
+    computed: float
+    seconds: float
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ArtefactError(f"{path}: cannot be written: {error.strerror or error}: choose another --out") from None
+
+
+def save(folder: Path, state: State, options: Mapping[str, str]) -> None:
+    data = io.BytesIO()
+    torch.save({**state._asdict(), "options": dict(options)}, data)
+    replace(folder / CHECKPOINT, data.getvalue())
+
+
+def restore(folder: Path, options: Mapping[str, str], lambda_: float | None = None) -> State | None:
+    """The training in a folder, None if there is none; without a lambda, that one's goes on to hold.
+
+    Raises ArtefactError where it was made with other options.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    found = checkpoints.load(path, ArtefactError, "a training's checkpoint", REMEDY)
+    try:
+        theirs = dict(found.pop("options"))
+        state = State(**found)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ArtefactError(f"{path} is not a training's checkpoint: {REMEDY}") from None
+    theirs["lambda"] = f"{state.lambda_:g}"
+    ours = {**options, "lambda": theirs["lambda"] if lambda_ is None else f"{lambda_:g}"}
+    for name in sorted({*ours, *theirs}):
+        if theirs.get(name) != ours.get(name):
+            then, now = (short(each.get(name)) for each in (theirs, ours))
+            raise ArtefactError(
+                f"{folder} holds a training with --{name} {then}, not {now}: go on with that, or choose another --out"
+            )
+    return state
+
+
+def short(value: str | None) -> str:
+    text = value or "left out"
+    return text if len(text) <= 40 else text[:20] + ".."
+
+
+class Log:
+    """The lines of a training that goes on after `iteration`; what a killed one had logged beyond that is dropped."""
+
+    def __init__(self, folder: Path, iteration: int) -> None:
+        self._path, kept = folder / LOG, []
+        if iteration and self._path.exists():
+            kept = list(csv.reader(io.StringIO(self._path.read_text())))[1:][:iteration]
+        text = io.StringIO()
+        csv.writer(text).writerows([Entry._fields, *kept])
+        replace(self._path, text.getvalue().encode())
+
+    def add(self, entry: Entry) -> None:
+        with open(self._path, "a", newline="") as file:
+            csv.writer(file).writerow([f"{v:.6g}" if isinstance(v, float) else v for v in entry])

@@ -1,0 +1,89 @@
+"""What a router costs and saves at every threshold: the share of sublayers removed, against what that changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from .lessons import Draw, Lesson
+from .mixing import AsCompiled
+from .sampling import Sampler
+
+SHARES = 10  # points of the curve
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """A threshold, and the share of the cached calls' sublayers that it removes.
+
+    `mse` is the mean squared error of the model's output in a cached call, `error` the root mean square error of the final
+    latents against the uncached ones, as a share of their root mean square.
+    """
+
+    threshold: float
+    removed: float
+    mse: float
+    error: float
+
+
+class Tradeoff(msgspec.Struct, frozen=True, kw_only=True, rename={"lambda_": "lambda"}):
+    """The curve, as it is written to tradeoff.json; `chosen` is one of the points."""
+
+    format: Literal["l2c-tradeoff"] = "l2c-tradeoff"
+    version: Literal[1] = 1
+    family: str
+    steps: int
+    iterations: int
+    lambda_: float
+    chosen: Point
+    points: tuple[Point, ...]
+
+
+def threshold_for(scores: np.ndarray, removed: float) -> float:
+    """The threshold at which at least this share of the scores is removed: a score is removed unless it is above it."""
+    count = math.ceil(round(removed * scores.size, 6))
+    return float(np.sort(scores, axis=None)[count - 1]) if count else 0.0
+
+
+def candidates(scores: np.ndarray, chosen: float) -> list[float]:
+    """Thresholds that remove from nothing to everything, and the chosen one, ascending."""
+    return sorted({chosen, *(threshold_for(scores, k / SHARES) for k in range(SHARES + 1))})
+
+
+def measure(
+    sampler: Sampler, scores: np.ndarray, thresholds: list[float], lessons: Iterable[Lesson], draw: Draw
+) -> tuple[Point, ...]:
+    """Run every lesson, and sample the draw, with the sublayers removed that each threshold removes."""
+    kept = [scores > np.float32(threshold) for threshold in thresholds]
+    mse = sampler.workers.mean(output_errors(sampler, kept, lessons)).tolist()
+    uncached = sampler.latents(draw, sampler.everything)
+    latents = torch.stack(
+        [(sampler.latents(draw, keep) - uncached).square().mean() for keep in kept] + [uncached.square().mean()]
+    )
+    *errors, power = sampler.workers.mean(latents).tolist()
+    return tuple(
+        Point(threshold=threshold, removed=float(1 - keep.mean()), mse=of_output, error=math.sqrt(of_latents / power))
+        for threshold, keep, of_output, of_latents in zip(thresholds, kept, mse, errors, strict=True)
+    )
+
+
+@torch.no_grad()
+def output_errors(sampler: Sampler, kept: list[np.ndarray], lessons: Iterable[Lesson]) -> Tensor:
+    """The mean squared error of the outputs of all lessons, for each choice of what is kept (pairs, columns)."""
+    family, weights = sampler.observer.family, sampler.observer.weights
+    errors, outputs = torch.zeros(len(kept), device=sampler.workers.device), 0
+    for lesson in lessons:
+        found: dict[frozenset[str], Tensor] = {}  # neighbouring thresholds often agree about a call
+        for n, keep in enumerate(kept):
+            reused = frozenset(name for name, stays in zip(family.sublayers, keep[lesson.pair], strict=True) if not stays)
+            if reused not in found:
+                output = family.call(AsCompiled(family, weights, reused, lesson.cache, {}), *lesson.inputs)
+                found[reused] = (output - lesson.target).square().mean()
+            errors[n] += found[reused]
+        outputs += 1
+    return errors / outputs

@@ -1,0 +1,55 @@
+"""Images by a schedule, through the project's own PyTorch loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2c_export.models.eager import Denoiser
+from l2c_export.pipeline import standard_normal
+from l2c_export.samplers import updates
+from l2c_export.schedule import Schedule
+
+
+class Step(NamedTuple):
+    """A call of a schedule with its sampler's coefficients."""
+
+    timestep: float
+    reused: tuple[int, ...]
+    coefficients: tuple[float, float, float]
+    ends_step: bool
+
+
+def steps_of(schedule: Schedule) -> list[Step]:
+    table = updates(schedule.sampler, schedule.steps)
+    return [
+        Step(call.timestep, call.reused, update.coefficients, update.ends_step)
+        for call, update in zip(schedule.calls, table, strict=True)
+    ]
+
+
+def sample(denoiser: Denoiser, schedule: Schedule, noise: Tensor, labels: Tensor, scale: float, batch: int = 500) -> Tensor:
+    """Final latents (N, C, H, W) for noise of that shape and labels (N,), with a guidance scale on all channels."""
+    family, steps = denoiser.family, steps_of(schedule)
+    strength = torch.full((1, family.latent[0], 1, 1), scale - 1, device=noise.device)
+    made = []
+    for x, y in zip(noise.split(batch), labels.int().split(batch), strict=True):
+        rows = torch.cat([y, torch.full_like(y, family.null_label)]) if scale != 1 else y
+        made.append(denoiser(steps, x, rows, strength))
+    return torch.cat(made)
+
+
+def noise_of(latent: tuple[int, int, int], seeds: Sequence[int], device: torch.device) -> Tensor:
+    """The noise that `l2c run` uses for these seeds."""
+    return torch.from_numpy(standard_normal(latent, seeds)).to(device)
+
+
+def grid(images: Tensor, columns: int) -> np.ndarray:
+    """Images (N, 1, H, W) in -1..1, row by row, as one picture (uint8); dark on light, which prints better."""
+    n, _, height, width = images.shape
+    tiles = (255 - (images.clamp(-1, 1) * 127.5 + 127.5)).round().byte().cpu().numpy()
+    return tiles.reshape(n // columns, columns, height, width).transpose(0, 2, 1, 3).reshape(-1, columns * width)

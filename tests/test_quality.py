@@ -1,0 +1,96 @@
+"""The measures of scripts/quality.py on distributions whose answers are known, and its contenders."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from metrics import frechet, precision_recall
+from quality import contenders, plus_minus, shuffled, summary
+
+from l2c_export.schedule import make
+
+
+def gaussian(mean: list[float], root: np.ndarray, count: int = 400, seed: int = 0) -> torch.Tensor:
+    """Points whose mean is `mean` and whose covariance is root root^T, both exactly."""
+    points = np.random.default_rng(seed).standard_normal((count, len(mean)))
+    points -= points.mean(0)
+    points = np.linalg.solve(np.linalg.cholesky(np.cov(points.T)), points.T).T
+    return torch.from_numpy(points @ root.T + mean)
+
+
+def test_frechet_distance_of_gaussians_on_the_same_axes():
+    """(|m|^2 + sum (s - t)^2 for standard deviations s and t)."""
+    a, b = gaussian([0, 0, 0], np.diag([1, 2, 3])), gaussian([1, 0, -2], np.diag([2, 2, 0.5]), seed=1)
+    assert frechet(a, b) == pytest.approx(5 + 1 + 0 + 6.25)
+    assert frechet(b, a) == pytest.approx(frechet(a, b))
+
+
+def test_frechet_distance_of_a_gaussian_and_its_rotation():
+    """tr (A B)^1/2 in two dimensions is sqrt(tr AB + 2 sqrt det AB), which knows nothing of square roots of matrices."""
+    turn = np.array([[np.cos(0.7), -np.sin(0.7)], [np.sin(0.7), np.cos(0.7)]])
+    root = np.diag([1.0, 3.0])
+    a, b = root @ root.T, turn @ root @ root.T @ turn.T
+    both = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a @ b)))
+    want = np.trace(a) + np.trace(b) - 2 * both
+    assert want > 0.5
+    assert frechet(gaussian([0, 0], root), gaussian([0, 0], turn @ root, seed=2)) == pytest.approx(want)
+
+
+def test_frechet_distance_to_itself_is_zero_even_without_variance():
+    flat = gaussian([1, 2, 3], np.diag([1.0, 0.0, 0.0]))
+    assert frechet(flat, flat) == pytest.approx(0, abs=1e-9)
+
+
+def test_precision_and_recall_of_the_same_points_are_one():
+    points = gaussian([0, 0], np.eye(2)).float()
+    assert precision_recall(points, points) == (1.0, 1.0)
+
+
+def test_precision_and_recall_of_points_far_apart_are_zero():
+    points = gaussian([0, 0], np.eye(2)).float()
+    assert precision_recall(points, points + 100) == (0.0, 0.0)
+
+
+def test_a_dropped_mode_costs_recall_and_an_invented_one_precision():
+    one, other = gaussian([0, 0], np.eye(2)).float(), gaussian([50, 0], np.eye(2), seed=3).float()
+    both = torch.cat([one, other])
+    assert precision_recall(both, one) == (1.0, 0.5)
+    assert precision_recall(one, both) == (0.5, 1.0)
+
+
+def test_the_balls_reach_the_third_neighbour():
+    real = torch.tensor([[0.0], [1.0], [2.0], [4.0]])  # radii 4, 3, 2, 4
+    made = torch.tensor([[-3.9], [8.1], [-4.1], [7.9]])
+    assert precision_recall(real, made)[0] == 0.5
+
+
+LEARNED = make("dit", "ddim", 20, 6, [range(6) if n % 2 == 0 else (n % 5,) for n in range(20)])
+
+
+def test_a_random_router_has_the_budget_of_the_learned_one():
+    made = shuffled(LEARNED, seed=3)
+    assert [len(call.reused) for call in made.calls[::2]] == [0] * 10
+    assert sum(len(call.reused) for call in made.calls) == sum(len(call.reused) for call in LEARNED.calls) == 50
+    assert made.calls != shuffled(LEARNED, seed=4).calls
+    assert len({len(call.reused) for call in made.calls[1::2]}) > 1
+
+
+def test_every_learned_schedule_meets_random_ones_and_fewer_steps_of_its_cost():
+    found = {each.name: each for each in contenders({"mine": LEARNED, "equal": shuffled(LEARNED, 5)}, 6)}
+    assert list(found) == ["uncached", "mine", "random, as mine", "equal", "every:2", "12 steps", "10 steps"]
+    assert found["mine"].computed == found["random, as mine"].computed == pytest.approx(70 / 120)
+    assert found["12 steps"].computed == pytest.approx(12 / 20)
+    assert found["random, as mine"].schedule(0) != found["random, as mine"].schedule(1)
+    assert found["mine"].schedule(0) == found["mine"].schedule(1) == LEARNED
+
+
+def test_an_interval_is_that_of_students_t():
+    found = summary([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert plus_minus(found, 2) == "3.00 ± 1.97"  # 2.78 sqrt(2.5 / 5)
