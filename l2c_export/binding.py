@@ -27,7 +27,9 @@ class Program(NamedTuple):
 def load_program(folder: Path, manifest: Manifest, backend: Backend, view: WeightView | None = None) -> Program:
     """Load every engine that the artefact's link needs, over the memory-mapped weights (or over `view`)."""
     view = view or mapped_weights(folder, manifest)
-    files = {name: SegmentFile(folder / s.file, s.inputs, s.outputs) for name, s in manifest.segments.items()}
+    files = {
+        n: SegmentFile(folder / s.file, s.inputs, s.outputs, manifest.files.get(s.file)) for n, s in manifest.segments.items()
+    }
     if manifest.link == "shared":
         names = {i for graph in manifest.graphs.values() for i in graph.inputs if manifest.is_weight(i)}
         there = backend.memory.weights(view, names)

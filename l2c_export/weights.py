@@ -7,7 +7,6 @@ it before there are any weights, and weights can be bound or swapped later witho
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 import safetensors
 
 from .errors import UsageError, WeightsError
+from .files import replacing
 from .program import BYTES, rows_of, stored
 
 FILE = "weights.safetensors"
@@ -85,20 +85,12 @@ class Layout:
 
 def write(path: Path, layout: Layout, tensors: Tensors, progress: Progress = id) -> None:
     """Write the file whole or not at all.  Raises WeightsError for NaN, infinite or overflowing values."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(layout.header)
-            for name, value in tensors:
-                data = rounded(name, value, layout.types.of(name))
-                file.write(data.data)
-                progress(data.nbytes)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(layout.header)
+        for name, value in tensors:
+            data = rounded(name, value, layout.types.of(name))
+            file.write(data.data)
+            progress(data.nbytes)
 
 
 def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:

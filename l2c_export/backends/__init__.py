@@ -6,7 +6,10 @@ of no arguments that runs it.  Binding happens once per batch size, running once
 
 from __future__ import annotations
 
+import functools
 import importlib
+import math
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +17,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import BackendError, L2CError, MissingExtra, UsageError
-from ..manifest import Build
+from ..artefact import verified
+from ..errors import BackendError, L2CError, MissingExtra, RunError, UsageError
+from ..manifest import Build, FileInfo
 from ..program import Node
 
 # An array where the backend computes: of numpy on the host, or one of `cuda.DeviceArray`, which has the same slicing.
@@ -46,6 +50,7 @@ class Request(NamedTuple):
     precision: str = "fp32"
     folder: Path | None = None  # of the artefact
     builds: tuple[Build, ...] = ()  # and the engines in it
+    files: Mapping[str, FileInfo] = {}  # what the engines' files must look like
 
 
 class SegmentFile(NamedTuple):
@@ -54,6 +59,11 @@ class SegmentFile(NamedTuple):
     path: Path
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    info: FileInfo | None = None
+
+    def read(self) -> bytes:
+        """Its bytes, hashed once more: what is parsed is what was verified, whoever else writes to the file."""
+        return self.path.read_bytes() if self.info is None else verified(self.path, self.info)
 
 
 class Engine(Protocol):
@@ -82,10 +92,21 @@ class Memory(Protocol):
         """The same weights where the backend reads them."""
 
 
+@functools.cache
+def host_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 class HostMemory:
     """Plain numpy: nothing is ever copied."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size > host_bytes():  # the system lends more than there is, and ends the process when it is used
+            raise RunError(
+                f"{size / 2**20:,.0f} MB are needed at once, the machine has {host_bytes() / 2**20:,.0f}: use fewer images"
+            )
         return np.empty(shape, dtype)
 
     def put(self, array: Array, values: np.ndarray) -> None:

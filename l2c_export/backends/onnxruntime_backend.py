@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, RunError
 from . import Arrays, Nodes, OnHost, Request, Run, SegmentFile, needs
 
 ort = needs("onnxruntime", "onnxruntime")
@@ -34,7 +34,10 @@ class OrtEngine:
 
         def run() -> None:
             _ = keep  # the binding holds addresses only
-            session.run_with_iobinding(binding)
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:  # which has no base of its own
+                raise RunError(f"ONNX Runtime {ort.__version__}: {str(error).splitlines()[0]}") from None
 
         return run
 
@@ -53,7 +56,7 @@ class OrtBackend(OnHost):
         return f"CPU, {self._threads} threads, fp32"
 
     def load(self, segment: SegmentFile) -> OrtEngine:
-        return self._session(segment.path, self._options(), {})
+        return self._session(segment.path, segment.read(), self._options(), {})
 
     def link(
         self,
@@ -69,7 +72,7 @@ class OrtBackend(OnHost):
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
         for name, value in values.items():
             options.add_initializer(name, value)
-        return self._session(path, options, values)
+        return self._session(path, str(path), options, values)
 
     def _options(self) -> Any:
         options = ort.SessionOptions()
@@ -82,9 +85,9 @@ class OrtBackend(OnHost):
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
 
-    def _session(self, path: Path, options: Any, keep: Mapping[str, Any]) -> OrtEngine:
+    def _session(self, path: Path, model: str | bytes, options: Any, keep: Mapping[str, Any]) -> OrtEngine:
         try:
-            return OrtEngine(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), keep)
+            return OrtEngine(ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), keep)
         except Exception as error:
             raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error).splitlines()[0]}") from None
 

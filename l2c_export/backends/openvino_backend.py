@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cache import writable_folder
-from ..errors import BackendError
+from ..errors import BackendError, RunError
 from ..program import FP32
 from . import Arrays, Nodes, OnHost, Request, Run, SegmentFile, needs
 
@@ -60,8 +60,11 @@ class OpenVinoEngine:
                 for reader, i, maker, j in handed:
                     if reader is request:
                         request.set_input_tensor(i, maker.get_output_tensor(j))
-                request.start_async()
-                request.wait()
+                try:
+                    request.start_async()
+                    request.wait()
+                except RuntimeError as error:
+                    raise RunError(f"OpenVINO {ov.__version__}: {_reason(error)}") from None
 
         return run
 
@@ -104,7 +107,7 @@ class OpenVinoBackend(OnHost):
         # compiled segments are some KB and the same for all weights, so they are worth keeping between loads
         cache = {"CACHE_DIR": str(self._cache)} if self._cache else {}
         config = {"INFERENCE_PRECISION_HINT": HINTS[self._precision_of(segment.path.name)], **cache}
-        part = self._compile(segment.path, self._read(segment.path), segment.inputs, segment.outputs, config)
+        part = self._compile(segment.path, self._read(segment), segment.inputs, segment.outputs, config)
         return OpenVinoEngine([part])
 
     def link(
@@ -133,7 +136,7 @@ class OpenVinoBackend(OnHost):
         self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
     ) -> Part:
         """One compiled model of some nodes, the weights shared in place."""
-        read = {name: self._read(segments[name].path) for name in {node.op for node in nodes}}
+        read = {name: self._read(segments[name]) for name in {node.op for node in nodes}}
         used = {name for node in nodes for name in node.inputs if name in weights}
         kind = ov.Type.bf16 if self._precision == "bf16" else None
         made: dict[str, Any] = {n: ov.op.Constant(tensor(weights[n], kind), shared_memory=True).output(0) for n in used}
@@ -155,11 +158,11 @@ class OpenVinoBackend(OnHost):
     def _precision_of(self, segment: str) -> str:
         return "fp32" if segment.startswith(ALWAYS_FP32) or FP32 in segment else self._precision
 
-    def _read(self, path: Path) -> Any:
+    def _read(self, segment: SegmentFile) -> Any:
         try:
-            return self._core.read_model(path)
+            return self._core.read_model(segment.read(), b"")
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO {ov.__version__} cannot read {path}: {_reason(error)}") from None
+            raise BackendError(f"OpenVINO {ov.__version__} cannot read {segment.path}: {_reason(error)}") from None
 
     def _compile(
         self, path: Path, model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], config: dict[str, Any]

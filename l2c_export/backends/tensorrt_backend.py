@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..artefact import verified
 from ..errors import ArtefactError, BackendError
 from ..manifest import Build
 from . import Arrays, Nodes, Request, Run, SegmentFile, needs
@@ -77,7 +78,7 @@ class TensorRtBackend:
         self.name, self._trt = name, library(name)
         self.memory = Cuda(request.device or "cuda")
         self.log = logger(self._trt)
-        self._folder, self._build = request.folder, self._choose(request)
+        self._folder, self._files, self._build = request.folder, request.files, self._choose(request)
         self._runtime = self._trt.Runtime(self.log)
         self._runtime.engine_host_code_allowed = bool(self._build and self._build.version_compatible)
         self._largest, self._scratch = 0, self.memory.allocate(0)
@@ -111,7 +112,7 @@ class TensorRtBackend:
         assert self._folder is not None
         assert self._build is not None
         plan = self._folder / self._build.engines[model.stem]
-        engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        engine = self._runtime.deserialize_cuda_engine(verified(plan, self._files[self._build.engines[model.stem]]))
         if engine is None:
             raise ArtefactError(f"{plan} cannot be read by {self.name} {self._trt.__version__}: {self.log.last}")
         self._largest = max(self._largest, self._size(engine))
