@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def small(path: Path, most: int = 64 * 2**20) -> bytes:
+    """The bytes of a file that people or a compiler write as text.  Raises OSError, also if it has more than `most`."""
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most >> 20} MB")
+    return data
 
 
 def sync(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import models, routers, weights
+from . import models, routers, schedule, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .errors import ModelError, ScheduleError, UsageError
 from .models.base import Family
@@ -118,7 +118,7 @@ def resolve(options: Options) -> Source:
 def _read(path: Path) -> routers.Router | Schedule:
     if not path.is_file():
         raise ScheduleError(f"--schedule {path}: no such file (rules are every:K and full:0,A,B,..)")
-    return Schedule.from_json(path.read_bytes(), str(path)) if path.suffix == ".json" else routers.read(path)
+    return schedule.read(path) if path.suffix == ".json" else routers.read(path)
 
 
 def _schedule(options: Options, family: Family, learned: routers.Router | Schedule | None) -> Schedule:

@@ -21,6 +21,7 @@ from typing import Literal
 import msgspec
 
 from .errors import ScheduleError, UsageError
+from .files import small
 from .samplers import updates
 
 
@@ -54,7 +55,6 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     source: Source = Source()
 
     def __post_init__(self) -> None:
-        everything = tuple(range(self.columns))
         try:
             table = updates(self.sampler, self.steps)
         except UsageError as error:
@@ -64,7 +64,8 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 f"schedule: {len(self.calls)} calls, but {self.sampler} with {self.steps} steps makes {len(table)}"
             )
         for n, (call, update) in enumerate(zip(self.calls, table, strict=True)):
-            if tuple(sorted(call.computed + call.reused)) != everything:
+            listed = call.computed + call.reused
+            if len(listed) != self.columns or sorted(listed) != list(range(self.columns)):
                 raise ScheduleError(
                     f"schedule: call {n} must list each of the columns 0..{self.columns - 1} once, as computed or reused"
                 )
@@ -83,13 +84,21 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def from_json(data: bytes, name: str = "schedule") -> Schedule:
         try:
             return msgspec.json.decode(data, type=Schedule)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
             raise ScheduleError(f"{name} is not a schedule: {error}; give one like the schedule.json of an artefact") from None
 
     def uncached(self) -> Schedule:
         """The twin that computes everything in every call."""
         full = [range(self.columns)] * len(self.calls)
         return make(self.family, self.sampler, self.steps, self.columns, full, source=Source(rule="no-cache"))
+
+
+def read(path: Path) -> Schedule:
+    """The schedule in a JSON file.  Raises ScheduleError."""
+    try:
+        return Schedule.from_json(small(path), str(path))
+    except OSError as error:
+        raise ScheduleError(f"{path}: cannot be read: {error.strerror}: give the schedule.json of an artefact") from None
 
 
 def make(

@@ -92,17 +92,17 @@ def staged(folder: Path, report: Report = id) -> Iterator[Path]:
 @contextlib.contextmanager
 def changed(folder: Path, report: Report = id) -> Iterator[Path]:
     """The same for some files of an artefact and its new manifest; files that the manifest does not list any more go."""
-    with writing(str(folder)), _stage(folder, report, whole=False) as stage:
+    with writing(str(folder), "check the disk"), _stage(folder, report, whole=False) as stage:
         yield stage
 
 
 @contextlib.contextmanager
-def writing(what: str) -> Iterator[None]:
+def writing(what: str, remedy: str = "choose another folder") -> Iterator[None]:
     """A disk that is full or read-only is an error of one line."""
     try:
         yield
     except OSError as error:
-        raise ArtefactError(f"{what}: cannot be written: {error.strerror or error}: choose another folder") from None
+        raise ArtefactError(f"{what}: cannot be written: {error.strerror or error}: {remedy}") from None
 
 
 @contextlib.contextmanager

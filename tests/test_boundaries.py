@@ -29,7 +29,7 @@ HOMES = {
     "matplotlib": {"plot.py"},
     "PIL": set(),
     "rich": {"console.py"},
-    "click": {"cli.py", "cli_measure.py", "console.py"},
+    "click": {"cli.py", "cli_cache.py", "cli_measure.py", "console.py"},
 }
 # what `needs` may import lazily elsewhere: to ask for an extra by name before its home is imported
 ASKED = {
@@ -40,7 +40,8 @@ ASKED = {
 }
 # what an artefact's user has, and nothing of the compiler
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
-           "weights.py", "cache.py", "binding.py", "hoisted.py", "backends/__init__.py", "backends/onnxruntime_backend.py",
+           "weights.py", "cache.py", "files.py", "staging.py", "consistency.py",
+           "binding.py", "hoisted.py", "backends/__init__.py", "backends/onnxruntime_backend.py",
            "backends/openvino_backend.py"}  # fmt: skip
 COMPILER = {"checkpoints", "compile", "emit", "models", "options", "passes", "plan", "routers", "segments", "stepgraph"}
 
