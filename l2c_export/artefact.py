@@ -9,11 +9,13 @@ from typing import Any
 
 import msgspec
 
-from . import consistency, staging
+from . import consistency, staging, weights
 from .errors import ArtefactError
 from .files import replacing
 from .manifest import FILE, VERSION, FileInfo, Manifest
 
+# external data in an ONNX file: an entry with the key `location`, then its value with tag and length (protobuf)
+LOCATION, WEIGHTS = b"location", b"\x12" + bytes([len(weights.FILE)]) + weights.FILE.encode()
 LARGEST = 64 * 2**20  # bytes of a manifest; that of a large model has less than one MB
 
 
@@ -103,6 +105,16 @@ def verified(path: Path, info: FileInfo) -> bytes:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}; run l2c-export again") from None
     if len(data) != info.bytes or hashlib.sha256(data).hexdigest() != info.sha256:
         raise mismatch(path)
+    return data
+
+
+def check_closed(data: bytes, path: Path) -> bytes:
+    """The bytes of an ONNX model, which may keep data in the artefact's weights and in no other file.
+
+    Not every ONNX reader refuses other files, and they know no way to ask: every place that says where data lies is looked at.
+    """
+    if data.count(LOCATION) != data.count(LOCATION + WEIGHTS):
+        raise ArtefactError(f"{path} keeps data outside {weights.FILE}: do not use this artefact")
     return data
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import weights
+from . import artefact, weights
 from .backends import Array, Backend, Engine, Run, SegmentFile, WeightView
 from .manifest import Manifest
 from .program import Value
@@ -37,6 +37,7 @@ def load_program(folder: Path, manifest: Manifest, backend: Backend, view: Weigh
     whole = {}
     for name, graph in manifest.graphs.items():
         stored = {i: view(i) for i in graph.inputs if manifest.is_weight(i)}
+        artefact.check_closed((folder / graph.file).read_bytes(), folder / graph.file)
         whole[name] = backend.link(folder / graph.file, graph.nodes, files, graph.outputs, stored)
     return Program(folder, manifest, backend, view, whole)
 

@@ -153,6 +153,7 @@ def _architecture() -> str:
 
 def _plan(folder: Path, manifest: Manifest, builder: Builder, targets: tuple[str, ...], unit: Unit) -> bytes:
     """One engine, from the cache if the same was built before: a build that was interrupted goes on where it was."""
+    artefact.check_closed((folder / unit.file).read_bytes(), folder / unit.file)
     model = [manifest.files[unit.file].sha256]
     model += [manifest.files[WEIGHTS].sha256] if manifest.link == "static" else []
     key = [*model, *unit, targets, *builder.identity]

@@ -32,7 +32,7 @@ def load(path: Path, error: type[L2CError], what: str, remedy: str) -> Any:
         raise error(f"{path}: cannot be read: {cause.strerror or cause}: {remedy}") from None
     except pickle.UnpicklingError as cause:
         refused = str(cause).partition("GLOBAL ")[2].split(" ")[0]
-        detail = f"it wants to import {refused}, which only tensors may do not" if refused else "it is damaged"
+        detail = f"it wants to import {refused}, which no tensor needs" if refused else "it is damaged"
         raise error(f"{path} is not {what}: {detail}; nothing was executed: {remedy}") from None
     except Exception as cause:  # damaged bytes end in errors of all kinds
         raise error(f"{path} is not {what}, or is truncated ({type(cause).__name__}): {remedy}") from None

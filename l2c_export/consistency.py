@@ -6,13 +6,16 @@ The checksum tells damage; this tells a manifest that somebody, or a wrong relea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from .manifest import Call, Graph, Manifest
 from .program import BYTES, Value, rows_of, split_at
 from .weights import FILE, Layout
 
 LATENTS = "x.next"  # what every call makes
+# what the loop itself provides
+GIVEN = {LATENTS, "x", "base", "rows", "conditional", "unconditional", "guidance", "coefficients", "t", "y"}
+LARGEST_FLOAT = 3.4e38
 LARGEST = 2**31  # no axis of a model's tensor is longer
 
 
@@ -28,8 +31,13 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _files(manifest)
     for name, graph in manifest.graphs.items():
         yield from (f"graph {name}: {wrong}" for wrong in _graph(manifest, graph))
+    before = [manifest.graphs[name] for name in (manifest.constants, manifest.prologue) if name]
+    hoisted = {name for graph in before for name in graph.outputs}
+    for graph in before:
+        made = {name for node in graph.nodes for name in node.outputs} | hoisted | GIVEN
+        yield from (f"{name!r} is read before the loop and never made" for name in _values(manifest, graph) if name not in made)
     for index, call in enumerate(manifest.calls):
-        yield from (f"call {index}: {wrong}" for wrong in _call(manifest, call))
+        yield from (f"call {index}: {wrong}" for wrong in _call(manifest, call, hoisted))
 
 
 def _model(manifest: Manifest) -> Iterator[str]:
@@ -75,21 +83,26 @@ def _graph(manifest: Manifest, graph: Graph) -> Iterator[str]:
     yield from _placed(manifest, graph.slots, graph.slot_bytes)
 
 
-def _call(manifest: Manifest, call: Call) -> Iterator[str]:
+def _call(manifest: Manifest, call: Call, hoisted: Collection[str]) -> Iterator[str]:
     graph = manifest.graphs.get(call.graph)
-    if graph is None or call.graph in (manifest.constants, manifest.prologue):
-        yield f"there is no graph {call.graph!r} for it"
-    elif LATENTS not in graph.outputs:
-        yield f"graph {call.graph} makes no latents"
+    if graph is None or call.graph in (manifest.constants, manifest.prologue) or LATENTS not in graph.outputs:
+        yield f"no graph {call.graph!r} makes latents for it"
     else:
-        kept = {name for name in graph.outputs if name != LATENTS}
-        yield from (f"{name!r} has no place" for name in sorted(kept - set(call.writes)))
-    if not all(map(math.isfinite, (call.timestep, *call.coefficients))):
+        known = {*graph.slots, *call.reads, *call.writes}
+        names = [name for name in _values(manifest, graph) if name not in known]
+        yield from (f"{name!r} has no place" for name in names if split_at(name)[0] not in {*GIVEN, *hoisted})
+    if not all(abs(number) < LARGEST_FLOAT for number in (call.timestep, *call.coefficients)):
         yield "its numbers are not finite"
     if sorted((*call.computed, *call.reused)) != list(range(len(manifest.model.sublayers))):
         yield "it does not say of every sublayer once whether it is computed"
     yield from _placed(manifest, call.reads, manifest.cache_bytes)
     yield from _placed(manifest, call.writes, manifest.cache_bytes)
+
+
+def _values(manifest: Manifest, graph: Graph) -> list[str]:
+    """Everything that a graph reads or makes, but the weights."""
+    named = (name for node in graph.nodes for name in (*node.inputs, *node.outputs))
+    return [name for name in dict.fromkeys((*named, *graph.inputs, *graph.outputs)) if not manifest.is_weight(name)]
 
 
 def _placed(manifest: Manifest, slots: Mapping[str, int], sizes: tuple[int, ...]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..artefact import verified
+from ..artefact import check_closed, verified
 from ..errors import BackendError, L2CError, MissingExtra, RunError, UsageError
 from ..manifest import Build, FileInfo
 from ..program import Node
@@ -63,7 +63,8 @@ class SegmentFile(NamedTuple):
 
     def read(self) -> bytes:
         """Its bytes, hashed once more: what is parsed is what was verified, whoever else writes to the file."""
-        return self.path.read_bytes() if self.info is None else verified(self.path, self.info)
+        data = self.path.read_bytes() if self.info is None else verified(self.path, self.info)
+        return check_closed(data, self.path)
 
 
 class Engine(Protocol):
