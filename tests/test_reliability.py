@@ -59,14 +59,17 @@ def export(folder: Path, made: Path) -> None:
 # a kill at every moment
 
 
-def ends(act, moment: int, fault=lambda: os.kill(os.getpid(), signal.SIGKILL)) -> bool:
+ACCESS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
+
+
+def ends(act, moment: int, fault=lambda: os.kill(os.getpid(), signal.SIGKILL), access=ACCESS) -> bool:
     """Run `act` in a process of its own, with a fault before its `moment`-th access to the disk.  Whether it came that far."""
     child = os.fork()
     if not child:
         left = [moment]
 
         def watch(event, _):
-            if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"):
+            if event in access:
                 left[0] -= 1
                 if left[0] == 0:
                     fault()
@@ -133,12 +136,16 @@ def no_space():
     raise FULL
 
 
+def interrupt():
+    raise KeyboardInterrupt
+
+
 @needs_fork
-@pytest.mark.parametrize("fault", [no_space, signal.default_int_handler], ids=["full disk", "Control-C"])
+@pytest.mark.parametrize("fault", [no_space, interrupt])
 def test_a_fault_before_the_change_leaves_the_old_artefact_to_the_byte(copy, other, fault):
     before = tree(copy)
-    for moment in (2, 5, 20, 30, 40):
-        assert ends(lambda: export(copy, other), moment, fault if fault is no_space else lambda: fault(2, None))
+    for moment in (1, 2, 3, 5, 20, 30, 40):
+        assert ends(lambda: export(copy, other), moment, fault, access=["open"])
         assert {n: d for n, d in tree(copy).items() if not n.startswith(".l2c")} == before, moment
     export(copy, other)
     assert tree(copy) == tree(other), "and what it left behind is gone"
