@@ -31,11 +31,13 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _files(manifest)
     for name, graph in manifest.graphs.items():
         yield from (f"graph {name}: {wrong}" for wrong in _graph(manifest, graph))
-    before = [manifest.graphs[name] for name in (manifest.constants, manifest.prologue) if name]
-    hoisted = {name for graph in before for name in graph.outputs}
-    for graph in before:
-        made = {name for node in graph.nodes for name in node.outputs} | hoisted | GIVEN
-        yield from (f"{name!r} is read before the loop and never made" for name in _values(manifest, graph) if name not in made)
+    hoisted: set[str] = set()
+    for where, given in ((manifest.constants, "t"), (manifest.prologue, "y")):
+        before = manifest.graphs.get(where or "")
+        if before:
+            made = {given, *hoisted, *(name for node in before.nodes for name in node.outputs)}
+            yield from (f"{where}: nothing makes {name!r}" for name in _values(manifest, before) if name not in made)
+            hoisted |= set(before.outputs)
     for index, call in enumerate(manifest.calls):
         yield from (f"call {index}: {wrong}" for wrong in _call(manifest, call, hoisted))
 
@@ -89,8 +91,8 @@ def _call(manifest: Manifest, call: Call, hoisted: Collection[str]) -> Iterator[
         yield f"no graph {call.graph!r} makes latents for it"
     else:
         known = {*graph.slots, *call.reads, *call.writes}
-        names = [name for name in _values(manifest, graph) if name not in known]
-        yield from (f"{name!r} has no place" for name in names if split_at(name)[0] not in {*GIVEN, *hoisted})
+        names = [name for name in _values(manifest, graph) if name not in known | GIVEN]
+        yield from (f"{name!r} has no place" for name in names if split_at(name)[0] not in {"t", *hoisted})
     if not all(abs(number) < LARGEST_FLOAT for number in (call.timestep, *call.coefficients)):
         yield "its numbers are not finite"
     if sorted((*call.computed, *call.reused)) != list(range(len(manifest.model.sublayers))):

@@ -17,6 +17,11 @@ ort = needs("onnxruntime", "onnxruntime")
 _global_threads: int | None = None
 
 
+def reason(error: Exception) -> str:
+    """One of ONNX Runtime's errors, which have no base of their own, in one line."""
+    return f"ONNX Runtime {ort.__version__}: {(str(error) or repr(error)).splitlines()[0]}"
+
+
 class OrtEngine:
     """One inference session; arrays are bound in place, nothing is copied."""
 
@@ -26,18 +31,21 @@ class OrtEngine:
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
         binding = self._session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, array in outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        try:
+            for name, array in inputs.items():
+                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            for name, array in outputs.items():
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        except RuntimeError as error:
+            raise BackendError(reason(error)) from None
         session, keep = self._session, (dict(inputs), dict(outputs))
 
         def run() -> None:
             _ = keep  # the binding holds addresses only
-            try:
+            try:  # which costs nothing in the loop
                 session.run_with_iobinding(binding)
-            except Exception as error:  # which has no base of its own
-                raise RunError(f"ONNX Runtime {ort.__version__}: {str(error).splitlines()[0]}") from None
+            except Exception as error:
+                raise RunError(reason(error)) from None
 
         return run
 
@@ -86,10 +94,11 @@ class OrtBackend(OnHost):
         return options
 
     def _session(self, path: Path, model: str | bytes, options: Any, keep: Mapping[str, Any]) -> OrtEngine:
+        quiet: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # else it prints, and tries again
         try:
-            return OrtEngine(ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), keep)
+            return OrtEngine(ort.InferenceSession(model, options, **quiet), keep)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error).splitlines()[0]}") from None
+            raise BackendError(f"{path} cannot be loaded: {reason(error)}") from None
 
 
 def _share_pool(threads: int | None) -> int:
