@@ -45,10 +45,10 @@ import hostile  # noqa: E402
 
 from l2c_export import artefact, building, linking, models, routers, schedule  # noqa: E402
 from l2c_export.backends.tensorrt_build import Settings  # noqa: E402
-from l2c_export.compile import compile_artefact  # noqa: E402
+from l2c_export.compile import compile_artefact, lower  # noqa: E402
 from l2c_export.errors import L2CError  # noqa: E402
 from l2c_export.manifest import FILE  # noqa: E402
-from l2c_export.options import Options  # noqa: E402
+from l2c_export.options import Options, resolve  # noqa: E402
 from l2c_export.pipeline import load  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "v1"
@@ -72,7 +72,7 @@ def verdict(act: Callable[[], Any]) -> Verdict:
         return Verdict("error", traceback.format_exc())
 
 
-def stream(trials: Sequence[Callable[[], Any]], deadline: float) -> Iterator[Verdict]:
+def stream(trials: Sequence[Callable[[], Any]], deadline: float, limit: float = LIMIT) -> Iterator[Verdict]:
     """Run trials in a forked process, one after the other; a new one goes on after a crash or a hang."""
     at = 0
     while at < len(trials) and time.monotonic() < deadline:
@@ -86,7 +86,7 @@ def stream(trials: Sequence[Callable[[], Any]], deadline: float) -> Iterator[Ver
                     os.write(writing, len(data).to_bytes(4, "little") + data)
             os._exit(0)
         os.close(writing)
-        for found in _answers(reading):
+        for found in _answers(reading, limit):
             yield found
             at += 1
             if found.kind in ("hang", "crash") or at == len(trials) or time.monotonic() > deadline:
@@ -97,11 +97,11 @@ def stream(trials: Sequence[Callable[[], Any]], deadline: float) -> Iterator[Ver
         os.waitpid(child, 0)
 
 
-def _answers(reading: int) -> Iterator[Verdict]:
+def _answers(reading: int, limit: float) -> Iterator[Verdict]:
     def take(count: int) -> bytes | None:
         data = b""
         while len(data) < count:
-            ready, _, _ = select.select([reading], [], [], LIMIT)
+            ready, _, _ = select.select([reading], [], [], limit)
             if not ready:
                 return None
             more = os.read(reading, count - len(data))
@@ -120,7 +120,8 @@ def _answers(reading: int) -> Iterator[Verdict]:
 
 
 def once(act: Callable[[], Any]) -> Verdict:
-    return next(stream([act], time.monotonic() + 600))
+    """One trial, which may take its time: it is a whole compilation, or many images."""
+    return next(stream([act], time.monotonic() + 600, 600.0))
 
 
 def on_two_cores(trials: Sequence[Callable[[], Any]], seconds: float) -> list[Verdict]:
@@ -155,20 +156,20 @@ def kills(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
              for w in ("random:1", "random:2")}  # fmt: skip
     folder, found = work / "engines", Counter[str]()
 
-    def export(weights: str, cold: bool = False) -> None:
-        if cold:
-            os.environ["L2C_CACHE"] = str(work / "cold")
-            shutil.rmtree(work / "cold", ignore_errors=True)
+    def export(weights: str) -> None:
         compile_artefact(options(folder, weights))
 
+    def cold_export(weights: str) -> None:
+        os.environ["L2C_CACHE"] = str(work / "cold")
+        export(weights)
+
     def build(weights: str) -> None:
-        shutil.rmtree(work / "cache" / "plans", ignore_errors=True) if chance.random() < 0.5 else None
         building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)))
 
     acts: dict[str, Callable[[str], object]] = {
         "export": export,
         "first export": export,
-        "cold export": lambda weights: export(weights, cold=True),
+        "cold export": cold_export,
         "link": lambda weights: linking.bind(folder, weights),
         "build": build,
     }
@@ -178,15 +179,15 @@ def kills(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
         assert once(lambda act=act: act("random:1")).kind == "done", name
         lasts[name] = time.monotonic() - started
     deadline = time.monotonic() + seconds
-    for turn in range(count):
-        if time.monotonic() > deadline:
-            break
-        name = chance.choices(list(acts), (6, 4, 1, 5, 4))[0]
+    while found["kills"] < count and time.monotonic() < deadline:
+        name = chance.choices(list(acts), (6, 4, 0.5, 5, 4))[0]
         weights = chance.choice(list(makes))
         if name == "first export":
             shutil.rmtree(folder)
         old = once(lambda: (digest(folder), _builds(folder))).detail if folder.exists() else None
-        chance.random()  # another turn of the dice for the child's own choices
+        if chance.random() < 0.7:  # else it has the cache of the last one
+            shutil.rmtree(work / "cold", ignore_errors=True)
+            shutil.rmtree(Path(os.environ["L2C_CACHE"]) / "plans", ignore_errors=True)
         ended = killed(lambda: acts[name](weights), chance.uniform(0, 1.05 * lasts[name]))  # noqa: B023
         now = once(lambda: (digest(folder), _builds(folder)))
         found["kills"] += not ended
@@ -204,7 +205,7 @@ def kills(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
         found["error"] += not (again.kind == "done" and again.detail == made)
         found["leftovers"] += bool(list(folder.glob(".l2c*")))
         if again.kind != "done" or found["half"] or found["lost"]:
-            print(f"kill {turn}: {name}: {old} -> {now} -> {again}", file=sys.stderr)
+            print(f"kill {found['kills']}: {name}: {old} -> {now} -> {again}", file=sys.stderr)
     return found
 
 
@@ -469,7 +470,8 @@ def crowd(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
         found["error"] += sum(results[n].kind != "done" for n in acts)
         for seen in results["reader"].detail if results["reader"].kind == "done" else ():
             found["loads meanwhile"] += 1
-            found["loads: refused" if seen.kind == "refused" else "loads: whole"] += 1
+            early = seen.kind == "refused" and "no complete artefact" in seen.detail
+            found["loads: nothing yet" if early else f"loads: {seen.kind}"] += 1
             found["corrupt"] += seen.kind == "error" or (seen.kind == "done" and seen.detail not in wanted)
             if seen.kind == "error":
                 print(seen.detail, file=sys.stderr)
@@ -487,7 +489,7 @@ def wear(count: int, seconds: float, chance: random.Random, work: Path) -> Count
     """Many images on one pipeline: memory stays flat, and eight threads get what one gets."""
     found: Counter[str] = Counter()
     for backend in ("onnxruntime", "openvino"):
-        made = once_long(lambda: _wear(backend, count, time.monotonic() + seconds / 2))  # noqa: B023
+        made = once(lambda: _wear(backend, count, time.monotonic() + seconds / 2))  # noqa: B023
         if made.kind != "done":
             print(made, file=sys.stderr)
             found["error"] += 1
@@ -495,16 +497,6 @@ def wear(count: int, seconds: float, chance: random.Random, work: Path) -> Count
         for name, value in made.detail.items():
             found[name if name in BAD else f"{backend}: {name}"] += value
     return found
-
-
-def once_long(act: Callable[[], Any]) -> Verdict:
-    """The same without the limit for a hang."""
-    global LIMIT
-    before, LIMIT = LIMIT, 600.0
-    try:
-        return once(act)
-    finally:
-        LIMIT = before
 
 
 def _wear(backend: str, count: int, deadline: float) -> dict[str, int]:
@@ -540,6 +532,14 @@ def _wear(backend: str, count: int, deadline: float) -> dict[str, int]:
             "images of 8 threads": len(made), "different": differing}  # fmt: skip
 
 
+def warm_up(work: Path) -> None:
+    """Import, and record one model, so that a forked process begins where the work begins; no threads are started."""
+    import onnxruntime  # noqa: F401
+
+    chosen = options(work / "none", "random:1")
+    lower(chosen, resolve(chosen))
+
+
 SECTIONS: dict[str, tuple[Callable[..., Counter[str]], int, int, float, float]] = {
     # section: trials and seconds, in full and --quick
     "kills": (kills, 200, 15, 420, 40),
@@ -566,6 +566,7 @@ def main() -> int:
             os.environ["L2C_CACHE"] = str(Path(folder) / "cache")
             work = Path(folder) / "work"
             work.mkdir()
+            warm_up(work)
             trials, bound = (quick, short) if given.quick else (full, long)
             found = act(trials, bound, random.Random(f"{given.seed} {name}"), work)
         bad = {kind: found[kind] for kind in BAD if found[kind]}
