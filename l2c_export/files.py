@@ -70,12 +70,18 @@ def locked(folder: Path, report: Report = id) -> Iterator[bool]:
         handle = os.open(folder, os.O_RDONLY)
         try:
             alone = _lock(handle, folder, report)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), os.stat(folder)):  # nobody removed it while we waited
-                    yield alone
-                    return
+            if _is_still(handle, folder):  # nobody removed it while we waited
+                yield alone
+                return
         finally:
             os.close(handle)
+
+
+def _is_still(handle: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    except FileNotFoundError:
+        return False
 
 
 def _lock(handle: int, folder: Path, report: Report) -> bool:

@@ -16,10 +16,10 @@ import hashlib
 import json
 import os
 import pickle
-import platform
 import random
 import resource
 import select
+import shlex
 import shutil
 import signal
 import sys
@@ -188,7 +188,10 @@ def kills(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
         if chance.random() < 0.7:  # else it has the cache of the last one
             shutil.rmtree(work / "cold", ignore_errors=True)
             shutil.rmtree(Path(os.environ["L2C_CACHE"]) / "plans", ignore_errors=True)
-        ended = killed(lambda: acts[name](weights), chance.uniform(0, 1.05 * lasts[name]))  # noqa: B023
+        delay = lasts[name] * chance.uniform(*chance.choice(((0, 1), (0.7, 1.1))))  # half of them near the end
+        ended = killed(lambda: acts[name](weights), delay)  # noqa: B023
+        if ended:
+            lasts[name] = max(min(lasts[name], delay), 0.02)
         now = once(lambda: (digest(folder), _builds(folder)))
         found["kills"] += not ended
         found[f"killed: {name}"] += not ended
@@ -555,7 +558,8 @@ def main() -> int:
     asked.add_argument("--quick", action="store_true", help="two minutes instead of fifteen")
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--only", action="append", choices=list(SECTIONS))
-    asked.add_argument("--json", type=Path, help="write the counts here, beside those of the sections that are not run")
+    asked.add_argument("--trials", type=int, help="so many instead")
+    asked.add_argument("--json", type=Path, help="add the counts to those that are there, which are of other sections or seeds")
     given = asked.parse_args()
     result: dict[str, Any] = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
     failed = False
@@ -568,18 +572,17 @@ def main() -> int:
             work.mkdir()
             warm_up(work)
             trials, bound = (quick, short) if given.quick else (full, long)
-            found = act(trials, bound, random.Random(f"{given.seed} {name}"), work)
+            found = act(given.trials or trials, bound, random.Random(f"{given.seed} {name}"), work)
         bad = {kind: found[kind] for kind in BAD if found[kind]}
         failed |= bool(bad)
         spent = round(time.monotonic() - started)
         print(f"{name}: {spent} s: {json.dumps(dict(sorted(found.items())))}" + (f"  BAD: {bad}" if bad else ""), flush=True)
-        command = f"python scripts/torture.py --seed {given.seed}{' --quick' if given.quick else ''} --only '{name}'"
+        command = " ".join(["python scripts/torture.py", *map(shlex.quote, sys.argv[1:])])
+        before = result.get(name, {"commands": [], "seconds": 0, "counts": {}})
         result[name] = {
-            "command": command,
-            "python": platform.python_version(),
-            "seconds": spent,
-            "counts": dict(found),
-            "bad": bad,
+            "commands": [*before["commands"], command],
+            "seconds": before["seconds"] + spent,
+            "counts": dict(Counter(before["counts"]) + found),
         }
     if given.json:
         given.json.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
