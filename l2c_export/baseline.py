@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,18 +24,22 @@ class Baseline:
     `calls` say which sublayers are reused.  Raises BackendError where PyTorch cannot do what the artefact does.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, compiled: bool, threads: int, device: str | None) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, compiled: bool, threads: int, device: str | None, cached: bool = True
+    ) -> None:
         if manifest.fp32:
             raise BackendError(f"pytorch: has no layers kept in float32 (--fp32 {manifest.fp32[0]}): compile without --fp32")
         torch.set_num_threads(threads)
         self.device = torch_device(device)
-        if compiled:
+        # CUDA graphs overwrite what they returned before, so only a loop without a cache can use them
+        mode = "reduce-overhead" if compiled and self.on_gpu and not cached else None
+        if compiled and not self.on_gpu:
             from torch._inductor import config
 
             config.freezing = True  # weights become constants, packed for the processor
         family = models.build(manifest.model.family, manifest.model.arch)
         weights = {name: tensor.to(self.device) for name, tensor in stored(folder, manifest).items()}
-        self._manifest, self._denoiser = manifest, Denoiser(family, weights, compiled)
+        self._manifest, self._denoiser = manifest, Denoiser(family, weights, compiled, mode)
         self.runtime = f"{'torch.compile' if compiled else 'PyTorch eager'} {torch.__version__}"
 
     def steps(self, calls: Sequence[Call], noise: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> Iterator[object]:
@@ -41,10 +47,25 @@ class Baseline:
         x, y = torch.from_numpy(noise).to(self.device), torch.from_numpy(labels).to(self.device)
         return self._denoiser.steps(calls, x, y, torch.from_numpy(guidance).reshape(1, -1, 1, 1).to(self.device))
 
-    def finish(self) -> None:
-        """Return when everything that was asked of the device is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    @property
+    def on_gpu(self) -> bool:
+        """Whether calls return before they have ended."""
+        return self.device.type == "cuda"
+
+    def finish(self, steps: Iterator[object]) -> None:
+        """Make all calls of an image on the GPU, and return when they have ended."""
+        for _ in steps:
+            pass
+        torch.cuda.synchronize(self.device)
+
+    def timed(self, steps: Iterator[object]) -> list[float]:
+        """The seconds of every call of an image, by the GPU's clock."""
+        marks: list[Any] = []
+        for _ in itertools.chain([None], steps):
+            marks.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+            marks[-1].record()
+        torch.cuda.synchronize(self.device)
+        return [1e-3 * a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
 
 
 def uncached(calls: Sequence[Call]) -> tuple[Call, ...]:

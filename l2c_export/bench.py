@@ -24,11 +24,10 @@ from . import artefact, machine
 from .contenders import COMPARED, OURS, Contender, Request, Settings, contender, twins_of
 from .errors import ArtefactError, L2CError, UsageError
 from .machine import Machine
-from .worker import Process, Ready
+from .worker import Process, Ready, Timed
 
 PAUSE = 0.2  # seconds before every image
 Report = Callable[[str], object]
-Rounds = Sequence[Sequence[float]]  # rounds x calls
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -47,7 +46,10 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One contender.  An image's time is that of a loop over the number of images that it makes at a time."""
+    """One contender.  An image's time is that of a loop over the number of images that it makes at a time.
+
+    On a CPU a loop's time is the sum of its calls'; on a GPU the calls are those of another loop (see `worker.Timed`).
+    """
 
     name: str
     settings: Settings
@@ -62,6 +64,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     host_bytes: int | None  # the peak of the process's resident memory, mapped weights included
     gpu_bytes: int | None  # by how much the GPU's used memory grew
     loop_overhead: float | None  # what the loop adds to its engine runs, as a share
+    loops: tuple[float, ...]  # seconds of the loop of every round
     seconds: tuple[tuple[float, ...], ...]  # of every call in every round
 
 
@@ -155,8 +158,8 @@ def bench(folder: Path, names: Sequence[str], request: Request, rounds: int, dis
                 if each.name == OURS:
                     raise
                 left_out.append(LeftOut(each.name, str(error)))
-        orders, seconds = interleave([s.process for s in started], rounds, random.Random(request.seed), progress)
-        measured = [finish(each, seconds[each.contender.name]) for each in started]
+        orders, made_in = interleave([s.process for s in started], rounds, random.Random(request.seed), progress)
+        measured = [finish(each, made_in[each.contender.name]) for each in started]
     return Result(
         artefact=str(folder),
         request=request,
@@ -195,23 +198,24 @@ def start(each: Contender, request: Request, compiling: float | None, running: c
 
 def interleave(
     processes: Sequence[Process], rounds: int, rng: random.Random, progress: Callable[[], object] = lambda: None
-) -> tuple[tuple[tuple[str, ...], ...], dict[str, list[list[float]]]]:
-    """The order of every round, and by contender the seconds of every round's calls."""
-    orders, seconds = [], {process.name: list[list[float]]() for process in processes}
+) -> tuple[tuple[tuple[str, ...], ...], dict[str, list[Timed]]]:
+    """The order of every round, and by contender the times of every round."""
+    orders, made = [], {process.name: list[Timed]() for process in processes}
     for _ in range(rounds):
         order = rng.sample(processes, len(processes))
         orders.append(tuple(process.name for process in order))
         for process in order:
             time.sleep(PAUSE)
-            seconds[process.name].append(process.image())
+            made[process.name].append(process.image())
         progress()
-    return tuple(orders), seconds
+    return tuple(orders), made
 
 
-def finish(each: Started, seconds: Rounds) -> Measured:
+def finish(each: Started, made: Sequence[Timed]) -> Measured:
     """Ask for what is known at the end, and sum up."""
     images = each.ready.settings.images
-    per_image = Spread.of(sum(calls) / images for calls in seconds)
+    per_image = Spread.of(timed.seconds / images for timed in made)
+    seconds = [timed.calls for timed in made]
     compiling = each.compiling
     if each.contender.runtime == "torch-compile":
         compiling = max(0.0, each.first_image_seconds - each.ready.load_seconds - images * per_image.median)
@@ -230,7 +234,8 @@ def finish(each: Started, seconds: Rounds) -> Measured:
         host_bytes=each.process.ask("memory", int | None),
         gpu_bytes=each.gpu_bytes,
         loop_overhead=each.process.ask("overhead", float | None),
-        seconds=tuple(map(tuple, seconds)),
+        loops=tuple(timed.seconds for timed in made),
+        seconds=tuple(seconds),
     )
 
 
@@ -241,13 +246,8 @@ def ratio(slow: Measured, fast: Measured, allowed: frozenset[str] = COMPARED) ->
     for name in differ:
         if name not in allowed:
             return Ratio(slow.name, fast.name, differ=differ, refused=f"{name}: {a[name]} and {b[name]}")
-    within = ratios_within(slow.seconds, fast.seconds)
+    within = [a / b for a, b in zip(slow.loops, fast.loops, strict=True)]
     return Ratio(slow.name, fast.name, float(np.median(within)), min(within), max(within), differ)
-
-
-def ratios_within(slow: Rounds, fast: Rounds) -> list[float]:
-    """How many times as fast, in every round."""
-    return [sum(a) / sum(b) for a, b in zip(slow, fast, strict=True)]
 
 
 def times(ratio: Ratio) -> str:

@@ -6,7 +6,6 @@ and for several GPUs.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,9 +15,9 @@ import msgspec
 
 from . import artefact, staging
 from .backends.tensorrt_build import Builder, Port, Range, Settings
-from .cache import cache_folder, kept
+from .backends.tensorrt_monitor import Watch
+from .cache import cache_folder, cached, keep, kept
 from .errors import UsageError
-from .files import replacing
 from .manifest import FILE, Build, Manifest
 from .program import rows_of, split_at
 from .weights import FILE as WEIGHTS
@@ -56,9 +55,11 @@ def build(
     timing_cache: Path | None = None,
     report: Report = id,
     progress: Callable[[], object] = lambda: None,
+    watch: Watch = lambda *_: None,
 ) -> Manifest:
     """Build every engine that the artefact's link needs and add them to it, replacing a build of the same name.
 
+    `progress` is told of every finished engine, `watch` of how far the present one is, where the library says so.
     Raises ArtefactError, BackendError or UsageError; the artefact is complete, without the new build, after an error.
     """
     if backend not in GPU_BACKENDS:
@@ -73,15 +74,17 @@ def build(
         sizes = images(batch, manifest)
         targets = settings.targets or (_architecture(),)
         cache = timing_cache or cache_folder("timing") / f"{backend}-{'-'.join(targets)}.cache"
-        builder = Builder(backend, settings, cache.read_bytes() if cache.exists() else b"")
+        builder = Builder(backend, settings, kept(cache), watch)
         name = f"{backend}-{builder.version}-{'-'.join(targets)}"
         (stage / name).mkdir()
-        engines = {}
+        engines, seconds = {}, {}
         for unit, wanted in units(manifest, sizes).items():
+            begun = time.perf_counter()
             engines[unit] = f"{name}/{unit}.plan"
             (stage / engines[unit]).write_bytes(_plan(folder, manifest, builder, targets, wanted))
+            seconds[unit] = time.perf_counter() - begun
             progress()
-        _keep(cache, builder.timing_cache())
+        keep(cache, builder.timing_cache())
         made = Build(
             backend=backend,
             version=builder.version,
@@ -94,8 +97,15 @@ def build(
         )
         result = _add(manifest, name, made, stage)
     size = sum(result.files[file].bytes for file in engines.values())
-    report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {time.perf_counter() - started:.1f} s")
+    took = time.perf_counter() - started
+    report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(seconds)}")
     return result
+
+
+def _longest(seconds: Mapping[str, float]) -> str:
+    """Where the time of a build went."""
+    slowest = sorted(seconds, key=lambda unit: -seconds[unit])[:4]
+    return "slowest: " + ", ".join(f"{unit.partition('.')[0]} {seconds[unit]:.1f} s" for unit in slowest)
 
 
 def count(manifest: Manifest) -> int:
@@ -148,7 +158,7 @@ def _port(manifest: Manifest, name: str, given: str) -> Port:
 def _architecture() -> str:
     from .backends.cuda import Cuda
 
-    return Cuda("cuda").architecture
+    return Cuda("cuda", "tensorrt").architecture
 
 
 def _plan(folder: Path, manifest: Manifest, builder: Builder, targets: tuple[str, ...], unit: Unit) -> bytes:
@@ -157,7 +167,7 @@ def _plan(folder: Path, manifest: Manifest, builder: Builder, targets: tuple[str
     model = [manifest.files[unit.file].sha256]
     model += [manifest.files[WEIGHTS].sha256] if manifest.link == "static" else []
     key = [*model, *unit, targets, *builder.identity]
-    return kept("plans", key, lambda: builder.build(folder / unit.file, unit.ports, unit.ranges))
+    return cached("plans", key, lambda: builder.build(folder / unit.file, unit.ports, unit.ranges))
 
 
 def _add(manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:
@@ -168,13 +178,3 @@ def _add(manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:
     files |= {file: artefact.info(stage / file) for file in made.engines.values()}
     result = msgspec.structs.replace(manifest, builds={**manifest.builds, name: made}, files=files)
     return artefact.write_json(stage / FILE, result)
-
-
-def _keep(path: Path, data: bytes) -> None:
-    """A timing cache that cannot be written only costs time."""
-    if not data:
-        return
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(data)

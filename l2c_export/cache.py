@@ -19,7 +19,7 @@ import platformdirs
 from .files import replacing
 
 LIMIT = 10 * 2**30  # bytes of all entries; those that were used longest ago go first
-KINDS = ("segments", "plans", "timing", "openvino")  # the last two are the libraries' own files
+KINDS = ("segments", "plans", "timing", "kernels", "openvino")  # the last three are the libraries' own files
 DIGEST = 32
 
 
@@ -45,17 +45,14 @@ def writable_folder(kind: str) -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-def kept(kind: str, key: Sequence[object], make: Callable[[], bytes]) -> bytes:
+def cached(kind: str, key: Sequence[object], make: Callable[[], bytes]) -> bytes:
     """What `make` returns, which depends on nothing but `key` (anything that has a JSON form)."""
     path = cache_folder(kind) / hashlib.sha256(msgspec.json.encode(key)).hexdigest()
     data = _read(path)
     if data is None:
         data = make()
-        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                file.write(hashlib.sha256(data).digest() + data)
-            prune(LIMIT)
+        keep(path, hashlib.sha256(data).digest() + data)
+        prune(LIMIT)
     return data
 
 
@@ -94,3 +91,20 @@ def prune(limit: int) -> list[Entry]:
             excess -= entry.bytes
             gone.append(entry)
     return gone
+
+
+def kept(path: Path) -> bytes:
+    """What `keep` has written there; empty if it cannot be read."""
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return b""
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Write a library's own file in one step; one that cannot be written only costs time."""
+    if not data:
+        return
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(data)

@@ -143,7 +143,7 @@ def build_engines(
     total = building.count(artefact.read(folder, verify=False))
     with progress("building engines", total) as step:
         settings = Settings(targets=targets, **(choices or {}))
-        result = building.build(folder, backend, settings, batch, timing_cache, say, step)
+        result = building.build(folder, backend, settings, batch, timing_cache, say, step, step.within)
     if as_json:
         summary = {name: {"engines": len(b.engines), "bytes": sum(result.files[f].bytes for f in b.engines.values())}
                    for name, b in result.builds.items()}  # fmt: skip

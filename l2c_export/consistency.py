@@ -39,7 +39,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             yield from (f"{where}: nothing makes {name!r}" for name in _values(manifest, before) if name not in made)
             hoisted |= set(before.outputs)
     for index, call in enumerate(manifest.calls):
-        yield from (f"call {index}: {wrong}" for wrong in _call(manifest, call, hoisted))
+        yield from (f"call {index}: {wrong}" for wrong in _call(manifest, call, {"t", *hoisted}))
 
 
 def _model(manifest: Manifest) -> Iterator[str]:
@@ -90,9 +90,9 @@ def _call(manifest: Manifest, call: Call, hoisted: Collection[str]) -> Iterator[
     if graph is None or call.graph in (manifest.constants, manifest.prologue) or LATENTS not in graph.outputs:
         yield f"no graph {call.graph!r} makes latents for it"
     else:
-        known = {*graph.slots, *call.reads, *call.writes}
-        names = [name for name in _values(manifest, graph) if name not in known | GIVEN]
-        yield from (f"{name!r} has no place" for name in names if split_at(name)[0] not in {"t", *hoisted})
+        known = {*GIVEN, *graph.slots, *call.reads, *call.writes}
+        names = [name for name in _values(manifest, graph) if name not in known]
+        yield from (f"{name!r} has no place" for name in names if split_at(name)[0] not in hoisted)
     if not all(abs(number) < LARGEST_FLOAT for number in (call.timestep, *call.coefficients)):
         yield "its numbers are not finite"
     if sorted((*call.computed, *call.reused)) != list(range(len(manifest.model.sublayers))):

@@ -53,15 +53,30 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class Bar:
+    """A progress bar as a callback: one step further."""
+
+    def __init__(self, shown: Any, what: str, total: int) -> None:
+        self._shown, self._what, self._done = shown, what, 0
+        self._task = shown.add_task(what, total=total)
+
+    def __call__(self, *_: object) -> None:
+        self._done += 1
+        self._shown.update(self._task, completed=self._done, description=self._what)
+
+    def within(self, phase: str, share: float) -> None:
+        """What the present step is doing, and the share of it that is done."""
+        self._shown.update(self._task, completed=self._done + share, description=f"{self._what}: {phase}")
+
+
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr, as a callback; silent when that is not a terminal."""
+def progress(what: str, total: int) -> Iterator[Bar]:
+    """A progress bar on stderr; silent when that is not a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as shown:
-        task = shown.add_task(what, total=total)
-        yield lambda *_: shown.advance(task)
+        yield Bar(shown, what, total)
 
 
 def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass
 
-from .backends import BACKENDS, open_backend
+from .backends import Request, open_backend
 from .errors import L2CError
+from .machine import version
+
+PLACES = (("tensorrt", None), ("tensorrt-rtx", None), ("onnxruntime", "cuda"), ("openvino", None), ("onnxruntime", None))
 
 
 @dataclass(frozen=True)
 class Finding:
-    name: str
+    name: str  # of the backend, and the device if it is not the usual one
     works: bool
     version: str
     note: str
@@ -20,20 +22,13 @@ class Finding:
 def examine() -> list[Finding]:
     """Try to open every backend."""
     findings = []
-    for name in BACKENDS:
+    for backend, device in PLACES:
+        name = f"{backend} {device}" if device else backend
         try:
-            backend = open_backend(name).backend
+            found = open_backend(backend, Request(device=device)).backend
         except L2CError as error:
             findings.append(Finding(name, False, "-", str(error)))
         else:
-            findings.append(Finding(name, True, _version(name), backend.describe()))
+            known = version(backend) or version(f"{backend}-gpu")
+            findings.append(Finding(name, True, known or "?", found.describe()))
     return findings
-
-
-def _version(name: str) -> str:
-    for package in (name, f"{name}-gpu"):
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "?"

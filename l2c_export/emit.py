@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from . import __version__, manifest, stepgraph
+from .backends import FUSED
 from .errors import ArtefactError
+from .fuse import fused
 from .options import Options, Source
 from .passes.memory import caches, temporaries
 from .program import DTYPES, FP32, WEIGHT, Graph, Value, split_at, text
@@ -118,11 +120,13 @@ def value_types(graphs: Mapping[str, Graph]) -> dict[str, Value]:
 
 
 def write_models(folder: Path, linked: Linked, bodies: stepgraph.Bodies, layout: Layout) -> None:
-    """One ONNX file per segment and per distinct graph."""
+    """One ONNX file per segment and per distinct graph, and a fused form of the segments where it computes the same."""
     (folder / "segments").mkdir()
     for name, segment in linked.segments.items():
         model = stepgraph.segment_model(name, segment, bodies)
         (folder / "segments" / f"{name}.onnx").write_bytes(model.SerializeToString())
+        if layout.types.dtype == "float16" and FP32 not in name and (second := fused(model)):
+            (folder / "segments" / f"{name}{FUSED}").write_bytes(second.SerializeToString())
     for name, graph in linked.graphs.items():
         step = stepgraph.step_model(name, graph, linked.segments, bodies, layout)
         (folder / f"{name}.onnx").write_bytes(step.SerializeToString())

@@ -31,6 +31,7 @@ class Hoisted:
         self.window = self.calls if fits >= self.calls else max(fits, ahead + 1)
         self.step = self.window if self.window >= self.calls else self.window - ahead
         chunks = range(0, self.calls, self.step)
+        program.backend.memory.reserve(self.window * per_call, f"what is computed before the loop for {rows} rows")
         self.y = filled(program.backend, np.zeros(self.window * rows, np.int32))
         self._constants = self._evaluate_constants(chunks[-1] + self.window) if self.manifest.constants else {}
         self._rows = {n: self._many(n, self.window * rows) for n in names}

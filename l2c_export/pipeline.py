@@ -20,7 +20,7 @@ from .errors import ArtefactError, RunError, UsageError
 from .manifest import Manifest
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
-OUTPUT_TYPES = ("latent", "np", "pil")
+OUTPUT_TYPES = ("latent", "device", "np", "pil")
 LINKS = ("shared", "static")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,9 +28,13 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Output:
-    """`latents` (B, C, H, W) float32; `images`, if asked for: (B, H, W, C) floats in 0..1, or PIL images."""
+    """`latents` (B, C, H, W) float32; `images`, if asked for: (B, H, W, C) floats in 0..1, or PIL images.
 
-    latents: np.ndarray
+    The latents of "device" are where the backend computes: a `cuda.DeviceArray` on a GPU, which `torch.from_dlpack` and others
+    read without a copy; elsewhere a numpy array as always.
+    """
+
+    latents: Any
     images: Any = None
 
 
@@ -141,29 +145,33 @@ class Pipeline:
 
         `guidance_scale` 1 turns guidance off.  Without `latents` (B, C, H, W), image i starts from the noise of
         seed + i, or of seed[i].  `callback_on_step_end(pipe, step, timestep, {"latents": x})` may return new latents.
+        `output_type` is "latent", "device" (left where they were computed, see `Output`), or with a model of pixels "np" or
+        "pil".
         `check_finite` raises RunError naming the call whose latents are the first to hold NaN or Inf.
         """
         labels = self.labels(class_labels)
         self._check_output(output_type)
         noise = self.noise(len(labels), seed) if latents is None else self._latents(latents, len(labels))
+        asked = self.generation(labels, guidance_scale)
         if callback_on_step_end or check_finite:
-            final = self._stepwise(labels, guidance_scale, noise, callback_on_step_end, check_finite)
+            self._stepwise(labels, guidance_scale, noise, callback_on_step_end, check_finite)
         else:
-            asked = self.generation(labels, guidance_scale)
-            final = asked.loop.whole(noise, asked.labels, asked.guidance)
-        final = final.copy()
-        return Output(final, None if output_type == "latent" else to_images(final, output_type))
+            asked.loop.whole(noise, asked.labels, asked.guidance)
+        memory, final = asked.loop.memory, asked.loop.latents
+        if output_type == "device":
+            return Output(memory.copy(final))
+        latents = memory.get(final).copy()
+        return Output(latents, None if output_type == "latent" else to_images(latents, output_type))
 
     def _stepwise(
         self, labels: list[int], guidance_scale: float | None, noise: np.ndarray, callback: Callback | None, check_finite: bool
-    ) -> np.ndarray:
+    ) -> None:
         """The loop with a stop after every call."""
-        final, step = noise, -1
+        step = -1
         asked = self.generation(labels, guidance_scale)
         for done in asked.loop.denoise(noise, asked.labels, asked.guidance):
             if check_finite and not np.isfinite(done.x).all():
                 raise RunError(f"call {done.index} (timestep {done.call.timestep:g}) made NaN or infinite latents")
-            final = done.x
             if not done.call.ends_step:
                 continue
             step += 1
@@ -173,7 +181,6 @@ class Pipeline:
                     done.x[...] = self._latents(given["latents"], len(labels))
                     if check_finite and not np.isfinite(done.x).all():
                         raise RunError(f"the callback after step {step} returned NaN or infinite latents")
-        return final
 
     def steps(self, labels: Sequence[int], guidance_scale: float | None, noise: np.ndarray) -> Iterator[runtime.Step]:
         """The loop itself, for callers that want progress or timing: one item per network evaluation.
@@ -236,7 +243,7 @@ class Pipeline:
     def _check_output(self, output_type: str) -> None:
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type {output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
-        if output_type != "latent" and self.manifest.model.latent[0] not in (1, 3):
+        if output_type in ("np", "pil") and self.manifest.model.latent[0] not in (1, 3):
             raise UsageError(
                 f"output_type {output_type!r}: this model makes latents, not pixels, and the artefact has no decoder: "
                 'use output_type="latent" (l2c run: --out with .npy)'

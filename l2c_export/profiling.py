@@ -151,6 +151,7 @@ def watch(loop: Loop, events: list[Event], done: Sequence[object]) -> None:
         def timed() -> None:
             started = time.perf_counter()
             run()
+            loop.memory.finish()
             events.append(Event(len(done), name, engine, started, time.perf_counter() - started))
 
         return timed

@@ -6,6 +6,7 @@ Every buffer gets its place and every call is bound once for a batch size; `deno
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -54,6 +55,9 @@ class Loop:
         self.memory = program.backend.memory
         self.rows = images * (2 if guided else 1)
         latent = (images, *self.manifest.model.latent)
+        steps = {call.graph: self.manifest.graphs[call.graph].slot_bytes for call in self.manifest.calls}
+        scratch_bytes, cache_bytes = max(map(self._size, steps.values())), self._size(self.manifest.cache_bytes)
+        self.memory.reserve(scratch_bytes + cache_bytes + 12 * math.prod(latent), f"the buffers of {images} images")
         self.states = [self.memory.empty(latent, "float32") for _ in range(3)]
         index = np.arange(images, dtype=np.int32)
         self.inputs = {
@@ -62,10 +66,9 @@ class Loop:
             "unconditional": self._new(index + (self.rows - images)),
             "guidance": self._new(np.zeros((1, latent[1], 1, 1), np.float32)),
         }
-        steps = {call.graph: self.manifest.graphs[call.graph].slot_bytes for call in self.manifest.calls}
-        scratch = self.memory.empty((max(self._size(sizes) for sizes in steps.values()),), "uint8")
+        scratch = self.memory.empty((scratch_bytes,), "uint8")
         self.slots = {name: self._cut(scratch, sizes) for name, sizes in steps.items()}
-        caches = self.memory.empty((self._size(self.manifest.cache_bytes),), "uint8")
+        caches = self.memory.empty((cache_bytes,), "uint8")
         self.caches = self._cut(caches, self.manifest.cache_bytes)
         self.hoisted = Hoisted(program, self.rows)
         self.inputs["y"] = self.hoisted.y[: self.rows]
@@ -95,8 +98,8 @@ class Loop:
             yield step
             self.go_on_from(step)
 
-    def whole(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> np.ndarray:
-        """The latents after the last call, without a stop at any call before."""
+    def whole(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> None:
+        """All calls without a stop between them; `after` the last one are the latents."""
         if self._whole is None:
             self.start(x, labels, guidance)  # a backend may rehearse, on inputs that are allowed
             runs: list[Run] = []
@@ -105,7 +108,22 @@ class Loop:
             self._whole = self.program.backend.sequence(runs)
         self.start(x, labels, guidance)
         self._whole()
-        return self.after(len(self.manifest.calls) - 1).x
+
+    @property
+    def latents(self) -> Array:
+        """Where the last call leaves the latents."""
+        return self.states[self._turns[-1].after]
+
+    def timed(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> list[float]:
+        """The seconds of every call, on the clock of the device that runs them, which nothing holds up between two calls."""
+        self.start(x, labels, guidance)
+        clock = self.memory.clock()
+        clock.mark()
+        for index in range(len(self.manifest.calls)):
+            for run in (*self.hoisted.before(index), *self.bound(index)):
+                run()
+            clock.mark()
+        return clock.seconds()
 
     def start(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> None:
         """Take a request: latents (B, C, H, W), labels (R,), and the guidance of every latent channel (C,)."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import onnx
 import torch
 
-from .cache import kept
+from .cache import cached
 from .errors import ModelError
 from .models import base, layers
 from .models.base import Family
@@ -77,7 +77,7 @@ def _cached(family: Family, op: str, inputs: Sequence[Value]) -> onnx.ModelProto
     sources = [inspect.getsource(module) for module in modules]
     key = (str(torch.__version__), onnx.__version__, op, family.arch, inputs, *sources)
     export = lambda: _export(base.segment_of(family, op).function, op, inputs).SerializeToString()  # noqa: E731
-    return onnx.load_from_string(kept("segments", key, export))
+    return onnx.load_from_string(cached("segments", key, export))
 
 
 def _export(function: object, op: str, inputs: Sequence[Value]) -> onnx.ModelProto:

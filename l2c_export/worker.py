@@ -3,7 +3,7 @@
 `Process` is the side that asks, `main` (python -m l2c_export.worker) the one that answers: it takes a `Task` as one line
 of JSON on stdin, loads the contender and makes a first image, and then answers every line with one line of JSON:
 
-    image      the seconds of every call of one more image
+    image      a `Timed`: the seconds of one more image, and of every call
     overhead   what the loop adds to its engine runs, as a share (our engines only, else null)
     memory     the process's peak memory, in bytes
     pin 0 1    null, after moving every thread to these cores
@@ -46,13 +46,20 @@ class Ready(msgspec.Struct, frozen=True):
     artefact_bytes: int  # on disk: all of an artefact, or the weights alone for PyTorch
 
 
+class Timed(msgspec.Struct, frozen=True):
+    """An image as its user waits for it.  On a GPU its calls are those of a second image, by the GPU's own clock: nobody waits
+    for them one by one."""
+
+    seconds: float
+    calls: tuple[float, ...]
+
+
 class Loaded(msgspec.Struct, frozen=True):
     """A contender that can make images."""
 
     settings: Settings
     artefact_bytes: int
-    image: Callable[[], Iterator[object]]  # one image, call by call
-    finish: Callable[[], None]  # returns when the device has finished: the one place where a GPU is waited for
+    image: Callable[[], Timed]
     overhead: Callable[[], float | None]
 
 
@@ -72,12 +79,19 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     pipe = pipeline.load(task.contender.folder, task.contender.backend, request.device, request.threads)
     noise = pipe.noise(request.images, request.seed)
     backend = pipe.backend.partition(" ")[0]
-    runtime = f"{backend} {machine.version(backend) or ''}".strip()
+    version = machine.version(backend) or machine.version(f"{backend}-gpu") or ""
+    settings = _settings(task, manifest, manifest.calls, labels, scale, f"{backend} {version}".strip())
+    asked = pipe.generation(labels, scale)
+    on_gpu = not asked.loop.memory.on_host
+
+    def on_its_clock() -> Timed:
+        whole = seconds_of(lambda: pipe(labels, scale, latents=noise))
+        return Timed(whole, tuple(asked.loop.timed(noise, asked.labels, asked.guidance)))
+
     return Loaded(
-        settings=_settings(task, manifest, manifest.calls, labels, scale, runtime),
+        settings=msgspec.structs.replace(settings, device=request.device or "cuda") if on_gpu else settings,
         artefact_bytes=sum(file.bytes for file in manifest.files.values()),
-        image=lambda: pipe.steps(labels, scale, noise),
-        finish=lambda: None,  # a backend returns from a run when its arrays are filled
+        image=on_its_clock if on_gpu else lambda: call_by_call(pipe.steps(labels, scale, noise)),
         overhead=lambda: profiling.record(pipe, labels, scale, noise).overhead,
     )
 
@@ -92,18 +106,22 @@ def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
 
     contender, request = task.contender, task.request
     compiled = contender.runtime == "torch-compile"
-    model = baseline.Baseline(Path(contender.folder), manifest, compiled, request.threads, request.device)
+    model = baseline.Baseline(Path(contender.folder), manifest, compiled, request.threads, request.device, contender.cached)
     calls = manifest.calls if contender.cached else baseline.uncached(manifest.calls)
     null = [manifest.model.null_label] * len(labels) if scale != 1 else []
     noise = pipeline.standard_normal(manifest.model.latent, range(request.seed, request.seed + request.images))
     y, guided = np.array([*labels, *null], np.int32), manifest.guidance.channels(manifest.model.latent[0])
     guidance = np.float32(scale - 1) * np.array(guided, np.float32)
     settings = _settings(task, manifest, calls, labels, scale, model.runtime)
+
+    def on_its_clock() -> Timed:
+        whole = seconds_of(lambda: model.finish(model.steps(calls, noise, y, guidance)))
+        return Timed(whole, tuple(model.timed(model.steps(calls, noise, y, guidance))))
+
     return Loaded(
         settings=msgspec.structs.replace(settings, passes=(), link="none"),
         artefact_bytes=manifest.files[WEIGHTS].bytes,
-        image=lambda: model.steps(calls, noise, y, guidance),
-        finish=model.finish,
+        image=on_its_clock if model.on_gpu else lambda: call_by_call(model.steps(calls, noise, y, guidance)),
         overhead=lambda: None,
     )
 
@@ -134,21 +152,25 @@ def _settings(task: Task, manifest: Manifest, calls: Sequence[Call], labels: lis
     )
 
 
-def seconds_of(loaded: Loaded) -> list[float]:
-    """The seconds of every call of one image; what the device still does at the end belongs to the last."""
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def call_by_call(steps: Iterator[object]) -> Timed:
+    """An image whose calls return when they have ended."""
     seconds, before = [], time.perf_counter()
-    for _ in loaded.image():
+    for _ in steps:
         now = time.perf_counter()
         seconds.append(now - before)
         before = now
-    loaded.finish()
-    seconds[-1] += time.perf_counter() - before
-    return seconds
+    return Timed(sum(seconds), tuple(seconds))
 
 
 def answer(loaded: Loaded, what: str, cores: list[str]) -> object:
     if what == "image":
-        return seconds_of(loaded)
+        return loaded.image()
     if what == "overhead":
         return loaded.overhead()
     if what == "memory":
@@ -177,7 +199,7 @@ def main() -> None:
         started = time.perf_counter()
         loaded.append(load(task))
         ready = Ready(loaded[0].settings, time.perf_counter() - started, loaded[0].artefact_bytes)
-        seconds_of(loaded[0])
+        loaded[0].image()
         return ready
 
     say(first)
@@ -202,9 +224,9 @@ class Process:
         ready = self._read(Ready)
         return ready, time.perf_counter() - self._started
 
-    def image(self) -> list[float]:
-        """The seconds of every call of one image."""
-        return self.ask("image", list[float])
+    def image(self) -> Timed:
+        """Make one more image."""
+        return self.ask("image", Timed)
 
     def ask(self, what: str, kind: type[T] | Any) -> T:
         """Send one line, and read its answer as `kind`."""

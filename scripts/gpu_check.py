@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
-"""Everything that needs a GPU, in one go: golden cases through TensorRT, and full-size models against PyTorch.
+"""Everything that needs a GPU, in one go: golden cases through a backend, and full-size models against PyTorch.
 
     python scripts/gpu_check.py export OUT --model DiT-XL/2 --router ROUTER.pt      where torch and onnx are
-    python scripts/gpu_check.py parity ROOT --cases CASES --json parity.json        where TensorRT is; ROOT/CASE/{cached,full}
-    python scripts/gpu_check.py engines OUT --images 1 8 --json engines.json        where TensorRT is
+    python scripts/gpu_check.py parity ROOT --cases CASES --json parity.json        where the backend is
+    python scripts/gpu_check.py engines OUT --images 1 8 --json engines.json        where the backend is
     python scripts/gpu_check.py pytorch OUT --images 1 8 --json pytorch.json        where torch is
 
-ROOT is what `check_parity.py --export-only ROOT` leaves, or folders of that form.  `export` writes OUT/cached and
-OUT/uncached with random weights.  Each command prints what it found and writes it as JSON.
+ROOT is what `check_parity.py --export-only ROOT` leaves, or folders of that form: CASE/cached and CASE/full.  `export` writes
+OUT/cached and OUT/uncached with random weights.  Each command prints what it found and writes it as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 LABEL, SCALE = 207, 4.0
+BUILT = ("tensorrt", "tensorrt-rtx")
 TWO_RUNS = 1e-4  # how far two launches of one graph may be apart: some kernels add in any order
 
 
@@ -41,9 +41,6 @@ def export(args: argparse.Namespace) -> dict:
 
 def parity(args: argparse.Namespace) -> dict:
     """Every step of the recorded runs, fed the recorded latents; the largest error as a share of max(1, max|x|)."""
-    from l2c_export import building
-    from l2c_export.backends.tensorrt_build import Settings
-
     found: dict[str, object] = {}
     started = time.perf_counter()
     part, parts = map(int, args.shard.split("/"))
@@ -53,7 +50,8 @@ def parity(args: argparse.Namespace) -> dict:
             log(f"{name}: not reached in {args.seconds} s")
             continue
         try:
-            building.build(folder, args.backend, Settings(level=args.level), args.batch, report=log)
+            if args.backend in BUILT:
+                build(folder, args)
             found[name] = worst_step(folder, args.cases / folder.parent.name, args.backend)
         except Exception as error:  # every case is reported
             found[name] = f"{type(error).__name__}: {error}"
@@ -78,7 +76,7 @@ def worst_step(folder: Path, case: Path, backend: str) -> float:
         errors.append(float(np.abs(values["latents"] - want[step]).max() / max(1.0, np.abs(want[step]).max())))
         return {"latents": want[step]}
 
-    pipe = l2c_export.load(folder, backend=backend)
+    pipe = l2c_export.load(folder, backend=backend, device="cuda")
     pipe(golden["y"][:count].tolist(), scale, latents=golden["x_T"][:count], callback_on_step_end=fed)
     free = pipe(golden["y"][:count].tolist(), scale, latents=golden["x_T"][:count])
     again = pipe(golden["y"][:count].tolist(), scale, latents=golden["x_T"][:count])
@@ -91,8 +89,7 @@ def worst_step(folder: Path, case: Path, backend: str) -> float:
 def engines(args: argparse.Namespace) -> dict:
     """Build, load and time the cached artefact and its uncached twin."""
     import l2c_export
-    from l2c_export import artefact, building
-    from l2c_export.backends.tensorrt_build import Settings
+    from l2c_export import artefact
 
     found: dict[str, object] = {}
     for name in args.twins:
@@ -100,19 +97,17 @@ def engines(args: argparse.Namespace) -> dict:
         result: dict[str, object] = {}
         found[name] = result
         try:
-            started = time.perf_counter()
-            built = building.build(folder, args.backend, Settings(level=args.level), args.batch, report=log)
-            result["build_s"] = time.perf_counter() - started
-            if args.rebuild:
-                result["rebuild_s"] = seconds(
-                    lambda f=folder: building.build(f, args.backend, Settings(level=args.level), args.batch)
-                )
-            (build,) = built.builds.values()
-            result["engines"] = len(build.engines)
-            result["plan_bytes"] = sum(built.files[f].bytes for f in build.engines.values())
+            if args.backend in BUILT:
+                result["build_s"] = seconds(lambda f=folder: build(f, args))
+                if args.rebuild:
+                    result["rebuild_s"] = seconds(lambda f=folder: build(f, args))
+                built = artefact.read(folder, verify=False)
+                made = next(b for b in built.builds.values() if b.backend == args.backend)
+                result["engines"] = len(made.engines)
+                result["plan_bytes"] = sum(built.files[f].bytes for f in made.engines.values())
             before = free_memory()
             started = time.perf_counter()
-            pipe = l2c_export.load(folder, backend=args.backend, verify=False)
+            pipe = l2c_export.load(folder, backend=args.backend, device="cuda", verify=False, link=args.link)
             result["load_s"] = time.perf_counter() - started
             result["backend"] = pipe.backend
             manifest = artefact.read(folder, verify=False)
@@ -126,41 +121,31 @@ def engines(args: argparse.Namespace) -> dict:
     return found
 
 
+def build(folder: Path, args: argparse.Namespace) -> None:
+    from l2c_export import building
+    from l2c_export.backends.tensorrt_build import Settings
+
+    building.build(folder, args.backend, Settings(level=args.level), args.batch, report=log)
+
+
 def timed_images(pipe, images: int, rounds: int, before: int) -> dict:
     labels, noise = [(LABEL + i) % 1000 for i in range(images)], pipe.noise(images, 0)
     first = seconds(lambda: pipe(labels, SCALE, latents=noise))
     whole = [seconds(lambda: pipe(labels, SCALE, latents=noise)) for _ in range(rounds)]
-    loop = pipe.generation(labels, SCALE).loop
     asked = pipe.generation(labels, SCALE)
+    loop = asked.loop
     loop.start(noise, asked.labels, asked.guidance)
-    loop.memory.synchronise()
+    loop.memory.finish()
     host = seconds(loop._whole)
-    loop.memory.synchronise()
+    loop.memory.finish()
     return {
         "first_s": first,
         "median_ms": 1e3 * statistics.median(whole),
         "min_ms": 1e3 * min(whole),
         "launch_ms": 1e3 * host,
         "device_bytes": before - free_memory(),
-        "calls_ms": call_times(pipe, labels, noise),
+        "calls_ms": [1e3 * s for s in loop.timed(noise, asked.labels, asked.guidance)],
     }
-
-
-def call_times(pipe, labels: list[int], noise: np.ndarray) -> list[float]:
-    """Milliseconds of every call, launched by hand, by CUDA events."""
-    from cuda.bindings import runtime as cudart
-
-    asked = pipe.generation(labels, SCALE)
-    loop, stream = asked.loop, asked.loop.memory.stream
-    loop.start(noise, asked.labels, asked.guidance)
-    events = [cudart.cudaEventCreate()[1] for _ in range(len(pipe.manifest.calls) + 1)]
-    cudart.cudaEventRecord(events[0], stream)
-    for index in range(len(pipe.manifest.calls)):
-        for run in [*loop.hoisted.before(index), *loop.bound(index)]:
-            run()
-        cudart.cudaEventRecord(events[index + 1], stream)
-    loop.memory.synchronise()
-    return [cudart.cudaEventElapsedTime(a, b)[1] for a, b in itertools.pairwise(events)]
 
 
 def free_memory() -> int:
@@ -229,7 +214,8 @@ def main() -> None:
     ap.add_argument("--twins", nargs="+", default=["cached", "uncached"])
     ap.add_argument("--how", nargs="+", default=["eager", "compile"])
     ap.add_argument("--cases", type=Path)
-    ap.add_argument("--backend", default="tensorrt")
+    ap.add_argument("--backend", default="tensorrt", help="or tensorrt-rtx, or onnxruntime")
+    ap.add_argument("--link", help="engines, onnxruntime: shared or static")
     ap.add_argument("--level", type=int)
     ap.add_argument("--batch", help="MIN:OPT:MAX images that the engines are built for")
     ap.add_argument("--rebuild", action="store_true", help="build twice: the second time with a timing cache")

@@ -44,6 +44,7 @@ torch.set_num_threads(1)  # no threads before a fork
 import hostile  # noqa: E402
 
 from l2c_export import artefact, building, linking, models, routers, schedule  # noqa: E402
+from l2c_export.backends import BUILT  # noqa: E402
 from l2c_export.backends.tensorrt_build import Settings  # noqa: E402
 from l2c_export.compile import compile_artefact, lower  # noqa: E402
 from l2c_export.errors import L2CError  # noqa: E402
@@ -491,8 +492,9 @@ def crowd(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
 def wear(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
     """Many images on one pipeline: memory stays flat, and eight threads get what one gets."""
     found: Counter[str] = Counter()
-    for backend in ("onnxruntime", "openvino"):
-        made = once(lambda: _wear(backend, count, time.monotonic() + seconds / 2))  # noqa: B023
+    for backend in BACKENDS:
+        engines = shutil.copytree(GOLDEN / "engines", work / backend)
+        made = once(lambda: _wear(engines, backend, count, time.monotonic() + seconds / 2))  # noqa: B023
         if made.kind != "done":
             print(made, file=sys.stderr)
             found["error"] += 1
@@ -502,11 +504,16 @@ def wear(count: int, seconds: float, chance: random.Random, work: Path) -> Count
     return found
 
 
-def _wear(backend: str, count: int, deadline: float) -> dict[str, int]:
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _wear(engines: Path, backend: str, count: int, deadline: float) -> dict[str, int]:
+    if backend in BUILT:
+        building.build(engines, backend, Settings())
+    with load(engines, backend, threads=None if backend in BUILT else 1) as pipe:
+        memory = pipe._program.backend.memory  # type: ignore[union-attr]
 
-    with load(GOLDEN / "engines", backend, threads=1) as pipe:
+        def resident() -> int:
+            """Of the host, and all that is taken of a GPU."""
+            free, total = (0, 0) if memory.on_host else memory._call("cudaMemGetInfo")
+            return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") + total - free
 
         def generate(images: int) -> int:
             """Of both batch sizes, with guidance and without."""
@@ -543,6 +550,7 @@ def warm_up(work: Path) -> None:
     lower(chosen, resolve(chosen))
 
 
+BACKENDS = ["onnxruntime", "openvino"]  # of the long run
 SECTIONS: dict[str, tuple[Callable[..., Counter[str]], int, int, float, float]] = {
     # section: trials and seconds, in full and --quick
     "kills": (kills, 200, 15, 420, 40),
@@ -558,9 +566,11 @@ def main() -> int:
     asked.add_argument("--quick", action="store_true", help="two minutes instead of fifteen")
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--only", action="append", choices=list(SECTIONS))
+    asked.add_argument("--backend", action="append", help="of the long run, where there is a GPU: tensorrt ..")
     asked.add_argument("--trials", type=int, help="so many instead")
     asked.add_argument("--json", type=Path, help="add the counts to those that are there, which are of other sections or seeds")
     given = asked.parse_args()
+    BACKENDS[:] = given.backend or BACKENDS
     result: dict[str, Any] = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
     failed = False
     for name in given.only or SECTIONS:

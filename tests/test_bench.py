@@ -98,7 +98,8 @@ def test_the_factors_multiply_to_the_whole(result):
 
 def measured(name: str, seconds: list[list[float]], of: Measured, **settings) -> Measured:
     changed = msgspec.structs.replace(of.settings, **settings)
-    return msgspec.structs.replace(of, name=name, seconds=tuple(map(tuple, seconds)), settings=changed)
+    loops = tuple(map(sum, seconds))
+    return msgspec.structs.replace(of, name=name, loops=loops, seconds=tuple(map(tuple, seconds)), settings=changed)
 
 
 def test_attribution_in_numbers(result):

@@ -19,10 +19,10 @@ MODULES = {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text()) for p in 
 # library -> the modules that may import it; everything in models/ is the compiler's
 HOMES = {
     "torch": {"routers.py", "checkpoints.py", "segments.py", "reference.py", "baseline.py", "models/"},
-    "onnx": {"segments.py", "stepgraph.py"},
+    "onnx": {"segments.py", "stepgraph.py", "fuse.py"},
     "onnxscript": {"segments.py"},
     "platformdirs": {"cache.py"},
-    "onnxruntime": {"backends/onnxruntime_backend.py"},
+    "onnxruntime": {"backends/onnxruntime_backend.py", "backends/onnxruntime_cuda.py"},
     "openvino": {"backends/openvino_backend.py"},
     "tensorrt": {"backends/tensorrt_backend.py"},
     "tensorrt_rtx": {"backends/tensorrt_rtx_backend.py", "backends/tensorrt_backend.py"},
@@ -40,10 +40,10 @@ ASKED = {
 }
 # what an artefact's user has, and nothing of the compiler
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
-           "weights.py", "cache.py", "files.py", "staging.py", "consistency.py",
-           "binding.py", "hoisted.py", "backends/__init__.py", "backends/onnxruntime_backend.py",
-           "backends/openvino_backend.py"}  # fmt: skip
-COMPILER = {"checkpoints", "compile", "emit", "models", "options", "passes", "plan", "routers", "segments", "stepgraph"}
+           "weights.py", "cache.py", "files.py", "staging.py", "consistency.py", "binding.py", "hoisted.py",
+           "backends/__init__.py", "backends/onnxruntime_backend.py", "backends/onnxruntime_cuda.py",
+           "backends/openvino_backend.py", "backends/cuda.py", "backends/dlpack.py"}  # fmt: skip
+COMPILER = {"checkpoints", "compile", "emit", "fuse", "models", "options", "passes", "plan", "routers", "segments", "stepgraph"}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

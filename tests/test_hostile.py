@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2c_export import artefact, checkpoints, linking, models, routers, schedule, weights
+from l2c_export.backends import FUSED, SegmentFile
 from l2c_export.consistency import problem
 from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError, WeightsError
 from l2c_export.manifest import FILE
@@ -112,6 +113,20 @@ def test_what_is_no_file_is_not_read(engines, kind):
     {"fifo": os.mkfifo, "folder": os.mkdir, "device": lambda p: os.symlink("/dev/zero", p)}[kind](path)
     with pytest.raises(L2CError, match=r"step-000\.onnx"):
         artefact.read(engines)
+
+
+def test_every_form_of_a_segment_is_checked_when_it_is_read(tmp_path):
+    path, fused = tmp_path / "a.onnx", tmp_path / f"a{FUSED}"
+    path.write_bytes(b"plain")
+    fused.write_bytes(b"fused")
+    segment = SegmentFile(path, (), (), artefact.info(path), artefact.info(fused))
+    assert [segment.read(), segment.read(fused=True)] == [b"plain", b"fused"]
+    fused.write_bytes(b"other")
+    with pytest.raises(ArtefactError, match=r"a\.fused\.onnx does not match its hash"):
+        segment.read(fused=True)
+    path.write_bytes(b"..location..")
+    with pytest.raises(ArtefactError, match=r"a\.onnx keeps data outside weights\.safetensors"):
+        SegmentFile(path, (), ()).read()
 
 
 # fuzzing: any bytes, and good ones with a change

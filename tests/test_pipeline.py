@@ -300,6 +300,18 @@ def test_a_model_of_latents_makes_no_images(pipe, kind):
     assert pipe([1]).images is None
 
 
+def test_latents_of_the_device_are_a_copy_of_numpys_on_a_cpu(pipe):
+    want = pipe([1, 2], seed=3).latents
+    there = pipe([1, 2], seed=3, output_type="device")
+    assert there.images is None
+    pipe([2, 1], seed=4)
+    assert np.array_equal(there.latents, want)
+    seen = []
+    called = pipe([1, 2], seed=3, output_type="device", callback_on_step_end=lambda p, s, t, v: seen.append(v["latents"]))
+    assert np.array_equal(called.latents, seen[-1])
+    assert np.array_equal(called.latents, want)
+
+
 def test_a_model_of_pixels_makes_images(pixels):
     pipe = l2c_export.load(pixels)
     out = pipe([0, 1], output_type="np")
@@ -349,7 +361,7 @@ BAD = {
     "infinite guidance": ({"guidance_scale": -float("inf")}, "guidance_scale -inf: must be a finite number"),
     "text guidance": ({"guidance_scale": "4"}, "guidance_scale '4': must be a finite number"),
     "complex guidance": ({"guidance_scale": 1j}, "guidance_scale 1j: must be a finite number"),
-    "output type": ({"output_type": "jpeg"}, "output_type 'jpeg': use one of latent, np, pil"),
+    "output type": ({"output_type": "jpeg"}, "output_type 'jpeg': use one of latent, device, np, pil"),
 }
 
 

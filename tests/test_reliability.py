@@ -323,32 +323,32 @@ def test_what_was_made_is_kept_under_its_key(own):
         made.append(1)
         return b"engine"
 
-    assert [cache.kept("plans", key, make) for key in (["a", 1], ["a", 1], ["a", 2])] == [b"engine"] * 3
+    assert [cache.cached("plans", key, make) for key in (["a", 1], ["a", 1], ["a", 2])] == [b"engine"] * 3
     assert len(made) == 2
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:5], lambda d: b"", lambda d: d[:40] + b"X" + d[41:]])
 def test_a_damaged_entry_is_made_again(own, damage):
     data = bytes(range(100))
-    cache.kept("plans", "k", lambda: data)
+    cache.cached("plans", "k", lambda: data)
     (path,) = (own / "plans").iterdir()
     path.write_bytes(damage(path.read_bytes()))
-    assert cache.kept("plans", "k", lambda: data) == data
-    assert cache.kept("plans", "k", lambda: b"not again") == data
+    assert cache.cached("plans", "k", lambda: data) == data
+    assert cache.cached("plans", "k", lambda: b"not again") == data
 
 
 def test_the_cache_has_a_bound_and_what_was_used_last_stays(own, monkeypatch):
     monkeypatch.setattr(cache, "LIMIT", 350)
     for n, key in enumerate("abc"):
-        cache.kept("plans", key, lambda: bytes(68))
+        cache.cached("plans", key, lambda: bytes(68))
         path = next(p for p in (own / "plans").iterdir() if p.stat().st_mtime > 10**6)
         os.utime(path, (n, n))
-    cache.kept("plans", "a", bytes)  # used
-    cache.kept("plans", "d", lambda: bytes(68))
-    cache.kept("plans", "e", lambda: bytes(68))
+    cache.cached("plans", "a", bytes)  # used
+    cache.cached("plans", "d", lambda: bytes(68))
+    cache.cached("plans", "e", lambda: bytes(68))
     made = []
     for key in "ade":
-        cache.kept("plans", key, lambda: (made.append(1), bytes(68))[1])
+        cache.cached("plans", key, lambda: (made.append(1), bytes(68))[1])
     assert not made, "b went, then c"
     assert sum(entry.bytes for entry in cache.entries()) == 300
 
@@ -356,7 +356,7 @@ def test_the_cache_has_a_bound_and_what_was_used_last_stays(own, monkeypatch):
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("L2C_CACHE", str(tmp_path / "file"))
-    assert cache.kept("plans", "k", lambda: b"made") == b"made"
+    assert cache.cached("plans", "k", lambda: b"made") == b"made"
     assert not list(cache.entries())
     assert cache.prune(0) == []
 
@@ -389,7 +389,7 @@ def test_the_command_shows_and_empties_the_cache(own):
 
     from l2c_export.cli import l2c
 
-    cache.kept("segments", "k", lambda: bytes(2**20))
+    cache.cached("segments", "k", lambda: bytes(2**20))
     shown = CliRunner().invoke(l2c, ["cache", "--json"])
     kinds = msgspec.json.decode(shown.stdout)["kinds"]
     assert kinds == {"segments": {"entries": 1, "bytes": 2**20 + 32}}
@@ -569,3 +569,24 @@ def test_memory_stays_flat(pipe):
         with contextlib.closing(pipe.steps([0], None, pipe.noise(1, seed))) as stepwise:
             next(stepwise)  # another batch size, and cancelled
     assert resident() <= 1.01 * before
+
+
+@pytest.mark.gpu
+def test_memory_of_a_gpu_stays_flat_and_is_freed(copy):
+    pytest.importorskip("tensorrt")
+    from cuda.bindings import runtime as cudart
+
+    def free() -> int:
+        return cudart.cudaMemGetInfo()[1]
+
+    building.build(copy, "tensorrt", Settings())
+    l2c_export.load(copy, "tensorrt").close()  # what the libraries keep for the process
+    before = free()
+    with l2c_export.load(copy, "tensorrt") as pipe:
+        for seed in range(20):
+            pipe([0, 1][: 1 + seed % 2], 2.0, seed=seed)
+        used = free()
+        for seed in range(100):
+            pipe([0, 1][: 1 + seed % 2], 2.0, seed=seed)
+        assert free() >= used - 2**21
+    assert free() >= before - 2**21

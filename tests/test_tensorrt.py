@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock, create_autospec
 
 import msgspec
-import numpy as np
 import pytest
+from fake_cuda import Error, FakeCudart
 from helpers import case
 
 import l2c_export
 from l2c_export import artefact, building, manifest
+from l2c_export.backends import Request, SegmentFile, cuda, open_backend
+from l2c_export.backends.tensorrt_backend import MODULES
 from l2c_export.backends.tensorrt_build import Builder, Port, Range, Settings
 from l2c_export.compile import compile_artefact
-from l2c_export.errors import BackendError, UsageError
+from l2c_export.errors import ArtefactError, BackendError, MissingExtra, RunError, UsageError
 
 trt = pytest.importorskip("tensorrt_rtx")
 TYPES = {"float32": trt.float32, "float16": trt.float16, "bfloat16": trt.bfloat16, "int32": trt.int32}
@@ -194,14 +199,178 @@ def test_the_command_needs_neither_torch_nor_onnx(half, tmp_path):
     assert made["engines"] == len(artefact.read(folder).segments)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["dit_tiny_lowvar", "uvit_tiny_variant"])
-def test_a_gpu_gives_the_recorded_latents(name, tmp_path):
-    pytest.importorskip("tensorrt")
-    chosen = case(name)
-    compile_artefact(chosen.options(tmp_path / "e", backend="tensorrt"))
-    building.build(tmp_path / "e", "tensorrt", Settings())
-    golden, count = chosen.golden, chosen.config["batch"]
-    x = l2c_export.load(tmp_path / "e")(golden["y"][:count].tolist(), chosen.scale, latents=golden["x_T"][:count]).latents
-    want = golden["cached_x"][-1, :count]
-    assert np.abs(x - want).max() < 1e-3 * max(1.0, np.abs(want).max())
+def test_a_build_tells_how_far_it_is(half, tmp_path):
+    folder, seen, done = tmp_path / "e", [], []
+    shutil.copytree(half, folder)
+    building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)), progress=lambda: done.append(len(seen)),
+                   watch=lambda phase, share: seen.append((phase, share)))  # fmt: skip
+    assert len(done) == building.count(artefact.read(folder))
+    for first, last in zip([0, *done], done, strict=False):
+        shares = [share for _, share in seen[first:last]]
+        assert shares[0] == 0
+        assert shares == sorted(shares)
+        assert shares[-1] > 0.5
+    assert len({phase for phase, _ in seen}) > 3
+
+
+def test_ctrl_c_ends_a_build_and_leaves_the_artefact_as_it_was(half, tmp_path):
+    import signal
+
+    folder, seen = tmp_path / "e", []
+    shutil.copytree(half, folder)
+    before = artefact.read(folder)
+
+    def watch(phase, share):
+        seen.append(phase)
+        if len(seen) == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        building.build(folder, "tensorrt-rtx", Settings(), watch=watch)
+    assert len(seen) < 20  # it has not finished first
+    assert artefact.read(folder) == before
+    assert not list(folder.glob(".l2c-partial*"))
+
+
+def test_the_progress_bar_shows_phases(monkeypatch):
+    import io
+
+    from l2c_export import console
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with console.progress("building engines", 4) as step:
+        step()
+        step.within("Timing tactics", 0.5)
+        step._shown.refresh()
+        assert "building engines: Timing tactics" in sys.stderr.getvalue()
+        assert "38%" in sys.stderr.getvalue()  # one and a half of four
+
+
+CONTEXT_8 = ["device_memory", "set_optimization_profile_async", "set_input_shape", "set_tensor_address", "execute_async_v3"]
+
+
+# A GPU and its driver are stood in for; the library is the real one as far as it goes without them.
+
+
+@pytest.fixture
+def cudart(monkeypatch):
+    pytest.importorskip("cuda.bindings.runtime")
+    fake = FakeCudart()
+    monkeypatch.setattr(cuda, "needs", lambda package, extra: fake)
+    return fake
+
+
+def a_build(backend="tensorrt-rtx", version=trt.__version__, targets=("sm90",)):
+    return manifest.Build(backend=backend, version=version, targets=targets, images=(1, 1, 1), level=None,
+                          version_compatible=False, hardware_compatible=False, engines={"s": "s.plan"})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("builds", "found"),
+    [
+        ((a_build(targets=("sm86", "sm120")),), rf"{trt.__version__} for sm86, sm120"),
+        ((a_build(version="1.2.0"),), r"1\.2\.0 for sm90"),
+        ((a_build(version="1.2.0"), a_build(targets=("sm75",))), rf"1\.2\.0 for sm90; {trt.__version__} for sm75"),
+        ((a_build(backend="tensorrt"),), "no such engines"),
+    ],
+)
+def test_engines_for_others_are_refused_with_both_sides_and_the_remedy(cudart, builds, found, tmp_path):
+    remedy = f"run l2c build {tmp_path} --backend tensorrt-rtx --target sm90"
+    with pytest.raises(
+        BackendError, match=f"the artefact has {found}, needed are {trt.__version__} for sm90: {remedy}"
+    ) as caught:
+        open_backend("tensorrt-rtx", Request(folder=tmp_path, builds=builds))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_that_the_library_does_not_take_is_one_line(cudart, tmp_path):
+    (tmp_path / "s.plan").write_bytes(b"an older format")
+    backend = open_backend("tensorrt-rtx", Request(folder=tmp_path, builds=(a_build(),))).backend
+    with pytest.raises(
+        ArtefactError, match=r"s\.plan cannot be read by tensorrt-rtx .*: run l2c build .* --target sm90"
+    ) as caught:
+        backend.load(SegmentFile(tmp_path / "s.onnx", (), ()))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("backend", "module"), MODULES.items())
+def test_a_missing_library_is_named_with_its_extra(backend, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtra, match=rf"{module} is not installed: pip install 'l2c-export\[{backend}\]'"):
+        open_backend(backend)
+
+
+def test_without_a_driver_there_is_one_line(monkeypatch, half):
+    failing = FakeCudart(driver=0, failing={"cudaGetDeviceCount": Error.cudaErrorInsufficientDriver})
+    monkeypatch.setattr(cuda, "needs", lambda package, extra: failing)
+    for wish in (lambda: open_backend("tensorrt-rtx"), lambda: building.build(half, "tensorrt", Settings())):
+        with pytest.raises(BackendError, match="no GPU and driver on this machine"):
+            wish()
+
+
+def test_the_engine_uses_what_the_real_bindings_have(cudart, tmp_path, monkeypatch):
+    """Without a GPU no engine can be opened: one with exactly the real methods stands in for it."""
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
+    backend = open_backend("tensorrt-rtx", Request(folder=tmp_path, builds=(a_build(),))).backend
+    engine, config, context, cache = (
+        create_autospec(kind, instance=True)
+        for kind in (trt.ICudaEngine, trt.IRuntimeConfig, trt.IExecutionContext, trt.IRuntimeCache)
+    )
+    engine.device_memory_size_v2, engine.create_runtime_config.return_value = 1000, config
+    engine.create_execution_context.return_value, config.create_runtime_cache.return_value = context, cache
+    cache.serialize.return_value = b"kernels"
+    backend._runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
+    (tmp_path / "s.plan").write_bytes(b"plan")
+    loaded = backend.load(SegmentFile(tmp_path / "s.onnx", (), ()))
+    run = loaded.bind({"a": backend.memory.empty((2,), "float32")}, {"b": backend.memory.empty((2,), "float32")})
+    run()
+    assert config.dynamic_shapes_kernel_specialization_strategy == trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert config.cuda_graph_strategy == trt.CudaGraphStrategy.DISABLED
+    config.set_execution_context_allocation_strategy.assert_called_once_with(
+        trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    )
+    engine.create_execution_context.assert_called_once_with(config)
+    context.set_device_memory.assert_called_once_with(backend.scratch().pointer, 1000)
+    context.set_input_shape.assert_called_once_with("a", (2,))
+    assert [call.args[0] for call in context.set_tensor_address.call_args_list] == ["a", "b"]
+    context.execute_async_v3.assert_called_once_with(backend.memory.stream)
+    # kernels that were compiled for this GPU are kept, and given to the next pipeline
+    config.set_runtime_cache.assert_called_once_with(cache)
+    cache.deserialize.assert_not_called()
+    del loaded, run
+    gc.collect()
+    (kept,) = (tmp_path / "cache" / "kernels" / f"sm90-{trt.__version__}").iterdir()
+    assert kept.read_bytes() == b"kernels"
+    backend.load(SegmentFile(tmp_path / "s.onnx", (), ()))
+    cache.deserialize.assert_called_once_with(b"kernels")
+    (tmp_path / "s.plan").write_bytes(b"another plan")
+    backend.load(SegmentFile(tmp_path / "s.onnx", (), ()))
+    cache.deserialize.assert_called_once()
+
+
+def test_tensorrt_8_is_spoken_to_in_its_own_words(cudart, tmp_path):
+    """8.6 has neither allocation strategies nor runtime configurations."""
+    backend = open_backend("tensorrt-rtx", Request(folder=tmp_path, builds=(a_build(),))).backend
+    backend.name, backend._trt = "tensorrt", SimpleNamespace(__version__="8.6.0")
+    context = Mock(spec=CONTEXT_8)
+    engine = Mock(spec=["device_memory_size", "create_execution_context_without_device_memory"], device_memory_size=2000)
+    engine.create_execution_context_without_device_memory.return_value = context
+    backend._runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
+    (tmp_path / "s.plan").write_bytes(b"plan")
+    backend.load(SegmentFile(tmp_path / "s.onnx", (), ())).bind({"a": backend.memory.empty((2,), "float32")}, {})()
+    assert context.device_memory == backend.scratch().pointer
+    assert backend.scratch().size == 2000
+    context.execute_async_v3.assert_called_once_with(backend.memory.stream)
+    context.set_input_shape.return_value = False
+    with pytest.raises(BackendError, match=r"s\.onnx was not built for a of shape \[3\]: .*l2c build --batch"):
+        backend.load(SegmentFile(tmp_path / "s.onnx", (), ())).bind({"a": backend.memory.empty((3,), "float32")}, {})
+    cudart.free = 1000
+    backend._largest = 3000
+    with pytest.raises(RunError, match="the engines' activations need"):
+        backend.scratch()

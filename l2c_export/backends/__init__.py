@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +21,7 @@ import numpy as np
 
 from ..artefact import check_closed, verified
 from ..errors import BackendError, L2CError, MissingExtra, RunError, UsageError
+from ..machine import version
 from ..manifest import Build, FileInfo
 from ..program import Node
 
@@ -29,10 +32,10 @@ WeightView = Callable[[str], Array]  # a weight, or some rows of one, by name
 Run = Callable[[], None]
 Nodes = tuple[Node, ...]
 
-# Fastest first: this is the order in which "auto" tries them.
 BACKENDS = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 BUILT = ("tensorrt", "tensorrt-rtx")  # these run engines that `l2c build` has added to the artefact
 AUTO = "auto"
+FUSED = ".fused.onnx"  # ends the name of a segment's second form, with operators that only ONNX Runtime has
 # What each can be asked for at all; whether this machine has it is found out when it is opened.
 PRECISIONS = {
     "tensorrt": ("fp32", "bf16", "fp16"),
@@ -60,11 +63,12 @@ class SegmentFile(NamedTuple):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     info: FileInfo | None = None
+    fused: FileInfo | None = None  # its second form, if there is one
 
-    def read(self) -> bytes:
+    def read(self, fused: bool = False) -> bytes:
         """Its bytes, hashed once more: what is parsed is what was verified, whoever else writes to the file."""
-        data = self.path.read_bytes() if self.info is None else verified(self.path, self.info)
-        return check_closed(data, self.path)
+        path, info = (self.path.with_suffix(FUSED), self.fused) if fused else (self.path, self.info)
+        return check_closed(verified(path, info) if info else path.read_bytes(), path)
 
 
 class Engine(Protocol):
@@ -77,8 +81,19 @@ class Engine(Protocol):
         """
 
 
+class Clock(Protocol):
+    """Measures what runs between marks, where it runs."""
+
+    def mark(self) -> None: ...
+
+    def seconds(self) -> list[float]:
+        """The times between the marks, when all of it has run."""
+
+
 class Memory(Protocol):
     """Where the arrays of a loop live."""
+
+    on_host: bool
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         """A new array."""
@@ -88,6 +103,18 @@ class Memory(Protocol):
 
     def get(self, array: Array) -> np.ndarray:
         """An array on the host, when all runs before have ended; it may be the array itself."""
+
+    def copy(self, array: Array) -> Array:
+        """A new array where this one is, when all runs before have ended."""
+
+    def reserve(self, size: int, what: str) -> None:
+        """Raise RunError if `size` bytes for `what` are more than is free, where that can be known before."""
+
+    def finish(self) -> None:
+        """Return when all runs before have ended."""
+
+    def clock(self) -> Clock:
+        """A clock for runs."""
 
     def weights(self, view: WeightView, names: Collection[str]) -> WeightView:
         """The same weights where the backend reads them."""
@@ -100,7 +127,9 @@ def host_bytes() -> int:
 
 
 class HostMemory:
-    """Plain numpy: nothing is ever copied."""
+    """Plain numpy: nothing is copied without being asked for, and a run that returns has ended."""
+
+    on_host = True
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -118,15 +147,43 @@ class HostMemory:
         found: np.ndarray = array
         return found
 
+    def copy(self, array: Array) -> Array:
+        return array.copy()
+
+    def reserve(self, size: int, what: str) -> None:
+        pass  # the system's to know: it lends more than it has
+
+    def finish(self) -> None:
+        pass
+
+    def clock(self) -> Clock:
+        return HostClock()
+
     def weights(self, view: WeightView, names: Collection[str]) -> WeightView:
         return view
+
+
+class HostClock:
+    """The host's clock, for runs that end before they return."""
+
+    def __init__(self) -> None:
+        self._marks: list[float] = []
+
+    def mark(self) -> None:
+        self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        return [b - a for a, b in itertools.pairwise(self._marks)]
 
 
 class Backend(Protocol):
     """A library that runs engines on one device, with a fixed number of threads."""
 
     name: str
-    memory: Memory
+
+    @property
+    def memory(self) -> Memory:
+        """Where its arrays live."""
 
     def describe(self) -> str:
         """One line for people: device, threads, precisions."""
@@ -154,17 +211,23 @@ class Backend(Protocol):
         """
 
 
+def in_order(runs: Sequence[Run]) -> Run:
+    """One run that does all of these."""
+
+    def all_of_them() -> None:
+        for run in runs:
+            run()
+
+    return all_of_them
+
+
 class OnHost:
     """What backends have in common whose engines work on numpy's arrays and return when they are done."""
 
     memory: Memory = HostMemory()
 
     def sequence(self, runs: Sequence[Run]) -> Run:
-        def all_of_them() -> None:
-            for run in runs:
-                run()
-
-        return all_of_them
+        return in_order(runs)
 
 
 class Opened(NamedTuple):
@@ -189,17 +252,25 @@ def open_backend(name: str, request: Request = Request()) -> Opened:  # noqa: B0
 
 def _fastest(request: Request) -> Opened:
     refused = []
-    built = {build.backend for build in request.builds}
-    for name in BACKENDS:
-        if name in BUILT and name not in built:
-            continue  # nothing to run, and nothing worth a word
+    for name, device in _candidates(request):
         try:
-            backend = open_backend(name, request).backend
+            backend = open_backend(name, request._replace(device=device)).backend
         except L2CError as error:
             refused.append(str(error))  # which names the backend
         else:
             return Opened(backend, f"the fastest that works here{'; ' if refused else ''}{'; '.join(refused)}")
-    raise BackendError(f"no backend can run this: {'; '.join(refused)}")
+    raise BackendError(f"no backend can run this: {'; '.join(refused) or f'none is for device {request.device}'}")
+
+
+def _candidates(request: Request) -> Iterator[tuple[str, str | None]]:
+    """What is worth a try, and a word if it fails, with the device to use."""
+    built = {build.backend for build in request.builds}
+    yield from ((name, request.device) for name in BUILT if name in built)
+    on_gpu = (request.device or "").startswith("cuda")
+    if on_gpu or (request.device is None and version("onnxruntime-gpu")):
+        yield "onnxruntime", request.device or "cuda"
+    if not on_gpu:
+        yield from (("openvino", request.device), ("onnxruntime", request.device))
 
 
 def needs(package: str, extra: str) -> ModuleType:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, RunError
-from . import Arrays, Nodes, OnHost, Request, Run, SegmentFile, needs
+from . import Arrays, Backend, Nodes, OnHost, Request, Run, SegmentFile, needs
 
 ort = needs("onnxruntime", "onnxruntime")
 
@@ -132,9 +132,13 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, None)
 
 
-def open_backend(name: str, request: Request) -> OrtBackend:
+def open_backend(name: str, request: Request) -> Backend:
+    if (request.device or "").startswith("cuda"):
+        from .onnxruntime_cuda import OrtCudaBackend
+
+        return OrtCudaBackend(request)
     if request.device not in (None, "cpu"):
-        raise BackendError(f"onnxruntime: device {request.device!r} is not supported here: use cpu")
+        raise BackendError(f"onnxruntime: device {request.device!r} is not supported here: use cpu, or cuda for an NVIDIA GPU")
     if request.precision == "bf16":
-        raise BackendError("onnxruntime: bf16 is not supported on a CPU: use fp32, or --backend openvino")
+        raise BackendError("onnxruntime: bf16 is not supported on a CPU: use fp32, --backend openvino, or --device cuda")
     return OrtBackend(request.threads)

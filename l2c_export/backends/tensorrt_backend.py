@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..artefact import verified
+from ..cache import cache_folder, keep, kept
 from ..errors import ArtefactError, BackendError
 from ..manifest import Build
-from . import Arrays, Nodes, Request, Run, SegmentFile, needs
+from . import Arrays, Nodes, Request, Run, SegmentFile, in_order, needs
 from .cuda import Allocation, Cuda
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -38,8 +41,8 @@ def logger(trt: Any) -> Any:
 class TrtEngine:
     """A deserialised engine.  A context belongs to the shapes of its inputs, so that nothing is set up again in the loop."""
 
-    def __init__(self, backend: TensorRtBackend, engine: Any, name: str) -> None:
-        self._backend, self._engine, self._name = backend, engine, name
+    def __init__(self, backend: TensorRtBackend, engine: Any, name: str, config: Any) -> None:
+        self._backend, self._engine, self._name, self._config = backend, engine, name, config
         self._contexts: dict[tuple[tuple[int, ...], ...], tuple[Any, Allocation]] = {}
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
@@ -59,8 +62,9 @@ class TrtEngine:
     def _context(self, inputs: Arrays) -> tuple[Any, Allocation]:
         shapes = tuple(array.shape for array in inputs.values())
         if shapes not in self._contexts:
-            context, scratch = self._backend.new_context(self._engine), self._backend.scratch()
+            context, scratch = self._backend.new_context(self._engine, self._config), self._backend.scratch()
             self._backend.give_memory(context, scratch)
+            context.set_optimization_profile_async(0, self._backend.memory.stream)  # only the first context has it by itself
             for name, shape in zip(inputs, shapes, strict=True):
                 if not context.set_input_shape(name, shape):
                     raise BackendError(
@@ -76,7 +80,7 @@ class TensorRtBackend:
 
     def __init__(self, name: str, request: Request) -> None:
         self.name, self._trt = name, library(name)
-        self.memory = Cuda(request.device or "cuda")
+        self.memory = Cuda(request.device or "cuda", name)
         self.log = logger(self._trt)
         self._folder, self._files, self._build = request.folder, request.files, self._choose(request)
         self._runtime = self._trt.Runtime(self.log)
@@ -93,8 +97,12 @@ class TensorRtBackend:
             if build.runs_on(here, version):
                 return build
         found = "; ".join(f"{b.version} for {', '.join(b.targets)}" for b in mine) or "no such engines"
-        remedy = f"run l2c build {request.folder} --backend {self.name} on this machine"
+        remedy = self._remedy(request.folder)
         raise BackendError(f"{self.name}: the artefact has {found}, needed are {version} for {here}: {remedy}")
+
+    def _remedy(self, folder: Path) -> str:
+        where = "on this machine" if self.name == "tensorrt" else f"--target {self.memory.architecture}"
+        return f"run l2c build {folder} --backend {self.name} {where}"
 
     def describe(self) -> str:
         return f"{self.memory.name} ({self.memory.architecture}), {self._trt.__version__}"
@@ -111,12 +119,22 @@ class TensorRtBackend:
     def _load(self, model: Path) -> TrtEngine:
         assert self._folder is not None
         assert self._build is not None
-        plan = self._folder / self._build.engines[model.stem]
-        engine = self._runtime.deserialize_cuda_engine(verified(plan, self._files[self._build.engines[model.stem]]))
+        name = self._build.engines[model.stem]
+        plan, info = self._folder / name, self._files.get(name)
+        data = verified(plan, info) if info else plan.read_bytes()
+        engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise ArtefactError(f"{plan} cannot be read by {self.name} {self._trt.__version__}: {self.log.last}")
+            found = f"{plan} cannot be read by {self.name} {self._trt.__version__}: {self.log.last}"
+            raise ArtefactError(f"{found}: {self._remedy(self._folder)}")
         self._largest = max(self._largest, self._size(engine))
-        return TrtEngine(self, engine, model.name)
+        if self.name == "tensorrt":
+            return TrtEngine(self, engine, model.name, None)
+        place = f"{self.memory.architecture}-{self._trt.__version__}"
+        kernels = cache_folder("kernels") / place / f"{hashlib.sha256(data).hexdigest()[:24]}.cache"
+        config = self._rtx_config(engine)
+        loaded = TrtEngine(self, engine, model.name, config)
+        keep_kernels(config, kernels, loaded)
+        return loaded
 
     # TensorRT 8 and later name the same things differently.
 
@@ -124,17 +142,17 @@ class TensorRtBackend:
         new = hasattr(engine, "device_memory_size_v2")
         return int(engine.device_memory_size_v2 if new else engine.device_memory_size)
 
-    def new_context(self, engine: Any) -> Any:
+    def new_context(self, engine: Any, config: Any) -> Any:
         """A context without memory of its own."""
         strategy = getattr(self._trt, "ExecutionContextAllocationStrategy", None)
-        if self.name == "tensorrt-rtx":
-            return engine.create_execution_context(self._rtx_config(engine))
+        if config is not None:
+            return engine.create_execution_context(config)
         if strategy is None:
             return engine.create_execution_context_without_device_memory()
         return engine.create_execution_context(strategy.USER_MANAGED)
 
     def _rtx_config(self, engine: Any) -> Any:
-        """Kernels are compiled when a context is made, not in the background of the first images, and kept on the disk."""
+        """Kernels are compiled when a context first runs, not in the background of the first images."""
         trt, config = self._trt, engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
@@ -150,17 +168,29 @@ class TensorRtBackend:
     def scratch(self) -> Allocation:
         """Memory for the activations inside an engine, as large as the largest loaded engine asks for."""
         if self._largest > self._scratch.size:
+            self.memory.reserve(self._largest, "the engines' activations")
             self._scratch = self.memory.allocate(self._largest)
         return self._scratch
 
     def sequence(self, runs: Sequence[Run]) -> Run:
-        def all_of_them() -> None:
-            for run in runs:
-                run()
+        in_order(runs)()  # the first run of a context allocates, which cannot be captured
+        self.memory.finish()
+        return self.memory.capture(in_order(runs))
 
-        all_of_them()  # the first run of a context allocates, which cannot be captured
-        self.memory.synchronise()
-        return self.memory.capture(all_of_them)
+
+def keep_kernels(config: Any, path: Path, owner: object) -> None:
+    """Give an engine the kernels that were compiled for this GPU before, and write them down when its owner is dropped."""
+    cache, before = config.create_runtime_cache(), kept(path)
+    if before:
+        cache.deserialize(before)  # the library itself refuses what was made for another GPU, driver or version
+    config.set_runtime_cache(cache)
+
+    def write() -> None:
+        after = bytes(cache.serialize())
+        if after != before:
+            keep(path, after)
+
+    weakref.finalize(owner, write)
 
 
 def open_backend(name: str, request: Request) -> TensorRtBackend:

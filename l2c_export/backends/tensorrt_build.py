@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import BackendError, UsageError
 from .tensorrt_backend import library, logger
+from .tensorrt_monitor import Watch, monitor
 
 WORKSPACE = 128 * 2**20  # bytes of scratch that a kernel may ask for
 Shape = tuple[int, ...]
-Pins = Callable[[Any, Any], None]  # gives layers of a network a type that they must have
 
 
 class Range(NamedTuple):
@@ -51,15 +51,18 @@ class Settings(NamedTuple):
 class Builder:
     """One library and one set of settings, for any number of engines."""
 
-    def __init__(self, name: str, settings: Settings, timing_cache: bytes = b"") -> None:
+    def __init__(self, name: str, settings: Settings, timing_cache: bytes = b"", watch: Watch = lambda *_: None) -> None:
         self.name, self.settings = name, settings
         self._trt, self._log = library(name), logger(library(name))
         self.strong = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._check()
-        self._pins = (None,) if self.strong else (pin_float32, pin_softmax)
-        self._builder = self._trt.Builder(self._log)
-        if self._builder is None:
-            raise BackendError(f"{name} {self.version} cannot start: {self._log.last or 'it needs a GPU and its driver'}")
+        self._monitor = monitor(self._trt, watch)
+        try:
+            self._builder = self._trt.Builder(self._log)
+        except TypeError:  # the library made none
+            raise BackendError(
+                f"{name} {self.version} cannot start: {self._log.last or 'it needs a GPU and its driver'}"
+            ) from None
         self._cache = None if name == "tensorrt-rtx" else self._config().create_timing_cache(timing_cache)
 
     def _check(self) -> None:
@@ -84,26 +87,24 @@ class Builder:
 
     def build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range]) -> bytes:
         """The plan of an ONNX model.  Raises BackendError naming the model and the node that is not supported."""
-        plan = next(filter(None, (self._attempt(model, ports, ranges, pins) for pins in self._pins)), None)
-        if plan is None:
-            raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
-        return bytes(plan)
-
-    def _attempt(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range], pins: Pins | None) -> Any:
-        """A plan, or None if no kernels are known for the network with its layers pinned like that."""
         trt = self._trt
         kinds = trt.NetworkDefinitionCreationFlag
         network = self._builder.create_network(1 << int(kinds.STRONGLY_TYPED if self.strong else kinds.EXPLICIT_BATCH))
         parser = trt.OnnxParser(network, self._log)
         if not parser.parse_from_file(str(model)):
             raise BackendError(f"{self.name} {self.version} cannot read {model.name}: {reasons(parser)}")
-        if pins:
-            pins(trt, network)
+        if not self.strong:
+            (pin_softmax if has_half_weights(trt, network) else pin_float32)(trt, network)
         config = self._config()
         config.add_optimization_profile(self._profile(ports, ranges))
         if self._cache is not None:
             config.set_timing_cache(self._cache, ignore_mismatch=False)
-        return self._builder.build_serialized_network(network, config)
+        plan = self._builder.build_serialized_network(network, config)
+        if self._monitor and self._monitor.interrupted:
+            raise KeyboardInterrupt
+        if plan is None:
+            raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
+        return bytes(plan)
 
     def timing_cache(self) -> bytes:
         """What was measured so far; it makes the next build faster."""
@@ -113,10 +114,14 @@ class Builder:
         trt, config = self._trt, self._builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
         config.max_aux_streams = 0  # engines share one scratch memory: nothing may run beside them
+        if not self.strong:  # 8.6: contexts for several batch sizes may use the one profile
+            config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         if self.settings.level is not None:
             config.builder_optimization_level = self.settings.level
         if hasattr(trt.BuilderFlag, "TF32"):
             config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
+        if self._monitor:
+            config.progress_monitor = self._monitor
         if not self.strong:
             config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
             if self.settings.precision == "fp16":
@@ -140,6 +145,12 @@ class Builder:
         return profile
 
 
+def has_half_weights(trt: Any, network: Any) -> bool:
+    """Weights are the inputs without a batch axis; those of a layer that stays in float32 are float32."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    return any(i.dtype == trt.float16 and -1 not in i.shape for i in inputs)
+
+
 def pin_float32(trt: Any, network: Any) -> None:
     """Pin every layer that the ONNX graph has in float32: 8.6 treats casts as hints and would run it in half precision."""
     floats, untyped = (trt.float32, trt.float16), (trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE)
@@ -161,10 +172,8 @@ def pin_float32(trt: Any, network: Any) -> None:
 
 
 def pin_softmax(trt: Any, network: Any) -> None:
-    """Less, for widths at which 8.6 has no kernel for half precision around a pinned normalisation (DiT-XL/2 on H200).
-
-    A normalisation layer computes its statistics in float32 by itself.
-    """
+    """What a layer in half precision needs of that: a normalisation computes its statistics in float32 by itself, and with
+    its neighbours pinned as well 8.6 falls back to kernels that are six times slower (DiT-XL/2 on an H100)."""
     for i in range(network.num_layers):
         if network.get_layer(i).type == trt.LayerType.SOFTMAX:
             _pin(trt, network.get_layer(i))

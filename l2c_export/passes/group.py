@@ -1,19 +1,20 @@
 """Group: cut a call into segments, the units that are compiled once and called many times.
 
 A segment is one operation of the family together with the residual arithmetic behind it: an attention with
-its gate, its addition to the stream, and its share of the sums that a later call reads.  Two segments
-that differ only in the names they are called with are the same, so their number depends on the
-structure of the schedule and not on its length or on the depth of the model.
+its gate and its addition to the stream.  The sums that go from call to call are segments of their own, so that there are as
+many kinds of segments as of sublayers, whatever the schedule skips: an engine for an attention takes seconds to build
+(TensorRT 8.6), and one more addition takes microseconds to run.  Two segments that differ only in the names they are called
+with are the same, so their number does not grow with the schedule's length or the model's depth.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
-from ..program import PLAIN_OPS, Graph, Node, Value
+from ..program import CACHE, PLAIN_OPS, Graph, Node, Value, split_at
 
 
 def group(graph: Graph) -> tuple[Graph, dict[str, Graph]]:
@@ -22,7 +23,7 @@ def group(graph: Graph) -> tuple[Graph, dict[str, Graph]]:
     A segment's own inputs and outputs are called i0, i1, .. and o0, o1, .. in the order of its callers'.
     """
     calls, segments = [], {}
-    for nodes in _pieces(graph.nodes):
+    for nodes in _pieces(graph):
         inputs, outputs = _interface(nodes, graph)
         segment = _canonical(nodes, inputs, outputs, graph.values)
         name = _name(segment)
@@ -31,13 +32,28 @@ def group(graph: Graph) -> tuple[Graph, dict[str, Graph]]:
     return msgspec.structs.replace(graph, nodes=tuple(calls)), segments
 
 
-def _pieces(nodes: Iterable[Node]) -> list[list[Node]]:
+def _pieces(graph: Graph) -> list[list[Node]]:
     pieces: list[list[Node]] = []
-    for node in nodes:
-        if node.op not in PLAIN_OPS or not pieces:
-            pieces.append([])
-        pieces[-1].append(node)
+    for node in graph.nodes:
+        if pieces and _continues(node, pieces[-1][-1], graph):
+            pieces[-1].append(node)
+        else:
+            pieces.append([node])
     return pieces
+
+
+def _continues(node: Node, before: Node, graph: Graph) -> bool:
+    """Whether a node belongs to the piece that ends with `before`: residual arithmetic behind its sublayer, and in
+    the sums between calls an addition behind the gate."""
+    if node.op not in PLAIN_OPS or _between_calls(node, graph) != _between_calls(before, graph):
+        return False
+    return not _between_calls(node, graph) or (before.op == "Mul" and before.outputs[0] in node.inputs)
+
+
+def _between_calls(node: Node, graph: Graph) -> bool:
+    """Whether this is arithmetic on a cached value, or for a later call's sake."""
+    later = any(split_at(name)[1] > 0 for name in node.outputs)
+    return node.op in PLAIN_OPS and (later or any(graph.kind(i) == CACHE for i in node.inputs))
 
 
 def _interface(nodes: list[Node], graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,0 +1,82 @@
+"""A CUDA runtime whose device memory is the host's: what `backends.cuda` does with pointers, run for real without a GPU."""
+
+# ruff: noqa: N802, N815  (the names are CUDA's)
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+from types import SimpleNamespace
+
+import numpy as np
+
+
+class Error(IntEnum):
+    cudaSuccess = 0
+    cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
+    cudaErrorNoDevice = 100
+    cudaErrorUnknown = 999
+
+
+class FakeCudart:
+    """As much of cuda.bindings.runtime as is used; `failing` maps a function to the error that it returns."""
+
+    cudaError_t = Error
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
+    cudaStreamNonBlocking = 1
+
+    def __init__(self, free: int = 2**40, driver: int = 13000, failing: dict[str, Error] | None = None) -> None:
+        self.free, self.driver, self.failing = free, driver, failing or {}
+        self.held: dict[int, np.ndarray] = {}
+
+    def __getattribute__(self, name):
+        found = super().__getattribute__(name)
+        failing = super().__getattribute__("__dict__").get("failing", {})
+        return (lambda *_: (failing[name], *[None] * 2)) if name in failing else found
+
+    def cudaGetDeviceCount(self):
+        return Error.cudaSuccess, 2
+
+    def cudaSetDevice(self, index):
+        return (Error.cudaSuccess,)
+
+    def cudaStreamCreateWithFlags(self, flags):
+        return Error.cudaSuccess, 7
+
+    def cudaStreamDestroy(self, stream):
+        return (Error.cudaSuccess,)
+
+    def cudaGetDeviceProperties(self, index):
+        return Error.cudaSuccess, SimpleNamespace(name=b"Fake GPU\0\0", major=9, minor=0)
+
+    def cudaMemGetInfo(self):
+        return Error.cudaSuccess, self.free, 2**40
+
+    def cudaMalloc(self, size):
+        if size > self.free:
+            return Error.cudaErrorMemoryAllocation, None
+        memory = np.zeros(size + 256, np.uint8)
+        pointer = -(-memory.ctypes.data // 256) * 256
+        self.held[pointer] = memory
+        self.free -= size
+        return Error.cudaSuccess, pointer
+
+    def cudaFree(self, pointer):
+        self.free += self.held.pop(pointer).size - 256
+        return (Error.cudaSuccess,)
+
+    def cudaMemcpyAsync(self, to, given, size, kind, stream):
+        ctypes.memmove(to, given, size)
+        return (Error.cudaSuccess,)
+
+    def cudaStreamSynchronize(self, stream):
+        return (Error.cudaSuccess,)
+
+    def cudaGetLastError(self):
+        return (Error.cudaSuccess,)
+
+    def cudaDriverGetVersion(self):
+        return Error.cudaSuccess, self.driver
+
+    def cudaRuntimeGetVersion(self):
+        return Error.cudaSuccess, 13050

@@ -1,0 +1,67 @@
+"""The golden cases: recorded runs of the reference implementation.  Reading them needs numpy alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from l2c_export.options import Options
+
+OWN_CASES = Path(__file__).parent / "cases"
+REFERENCE = Path(os.environ.get("L2C_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")) / "cases"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recorded run of the reference implementation."""
+
+    path: Path
+
+    @property
+    def config(self) -> dict:
+        return json.loads((self.path / "config.json").read_text())
+
+    @property
+    def golden(self) -> dict[str, np.ndarray]:
+        return dict(np.load(self.path / "golden.npz"))
+
+    @property
+    def uvit(self) -> bool:
+        return self.config["family"] == "uvit"
+
+    @property
+    def scale(self) -> float:
+        scale = self.config["cfg"]["scale"]
+        return 1.0 if scale is None else 1 + scale if self.uvit else scale
+
+    def options(self, out: Path, **changes) -> Options:
+        from l2c_export.options import Options
+
+        modes = {"dit_batched_first3": "first3", "dit_batched_all_channels": "all", "uvit_two_call": "all", "none": "none"}
+        chosen = {
+            "schedule": str(self.path / "router.pt"),
+            "out": out,
+            "model": str(self.path / "config.json"),
+            "weights": str(self.path / "model.safetensors"),
+            "steps": self.config.get("num_steps") or self.config["nfe"],
+            "threshold": self.config["threshold"],
+            "guidance": modes[self.config["cfg"]["mode"]],
+            "batch": self.config["batch"],
+        }
+        return Options(**{**chosen, **changes})
+
+
+def case(name: str) -> Case:
+    return Case(OWN_CASES / name)
+
+
+def all_cases() -> list[Case]:
+    """Our own copies, and whatever else the reference folder holds."""
+    found = {p.name: p for root in (REFERENCE, OWN_CASES) if root.is_dir() for p in sorted(root.iterdir())}
+    return [Case(path) for _, path in sorted(found.items()) if (path / "golden.npz").exists()]

@@ -1,0 +1,263 @@
+"""What only a GPU can show: captured loops, memory and streams.  `python -m pytest -m gpu` runs these where there is one.
+
+Each backend that is installed takes part.  The artefacts are compiled here if torch and onnx are; on a machine without them
+`L2C_GPU_CASES` names a folder that `python tests/test_gpu.py FOLDER` has filled elsewhere.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recorded import case
+
+import l2c_export
+from l2c_export.backends.cuda import Cuda, DeviceArray
+from l2c_export.errors import BackendError
+
+CASES = ("dit_tiny_lowvar", "dit_batch3_no_cfg", "uvit_tiny_variant")
+PRECISIONS = ("fp32", "fp16", "bf16")
+# of max(1, max|x|), every step fed the recorded latents
+TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2}
+REPEATS = 1e-4  # two runs of one captured loop: some kernels add in any order
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx", "onnxruntime": "onnxruntime"}
+
+pytestmark = pytest.mark.gpu
+
+
+def export(folder: Path) -> None:
+    from l2c_export.compile import compile_artefact
+
+    for name in CASES:
+        for precision in PRECISIONS:
+            compile_artefact(case(name).options(folder / f"{name}-{precision}", precision=precision, batch=3))
+
+
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory, own_cache):
+    """A copy of every artefact, with engines for this GPU added on demand."""
+    folder = tmp_path_factory.mktemp("gpu") / "cases"
+    if made := os.environ.get("L2C_GPU_CASES"):
+        shutil.copytree(made, folder)
+    else:
+        pytest.importorskip("torch")
+        export(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=MODULES)
+def backend(request):
+    if importlib.util.find_spec(MODULES[request.param]) is None:
+        pytest.skip(f"{request.param} is not installed")
+    if request.param == "tensorrt-rtx" and Cuda("cuda", request.param).architecture == "sm90":
+        pytest.skip("TensorRT-RTX does not support Hopper")
+    return request.param
+
+
+@pytest.fixture
+def load(artefacts, backend):
+    """A pipeline on the GPU, for a case and a precision."""
+
+    def loaded(name=CASES[0], precision="fp32", link=None):
+        from l2c_export import artefact, building
+        from l2c_export.backends.tensorrt_build import Settings
+
+        folder = artefacts / f"{name}-{precision}"
+        made = {build.backend for build in artefact.read(folder).builds.values()}
+        if backend != "onnxruntime" and backend not in made:
+            building.build(folder, backend, Settings())
+        return l2c_export.load(folder, backend=backend, device="cuda", link=link)
+
+    return loaded
+
+
+def recorded(name):
+    """(labels, guidance scale, noise, the latents of every step)."""
+    chosen = case(name)
+    golden, count = chosen.golden, chosen.config["batch"]
+    return golden["y"][:count].tolist(), chosen.scale, golden["x_T"][:count], golden["cached_x"][:, :count]
+
+
+def close(got, want, tolerance):
+    return np.abs(got - want).max() <= tolerance * max(1.0, np.abs(want).max())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_step_is_the_recorded_one(load, name, precision):
+    labels, scale, noise, want = recorded(name)
+    seen = []
+
+    def fed(pipe, step, timestep, values):
+        seen.append(values["latents"])
+        return {"latents": want[step]}
+
+    try:
+        pipe = load(name, precision)
+    except BackendError as error:
+        if precision != "bf16":
+            raise
+        pytest.skip(str(error))
+    pipe(labels, scale, latents=noise, callback_on_step_end=fed)
+    assert all(close(got, step, TOLERANCE[precision]) for got, step in zip(seen, want, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_captured_loop_makes_what_the_loop_makes(load, name):
+    labels, scale, noise, _ = recorded(name)
+    pipe = load(name)
+    stepwise = list(pipe.steps(labels, scale, noise))[-1].x.copy()
+    for _ in range(3):
+        assert close(pipe(labels, scale, latents=noise).latents, stepwise, REPEATS)
+
+
+def test_the_latents_of_a_callback_replace_those_of_the_device(load):
+    labels, scale, noise, want = recorded(CASES[0])
+    pipe, other = load(), np.full_like(noise, 0.25)
+
+    def replace(pipe, step, timestep, values):
+        return {"latents": other} if step in (0, len(want) - 1) else None
+
+    changed = pipe(labels, scale, latents=noise, callback_on_step_end=replace)
+    assert np.array_equal(changed.latents, other)
+    seen = {}
+    for name, returned in (("replaced", replace), ("plain", lambda *_: None)):
+        steps = seen[name] = []
+        pipe(labels, scale, latents=noise, callback_on_step_end=lambda *v: steps.append(v[3]["latents"]) or returned(*v))  # noqa: B023
+    assert close(seen["replaced"][0], seen["plain"][0], REPEATS)
+    assert not close(seen["replaced"][1], seen["plain"][1], 1e-2)  # the step after began at the replaced latents
+
+
+def test_new_guidance_labels_and_noise_need_no_new_capture(load, monkeypatch):
+    pipe, captures, capture = load(), [], Cuda.capture
+    monkeypatch.setattr(Cuda, "capture", lambda self, work: captures.append(work) or capture(self, work))
+    first = pipe([1], 3.0, seed=0).latents
+    count = len(captures)
+    assert count > 0
+    for labels, scale, seed in (([1], 5.0, 0), ([2], 3.0, 0), ([1], 3.0, 9)):
+        made = pipe(labels, scale, seed=seed).latents
+        assert not close(made, first, 1e-3)
+        stepwise = list(pipe.steps(labels, scale, pipe.noise(1, seed)))[-1].x
+        assert close(made, stepwise, REPEATS)
+    assert close(pipe([1], 3.0, seed=0).latents, first, REPEATS)
+    assert len(captures) == count
+
+
+def test_batches_of_any_size_follow_each_other(load):
+    pipe = load()
+    three = pipe([1, 2, 3], 3.0, seed=4).latents
+    for _ in range(2):
+        assert close(pipe([1], 3.0, seed=4).latents, three[:1], 1e-3)
+        assert close(pipe([1, 2, 3], 3.0, seed=4).latents, three, REPEATS)
+    assert not close(pipe([1], 1.0, seed=4).latents, three[:1], 1e-3)  # without guidance: half of the rows
+
+
+def test_latents_stay_on_the_device(load):
+    pipe = load()
+    want = pipe([1, 2], 3.0, seed=1).latents
+    there = pipe([1, 2], 3.0, seed=1, output_type="device").latents
+    pipe([3, 4], 3.0, seed=2)
+    assert isinstance(there, DeviceArray)
+    assert close(pipe._program.backend.memory.get(there), want, REPEATS)
+    torch = pytest.importorskip("torch")
+    for seen in (torch.from_dlpack(there), torch.as_tensor(there, device="cuda")):
+        assert seen.data_ptr() == there.pointer
+        assert close(seen.cpu().numpy(), want, REPEATS)
+
+
+def test_the_clock_of_the_device_sees_every_call(load):
+    pipe = load()
+    asked = pipe.generation([1], 3.0)
+    request = pipe.noise(1, 0), asked.labels, asked.guidance
+    asked.loop.timed(*request)
+    seconds = asked.loop.timed(*request)
+    assert len(seconds) == len(pipe.manifest.calls)
+    assert all(1e-6 < s < 1 for s in seconds)
+
+
+def test_memory_is_given_back(load):
+    from cuda.bindings import runtime
+
+    def used():
+        gc.collect()
+        runtime.cudaDeviceSynchronize()
+        _, free, total = runtime.cudaMemGetInfo()
+        return total - free
+
+    def once():
+        pipe = load()
+        for count in (1, 3, 2):
+            pipe([1] * count)
+
+    once()  # what libraries keep for themselves
+    before = used()
+    for _ in range(3):
+        once()
+    assert used() - before <= 4 * 2**20
+
+
+def test_too_little_memory_is_one_line_before_anything_is_taken(load, monkeypatch):
+    pipe = load()
+    call = Cuda._call
+    monkeypatch.setattr(Cuda, "_call", lambda self, f, *a: (1000, 10**6) if f == "cudaMemGetInfo" else call(self, f, *a))
+    with pytest.raises(l2c_export.L2CError, match=r"need .* MB of GPU memory, but only 0 MB are free") as caught:
+        pipe([1])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnx_runtime_links_whole_graphs_too(load, backend, precision):
+    if backend != "onnxruntime":
+        pytest.skip("its engines are built for one link")
+    for name in (CASES[0], CASES[2]):
+        labels, scale, noise, want = recorded(name)
+        pipe = load(name, precision, link="static")
+        free = pipe(labels, scale, latents=noise).latents
+        assert close(free, want[-1], TOLERANCE[precision])
+
+
+def test_a_batch_that_engines_were_not_built_for_is_one_line(artefacts, backend, tmp_path):
+    if backend == "onnxruntime":
+        pytest.skip("it takes any batch")
+    from l2c_export import building
+    from l2c_export.backends.tensorrt_build import Settings
+
+    shutil.copytree(artefacts / f"{CASES[0]}-fp32", tmp_path / "e")
+    building.build(tmp_path / "e", backend, Settings(), batch="1:1:2")
+    pipe = l2c_export.load(tmp_path / "e", backend=backend)
+    pipe([1, 2])
+    with pytest.raises(BackendError, match=r"was not built for .* of shape .*: .*l2c build --batch") as caught:
+        pipe([1, 2, 3])
+    assert "\n" not in str(caught.value)
+
+
+def test_bench_measures_on_the_gpu(artefacts, load, backend, tmp_path):
+    pytest.importorskip("torch")
+    load()  # builds
+    words = [sys.executable, "-m", "l2c_export", "bench", str(artefacts / f"{CASES[0]}-fp32"), "--against", "pytorch-cached"]
+    words += ["--rounds", "2", "--device", "cuda", "--json", str(tmp_path / "r.json")]
+    import msgspec
+
+    from l2c_export import artefact, bench
+    from l2c_export.manifest import FILE
+
+    folder = artefacts / f"{CASES[0]}-fp32"
+    artefact.write_json(folder / FILE, msgspec.structs.replace(artefact.read(folder), backend=backend))
+    subprocess.run(words, check=True, capture_output=True)
+    found = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=bench.Result)
+    ours = found.contenders[0]
+    assert ours.settings.device == "cuda"
+    assert found.left_out == ()
+    assert len(ours.loops) == 2
+    assert all(0 < loop < 10 for loop in ours.loops)
+
+
+if __name__ == "__main__":
+    export(Path(sys.argv[1]))
