@@ -13,6 +13,13 @@ def own_cache(tmp_path_factory):
     os.environ["L2C_CACHE"] = str((root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root) / "l2c-cache")
 
 
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """A cache of the test's own."""
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def volatile():
     """No test cuts the power: waiting for the disk at every compilation would only take time."""

@@ -309,14 +309,7 @@ def test_what_is_parsed_is_what_was_hashed(copy, monkeypatch):
 # the cache
 
 
-@pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A cache of one's own."""
-    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def test_what_was_made_is_kept_under_its_key(own):
+def test_what_was_made_is_kept_under_its_key(empty_cache):
     made = []
 
     def make():
@@ -328,20 +321,20 @@ def test_what_was_made_is_kept_under_its_key(own):
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:5], lambda d: b"", lambda d: d[:40] + b"X" + d[41:]])
-def test_a_damaged_entry_is_made_again(own, damage):
+def test_a_damaged_entry_is_made_again(empty_cache, damage):
     data = bytes(range(100))
     cache.cached("plans", "k", lambda: data)
-    (path,) = (own / "plans").iterdir()
+    (path,) = (empty_cache / "plans").iterdir()
     path.write_bytes(damage(path.read_bytes()))
     assert cache.cached("plans", "k", lambda: data) == data
     assert cache.cached("plans", "k", lambda: b"not again") == data
 
 
-def test_the_cache_has_a_bound_and_what_was_used_last_stays(own, monkeypatch):
+def test_the_cache_has_a_bound_and_what_was_used_last_stays(empty_cache, monkeypatch):
     monkeypatch.setattr(cache, "LIMIT", 350)
     for n, key in enumerate("abc"):
         cache.cached("plans", key, lambda: bytes(68))
-        path = next(p for p in (own / "plans").iterdir() if p.stat().st_mtime > 10**6)
+        path = next(p for p in (empty_cache / "plans").iterdir() if p.stat().st_mtime > 10**6)
         os.utime(path, (n, n))
     cache.cached("plans", "a", bytes)  # used
     cache.cached("plans", "d", lambda: bytes(68))
@@ -361,7 +354,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
     assert cache.prune(0) == []
 
 
-def test_an_interrupted_build_goes_on_where_it_was(copy, own, monkeypatch):
+def test_an_interrupted_build_goes_on_where_it_was(copy, empty_cache, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
     build, built = Builder.build, []
 
@@ -384,7 +377,7 @@ def test_an_interrupted_build_goes_on_where_it_was(copy, own, monkeypatch):
     assert len(built) == 2 * before - 1, "other settings are other engines"
 
 
-def test_the_command_shows_and_empties_the_cache(own):
+def test_the_command_shows_and_empties_the_cache(empty_cache):
     from click.testing import CliRunner
 
     from l2c_export.cli import l2c
