@@ -553,7 +553,7 @@ def warm_up(work: Path) -> None:
 BACKENDS = ["onnxruntime", "openvino"]  # of the long run
 SECTIONS: dict[str, tuple[Callable[..., Counter[str]], int, int, float, float]] = {
     # section: trials and seconds, in full and --quick
-    "kills": (kills, 200, 15, 420, 40),
+    "kills": (kills, 200, 15, 600, 40),
     "mutations": (mutations, 10_000, 600, 400, 40),
     "hostile": (poison, 100, 100, 60, 25),
     "concurrency": (crowd, 20, 3, 120, 15),
