@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from l2c_export import artefact, checkpoints, linking, models, routers, schedule, weights
 from l2c_export.backends import FUSED, SegmentFile
 from l2c_export.consistency import problem
-from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError, WeightsError
+from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError, UsageError, WeightsError
 from l2c_export.manifest import FILE
 
 GOLDEN = Path(__file__).parent / "golden" / "v1" / "engines"
@@ -127,6 +127,12 @@ def test_every_form_of_a_segment_is_checked_when_it_is_read(tmp_path):
     path.write_bytes(b"..location..")
     with pytest.raises(ArtefactError, match=r"a\.onnx keeps data outside weights\.safetensors"):
         SegmentFile(path, (), ()).read()
+
+
+def test_a_name_from_a_file_neither_breaks_the_line_nor_speaks_to_the_terminal():
+    for kind in (L2CError, ArtefactError, UsageError):
+        assert str(kind("names 'a\nb\x1b[31m\u202e\0'")) == r"names 'a\nb\x1b[31m\u202e\x00'"
+    assert str(L2CError("größer als 5 µs")) == "größer als 5 µs"
 
 
 # fuzzing: any bytes, and good ones with a change
