@@ -19,7 +19,7 @@ import platformdirs
 from .files import replacing
 
 LIMIT = 10 * 2**30  # bytes of all entries; those that were used longest ago go first
-KINDS = ("segments", "plans", "timing", "kernels", "openvino")  # the last three are the libraries' own files
+KINDS = ("segments", "plans", "openvino", "timing", "kernels")  # the last two are the libraries' own files
 DIGEST = 32
 
 
@@ -33,16 +33,6 @@ class Entry(NamedTuple):
 def cache_folder(kind: str) -> Path:
     """The folder of one kind of build output, in $L2C_CACHE or the user's cache folder."""
     return Path(os.environ.get("L2C_CACHE") or platformdirs.user_cache_dir("l2c-export")) / kind
-
-
-def writable_folder(kind: str) -> Path | None:
-    """The same folder, made if need be; None where it cannot be written, as on a device with a read-only system."""
-    folder = cache_folder(kind)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 def cached(kind: str, key: Sequence[object], make: Callable[[], bytes]) -> bytes:

@@ -354,6 +354,20 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
     assert cache.prune(0) == []
 
 
+def test_a_compiled_model_that_was_damaged_is_compiled_again(empty_cache):
+    """OpenVINO itself would run it."""
+    with l2c_export.load(GOLDEN, "openvino") as pipe:
+        wanted = latents(pipe)
+    entries = list((empty_cache / "openvino").iterdir())
+    for path in entries:
+        data = bytearray(path.read_bytes())
+        data[-len(data) // 3] ^= 1
+        path.write_bytes(data)
+    with l2c_export.load(GOLDEN, "openvino") as pipe:
+        assert np.array_equal(latents(pipe), wanted)
+    assert len(entries) == len(artefact.read(GOLDEN).segments)
+
+
 def test_an_interrupted_build_goes_on_where_it_was(copy, empty_cache, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
     build, built = Builder.build, []

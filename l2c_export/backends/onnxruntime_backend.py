@@ -98,7 +98,8 @@ class OrtBackend(OnHost):
         try:
             return OrtEngine(ort.InferenceSession(model, options, **quiet), keep)
         except Exception as error:
-            raise BackendError(f"{path} cannot be loaded: {reason(error)}") from None
+            what = (str(error) or repr(error)).splitlines()[0]
+            raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {what}") from None
 
 
 def _share_pool(threads: int | None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import os
 from collections.abc import Mapping
@@ -10,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cache import writable_folder
+from ..cache import cached
 from ..errors import BackendError, RunError
 from ..program import FP32
 from . import Arrays, Nodes, OnHost, Request, Run, SegmentFile, needs
@@ -37,6 +39,12 @@ class OpenVinoEngine:
         self._parts = parts
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
+        try:
+            return self._bind(inputs, outputs)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO {ov.__version__}: {_reason(error)}") from None
+
+    def _bind(self, inputs: Arrays, outputs: Arrays) -> Run:
         requests: list[Any] = []
         handed: list[tuple[Any, int, Any, int]] = []  # which input is which output of an earlier part
         made: dict[str, tuple[Any, int]] = {}
@@ -85,7 +93,6 @@ class OpenVinoBackend(OnHost):
         self._precision = request.precision
         self._threads = request.threads or len(os.sched_getaffinity(0))
         self._check()
-        self._cache = writable_folder("openvino")
 
     def _check(self) -> None:
         """Refuse what the device has no instructions for: OpenVINO would take the hint and silently run in float32."""
@@ -104,11 +111,24 @@ class OpenVinoBackend(OnHost):
         return f"{self._core.get_property(self._device, 'FULL_DEVICE_NAME')}, {self._threads} threads, {extra}"
 
     def load(self, segment: SegmentFile) -> OpenVinoEngine:
-        # compiled segments are some KB and the same for all weights, so they are worth keeping between loads
-        cache = {"CACHE_DIR": str(self._cache)} if self._cache else {}
-        config = {"INFERENCE_PRECISION_HINT": HINTS[self._precision_of(segment.path.name)], **cache}
-        part = self._compile(segment.path, self._read(segment), segment.inputs, segment.outputs, config)
-        return OpenVinoEngine([part])
+        """Compiled segments are some KB and the same for all weights, so they are worth keeping between loads.
+
+        In our own cache, not in OpenVINO's, which would run an entry that was damaged.
+        """
+        data, settings = segment.read(), self._settings(segment.path.name)
+        name = self._core.get_property(self._device, "FULL_DEVICE_NAME")
+        key = [hashlib.sha256(data).hexdigest(), settings, ov.__version__, self._device, name]
+
+        def exported() -> bytes:
+            blob = io.BytesIO()
+            self._compile(segment.path, self._read(segment), settings).export_model(blob)
+            return blob.getvalue()
+
+        try:
+            compiled = self._core.import_model(io.BytesIO(cached("openvino", key, exported)), self._device, settings)
+        except RuntimeError:  # not every device can export
+            compiled = self._compile(segment.path, self._read(segment), settings)
+        return OpenVinoEngine([Part(compiled, segment.inputs, segment.outputs)])
 
     def link(
         self,
@@ -152,8 +172,7 @@ class OpenVinoBackend(OnHost):
             made.update(zip(node.outputs, (result.input_value(0) for result in model.get_results()), strict=True))
         whole = ov.Model([made[name] for name in outputs], list(parameters.values()), path.stem)
         # never cached: a compiled graph holds its weights, so every graph of every checkpoint would stay on the disk
-        config = {"INFERENCE_PRECISION_HINT": HINTS[self._precision_of(nodes[0].op)]}
-        return self._compile(path, whole, tuple(parameters), outputs, config)
+        return Part(self._compile(path, whole, self._settings(nodes[0].op)), tuple(parameters), outputs)
 
     def _precision_of(self, segment: str) -> str:
         return "fp32" if segment.startswith(ALWAYS_FP32) or FP32 in segment else self._precision
@@ -164,13 +183,13 @@ class OpenVinoBackend(OnHost):
         except RuntimeError as error:
             raise BackendError(f"OpenVINO {ov.__version__} cannot read {segment.path}: {_reason(error)}") from None
 
-    def _compile(
-        self, path: Path, model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], config: dict[str, Any]
-    ) -> Part:
+    def _settings(self, segment: str) -> dict[str, Any]:
         threads = {"INFERENCE_NUM_THREADS": self._threads} if self._device == "CPU" else {}
-        settings = {"PERFORMANCE_HINT": "LATENCY", **threads, **config}
+        return {"PERFORMANCE_HINT": "LATENCY", **threads, "INFERENCE_PRECISION_HINT": HINTS[self._precision_of(segment)]}
+
+    def _compile(self, path: Path, model: Any, settings: dict[str, Any]) -> Any:
         try:
-            return Part(self._core.compile_model(model, self._device, settings), inputs, outputs)
+            return self._core.compile_model(model, self._device, settings)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO {ov.__version__} cannot compile {path}: {_reason(error)}") from None
 
