@@ -563,7 +563,7 @@ SECTIONS: dict[str, tuple[Callable[..., Counter[str]], int, int, float, float]] 
 
 def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    asked.add_argument("--quick", action="store_true", help="two minutes instead of fifteen")
+    asked.add_argument("--quick", action="store_true", help="a minute instead of about eight")
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--only", action="append", choices=list(SECTIONS))
     asked.add_argument("--backend", action="append", help="of the long run, where there is a GPU: tensorrt ..")
