@@ -1,82 +1,121 @@
-"""The artefact on disk: written whole or not at all, and verified before anything in it is used."""
+"""The artefact on disk, verified before anything in it is used.  How it gets there is in `staging.py`."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from . import weights
+from . import consistency, staging, weights
 from .errors import ArtefactError
+from .files import replacing
 from .manifest import FILE, VERSION, FileInfo, Manifest
 
-TOLERATED = {"README.md", ".gitignore"}  # what may lie in an output folder that is not an artefact
+# external data in an ONNX file: an entry with the key `location`, then its value with tag and length (protobuf)
+LOCATION, WEIGHTS = b"location", b"\x12" + bytes([len(weights.FILE)]) + weights.FILE.encode()
+LARGEST = 64 * 2**20  # bytes of a manifest; that of a large model has less than one MB
 
 
-def read(folder: Path, verify: bool = True) -> Manifest:
-    """The manifest of an artefact, after checking its version and every file's size and hash."""
+def read(folder: Path, verify: bool = True, trusted: Collection[str] = ()) -> Manifest:
+    """The manifest of an artefact, after checking its version, and every file's size and hash.
+
+    The hashes of `trusted` files are not computed; without `verify` no file is looked at, only the manifest.
+    """
+    staging.recover(folder)
+    data = _manifest(folder)
+    manifest = parse(data, str(folder / FILE))
     try:
-        data = (folder / FILE).read_bytes()
+        for name, info in manifest.files.items() if verify else ():
+            _verify(folder, name, info, name not in trusted)
+    except ArtefactError:
+        if _manifest(folder) == data:
+            raise
+        return read(folder, verify, trusted)  # it was replaced while we looked at it
+    return manifest
+
+
+def _manifest(folder: Path) -> bytes:
+    try:
+        with open(folder / FILE, "rb") as file:
+            return file.read(LARGEST + 1)
     except OSError:
         raise ArtefactError(f"{folder} holds no complete artefact ({FILE} is missing): run l2c-export --out {folder}") from None
-    manifest = parse(data, str(folder / FILE))
-    used = {s.file for s in manifest.segments.values()} | {g.file for g in manifest.graphs.values()}
-    used |= {weights.FILE} if manifest.weights else set()
-    used |= {manifest.decoder.file} if manifest.decoder else set()
-    used |= {file for build in manifest.builds.values() for file in build.engines.values()}
-    if unlisted := sorted(used - set(manifest.files)):
-        raise ArtefactError(f"{folder / FILE} does not list {unlisted[0]}, which it uses: run l2c-export again")
-    for name, info in manifest.files.items() if verify else ():
-        _verify(folder, name, info)
-    return manifest
+
+
+def check_unchanged(folder: Path, manifest: Manifest) -> None:
+    """Raise ArtefactError if the artefact was replaced after its manifest was read: its files may be of both."""
+    staging.recover(folder)
+    if parse(_manifest(folder), str(folder / FILE)) != manifest:
+        raise ArtefactError(f"{folder}: was replaced while it was being loaded: load it again")
 
 
 def parse(data: bytes, where: str) -> Manifest:
-    """Decode a manifest, telling an old or foreign one from a damaged one."""
+    """Decode a manifest, telling an old or foreign one from a damaged one.  It agrees with itself, or is refused."""
+    if len(data) > LARGEST:
+        raise ArtefactError(f"{where} is larger than {LARGEST >> 20} MB: no manifest is")
     try:
-        head = msgspec.json.decode(data)
-        if not isinstance(head, dict) or head.get("format") != "l2c-export":
+        raw = msgspec.json.decode(data)
+        if not isinstance(raw, dict) or raw.get("format") != "l2c-export":
             raise ArtefactError(f"{where} was not written by l2c-export")
-        if head.get("version") != VERSION:
-            raise ArtefactError(
-                f"{where} has format version {head.get('version')}, this release reads {VERSION}: run l2c-export again"
-            )
+        if raw.get("version") != VERSION:
+            found = repr(raw.get("version"))[:20]
+            raise ArtefactError(f"{where} has format version {found}, this release reads {VERSION}: run l2c-export again")
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise ArtefactError(f"{where} is damaged: {error}; run l2c-export again") from None
-    if manifest.checksum != checksum(manifest):
+    if manifest.checksum != checksum(raw):
         raise ArtefactError(f"{where} does not match its checksum: it was damaged or edited; run l2c-export again")
+    if wrong := consistency.problem(manifest):
+        raise ArtefactError(f"{where} contradicts itself: {wrong}; run l2c-export again")
     return manifest
 
 
-def checksum(manifest: Manifest) -> str:
-    """A manifest holds coefficients and timesteps: one wrong digit would be a wrong image."""
-    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, checksum=""))).hexdigest()
+def checksum(raw: dict[str, Any]) -> str:
+    """Of a manifest as it is in its file, so that a field with a default that came later changes nothing.
+
+    A manifest holds coefficients and timesteps: one wrong digit would be a wrong image.
+    """
+    return hashlib.sha256(msgspec.json.encode({**raw, "checksum": ""})).hexdigest()
 
 
-def _verify(folder: Path, name: str, info: FileInfo) -> None:
+def _verify(folder: Path, name: str, info: FileInfo, hashed: bool) -> None:
     path = folder / name
-    if not _inside(folder, name):
+    if not staging.inside(folder, name):
         raise ArtefactError(f"{folder / FILE} names {name!r}, which is outside the artefact: do not use this artefact")
     if not path.is_file():
         raise ArtefactError(f"{path} is missing: the artefact is incomplete; run l2c-export again")
     if path.stat().st_size != info.bytes:
         raise ArtefactError(f"{path} has {path.stat().st_size} bytes, expected {info.bytes}: run l2c-export again")
-    if sha256(path) != info.sha256:
-        raise ArtefactError(f"{path} does not match its hash: the artefact is damaged; run l2c-export again")
+    if hashed and sha256(path) != info.sha256:
+        raise mismatch(path)
 
 
-def _inside(folder: Path, name: str) -> bool:
-    """Whether a name from a manifest stays in its folder, through links too."""
-    plain = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts and "\0" not in name
-    return plain and (folder / name).resolve().is_relative_to(folder.resolve())
+def mismatch(path: Path) -> ArtefactError:
+    return ArtefactError(f"{path} does not match its hash: the artefact is damaged; run l2c-export again")
+
+
+def verified(path: Path, info: FileInfo) -> bytes:
+    """The bytes of a file, which are those that were hashed: what a library is given cannot be changed after the check."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read: {error.strerror}; run l2c-export again") from None
+    if len(data) != info.bytes or hashlib.sha256(data).hexdigest() != info.sha256:
+        raise mismatch(path)
+    return data
+
+
+def check_closed(data: bytes, path: Path) -> bytes:
+    """The bytes of an ONNX model, which may keep data in the artefact's weights and in no other file.
+
+    Not every ONNX reader refuses other files, and they know no way to ask: every place that says where data lies is looked at.
+    """
+    if data.count(LOCATION) != data.count(LOCATION + WEIGHTS):
+        raise ArtefactError(f"{path} keeps data outside {weights.FILE}: do not use this artefact")
+    return data
 
 
 def sha256(path: Path) -> str:
@@ -95,92 +134,17 @@ def info(path: Path) -> FileInfo:
     return FileInfo(bytes=path.stat().st_size, sha256=sha256(path))
 
 
-def check_target(folder: Path) -> None:
-    """Refuse an output folder that holds anything but an artefact of ours."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ArtefactError(f"--out {folder}: is a file, not a folder")
-    ours = {FILE, *_old_files(folder)}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() and not path.is_symlink() and any(o.startswith(name + "/") for o in ours):
-            continue
-        if name not in ours and name not in TOLERATED and not name.startswith(".l2c-partial"):
-            raise ArtefactError(f"--out {folder}: holds {name}, which is not ours: choose an empty folder")
-
-
-class AnyVersion(msgspec.Struct):
-    """What manifests of all versions have in common: enough to replace an artefact that cannot be read."""
-
-    format: Literal["l2c-export"]
-    files: dict[str, Any]
-
-
-def _old_files(folder: Path) -> list[str]:
-    """The files of the artefact in `folder`, of any format version, if it holds one."""
-    try:
-        names = msgspec.json.decode((folder / FILE).read_bytes(), type=AnyVersion).files
-    except (OSError, msgspec.MsgspecError, RecursionError, ValueError):
-        return []
-    return [name for name in names if _inside(folder, name) and name not in TOLERATED]
-
-
-@contextlib.contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write an artefact to; it replaces the artefact in `folder` when the block ends without an error.
-
-    After an error nothing has changed.
-    """
-    check_target(folder)
-    existed = folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".l2c-partial-", dir=folder))
-    except OSError as error:
-        raise ArtefactError(f"--out {folder}: cannot be written: {error.strerror}: choose another folder") from None
-    try:
-        yield stage
-        _replace(folder, stage)
-    except OSError as error:
-        raise ArtefactError(f"--out {folder}: cannot be written: {error.strerror or error}: choose another folder") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if not existed and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _replace(folder: Path, stage: Path) -> None:
-    old = _old_files(folder)
-    (folder / FILE).unlink(missing_ok=True)  # from here on the old artefact is not complete any more
-    for name in old:
-        (folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty yet, or the artefact's own folder
-            (folder / name).parent.rmdir()
-    new = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
-    for name in sorted(new, key=lambda n: n == FILE):  # the manifest last: present means complete
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(stage / name, folder / name)
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest, hashing every file that lies in the folder."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and not _hidden(p, folder))
-    files = {n: info(folder / n) for n in names if n != FILE and n not in TOLERATED}
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    files = {n: info(folder / n) for n in names if n != FILE and n not in staging.TOLERATED}
     write_json(folder / FILE, msgspec.structs.replace(manifest, files=files))
 
 
 def write_json(path: Path, manifest: Manifest) -> Manifest:
     """Replace the manifest in one step; returned is what was written, with its checksum."""
-    summed = msgspec.structs.replace(manifest, checksum=checksum(manifest))
-    partial = path.with_name(f"{FILE}.partial")
-    with open(partial, "wb") as file:
+    raw = msgspec.json.decode(msgspec.json.encode(manifest))
+    summed = msgspec.structs.replace(manifest, checksum=checksum(raw))
+    with replacing(path) as file:
         file.write(msgspec.json.encode(summed))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
     return summed
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
-from . import weights
-from .backends import Array, Backend, Engine, Run, SegmentFile, WeightView
-from .manifest import Manifest
+from . import artefact, weights
+from .backends import FUSED, Array, Backend, Engine, Run, SegmentFile, WeightView
+from .manifest import Manifest, Segment
 from .program import Value
 
 
@@ -27,7 +27,7 @@ class Program(NamedTuple):
 def load_program(folder: Path, manifest: Manifest, backend: Backend, view: WeightView | None = None) -> Program:
     """Load every engine that the artefact's link needs, over the memory-mapped weights (or over `view`)."""
     view = view or mapped_weights(folder, manifest)
-    files = {name: SegmentFile(folder / s.file, s.inputs, s.outputs) for name, s in manifest.segments.items()}
+    files = {name: segment_file(folder, manifest, segment) for name, segment in manifest.segments.items()}
     if manifest.link == "shared":
         names = {i for graph in manifest.graphs.values() for i in graph.inputs if manifest.is_weight(i)}
         there = backend.memory.weights(view, names)
@@ -35,8 +35,16 @@ def load_program(folder: Path, manifest: Manifest, backend: Backend, view: Weigh
     whole = {}
     for name, graph in manifest.graphs.items():
         stored = {i: view(i) for i in graph.inputs if manifest.is_weight(i)}
+        artefact.check_closed((folder / graph.file).read_bytes(), folder / graph.file)
         whole[name] = backend.link(folder / graph.file, graph.nodes, files, graph.outputs, stored)
     return Program(folder, manifest, backend, view, whole)
+
+
+def segment_file(folder: Path, manifest: Manifest, segment: Segment) -> SegmentFile:
+    """A segment on disk, with what its file and its fused form must look like."""
+    fused = str(PurePosixPath(segment.file).with_suffix(FUSED))
+    known = manifest.files.get
+    return SegmentFile(folder / segment.file, segment.inputs, segment.outputs, known(segment.file), known(fused))
 
 
 def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:

@@ -6,25 +6,22 @@ and for several GPUs.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from . import artefact
+from . import artefact, staging
 from .backends.tensorrt_build import Builder, Port, Range, Settings
 from .backends.tensorrt_monitor import Watch
-from .cache import cache_folder, keep, kept
+from .cache import cache_folder, cached, keep, kept
 from .decoder import NAME as DECODER
-from .errors import ArtefactError, UsageError
+from .errors import UsageError
 from .manifest import FILE, Build, Manifest
 from .program import rows_of, split_at
+from .weights import FILE as WEIGHTS
 
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx")
 RTX_TARGETS = ("sm86", "sm89", "sm120")  # the consumer and edge GPUs of the last three generations
@@ -68,24 +65,25 @@ def build(
     """
     if backend not in GPU_BACKENDS:
         raise UsageError(f"--backend {backend}: nothing to build; use one of {', '.join(GPU_BACKENDS)}")
-    manifest = artefact.read(folder)
+    artefact.read(folder, verify=False)  # refuse what is no artefact before anything is written
     if backend == "tensorrt-rtx" and not settings.targets:
         settings = settings._replace(targets=RTX_TARGETS)
-    settings = settings._replace(precision=manifest.precision)
-    sizes = images(batch, manifest)
     started = time.perf_counter()
-    targets = settings.targets or (_architecture(),)
-    cache = timing_cache or cache_folder("timing") / f"{backend}-{'-'.join(targets)}.cache"
-    builder = Builder(backend, settings, kept(cache), watch)
-    name = f"{backend}-{builder.version}-{'-'.join(targets)}"
-    with _staged(folder) as stage:
+    with staging.changed(folder, report) as stage:
+        manifest = artefact.read(folder)
+        settings = settings._replace(precision=manifest.precision)
+        sizes = images(batch, manifest)
+        targets = settings.targets or (_architecture(),)
+        cache = timing_cache or cache_folder("timing") / f"{backend}-{'-'.join(targets)}.cache"
+        builder = Builder(backend, settings, kept(cache), watch)
+        name = f"{backend}-{builder.version}-{'-'.join(targets)}"
+        (stage / name).mkdir()
         engines, seconds = {}, {}
-        for unit, (file, ports, ranges) in units(manifest, sizes).items():
+        for unit, wanted in units(manifest, sizes).items():
             begun = time.perf_counter()
-            plan = builder.build(folder / file, ports, ranges)
-            seconds[unit] = time.perf_counter() - begun
-            (stage / f"{unit}.plan").write_bytes(plan)
             engines[unit] = f"{name}/{unit}.plan"
+            (stage / engines[unit]).write_bytes(_plan(folder, manifest, builder, targets, wanted))
+            seconds[unit] = time.perf_counter() - begun
             progress()
         keep(cache, builder.timing_cache())
         made = Build(
@@ -98,7 +96,7 @@ def build(
             hardware_compatible=settings.hardware_compatible,
             engines=engines,
         )
-        result = _add(folder, manifest, name, made, stage)
+        result = _add(manifest, name, made, stage)
     size = sum(result.files[file].bytes for file in engines.values())
     took = time.perf_counter() - started
     report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(seconds)}")
@@ -169,33 +167,20 @@ def _architecture() -> str:
     return Cuda("cuda", "tensorrt").architecture
 
 
-@contextlib.contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    try:
-        stage = Path(tempfile.mkdtemp(prefix=".l2c-partial-", dir=folder))
-    except OSError as error:
-        raise ArtefactError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
-        yield stage
-    except OSError as error:
-        raise ArtefactError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+def _plan(folder: Path, manifest: Manifest, builder: Builder, targets: tuple[str, ...], unit: Unit) -> bytes:
+    """One engine, from the cache if the same was built before: a build that was interrupted goes on where it was."""
+    artefact.check_closed((folder / unit.file).read_bytes(), folder / unit.file)
+    model = [manifest.files[unit.file].sha256]
+    model += [manifest.files[WEIGHTS].sha256] if manifest.link == "static" else []
+    key = [*model, *unit, targets, *builder.identity]
+    return cached("plans", key, lambda: builder.build(folder / unit.file, unit.ports, unit.ranges))
 
 
-def _add(folder: Path, manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:
-    """Move the plans to their place; the manifest names them only when all are there."""
+def _add(manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:
+    """Write the manifest with this build, instead of one of the same name."""
     old = manifest.builds.get(name)
     gone = set(old.engines.values()) if old else set()
-    builds = {n: b for n, b in manifest.builds.items() if n != name}
     files = {n: f for n, f in manifest.files.items() if n not in gone}
-    if old:
-        artefact.write_json(folder / FILE, msgspec.structs.replace(manifest, builds=builds, files=files))
-    for file in gone:
-        (folder / file).unlink(missing_ok=True)
-    (folder / name).mkdir(exist_ok=True)
-    for file in made.engines.values():
-        os.replace(stage / Path(file).name, folder / file)
-        files[file] = artefact.info(folder / file)
-    result = msgspec.structs.replace(manifest, builds={**builds, name: made}, files=files)
-    return artefact.write_json(folder / FILE, result)
+    files |= {file: artefact.info(stage / file) for file in made.engines.values()}
+    result = msgspec.structs.replace(manifest, builds={**manifest.builds, name: made}, files=files)
+    return artefact.write_json(stage / FILE, result)

@@ -1,12 +1,33 @@
-"""Where build outputs are kept between runs: exported segments, compiled models, timing caches."""
+"""What is made once and kept between runs: exported segments, engines, compiled models, timing caches.
+
+An entry is called after the hash of everything that it depends on, begins with the hash of its own bytes, and is written
+whole or not at all: a build that was killed finds what it had finished, and an entry that was damaged is made again.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import platformdirs
+
+from .files import replacing
+
+LIMIT = 10 * 2**30  # bytes of all entries; those that were used longest ago go first
+KINDS = ("segments", "plans", "openvino", "timing", "kernels")  # the last two are the libraries' own files
+DIGEST = 32
+
+
+class Entry(NamedTuple):
+    kind: str
+    path: Path
+    bytes: int
+    used: float  # seconds since 1970
 
 
 def cache_folder(kind: str) -> Path:
@@ -14,14 +35,52 @@ def cache_folder(kind: str) -> Path:
     return Path(os.environ.get("L2C_CACHE") or platformdirs.user_cache_dir("l2c-export")) / kind
 
 
-def writable_folder(kind: str) -> Path | None:
-    """The same folder, made if need be; None where it cannot be written, as on a device with a read-only system."""
-    folder = cache_folder(kind)
+def cached(kind: str, key: Sequence[object], make: Callable[[], bytes]) -> bytes:
+    """What `make` returns, which depends on nothing but `key` (anything that has a JSON form)."""
+    path = cache_folder(kind) / hashlib.sha256(msgspec.json.encode(key)).hexdigest()
+    data = _read(path)
+    if data is None:
+        data = make()
+        keep(path, hashlib.sha256(data).digest() + data)
+        prune(LIMIT)
+    return data
+
+
+def _read(path: Path) -> bytes | None:
+    """An entry, marked as used; None if there is none, or if it is not what was written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        stored = path.read_bytes()
     except OSError:
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    data = stored[DIGEST:]
+    if hashlib.sha256(data).digest() != stored[:DIGEST]:
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return data
+
+
+def entries() -> Iterator[Entry]:
+    for kind in KINDS:
+        for path in cache_folder(kind).rglob("*"):
+            with contextlib.suppress(OSError):  # another process has removed it
+                if path.is_file() and not path.is_symlink():
+                    found = path.stat()
+                    yield Entry(kind, path, found.st_size, found.st_mtime)
+
+
+def prune(limit: int) -> list[Entry]:
+    """Remove the entries that were used longest ago until the rest has at most `limit` bytes; returned is what went."""
+    found = sorted(entries(), key=lambda entry: entry.used)
+    excess, gone = sum(entry.bytes for entry in found) - limit, []
+    for entry in found:
+        if excess <= 0:
+            break
+        with contextlib.suppress(OSError):
+            entry.path.unlink()
+            excess -= entry.bytes
+            gone.append(entry)
+    return gone
 
 
 def kept(path: Path) -> bytes:
@@ -32,11 +91,10 @@ def kept(path: Path) -> bytes:
 
 
 def keep(path: Path, data: bytes) -> None:
-    """Write a build output in one step; one that cannot be written only costs time."""
+    """Write a library's own file in one step; one that cannot be written only costs time."""
     if not data:
         return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        with replacing(path) as file:
+            file.write(data)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cli_measure, cli_train
+from . import __version__, cli_cache, cli_measure, cli_train
 from .console import FILE, FOLDER, command, print_table, progress, say
 from .errors import UsageError
 
@@ -109,6 +109,7 @@ def l2c() -> None:
 
 
 l2c.add_command(export)
+l2c.add_command(cli_cache.cache)
 l2c.add_command(cli_measure.verify)
 l2c.add_command(cli_measure.bench)
 l2c.add_command(cli_measure.profile)
@@ -123,7 +124,7 @@ def link(engines: Path, weights: str) -> None:
     """Bind weights to an artefact, or swap them; nothing is exported or built again."""
     from .linking import bind
 
-    result = bind(engines, weights)
+    result = bind(engines, weights, say)
     if result.weights and result.weights.random is not None:
         say(f"RANDOM weights, seed {result.weights.random}: good for latency, the images mean nothing")
     say(f"{engines}: linked with {weights}")
@@ -177,18 +178,19 @@ def build_engines(
 @click.option("--threads", type=int, help="[default: all cores]")
 @click.option("--link", help="shared or static. [default: what the artefact was compiled for]")
 @click.option("--tile", type=int, help="Decode large images in tiles of so many pixels. [default: whole]")
+@click.option("--trust", is_flag=True, help="Do not hash the weights: for an artefact of one's own on one's own disk.")
 @click.option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents.")
 @click.option("--json", "as_json", is_flag=True, help="Print times as JSON.")
 @command
 def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path, backend: str | None,
-        device: str | None, threads: int | None, link: str | None, tile: int | None, check_finite: bool,
-        as_json: bool) -> None:  # fmt: skip
+        device: str | None, threads: int | None, link: str | None, tile: int | None, trust: bool,
+        check_finite: bool, as_json: bool) -> None:  # fmt: skip
     """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
     from . import pipeline
     from .output import save
 
     started = time.perf_counter()
-    pipe = pipeline.load(engines, backend, device, threads, link=link, tile=tile)
+    pipe = pipeline.load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
     if pipe.manifest.weights and pipe.manifest.weights.random is not None:
         say("the weights are RANDOM: good for latency, the images mean nothing")
     loaded = time.perf_counter()

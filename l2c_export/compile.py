@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from . import artefact, emit, vae
+from . import artefact, emit, staging, vae
 from . import weights as weight_file
 from .backends import Request, open_backend
 from .calibrate import segment_times
@@ -69,13 +69,13 @@ def lower(options: Options, source: Source, report: Report = id) -> Lowered:
 
 def compile_artefact(options: Options, report: Report = id) -> Manifest:
     """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
-    artefact.check_target(options.out)
+    staging.check_target(options.out, report)
     source = resolve(options)  # files -> a model and a schedule
     report(source.describe())
     lowered = lower(options, source, report)
     bodies = export_bodies(source.family, lowered.whole)  # PyTorch -> ONNX, once per operation kind
     layout = weight_file.Layout(source.family.tensors(), options.weight_types)
-    with artefact.staged(options.out) as folder:
+    with staging.staged(options.out, report) as folder:
         emit.write_models(folder, lowered.linked, bodies, layout)
         emit.write_schedule(folder, lowered.schedule)
         bind_weights(folder, source, layout, report)

@@ -43,6 +43,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             say("interrupted")
             sys.exit(130)
+        except OSError as error:
+            say(f"error: {error.filename or 'a file'}: {error.strerror or error}: check the folder and the disk")
+            sys.exit(1)
         except MemoryError:
             say("error: out of memory: use a smaller --batch")
             sys.exit(1)

@@ -10,6 +10,7 @@ import numpy as np
 from .backends import Array, Backend, Run, SegmentFile
 from .errors import UsageError
 from .manifest import Decoder as Described
+from .manifest import FileInfo
 
 OVERLAP = 0.25  # of a tile with the next one, as in diffusers' AutoencoderKL
 NAME = "decoder"  # of its engine in a build
@@ -21,12 +22,14 @@ class Decoder:
     `tile` is the side in pixels of the parts that larger pictures are decoded in; None decodes them whole.
     """
 
-    def __init__(self, folder: Path, described: Described, backend: Backend, tile: int | None) -> None:
+    def __init__(
+        self, folder: Path, described: Described, backend: Backend, tile: int | None, info: FileInfo | None = None
+    ) -> None:
         if tile is not None and (tile < 2 * described.scale or tile % described.scale):
             raise UsageError(f"tile {tile}: must be a multiple of {described.scale} pixels, and at least {2 * described.scale}")
         self._described, self._backend = described, backend
         self._tile = tile // described.scale if tile else None
-        file = SegmentFile(folder / described.file, ("z",), ("image",), weights_inside=True)
+        file = SegmentFile(folder / described.file, ("z",), ("image",), info, weights_inside=True)
         self._engine = backend.load(file)
         self._bound: dict[tuple[int, ...], tuple[Array, Array, Run]] = {}
 

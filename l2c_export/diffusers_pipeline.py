@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import artefact, pipeline
+from . import pipeline, staging
 from .errors import UsageError
 from .manifest import FILE, Manifest
 
@@ -39,7 +39,7 @@ class L2CPipeline:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Copy the artefact.  Raises ArtefactError if `folder` holds anything else."""
-        with artefact.staged(Path(folder)) as stage:
+        with staging.staged(Path(folder)) as stage:
             for name in (*self.manifest.files, FILE):
                 (stage / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self._folder / name, stage / name)

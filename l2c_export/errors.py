@@ -15,9 +15,15 @@ A message is one line: what was wrong with which value, and what to do about it.
 
 
 class L2CError(Exception):
-    """The base of all errors of this package; the command line prints it as one line."""
+    """The base of all errors of this package; the command line prints it as one line.
+
+    Names from files are part of messages: what would break the line, or speak to the terminal, is written as an escape.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 class UsageError(L2CError, ValueError):

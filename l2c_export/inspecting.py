@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import artefact
+from . import artefact, schedule
 from .errors import UsageError
 from .manifest import Manifest
 from .predict import graph_weight_bytes
@@ -67,7 +67,7 @@ def inspect(path: Path, threshold: float | None = None) -> View:
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder: give an artefact, a schedule or a router")
     if path.suffix == ".json":
-        return of_schedule(Schedule.from_json(path.read_bytes(), str(path)), str(path))
+        return of_schedule(schedule.read(path), str(path))
     from .backends import needs
 
     needs("torch", "export")

@@ -6,30 +6,28 @@ from pathlib import Path
 
 import msgspec
 
-from . import artefact, diffusers_folder, weights
-from .errors import ArtefactError
+from . import artefact, diffusers_folder, staging, weights
+from .files import Report
 from .manifest import FILE, Manifest, Weights
 
 
-def bind(folder: Path, source: str) -> Manifest:
+def bind(folder: Path, source: str, report: Report = id) -> Manifest:
     """Write `source` as the weights of the artefact in `folder`: the path of a checkpoint or of a pipeline folder of
     diffusers, or "random[:SEED]".
 
     The old weights stay in place until the new ones are complete.  Raises ArtefactError or WeightsError.
     """
-    manifest = artefact.read(folder, verify=False)
+    artefact.read(folder, verify=False)  # refuse what is no artefact before anything is written
     seed = weights.random_seed(source)
-    tensors = weights.random(manifest.tensors, seed) if seed is not None else checkpoint(source, manifest)
-    layout = weights.Layout(manifest.tensors, manifest.weight_types)
-    try:
-        weights.write(folder / weights.FILE, layout, tensors)
-    except OSError as error:
-        raise ArtefactError(f"{folder / weights.FILE}: cannot be written: {error.strerror or error}: check the disk") from None
-    name = "random" if seed is not None else Path(source).name
-    files = {**manifest.files, weights.FILE: artefact.info(folder / weights.FILE)}
-    linked = msgspec.structs.replace(manifest, weights=Weights(source=name, random=seed), files=files)
-    artefact.write_json(folder / FILE, linked)
-    return linked
+    with staging.changed(folder, report) as stage:
+        manifest = artefact.read(folder, verify=False)
+        tensors = weights.random(manifest.tensors, seed) if seed is not None else checkpoint(source, manifest)
+        layout = weights.Layout(manifest.tensors, manifest.weight_types)
+        weights.write(stage / weights.FILE, layout, tensors)
+        name = "random" if seed is not None else Path(source).name
+        files = {**manifest.files, weights.FILE: artefact.info(stage / weights.FILE)}
+        linked = msgspec.structs.replace(manifest, weights=Weights(source=name, random=seed), files=files)
+        return artefact.write_json(stage / FILE, linked)
 
 
 def checkpoint(source: str, manifest: Manifest) -> weights.Tensors:

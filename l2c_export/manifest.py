@@ -3,9 +3,12 @@
 Format versions, newest first:
     1  2026-11  first
 
-A runtime reads exactly the version that it writes: artefacts are quick to compile again, and a wrong guess
-about an old one could give a wrong image.  What not every artefact needs is left out where it is not used (UNSET), so that
-the checksums of artefacts without it do not change.
+The policy.  A release reads exactly the version that it writes: artefacts are quick to compile again, and a wrong guess
+about an old one could give a wrong image.  A field with a default that means what was before may be added without a new
+version: older artefacts have the default, older releases name the field that they do not know.  All else is a new version.
+What not every artefact needs is left out where it is not used (UNSET).
+tests/golden holds an artefact of the version that is read, with what it made; `python tests/golden/make.py` writes one, which
+is done when the version changes and at no other time.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from .models.base import Family
 from .pipeline import LINKS
 from .program import DTYPES
 from .samplers import SAMPLERS
-from .schedule import Schedule, from_rule, is_rule, mask_rule
+from .schedule import Schedule, content, from_rule, is_rule, mask_rule
 from .schedulers import KINDS, Scheduler
 from .weights import Types
 
@@ -191,7 +191,7 @@ def _read(schedule: str) -> routers.Router | Schedule | str:
         raise ScheduleError(f"--schedule {path}: no such file (rules are every:K, full:0,A,B,.. and mask:1,0,..)")
     if path.suffix != ".json":
         return routers.read(path)
-    data = path.read_bytes()
+    data = content(path)
     return mask_rule(data) or Schedule.from_json(data, str(path))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from .errors import RunError, UsageError
+from .files import replacing
 
 
 def save(path: Path, values: np.ndarray) -> None:
@@ -14,17 +16,15 @@ def save(path: Path, values: np.ndarray) -> None:
     if path.suffix not in (".npy", ".png"):
         raise UsageError(f"--out {path}: use a .npy or a .png")
     try:
-        if path.suffix == ".npy":
-            np.save(path, values)
-        else:
-            _save_picture(path, values)
+        with replacing(path) as file:
+            np.save(file, values) if path.suffix == ".npy" else _save_picture(file, values)
     except OSError as error:
         raise RunError(f"--out {path}: cannot be written: {error.strerror or error}: choose another file") from None
 
 
-def _save_picture(path: Path, pixels: np.ndarray) -> None:
+def _save_picture(file: BinaryIO, pixels: np.ndarray) -> None:
     from .backends import needs
 
     image = needs("PIL.Image", "images")
     strip = np.concatenate(list((pixels * 255).round().astype(np.uint8)), axis=1)
-    image.fromarray(strip.squeeze()).save(path)
+    image.fromarray(strip.squeeze()).save(file, format="png")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, ParamSpec, TypeGuard, TypeVar
 
 import msgspec
 import numpy as np
 
-from . import artefact, binding, decoder, runtime
+from . import artefact, binding, decoder, runtime, weights
 from .backends import BUILT, Opened, Request, open_backend
 from .errors import ArtefactError, RunError, UsageError
 from .manifest import Manifest
@@ -20,6 +23,8 @@ from .manifest import Manifest
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 OUTPUT_TYPES = ("latent", "device", "np", "pil")
 LINKS = ("shared", "static")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -55,38 +60,82 @@ def load(
 
     `backend` defaults to the artefact's own, where "auto" is the fastest that works here (see `Pipeline.backend`);
     `device` to the CPU, `threads` to all cores.  Every file is
-    checked against its hash before it is used; `verify=False` skips that, for an artefact that you trust.
+    checked against its hash before it is used; `verify=False` skips that for the weights, of an artefact that you trust.
     `link` is "shared" or "static" instead of what it was compiled for, where engines are made when they are loaded.
     `tile` is the side in pixels of the parts in which an artefact with a decoder decodes larger pictures, to save memory.
     Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
     """
     folder = Path(path)
-    manifest = artefact.read(folder, verify)
+    manifest = artefact.read(folder, trusted=() if verify else (weights.FILE,))
     if manifest.weights is None:
         raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
     if link not in (None, *LINKS):
         raise UsageError(f"--link {link}: use one of {', '.join(LINKS)}")
-    asked = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()))
+    asked = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()), manifest.files)
     opened = open_backend(backend or manifest.backend, asked)
     if link not in (None, manifest.link) and opened.backend.name in BUILT:
         raise UsageError(f"--link {link}: the engines of {opened.backend.name} were built for --link {manifest.link}")
-    manifest = msgspec.structs.replace(manifest, link=link or manifest.link)
-    return Pipeline(binding.load_program(folder, manifest, opened.backend), opened, tile)
+    chosen = msgspec.structs.replace(manifest, link=link or manifest.link)
+    program = binding.load_program(folder, chosen, opened.backend)
+    artefact.check_unchanged(folder, manifest)
+    return Pipeline(program, opened, tile)
+
+
+def alone(method: Callable[P, R]) -> Callable[P, R]:
+    """A method of `Pipeline` that uses its buffers: one at a time."""
+
+    @functools.wraps(method)
+    def run(*given: P.args, **named: P.kwargs) -> R:
+        pipeline = given[0]
+        assert isinstance(pipeline, Pipeline)
+        with pipeline._turn():
+            return method(*given, **named)
+
+    return run
 
 
 class Pipeline:
-    """A compiled sampler.  One generation at a time; load one pipeline per thread."""
+    """A compiled sampler.  It makes one generation at a time: other threads wait for their turn.
+
+    As a context manager it is closed at the end.
+    """
 
     def __init__(self, program: binding.Program, opened: Opened, tile: int | None = None) -> None:
-        self._program, self._tile = program, tile
+        self.manifest: Manifest = program.manifest
+        self._program: binding.Program | None = program
+        self._tile = tile
         self._decoder: decoder.Decoder | None = None
+        self._lock, self._holder = threading.Lock(), 0
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
         self._loops: dict[tuple[int, bool], runtime.Loop] = {}
 
-    @property
-    def manifest(self) -> Manifest:
-        return self._program.manifest
+    def __enter__(self) -> Pipeline:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engines, the buffers and the weights, when the generation that runs has ended.  Closing twice is fine."""
+        with self._lock if self._holder != threading.get_ident() else self._turn():
+            self._program = self._decoder = None
+            self._loops.clear()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The buffers for oneself.  Raises RunError in the middle of a generation of the same thread, and when closed."""
+        if self._holder == threading.get_ident():
+            raise RunError("this pipeline is in the middle of a generation: end it first, or load a second pipeline")
+        with self._lock:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            except MemoryError:
+                raise RunError("out of memory: generate fewer images at once, or free some memory") from None
+            finally:
+                self._holder = 0
+
+    @alone
     def __call__(
         self,
         class_labels: Sequence[int | str] | int | str,
@@ -117,14 +166,17 @@ class Pipeline:
         if output_type == "device":
             return Output(memory.copy(final))
         latents = memory.get(final).copy()
-        return Output(latents, None if output_type == "latent" else to_images(self.decode(latents), output_type))
+        return Output(
+            latents, None if output_type == "latent" else to_images(self._decode(asked.loop.program, latents), output_type)
+        )
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
+    def _decode(self, program: binding.Program, latents: np.ndarray) -> np.ndarray:
         """Latents (B, C, H, W) -> pixels (B, 3, scale H, scale W) around -1..1; they are pixels already without a decoder."""
         if not self.manifest.decoder:
             return latents
         if self._decoder is None:
-            self._decoder = decoder.Decoder(self._program.folder, self.manifest.decoder, self._program.backend, self._tile)
+            info = self.manifest.files[self.manifest.decoder.file]
+            self._decoder = decoder.Decoder(program.folder, self.manifest.decoder, program.backend, self._tile, info)
         return self._decoder(latents)
 
     def _stepwise(
@@ -132,7 +184,8 @@ class Pipeline:
     ) -> None:
         """The loop with a stop after every call."""
         step = -1
-        for done in self.steps(labels, guidance_scale, noise):
+        asked = self.generation(labels, guidance_scale)
+        for done in asked.loop.denoise(noise, asked.labels, asked.guidance):
             if check_finite and not np.isfinite(done.x).all():
                 raise RunError(f"call {done.index} (timestep {done.call.timestep:g}) made NaN or infinite latents")
             if not done.call.ends_step:
@@ -146,12 +199,18 @@ class Pipeline:
                         raise RunError(f"the callback after step {step} returned NaN or infinite latents")
 
     def steps(self, labels: Sequence[int], guidance_scale: float | None, noise: np.ndarray) -> Iterator[runtime.Step]:
-        """The loop itself, for callers that want progress or timing: one item per network evaluation."""
-        asked = self.generation(labels, guidance_scale)
-        return asked.loop.denoise(noise, asked.labels, asked.guidance)
+        """The loop itself, for callers that want progress or timing: one item per network evaluation.
+
+        From its first item to its end, or until it is closed, the pipeline is busy with it.
+        """
+        with self._turn():
+            asked = self.generation(labels, guidance_scale)
+            yield from asked.loop.denoise(noise, asked.labels, asked.guidance)
 
     def generation(self, labels: Sequence[int], guidance_scale: float | None) -> Generation:
-        """The loop for a batch of this size, and what it is told besides the noise."""
+        """The loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
+        if self._program is None:
+            raise RunError("this pipeline is closed: load the artefact again")
         guidance = self.manifest.guidance
         scale = guidance.scale if guidance_scale is None else guidance_scale
         if not isinstance(scale, Real) or not np.isfinite(scale):

@@ -12,11 +12,13 @@ import torch
 
 from . import checkpoints
 from .errors import ScheduleError, UsageError
+from .files import small
 from .models.base import Family
-from .schedule import Schedule, file_source, from_scores
+from .schedule import Schedule, Source, file_source, from_scores
 from .schedulers import Scheduler
 
 REMEDY = "give a .pt file that the router's training has saved"
+MOST_ROWS, MOST_COLUMNS = 1000, 2**14  # samplers have no more steps, models no more sublayers
 
 
 class Router(NamedTuple):
@@ -25,6 +27,7 @@ class Router(NamedTuple):
     path: Path
     family: str  # "dit" or "uvit", which differ in the file's layout
     logits: torch.Tensor  # (rows, columns) float32
+    source: Source
 
     @property
     def columns(self) -> int:
@@ -52,29 +55,36 @@ class Router(NamedTuple):
             raise UsageError(f"--threshold {threshold}: must be between 0 and 1")
         active = torch.sigmoid(self.logits) > torch.tensor(threshold, dtype=torch.float32)
         computed = [row[:columns].nonzero().flatten().tolist() for row in active]
-        source = file_source(self.path, self.path.read_bytes())
-        return from_scores(self.family, steps, computed, columns, threshold, source, scheduler)
+        return from_scores(self.family, steps, computed, columns, threshold, self.source, scheduler)
 
 
 def read(path: Path) -> Router:
     """Read a router file.  Raises ScheduleError for anything that is not one."""
+    try:
+        source = file_source(path, small(path))
+    except OSError as error:
+        raise ScheduleError(f"{path}: cannot be read: {error.strerror}: {REMEDY}") from None
     state = checkpoints.load(path, ScheduleError, "a router", REMEDY)
     family = "uvit"
     if isinstance(state, Mapping) and "routers" in state:
         state, family = state["routers"], "dit"
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(map(checkpoints.is_plain, state.values())):
         raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..: {REMEDY}")
     expected = [f"{i}.prob" for i in range(len(state))]
     if set(state) != set(expected):
         odd = next((k for k in state if k not in expected), "?")
         raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob to {len(state) - 1}.prob: {REMEDY}")
     rows = [state[name] for name in expected]
+    if len(rows) > MOST_ROWS or rows[0].numel() > MOST_COLUMNS:
+        raise ScheduleError(
+            f"{path} is not a router: {len(rows)} rows of {rows[0].numel()} are more than any model has: {REMEDY}"
+        )
     if any(r.ndim != 1 or r.shape != rows[0].shape or not r.is_floating_point() for r in rows) or len(rows[0]) % 2:
         raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
     logits = torch.stack(rows).float()
     if not logits.isfinite().all():
         raise ScheduleError(f"{path}: the router holds NaN or infinite logits: {REMEDY}")
-    return Router(path, family, logits)
+    return Router(path, family, logits, source)
 
 
 def encode(family: str, logits: torch.Tensor, optimizer: Mapping[str, Any], args: argparse.Namespace) -> bytes:

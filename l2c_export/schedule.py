@@ -22,6 +22,7 @@ from typing import Literal
 import msgspec
 
 from .errors import ScheduleError, UsageError
+from .files import small
 from .schedulers import Scheduler, Table, table
 
 
@@ -62,7 +63,6 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     scheduler: Scheduler | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
-        everything = tuple(range(self.columns))
         try:
             updates = self.table().updates
         except UsageError as error:
@@ -74,7 +74,8 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 f"schedule: {len(self.calls)} calls, but {self.sampler} with {self.steps} steps makes {len(updates)}"
             )
         for n, (call, update) in enumerate(zip(self.calls, updates, strict=True)):
-            if tuple(sorted(call.computed + call.reused)) != everything:
+            listed = call.computed + call.reused
+            if len(listed) != self.columns or sorted(listed) != list(range(self.columns)):
                 raise ScheduleError(
                     f"schedule: call {n} must list each of the columns 0..{self.columns - 1} once, as computed or reused"
                 )
@@ -97,7 +98,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def from_json(data: bytes, name: str = "schedule") -> Schedule:
         try:
             return msgspec.json.decode(data, type=Schedule)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
             raise ScheduleError(f"{name} is not a schedule: {error}; give one like the schedule.json of an artefact") from None
 
     def uncached(self) -> Schedule:
@@ -105,6 +106,19 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         full = [range(self.columns)] * len(self.calls)
         source = Source(rule="no-cache")
         return make(self.family, self.sampler, self.steps, self.columns, full, source=source, scheduler=self.scheduler or None)
+
+
+def read(path: Path) -> Schedule:
+    """The schedule in a JSON file.  Raises ScheduleError."""
+    return Schedule.from_json(content(path), str(path))
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a schedule's file.  Raises ScheduleError for one that is no file, or far too large."""
+    try:
+        return small(path)
+    except OSError as error:
+        raise ScheduleError(f"{path}: cannot be read: {error.strerror}: give the schedule.json of an artefact") from None
 
 
 def make(

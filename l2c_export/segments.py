@@ -7,20 +7,17 @@ second export of the same architecture does not export again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import io
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-import msgspec
 import onnx
 import torch
 
-from .cache import cache_folder
+from .cache import cached
 from .errors import ModelError
 from .models import base, layers, updates
 from .models.base import Family
@@ -80,23 +77,11 @@ def export_bodies(family: Family, call: Graph) -> dict[str, onnx.ModelProto]:
 
 
 def _cached(family: Family, op: str, inputs: Sequence[Value]) -> onnx.ModelProto:
-    path = cache_folder("segments") / f"{op}-{_fingerprint(family, op, inputs)}.onnx"
-    if path.exists():
-        with contextlib.suppress(Exception):
-            return onnx.load(path)
-    model = _export(base.segment_of(family, op).function, op, inputs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_bytes(model.SerializeToString())
-    os.replace(partial, path)
-    return model
-
-
-def _fingerprint(family: Family, op: str, inputs: Sequence[Value]) -> str:
     modules = (sys.modules[type(family).__module__], base, updates, layers, sys.modules[__name__])
     sources = [inspect.getsource(module) for module in modules]
-    parts = [torch.__version__, onnx.__version__, op, msgspec.json.encode((family.arch, inputs)).decode(), *sources]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    key = (str(torch.__version__), onnx.__version__, op, family.arch, inputs, *sources)
+    export = lambda: _export(base.segment_of(family, op).function, op, inputs).SerializeToString()  # noqa: E731
+    return onnx.load_from_string(cached("segments", key, export))
 
 
 def _export(function: object, op: str, inputs: Sequence[Value]) -> onnx.ModelProto:

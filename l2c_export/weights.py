@@ -7,7 +7,6 @@ it before there are any weights, and weights can be bound or swapped later witho
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 import safetensors
 
 from .errors import UsageError, WeightsError
+from .files import replacing
 from .program import BYTES, rows_of, stored
 
 FILE = "weights.safetensors"
@@ -85,20 +85,12 @@ class Layout:
 
 def write(path: Path, layout: Layout, tensors: Tensors, progress: Progress = id) -> None:
     """Write the file whole or not at all.  Raises WeightsError for NaN, infinite or overflowing values."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(layout.header)
-            for name, value in tensors:
-                data = rounded(name, value, layout.types.of(name))
-                file.write(data.data)
-                progress(data.nbytes)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(layout.header)
+        for name, value in tensors:
+            data = rounded(name, value, layout.types.of(name))
+            file.write(data.data)
+            progress(data.nbytes)
 
 
 def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
@@ -180,35 +172,43 @@ def _safetensors(path: Path) -> Checkpoint:
         if tensor.get_dtype() not in READABLE:
             raise WeightsError(f"{path}: {name} has dtype {tensor.get_dtype()}: use one of {', '.join(READABLE)}")
 
+    widened = _BFloat16(path) if any(tensor.get_dtype() == "BF16" for tensor in stored.values()) else None
+
     def read(name: str) -> np.ndarray:
-        if stored[name].get_dtype() == "BF16":
-            return _bfloat16(path, name)
+        if widened and stored[name].get_dtype() == "BF16":
+            return widened.read(name)
         return np.asarray(file.get_tensor(name)).astype(np.float32)
 
     return Checkpoint(path, {name: tuple(tensor.get_shape()) for name, tensor in stored.items()}, read)
 
 
-def _bfloat16(path: Path, name: str) -> np.ndarray:
-    """A tensor of a checked file in a type that numpy lacks: the upper half of a float32."""
-    with open(path, "rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(header))[name]
-    first, last = entry["data_offsets"]
-    upper = np.fromfile(path, "<u2", (last - first) // 2, offset=8 + header + first).astype(np.uint32)
-    shape: list[int] = entry["shape"]
-    return np.left_shift(upper, 16).view(np.float32).reshape(shape)
+class _BFloat16:
+    """Tensors of a checked file in a type that numpy lacks: the upper halves of float32."""
+
+    def __init__(self, path: Path) -> None:
+        self._memory = np.memmap(path, mode="r")
+        self._start = 8 + int.from_bytes(bytes(self._memory[:8]), "little")
+        self._entries = json.loads(bytes(self._memory[8 : self._start]))
+
+    def read(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
+        first, last = (self._start + offset for offset in entry["data_offsets"])
+        upper = np.frombuffer(bytes(self._memory[first:last]), "<u2").astype(np.uint32)
+        shape: list[int] = entry["shape"]
+        return np.left_shift(upper, 16).view(np.float32).reshape(shape)
 
 
 def _pickled(path: Path) -> Checkpoint:
     from .backends import needs
 
-    torch = needs("torch", "export")
+    needs("torch", "export")
     from . import checkpoints
 
     state = checkpoints.load(path, WeightsError, "a checkpoint", REMEDY)
     if isinstance(state, Mapping) and isinstance(state.get("ema"), Mapping):
         state = state["ema"]  # DiT's training checkpoints; its sampler uses these too
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    named = isinstance(state, Mapping) and all(isinstance(n, str) and checkpoints.is_plain(v) for n, v in state.items())
+    if not named:
         raise WeightsError(f"{path} is not a checkpoint: expected named tensors: {REMEDY}")
-    shapes = {str(name): tuple(value.shape) for name, value in state.items()}
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
     return Checkpoint(path, shapes, lambda name: state[name].detach().float().numpy())

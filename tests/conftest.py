@@ -13,6 +13,21 @@ def own_cache(tmp_path_factory):
     os.environ["L2C_CACHE"] = str((root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root) / "l2c-cache")
 
 
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """A cache of the test's own."""
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def volatile():
+    """No test cuts the power: waiting for the disk at every compilation would only take time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, own_cache):
     """A compiled golden case, for tests that only read it: (folder, case)."""

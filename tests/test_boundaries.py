@@ -33,7 +33,7 @@ HOMES = {
     "matplotlib": {"plot.py"},
     "PIL": set(),
     "rich": {"console.py"},
-    "click": {"cli.py", "cli_measure.py", "cli_train.py", "console.py"},
+    "click": {"cli.py", "cli_cache.py", "cli_measure.py", "cli_train.py", "console.py"},
 }
 # what `needs` may import lazily elsewhere: to ask for an extra by name before its home is imported
 ASKED = {
@@ -46,8 +46,8 @@ ASKED = {
 }
 # what an artefact's user has, and nothing of the compiler
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
-           "weights.py", "cache.py", "binding.py", "hoisted.py", "decoder.py", "diffusers_folder.py",
-           "diffusers_live.py", "diffusers_pipeline.py", "schedulers.py", "samplers.py", "schedule.py",
+           "weights.py", "cache.py", "files.py", "staging.py", "consistency.py", "binding.py", "hoisted.py",
+           "decoder.py", "diffusers_folder.py", "diffusers_live.py", "diffusers_pipeline.py", "schedulers.py", "samplers.py", "schedule.py",
            "backends/__init__.py", "backends/onnxruntime_backend.py", "backends/onnxruntime_cuda.py",
            "backends/openvino_backend.py", "backends/cuda.py", "backends/dlpack.py"}  # fmt: skip
 COMPILER = {

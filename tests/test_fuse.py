@@ -8,7 +8,7 @@ import pytest
 from helpers import case
 
 from l2c_export import artefact
-from l2c_export.backends import FUSED
+from l2c_export.backends import FUSED, open_backend
 from l2c_export.compile import compile_artefact
 from l2c_export.fuse import fused
 
@@ -22,6 +22,7 @@ def kinds(model):
 @FAMILIES
 def test_every_attention_and_tanh_gelu_is_fused_and_computes_the_same(name, tmp_path):
     ort = pytest.importorskip("onnxruntime")
+    threads = open_backend("onnxruntime").backend._options()  # the process has one pool of them
     compile_artefact(case(name).options(tmp_path / "e"))
     rng, found = np.random.default_rng(0), set()
     for path in sorted((tmp_path / "e" / "segments").glob("*.onnx")):
@@ -37,7 +38,7 @@ def test_every_attention_and_tanh_gelu_is_fused_and_computes_the_same(name, tmp_
         for given in plain.graph.input:
             sizes = [d.dim_value or 2 for d in given.type.tensor_type.shape.dim]
             inputs[given.name] = rng.standard_normal(sizes, np.float32)
-        want, got = (ort.InferenceSession(m.SerializeToString()).run(None, inputs) for m in (plain, second))
+        want, got = (ort.InferenceSession(m.SerializeToString(), threads).run(None, inputs) for m in (plain, second))
         for a, b in zip(want, got, strict=True):
             assert np.abs(a - b).max() < 1e-5 * max(1.0, np.abs(a).max()), path.name
     assert found == ({"MultiHeadAttention", "FastGelu"} if name.startswith("dit") else {"MultiHeadAttention"})

@@ -199,7 +199,7 @@ def test_the_command_needs_neither_torch_nor_onnx(half, tmp_path):
     assert made["engines"] == len(artefact.read(folder).segments)
 
 
-def test_a_build_tells_how_far_it_is(half, tmp_path):
+def test_a_build_tells_how_far_it_is(half, tmp_path, empty_cache):
     folder, seen, done = tmp_path / "e", [], []
     shutil.copytree(half, folder)
     building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)), progress=lambda: done.append(len(seen)),
@@ -213,7 +213,7 @@ def test_a_build_tells_how_far_it_is(half, tmp_path):
     assert len({phase for phase, _ in seen}) > 3
 
 
-def test_ctrl_c_ends_a_build_and_leaves_the_artefact_as_it_was(half, tmp_path):
+def test_ctrl_c_ends_a_build_and_leaves_the_artefact_as_it_was(half, tmp_path, empty_cache):
     import signal
 
     folder, seen = tmp_path / "e", []

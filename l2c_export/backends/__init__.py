@@ -6,8 +6,11 @@ of no arguments that runs it.  Binding happens once per batch size, running once
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
+import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +19,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import BackendError, L2CError, MissingExtra, UsageError
+from ..artefact import check_closed, verified
+from ..errors import BackendError, L2CError, MissingExtra, RunError, UsageError
 from ..machine import version
-from ..manifest import Build
+from ..manifest import Build, FileInfo
 from ..program import Node
 
 # An array where the backend computes: of numpy on the host, or one of `cuda.DeviceArray`, which has the same slicing.
@@ -49,6 +53,7 @@ class Request(NamedTuple):
     precision: str = "fp32"
     folder: Path | None = None  # of the artefact
     builds: tuple[Build, ...] = ()  # and the engines in it
+    files: Mapping[str, FileInfo] = {}  # what the engines' files must look like
 
 
 class SegmentFile(NamedTuple):
@@ -57,7 +62,14 @@ class SegmentFile(NamedTuple):
     path: Path
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    info: FileInfo | None = None
+    fused: FileInfo | None = None  # its second form, if there is one
     weights_inside: bool = False  # a model of its own, in float32
+
+    def read(self, fused: bool = False) -> bytes:
+        """Its bytes, hashed once more: what is parsed is what was verified, whoever else writes to the file."""
+        path, info = (self.path.with_suffix(FUSED), self.fused) if fused else (self.path, self.info)
+        return check_closed(verified(path, info) if info else path.read_bytes(), path)
 
 
 class Engine(Protocol):
@@ -109,12 +121,23 @@ class Memory(Protocol):
         """The same weights where the backend reads them."""
 
 
+@functools.cache
+def host_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 class HostMemory:
     """Plain numpy: nothing is copied without being asked for, and a run that returns has ended."""
 
     on_host = True
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size > host_bytes():  # the system lends more than there is, and ends the process when it is used
+            raise RunError(
+                f"{size / 2**20:,.0f} MB are needed at once, the machine has {host_bytes() / 2**20:,.0f}: use fewer images"
+            )
         return np.empty(shape, dtype)
 
     def put(self, array: Array, values: np.ndarray) -> None:

@@ -8,13 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, RunError
 from . import Arrays, Backend, Nodes, OnHost, Request, Run, SegmentFile, needs
 
 ort = needs("onnxruntime", "onnxruntime")
 
 # The pool of threads that all sessions of this process share; None until the first backend is opened.
 _global_threads: int | None = None
+
+
+def reason(error: Exception) -> str:
+    """One of ONNX Runtime's errors, which have no base of their own, in one line."""
+    return f"ONNX Runtime {ort.__version__}: {(str(error) or repr(error)).splitlines()[0]}"
 
 
 class OrtEngine:
@@ -26,15 +31,21 @@ class OrtEngine:
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
         binding = self._session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, array in outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        try:
+            for name, array in inputs.items():
+                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            for name, array in outputs.items():
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        except RuntimeError as error:
+            raise BackendError(reason(error)) from None
         session, keep = self._session, (dict(inputs), dict(outputs))
 
         def run() -> None:
             _ = keep  # the binding holds addresses only
-            session.run_with_iobinding(binding)
+            try:  # which costs nothing in the loop
+                session.run_with_iobinding(binding)
+            except Exception as error:
+                raise RunError(reason(error)) from None
 
         return run
 
@@ -53,7 +64,7 @@ class OrtBackend(OnHost):
         return f"CPU, {self._threads} threads, fp32"
 
     def load(self, segment: SegmentFile) -> OrtEngine:
-        return self._session(segment.path, self._options(), {})
+        return self._session(segment.path, segment.read(), self._options(), {})
 
     def link(
         self,
@@ -69,7 +80,7 @@ class OrtBackend(OnHost):
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
         for name, value in values.items():
             options.add_initializer(name, value)
-        return self._session(path, options, values)
+        return self._session(path, str(path), options, values)
 
     def _options(self) -> Any:
         options = ort.SessionOptions()
@@ -82,11 +93,13 @@ class OrtBackend(OnHost):
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
 
-    def _session(self, path: Path, options: Any, keep: Mapping[str, Any]) -> OrtEngine:
+    def _session(self, path: Path, model: str | bytes, options: Any, keep: Mapping[str, Any]) -> OrtEngine:
+        quiet: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # else it prints, and tries again
         try:
-            return OrtEngine(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), keep)
+            return OrtEngine(ort.InferenceSession(model, options, **quiet), keep)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error).splitlines()[0]}") from None
+            what = (str(error) or repr(error)).splitlines()[0]
+            raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {what}") from None
 
 
 def _share_pool(threads: int | None) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, RunError
-from . import FUSED, Arrays, Nodes, Request, Run, SegmentFile, in_order, needs
+from . import Arrays, Nodes, Request, Run, SegmentFile, in_order, needs
 from .cuda import SMALLER, Cuda
 
 ort = needs("onnxruntime", "onnxruntime-gpu")
@@ -91,8 +91,7 @@ class OrtCudaBackend:
         return f"{self.memory.name} ({self.memory.architecture}), {ort.__version__}"
 
     def load(self, segment: SegmentFile) -> OrtCudaEngine:
-        fused = segment.path.with_suffix(FUSED)
-        return self._session(fused if fused.exists() else segment.path, self._options(), {})
+        return self._session(segment.path, segment.read(fused=segment.fused is not None), self._options(), {})
 
     def link(
         self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
@@ -103,7 +102,7 @@ class OrtCudaBackend:
         used = {name: self._weights[name] for name in weights}
         for name, value in used.items():
             options.add_initializer(name, value)
-        return self._session(path, options, used)
+        return self._session(path, str(path), options, used)
 
     def _options(self) -> Any:
         options = ort.SessionOptions()
@@ -121,9 +120,9 @@ class OrtCudaBackend:
         }
         return [(self.provider, options), "CPUExecutionProvider"]  # the latter for shapes
 
-    def _session(self, path: Path, options: Any, keep: Mapping[str, Any]) -> OrtCudaEngine:
+    def _session(self, path: Path, model: str | bytes, options: Any, keep: Mapping[str, Any]) -> OrtCudaEngine:
         try:
-            session = ort.InferenceSession(str(path), options, providers=self._providers(), enable_fallback=0)
+            session = ort.InferenceSession(model, options, providers=self._providers(), enable_fallback=0)
         except Exception as error:
             raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error).splitlines()[0]}") from None
         return OrtCudaEngine(self, session, path.name, keep)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import os
 from collections.abc import Mapping
@@ -10,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cache import writable_folder
-from ..errors import BackendError
+from ..cache import cached
+from ..errors import BackendError, RunError
 from ..program import FP32
 from . import Arrays, Nodes, OnHost, Request, Run, SegmentFile, needs
 
@@ -37,6 +39,12 @@ class OpenVinoEngine:
         self._parts = parts
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
+        try:
+            return self._bind(inputs, outputs)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO {ov.__version__}: {_reason(error)}") from None
+
+    def _bind(self, inputs: Arrays, outputs: Arrays) -> Run:
         requests: list[Any] = []
         handed: list[tuple[Any, int, Any, int]] = []  # which input is which output of an earlier part
         made: dict[str, tuple[Any, int]] = {}
@@ -60,8 +68,11 @@ class OpenVinoEngine:
                 for reader, i, maker, j in handed:
                     if reader is request:
                         request.set_input_tensor(i, maker.get_output_tensor(j))
-                request.start_async()
-                request.wait()
+                try:
+                    request.start_async()
+                    request.wait()
+                except RuntimeError as error:
+                    raise RunError(f"OpenVINO {ov.__version__}: {_reason(error)}") from None
 
         return run
 
@@ -82,7 +93,6 @@ class OpenVinoBackend(OnHost):
         self._precision = request.precision
         self._threads = request.threads or len(os.sched_getaffinity(0))
         self._check()
-        self._cache = writable_folder("openvino")
 
     def _check(self) -> None:
         """Refuse what the device has no instructions for: OpenVINO would take the hint and silently run in float32."""
@@ -101,12 +111,27 @@ class OpenVinoBackend(OnHost):
         return f"{self._core.get_property(self._device, 'FULL_DEVICE_NAME')}, {self._threads} threads, {extra}"
 
     def load(self, segment: SegmentFile) -> OpenVinoEngine:
-        # compiled segments are some KB and the same for all weights, so they are worth keeping between loads
-        cache = {"CACHE_DIR": str(self._cache)} if self._cache and not segment.weights_inside else {}
-        precision = "fp32" if segment.weights_inside else self._precision_of(segment.path.name)
-        config = {"INFERENCE_PRECISION_HINT": HINTS[precision], **cache}
-        part = self._compile(segment.path, self._read(segment.path), segment.inputs, segment.outputs, config)
-        return OpenVinoEngine([part])
+        """Compiled segments are some KB and the same for all weights, so they are worth keeping between loads.
+
+        In our own cache, not in OpenVINO's, which would run an entry that was damaged.
+        """
+        if segment.weights_inside:
+            compiled = self._compile(segment.path, self._read(segment), self._settings("", "fp32"))
+            return OpenVinoEngine([Part(compiled, segment.inputs, segment.outputs)])
+        data, settings = segment.read(), self._settings(segment.path.name)
+        name = self._core.get_property(self._device, "FULL_DEVICE_NAME")
+        key = [hashlib.sha256(data).hexdigest(), settings, ov.__version__, self._device, name]
+
+        def exported() -> bytes:
+            blob = io.BytesIO()
+            self._compile(segment.path, self._read(segment), settings).export_model(blob)
+            return blob.getvalue()
+
+        try:
+            compiled = self._core.import_model(io.BytesIO(cached("openvino", key, exported)), self._device, settings)
+        except RuntimeError:  # not every device can export
+            compiled = self._compile(segment.path, self._read(segment), settings)
+        return OpenVinoEngine([Part(compiled, segment.inputs, segment.outputs)])
 
     def link(
         self,
@@ -134,7 +159,7 @@ class OpenVinoBackend(OnHost):
         self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
     ) -> Part:
         """One compiled model of some nodes, the weights shared in place."""
-        read = {name: self._read(segments[name].path) for name in {node.op for node in nodes}}
+        read = {name: self._read(segments[name]) for name in {node.op for node in nodes}}
         used = {name for node in nodes for name in node.inputs if name in weights}
         kind = ov.Type.bf16 if self._precision == "bf16" else None
         made: dict[str, Any] = {n: ov.op.Constant(tensor(weights[n], kind), shared_memory=True).output(0) for n in used}
@@ -150,25 +175,25 @@ class OpenVinoBackend(OnHost):
             made.update(zip(node.outputs, (result.input_value(0) for result in model.get_results()), strict=True))
         whole = ov.Model([made[name] for name in outputs], list(parameters.values()), path.stem)
         # never cached: a compiled graph holds its weights, so every graph of every checkpoint would stay on the disk
-        config = {"INFERENCE_PRECISION_HINT": HINTS[self._precision_of(nodes[0].op)]}
-        return self._compile(path, whole, tuple(parameters), outputs, config)
+        return Part(self._compile(path, whole, self._settings(nodes[0].op)), tuple(parameters), outputs)
 
     def _precision_of(self, segment: str) -> str:
         return "fp32" if segment.startswith(ALWAYS_FP32) or FP32 in segment else self._precision
 
-    def _read(self, path: Path) -> Any:
+    def _read(self, segment: SegmentFile) -> Any:
         try:
-            return self._core.read_model(path)
+            return self._core.read_model(segment.read(), b"")
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO {ov.__version__} cannot read {path}: {_reason(error)}") from None
+            raise BackendError(f"OpenVINO {ov.__version__} cannot read {segment.path}: {_reason(error)}") from None
 
-    def _compile(
-        self, path: Path, model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], config: dict[str, Any]
-    ) -> Part:
+    def _settings(self, segment: str, precision: str | None = None) -> dict[str, Any]:
         threads = {"INFERENCE_NUM_THREADS": self._threads} if self._device == "CPU" else {}
-        settings = {"PERFORMANCE_HINT": "LATENCY", **threads, **config}
+        hint = HINTS[precision or self._precision_of(segment)]
+        return {"PERFORMANCE_HINT": "LATENCY", **threads, "INFERENCE_PRECISION_HINT": hint}
+
+    def _compile(self, path: Path, model: Any, settings: dict[str, Any]) -> Any:
         try:
-            return Part(self._core.compile_model(model, self._device, settings), inputs, outputs)
+            return self._core.compile_model(model, self._device, settings)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO {ov.__version__} cannot compile {path}: {_reason(error)}") from None
 

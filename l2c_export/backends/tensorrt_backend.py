@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..artefact import verified
 from ..cache import cache_folder, keep, kept
 from ..errors import ArtefactError, BackendError
 from ..manifest import Build
@@ -81,7 +82,7 @@ class TensorRtBackend:
         self.name, self._trt = name, library(name)
         self.memory = Cuda(request.device or "cuda", name)
         self.log = logger(self._trt)
-        self._folder, self._build = request.folder, self._choose(request)
+        self._folder, self._files, self._build = request.folder, request.files, self._choose(request)
         self._runtime = self._trt.Runtime(self.log)
         self._runtime.engine_host_code_allowed = bool(self._build and self._build.version_compatible)
         self._largest, self._scratch = 0, self.memory.allocate(0)
@@ -118,8 +119,9 @@ class TensorRtBackend:
     def _load(self, model: Path) -> TrtEngine:
         assert self._folder is not None
         assert self._build is not None
-        plan = self._folder / self._build.engines[model.stem]
-        data = plan.read_bytes()
+        name = self._build.engines[model.stem]
+        plan, info = self._folder / name, self._files.get(name)
+        data = verified(plan, info) if info else plan.read_bytes()
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             found = f"{plan} cannot be read by {self.name} {self._trt.__version__}: {self.log.last}"

@@ -6,6 +6,8 @@ to run any layer in half precision, except for those that the graphs have in flo
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +79,11 @@ class Builder:
     @property
     def version(self) -> str:
         return str(self._trt.__version__)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """All that its plans depend on but the model and the GPU."""
+        return (self.name, self.version, self.settings, inspect.getsource(sys.modules[__name__]))
 
     def build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range]) -> bytes:
         """The plan of an ONNX model.  Raises BackendError naming the model and the node that is not supported."""

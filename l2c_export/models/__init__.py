@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from ..errors import ModelError
-from .base import Family, fields_of
+from ..files import small
+from .base import Family, check_total, fields_of
 from .dit import DiT
 from .uvit import UViT
 
@@ -48,7 +49,9 @@ def resolve(
             raise ModelError(f"the weights are not those of a {kind} model: no usable {error}; check --model") from None
         name = name if arch in (None, seen) else None
         arch = seen
-    return family(arch), name
+    made = family(arch)
+    check_total(made)
+    return made, name
 
 
 def build(kind: str, arch: Mapping[str, Any]) -> Family:
@@ -72,7 +75,7 @@ def _from_name(model: str) -> tuple[str, Any]:
 
 def _from_file(path: Path) -> tuple[str, Any]:
     try:
-        config = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        config = msgspec.json.decode(small(path), type=dict[str, Any])
         kind = config["family"]
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"{path}: unknown family {kind!r}: known are {', '.join(FAMILIES)}")
@@ -81,7 +84,7 @@ def _from_file(path: Path) -> tuple[str, Any]:
         raise ModelError(f"--model {path}: {error.strerror}: use for example {EXAMPLES}") from None
     except KeyError as error:
         raise ModelError(f"{path}: the key {error} is missing: a model needs family and arch") from None
-    except (msgspec.MsgspecError, AttributeError, RecursionError) as error:
+    except (msgspec.MsgspecError, AttributeError, RecursionError, ValueError) as error:
         raise ModelError(f"{path} does not describe a model: {error}") from None
 
 

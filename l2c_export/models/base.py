@@ -7,6 +7,7 @@ A family writes its call once, as Python, against a `Runner`.  `Recorder` (here)
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -202,8 +203,31 @@ def fields_of(arch_type: type, given: Mapping[str, Any]) -> Any:
     return msgspec.convert({k: v for k, v in given.items() if k in known}, arch_type)
 
 
+# What no model comes near, and what would take forever to find out.
+LARGEST, DEEPEST, MOST_PARAMETERS, MOST_PIXELS = 2**20, 2**10, 2**40, 2**20
+
+
 def check_sizes(arch: Any, may_be_zero: Collection[str] = ()) -> None:
     """Raise ModelError for a size that is no size."""
     for name, value in msgspec.structs.asdict(arch).items():
-        if not isinstance(value, bool) and value <= 0 and name not in may_be_zero:
-            raise ModelError(f"the model's {name} is {value}: must be more than 0")
+        if isinstance(value, bool):
+            continue
+        if value <= 0 and name not in may_be_zero:
+            raise ModelError(f"the model's {name} is {shown(value)}: must be more than 0")
+        most = DEEPEST if name == "depth" else LARGEST
+        if not 0 <= value <= most:
+            raise ModelError(f"the model's {name} is {shown(value)}: must be from 0 to {most}")
+
+
+def check_total(family: Family) -> None:
+    """Raise ModelError for a model whose sizes are possible one by one, but not together."""
+    shapes = family.tensors()
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    _, height, width = family.latent
+    if parameters > MOST_PARAMETERS or height * width > MOST_PIXELS:
+        raise ModelError(f"{family.name}: {parameters:,} parameters and latents of {height}x{width}: check --model")
+
+
+def shown(number: float) -> str:
+    """A number that may have thousands of digits."""
+    return f"{number}" if abs(number) < 10**18 else "a number of more than 18 digits"

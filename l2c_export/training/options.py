@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from .. import artefact, models, routers, weights
+from .. import artefact, models, routers, staging, weights
 from ..errors import ArtefactError, UsageError
 from ..manifest import Guidance
 from ..models.base import Family
@@ -134,5 +134,5 @@ def check_target(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArtefactError(f"--out {folder}: is a file, not a folder")
     for path in sorted(folder.iterdir()) if folder.exists() else ():
-        if path.name.removesuffix(".partial") not in FILES and path.name not in artefact.TOLERATED:
+        if path.name.removesuffix(".partial") not in FILES and path.name not in staging.TOLERATED:
             raise ArtefactError(f"--out {folder}: holds {path.name}, which is not ours: choose an empty folder")
