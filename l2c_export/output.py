@@ -1,14 +1,24 @@
-"""Writing what was generated."""
+"""What was generated: as pictures, and in files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from .backends import needs
 from .errors import RunError, UsageError
 from .files import replacing
+
+
+def to_images(x: np.ndarray, output_type: str) -> Any:
+    """Pixels (B, C, H, W) in -1..1 -> (B, H, W, C) floats in 0..1 ("np"), or a list of PIL images ("pil")."""
+    pixels = np.clip(x.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)
+    if output_type == "np":
+        return pixels
+    image = needs("PIL.Image", "images")
+    return [image.fromarray((p * 255).round().astype(np.uint8).squeeze()) for p in pixels]
 
 
 def save(path: Path, values: np.ndarray) -> None:
@@ -23,8 +33,6 @@ def save(path: Path, values: np.ndarray) -> None:
 
 
 def _save_picture(file: BinaryIO, pixels: np.ndarray) -> None:
-    from .backends import needs
-
     image = needs("PIL.Image", "images")
     strip = np.concatenate(list((pixels * 255).round().astype(np.uint8)), axis=1)
     image.fromarray(strip.squeeze()).save(file, format="png")

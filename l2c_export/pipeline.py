@@ -19,6 +19,8 @@ from . import artefact, binding, decoder, runtime, weights
 from .backends import BUILT, Opened, Request, open_backend
 from .errors import ArtefactError, RunError, UsageError
 from .manifest import Manifest
+from .output import to_images
+from .samplers import standard_normal
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 OUTPUT_TYPES = ("latent", "device", "np", "pil")
@@ -283,11 +285,6 @@ class Pipeline:
         return self.manifest.calls[index].timestep
 
 
-def standard_normal(latent: tuple[int, int, int], seeds: Sequence[int]) -> np.ndarray:
-    """Noise (seeds, C, H, W) float32."""
-    return np.stack([np.random.Generator(np.random.Philox(s)).standard_normal(latent, np.float32) for s in seeds])
-
-
 def whole(value: object) -> TypeGuard[int]:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
@@ -298,14 +295,3 @@ def listed(given: Any) -> list[Any]:
         return list(given)
     except TypeError:
         return [given]
-
-
-def to_images(x: np.ndarray, output_type: str) -> Any:
-    """Pixels (B, C, H, W) in -1..1 -> (B, H, W, C) floats in 0..1 ("np"), or a list of PIL images ("pil")."""
-    pixels = np.clip(x.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)
-    if output_type == "np":
-        return pixels
-    from .backends import needs
-
-    image = needs("PIL.Image", "images")
-    return [image.fromarray((p * 255).round().astype(np.uint8).squeeze()) for p in pixels]

@@ -12,7 +12,7 @@ float32 once at the end.  `schedulers.py` has those of diffusers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -105,3 +105,8 @@ def updates(sampler: str, steps: int) -> tuple[Update, ...]:
     if sampler not in SAMPLERS:
         raise UsageError(f"unknown sampler {sampler!r}: known are {', '.join(SAMPLERS)}")
     return SAMPLERS[sampler](steps)
+
+
+def standard_normal(latent: tuple[int, int, int], seeds: Sequence[int]) -> np.ndarray:
+    """Noise (seeds, C, H, W) float32."""
+    return np.stack([np.random.Generator(np.random.Philox(s)).standard_normal(latent, np.float32) for s in seeds])

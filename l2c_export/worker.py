@@ -102,14 +102,14 @@ def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     from .backends import needs
 
     needs("torch", "export")
-    from . import baseline, pipeline
+    from . import baseline, samplers
 
     contender, request = task.contender, task.request
     compiled = contender.runtime == "torch-compile"
     model = baseline.Baseline(Path(contender.folder), manifest, compiled, request.threads, request.device, contender.cached)
     calls = manifest.calls if contender.cached else baseline.uncached(manifest.calls)
     null = [manifest.model.null_label] * len(labels) if scale != 1 else []
-    noise = pipeline.standard_normal(manifest.model.latent, range(request.seed, request.seed + request.images))
+    noise = samplers.standard_normal(manifest.model.latent, range(request.seed, request.seed + request.images))
     y, guided = np.array([*labels, *null], np.int32), manifest.guidance.channels(manifest.model.latent[0])
     guidance = np.float32(scale - 1) * np.array(guided, np.float32)
     settings = _settings(task, manifest, calls, labels, scale, model.runtime)

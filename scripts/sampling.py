@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from l2c_export.models.eager import Denoiser
-from l2c_export.pipeline import standard_normal
-from l2c_export.samplers import updates
+from l2c_export.samplers import standard_normal, updates
 from l2c_export.schedule import Schedule
 
 

@@ -20,7 +20,7 @@ from test_golden import close
 import l2c_export
 from l2c_export.compile import compile_artefact
 from l2c_export.errors import ArtefactError, BackendError, L2CError, RunError, UsageError
-from l2c_export.pipeline import to_images
+from l2c_export.output import to_images
 from l2c_export.runtime import turns
 
 ROOT = Path(__file__).parents[1]

@@ -43,7 +43,7 @@ def test_the_schedule_in_the_readme_is_one():
     ("command", "begins", "ends"),
     [
         (export, "## What you can give it", "## What the compiler does"),
-        (train, "The model is frozen.", "## Where it runs"),
+        (train, "The model is frozen.", "## With diffusers"),
     ],
 )
 def test_every_option_of_the_readme_exists(command, begins, ends):

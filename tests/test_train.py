@@ -26,8 +26,8 @@ from safetensors.numpy import load_file, save_file
 
 from l2c_export import cli, models, routers
 from l2c_export.errors import UsageError
-from l2c_export.models.base import update
 from l2c_export.models.eager import Denoiser
+from l2c_export.models.updates import update
 from l2c_export.samplers import updates
 from l2c_export.schedule import Schedule
 from l2c_export.training import data

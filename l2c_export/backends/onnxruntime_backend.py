@@ -56,7 +56,7 @@ class OrtBackend(OnHost):
     name = "onnxruntime"
 
     def __init__(self, threads: int | None) -> None:
-        self._shared_pool = _share_pool(threads)
+        self._shared_pool = share_pool(threads)
         self._threads = self._shared_pool or threads or _cores()
         _share_arena()
 
@@ -102,7 +102,7 @@ class OrtBackend(OnHost):
             raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {what}") from None
 
 
-def _share_pool(threads: int | None) -> int:
+def share_pool(threads: int | None) -> int:
     """The size of the process's pool, which can be set once; 0 if the process has made sessions of its own before.
 
     Raises BackendError if another size is asked for later: ONNX Runtime then has no other pool to offer.

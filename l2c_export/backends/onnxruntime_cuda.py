@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import BackendError, RunError
 from . import Arrays, Nodes, Request, Run, SegmentFile, in_order, needs
 from .cuda import SMALLER, Cuda
+from .onnxruntime_backend import share_pool
 
 ort = needs("onnxruntime", "onnxruntime-gpu")
 
@@ -107,7 +108,10 @@ class OrtCudaBackend:
     def _options(self) -> Any:
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = 1  # the host computes nothing but shapes
+        if share_pool(None):  # a process has one pool, which a pipeline on the CPU may have made
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = 1  # the host computes nothing but shapes
         options.enable_mem_pattern = False  # it would allocate in the second run, which may be one that is captured
         return options
 

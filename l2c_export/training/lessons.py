@@ -39,7 +39,7 @@ class Draw(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Noise (B, C, H, W), labels (R,) int32 with the unconditional half last, and guidance (1, C, 1, 1) as in `base.update`."""
+    """Noise (B, C, H, W), labels (R,) int32 with the unconditional half last, and guidance (1, C, 1, 1) of `updates.update`."""
 
     noise: Tensor
     labels: Tensor

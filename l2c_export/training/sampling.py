@@ -21,7 +21,7 @@ class Sampler:
     observer: Observer
     calls: tuple[FullCall, ...]
     pairs: tuple[Pair, ...]
-    guidance: Tensor | None  # (1, C, 1, 1) as in `base.update`; None for the conditional half alone
+    guidance: Tensor | None  # (1, C, 1, 1) as in `updates.update`; None for the conditional half alone
     workers: Workers
 
     def latents(self, draw: Draw, keep: np.ndarray) -> Tensor:

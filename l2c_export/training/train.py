@@ -110,7 +110,7 @@ def load_tensors(task: Task, precision: str, device: torch.device) -> dict[str, 
 
 
 def guidance_strength(task: Task, device: torch.device) -> Tensor | None:
-    """(1, C, 1, 1) as in `base.update`, None without guidance."""
+    """(1, C, 1, 1) as in `updates.update`, None without guidance."""
     if task.guidance.scale == 1:
         return None
     channels = torch.tensor(task.guidance.channels(task.family.latent[0]), device=device)
