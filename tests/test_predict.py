@@ -82,7 +82,9 @@ def test_a_calibrated_prediction_is_close_to_what_is_measured(tmp_path):
         pipe([0])
         measured.append(time.perf_counter() - started)
     assert 1 / 3 < predicted.total.seconds / min(measured) < 3
-    assert predicted.total.seconds < uncached.total.seconds
+    assert predicted.total.flops < 0.6 * uncached.total.flops
+    # the two were calibrated one after the other, and neighbours may have come between
+    assert predicted.total.seconds < 3 * uncached.total.seconds
 
 
 def test_the_comparison_is_a_table():
