@@ -101,9 +101,7 @@ class OpenVinoBackend(OnHost):
             raise BackendError(f"openvino: no device {self._device.lower()!r} on this machine: use {found}")
         able = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
         if self._precision.upper() not in (*able, "FP32"):
-            raise BackendError(
-                f"openvino: this {self._device} has no {self._precision} and would run fp32 instead: use --precision fp32"
-            )
+            raise BackendError(f"openvino: this {self._device} has no {self._precision} and runs fp32: use --precision fp32")
 
     def describe(self) -> str:
         able = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
@@ -116,8 +114,8 @@ class OpenVinoBackend(OnHost):
         In our own cache, not in OpenVINO's, which would run an entry that was damaged.
         """
         if segment.weights_inside:
-            compiled = self._compile(segment.path, self._read(segment), self._settings("", "fp32"))
-            return OpenVinoEngine([Part(compiled, segment.inputs, segment.outputs)])
+            whole = self._compile(segment.path, self._read(segment), self._settings("", "fp32"))
+            return OpenVinoEngine([Part(whole, segment.inputs, segment.outputs)])
         data, settings = segment.read(), self._settings(segment.path.name)
         name = self._core.get_property(self._device, "FULL_DEVICE_NAME")
         key = [hashlib.sha256(data).hexdigest(), settings, ov.__version__, self._device, name]
@@ -134,12 +132,7 @@ class OpenVinoBackend(OnHost):
         return OpenVinoEngine([Part(compiled, segment.inputs, segment.outputs)])
 
     def link(
-        self,
-        path: Path,
-        nodes: Nodes,
-        segments: Mapping[str, SegmentFile],
-        outputs: tuple[str, ...],
-        weights: Arrays,
+        self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
     ) -> OpenVinoEngine:
         """Stitch the segments together in OpenVINO's own representation: its ONNX reader knows no local functions.
 
