@@ -134,6 +134,8 @@ def bench(folder: Path, names: Sequence[str], request: Request, rounds: int, dis
     manifest = artefact.read(folder, verify=False)
     if manifest.weights is None:
         raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
+    if request.guidance_scale is None:  # one for all: a twin that is compiled again has its family's
+        request = msgspec.structs.replace(request, guidance_scale=manifest.guidance.scale)
     if not 1 <= request.images <= manifest.batch:
         raise UsageError(f"--images {request.images}: this artefact was compiled for 1 to {manifest.batch} (--batch)")
     if rounds < 1:

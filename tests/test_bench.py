@@ -55,6 +55,15 @@ def test_every_contender_is_measured_in_every_round(result, tiny):
     assert {each.settings.threads for each in result.contenders} == {1}
 
 
+def test_the_demo_and_its_twin_are_asked_for_the_same_guidance(tmp_path):
+    """The demo's scale is not its family's, which a twin that is compiled again would have."""
+    done = subprocess.run([sys.executable, "-m", "l2c_export", "export", "--model", "demo", "--out", str(tmp_path / "e")])
+    assert done.returncode == 0
+    found = bench.bench(tmp_path / "e", ["uncached"], Request(threads=1), 1)
+    assert {each.settings.guidance_scale for each in found.contenders} == {1.5}
+    assert [(ratio.slow, ratio.refused) for ratio in found.ratios] == [("uncached", None)]
+
+
 def test_the_processes_do_what_they_are_named_for(result):
     computed = {each.name: each.settings.computed for each in result.contenders}
     assert computed["pytorch"] == computed["uncached"] == 1 > computed["pytorch-cached"] == computed["ours"]
