@@ -109,10 +109,7 @@ class OpenVinoBackend(OnHost):
         return f"{self._core.get_property(self._device, 'FULL_DEVICE_NAME')}, {self._threads} threads, {extra}"
 
     def load(self, segment: SegmentFile) -> OpenVinoEngine:
-        """Compiled segments are some KB and the same for all weights, so they are worth keeping between loads.
-
-        In our own cache, not in OpenVINO's, which would run an entry that was damaged.
-        """
+        """Segments are the same for all weights and kept compiled, in our own cache: OpenVINO's would run a damaged entry."""
         if segment.weights_inside:
             whole = self._compile(segment.path, self._read(segment), self._settings("", "fp32"))
             return OpenVinoEngine([Part(whole, segment.inputs, segment.outputs)])
