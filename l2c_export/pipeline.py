@@ -161,7 +161,7 @@ class Pipeline:
         noise = self.noise(len(labels), seed) if latents is None else self._latents(latents, len(labels))
         asked = self.generation(labels, guidance_scale)
         if callback_on_step_end or check_finite:
-            self._stepwise(labels, guidance_scale, noise, callback_on_step_end, check_finite)
+            self._stepwise(asked, noise, callback_on_step_end, check_finite)
         else:
             asked.loop.whole(noise, asked.labels, asked.guidance)
         memory, final = asked.loop.memory, asked.loop.latents
@@ -181,12 +181,9 @@ class Pipeline:
             self._decoder = decoder.Decoder(program.folder, self.manifest.decoder, program.backend, self._tile, info)
         return self._decoder(latents)
 
-    def _stepwise(
-        self, labels: list[int], guidance_scale: float | None, noise: np.ndarray, callback: Callback | None, check_finite: bool
-    ) -> None:
+    def _stepwise(self, asked: Generation, noise: np.ndarray, callback: Callback | None, check_finite: bool) -> None:
         """The loop with a stop after every call."""
         step = -1
-        asked = self.generation(labels, guidance_scale)
         for done in asked.loop.denoise(noise, asked.labels, asked.guidance):
             if check_finite and not np.isfinite(done.x).all():
                 raise RunError(f"call {done.index} (timestep {done.call.timestep:g}) made NaN or infinite latents")
@@ -196,7 +193,7 @@ class Pipeline:
             if callback:
                 given = callback(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
                 if given and "latents" in given:
-                    done.x[...] = self._latents(given["latents"], len(labels))
+                    done.x[...] = self._latents(given["latents"], len(noise))
                     if check_finite and not np.isfinite(done.x).all():
                         raise RunError(f"the callback after step {step} returned NaN or infinite latents")
 

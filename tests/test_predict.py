@@ -72,7 +72,10 @@ def test_a_calibrated_prediction_is_close_to_what_is_measured(tmp_path):
     import l2c_export
 
     options = Options(schedule="every:2", steps=4, model="DiT-S/4", weights="random", out=tmp_path / "e")
-    predicted, uncached = dry_run(options, "cpu", calibrated=True)
+    for _ in range(3):  # neighbours may come between the two calibrations
+        predicted, uncached = dry_run(options, "cpu", calibrated=True)
+        if predicted.total.seconds < uncached.total.seconds:
+            break
     assert not (tmp_path / "e").exists()
     compile_artefact(options)
     pipe = l2c_export.load(tmp_path / "e")
@@ -83,8 +86,7 @@ def test_a_calibrated_prediction_is_close_to_what_is_measured(tmp_path):
         measured.append(time.perf_counter() - started)
     assert 1 / 3 < predicted.total.seconds / min(measured) < 3
     assert predicted.total.flops < 0.6 * uncached.total.flops
-    # the two were calibrated one after the other, and neighbours may have come between
-    assert predicted.total.seconds < 3 * uncached.total.seconds
+    assert predicted.total.seconds < uncached.total.seconds
 
 
 def test_the_comparison_is_a_table():
