@@ -67,3 +67,14 @@ def cuda_devices() -> int:
         return 0
     error, count = runtime.cudaGetDeviceCount()
     return count if error == runtime.cudaError_t.cudaSuccess else 0
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Products this small gain nothing from more, and lose much on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

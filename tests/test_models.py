@@ -41,13 +41,7 @@ def weights_of(name):
     return {n: torch.from_numpy(v) for n, v in load_file(case(name).path / "model.safetensors").items()}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Products this small gain nothing from more, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # the eager model against the reference implementation

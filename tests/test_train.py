@@ -52,13 +52,7 @@ def model_of(kind, dtype=torch.float32):
     return family, {name: torch.from_numpy(value).to(dtype) for name, value in weights.items()}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small are faster without help."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Taught(NamedTuple):
