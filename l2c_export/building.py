@@ -80,10 +80,9 @@ def build(
         (stage / name).mkdir()
         engines, seconds = {}, {}
         for unit, wanted in units(manifest, sizes).items():
-            begun = time.perf_counter()
             engines[unit] = f"{name}/{unit}.plan"
-            (stage / engines[unit]).write_bytes(_plan(folder, manifest, builder, targets, wanted))
-            seconds[unit] = time.perf_counter() - begun
+            plan, seconds[unit] = _plan(folder, manifest, builder, targets, wanted)
+            (stage / engines[unit]).write_bytes(plan)
             progress()
         keep(cache, builder.timing_cache())
         made = Build(
@@ -104,8 +103,10 @@ def build(
 
 
 def _longest(seconds: Mapping[str, float]) -> str:
-    """Where the time of a build went."""
-    slowest = sorted(seconds, key=lambda unit: -seconds[unit])[:4]
+    """Where the time of a build went; the first engine has the library's start, too."""
+    slowest = sorted((unit for unit in seconds if seconds[unit]), key=lambda unit: -seconds[unit])[:4]
+    if not slowest:
+        return "all of them were built before"
     return "slowest: " + ", ".join(f"{unit.partition('.')[0]} {seconds[unit]:.1f} s" for unit in slowest)
 
 
@@ -167,13 +168,21 @@ def _architecture() -> str:
     return Cuda("cuda", "tensorrt").architecture
 
 
-def _plan(folder: Path, manifest: Manifest, builder: Builder, targets: tuple[str, ...], unit: Unit) -> bytes:
-    """One engine, from the cache if the same was built before: a build that was interrupted goes on where it was."""
+def _plan(folder: Path, manifest: Manifest, builder: Builder, targets: tuple[str, ...], unit: Unit) -> tuple[bytes, float]:
+    """One engine and the seconds that building it took: none if the same was built before, perhaps by what was interrupted."""
     artefact.check_closed((folder / unit.file).read_bytes(), folder / unit.file)
     model = [manifest.files[unit.file].sha256]
     model += [manifest.files[WEIGHTS].sha256] if manifest.link == "static" else []
-    key = [*model, *unit, targets, *builder.identity]
-    return cached("plans", key, lambda: builder.build(folder / unit.file, unit.ports, unit.ranges))
+    took = 0.0
+
+    def made() -> bytes:
+        nonlocal took
+        begun = time.perf_counter()
+        plan = builder.build(folder / unit.file, unit.ports, unit.ranges)
+        took = time.perf_counter() - begun
+        return plan
+
+    return cached("plans", [*model, *unit, targets, *builder.identity], made), took
 
 
 def _add(manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:

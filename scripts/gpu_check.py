@@ -13,9 +13,14 @@ OUT/cached and OUT/uncached with random weights.  Each command prints what it fo
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -98,9 +103,7 @@ def engines(args: argparse.Namespace) -> dict:
         found[name] = result
         try:
             if args.backend in BUILT:
-                result["build_s"] = seconds(lambda f=folder: build(f, args))
-                if args.rebuild:
-                    result["rebuild_s"] = seconds(lambda f=folder: build(f, args))
+                result |= timed_builds(folder, args)
                 built = artefact.read(folder, verify=False)
                 made = next(b for b in built.builds.values() if b.backend == args.backend)
                 result["engines"] = len(made.engines)
@@ -126,6 +129,21 @@ def build(folder: Path, args: argparse.Namespace) -> None:
     from l2c_export.backends.tensorrt_build import Settings
 
     building.build(folder, args.backend, Settings(level=args.level), args.batch, report=log)
+
+
+def timed_builds(folder: Path, args: argparse.Namespace) -> dict:
+    """Seconds of the command `l2c build`, its start included: with nothing kept, with a timing cache, with everything."""
+    words = [sys.executable, "-m", "l2c_export", "build", str(folder), "--backend", args.backend]
+    words += ["--batch", args.batch] if args.batch else []
+    words += ["--optimization-level", str(args.level)] if args.level is not None else []
+    with tempfile.TemporaryDirectory() as cache:
+        run = functools.partial(subprocess.run, words, check=True, env={**os.environ, "L2C_CACHE": cache})
+        found = {"build_cold_s": seconds(run)}
+        if args.rebuild:
+            shutil.rmtree(Path(cache) / "plans")
+            found["build_with_timing_cache_s"] = seconds(run)
+            found["build_with_plans_s"] = seconds(run)
+    return found
 
 
 def timed_images(pipe, images: int, rounds: int, before: int) -> dict:
@@ -218,7 +236,7 @@ def main() -> None:
     ap.add_argument("--link", help="engines, onnxruntime: shared or static")
     ap.add_argument("--level", type=int)
     ap.add_argument("--batch", help="MIN:OPT:MAX images that the engines are built for")
-    ap.add_argument("--rebuild", action="store_true", help="build twice: the second time with a timing cache")
+    ap.add_argument("--rebuild", action="store_true", help="build again with a timing cache, and with plans")
     ap.add_argument("--rounds", type=int, default=10)
     ap.add_argument("--shard", default="0/1", help="parity: every Nth case, from the Ith on: I/N")
     ap.add_argument("--seconds", type=float, default=1e9, help="parity: start no case after this")

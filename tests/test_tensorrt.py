@@ -19,7 +19,7 @@ import l2c_export
 from l2c_export import artefact, building, manifest
 from l2c_export.backends import Request, SegmentFile, cuda, open_backend
 from l2c_export.backends.tensorrt_backend import MODULES
-from l2c_export.backends.tensorrt_build import Builder, Port, Range, Settings
+from l2c_export.backends.tensorrt_build import Builder, Port, Range, Settings, float32_layers
 from l2c_export.compile import compile_artefact
 from l2c_export.errors import ArtefactError, BackendError, MissingExtra, RunError, UsageError
 
@@ -69,6 +69,36 @@ def test_a_network_has_the_names_types_and_shapes_of_the_plan(half):
                     value = made.values[manifest.split_at(name)[0]]
                     assert tensor.dtype == TYPES[value.dtype], (node.name, name)
                     assert list(tensor.shape) == [-1 if isinstance(n, str) else n for n in value.shape], (node.name, name)
+
+
+def test_what_stays_in_float32_where_types_are_hints(half):
+    """For 8.6, shown on networks that this library's parser makes of the same files."""
+    builder = Builder("tensorrt-rtx", Settings(targets=("sm86",)))
+    pinned = {}
+    for name, segment in artefact.read(half).segments.items():
+        network = builder._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        assert trt.OnnxParser(network, builder._log).parse_from_file(str(half / segment.file))
+        pinned[name.partition(".")[0]] = {layer.type for layer in float32_layers(trt, network)}
+    kinds = trt.LayerType
+    assert kinds.SOFTMAX in pinned["attn-mul-add"]
+    assert not pinned["attn-mul-add"] & {kinds.MATRIX_MULTIPLY, kinds.NORMALIZATION}
+    assert kinds.UNARY in pinned["time"]  # sine and cosine of up to 1000, between products in half precision
+    assert kinds.MATRIX_MULTIPLY not in pinned["time"]
+    assert {kinds.NORMALIZATION, kinds.MATRIX_MULTIPLY, kinds.ELEMENTWISE} <= pinned["final"]
+    assert kinds.ELEMENTWISE in pinned["update"]
+    assert pinned["mlp-mul-add"] <= {kinds.SHUFFLE}  # of a constant
+    assert not pinned["modulation"]
+
+
+def test_a_library_that_has_nothing_to_build_is_not_started(half, monkeypatch, tmp_path):
+    """Starting 8.6 takes ten seconds, and it crashes at the end of a process that has built nothing."""
+    shutil.copytree(half, tmp_path / "e")
+    building.build(tmp_path / "e", "tensorrt-rtx", Settings(targets=("sm86",)))
+    monkeypatch.setattr(trt, "Builder", None)
+    said = []
+    built = building.build(tmp_path / "e", "tensorrt-rtx", Settings(targets=("sm86",)), report=said.append)
+    assert artefact.read(tmp_path / "e") == built
+    assert said[-1].endswith("all of them were built before")
 
 
 def test_engines_take_every_batch_from_one_image_to_the_compiled_one(half):
