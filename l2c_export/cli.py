@@ -187,8 +187,9 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
         check_finite: bool, as_json: bool) -> None:  # fmt: skip
     """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
     from . import pipeline
-    from .output import save
+    from .output import check_target, save
 
+    check_target(out)
     started = time.perf_counter()
     pipe = pipeline.load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
     if pipe.manifest.weights and pipe.manifest.weights.random is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -68,7 +69,7 @@ def verify(engines: Path, labels: tuple[int, ...], guidance_scale: float | None,
     "[default: all that are installed]",
 )
 @click.option("--passes", is_flag=True, help="Measure what each compiler pass adds, with twins that lack it.")
-@click.option("--rounds", type=int, default=5, help="In each, every contender makes one image.")
+@click.option("--rounds", type=int, help="In each, every contender makes images for a second. [default: 3 to 15, by the model]")
 @click.option("--images", type=int, default=1, help="At a time.")
 @click.option("--guidance-scale", type=float, help="[default: the artefact's]")
 @click.option("--seed", type=int, default=0, help="Of the noise, and of the order of the rounds.")
@@ -78,7 +79,7 @@ def verify(engines: Path, labels: tuple[int, ...], guidance_scale: float | None,
 @click.option("--plot", type=FILE, help="Draw the contenders, and the loop call by call.")
 @click.option("--html", type=FILE, help="Write a report: one file with everything in it.")
 @command
-def bench(engines: Path, against: str | None, passes: bool, rounds: int, images: int, guidance_scale: float | None,
+def bench(engines: Path, against: str | None, passes: bool, rounds: int | None, images: int, guidance_scale: float | None,
           seed: int, threads: int | None, device: str | None, as_json: str | None, plot: Path | None,
           html: Path | None) -> None:  # fmt: skip
     """Measure an artefact beside PyTorch, other backends, and itself without its schedule."""
@@ -89,9 +90,13 @@ def bench(engines: Path, against: str | None, passes: bool, rounds: int, images:
         writable(path)
     request = contenders.Request(images=images, seed=seed, guidance_scale=guidance_scale,
                                  threads=machine.cores() if threads is None else threads, device=device)  # fmt: skip
-    with progress("measuring", rounds) as step:
+    with contextlib.ExitStack() as shown:
+
+        def measured(total: int) -> Any:
+            return shown.enter_context(progress("measuring", total))
+
         names = contenders.chosen(against)
-        result = measuring.bench(engines, names, request, rounds, against is None, passes, say, step)
+        result = measuring.bench(engines, names, request, rounds, against is None, passes, say, measured)
     write_json(as_json, result)
     if as_json != "-":
         print_table(report.settings_line(result), report.speed_table(result))

@@ -21,10 +21,19 @@ def to_images(x: np.ndarray, output_type: str) -> Any:
     return [image.fromarray((p * 255).round().astype(np.uint8).squeeze()) for p in pixels]
 
 
-def save(path: Path, values: np.ndarray) -> None:
-    """Latents (B, C, H, W) as .npy; pixels (B, H, W, C) in 0..1 as one picture, the images side by side."""
+def check_target(path: Path) -> None:
+    """Refuse what `save` could not write, before minutes are spent on what goes there."""
     if path.suffix not in (".npy", ".png"):
         raise UsageError(f"--out {path}: use a .npy or a .png")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: there is no folder {path.parent}: make it first")
+    if path.suffix == ".png":
+        needs("PIL.Image", "images")
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    """Latents (B, C, H, W) as .npy; pixels (B, H, W, C) in 0..1 as one picture, the images side by side."""
+    check_target(path)
     try:
         with replacing(path) as file:
             np.save(file, values) if path.suffix == ".npy" else _save_picture(file, values)

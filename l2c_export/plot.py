@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backends import needs
-from .bench import times
 from .contenders import OURS
 from .errors import RunError
 from .inspecting import View
+from .measured import times
 
 if TYPE_CHECKING:
-    from .bench import Measured, Result
+    from .measured import Measured, Result
     from .training.tradeoff import Tradeoff
 
 DARK, LIGHT, OTHER, RIVAL, GREY = "#27527d", "#e6ebf2", "#a9bace", "#d9822b", "#5b6875"
@@ -113,22 +113,22 @@ def loop_svg(result: Result, view: View) -> str:
 
 
 def bars(axes: Any, result: Result) -> None:
-    """Seconds per image: the median as a bar, a line from the fastest to p90, and what ours is against it."""
+    """Seconds per image: on a quiet machine as a bar, a line to the median, and what ours is against it."""
     ratios = {ratio.slow: ratio for ratio in result.ratios}
-    found = sorted(result.contenders, key=lambda each: each.per_image.median)
-    longest = max(each.per_image.p90 for each in found)
+    found = sorted(result.contenders, key=lambda each: each.quiet)
+    longest = max(max(each.per_image.median, each.quiet) for each in found)
     for row, each in enumerate(found):
         seconds, ours = each.per_image, each.name == OURS
-        axes.barh(row, seconds.median, height=0.68, color=DARK if ours else OTHER)
-        axes.plot([seconds.fastest, seconds.p90], [row, row], color=GREY, linewidth=1.2, solid_capstyle="butt")
-        text = f"{seconds.median:.3g} s" if ours else f"{seconds.median:.3g} s   ours is {times(ratios[each.name])}"
-        right = max(seconds.p90, seconds.median) + 0.012 * longest
+        axes.barh(row, each.quiet, height=0.68, color=DARK if ours else OTHER)
+        axes.plot([each.quiet, seconds.median], [row, row], color=GREY, linewidth=1.2, solid_capstyle="butt")
+        text = f"{each.quiet:.3g} s" if ours else f"{each.quiet:.3g} s   ours is {times(ratios[each.name])}"
+        right = max(seconds.median, each.quiet) + 0.012 * longest
         weight, color = ("bold", DARK) if ours else ("normal", "#333333")
         axes.text(right, row, text, va="center", fontsize=9, fontweight=weight, color=color)
     axes.set_yticks(range(len(found)), [each.name for each in found], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.38 * longest)
-    axes.set_title("seconds per image: median, with a line from the fastest to the 90th percentile", fontsize=10, loc="left")
+    axes.set_title("seconds per image on the quiet machine, with a line to the median of all", fontsize=10, loc="left")
     clean(axes)
 
 

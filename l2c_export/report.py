@@ -6,22 +6,35 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .bench import Attribution, Factor, Ratio, Result, Spread, times
 from .contenders import OURS
 from .inspecting import View
+from .measured import Attribution, Factor, Ratio, Result, Spread, times
 
 Rows = Sequence[tuple[Any, ...]]
-UNSTEADY = 0.15  # between the extremes of a ratio in the rounds
+UNSTEADY = 0.05  # between a contender's fastest image and what counts as its time
 
 
 def speed_table(result: Result) -> list[tuple[Any, ...]]:
-    head = ("contender", "ours is", "in the rounds", "s/image", "p90", "p99", "images/s", "ms/call", "p90", "p99")
+    head = (
+        "contender",
+        "ours is",
+        "in the rounds",
+        "fastest s/image",
+        "median",
+        "p90",
+        "p99",
+        "images/s",
+        "ms/call",
+        "p90",
+        "p99",
+    )
     ratios = {ratio.slow: ratio for ratio in result.ratios}
     rows = []
     for each in result.contenders:
         of = ratios.get(each.name)
+        times_as_fast, quiet, per_second = times(of) if of else "", f"{each.quiet:.4g}", f"{each.images_per_second:.4g}"
         image, call = spread(each.per_image), spread(each.per_call, 1e3)
-        rows.append((each.name, times(of) if of else "", between(of), *image, f"{each.images_per_second:.4g}", *call))
+        rows.append((each.name, times_as_fast, between(of), quiet, *image, per_second, *call))
     return [head, *rows]
 
 
@@ -77,17 +90,18 @@ def findings(result: Result) -> list[str]:
 
 
 def unsteady(result: Result) -> list[str]:
-    """A warning where the rounds contradict each other."""
-    found = {r.slow: (r.highest or 0) / (r.lowest or 1) - 1 for r in result.ratios if r.value is not None}
-    if not found or max(found.values()) < UNSTEADY:
-        return []
+    """A warning where a contender was not left alone in enough of the rounds."""
+    found = {each.name: each.quiet / each.per_image.fastest - 1 for each in result.contenders}
     worst = max(found, key=lambda name: found[name])
+    if found[worst] < UNSTEADY:
+        return []
     load = f"a load of {result.machine.load_average} on {result.machine.cores} cores before the run"
-    return [f"unsteady: the rounds differ by {found[worst]:.0%} ({worst}); {load}: stop what else runs, or use more --rounds"]
+    apart = f"unsteady: even in its quiet rounds {worst} took {found[worst]:.0%} longer than in its fastest"
+    return [f"{apart}; {load}: stop what else runs, or use more --rounds"]
 
 
 def attribution_lines(found: Attribution) -> list[str]:
-    lines = [f"{OURS} is {found.total.value:.2f}x as fast as pytorch = {product(found, None)} (residual {found.residual:+.1%})"]
+    lines = [f"{OURS} is {found.total.value:.2f}x as fast as pytorch = {product(found, None)}"]
     for whole in (factor for factor in found.factors if factor.part_of is None):
         if parts := product(found, whole.name):
             lines.append(f"{whole.name} {whole.ratio.value:.2f}x = {parts}")
@@ -139,15 +153,15 @@ def page(result: Result, view: View) -> str:
 def how(result: Result) -> str:
     return (
         f"{result.artefact}, {result.rounds} rounds. Every contender has a process of its own; in every round each makes "
-        "one image, in a new random order, after a warm-up and with a pause before. A ratio is the median over the rounds "
-        "of the ratios within a round, and is given only where the settings are equal but for what is compared."
+        "images for a second, in a new random order, after a warm-up and with a pause before. Times and ratios are those of "
+        "the fastest images of the quiet rounds; a ratio is given only where the settings are equal but for what is compared."
     )
 
 
 def cards(result: Result) -> str:
     """The numbers to read first."""
     ours = result.contenders[0]
-    shown = [(f"{ours.per_image.median:.3g} s", "per image")]
+    shown = [(f"{ours.quiet:.3g} s", "per image")]
     if found := result.attribution:
         shown.append((f"{found.total.value:.2f}x", "as fast as PyTorch"))
         shown += [card(factor) for factor in found.factors if factor.part_of is None]

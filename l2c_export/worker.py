@@ -79,7 +79,7 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     pipe = pipeline.load(task.contender.folder, task.contender.backend, request.device, request.threads)
     noise = pipe.noise(request.images, request.seed)
     backend = pipe.backend.partition(" ")[0]
-    version = machine.version(backend) or machine.version(f"{backend}-gpu") or ""
+    version = sys.modules[backend.replace("-", "_")].__version__.partition("-")[0]  # of what was loaded, if two are installed
     settings = _settings(task, manifest, manifest.calls, labels, scale, f"{backend} {version}".strip())
     asked = pipe.generation(labels, scale)
     on_gpu = not asked.loop.memory.on_host
@@ -212,9 +212,20 @@ class Process:
     """A contender's process, started at once; `wait` is the first thing to ask of it."""
 
     def __init__(self, contender: Contender, request: Request, command: Sequence[str] = WORKER) -> None:
-        self.name, self._started, self._log = contender.name, time.perf_counter(), tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
-        self._write(msgspec.json.encode(Task(contender, request)))
+        self.name, self._task, self._command = contender.name, Task(contender, request), command
+        self._begin()
+
+    def _begin(self) -> None:
+        self._started, self._log = time.perf_counter(), tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        self._write(msgspec.json.encode(self._task))
+
+    def renew(self) -> None:
+        """Go on with another process, warm: the memory that one happens to get makes it some percent faster or slower."""
+        self.stop()
+        self._begin()
+        self.wait()
+        self.image()
 
     def wait(self) -> tuple[Ready, float]:
         """When the first image is made: what was loaded, and the seconds since the process began.

@@ -7,7 +7,7 @@
 One image with guidance (batch 2), DDIM, random weights, and a fixed schedule: --profile says how many of 24 sublayers the
 cached calls compute, by ascending timestep; the default is that of the released DDIM-20 router.  Every contender has its
 own process; in every round each makes one image, in a new order, while the others sleep on a pipe.  Reported: the
-median over the rounds, and the median of the ratios within a round.
+fastest image and the median, and ratios as `l2c bench` has them.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def compile_all(root: Path, names: list[str], model: str, profile: tuple[int, ..
 
 
 def measure(names: list[str], root: Path, args: argparse.Namespace) -> tuple[dict, dict]:
-    """Interleaved rounds: the seconds of every call, by contender and round; and the loops' overheads."""
+    """Interleaved rounds: the seconds of every call, by contender and image; and the loops' overheads."""
     started = time.perf_counter()
     request = Request(guidance_scale=SCALE, threads=args.threads)
     processes = []
@@ -119,7 +119,7 @@ def measure(names: list[str], root: Path, args: argparse.Namespace) -> tuple[dic
         process.image()
     tell = functools.partial(print, "a round is done", file=sys.stderr)
     _, made = bench.interleave(processes, args.rounds, random.Random(), tell)
-    times = {name: [list(timed.calls) for timed in rounds] for name, rounds in made.items()}
+    times = {name: [list(timed.calls) for visit in rounds for timed in visit] for name, rounds in made.items()}
     overheads = {}
     for process in processes:
         time.sleep(bench.PAUSE)
@@ -133,11 +133,14 @@ def summary(times: dict[str, list[list[float]]], base: str) -> list[dict]:
     total = {name: [sum(calls) for calls in rounds] for name, rounds in times.items()}
     cached = {name: [calls[1::2] for calls in rounds] for name, rounds in times.items()}
 
+    def quiet(calls: list[list[float]]) -> float:
+        return Measured.quietest([[sum(image)] for image in calls])
+
     def ratio(to: str, name: str, of: dict[str, list[list[float]]]) -> float | None:
         """Across precisions too: a contender's name says which it has."""
         if to not in of:
             return None
-        return statistics.median(sum(a) / sum(b) for a, b in zip(of[to], of[name], strict=True))
+        return quiet(of[to]) / quiet(of[name])
 
     return [
         {

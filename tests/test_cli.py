@@ -473,7 +473,8 @@ BAD = [
     (f"{E} --out incomplete", 1, "--out incomplete: holds constants.onnx, which is not ours", "choose an empty folder"),
     (f"{E} --out text.pt/new", 1, "--out text.pt/new: cannot be written: Not a directory", None),
     (f"{E} --out /proc/new", 1, "--out /proc/new: cannot be written", None),
-    (f"{R} --out nowhere/x.npy", 1, "--out nowhere/x.npy: cannot be written", None),
+    ("run incomplete --class-label 1 --out no/x.npy", 2, "--out no/x.npy: there is no folder no", "make it first"),
+    ("run incomplete --class-label 1 --out x.jpg", 2, "--out x.jpg: use a .npy or a .png", None),
     (f"{R} --out x.png", 2, "this model makes latents, not pixels", "--out with .npy"),
     # artefacts
     ("run unlinked --class-label 1", 1, "unlinked has no weights yet", "l2c link unlinked --weights PATH"),

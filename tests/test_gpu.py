@@ -245,18 +245,18 @@ def test_bench_measures_on_the_gpu(artefacts, load, backend, tmp_path):
     words += ["--rounds", "2", "--device", "cuda", "--json", str(tmp_path / "r.json")]
     import msgspec
 
-    from l2c_export import artefact, bench
+    from l2c_export import artefact, measured
     from l2c_export.manifest import FILE
 
     folder = artefacts / f"{CASES[0]}-fp32"
     artefact.write_json(folder / FILE, msgspec.structs.replace(artefact.read(folder), backend=backend))
     subprocess.run(words, check=True, capture_output=True)
-    found = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=bench.Result)
+    found = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=measured.Result)
     ours = found.contenders[0]
     assert ours.settings.device == "cuda"
     assert found.left_out == ()
     assert len(ours.loops) == 2
-    assert all(0 < loop < 10 for loop in ours.loops)
+    assert all(0 < loop < 10 for visit in ours.loops for loop in visit)
 
 
 if __name__ == "__main__":
