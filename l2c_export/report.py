@@ -19,7 +19,7 @@ def speed_table(result: Result) -> list[tuple[Any, ...]]:
         "contender",
         "ours is",
         "in the rounds",
-        "fastest s/image",
+        "s/image",
         "median",
         "p90",
         "p99",

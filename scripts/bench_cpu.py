@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from l2c_export import bench, machine
 from l2c_export.contenders import Contender, Request
 from l2c_export.errors import L2CError
+from l2c_export.measured import Measured
 from l2c_export.worker import Process
 
 PROFILE = (24, 24, 24, 24, 23, 11, 3, 2, 0, 0)
