@@ -15,19 +15,7 @@ UNSTEADY = 0.05  # between a contender's fastest image and what counts as its ti
 
 
 def speed_table(result: Result) -> list[tuple[Any, ...]]:
-    head = (
-        "contender",
-        "ours is",
-        "in the rounds",
-        "s/image",
-        "median",
-        "p90",
-        "p99",
-        "images/s",
-        "ms/call",
-        "p90",
-        "p99",
-    )
+    head = ("contender", "ours is", "in the rounds", "s/image", "median", "p90", "p99", "images/s", "ms/call", "p90", "p99")
     ratios = {ratio.slow: ratio for ratio in result.ratios}
     rows = []
     for each in result.contenders:
