@@ -14,16 +14,16 @@ from typing import NamedTuple
 import msgspec
 
 from . import artefact, staging
+from .backends import BUILT
 from .backends.tensorrt_build import Builder, Port, Range, Settings
 from .backends.tensorrt_monitor import Watch
 from .cache import cache_folder, cached, keep, kept
 from .decoder import NAME as DECODER
-from .errors import UsageError
+from .errors import ArtefactError, UsageError
 from .manifest import FILE, Build, Manifest
 from .program import rows_of, split_at
 from .weights import FILE as WEIGHTS
 
-GPU_BACKENDS = ("tensorrt", "tensorrt-rtx")
 RTX_TARGETS = ("sm86", "sm89", "sm120")  # the consumer and edge GPUs of the last three generations
 Report = Callable[[str], object]
 
@@ -63,14 +63,16 @@ def build(
     `progress` is told of every finished engine, `watch` of how far the present one is, where the library says so.
     Raises ArtefactError, BackendError or UsageError; the artefact is complete, without the new build, after an error.
     """
-    if backend not in GPU_BACKENDS:
-        raise UsageError(f"--backend {backend}: nothing to build; use one of {', '.join(GPU_BACKENDS)}")
+    if backend not in BUILT:
+        raise UsageError(f"--backend {backend}: nothing to build; use one of {', '.join(BUILT)}")
     artefact.read(folder, verify=False)  # refuse what is no artefact before anything is written
     if backend == "tensorrt-rtx" and not settings.targets:
         settings = settings._replace(targets=RTX_TARGETS)
     started = time.perf_counter()
     with staging.changed(folder, report) as stage:
         manifest = artefact.read(folder)
+        if manifest.link == "static" and manifest.weights is None:
+            raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
         settings = settings._replace(precision=manifest.precision)
         sizes = images(batch, manifest)
         targets = settings.targets or (_architecture(),)

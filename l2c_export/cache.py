@@ -62,11 +62,18 @@ def _read(path: Path) -> bytes | None:
 
 def entries() -> Iterator[Entry]:
     for kind in KINDS:
-        for path in cache_folder(kind).rglob("*"):
+        for path in _below(cache_folder(kind)):
             with contextlib.suppress(OSError):  # another process has removed it
                 if path.is_file() and not path.is_symlink():
                     found = path.stat()
                     yield Entry(kind, path, found.st_size, found.st_mtime)
+
+
+def _below(folder: Path) -> list[Path]:
+    """Everything in a folder; nothing of one that may not be read."""
+    with contextlib.suppress(OSError):
+        return list(folder.rglob("*"))
+    return []
 
 
 def prune(limit: int) -> list[Entry]:

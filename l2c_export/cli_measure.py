@@ -16,6 +16,7 @@ from .console import FILE, FOLDER, command, print_table, progress, say
 from .errors import UsageError
 
 TOLERANCE = click.FloatRange(min=0)
+PICTURES = (".png", ".svg", ".pdf")
 
 
 @click.command(context_settings={"show_default": True})
@@ -86,8 +87,10 @@ def bench(engines: Path, against: str | None, passes: bool, rounds: int | None, 
     from . import bench as measuring
     from . import contenders, machine, report
 
-    for path in filter(None, (plot, html)):
+    for path in (plot, html, None if as_json in (None, "-") else Path(as_json)):
         writable(path)
+    if plot and plot.suffix not in PICTURES:
+        raise UsageError(f"--plot {plot}: use one of {', '.join(PICTURES)}")
     request = contenders.Request(images=images, seed=seed, guidance_scale=guidance_scale,
                                  threads=machine.cores() if threads is None else threads, device=device)  # fmt: skip
     with contextlib.ExitStack() as shown:
@@ -129,9 +132,9 @@ def write_json(to: str | None, value: object) -> None:
         say(f"{to}: written")
 
 
-def writable(path: Path) -> None:
+def writable(path: Path | None) -> None:
     """Before a long measurement: whether its result can be written there."""
-    if not path.parent.is_dir():
+    if path and not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}: make it first")
 
 
@@ -154,11 +157,11 @@ def profile(engines: Path, rounds: int, images: int, guidance_scale: float | Non
     """Show where the time goes: by kind of segment, and call by call."""
     from . import pipeline, profiling
 
-    if trace:
-        writable(trace)
+    for path in (trace, None if as_json in (None, "-") else Path(as_json)):
+        writable(path)
     pipe = pipeline.load(engines, backend, device, threads, link=link)
     say(f"backend: {pipe.backend}")
-    labels = [(207 + n) % pipe.manifest.model.labels for n in range(images)]
+    labels = pipe.labels([(207 + n) % pipe.manifest.model.labels for n in range(images)])
     with progress("profiling", rounds) as step:
         found = profiling.profile(engines, pipe, labels, guidance_scale, seed, rounds, step)
     write_json(as_json, found)

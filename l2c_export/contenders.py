@@ -11,7 +11,7 @@ import msgspec
 
 from . import artefact, machine
 from .errors import UsageError
-from .manifest import FILE, Manifest
+from .manifest import FILE, Build, Manifest
 from .weights import FILE as WEIGHTS
 
 
@@ -150,3 +150,16 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
     }
     made = compile_artefact(Options(out=out, **{**options, **changes}))
     artefact.write_json(out / FILE, msgspec.structs.replace(made, model=manifest.model, weights=manifest.weights))
+    for build in manifest.builds.values():
+        build_like(build, out)
+
+
+def build_like(build: Build, out: Path) -> None:
+    """Engines for a twin as the artefact has them."""
+    from . import building
+    from .backends.tensorrt_build import Settings
+
+    targets = build.targets if build.backend == "tensorrt-rtx" else ()
+    settings = Settings(targets=targets, level=build.level, version_compatible=build.version_compatible,
+                        hardware_compatible=build.hardware_compatible)  # fmt: skip
+    building.build(out, build.backend, settings, ":".join(map(str, build.images)))

@@ -16,6 +16,16 @@ OVERLAP = 0.25  # of a tile with the next one, as in diffusers' AutoencoderKL
 NAME = "decoder"  # of its engine in a build
 
 
+def check_tile(tile: int | None, described: Described | None) -> None:
+    """Refuse a tile that no decoder can be asked for; None decodes pictures whole."""
+    if tile is None:
+        return
+    if described is None:
+        raise UsageError(f"tile {tile}: this artefact has no decoder: compile with --with-vae, or leave the tile out")
+    if tile < 2 * described.scale or tile % described.scale:
+        raise UsageError(f"tile {tile}: must be a multiple of {described.scale} pixels, and at least {2 * described.scale}")
+
+
 class Decoder:
     """Latents (B, C, h, w) -> pixels (B, 3, scale h, scale w), image by image: a batch is no faster and needs more memory.
 
@@ -25,8 +35,6 @@ class Decoder:
     def __init__(
         self, folder: Path, described: Described, backend: Backend, tile: int | None, info: FileInfo | None = None
     ) -> None:
-        if tile is not None and (tile < 2 * described.scale or tile % described.scale):
-            raise UsageError(f"tile {tile}: must be a multiple of {described.scale} pixels, and at least {2 * described.scale}")
         self._described, self._backend = described, backend
         self._tile = tile // described.scale if tile else None
         file = SegmentFile(folder / described.file, ("z",), ("image",), info, weights_inside=True)
@@ -59,8 +67,8 @@ class Decoder:
 
 def in_tiles(decode: Callable[[np.ndarray], np.ndarray], z: np.ndarray, tile: int, scale: int) -> np.ndarray:
     """Decode z (1, C, h, w) in squares of `tile` latents, and fade from one to the next (AutoencoderKL.tiled_decode)."""
-    stride, fade = int(tile * (1 - OVERLAP)), int(tile * scale * OVERLAP)
-    kept = tile * scale - fade  # of a tile, before the next one begins
+    stride = int(tile * (1 - OVERLAP))
+    kept, fade = stride * scale, (tile - stride) * scale  # pixels of a tile before the next one begins, and those that fade
     above: list[np.ndarray] = []
     bands = []
     for i in range(0, z.shape[2], stride):

@@ -66,6 +66,8 @@ def inspect(path: Path, threshold: float | None = None) -> View:
         return of_artefact(artefact.read(path, verify=False))
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder: give an artefact, a schedule or a router")
+    if path.suffix == ".json" and schedule.mask_rule(path.read_bytes()):
+        raise UsageError(f"{path}: is a steps mask, which has no model yet: compile it with l2c-export --schedule {path}")
     if path.suffix == ".json":
         return of_schedule(schedule.read(path), str(path))
     from .backends import needs

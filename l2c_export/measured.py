@@ -141,7 +141,8 @@ def attribute(found: Mapping[str, Measured]) -> Attribution | None:
         return None
     total = ratio(found["pytorch"], found[OURS])
     links = [(name, whole, a, b) for name, whole, a, b in (*CHAIN, *PARTS) if a in found and b in found]
-    factors = [Factor(name, whole, ratio(found[a], found[b])) for name, whole, a, b in links]
+    same = COMPARED - {"runtime"}  # a twin that runs on something else would give the schedule the runtime's gain
+    factors = [Factor(n, whole, ratio(found[a], found[b], COMPARED if a == "pytorch" else same)) for n, whole, a, b in links]
     if None in (total.value, *(factor.ratio.value for factor in factors if factor.part_of is None)):
         return None
     return Attribution(total, tuple(factors))

@@ -60,7 +60,7 @@ def load(
 ) -> Pipeline:
     """Load an artefact.
 
-    `backend` defaults to the artefact's own, where "auto" is the fastest that works here (see `Pipeline.backend`);
+    `backend` defaults to the artefact's own, where "auto" is the first that works here (see `Pipeline.backend`);
     `device` to the CPU, `threads` to all cores.  Every file is
     checked against its hash before it is used; `verify=False` skips that for the weights, of an artefact that you trust.
     `link` is "shared" or "static" instead of what it was compiled for, where engines are made when they are loaded.
@@ -73,6 +73,7 @@ def load(
         raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
     if link not in (None, *LINKS):
         raise UsageError(f"--link {link}: use one of {', '.join(LINKS)}")
+    decoder.check_tile(tile, manifest.decoder or None)
     asked = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()), manifest.files)
     opened = open_backend(backend or manifest.backend, asked)
     if link not in (None, manifest.link) and opened.backend.name in BUILT:
@@ -131,6 +132,8 @@ class Pipeline:
         with self._lock:
             self._holder = threading.get_ident()
             try:
+                if self._program:
+                    self._program.backend.memory.enter()
                 yield
             except MemoryError:
                 raise RunError("out of memory: generate fewer images at once, or free some memory") from None
@@ -212,14 +215,15 @@ class Pipeline:
             raise RunError("this pipeline is closed: load the artefact again")
         guidance = self.manifest.guidance
         scale = guidance.scale if guidance_scale is None else guidance_scale
-        if not isinstance(scale, Real) or not np.isfinite(scale):
+        if not isinstance(scale, Real) or not abs(scale) <= float(np.finfo(np.float32).max):
             raise UsageError(f"guidance_scale {scale!r}: must be a finite number")
         if guidance.mode == "none" and scale != 1:
             raise UsageError(f"guidance_scale {scale:g}: this artefact was compiled with --guidance none: use 1")
         guided = scale != 1
         key = len(labels), guided
         if key not in self._loops:
-            self._loops = {key: runtime.Loop(self._program, *key)}  # buffers of one batch size at a time
+            self._loops.clear()  # buffers of one batch size at a time
+            self._loops[key] = runtime.Loop(self._program, *key)
         null = [self.manifest.model.null_label] * len(labels) if guided else []
         strength = (scale - 1) * np.array(guidance.channels(self.manifest.model.latent[0]), np.float32)
         return Generation(self._loops[key], np.array([*labels, *null], np.int32), strength)
@@ -257,7 +261,7 @@ class Pipeline:
         shape = (count, *self.manifest.model.latent)
         try:
             latents = np.asarray(given)
-        except ValueError:
+        except (ValueError, TypeError, RuntimeError):  # the latter two are a tensor's, of another device or type
             raise UsageError(f"latents: not an array: this model and {count} labels need numbers of shape {shape}") from None
         if latents.shape != shape:
             raise UsageError(f"latents of shape {latents.shape}: this model and {count} labels need {shape}")

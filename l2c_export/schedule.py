@@ -177,7 +177,11 @@ def mask_rule(data: bytes) -> str | None:
         found = msgspec.json.decode(data, type=list[int] | Mask)
     except (msgspec.MsgspecError, RecursionError):
         return None
-    return "mask:" + ",".join(map(str, found if isinstance(found, list) else found.steps_computation_mask))
+    mask = found if isinstance(found, list) else found.steps_computation_mask
+    for entry in mask:
+        if entry not in (0, 1):
+            raise ScheduleError(f"a steps mask with {entry}: use 1 for a full call and 0 for one that reuses everything")
+    return "mask:" + ",".join(map(str, mask))
 
 
 def router_rows(family: str, steps: int) -> tuple[int | None, ...]:

@@ -52,18 +52,21 @@ def ours(folder: Path) -> set[str]:
 
 
 def check_target(folder: Path, report: Report = id) -> None:
-    """Refuse an output folder that holds anything but an artefact of ours, when nobody is writing to it any more."""
+    """Refuse an output folder that holds anything but artefacts of ours, when nobody is writing to it any more."""
     if folder.exists() and not folder.is_dir():
         raise ArtefactError(f"--out {folder}: is a file, not a folder")
     if folder.exists():
-        with writing(f"--out {folder}"), locked(folder, report):
+        with writing(folder, f"--out {folder}"), locked(folder, report):
             _finish(folder)
             _refuse_foreign(folder)
 
 
 def _refuse_foreign(folder: Path) -> None:
     known = {FILE, *TOLERATED, *ours(folder)}
+    others = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink() and ours(path)]  # engines/demo
     for path in sorted(folder.rglob("*")):
+        if any(path.is_relative_to(other) for other in others):
+            continue
         name = path.relative_to(folder).as_posix()
         if path.is_dir() and not path.is_symlink() and any(o.startswith(name + "/") for o in known):
             continue
@@ -81,7 +84,7 @@ def staged(folder: Path, report: Report = id) -> Iterator[Path]:
         raise ArtefactError(f"--out {folder}: is a file, not a folder")
     existed = folder.exists()
     try:
-        with writing(f"--out {folder}"), _stage(folder, report, whole=True) as stage:
+        with writing(folder, f"--out {folder}"), _stage(folder, report, whole=True) as stage:
             yield stage
     finally:
         if not existed:
@@ -92,16 +95,18 @@ def staged(folder: Path, report: Report = id) -> Iterator[Path]:
 @contextlib.contextmanager
 def changed(folder: Path, report: Report = id) -> Iterator[Path]:
     """The same for some files of an artefact and its new manifest; files that the manifest does not list any more go."""
-    with writing(str(folder), "check the disk"), _stage(folder, report, whole=False) as stage:
+    with writing(folder, str(folder), "check the disk"), _stage(folder, report, whole=False) as stage:
         yield stage
 
 
 @contextlib.contextmanager
-def writing(what: str, remedy: str = "choose another folder") -> Iterator[None]:
-    """A disk that is full or read-only is an error of one line."""
+def writing(folder: Path, what: str, remedy: str = "choose another folder") -> Iterator[None]:
+    """A disk that is full or read-only is an error of one line, and so is a file elsewhere that cannot be read."""
     try:
         yield
     except OSError as error:
+        if isinstance(error.filename, str) and not Path(error.filename).absolute().is_relative_to(folder.absolute()):
+            raise ArtefactError(f"{error.filename}: {error.strerror or error}: check the file and its disk") from None
         raise ArtefactError(f"{what}: cannot be written: {error.strerror or error}: {remedy}") from None
 
 

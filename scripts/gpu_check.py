@@ -6,8 +6,9 @@
     python scripts/gpu_check.py engines OUT --images 1 8 --json engines.json        where the backend is
     python scripts/gpu_check.py pytorch OUT --images 1 8 --json pytorch.json        where torch is
 
-ROOT is what `check_parity.py --export-only ROOT` leaves, or folders of that form: CASE/cached and CASE/full.  `export` writes
-OUT/cached and OUT/uncached with random weights.  Each command prints what it found and writes it as JSON.
+ROOT holds an artefact of every recorded case, compiled from its router, model and weights: CASE/cached and, with --no-cache,
+CASE/full; CASES the cases (tests/cases).  `export` writes OUT/cached and OUT/uncached with random weights.
+Each command prints what it found and writes it as JSON.
 """
 
 from __future__ import annotations

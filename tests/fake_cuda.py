@@ -28,6 +28,7 @@ class FakeCudart:
     def __init__(self, free: int = 2**40, driver: int = 13000, failing: dict[str, Error] | None = None) -> None:
         self.free, self.driver, self.failing = free, driver, failing or {}
         self.held: dict[int, np.ndarray] = {}
+        self.current: int | None = None  # device
 
     def __getattribute__(self, name):
         found = super().__getattribute__(name)
@@ -38,6 +39,7 @@ class FakeCudart:
         return Error.cudaSuccess, 2
 
     def cudaSetDevice(self, index):
+        self.current = index
         return (Error.cudaSuccess,)
 
     def cudaStreamCreateWithFlags(self, flags):

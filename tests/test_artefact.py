@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 import l2c_export
-from l2c_export import artefact, linking, weights
+from l2c_export import artefact, linking, staging, weights
 from l2c_export.compile import compile_artefact
 from l2c_export.errors import ArtefactError, ModelError, WeightsError
 from l2c_export.manifest import FILE, FileInfo
@@ -429,3 +429,24 @@ def test_every_graph_passes_the_checker_and_runs_by_itself(name, tmp_path, elsew
     alone = elsewhere.submit(standalone.denoise, folder, x, labels.tolist(), chosen.scale).result()
     ours = l2c_export.load(folder)(labels, chosen.scale, latents=x).latents
     assert np.abs(alone - ours).max() < 1e-5 * np.abs(ours).max()
+
+
+def test_an_artefact_may_lie_inside_the_folder_of_another(tiny, tmp_path):
+    """engines/demo, and later engines/."""
+    chosen = tiny[1]
+    compile_artefact(chosen.options(tmp_path / "engines" / "demo"))
+    before = tree(tmp_path / "engines" / "demo")
+    for _ in range(2):
+        compile_artefact(chosen.options(tmp_path / "engines"))
+    assert tree(tmp_path / "engines" / "demo") == before
+    assert artefact.read(tmp_path / "engines")
+    (tmp_path / "engines" / "thesis").mkdir()
+    (tmp_path / "engines" / "thesis" / "manifest.json").write_text("{}")
+    with pytest.raises(ArtefactError, match="holds thesis, which is not ours"):
+        compile_artefact(chosen.options(tmp_path / "engines"))
+
+
+def test_a_file_elsewhere_is_not_blamed_on_the_output_folder(tmp_path):
+    with pytest.raises(ArtefactError) as caught, staging.staged(tmp_path / "out"):
+        (tmp_path / "gone").read_bytes()
+    assert str(caught.value) == f"{tmp_path / 'gone'}: No such file or directory: check the file and its disk"

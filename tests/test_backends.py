@@ -16,6 +16,7 @@ from l2c_export.backends import BACKENDS, Request, SegmentFile, open_backend
 from l2c_export.binding import concrete, load_program, mapped_weights
 from l2c_export.compile import compile_artefact
 from l2c_export.errors import BackendError, MissingExtra, UsageError
+from l2c_export.manifest import Build
 from l2c_export.options import Options
 from l2c_export.runtime import Loop
 
@@ -247,10 +248,17 @@ def test_auto_takes_the_first_that_works_and_says_why_not_the_others(monkeypatch
     assert [f.works for f in doctoring.examine() if f.name in ("openvino", "onnxruntime")] == [False, True]
 
 
+def test_auto_tries_no_gpu_where_a_cpu_was_asked_for(tiny):
+    build = Build(backend="tensorrt", version="10.3.0", targets=("sm90",), images=(1, 1, 1), level=None,
+                  version_compatible=False, hardware_compatible=False, engines={})  # fmt: skip
+    assert "tensorrt" in open_backend("auto", Request(folder=tiny[0], builds=(build,))).why
+    assert "tensorrt" not in open_backend("auto", Request(device="cpu", folder=tiny[0], builds=(build,))).why
+
+
 @needs_openvino
 def test_auto_prefers_openvino(tiny):
     assert open_backend("auto").backend.name == "openvino"
-    assert "fastest" in l2c_export.load(tiny[0], backend="auto").backend
+    assert "the first that works" in l2c_export.load(tiny[0], backend="auto").backend
 
 
 @needs_openvino

@@ -131,6 +131,16 @@ def test_attribution_in_numbers(result):
     assert found.total.value == pytest.approx(3.0)
 
 
+def test_the_schedule_gets_no_credit_for_another_runtime(result):
+    """As where the twin could not have the artefact's engines."""
+    ours = result.contenders[0]
+    times = {"pytorch": 6.0, "uncached": 3.0, "ours": 2.0}
+    found = {name: measured(name, [[s]] * 3, ours) for name, s in times.items()}
+    assert attribute(found) is not None
+    found["uncached"] = measured("uncached", [[3.0]] * 3, ours, runtime="something else 1.0")
+    assert attribute(found) is None
+
+
 @pytest.mark.parametrize("change", [{"precision": "bf16"}, {"seed": 7}, {"steps": 99}, {"threads": 64}, {"weights": "others"}])
 def test_no_ratio_between_different_settings(result, change):
     ours = result.contenders[0]
@@ -285,6 +295,8 @@ def test_wrong_requests_are_refused(tiny):
         (["--threads", "0"], "0"),
         (["--rounds", "0"], "0"),
         (["--html", "nowhere/r.html"], "nowhere"),
+        (["--json", "nowhere/r.json"], "nowhere"),
+        (["--plot", "r.xyz"], "r.xyz"),
     ):
         done = CliRunner().invoke(l2c, ["bench", str(tiny[0]), *words])
         assert done.exit_code == 2, done.output

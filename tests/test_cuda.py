@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,6 +153,22 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_taken(on_gpu, t
         assert set(cudart.held) == set(held)
 
 
+def test_why_a_capture_failed_is_not_hidden_by_how_it_ended(memory, cudart):
+    destroyed = []
+    cudart.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+    cudart.cudaStreamBeginCapture = lambda stream, mode: (Error.cudaSuccess,)
+    cudart.cudaGraphDestroy = lambda graph: (destroyed.append(graph), (Error.cudaSuccess,))[1]
+
+    def work():
+        raise RunError("out of memory")
+
+    for ends in ((Error.cudaErrorUnknown, None), (Error.cudaSuccess, "graph")):
+        cudart.cudaStreamEndCapture = lambda stream, ends=ends: ends
+        with pytest.raises(RunError, match="out of memory"):
+            memory.capture(work)
+    assert "graph" in destroyed
+
+
 # ONNX Runtime on a GPU, but for the GPU: its provider is the one for CPUs, which has the same memory.
 
 
@@ -172,6 +189,15 @@ def on_gpu(cudart, monkeypatch):
             return [self.provider]
 
     return WithoutGpu(Request(device="cuda"))
+
+
+def test_a_pipeline_works_on_its_own_gpu_in_every_thread(on_gpu, tiny, cudart):
+    """CUDA has a current device by thread, which other pipelines set as well."""
+    pipe = opened(tiny[0], on_gpu)
+    cuda.Cuda("cuda:1", "onnxruntime-gpu")
+    assert cudart.current == 1
+    pipe([1])
+    assert cudart.current == 0
 
 
 def opened(folder, backend, **changes):

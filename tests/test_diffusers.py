@@ -21,13 +21,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import l2c_export
-from l2c_export import artefact, building, decoder, diffusers_folder, models, schedule, verify
+from l2c_export import artefact, building, decoder, diffusers_folder, inspecting, models, schedule, verify
 from l2c_export.backends import open_backend
 from l2c_export.backends.tensorrt_build import Builder, Range, Settings
 from l2c_export.cli import l2c
 from l2c_export.compile import compile_artefact
-from l2c_export.decoder import Decoder
-from l2c_export.errors import L2CError, ModelError, UsageError, WeightsError
+from l2c_export.decoder import Decoder, in_tiles
+from l2c_export.errors import L2CError, ModelError, ScheduleError, UsageError, WeightsError
 from l2c_export.models.eager import Eager
 from l2c_export.models.updates import UPDATES
 from l2c_export.options import Options
@@ -386,10 +386,27 @@ def test_tiles_are_joined_as_in_diffusers(world, backend, size):
         assert np.abs(whole - want).max() > 1e-3, "tiles normalise by themselves"
 
 
+@pytest.mark.parametrize("tile", [2, 3, 5, 9, 10, 16, 25, 32])
+@pytest.mark.parametrize("high", [64, 61])
+def test_tiles_of_any_size_make_a_picture_of_its_size(tile, high):
+    """With a decoder that only repeats, tiles change nothing."""
+    z = np.random.default_rng(0).standard_normal((1, 3, high, 64)).astype(np.float32)
+
+    def repeat(part):
+        return part.repeat(8, axis=2).repeat(8, axis=3)
+
+    assert np.abs(in_tiles(repeat, z, tile, 8) - repeat(z)).max() < 1e-5
+
+
 @pytest.mark.parametrize("tile", [0, 2, 15, -16])
 def test_tiles_that_cannot_be(world, tile):
     with pytest.raises(UsageError, match=f"tile {tile}: must be a multiple of 2 pixels"):
-        l2c_export.load(world.pictures(), tile=tile)(LABELS, output_type="np")
+        l2c_export.load(world.pictures(), tile=tile)  # before anything is generated
+
+
+def test_without_a_decoder_there_are_no_tiles(world):
+    with pytest.raises(UsageError, match="tile 16: this artefact has no decoder: compile with --with-vae"):
+        l2c_export.load(world.compiled(), tile=16)
 
 
 def test_from_a_folder_to_a_picture_with_two_commands(worlds, tmp_path):
@@ -588,3 +605,22 @@ def test_a_steps_mask_is_a_schedule(world, tmp_path, mask):
 def test_a_wrong_mask(world, tmp_path, mask):
     with pytest.raises(UsageError, match=r"mask:1,\.\. with a 0 or 1 for each of the 6 calls, 1 first"):
         compile_artefact(Options(schedule=mask, steps=6, model=str(world.folder), out=tmp_path / "e"))
+
+
+def test_a_mask_of_other_numbers_is_refused(world, tmp_path):
+    (tmp_path / "m.json").write_text("[1, 0, 0, 10, 1]")
+    with pytest.raises(ScheduleError, match="a steps mask with 10: use 1 for a full call"):
+        compile_artefact(Options(schedule=str(tmp_path / "m.json"), steps=6, model=str(world.folder), out=tmp_path / "e"))
+
+
+def test_a_steps_mask_is_not_yet_a_schedule_to_look_at(tmp_path):
+    (tmp_path / "m.json").write_text("[1, 0]")
+    with pytest.raises(UsageError, match=r"m.json: is a steps mask, .*l2c-export --schedule"):
+        inspecting.inspect(tmp_path / "m.json")
+
+
+def test_calls_are_merged_under_any_scheduler(world, tmp_path):
+    options = {"schedule": "every:3", "steps": 8, "model": str(world.folder), "sampler": "DPMSolverMultistepScheduler"}
+    made = compile_artefact(Options(**options, out=tmp_path / "e", max_graphs=2))
+    assert len({call.graph for call in made.calls}) <= 2
+    assert made.sampler == "DPMSolverMultistepScheduler"

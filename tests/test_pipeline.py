@@ -421,7 +421,7 @@ def test_an_artefact_can_be_linked_in_the_other_way_when_it_is_loaded(pipe, tiny
 def test_a_pipeline_says_what_it_runs_on(pipe, tiny):
     assert pipe.backend.startswith("onnxruntime (CPU, ")
     assert pipe.backend.endswith("), as asked")
-    assert "the fastest that works here" in l2c_export.load(tiny[0], "auto").backend
+    assert "the first that works here" in l2c_export.load(tiny[0], "auto").backend
 
 
 def test_a_process_has_one_pool_of_threads_for_onnxruntime(pipe, tiny):
@@ -464,3 +464,27 @@ def test_the_whole_loop_runs_without_any_framework(pipe, tiny, tmp_path):
     guided, plain = np.load(tmp_path / "x.npy")
     assert close(guided, pipe([1, 2], seed=5).latents)
     assert close(plain, pipe([1, 2], guidance_scale=1, seed=5).latents)
+
+
+def test_buffers_of_one_batch_size_go_before_those_of_the_next_come(tiny, monkeypatch):
+    """On a GPU that is full, both do not fit."""
+    from l2c_export import runtime
+
+    pipe, alive, Loop = l2c_export.load(tiny[0], "onnxruntime"), [], runtime.Loop  # noqa: N806
+    monkeypatch.setattr(runtime, "Loop", lambda *given: alive.append(len(pipe._loops)) or Loop(*given))
+    pipe([1])
+    pipe([1, 2])
+    pipe([1, 2], 1.0)
+    assert alive == [0, 0, 0]
+
+
+@pytest.mark.parametrize("make", [lambda t: t.bfloat16(), lambda t: t.requires_grad_()], ids=["bf16", "grad"])
+def test_tensors_that_numpy_cannot_read_are_refused(tiny, make):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(UsageError, match="latents: not an array"):
+        l2c_export.load(tiny[0], "onnxruntime")([1], latents=make(torch.zeros((1, 4, 8, 8))))
+
+
+def test_a_guidance_that_float32_does_not_hold_is_refused(tiny):
+    with pytest.raises(UsageError, match="must be a finite number"):
+        l2c_export.load(tiny[0], "onnxruntime")([1], guidance_scale=1e39)

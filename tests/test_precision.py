@@ -169,6 +169,17 @@ def test_activations_are_narrow_and_the_sampler_is_float32(half, precision):
         assert {kind for name, kind in others.items() if name not in narrow} == {"float32"}
 
 
+def test_float32_sublayers_of_a_bf16_model_link_both_ways(tmp_path):
+    """Their weights lie beside the others, which numpy holds as plain 16 bits."""
+    chosen = case("dit_tiny_odd_resetN")
+    compile_artefact(chosen.options(tmp_path / "e", precision="bf16", fp32=("blocks.1.mlp",), backend="openvino"))
+    try:
+        shared, static = (l2c_export.load(tmp_path / "e", link=link)([1], seed=3).latents for link in ("shared", "static"))
+    except BackendError as error:
+        pytest.skip(str(error))  # a processor without bf16
+    assert np.abs(shared - static).max() <= 5e-2 * np.abs(shared).max()
+
+
 @pytest.mark.parametrize("precision", HALF)
 def test_the_cache_is_as_narrow_as_the_stream(half, tiny, precision):
     wide, narrow = artefact.read(tiny[0]).cache_bytes, artefact.read(half(precision)).cache_bytes

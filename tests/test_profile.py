@@ -102,5 +102,11 @@ def test_kinds_of_engines():
 def test_wrong_requests_are_refused(tiny):
     with pytest.raises(UsageError, match="--link maybe"):
         l2c_export.load(tiny[0], link="maybe")
-    for words in (["--rounds", "0"], ["--trace", "nowhere/t.json"]):
+    for words in (
+        ["--rounds", "0"],
+        ["--trace", "nowhere/t.json"],
+        ["--json", "nowhere/p.json"],
+        ["--images", "0"],
+        ["--images", "99"],
+    ):
         assert CliRunner().invoke(l2c, ["profile", str(tiny[0]), "--threads", "1", *words]).exit_code == 2

@@ -32,7 +32,7 @@ def test_the_commands_to_try_work(tmp_path):
         )
         assert done.returncode == 0, f"{line}: {done.stderr}"
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "engines/schedule.png").stat().st_size > 1000
+    assert (tmp_path / "schedule.png").stat().st_size > 1000
 
 
 def test_the_schedule_in_the_readme_is_one():

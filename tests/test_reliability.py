@@ -354,6 +354,17 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
     assert cache.prune(0) == []
 
 
+def test_a_cache_that_cannot_be_read_costs_time_only(empty_cache, monkeypatch):
+    """As where a container's user has the home folder of root."""
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rglob", refuse)
+    assert cache.cached("plans", "k", lambda: b"made") == b"made"
+    assert not list(cache.entries())
+
+
 def test_a_compiled_model_that_was_damaged_is_compiled_again(empty_cache):
     """OpenVINO itself would run it."""
     with l2c_export.load(GOLDEN, "openvino") as pipe:

@@ -21,7 +21,9 @@ from l2c_export.backends import Request, SegmentFile, cuda, open_backend
 from l2c_export.backends.tensorrt_backend import MODULES
 from l2c_export.backends.tensorrt_build import Builder, Port, Range, Settings, float32_layers
 from l2c_export.compile import compile_artefact
+from l2c_export.contenders import compile_twin
 from l2c_export.errors import ArtefactError, BackendError, MissingExtra, RunError, UsageError
+from l2c_export.linking import bind
 
 trt = pytest.importorskip("tensorrt_rtx")
 TYPES = {"float32": trt.float32, "float16": trt.float16, "bfloat16": trt.bfloat16, "int32": trt.int32}
@@ -120,6 +122,43 @@ def test_static_link_builds_whole_graphs_with_their_weights(tmp_path):
     step = built.calls[0].graph
     weights = sum(built.tensor_bytes(i) for i in built.graphs[step].inputs if built.is_weight(i))
     assert built.files[made.engines[step]].bytes > 0.9 * weights
+
+
+def test_other_weights_take_static_engines_with_them(tmp_path):
+    """They hold the old ones; shared engines are given theirs when they run."""
+    for link in ("shared", "static"):
+        folder, said = compiled("uvit_tiny_oddnfe", tmp_path / link, link=link), []
+        built = building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)))
+        (made,) = built.builds.values()
+        linked = bind(folder, "random:7", said.append)
+        assert artefact.read(folder) == linked
+        plans = [(folder / file).exists() for file in made.engines.values()]
+        if link == "shared":
+            assert linked.builds == built.builds
+            assert all(plans)
+        else:
+            assert linked.builds == {}
+            assert not any(plans)
+            assert (
+                said[-1]
+                == f"its engines for tensorrt-rtx held the old weights: run l2c build {folder} --backend tensorrt-rtx again"
+            )
+
+
+def test_static_engines_need_weights(tmp_path):
+    folder = compiled("uvit_tiny_oddnfe", tmp_path / "e", link="static", weights=None)
+    with pytest.raises(ArtefactError, match="has no weights yet: bind them with l2c link"):
+        building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)))
+
+
+def test_a_twin_has_the_engines_that_the_artefact_has(half, tmp_path):
+    shutil.copytree(half, tmp_path / "e")
+    building.build(tmp_path / "e", "tensorrt-rtx", Settings(targets=("sm86", "sm120"), level=1), "1:1:1")
+    manifest = artefact.read(tmp_path / "e")
+    compile_twin(tmp_path / "e", manifest, tmp_path / "twin", cache=False)
+    mine, other = (next(iter(artefact.read(tmp_path / name).builds.values())) for name in ("e", "twin"))
+    assert (other.backend, other.targets, other.images, other.level) == (mine.backend, mine.targets, mine.images, mine.level)
+    assert set(other.engines) == set(artefact.read(tmp_path / "twin").segments)
 
 
 def test_builds_are_added_and_replaced_and_go_with_the_artefact(half, tmp_path):

@@ -96,6 +96,9 @@ class Memory(Protocol):
 
     on_host: bool
 
+    def enter(self) -> None:
+        """Make this the memory that the calling thread works with."""
+
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         """A new array."""
 
@@ -131,6 +134,9 @@ class HostMemory:
     """Plain numpy: nothing is copied without being asked for, and a run that returns has ended."""
 
     on_host = True
+
+    def enter(self) -> None:
+        pass
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -237,7 +243,7 @@ class Opened(NamedTuple):
 
 
 def open_backend(name: str, request: Request = Request()) -> Opened:  # noqa: B008  (frozen)
-    """The backend of that name, or with "auto" the fastest that works here.
+    """The backend of that name, or with "auto" the first that works here.
 
     Raises BackendError if it is unknown or cannot do what is asked, MissingExtra if it is not installed.
     """
@@ -257,17 +263,18 @@ def _fastest(request: Request) -> Opened:
         try:
             backend = open_backend(name, request._replace(device=device)).backend
         except L2CError as error:
-            refused.append(str(error))  # which names the backend
+            refused.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
         else:
-            return Opened(backend, f"the fastest that works here{'; ' if refused else ''}{'; '.join(refused)}")
+            return Opened(backend, f"the first that works here{'; ' if refused else ''}{'; '.join(refused)}")
     raise BackendError(f"no backend can run this: {'; '.join(refused) or f'none is for device {request.device}'}")
 
 
 def _candidates(request: Request) -> Iterator[tuple[str, str | None]]:
     """What is worth a try, and a word if it fails, with the device to use."""
     built = {build.backend for build in request.builds}
-    yield from ((name, request.device) for name in BUILT if name in built)
     on_gpu = (request.device or "").startswith("cuda")
+    if on_gpu or request.device is None:
+        yield from ((name, request.device) for name in BUILT if name in built)
     if on_gpu or (request.device is None and version("onnxruntime-gpu")):
         yield "onnxruntime", request.device or "cuda"
     if not on_gpu:

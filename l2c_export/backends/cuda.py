@@ -85,7 +85,7 @@ class Cuda:
         if kind != "cuda" or not (number or "0").isdecimal() or int(number or 0) >= count:
             raise BackendError(f"device {device!r}: use {' or '.join(f'cuda:{i}' for i in range(count))}")
         self.index = int(number or 0)
-        self._call("cudaSetDevice", self.index)
+        self.enter()
         self.stream: int = int(self._call("cudaStreamCreateWithFlags", self._cudart.cudaStreamNonBlocking))
         weakref.finalize(self, self._cudart.cudaStreamDestroy, self.stream)
         properties = self._call("cudaGetDeviceProperties", self.index)
@@ -94,6 +94,10 @@ class Cuda:
 
     def _call(self, function: str, *arguments: Any) -> Any:
         return call(self._cudart, function, *arguments)
+
+    def enter(self) -> None:
+        """CUDA has a current device by thread, and another pipeline may have set it."""
+        self._call("cudaSetDevice", self.index)
 
     def allocate(self, size: int) -> Allocation:
         return Allocation(self._cudart, size)
@@ -160,8 +164,12 @@ class Cuda:
         self._call("cudaStreamBeginCapture", self.stream, self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
             work()
-        finally:
-            graph = self._call("cudaStreamEndCapture", self.stream)
+        except BaseException:  # which says more than how the capture ends
+            _, graph = self._cudart.cudaStreamEndCapture(self.stream)
+            self._cudart.cudaGraphDestroy(graph)
+            self._cudart.cudaGetLastError()
+            raise
+        graph = self._call("cudaStreamEndCapture", self.stream)
         try:
             if self._cudart.cudaGraphNodeType.cudaGraphNodeTypeHost in self._nodes(graph):
                 raise BackendError("CUDA: a call into the host cannot be repeated by a graph")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, RunError
+from ..machine import cores
 from . import Arrays, Backend, Nodes, OnHost, Request, Run, SegmentFile, needs
 
 ort = needs("onnxruntime", "onnxruntime")
@@ -55,13 +55,14 @@ class OrtBackend(OnHost):
 
     name = "onnxruntime"
 
-    def __init__(self, threads: int | None) -> None:
+    def __init__(self, threads: int | None, precision: str) -> None:
+        self._precision = precision
         self._shared_pool = share_pool(threads)
-        self._threads = self._shared_pool or threads or _cores()
+        self._threads = self._shared_pool or threads or cores()
         _share_arena()
 
     def describe(self) -> str:
-        return f"CPU, {self._threads} threads, fp32"
+        return f"CPU, {self._threads} threads, {self._precision}"
 
     def load(self, segment: SegmentFile) -> OrtEngine:
         return self._session(segment.path, segment.read(), self._options(), {})
@@ -103,14 +104,14 @@ class OrtBackend(OnHost):
 
 
 def share_pool(threads: int | None) -> int:
-    """The size of the process's pool, which can be set once; 0 if the process has made sessions of its own before.
+    """The size of the process's pool, which can be set once; 0 where this ONNX Runtime does not let us.
 
     Raises BackendError if another size is asked for later: ONNX Runtime then has no other pool to offer.
     """
     global _global_threads
     if _global_threads is None:
         try:
-            _global_threads = threads or _cores()
+            _global_threads = threads or cores()
             ort.set_global_thread_pool_sizes(_global_threads, 1)
         except Exception:
             _global_threads = 0
@@ -120,10 +121,6 @@ def share_pool(threads: int | None) -> int:
             f"use --threads {_global_threads}, leave it out, or load the other pipeline in another process"
         )
     return _global_threads
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 @functools.cache
@@ -142,4 +139,4 @@ def open_backend(name: str, request: Request) -> Backend:
         raise BackendError(f"onnxruntime: device {request.device!r} is not supported here: use cpu, or cuda for an NVIDIA GPU")
     if request.precision == "bf16":
         raise BackendError("onnxruntime: bf16 is not supported on a CPU: use fp32, --backend openvino, or --device cuda")
-    return OrtBackend(request.threads)
+    return OrtBackend(request.threads, request.precision)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 
 from ..cache import cached
 from ..errors import BackendError, RunError
+from ..machine import cores
 from ..program import FP32
 from . import Arrays, Nodes, OnHost, Request, Run, SegmentFile, needs
 
@@ -91,7 +91,7 @@ class OpenVinoBackend(OnHost):
         self._core = ov.Core()
         self._device = (request.device or "cpu").upper()
         self._precision = request.precision
-        self._threads = request.threads or len(os.sched_getaffinity(0))
+        self._threads = request.threads or cores()
         self._check()
 
     def _check(self) -> None:
@@ -151,8 +151,8 @@ class OpenVinoBackend(OnHost):
         """One compiled model of some nodes, the weights shared in place."""
         read = {name: self._read(segments[name]) for name in {node.op for node in nodes}}
         used = {name for node in nodes for name in node.inputs if name in weights}
-        kind = ov.Type.bf16 if self._precision == "bf16" else None
-        made: dict[str, Any] = {n: ov.op.Constant(tensor(weights[n], kind), shared_memory=True).output(0) for n in used}
+        kinds = {n: ov.Type.bf16 if weights[n].dtype == np.uint16 else None for n in used}
+        made: dict[str, Any] = {n: ov.op.Constant(tensor(weights[n], kinds[n]), shared_memory=True).output(0) for n in used}
         parameters = {}
         for node in nodes:
             model = read[node.op].clone()

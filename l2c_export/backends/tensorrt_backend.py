@@ -69,7 +69,7 @@ class TrtEngine:
                 if not context.set_input_shape(name, shape):
                     raise BackendError(
                         f"{self._backend.name}: {self._name} was not built for {name} of shape {list(shape)}: "
-                        "build it again with a larger l2c build --batch"
+                        "build it again with another l2c build --batch"
                     )
             self._contexts[shapes] = context, scratch
         return self._contexts[shapes]

@@ -38,9 +38,8 @@ def share(schedule: Schedule, most: int, cost: Sequence[float]) -> Shared:
         else:
             union = merge.a | merge.b
             computed = [union if run in merge else run for run in computed]
-        schedule = make(
-            schedule.family, schedule.sampler, schedule.steps, schedule.columns, computed, schedule.threshold, schedule.source
-        )
+        known = (schedule.family, schedule.sampler, schedule.steps, schedule.columns)
+        schedule = make(*known, computed, schedule.threshold, schedule.source, schedule.scheduler or None)
         plan = _with_joint_writes(make_plan(schedule), written)
     return Shared(schedule, plan, extra / before)
 
