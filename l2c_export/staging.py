@@ -63,9 +63,9 @@ def check_target(folder: Path, report: Report = id) -> None:
 
 def _refuse_foreign(folder: Path) -> None:
     known = {FILE, *TOLERATED, *ours(folder)}
-    others = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink() and ours(path)]  # engines/demo
+    others = [path.parent for path in folder.glob(f"*/{FILE}") if not path.parent.is_symlink() and ours(path.parent)]
     for path in sorted(folder.rglob("*")):
-        if any(path.is_relative_to(other) for other in others):
+        if any(path.is_relative_to(other) for other in others):  # engines/demo in engines/
             continue
         name = path.relative_to(folder).as_posix()
         if path.is_dir() and not path.is_symlink() and any(o.startswith(name + "/") for o in known):
