@@ -76,7 +76,7 @@ def compile_artefact(options: Options, report: Report = id) -> Manifest:
     bodies = export_bodies(source.family, lowered.whole)  # PyTorch -> ONNX, once per operation kind
     layout = weight_file.Layout(source.family.tensors(), options.weight_types)
     with staging.staged(options.out, report) as folder:
-        emit.write_models(folder, lowered.linked, bodies, layout)
+        emit.write_models(folder, lowered.linked, bodies, layout, options.link)
         emit.write_schedule(folder, lowered.schedule)
         bind_weights(folder, source, layout, report)
         write_decoder(folder, source, lowered.manifest, report)
@@ -107,7 +107,7 @@ def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, 
     backend = open_backend(options.backend, Request(precision=options.precision)).backend
     with tempfile.TemporaryDirectory() as folder:
         layout = weight_file.Layout(source.family.tensors(), lowered.manifest.weight_types)
-        emit.write_models(Path(folder), lowered.linked, bodies, layout)
+        emit.write_models(Path(folder), lowered.linked, bodies, layout, options.link)
         return segment_times(Path(folder), lowered.manifest, backend, options.batch)
 
 

@@ -17,50 +17,13 @@ from collections.abc import Iterator, Sequence
 import onnx
 import torch
 
+from . import opset
 from .cache import cached
-from .errors import ModelError
 from .models import base, layers, updates
 from .models.base import Family
+from .opset import EXPORTED, downgrade
 from .program import PLAIN_OPS, Graph, Value
 
-# The oldest opset of a supported parser: TensorRT 8.6 reads 17.
-OPSET = 17
-# What the exporter writes (18 is its minimum), and which of its operators mean the same in opset 17.
-EXPORTED = 18
-SAME_IN_17 = frozenset(
-    [
-        "Add",
-        "Cast",
-        "Concat",
-        "Constant",
-        "Conv",
-        "Cos",
-        "Div",
-        "Erf",
-        "Gather",
-        "Gemm",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "MatMul",
-        "Mul",
-        "Neg",
-        "Reshape",
-        "Resize",
-        "Shape",
-        "Sigmoid",
-        "Sin",
-        "Slice",
-        "Softmax",
-        "Split",
-        "Squeeze",
-        "Sub",
-        "Tanh",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
-# Attributes that 17 does not have; the exporter gives them the value that 17 implies.
-NEW_IN_18 = {"Split": ("num_outputs",), "Resize": ("antialias", "axes", "keep_aspect_ratio_policy")}
 EXAMPLE = {"B": 2, "R": 3}  # a batch of one would be specialised
 
 
@@ -77,7 +40,7 @@ def export_bodies(family: Family, call: Graph) -> dict[str, onnx.ModelProto]:
 
 
 def _cached(family: Family, op: str, inputs: Sequence[Value]) -> onnx.ModelProto:
-    modules = (sys.modules[type(family).__module__], base, updates, layers, sys.modules[__name__])
+    modules = (sys.modules[type(family).__module__], base, updates, layers, opset, sys.modules[__name__])
     sources = [inspect.getsource(module) for module in modules]
     key = (str(torch.__version__), onnx.__version__, op, family.arch, inputs, *sources)
     export = lambda: _export(base.segment_of(family, op).function, op, inputs).SerializeToString()  # noqa: E731
@@ -110,28 +73,6 @@ def _export(function: object, op: str, inputs: Sequence[Value]) -> onnx.ModelPro
         )
     assert program is not None
     return downgrade(program.model_proto, op)
-
-
-def downgrade(model: onnx.ModelProto, op: str) -> onnx.ModelProto:
-    """Opset 18 -> 17, where every operator used means the same in both."""
-    newer = {n.op_type for n in model.graph.node} - SAME_IN_17
-    if newer or model.functions:
-        names = ", ".join(sorted(newer)) or "functions"
-        raise ModelError(f"segment {op!r} cannot be written in opset {OPSET}: it uses {names}")
-    for node in model.graph.node:
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-        kept = [a for a in node.attribute if a.name not in NEW_IN_18.get(node.op_type, ())]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-    del model.opset_import[:]
-    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
-    model.ir_version = 8
-    del model.graph.value_info[:]
-    del model.metadata_props[:]
-    model.graph.ClearField("metadata_props")
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 from onnx import TensorProto, helper
+from onnx.inliner import inline_local_functions
 
 from . import weights
+from .opset import OPSET
 from .program import PLAIN_OPS, WEIGHT, Graph, Value
-from .segments import OPSET
 
 DOMAIN = "l2c"
 IR_VERSION = 8  # the one of opset 17; functions need at least 8
@@ -37,9 +38,12 @@ def segment_model(name: str, segment: Graph, bodies: Bodies) -> onnx.ModelProto:
 
 
 def step_model(
-    name: str, graph: Graph, segments: Mapping[str, Graph], bodies: Bodies, layout: weights.Layout
+    name: str, graph: Graph, segments: Mapping[str, Graph], bodies: Bodies, layout: weights.Layout, flat: bool = False
 ) -> onnx.ModelProto:
-    """A grouped graph as a model: one node per segment call, weights as external data."""
+    """A grouped graph as a model: one node per segment call, weights as external data.
+
+    `flat` puts the segments in place of their calls: TensorRT 8.6 reads no local functions.
+    """
     used = dict.fromkeys(node.op for node in graph.nodes)
     functions = [
         helper.make_function(
@@ -59,7 +63,8 @@ def step_model(
     outputs = [_typed(o, graph.values[o]) for o in graph.outputs]
     stored = [_external(i, layout) for i in graph.inputs if graph.kind(i) == WEIGHT]
     made = helper.make_graph(nodes, name, inputs, outputs, initializer=stored)
-    return _model(made, functions)  # the checker wants to see the external data, which may not be bound yet
+    model = _model(made, functions)  # the checker wants to see the external data, which may not be bound yet
+    return inline_local_functions(model) if flat else model
 
 
 def function_name(segment: str) -> str:

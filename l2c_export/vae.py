@@ -13,7 +13,8 @@ from .backends import needs
 from .diffusers_folder import config
 from .errors import ModelError
 from .manifest import Decoder
-from .segments import EXPORTED, downgrade, quiet
+from .opset import EXPORTED, downgrade
+from .segments import quiet
 
 KIND = "AutoencoderKL"
 FILE = "vae/decoder.onnx"
@@ -63,6 +64,32 @@ class Decoding(torch.nn.Module):
         return pixels
 
 
+def normalise_by_hand(module: torch.nn.Module) -> None:
+    """GroupNorm as means and products: its ONNX form, InstanceNormalization, is a plugin that needs cuDNN in TensorRT 8.6."""
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.GroupNorm):
+            setattr(module, name, GroupNorm(child))
+        else:
+            normalise_by_hand(child)
+
+
+class GroupNorm(torch.nn.Module):
+    """What `torch.nn.GroupNorm` computes, for one image (1, C, h, w) or (1, C, n)."""
+
+    def __init__(self, norm: torch.nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        grouped = x.reshape(1, self.groups, -1)
+        centred = grouped - grouped.mean(-1, keepdim=True)
+        variance = (centred * centred).mean(-1, keepdim=True)
+        scaled = (centred / torch.sqrt(variance + self.eps)).reshape(x.shape)
+        channels = (-1, *[1] * (x.ndim - 2))
+        return scaled * self.weight.reshape(channels) + self.bias.reshape(channels)
+
+
 def write(folder: Path, described: Decoder, channels: int, target: Path) -> None:
     """Export the decoder to `target`, with its weights inside, in float32."""
     diffusers = needs("diffusers", "diffusers")
@@ -71,6 +98,7 @@ def write(folder: Path, described: Decoder, channels: int, target: Path) -> None
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be read as an {KIND}: {str(error).splitlines()[0]}") from None
     model = Decoding(autoencoder.float().eval(), described.scaling_factor)
+    normalise_by_hand(model)
     axes = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     with quiet():
         program = torch.onnx.export(

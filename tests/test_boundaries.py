@@ -22,7 +22,7 @@ HOMES = {
     "diffusers": set(),
     "transformers": set(),
     "huggingface_hub": set(),
-    "onnx": {"segments.py", "stepgraph.py", "fuse.py"},
+    "onnx": {"opset.py", "segments.py", "stepgraph.py", "fuse.py"},
     "onnxscript": {"segments.py"},
     "accelerate": {"training/workers.py"},
     "platformdirs": {"cache.py"},
