@@ -45,6 +45,12 @@ def _manifest(folder: Path) -> bytes:
         raise ArtefactError(f"{folder} holds no complete artefact ({FILE} is missing): run l2c-export --out {folder}") from None
 
 
+def check_linked(folder: Path, manifest: Manifest) -> None:
+    """Raise ArtefactError if the artefact has no weights to run with."""
+    if manifest.weights is None:
+        raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
+
+
 def check_unchanged(folder: Path, manifest: Manifest) -> None:
     """Raise ArtefactError if the artefact was replaced after its manifest was read: its files may be of both."""
     staging.recover(folder)

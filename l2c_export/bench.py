@@ -21,7 +21,7 @@ import numpy as np
 
 from . import artefact, machine
 from .contenders import OURS, Contender, Request, contender, twins_of
-from .errors import ArtefactError, L2CError, UsageError
+from .errors import L2CError, UsageError
 from .measured import LeftOut, Measured, Result, Spread, attribute, ratio
 from .worker import Process, Ready, Timed
 
@@ -44,8 +44,7 @@ def bench(
     Raises L2CError where the artefact itself cannot run.
     """
     manifest = artefact.read(folder, verify=False)
-    if manifest.weights is None:
-        raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
+    artefact.check_linked(folder, manifest)
     if request.guidance_scale is None:  # one for all: a twin that is compiled again has its family's
         request = msgspec.structs.replace(request, guidance_scale=manifest.guidance.scale)
     if not 1 <= request.images <= manifest.batch:

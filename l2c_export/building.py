@@ -19,7 +19,7 @@ from .backends.tensorrt_build import Builder, Port, Range, Settings
 from .backends.tensorrt_monitor import Watch
 from .cache import cache_folder, cached, keep, kept
 from .decoder import NAME as DECODER
-from .errors import ArtefactError, UsageError
+from .errors import UsageError
 from .manifest import FILE, Build, Manifest
 from .program import rows_of, split_at
 from .weights import FILE as WEIGHTS
@@ -34,6 +34,7 @@ class Unit(NamedTuple):
     file: str
     ports: tuple[Port, ...]
     ranges: Mapping[str, Range]
+    once: bool = False  # it runs before the loop
 
 
 def images(text: str | None, manifest: Manifest) -> Range:
@@ -71,8 +72,8 @@ def build(
     started = time.perf_counter()
     with staging.changed(folder, report) as stage:
         manifest = artefact.read(folder)
-        if manifest.link == "static" and manifest.weights is None:
-            raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
+        if manifest.link == "static":
+            artefact.check_linked(folder, manifest)
         settings = settings._replace(precision=manifest.precision)
         sizes = images(batch, manifest)
         targets = settings.targets or (_architecture(),)
@@ -80,11 +81,10 @@ def build(
         builder = Builder(backend, settings, kept(cache), watch)
         name = f"{backend}-{builder.version}-{'-'.join(targets)}"
         (stage / name).mkdir()
-        engines, seconds = {}, {}
+        engines = {}
         for unit, wanted in units(manifest, sizes).items():
             engines[unit] = f"{name}/{unit}.plan"
-            plan, seconds[unit] = _plan(folder, manifest, builder, targets, wanted)
-            (stage / engines[unit]).write_bytes(plan)
+            (stage / engines[unit]).write_bytes(_plan(folder, manifest, builder, targets, wanted))
             progress()
         keep(cache, builder.timing_cache())
         made = Build(
@@ -100,16 +100,16 @@ def build(
         result = _add(manifest, name, made, stage)
     size = sum(result.files[file].bytes for file in engines.values())
     took = time.perf_counter() - started
-    report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(seconds)}")
+    report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(builder.seconds)}")
     return result
 
 
 def _longest(seconds: Mapping[str, float]) -> str:
     """Where the time of a build went; the first engine has the library's start, too."""
-    slowest = sorted((unit for unit in seconds if seconds[unit]), key=lambda unit: -seconds[unit])[:4]
-    if not slowest:
+    if not seconds:
         return "all of them were built before"
-    return "slowest: " + ", ".join(f"{unit.partition('.')[0]} {seconds[unit]:.1f} s" for unit in slowest)
+    slowest = sorted(seconds, key=lambda model: -seconds[model])[:4]
+    return "slowest: " + ", ".join(f"{model.partition('.')[0]} {seconds[model]:.1f} s" for model in slowest)
 
 
 def count(manifest: Manifest) -> int:
@@ -121,16 +121,18 @@ def units(manifest: Manifest, sizes: Range) -> dict[str, Unit]:
     """What has to be built, with the shapes that each part of the program uses it with."""
     found: dict[str, Unit] = {}
     for name, graph in manifest.graphs.items():
-        ranges = batch_axes(manifest, name, sizes)
+        ranges, once = batch_axes(manifest, name, sizes), name in (manifest.constants, manifest.prologue)
         if manifest.link == "static":
             ports = [_port(manifest, i, i) for i in graph.inputs if not manifest.is_weight(i)]
-            found[name] = Unit(graph.file, tuple(ports), ranges)
+            found[name] = Unit(graph.file, tuple(ports), ranges, once)
             continue
         for node in graph.nodes:
             segment = manifest.segments[node.op]
             ports = [_port(manifest, i, given) for i, given in zip(segment.inputs, node.inputs, strict=True)]
-            known = found.get(node.op)
-            found[node.op] = Unit(segment.file, tuple(ports), _union(known.ranges, ranges) if known else ranges)
+            if known := found.get(node.op):
+                found[node.op] = Unit(segment.file, tuple(ports), _union(known.ranges, ranges), known.once and once)
+            else:
+                found[node.op] = Unit(segment.file, tuple(ports), ranges, once)
     if manifest.decoder:
         channels, height, width = manifest.model.latent
         port = Port("z", (1, channels, "H", "W"))
@@ -170,21 +172,14 @@ def _architecture() -> str:
     return Cuda("cuda", "tensorrt").architecture
 
 
-def _plan(folder: Path, manifest: Manifest, builder: Builder, targets: tuple[str, ...], unit: Unit) -> tuple[bytes, float]:
-    """One engine and the seconds that building it took: none if the same was built before, perhaps by what was interrupted."""
-    artefact.check_closed((folder / unit.file).read_bytes(), folder / unit.file)
+def _plan(folder: Path, manifest: Manifest, builder: Builder, targets: tuple[str, ...], unit: Unit) -> bytes:
+    """One engine, perhaps built before by what was interrupted, or for another artefact."""
+    path = folder / unit.file
+    artefact.check_closed(path.read_bytes(), path)
     model = [manifest.files[unit.file].sha256]
     model += [manifest.files[WEIGHTS].sha256] if manifest.link == "static" else []
-    took = 0.0
-
-    def made() -> bytes:
-        nonlocal took
-        begun = time.perf_counter()
-        plan = builder.build(folder / unit.file, unit.ports, unit.ranges)
-        took = time.perf_counter() - begun
-        return plan
-
-    return cached("plans", [*model, *unit, targets, *builder.identity], made), took
+    key = [*model, *unit, targets, *builder.identity]
+    return cached("plans", key, lambda: builder.build(path, unit.ports, unit.ranges, unit.once))
 
 
 def _add(manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:

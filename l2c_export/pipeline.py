@@ -17,7 +17,7 @@ import numpy as np
 
 from . import artefact, binding, decoder, runtime, weights
 from .backends import BUILT, Opened, Request, open_backend
-from .errors import ArtefactError, RunError, UsageError
+from .errors import RunError, UsageError
 from .manifest import Manifest
 from .output import to_images
 from .samplers import standard_normal
@@ -69,8 +69,7 @@ def load(
     """
     folder = Path(path)
     manifest = artefact.read(folder, trusted=() if verify else (weights.FILE,))
-    if manifest.weights is None:
-        raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
+    artefact.check_linked(folder, manifest)
     if link not in (None, *LINKS):
         raise UsageError(f"--link {link}: use one of {', '.join(LINKS)}")
     decoder.check_tile(tile, manifest.decoder or None)

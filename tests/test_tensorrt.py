@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock, create_autospec
 
 import msgspec
+import onnx
 import pytest
 from fake_cuda import Error, FakeCudart
 from helpers import case
@@ -19,7 +20,8 @@ import l2c_export
 from l2c_export import artefact, building, manifest
 from l2c_export.backends import Request, SegmentFile, cuda, open_backend
 from l2c_export.backends.tensorrt_backend import MODULES
-from l2c_export.backends.tensorrt_build import Builder, Port, Range, Settings, float32_layers
+from l2c_export.backends.tensorrt_build import Builder, Port, Range, Settings
+from l2c_export.backends.tensorrt_types import fix_interface, stated
 from l2c_export.compile import compile_artefact
 from l2c_export.contenders import compile_twin
 from l2c_export.errors import ArtefactError, BackendError, MissingExtra, RunError, UsageError
@@ -73,23 +75,39 @@ def test_a_network_has_the_names_types_and_shapes_of_the_plan(half):
                     assert list(tensor.shape) == [-1 if isinstance(n, str) else n for n in value.shape], (node.name, name)
 
 
-def test_what_stays_in_float32_where_types_are_hints(half):
-    """For 8.6, shown on networks that this library's parser makes of the same files."""
-    builder = Builder("tensorrt-rtx", Settings(targets=("sm86",)))
-    pinned = {}
+@pytest.fixture(scope="module")
+def networks(half):
+    """Of every segment, what this library's parser makes of the file; those of 8.6 are alike."""
+    builder, found = Builder("tensorrt-rtx", Settings(targets=("sm86",))), {}
     for name, segment in artefact.read(half).segments.items():
         network = builder._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         assert trt.OnnxParser(network, builder._log).parse_from_file(str(half / segment.file))
-        pinned[name.partition(".")[0]] = {layer.type for layer in float32_layers(trt, network)}
+        found[name.partition(".")[0]] = network
+    return found
+
+
+def test_where_types_are_hints_every_layer_is_told_its_own(networks):
     kinds = trt.LayerType
-    assert kinds.SOFTMAX in pinned["attn-mul-add"]
-    assert not pinned["attn-mul-add"] & {kinds.MATRIX_MULTIPLY, kinds.NORMALIZATION}
-    assert kinds.UNARY in pinned["time"]  # sine and cosine of up to 1000, between products in half precision
-    assert kinds.MATRIX_MULTIPLY not in pinned["time"]
-    assert {kinds.NORMALIZATION, kinds.MATRIX_MULTIPLY, kinds.ELEMENTWISE} <= pinned["final"]
-    assert kinds.ELEMENTWISE in pinned["update"]
-    assert pinned["mlp-mul-add"] <= {kinds.SHUFFLE}  # of a constant
-    assert not pinned["modulation"]
+    told = {name: {(layer.type, kind) for layer, kind in stated(trt, network)} for name, network in networks.items()}
+    assert {(kinds.SOFTMAX, trt.float32), (kinds.MATRIX_MULTIPLY, trt.float16)} <= told["attn-mul-add"]
+    assert kinds.NORMALIZATION not in {layer for layer, _ in told["attn-mul-add"]}  # it has float32 statistics by itself
+    # sine and cosine of up to 1000, before products in half precision
+    assert {(kinds.UNARY, trt.float32), (kinds.MATRIX_MULTIPLY, trt.float16)} <= told["time"]
+    assert {(kind, trt.float32) for kind in (kinds.NORMALIZATION, kinds.MATRIX_MULTIPLY, kinds.ELEMENTWISE)} <= told["final"]
+    assert {kind for _, kind in told["update"]} == {trt.float32}
+    assert {kind for _, kind in told["modulation"] | told["mul-add"]} == {trt.float16}
+    for layers in told.values():
+        assert (kinds.MATRIX_MULTIPLY, trt.float32) not in layers or (kinds.MATRIX_MULTIPLY, trt.float16) not in layers
+
+
+def test_networks_of_one_type_are_given_their_tensors_as_they_are(networks):
+    fixed = {name for name, network in networks.items() if fix_interface(trt, network)}
+    assert set(networks) - fixed == {"time", "embed", "final"}  # between float32 and half precision
+    linear = 1 << int(trt.TensorFormat.LINEAR)
+    for name in fixed:
+        network = networks[name]
+        assert {network.get_input(i).allowed_formats for i in range(network.num_inputs)} == {linear}
+        assert {network.get_output(i).allowed_formats for i in range(network.num_outputs)} == {linear}
 
 
 def test_a_library_that_has_nothing_to_build_is_not_started(half, monkeypatch, tmp_path):
@@ -114,8 +132,17 @@ def test_engines_take_every_batch_from_one_image_to_the_compiled_one(half):
     assert units[hoisted].ranges["R"] == (1, calls * largest, calls * largest)
 
 
+def test_what_runs_before_the_loop_is_not_worth_tuning(half):
+    made = artefact.read(half)
+    once = {name.partition(".")[0] for name, unit in building.units(made, building.images(None, made)).items() if unit.once}
+    assert once == {"time", "condition", "modulation"}
+
+
 def test_static_link_builds_whole_graphs_with_their_weights(tmp_path):
     folder = compiled("uvit_tiny_oddnfe", tmp_path / "e", link="static", precision="fp16")
+    graph = onnx.load(folder / "step-000.onnx", load_external_data=False)
+    assert not graph.functions  # which TensorRT 8.6 cannot read
+    assert all(node.domain == "" for node in graph.graph.node)
     built = building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)))
     (made,) = built.builds.values()
     assert set(made.engines) == set(built.graphs)
@@ -209,8 +236,9 @@ def test_an_operator_that_the_library_does_not_know_is_named(tmp_path):
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[R] a) => (float[R] b) { b = Unheard(a) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "odd.onnx")
     builder = Builder("tensorrt-rtx", Settings(targets=("sm86",)))
-    with pytest.raises(BackendError, match=r"cannot read odd.onnx: .*Unheard"):
+    with pytest.raises(BackendError, match=r"cannot read odd.onnx: .*Unheard") as caught:
         builder.build(tmp_path / "odd.onnx", [Port("a", ("R",))], {"R": Range(1, 2, 2)})
+    assert "\n" not in str(caught.value)
 
 
 def test_after_an_error_the_artefact_is_as_it_was(half, monkeypatch):

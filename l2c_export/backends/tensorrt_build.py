@@ -1,7 +1,7 @@
 """Building engines with TensorRT 8.6 to 11 and TensorRT-RTX: one ONNX file in, one plan out.
 
-The graphs state every type themselves.  Versions that know strongly typed networks take them as they are; 8.6 is free
-to run any layer in half precision, except for those that the graphs have in float32.
+The graphs state every type themselves.  Versions that know strongly typed networks take them as they are; 8.6 has to be
+told of every layer.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import BackendError, UsageError
+from . import tensorrt_types
 from .tensorrt_backend import library, logger
 from .tensorrt_monitor import Watch, monitor
+from .tensorrt_types import fix_interface, multiplies, state_types
 
-# Builder optimisation of 8.6, for networks with products of matrices and without: at its own 3, DiT-XL/2 takes 95 s to build
-# on an H100 instead of 31 s, and is no faster.
-LEVEL, ELEMENTWISE_LEVEL = 2, 1
+# Builder optimisation of 8.6: for products of matrices in the loop, and for the rest.  The library's own 3 takes three times
+# as long for DiT-XL/2 on an H100, and what it makes is no faster.
+LEVEL, QUICK_LEVEL = 2, 0
 WORKSPACE = 128 * 2**20  # bytes of scratch that a kernel may ask for
 Shape = tuple[int, ...]
 
@@ -61,6 +64,7 @@ class Builder:
         self.strong = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._check()
         self._monitor, self._timed = monitor(self._trt, watch), timing_cache
+        self.seconds: dict[str, float] = {}  # what the plan of every model took
 
     @functools.cached_property
     def _builder(self) -> Any:
@@ -94,23 +98,27 @@ class Builder:
     @property
     def identity(self) -> tuple[object, ...]:
         """All that its plans depend on but the model and the GPU."""
-        return (self.name, self.version, self.settings, inspect.getsource(sys.modules[__name__]))
+        sources = [inspect.getsource(module) for module in (sys.modules[__name__], tensorrt_types)]
+        return (self.name, self.version, self.settings, *sources)
 
-    def build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range]) -> bytes:
-        """The plan of an ONNX model.  Raises BackendError naming the model and the node that is not supported."""
-        trt = self._trt
+    def build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range], once: bool = False) -> bytes:
+        """The plan of an ONNX model; one that runs `once`, before the loop, is not tuned.
+
+        Raises BackendError naming the model and the node that is not supported.
+        """
+        started, trt = time.perf_counter(), self._trt
         kinds = trt.NetworkDefinitionCreationFlag
         network = self._builder.create_network(1 << int(kinds.STRONGLY_TYPED if self.strong else kinds.EXPLICIT_BATCH))
         parser = trt.OnnxParser(network, self._log)
         if not parser.parse_from_file(str(model)):
             raise BackendError(f"{self.name} {self.version} cannot read {model.name}: {reasons(parser)}")
-        if not self.strong:
-            for layer in float32_layers(trt, network):
-                pin(trt, layer)
         config = self._config()
-        if self.settings.level is None and not self.strong:
-            multiplies = any(is_product(trt, network.get_layer(i)) for i in range(network.num_layers))
-            config.builder_optimization_level = LEVEL if multiplies else ELEMENTWISE_LEVEL
+        if not self.strong:
+            state_types(trt, network)
+            if fix_interface(trt, network):
+                config.set_flag(trt.BuilderFlag.DIRECT_IO)
+            if self.settings.level is None:
+                config.builder_optimization_level = LEVEL if multiplies(trt, network) and not once else QUICK_LEVEL
         config.add_optimization_profile(self._profile(ports, ranges))
         if self._cache is not None:
             config.set_timing_cache(self._cache, ignore_mismatch=False)
@@ -119,6 +127,7 @@ class Builder:
             raise KeyboardInterrupt
         if plan is None:
             raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
+        self.seconds[model.name] = time.perf_counter() - started
         return bytes(plan)
 
     def timing_cache(self) -> bytes:
@@ -161,57 +170,11 @@ class Builder:
         return profile
 
 
-def float32_layers(trt: Any, network: Any) -> list[Any]:
-    """What has to be pinned where types are not binding: 8.6 takes casts as hints and would run it in half precision.
-
-    That is every layer that the ONNX graph has in float32.  Only among products in half precision a normalisation is left
-    out: it computes its statistics in float32 by itself, and with it pinned 8.6 falls back to kernels that are six times
-    slower (DiT-XL/2 on an H100).
-    """
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    kinds = computed_in(trt, network, layers)
-    out = {trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE}
-    if any(kind == trt.float16 and is_product(trt, layer) for layer, kind in zip(layers, kinds, strict=True)):
-        out.add(trt.LayerType.NORMALIZATION)
-    return [layer for layer, kind in zip(layers, kinds, strict=True) if kind == trt.float32 and layer.type not in out]
-
-
-def pin(trt: Any, layer: Any) -> None:
-    layer.precision = trt.float32
-    for i in range(layer.num_outputs):
-        if layer.get_output(i).dtype in (trt.float32, trt.float16):
-            layer.set_output_type(i, trt.float32)
-
-
-def is_product(trt: Any, layer: Any) -> bool:
-    return layer.type in (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION)
-
-
-def computed_in(trt: Any, network: Any, layers: Sequence[Any]) -> list[Any]:
-    """The type that the graph has every layer in: of what it reads, as far as casts and inputs tell."""
-    floats = (trt.float32, trt.float16)
-    types = {network.get_input(i).name: network.get_input(i).dtype for i in range(network.num_inputs)}
-    kinds = []
-    for layer in layers:
-        if layer.type == trt.LayerType.CAST:
-            layer.__class__ = trt.ICastLayer
-            kind = layer.to_type
-        else:
-            given = [layer.get_input(j) for j in range(layer.num_inputs)]
-            read = [types[tensor.name] for tensor in given if tensor is not None and tensor.name in types]
-            kind = next((t for t in read if t in floats), layer.get_output(0).dtype)
-        for j in range(layer.num_outputs):
-            output = layer.get_output(j)
-            types[output.name] = kind if output.dtype in floats else output.dtype
-        kinds.append(kind)
-    return kinds
-
-
 def reasons(parser: Any) -> str:
     """The parser's errors on one line, each with its node."""
     found = []
     for i in range(parser.num_errors):
         error = parser.get_error(i)
         operator = f"{error.node_operator()} " if hasattr(error, "node_operator") else ""
-        found.append(f"{error.desc()} ({operator}node {error.node()})")
+        found.append(f"{' '.join(error.desc().split())} ({operator}node {error.node()})")
     return "; ".join(found) or "no reason given"
