@@ -3,11 +3,12 @@
 
     python scripts/gpu_check.py export OUT --model DiT-XL/2 --router ROUTER.pt      where torch and onnx are
     python scripts/gpu_check.py parity ROOT --cases CASES --json parity.json        where the backend is
+    python scripts/gpu_check.py builds OUT/cached --batch 1:1:8 --json builds.json  where the backend is
     python scripts/gpu_check.py engines OUT --images 1 8 --json engines.json        where the backend is
     python scripts/gpu_check.py pytorch OUT --images 1 8 --json pytorch.json        where torch is
 
 ROOT holds an artefact of every recorded case, compiled from its router, model and weights: CASE/cached and, with --no-cache,
-CASE/full; CASES the cases (tests/cases).  `export` writes OUT/cached and OUT/uncached with random weights.
+CASE/full; CASES the cases (tests/cases).  `export` writes OUT/cached and OUT/uncached with random weights; `builds` needs none.
 Each command prints what it found and writes it as JSON.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import json
 import os
 import shutil
@@ -28,8 +30,9 @@ from pathlib import Path
 
 import numpy as np
 
+from l2c_export.backends import BUILT
+
 LABEL, SCALE = 207, 4.0
-BUILT = ("tensorrt", "tensorrt-rtx")
 TWO_RUNS = 1e-4  # how far two launches of one graph may be apart: some kernels add in any order
 
 
@@ -104,15 +107,21 @@ def engines(args: argparse.Namespace) -> dict:
         found[name] = result
         try:
             if args.backend in BUILT:
-                result |= timed_builds(folder, args)
+                build(folder, args)
                 built = artefact.read(folder, verify=False)
                 made = next(b for b in built.builds.values() if b.backend == args.backend)
                 result["engines"] = len(made.engines)
                 result["plan_bytes"] = sum(built.files[f].bytes for f in made.engines.values())
+            load = functools.partial(l2c_export.load, folder, backend=args.backend, device="cuda", link=args.link)
+            pipe = None  # of the twin before
+            result["first_load_s"] = seconds(load)
+            gc.collect()
             before = free_memory()
             started = time.perf_counter()
-            pipe = l2c_export.load(folder, backend=args.backend, device="cuda", verify=False, link=args.link)
+            pipe = load()
             result["load_s"] = time.perf_counter() - started
+            pipe([LABEL], SCALE)
+            result["load_to_first_latents_s"] = time.perf_counter() - started
             result["backend"] = pipe.backend
             manifest = artefact.read(folder, verify=False)
             result["weight_bytes"] = manifest.files["weights.safetensors"].bytes
@@ -132,18 +141,17 @@ def build(folder: Path, args: argparse.Namespace) -> None:
     building.build(folder, args.backend, Settings(level=args.level), args.batch, report=log)
 
 
-def timed_builds(folder: Path, args: argparse.Namespace) -> dict:
+def builds(args: argparse.Namespace) -> dict:
     """Seconds of the command `l2c build`, its start included: with nothing kept, with a timing cache, with everything."""
-    words = [sys.executable, "-m", "l2c_export", "build", str(folder), "--backend", args.backend]
+    words = [sys.executable, "-m", "l2c_export", "build", str(args.folder), "--backend", args.backend]
     words += ["--batch", args.batch] if args.batch else []
     words += ["--optimization-level", str(args.level)] if args.level is not None else []
     with tempfile.TemporaryDirectory() as cache:
         run = functools.partial(subprocess.run, words, check=True, env={**os.environ, "L2C_CACHE": cache})
-        found = {"build_cold_s": seconds(run)}
-        if args.rebuild:
-            shutil.rmtree(Path(cache) / "plans")
-            found["build_with_timing_cache_s"] = seconds(run)
-            found["build_with_plans_s"] = seconds(run)
+        found = {"cold_s": seconds(run)}
+        shutil.rmtree(Path(cache) / "plans")
+        found["with_timing_cache_s"] = seconds(run)
+        found["with_plans_s"] = seconds(run)
     return found
 
 
@@ -222,9 +230,12 @@ def log(line: object) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+COMMANDS = {"export": export, "parity": parity, "builds": builds, "engines": engines, "pytorch": pytorch}
+
+
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("what", choices=("export", "parity", "engines", "pytorch"))
+    ap.add_argument("what", choices=COMMANDS)
     ap.add_argument("folder", type=Path)
     ap.add_argument("--model", default="DiT-XL/2")
     ap.add_argument("--router")
@@ -237,14 +248,13 @@ def main() -> None:
     ap.add_argument("--link", help="engines, onnxruntime: shared or static")
     ap.add_argument("--level", type=int)
     ap.add_argument("--batch", help="MIN:OPT:MAX images that the engines are built for")
-    ap.add_argument("--rebuild", action="store_true", help="build again with a timing cache, and with plans")
     ap.add_argument("--rounds", type=int, default=10)
     ap.add_argument("--shard", default="0/1", help="parity: every Nth case, from the Ith on: I/N")
     ap.add_argument("--seconds", type=float, default=1e9, help="parity: start no case after this")
     ap.add_argument("--json", type=Path)
     ap.add_argument("-v", "--verbose", action="store_true")
     args = ap.parse_args()
-    found = {"export": export, "parity": parity, "engines": engines, "pytorch": pytorch}[args.what](args)
+    found = COMMANDS[args.what](args)
     result = {"command": "python scripts/gpu_check.py " + " ".join(sys.argv[1:]), "results": found}
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
