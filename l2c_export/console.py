@@ -84,11 +84,13 @@ def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
     numeric = [all(isinstance(row[i], (int, float)) for row in rows[1:]) for i in range(len(rows[0]))]
     for name, right in zip(rows[0], numeric, strict=True):
         table.add_column(str(name), justify="right" if right else "left")
     for row in rows[1:]:
         table.add_row(*map(str, row))
     width = None if sys.stdout.isatty() else 120
-    Console(width=width, markup=False).print(table)
+    console = Console(width=width, markup=False, highlight=False)
+    console.print(title, soft_wrap=True)  # the table would break it at its own width
+    console.print(table)

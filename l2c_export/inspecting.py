@@ -76,8 +76,10 @@ def inspect(path: Path, threshold: float | None = None) -> View:
     from . import routers
 
     router = routers.read(path)
-    chosen = routers.default_threshold(router.family, 32) if threshold is None else threshold
-    return of_schedule(router.schedule(chosen, None), f"{path}: {router.family} router, threshold {chosen}")
+    small, large = (routers.default_threshold(router.family, size) for size in (32, 64))
+    chosen = small if threshold is None else threshold
+    note = f" (if its model makes 512 px: --threshold {large})" if threshold is None and large != small else ""
+    return of_schedule(router.schedule(chosen, None), f"{path}: {router.family} router, threshold {chosen}{note}")
 
 
 def of_schedule(schedule: Schedule, title: str) -> View:

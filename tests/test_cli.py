@@ -365,6 +365,9 @@ def test_a_router_is_shown_at_any_threshold(desk):
         return sum(len(c["computed"]) for c in json.loads(invoke(f"inspect router.pt {words} --json").stdout)["calls"])
 
     assert computed("--threshold 0") == 42 > computed("--threshold 0.1") > computed("--threshold 1") == 24
+    first = invoke("inspect router.pt").stdout.splitlines()[0]
+    assert first == "router.pt: dit router, threshold 0.1 (if its model makes 512 px: --threshold 0.9)"
+    assert invoke("inspect router.pt --threshold 0.1").stdout.splitlines()[0] == "router.pt: dit router, threshold 0.1"
     assert computed("") == computed("--threshold 0.1"), "the released one"
 
 
