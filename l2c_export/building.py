@@ -6,6 +6,8 @@ and for several GPUs.
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ import msgspec
 
 from . import artefact, staging
 from .backends import BUILT
+from .backends.cuda import Cuda
 from .backends.tensorrt_build import Builder, Port, Range, Settings
 from .backends.tensorrt_monitor import Watch
 from .cache import cache_folder, cached, keep, kept
@@ -69,6 +72,8 @@ def build(
     artefact.read(folder, verify=False)  # refuse what is no artefact before anything is written
     if backend == "tensorrt-rtx" and not settings.targets:
         settings = settings._replace(targets=RTX_TARGETS)
+    settings = settings._replace(targets=tuple(sorted(set(settings.targets), key=lambda t: (len(t), t))))
+    _check_timing_cache(timing_cache, backend)
     started = time.perf_counter()
     with staging.changed(folder, report) as stage:
         manifest = artefact.read(folder)
@@ -76,15 +81,19 @@ def build(
             artefact.check_linked(folder, manifest)
         settings = settings._replace(precision=manifest.precision)
         sizes = images(batch, manifest)
-        targets = settings.targets or (_architecture(),)
-        cache = timing_cache or cache_folder("timing") / f"{backend}-{'-'.join(targets)}.cache"
-        builder = Builder(backend, settings, kept(cache), watch)
+        gpu = None if settings.targets else Cuda("cuda", backend)
+        targets = (gpu.architecture,) if gpu else settings.targets
+        builder = Builder(backend, settings, watch)
+        # what is fast on one card is not on every one of its architecture
+        card = "-".join(re.findall(r"\w+", gpu.name)) if gpu else ""
+        cache = timing_cache or cache_folder("timing") / f"{backend}-{builder.version}-{card}.cache"
+        builder.known = kept(cache)
         name = f"{backend}-{builder.version}-{'-'.join(targets)}"
         (stage / name).mkdir()
         engines = {}
         for unit, wanted in units(manifest, sizes).items():
             engines[unit] = f"{name}/{unit}.plan"
-            (stage / engines[unit]).write_bytes(_plan(folder, manifest, builder, targets, wanted))
+            (stage / engines[unit]).write_bytes(_plan(folder, manifest, builder, (*targets, card), wanted))
             progress()
         keep(cache, builder.timing_cache())
         made = Build(
@@ -104,12 +113,22 @@ def build(
     return result
 
 
+def _check_timing_cache(path: Path | None, backend: str) -> None:
+    """Refuse a file that could not be used, before minutes are spent on what goes there."""
+    if path is None:
+        return
+    if backend == "tensorrt-rtx":
+        raise UsageError(f"--timing-cache {path}: tensorrt-rtx measures nothing when it builds: leave it out")
+    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"--timing-cache {path}: cannot be written: choose another file")
+
+
 def _longest(seconds: Mapping[str, float]) -> str:
     """Where the time of a build went; the first engine has the library's start, too."""
     if not seconds:
         return "all of them were built before"
     slowest = sorted(seconds, key=lambda model: -seconds[model])[:4]
-    return "slowest: " + ", ".join(f"{model.partition('.')[0]} {seconds[model]:.1f} s" for model in slowest)
+    return "slowest: " + ", ".join(f"{model.removesuffix('.onnx')} {seconds[model]:.1f} s" for model in slowest)
 
 
 def count(manifest: Manifest) -> int:
@@ -166,19 +185,13 @@ def _port(manifest: Manifest, name: str, given: str) -> Port:
     return Port(name, (len(range(*rows.indices(first))), *rest))
 
 
-def _architecture() -> str:
-    from .backends.cuda import Cuda
-
-    return Cuda("cuda", "tensorrt").architecture
-
-
-def _plan(folder: Path, manifest: Manifest, builder: Builder, targets: tuple[str, ...], unit: Unit) -> bytes:
+def _plan(folder: Path, manifest: Manifest, builder: Builder, gpus: tuple[str, ...], unit: Unit) -> bytes:
     """One engine, perhaps built before by what was interrupted, or for another artefact."""
     path = folder / unit.file
     artefact.check_closed(path.read_bytes(), path)
     model = [manifest.files[unit.file].sha256]
     model += [manifest.files[WEIGHTS].sha256] if manifest.link == "static" else []
-    key = [*model, *unit, targets, *builder.identity]
+    key = [*model, *unit, gpus, *builder.identity]
     return cached("plans", key, lambda: builder.build(path, unit.ports, unit.ranges, unit.once))
 
 
@@ -188,5 +201,6 @@ def _add(manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:
     gone = set(old.engines.values()) if old else set()
     files = {n: f for n, f in manifest.files.items() if n not in gone}
     files |= {file: artefact.info(stage / file) for file in made.engines.values()}
-    result = msgspec.structs.replace(manifest, builds={**manifest.builds, name: made}, files=files)
+    builds = {n: build for n, build in manifest.builds.items() if n != name} | {name: made}  # the newest is the last
+    result = msgspec.structs.replace(manifest, builds=builds, files=files)
     return artefact.write_json(stage / FILE, result)

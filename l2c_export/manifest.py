@@ -14,6 +14,7 @@ is done when the version changes and at no other time.
 from __future__ import annotations
 
 import math
+import re
 from typing import Literal
 
 import msgspec
@@ -116,7 +117,8 @@ class Build(Record, frozen=True, kw_only=True):
     def runs_on(self, architecture: str, version: str) -> bool:
         """Whether a GPU and a version of the library can run these engines."""
         same = self.version == version
-        newer = self.version_compatible and self.version.split(".")[0] == version.split(".")[0]
+        made, here = (tuple(map(int, re.findall(r"\d+", v)[:3])) for v in (self.version, version))
+        newer = self.version_compatible and made[:1] == here[:1] and made <= here
         ampere = self.hardware_compatible and int(architecture.removeprefix("sm")) >= 80
         return (same or newer) and (architecture in self.targets or ampere)
 

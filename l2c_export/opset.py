@@ -19,11 +19,11 @@ SAME_IN_17 = frozenset([
     "Neg", "ReduceMean", "Reshape", "Resize", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub",
     "Tanh", "Transpose", "Unsqueeze",
 ])  # fmt: skip
-# Attributes that 17 does not have; the exporter gives them the value that 17 implies.
-NEW_IN_18 = {
-    "ReduceMean": ("noop_with_empty_axes",),
-    "Resize": ("antialias", "axes", "keep_aspect_ratio_policy"),
-    "Split": ("num_outputs",),
+# Attributes that 17 does not have, and the values that it implies; None where it has another way to say the same.
+NEW_IN_18: dict[str, dict[str, object]] = {
+    "ReduceMean": {"noop_with_empty_axes": 0},
+    "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"},
+    "Split": {"num_outputs": None},
 }
 
 
@@ -34,13 +34,16 @@ def downgrade(model: onnx.ModelProto, op: str) -> onnx.ModelProto:
         names = ", ".join(sorted(newer)) or "functions"
         raise ModelError(f"segment {op!r} cannot be written in opset {OPSET}: it uses {names}")
     slice_shapes(model.graph)
-    reduce_by_attribute(model.graph)
+    reduce_by_attribute(model.graph, op)
     for node in model.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
-        kept = [a for a in node.attribute if a.name not in NEW_IN_18.get(node.op_type, ())]
-        del node.attribute[:]
-        node.attribute.extend(kept)
+        for attribute in list(node.attribute):
+            implied = NEW_IN_18.get(node.op_type, {}).get(attribute.name, attribute)
+            if implied is not attribute:
+                if implied not in (None, onnx.helper.get_attribute_value(attribute)):
+                    raise ModelError(f"segment {op!r} cannot be written in opset {OPSET}: {node.op_type} has {attribute.name}")
+                node.attribute.remove(attribute)
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     model.ir_version = 8
@@ -71,11 +74,13 @@ def slice_shapes(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def reduce_by_attribute(graph: onnx.GraphProto) -> None:
+def reduce_by_attribute(graph: onnx.GraphProto, op: str) -> None:
     """Axes of a mean: an input in opset 18, an attribute in 17."""
     constants = {i.name: i for i in graph.initializer}
     constants |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
     for node in graph.node:
         if node.op_type == "ReduceMean":
+            if len(node.input) < 2 or node.input[1] not in constants:
+                raise ModelError(f"segment {op!r} cannot be written in opset {OPSET}: ReduceMean has no constant axes")
             axes = numpy_helper.to_array(constants[node.input.pop(1)])
             node.attribute.append(onnx.helper.make_attribute("axes", axes.tolist()))

@@ -13,6 +13,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 
 import onnx
 import torch
@@ -42,7 +43,8 @@ def export_bodies(family: Family, call: Graph) -> dict[str, onnx.ModelProto]:
 def _cached(family: Family, op: str, inputs: Sequence[Value]) -> onnx.ModelProto:
     modules = (sys.modules[type(family).__module__], base, updates, layers, opset, sys.modules[__name__])
     sources = [inspect.getsource(module) for module in modules]
-    key = (str(torch.__version__), onnx.__version__, op, family.arch, inputs, *sources)
+    versions = (str(torch.__version__), onnx.__version__, *map(version, ("onnxscript", "onnx-ir")))
+    key = (*versions, op, family.arch, inputs, *sources)
     export = lambda: _export(base.segment_of(family, op).function, op, inputs).SerializeToString()  # noqa: E731
     return onnx.load_from_string(cached("segments", key, export))
 

@@ -29,6 +29,7 @@ class FakeCudart:
         self.free, self.driver, self.failing = free, driver, failing or {}
         self.held: dict[int, np.ndarray] = {}
         self.current: int | None = None  # device
+        self.capability = 9, 0
 
     def __getattribute__(self, name):
         found = super().__getattribute__(name)
@@ -49,7 +50,7 @@ class FakeCudart:
         return (Error.cudaSuccess,)
 
     def cudaGetDeviceProperties(self, index):
-        return Error.cudaSuccess, SimpleNamespace(name=b"Fake GPU\0\0", major=9, minor=0)
+        return Error.cudaSuccess, SimpleNamespace(name=b"Fake GPU\0\0", major=self.capability[0], minor=self.capability[1])
 
     def cudaMemGetInfo(self):
         return Error.cudaSuccess, self.free, 2**40

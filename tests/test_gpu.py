@@ -124,7 +124,7 @@ def test_every_step_is_the_recorded_one(load, name, precision):
     try:
         pipe = load(name, precision)
     except BackendError as error:
-        if precision != "bf16":
+        if precision != "bf16" or "has no bf16" not in str(error):
             raise
         pytest.skip(str(error))
     pipe(labels, scale, latents=noise, callback_on_step_end=fed)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock, create_autospec
 
@@ -223,11 +226,73 @@ def test_a_damaged_plan_is_not_loaded(half, tmp_path):
         ("tensorrt-rtx", {}, "8", "--batch 8: give MIN:OPT:MAX images, for example 1:1:"),
         ("tensorrt-rtx", {}, "2:1:2", "--batch 2:1:2: give MIN:OPT:MAX"),
         ("tensorrt-rtx", {}, "1:1:99", "--batch 1:1:99: the artefact was compiled for at most"),
+        (
+            "tensorrt-rtx",
+            {"version_compatible": True},
+            None,
+            "--version-compatible: the engines of tensorrt-rtx",
+        ),
+        (
+            "tensorrt-rtx",
+            {"hardware_compatible": True},
+            None,
+            "--hardware-compatible: tensorrt-rtx builds for",
+        ),
     ],
 )
 def test_wrong_wishes_are_refused(half, backend, settings, batch, message):
     with pytest.raises(UsageError, match=message):
         building.build(half, backend, Settings(**settings), batch)
+
+
+def test_a_timing_cache_that_cannot_be_used_is_refused_before_the_work(half, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=r"--timing-cache t: tensorrt-rtx measures nothing when it builds: leave it out"):
+        building.build(half, "tensorrt-rtx", Settings(), timing_cache=Path("t"))
+    monkeypatch.setattr(building, "Cuda", None)
+    with pytest.raises(UsageError, match=r"--timing-cache .*/no/t: cannot be written: choose another file"):
+        building.build(half, "tensorrt", Settings(), timing_cache=tmp_path / "no" / "t")
+
+
+def test_what_was_measured_on_another_gpu_of_the_architecture_is_not_used(half, tmp_path, monkeypatch, empty_cache):
+    """A stand-in for TensorRT's builder, which only runs on its GPU."""
+    built = []
+
+    class Fake(Builder):
+        version = identity = "10.3.0"
+
+        def __init__(self, *_):
+            self.known, self.seconds = b"", {}
+
+        def build(self, model, *_):
+            self.seconds[model.name] = 1.0
+            built.append(self.known)
+            return b"plan"
+
+        def timing_cache(self):
+            return card.encode()
+
+    monkeypatch.setattr(building, "Builder", Fake)
+    monkeypatch.setattr(building, "Cuda", lambda *_: SimpleNamespace(architecture="sm89", name=card))
+    count = len(artefact.read(half).segments)
+    for card, known, times in (
+        ("NVIDIA L4", b"", 1), ("NVIDIA GeForce RTX 4090", b"", 2), ("NVIDIA L4", b"NVIDIA L4", 2),
+    ):  # fmt: skip
+        shutil.copytree(half, tmp_path / f"{card}-{times}-{known}")
+        building.build(tmp_path / f"{card}-{times}-{known}", "tensorrt", Settings())
+        assert len(built) == times * count
+    shutil.rmtree(empty_cache / "plans")
+    building.build(tmp_path / "NVIDIA L4-1-b''", "tensorrt", Settings())
+    assert built[2 * count :] == [b"NVIDIA L4"] * count
+
+
+def test_of_several_builds_that_fit_the_newest_is_used(cudart, half, tmp_path):
+    cudart.capability = 8, 6
+    shutil.copytree(half, tmp_path / "e")
+    for targets in (("sm86",), ("sm120", "sm86", "sm86"), ("sm86",)):
+        made = building.build(tmp_path / "e", "tensorrt-rtx", Settings(targets=targets), batch="1:1:1")
+        request = Request(folder=tmp_path / "e", builds=tuple(made.builds.values()), files=made.files)
+        assert open_backend("tensorrt-rtx", request).backend._build.targets == tuple(sorted(set(targets), key=len))
+    assert len(made.builds) == 2
 
 
 def test_an_operator_that_the_library_does_not_know_is_named(tmp_path):
@@ -241,7 +306,7 @@ def test_an_operator_that_the_library_does_not_know_is_named(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_after_an_error_the_artefact_is_as_it_was(half, monkeypatch):
+def test_after_an_error_the_artefact_is_as_it_was(half, monkeypatch, empty_cache):
     before = artefact.read(half)
     calls = []
 
@@ -266,6 +331,8 @@ def test_after_an_error_the_artefact_is_as_it_was(half, monkeypatch):
         ({}, "sm90", "10.4.0", False),
         ({"version_compatible": True}, "sm90", "10.4.0", True),
         ({"version_compatible": True}, "sm90", "11.0.0", False),
+        ({"version_compatible": True}, "sm90", "10.2.9", False),
+        ({"version_compatible": True}, "sm90", "10.10.0", True),
         ({"hardware_compatible": True}, "sm89", "10.3.0", True),
         ({"hardware_compatible": True}, "sm75", "10.3.0", False),
     ],
@@ -310,34 +377,30 @@ def test_a_build_tells_how_far_it_is(half, tmp_path, empty_cache):
     assert len({phase for phase, _ in seen}) > 3
 
 
-INTERRUPTED = """
+BUILD = """
 import signal, sys
 from pathlib import Path
 from l2c_export import building
 from l2c_export.backends.tensorrt_build import Settings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the parent has set
-seen = []
-
-def watch(phase, share):
-    seen.append(phase)
-    if len(seen) == 5:
-        signal.raise_signal(signal.SIGINT)
-
-try:
-    building.build(Path(sys.argv[1]), "tensorrt-rtx", Settings(), watch=watch)
-except KeyboardInterrupt:
-    print(len(seen))
+building.build(Path(sys.argv[1]), "tensorrt-rtx", Settings(), watch=lambda *_: print(flush=True))
 """
 
 
-def test_ctrl_c_ends_a_build_and_leaves_the_artefact_as_it_was(half, tmp_path, empty_cache):
+@pytest.mark.parametrize("milliseconds", [0, 20, 70, 150])
+def test_ctrl_c_at_any_time_ends_a_build_and_leaves_the_artefact_as_it_was(half, tmp_path, empty_cache, milliseconds):
+    """It comes while the library runs, which swallows exceptions of the callbacks that Python would raise it in."""
     folder = tmp_path / "e"
     shutil.copytree(half, folder)
     before = artefact.read(folder)
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert 5 <= int(done.stdout) < 20  # it has not finished first
+    words = [sys.executable, "-c", BUILD, str(folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        running.stdout.readline()  # the first engine has begun
+        time.sleep(1e-3 * milliseconds)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    assert said.splitlines()[-1] == "KeyboardInterrupt"
     assert artefact.read(folder) == before
     assert not list(folder.glob(".l2c-partial*"))
 
@@ -414,6 +477,18 @@ def test_a_missing_library_is_named_with_its_extra(backend, module, monkeypatch)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=rf"{module} is not installed: pip install 'l2c-export\[{backend}\]'"):
         open_backend(backend)
+
+
+def test_a_library_that_does_not_load_is_one_line_and_no_end_for_auto(tiny, tmp_path, monkeypatch):
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text("raise ImportError('libtbb.so.12: cannot open\\nshared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openvino" or name.endswith("openvino_backend")]:
+        monkeypatch.delitem(sys.modules, name)
+    says = "openvino is installed, but does not load: libtbb.so.12: cannot open shared object file: mend it first"
+    with pytest.raises(BackendError, match=says):
+        open_backend("openvino")
+    assert says in open_backend("auto", Request(device="cpu")).why
 
 
 def test_without_a_driver_there_is_one_line(monkeypatch, half):

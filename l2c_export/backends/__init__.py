@@ -282,10 +282,14 @@ def _candidates(request: Request) -> Iterator[tuple[str, str | None]]:
 
 
 def needs(package: str, extra: str) -> ModuleType:
-    """Import an optional package, or say which extra installs it."""
+    """Import an optional package, or say which extra installs it.
+
+    Raises MissingExtra, or BackendError for one that is there without a library of the system that it needs.
+    """
     try:
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] == package.partition(".")[0]:
+    except (ImportError, OSError) as error:
+        root = package.partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] == root:
             raise MissingExtra(package, extra) from None
-        raise
+        raise BackendError(f"{root} is installed, but does not load: {' '.join(str(error).split())}: mend it first") from None

@@ -93,7 +93,7 @@ class TensorRtBackend:
             return None
         here, version = self.memory.architecture, self._trt.__version__
         mine = [build for build in request.builds if build.backend == self.name]
-        for build in mine:
+        for build in reversed(mine):  # the newest
             if build.runs_on(here, version):
                 return build
         found = "; ".join(f"{b.version} for {', '.join(b.targets)}" for b in mine) or "no such engines"
@@ -101,8 +101,9 @@ class TensorRtBackend:
         raise BackendError(f"{self.name}: the artefact has {found}, needed are {version} for {here}: {remedy}")
 
     def _remedy(self, folder: Path) -> str:
+        chosen = f"CUDA_VISIBLE_DEVICES={self.memory.index} " if self.memory.index and self.name == "tensorrt" else ""
         where = "on this machine" if self.name == "tensorrt" else f"--target {self.memory.architecture}"
-        return f"run l2c build {folder} --backend {self.name} {where}"
+        return f"run {chosen}l2c build {folder} --backend {self.name} {where}"
 
     def describe(self) -> str:
         return f"{self.memory.name} ({self.memory.architecture}), {self._trt.__version__}"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import BackendError, UsageError
 from . import tensorrt_types
 from .tensorrt_backend import library, logger
-from .tensorrt_monitor import Watch, monitor
+from .tensorrt_monitor import Interrupt, Watch, monitor
 from .tensorrt_types import fix_interface, multiplies, state_types
 
 # Builder optimisation of 8.6: for products of matrices in the loop, and for the rest.  The library's own 3 takes three times
@@ -58,12 +58,14 @@ class Settings(NamedTuple):
 class Builder:
     """One library and one set of settings, for any number of engines."""
 
-    def __init__(self, name: str, settings: Settings, timing_cache: bytes = b"", watch: Watch = lambda *_: None) -> None:
+    def __init__(self, name: str, settings: Settings, watch: Watch = lambda *_: None) -> None:
         self.name, self.settings = name, settings
         self._trt, self._log = library(name), logger(library(name))
         self.strong = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._check()
-        self._monitor, self._timed = monitor(self._trt, watch), timing_cache
+        self._interrupt = Interrupt()
+        self._monitor = monitor(self._trt, watch, self._interrupt)
+        self.known = b""  # the timing cache of builds before this one
         self.seconds: dict[str, float] = {}  # what the plan of every model took
 
     @functools.cached_property
@@ -78,13 +80,17 @@ class Builder:
 
     @functools.cached_property
     def _cache(self) -> Any:
-        return None if self.name == "tensorrt-rtx" else self._config().create_timing_cache(self._timed)
+        return None if self.name == "tensorrt-rtx" else self._config().create_timing_cache(self.known)
 
     def _check(self) -> None:
         if self.settings.precision == "bf16" and not self.strong:
             raise BackendError(f"{self.name} {self.version} has no bf16: use --precision fp16 or fp32")
         if self.settings.targets and self.name != "tensorrt-rtx":
             raise UsageError(f"--target {','.join(self.settings.targets)}: {self.name} builds for the GPU it runs on")
+        if self.name == "tensorrt-rtx" and self.settings.version_compatible:
+            raise UsageError("--version-compatible: the engines of tensorrt-rtx are for its own version: build them with each")
+        if self.name == "tensorrt-rtx" and self.settings.hardware_compatible:
+            raise UsageError("--hardware-compatible: tensorrt-rtx builds for the GPUs that --target names")
         known = getattr(self._trt, "ComputeCapability", None)
         for target in self.settings.targets:
             names = [n.lower() for n in known.__members__ if n.startswith("SM")] if known else []
@@ -106,7 +112,14 @@ class Builder:
 
         Raises BackendError naming the model and the node that is not supported.
         """
-        started, trt = time.perf_counter(), self._trt
+        started = time.perf_counter()
+        with self._interrupt:
+            plan = self._build(model, ports, ranges, once)
+        self.seconds[model.name] = time.perf_counter() - started
+        return plan
+
+    def _build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range], once: bool) -> bytes:
+        trt = self._trt
         kinds = trt.NetworkDefinitionCreationFlag
         network = self._builder.create_network(1 << int(kinds.STRONGLY_TYPED if self.strong else kinds.EXPLICIT_BATCH))
         parser = trt.OnnxParser(network, self._log)
@@ -120,14 +133,12 @@ class Builder:
             if self.settings.level is None:
                 config.builder_optimization_level = LEVEL if multiplies(trt, network) and not once else QUICK_LEVEL
         config.add_optimization_profile(self._profile(ports, ranges))
-        if self._cache is not None:
+        if self._cache is not None and not config.set_timing_cache(self._cache, ignore_mismatch=False):
+            self._cache = config.create_timing_cache(b"")  # the one that was known is of another GPU or version
             config.set_timing_cache(self._cache, ignore_mismatch=False)
         plan = self._builder.build_serialized_network(network, config)
-        if self._monitor and self._monitor.interrupted:
-            raise KeyboardInterrupt
         if plan is None:
             raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
-        self.seconds[model.name] = time.perf_counter() - started
         return bytes(plan)
 
     def timing_cache(self) -> bytes:
