@@ -24,6 +24,7 @@ from l2c_export import artefact, building, manifest
 from l2c_export.backends import Request, SegmentFile, cuda, open_backend
 from l2c_export.backends.tensorrt_backend import MODULES
 from l2c_export.backends.tensorrt_build import Builder, Port, Range, Settings
+from l2c_export.backends.tensorrt_monitor import Interrupt, monitor
 from l2c_export.backends.tensorrt_types import fix_interface, stated
 from l2c_export.compile import compile_artefact
 from l2c_export.contenders import compile_twin
@@ -274,14 +275,13 @@ def test_what_was_measured_on_another_gpu_of_the_architecture_is_not_used(half, 
     monkeypatch.setattr(building, "Builder", Fake)
     monkeypatch.setattr(building, "Cuda", lambda *_: SimpleNamespace(architecture="sm89", name=card))
     count = len(artefact.read(half).segments)
-    for card, known, times in (
-        ("NVIDIA L4", b"", 1), ("NVIDIA GeForce RTX 4090", b"", 2), ("NVIDIA L4", b"NVIDIA L4", 2),
-    ):  # fmt: skip
-        shutil.copytree(half, tmp_path / f"{card}-{times}-{known}")
-        building.build(tmp_path / f"{card}-{times}-{known}", "tensorrt", Settings())
-        assert len(built) == times * count
+    for card, times in (("NVIDIA L4", 1), ("NVIDIA GeForce RTX 4090", 2), ("NVIDIA L4", 2)):
+        folder = tmp_path / f"{card} {times}"
+        shutil.copytree(half, folder)
+        building.build(folder, "tensorrt", Settings())
+        assert built == [b""] * times * count
     shutil.rmtree(empty_cache / "plans")
-    building.build(tmp_path / "NVIDIA L4-1-b''", "tensorrt", Settings())
+    building.build(folder, "tensorrt", Settings())
     assert built[2 * count :] == [b"NVIDIA L4"] * count
 
 
@@ -403,6 +403,14 @@ def test_ctrl_c_at_any_time_ends_a_build_and_leaves_the_artefact_as_it_was(half,
     assert said.splitlines()[-1] == "KeyboardInterrupt"
     assert artefact.read(folder) == before
     assert not list(folder.glob(".l2c-partial*"))
+
+
+def test_ctrl_c_does_not_wait_for_the_end_of_an_engine():
+    interrupt = Interrupt()
+    told = monitor(trt, lambda *_: None, interrupt)
+    assert told.step_complete("timing", 0)
+    interrupt.pressed = True
+    assert not told.step_complete("timing", 1)
 
 
 def test_the_progress_bar_shows_phases(monkeypatch):
