@@ -11,15 +11,13 @@ from typing import Any
 import click
 
 from . import __version__, cli_cache, cli_measure, cli_train
-from .console import FILE, FOLDER, command, print_table, progress, say
+from .console import FILE, FOLDER, Commands, OneLine, command, print_table, progress, say
 from .errors import UsageError
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=OneLine, context_settings={"show_default": True})
 @click.option(
     "--schedule",
-    default="",
-    show_default=False,
     help="A trained router (.pt), a schedule or a steps mask (.json), every:K, full:0,A,B,.. or mask:1,0,..; "
     "--model demo has its own: demo and demo:aggressive.",
 )
@@ -102,7 +100,7 @@ def print_prediction(options: Any, device: str, calibrate: bool, as_json: bool) 
         print_table("prediction", comparison(cached, uncached))
 
 
-@click.group(context_settings={"show_default": True})
+@click.group(cls=Commands, context_settings={"show_default": True})
 @click.version_option(__version__, prog_name="l2c-export")
 def l2c() -> None:
     """Run, link and inspect what l2c-export compiled."""
@@ -221,6 +219,12 @@ def inspect(path: Path, threshold: float | None, device: str | None, measure: bo
     """Show an artefact, a schedule or a router, call by call."""
     from .inspecting import inspect as look
 
+    if measure and device:
+        raise UsageError(f"--device {device}: is for predicted times, --measure for those of this machine: use one of the two")
+    if plot:
+        from .plot import check_picture, schedule_heatmap
+
+        check_picture(plot)
     found = look(path, threshold)
     if threshold is not None and found.artefact is not None:
         raise UsageError(f"--threshold {threshold:g}: only a router has scores; the schedule of {path} was made with one")
@@ -235,14 +239,14 @@ def inspect(path: Path, threshold: float | None, device: str | None, measure: bo
         costs = predict(artefact.read(path, verify=False), device).calls
         found = found.timed([cost.seconds for cost in costs], f"predicted for {device}")
     if plot:
-        from .plot import schedule_heatmap
-
         schedule_heatmap(found, plot)
         say(f"{plot}: drawn")
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found)))
     else:
         print_table(found.title, found.table())
+        for line in found.notes():
+            click.echo(line)
 
 
 def measured_calls(folder: Path) -> list[float]:

@@ -13,10 +13,9 @@ import click
 import msgspec
 
 from .console import FILE, FOLDER, command, print_table, progress, say
-from .errors import UsageError
+from .files import check_place, write
 
 TOLERANCE = click.FloatRange(min=0)
-PICTURES = (".png", ".svg", ".pdf")
 
 
 @click.command(context_settings={"show_default": True})
@@ -86,11 +85,11 @@ def bench(engines: Path, against: str | None, passes: bool, rounds: int | None, 
     """Measure an artefact beside PyTorch, other backends, and itself without its schedule."""
     from . import bench as measuring
     from . import contenders, machine, report
+    from .plot import check_picture
 
-    for path in (plot, html, None if as_json in (None, "-") else Path(as_json)):
-        writable(path)
-    if plot and plot.suffix not in PICTURES:
-        raise UsageError(f"--plot {plot}: use one of {', '.join(PICTURES)}")
+    check_places(as_json, html=html)
+    if plot:
+        check_picture(plot)
     request = contenders.Request(images=images, seed=seed, guidance_scale=guidance_scale,
                                  threads=machine.cores() if threads is None else threads, device=device)  # fmt: skip
     with contextlib.ExitStack() as shown:
@@ -100,12 +99,12 @@ def bench(engines: Path, against: str | None, passes: bool, rounds: int | None, 
 
         names = contenders.chosen(against)
         result = measuring.bench(engines, names, request, rounds, against is None, passes, say, measured)
-    write_json(as_json, result)
     if as_json != "-":
         print_table(report.settings_line(result), report.speed_table(result))
         print_table("what it takes", report.cost_table(result))
         for line in report.sentences(result):
             click.echo(line)
+    write_json(as_json, result)
     if plot or html:
         draw_bench(engines, result, plot, html)
 
@@ -119,8 +118,15 @@ def draw_bench(engines: Path, result: Any, picture: Path | None, html: Path | No
         plot.bench_picture(result, view, picture)
         say(f"{picture}: drawn")
     if html:
-        html.write_text(report.page(result, view), encoding="utf-8")
+        write(html, report.page(result, view).encode(), "--html")
         say(f"{html}: written")
+
+
+def check_places(as_json: str | None, **files: Path | None) -> None:
+    """Before a long measurement: whether its results can be written."""
+    for option, path in {**files, "json": None if as_json in (None, "-") else Path(as_json)}.items():
+        if path:
+            check_place(path, f"--{option}")
 
 
 def write_json(to: str | None, value: object) -> None:
@@ -128,14 +134,8 @@ def write_json(to: str | None, value: object) -> None:
     if to == "-":
         click.echo(msgspec.json.encode(value))
     elif to:
-        Path(to).write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+        write(Path(to), msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n", "--json")
         say(f"{to}: written")
-
-
-def writable(path: Path | None) -> None:
-    """Before a long measurement: whether its result can be written there."""
-    if path and not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}: make it first")
 
 
 @click.command(context_settings={"show_default": True})
@@ -157,8 +157,7 @@ def profile(engines: Path, rounds: int, images: int, guidance_scale: float | Non
     """Show where the time goes: by kind of segment, and call by call."""
     from . import pipeline, profiling
 
-    for path in (trace, None if as_json in (None, "-") else Path(as_json)):
-        writable(path)
+    check_places(as_json, trace=trace)
     pipe = pipeline.load(engines, backend, device, threads, link=link)
     say(f"backend: {pipe.backend}")
     labels = pipe.labels([(207 + n) % pipe.manifest.model.labels for n in range(images)])
@@ -172,5 +171,5 @@ def profile(engines: Path, rounds: int, images: int, guidance_scale: float | Non
     if found.link == "static":
         say("a static engine runs a whole call: --link shared shows what is inside, as segments")
     if trace:
-        trace.write_bytes(msgspec.json.encode(profiling.trace(found)))
+        write(trace, msgspec.json.encode(profiling.trace(found)), "--trace")
         say(f"{trace}: written; open it in ui.perfetto.dev")

@@ -12,11 +12,11 @@ from .console import FOLDER, command, progress, say
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--weights", required=True, help="The model's checkpoint (.safetensors, .pt), or random[:SEED] to time it.")
+@click.option("--weights", help="The model's checkpoint (.safetensors, .pt), or random[:SEED] to time it.")
 @click.option("--steps", type=int, required=True, help="Sampling steps (DiT) or network evaluations (U-ViT) of the schedule.")
 @click.option("--data", required=True, help="An .npz with `latents` or `images`, and `labels`; or self: its own trajectories.")
 @click.option("--out", type=FOLDER, default=Path("routers"), help="Where the router goes.")
-@click.option("--model", help="A name (DiT-XL/2, U-ViT-H/2) or a JSON file with family and arch. [default: what fits]")
+@click.option("--model", help="A name (DiT-XL/2, U-ViT-H/2, demo) or a JSON file with family and arch. [default: what fits]")
 @click.option("--lambda", "lambda_", type=float, help="The price of computing a sublayer. [default: 5e-6, or for the target]")
 @click.option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]")
 @click.option("--target-reduction", type=float, help="Remove this share of the cached calls' sublayers, such as 0.4.")
@@ -60,5 +60,6 @@ def train(as_json: bool, **options: Any) -> None:
         f"{found.out}: threshold {found.threshold:.4g} removes {found.removed:.1%} of the cached calls' sublayers "
         f"({found.removed_of_all:.1%} of all); error of the latents {found.error:.2%}"
     )
+    say(f"compile it with l2c-export --schedule {found.out}/schedule.json, or router.pt --threshold {found.threshold:.4g}")
     if as_json:
         click.echo(msgspec.json.encode(found))

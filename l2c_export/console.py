@@ -53,6 +53,32 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class OneLine(click.Command):
+    """A command whose wrong options end in one line, too."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except click.UsageError as error:
+            if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+                error.show()
+            else:
+                where = f" ({error.ctx.command_path} --help)" if error.ctx else ""
+                say(f"error: {error.format_message().rstrip('.')}{where}")
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            say(f"error: {error.format_message()}")
+            sys.exit(error.exit_code)
+        except click.Abort:
+            say("interrupted")
+            sys.exit(130)
+        sys.exit(code or 0)
+
+
+class Commands(OneLine, click.Group):
+    pass
+
+
 class Bar:
     """A progress bar as a callback: one step further."""
 

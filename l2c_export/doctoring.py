@@ -27,7 +27,8 @@ def examine() -> list[Finding]:
         try:
             found = open_backend(backend, Request(device=device)).backend
         except L2CError as error:
-            findings.append(Finding(name, False, "-", str(error)))
+            builds = "; l2c build works here all the same" if backend == "tensorrt-rtx" and version(backend) else ""
+            findings.append(Finding(name, False, "-", f"{error}{builds}"))
         else:
             known = version(backend) or version(f"{backend}-gpu")
             findings.append(Finding(name, True, known or "?", found.describe()))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import RunError, UsageError
+
 try:
     import fcntl
 except ImportError:  # not a POSIX system
@@ -33,6 +35,28 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def check_place(path: Path, option: str = "") -> None:
+    """Refuse, before a long piece of work, a file that could not be written after it.  Raises UsageError."""
+    named = f"{option} {path}".strip()
+    if not path.parent.is_dir():
+        raise UsageError(f"{named}: there is no folder {path.parent}: make it first")
+    if path.is_dir() or not os.access(path.parent if path.is_file() or not path.exists() else path, os.W_OK):
+        raise UsageError(f"{named}: cannot be written: choose another file")
+
+
+def write(path: Path, data: bytes, option: str = "") -> None:
+    """A whole file, or none; a device or a pipe is written to as it is.  Raises RunError."""
+    try:
+        if path.is_file() or not path.exists():
+            with replacing(path) as file:
+                file.write(data)
+        else:
+            path.write_bytes(data)
+    except OSError as error:
+        named = f"{option} {path}".strip()
+        raise RunError(f"{named}: cannot be written: {error.strerror or error}: choose another file") from None
 
 
 def small(path: Path, most: int = 64 * 2**20) -> bytes:

@@ -54,6 +54,19 @@ class View:
             rows = [(*row, f"{c.milliseconds:.2f}") for row, c in zip(rows, self.calls, strict=True)]
         return [head, *rows]
 
+    def notes(self) -> list[str]:
+        """What stands below the table: sums, and the engines for GPUs."""
+        computed, total = sum(len(c.computed) for c in self.calls), len(self.calls) * len(self.sublayers)
+        times = [c.milliseconds for c in self.calls if c.milliseconds is not None]
+        found = [f"{computed} of {total} sublayers computed" + (f", {sum(times):.4g} ms in all" if times else "")]
+        for name, build in (self.artefact["builds"] if self.artefact else {}).items():
+            least, usual, most = build["images"]
+            found.append(
+                f"{name}: {build['engines']} engines, {build['bytes'] / 2**20:.1f} MB, "
+                f"for {least} to {most} images, fastest at {usual}"
+            )
+        return found
+
     def timed(self, seconds: Sequence[float], timing: str) -> View:
         """The same with the time of every call, and where the times come from."""
         calls = [replace(c, milliseconds=1e3 * s) for c, s in zip(self.calls, seconds, strict=True)]
@@ -125,6 +138,15 @@ def of_artefact(manifest: Manifest) -> View:
         "cache_bytes": rows * sum(manifest.cache_bytes),
         "scratch_bytes": rows * max(sum(g.slot_bytes) for n, g in manifest.graphs.items() if n.startswith("step")),
         "bytes": sum(f.bytes for f in manifest.files.values()),
+        "builds": {
+            name: {
+                "targets": list(build.targets),
+                "images": list(build.images),
+                "engines": len(build.engines),
+                "bytes": sum(manifest.files[file].bytes for file in build.engines.values()),
+            }
+            for name, build in manifest.builds.items()
+        },
     }
     state = "unlinked" if bound is None else "RANDOM weights" if bound.random is not None else f"weights {bound.source}"
     name = manifest.model.name or manifest.model.family

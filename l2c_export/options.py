@@ -18,13 +18,14 @@ from .schedulers import KINDS, Scheduler
 from .weights import Types
 
 GUIDANCE = ("first3", "all", "none")
+FULL = "every:1"  # the rule that caches nothing
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of `l2c-export`; the command's help describes each."""
 
-    schedule: str = ""  # the demo model's own
+    schedule: str | None = None  # the demo model's own, or every call in full where nothing is cached
     out: Path = Path("engines")
     model: str | None = None
     weights: str | None = None
@@ -46,8 +47,9 @@ class Options:
     vae: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.schedule and self.model != demo.NAME:
-            raise UsageError("--schedule is missing: give a router, a schedule or a rule (only --model demo brings its own)")
+        if not self.schedule and (self.schedule is not None or (self.cache and self.model != demo.NAME)):
+            wrong = "is missing" if self.schedule is None else "'' is empty"
+            raise UsageError(f"--schedule {wrong}: give a router, a schedule or a rule (only --model demo brings its own)")
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: must be at least 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -94,9 +96,10 @@ class Source:
         computed = sum(len(call.computed) for call in self.schedule.calls)
         total = self.schedule.columns * len(self.schedule.calls)
         bound = f"random weights, seed {self.seed}" if self.seed is not None else "no weights"
+        threshold = "" if self.schedule.threshold is None else f" at threshold {self.schedule.threshold:.4g}"
         return (
             f"{self.name or self.family.name}, {self.schedule.columns} sublayers, {self.schedule.sampler} with "
-            f"{self.schedule.steps} steps: {computed} of {total} sublayers computed, "
+            f"{self.schedule.steps} steps: {computed} of {total} sublayers computed{threshold}, "
             f"{self.checkpoint.path if self.checkpoint else bound}"
         )
 
@@ -108,7 +111,7 @@ def resolve(options: Options) -> Source:
         return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = weights.random_seed(options.weights) if options.weights else None
     checkpoint = diffusers_folder.checkpoint(Path(options.weights)) if options.weights and seed is None else None
-    learned = _read(options.schedule)
+    learned = _read(options.schedule or FULL)
     kind, columns = (None, None) if isinstance(learned, str) else (learned.family, learned.columns)
     folder = _folder(options.model)
     family: Family
@@ -210,7 +213,7 @@ def _schedule(
         raise UsageError(f"--threshold {options.threshold}: only a router has scores to compare with a threshold")
     if isinstance(learned, str):
         if options.steps is None:
-            raise UsageError(f"--schedule {options.schedule} needs --steps")
+            raise UsageError(f"--schedule {options.schedule or FULL} needs --steps")
         return from_rule(learned, family.name, _name(options, scheduler, family), options.steps, columns, scheduler)
     if learned.columns != columns:
         raise ScheduleError(

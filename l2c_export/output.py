@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from .backends import needs
-from .errors import RunError, UsageError
-from .files import replacing
+from .errors import UsageError
+from .files import check_place, write
 
 
 def to_images(x: np.ndarray, output_type: str) -> Any:
@@ -25,8 +26,7 @@ def check_target(path: Path) -> None:
     """Refuse what `save` could not write, before minutes are spent on what goes there."""
     if path.suffix not in (".npy", ".png"):
         raise UsageError(f"--out {path}: use a .npy or a .png")
-    if not path.parent.is_dir():
-        raise UsageError(f"--out {path}: there is no folder {path.parent}: make it first")
+    check_place(path, "--out")
     if path.suffix == ".png":
         needs("PIL.Image", "images")
 
@@ -34,11 +34,9 @@ def check_target(path: Path) -> None:
 def save(path: Path, values: np.ndarray) -> None:
     """Latents (B, C, H, W) as .npy; pixels (B, H, W, C) in 0..1 as one picture, the images side by side."""
     check_target(path)
-    try:
-        with replacing(path) as file:
-            np.save(file, values) if path.suffix == ".npy" else _save_picture(file, values)
-    except OSError as error:
-        raise RunError(f"--out {path}: cannot be written: {error.strerror or error}: choose another file") from None
+    data = io.BytesIO()
+    np.save(data, values) if path.suffix == ".npy" else _save_picture(data, values)
+    write(path, data.getvalue(), "--out")
 
 
 def _save_picture(file: BinaryIO, pixels: np.ndarray) -> None:

@@ -238,8 +238,9 @@ class Pipeline:
         """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
         labels = [self._label(label) for label in ([given] if isinstance(given, str) else listed(given))]
         if not 1 <= len(labels) <= self.manifest.batch:
+            remedy = f"ask for fewer, or compile it with l2c-export --batch {len(labels)}" if labels else "give at least one"
             raise UsageError(
-                f"{len(labels)} class labels: this artefact was compiled for 1 to {self.manifest.batch} images (--batch)"
+                f"{len(labels)} class labels: this artefact makes 1 to {self.manifest.batch} images at once: {remedy}"
             )
         for label in labels:
             if not whole(label) or not 0 <= label < self.manifest.model.labels:
@@ -275,7 +276,7 @@ class Pipeline:
         if output_type in ("np", "pil") and not pixels:
             raise UsageError(
                 f"output_type {output_type!r}: this model makes latents, not pixels, and the artefact has no decoder: "
-                'compile with --with-vae, or use output_type="latent" (l2c run: --out with .npy)'
+                'compile it with --with-vae, or use output_type="latent"'
             )
 
     def _step_timestep(self, index: int) -> float:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import files
 from .backends import needs
 from .contenders import OURS
-from .errors import RunError
+from .errors import UsageError
 from .inspecting import View
 from .measured import times
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .measured import Measured, Result
     from .training.tradeoff import Tradeoff
 
+PICTURES = (".png", ".svg", ".pdf")
 DARK, LIGHT, OTHER, RIVAL, GREY = "#27527d", "#e6ebf2", "#a9bace", "#d9822b", "#5b6875"
 
 
@@ -32,11 +34,16 @@ def new_figure(width: float, height: float) -> Any:
 
 def write(figure: Any, path: Path) -> None:
     """Save a picture.  Raises RunError where that is not possible."""
-    try:
-        figure.savefig(path, dpi=140)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RunError(f"{path}: cannot be drawn: {reason}: choose a .png, .svg or .pdf in a folder that exists") from None
+    data = io.BytesIO()
+    figure.savefig(data, dpi=140, format=path.suffix[1:])
+    files.write(path, data.getvalue())
+
+
+def check_picture(path: Path) -> None:
+    """Refuse what `write` could not do, before a long measurement."""
+    if path.suffix not in PICTURES:
+        raise UsageError(f"--plot {path}: use one of {', '.join(PICTURES)}")
+    files.check_place(path, "--plot")
 
 
 def schedule_heatmap(view: View, path: Path) -> None:

@@ -73,7 +73,7 @@ def read(path: Path) -> Router:
     expected = [f"{i}.prob" for i in range(len(state))]
     if set(state) != set(expected):
         odd = next((k for k in state if k not in expected), "?")
-        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob to {len(state) - 1}.prob: {REMEDY}")
+        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob, 1.prob, ..: {REMEDY}")
     rows = [state[name] for name in expected]
     if len(rows) > MOST_ROWS or rows[0].numel() > MOST_COLUMNS:
         raise ScheduleError(

@@ -55,6 +55,9 @@ def check_target(folder: Path, report: Report = id) -> None:
     """Refuse an output folder that holds anything but artefacts of ours, when nobody is writing to it any more."""
     if folder.exists() and not folder.is_dir():
         raise ArtefactError(f"--out {folder}: is a file, not a folder")
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(place, os.W_OK):
+        raise ArtefactError(f"--out {folder}: {place} cannot be written to: choose another folder")
     if folder.exists():
         with writing(folder, f"--out {folder}"), locked(folder, report):
             _finish(folder)

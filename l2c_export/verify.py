@@ -257,7 +257,8 @@ def summary(verdict: Verdict) -> str:
     worst = max(check.fed.relative for check in verdict.calls)
     allowed = f"atol {verdict.atol:g} + rtol {verdict.rtol:g}"
     if verdict.passed:
-        return f"right: worst relative error of a call {worst:.1e}, within {allowed}"
+        end = f"left to itself it ends {verdict.calls[-1].free.relative:.1e} off"
+        return f"right: worst relative error of a call {worst:.1e}, within {allowed}; {end}"
     first = next(check for check in verdict.calls if not check.passed)
     where = f"call {first.index} (timestep {first.timestep:g}) is the first that leaves {allowed}"
     place = verdict.place

@@ -151,7 +151,9 @@ class Checkpoint(NamedTuple):
         ]
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise WeightsError(f"{self.path} does not fit the model: {'; '.join(problems[:3])}{more}; check --model")
+            raise WeightsError(
+                f"{self.path} does not fit the model: {'; '.join(problems[:3])}{more}: give the weights of this model"
+            )
         return ((name, self.read(name)) for name in sorted(shapes))
 
 

@@ -335,8 +335,11 @@ def test_pixels_are_clipped_and_a_single_channel_is_gray():
 
 GOOD = {"class_labels": [1, 2]}
 BAD = {
-    "no labels": ({"class_labels": []}, r"0 class labels.*1 to 2 images \(--batch\)"),
-    "too many labels": ({"class_labels": [1, 2, 3]}, r"3 class labels.*1 to 2 images"),
+    "no labels": ({"class_labels": []}, "0 class labels: .*1 to 2 images at once: give at least one"),
+    "too many labels": (
+        {"class_labels": [1, 2, 3]},
+        "3 class labels: .*1 to 2 images at once: .* compile it with l2c-export --batch 3",
+    ),
     "null class": ({"class_labels": [10]}, "class label 10: must be a whole number from 0 to 9"),
     "negative label": ({"class_labels": [-1]}, "class label -1: .* from 0 to 9"),
     "fraction": ({"class_labels": [1.5]}, r"class label 1\.5: .* from 0 to 9"),

@@ -93,7 +93,8 @@ class Builder:
             raise UsageError("--hardware-compatible: tensorrt-rtx builds for the GPUs that --target names")
         known = getattr(self._trt, "ComputeCapability", None)
         for target in self.settings.targets:
-            names = [n.lower() for n in known.__members__ if n.startswith("SM")] if known else []
+            # Turing has no float32 products there, and the last layer is one in any precision
+            names = [n.lower() for n in known.__members__ if n.startswith("SM") and n != "SM75"] if known else []
             if target not in names:
                 raise UsageError(f"--target {target}: {self.name} {self.version} builds for {', '.join(names)}")
 

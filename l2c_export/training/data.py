@@ -43,7 +43,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].partition(" If you trust")[0] if str(error) else type(error).__name__
         raise UsageError(f"--data {path}: cannot be read: {reason}: {REMEDY}") from None
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from .. import artefact, models, routers, staging, weights
+from .. import artefact, demo, models, routers, staging, weights
 from ..errors import ArtefactError, UsageError
 from ..manifest import Guidance
 from ..models.base import Family
@@ -30,11 +30,11 @@ FREE = ("out", "iterations", "lambda_", "threshold", "target_reduction", "checkp
 class Options:
     """The options of `l2c train`; the command's help describes each."""
 
-    weights: str
     steps: int
     data: str
     out: Path
     model: str | None = None
+    weights: str | None = None  # the demo model's own
     lambda_: float | None = None
     threshold: float | None = None
     target_reduction: float | None = None
@@ -65,15 +65,21 @@ class Options:
             raise UsageError(f"--target-reduction {self.target_reduction}: must be between 0 and 1, like 0.4")
         if self.threshold is not None and self.target_reduction is not None:
             raise UsageError(f"--threshold {self.threshold}: --target-reduction chooses it: give one of the two")
+        if self.weights is None and self.model != demo.NAME:
+            raise UsageError("--weights is missing: give the model's checkpoint (only --model demo brings its own)")
         for name, known in (("precision", tuple(DTYPES)), ("guidance", GUIDANCE), ("error", ERRORS)):
             if getattr(self, name) not in (None, *known):
                 raise UsageError(f"--{name} {getattr(self, name)}: use one of {', '.join(known)}")
+
+    @property
+    def checkpoint(self) -> str:
+        return self.weights or str(demo.WEIGHTS)
 
     def fixed(self, family: Family) -> dict[str, str]:
         """What decides what the router becomes, by option, but for lambda: a training that goes on must agree."""
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in FREE}
         chosen["model"] = (family.name, msgspec.structs.asdict(family.arch))
-        for name, path in (("weights", self.weights), ("data", self.data)):
+        for name, path in (("weights", self.checkpoint), ("data", self.data)):
             chosen[name] = artefact.sha256(Path(path)) if Path(path).is_file() else path
         return {name.replace("_", "-"): str(value) for name, value in chosen.items()}
 
@@ -105,9 +111,10 @@ class Task(NamedTuple):
 
 def resolve(options: Options) -> Task:
     """Read what the options name.  Raises L2CError when it does not fit together."""
-    seed = weights.random_seed(options.weights)
-    checkpoint = weights.open_checkpoint(Path(options.weights)) if seed is None else None
-    family, name = models.resolve(options.model, None, None, checkpoint.shapes if checkpoint else None)
+    seed = weights.random_seed(options.checkpoint)
+    checkpoint = weights.open_checkpoint(Path(options.checkpoint)) if seed is None else None
+    model = str(demo.CONFIG) if options.model == demo.NAME else options.model
+    family, name = models.resolve(model, None, None, checkpoint.shapes if checkpoint else None)
     pairs = make_pairs(family, options.steps)
     samples = None if options.data == SELF else data.read(Path(options.data), family)
     threshold = options.threshold
