@@ -171,6 +171,33 @@ def test_verify_fails_what_does_not(copy):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_what_caches_nothing_needs_no_schedule(desk):
+    done = invoke("export --model config.json --weights random --no-cache --steps 3 --out new")
+    assert done.exit_code == 0, done.stderr
+    assert all(len(call.computed) == 6 for call in artefact.read(Path("new")).calls)
+
+
+def test_inspect_sums_up_and_names_the_engines(desk):
+    pytest.importorskip("tensorrt_rtx")
+    assert invoke("build engines --backend tensorrt-rtx --target sm86,sm120 --batch 1:1:2").exit_code == 0
+    *_, sums, engines = invoke("inspect engines --device h100").stdout.splitlines()
+    assert re.fullmatch(r"32 of 42 sublayers computed, [\d.]+ ms in all", sums)
+    assert re.fullmatch(r"tensorrt-rtx-.*-sm86-sm120: 13 engines, [\d.]+ MB, for 1 to 2 images, fastest at 1", engines)
+    (build,) = json.loads(invoke("inspect engines --json").stdout)["artefact"]["builds"].values()
+    assert build["targets"] == ["sm86", "sm120"]
+
+
+def test_a_result_is_refused_before_the_work_where_it_cannot_be_written(desk, monkeypatch):
+    Path("closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
+    for line in ("bench engines --json closed/x", "bench engines --plot closed/x.png", "profile engines --trace closed/x"):
+        done = invoke(line)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert re.fullmatch(r"error: --\w+ closed/x\S*: cannot be written: choose another file\n", done.stderr)
+    done = invoke(f"export {GOOD.replace('--out new', '--out closed/new')}")
+    assert re.fullmatch(r"error: --out closed/new: /.*/closed cannot be written to: choose another folder\n", done.stderr)
+
+
 def test_doctor_has_a_line_for_every_backend(desk):
     code, out, err = ran("doctor --json")
     assert (code, err) == (0, "")
@@ -403,6 +430,10 @@ AGAIN = "run l2c-export"
 BAD = [
     # the schedule
     (f"{E} --schedule nowhere.pt", 1, "--schedule nowhere.pt: no such file", "rules are every:K"),
+    ("export --schedule '' --model config.json --out new", 2, "--schedule '' is empty", "give a router"),
+    ("export --model config.json --steps 4 --out new", 2, "--schedule is missing", "give a router"),
+    ("export --model config.json --no-cache --out new", 2, "--schedule every:1 needs --steps", "needs --steps"),
+    ("train --steps 4 --data self", 2, "--weights is missing", "only --model demo brings its own"),
     (f"{E} --schedule folder.pt", 1, "--schedule folder.pt: no such file", "rules are every:K"),
     (f"{E} --schedule text.pt", 1, "text.pt is not a router", None),
     (f"{E} --schedule text.json", 1, "text.json is not a schedule", None),

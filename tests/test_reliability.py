@@ -587,3 +587,17 @@ def test_memory_stays_flat(pipe):
         with contextlib.closing(pipe.steps([0], None, pipe.noise(1, seed))) as stepwise:
             next(stepwise)  # another batch size, and cancelled
     assert resident() <= 1.01 * before
+
+
+def test_a_file_is_whole_or_absent_and_a_pipe_is_written_to(tmp_path):
+    files.write(tmp_path / "x", b"1")
+    assert (tmp_path / "x").read_bytes() == b"1"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.check_place(tmp_path / "pipe")
+    files.write(tmp_path / "pipe", b"2")
+    assert os.read(reader, 9) == b"2"
+    os.close(reader)
+    with pytest.raises(RunError, match=r"--json .*/no/x: cannot be written: No such file or directory: choose another file"):
+        files.write(tmp_path / "no" / "x", b"3", "--json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pipe", "x"]

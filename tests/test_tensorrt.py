@@ -223,7 +223,8 @@ def test_a_damaged_plan_is_not_loaded(half, tmp_path):
     ("backend", "settings", "batch", "message"),
     [
         ("onnxruntime", {}, None, "--backend onnxruntime: nothing to build; use one of tensorrt, tensorrt-rtx"),
-        ("tensorrt-rtx", {"targets": ("sm90",)}, None, r"--target sm90: tensorrt-rtx .* builds for sm75, .*sm120"),
+        ("tensorrt-rtx", {"targets": ("sm90",)}, None, r"--target sm90: tensorrt-rtx .* builds for sm80, .*sm120"),
+        ("tensorrt-rtx", {"targets": ("sm75",)}, None, r"--target sm75: tensorrt-rtx .* builds for sm80, "),
         ("tensorrt-rtx", {}, "8", "--batch 8: give MIN:OPT:MAX images, for example 1:1:"),
         ("tensorrt-rtx", {}, "2:1:2", "--batch 2:1:2: give MIN:OPT:MAX"),
         ("tensorrt-rtx", {}, "1:1:99", "--batch 1:1:99: the artefact was compiled for at most"),
