@@ -6,7 +6,6 @@ and for several GPUs.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from .backends.tensorrt_monitor import Watch
 from .cache import cache_folder, cached, keep, kept
 from .decoder import NAME as DECODER
 from .errors import UsageError
+from .files import check_place
 from .manifest import FILE, Build, Manifest
 from .program import rows_of, split_at
 from .weights import FILE as WEIGHTS
@@ -72,8 +72,11 @@ def build(
     artefact.read(folder, verify=False)  # refuse what is no artefact before anything is written
     if backend == "tensorrt-rtx" and not settings.targets:
         settings = settings._replace(targets=RTX_TARGETS)
+    if timing_cache and backend == "tensorrt-rtx":
+        raise UsageError(f"--timing-cache {timing_cache}: tensorrt-rtx measures nothing when it builds: leave it out")
+    if timing_cache:
+        check_place(timing_cache, "--timing-cache")
     settings = settings._replace(targets=tuple(sorted(set(settings.targets), key=lambda t: (len(t), t))))
-    _check_timing_cache(timing_cache, backend)
     started = time.perf_counter()
     with staging.changed(folder, report) as stage:
         manifest = artefact.read(folder)
@@ -81,11 +84,8 @@ def build(
             artefact.check_linked(folder, manifest)
         settings = settings._replace(precision=manifest.precision)
         sizes = images(batch, manifest)
-        gpu = None if settings.targets else Cuda("cuda", backend)
-        targets = (gpu.architecture,) if gpu else settings.targets
+        targets, card = _gpus(settings, backend)
         builder = Builder(backend, settings, watch)
-        # what is fast on one card is not on every one of its architecture
-        card = "-".join(re.findall(r"\w+", gpu.name)) if gpu else ""
         cache = timing_cache or cache_folder("timing") / f"{backend}-{builder.version}-{card}.cache"
         builder.known = kept(cache)
         name = f"{backend}-{builder.version}-{'-'.join(targets)}"
@@ -113,14 +113,15 @@ def build(
     return result
 
 
-def _check_timing_cache(path: Path | None, backend: str) -> None:
-    """Refuse a file that could not be used, before minutes are spent on what goes there."""
-    if path is None:
-        return
-    if backend == "tensorrt-rtx":
-        raise UsageError(f"--timing-cache {path}: tensorrt-rtx measures nothing when it builds: leave it out")
-    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"--timing-cache {path}: cannot be written: choose another file")
+def _gpus(settings: Settings, backend: str) -> tuple[tuple[str, ...], str]:
+    """The architectures to build for, and the name of the card if it is the one in this machine.
+
+    What was measured on it is not true of every card of its architecture.
+    """
+    if settings.targets:
+        return settings.targets, ""
+    gpu = Cuda("cuda", backend)
+    return (gpu.architecture,), "-".join(re.findall(r"\w+", gpu.name))
 
 
 def _longest(seconds: Mapping[str, float]) -> str:
