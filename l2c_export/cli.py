@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from . import __version__, cli_cache, cli_measure, cli_train
-from .console import FILE, FOLDER, Commands, OneLine, command, print_table, progress, say
+from .console import FILE, FOLDER, Commands, OneLine, command, numbers_or_names, print_table, progress, say
 from .errors import UsageError
 
 
@@ -63,6 +63,8 @@ def export(dry_run: bool, device: str | None, calibrate: bool, as_json: bool, **
     from .options import Options
 
     chosen = Options(**options)
+    if device and calibrate:
+        raise UsageError(f"--device {device}: --calibrate is for this machine: use one of the two")
     if dry_run:
         print_prediction(chosen, device or "cpu", calibrate, as_json)
         return
@@ -195,7 +197,7 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
     loaded = time.perf_counter()
     say(f"backend: {pipe.backend}")
     image = out.suffix != ".npy"
-    classes = [int(n) if n.lstrip("-").isdecimal() else n for n in labels]
+    classes = numbers_or_names(labels)
     with progress("denoising", pipe.manifest.steps_of_solver) as step:
         done = pipe(classes, guidance_scale, seed, output_type="np" if image else "latent",
                     callback_on_step_end=step, check_finite=check_finite)  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from .console import FILE, FOLDER, command, print_table, progress, say
+from .console import FILE, FOLDER, command, numbers_or_names, print_table, progress, say
 from .files import check_place, write
 
 TOLERANCE = click.FloatRange(min=0)
@@ -20,7 +20,9 @@ TOLERANCE = click.FloatRange(min=0)
 
 @click.command(context_settings={"show_default": True})
 @click.argument("engines", type=FOLDER)
-@click.option("--class-label", "labels", type=int, multiple=True, help="[default: as many as the batch]")
+@click.option(
+    "--class-label", "labels", multiple=True, help="A number or a name; repeat for more. [default: as many as the batch]"
+)
 @click.option("--guidance-scale", type=float, help="[default: the artefact's]")
 @click.option("--seed", type=int, default=0)
 @click.option("--weights", type=FILE, help="Compare with this checkpoint. [default: the artefact's own weights]")
@@ -32,7 +34,7 @@ TOLERANCE = click.FloatRange(min=0)
 @click.option("--threads", type=int, help="[default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @command
-def verify(engines: Path, labels: tuple[int, ...], guidance_scale: float | None, seed: int, weights: Path | None,
+def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, weights: Path | None,
            golden: Path | None, atol: float | None, rtol: float | None, backend: str | None, device: str | None,
            threads: int | None, as_json: bool) -> None:  # fmt: skip
     """Compare every call with the cached PyTorch model in float64; exit code 1 if one leaves the tolerance."""
@@ -48,7 +50,9 @@ def verify(engines: Path, labels: tuple[int, ...], guidance_scale: float | None,
     if golden:
         asked = reference.of_case(golden, engines, pipe.manifest, weights)
     else:
-        chosen = pipe.labels(labels) if labels else [(207 + n) % model.labels for n in range(pipe.manifest.batch)]
+        chosen = (
+            pipe.labels(numbers_or_names(labels)) if labels else [(207 + n) % model.labels for n in range(pipe.manifest.batch)]
+        )
         scale = pipe.manifest.guidance.scale if guidance_scale is None else guidance_scale
         asked = reference.Reference(engines, pipe.manifest, pipe.noise(len(chosen), seed), chosen, scale, weights)
     verdict = checking.verify(pipe, asked, atol, rtol)

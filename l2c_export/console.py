@@ -9,7 +9,7 @@ import contextlib
 import functools
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 class OneLine(click.Command):
     """A command whose wrong options end in one line, too."""
 
-    def main(self, *args: Any, **extra: Any) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
         try:
-            code = super().main(*args, **{**extra, "standalone_mode": False})
+            code = super().main(*args, standalone_mode=False, **extra)
         except click.UsageError as error:
             if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
                 error.show()
@@ -103,6 +105,11 @@ def progress(what: str, total: int) -> Iterator[Bar]:
 
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as shown:
         yield Bar(shown, what, total)
+
+
+def numbers_or_names(labels: Iterable[str]) -> list[int | str]:
+    """Class labels as they are typed."""
+    return [int(label) if label.lstrip("-").isdecimal() else label for label in labels]
 
 
 def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:

@@ -239,9 +239,8 @@ class Pipeline:
         labels = [self._label(label) for label in ([given] if isinstance(given, str) else listed(given))]
         if not 1 <= len(labels) <= self.manifest.batch:
             remedy = f"ask for fewer, or compile it with l2c-export --batch {len(labels)}" if labels else "give at least one"
-            raise UsageError(
-                f"{len(labels)} class labels: this artefact makes 1 to {self.manifest.batch} images at once: {remedy}"
-            )
+            able = "1 image" if self.manifest.batch == 1 else f"1 to {self.manifest.batch} images"
+            raise UsageError(f"{len(labels)} class labels: this artefact makes {able} at once: {remedy}")
         for label in labels:
             if not whole(label) or not 0 <= label < self.manifest.model.labels:
                 raise UsageError(f"class label {label!r}: must be a whole number from 0 to {self.manifest.model.labels - 1}")

@@ -433,6 +433,7 @@ BAD = [
     ("export --schedule '' --model config.json --out new", 2, "--schedule '' is empty", "give a router"),
     ("export --model config.json --steps 4 --out new", 2, "--schedule is missing", "give a router"),
     ("export --model config.json --no-cache --out new", 2, "--schedule every:1 needs --steps", "needs --steps"),
+    (f"{E} --dry-run --calibrate --device h100", 2, "--device h100: --calibrate is for this machine", "use one of the two"),
     ("train --steps 4 --data self", 2, "--weights is missing", "only --model demo brings its own"),
     (f"{E} --schedule folder.pt", 1, "--schedule folder.pt: no such file", "rules are every:K"),
     (f"{E} --schedule text.pt", 1, "text.pt is not a router", None),

@@ -90,7 +90,7 @@ def test_one_denoiser_serves_an_uncached_and_then_a_cached_schedule():
     assert torch.equal(after, by_pytorch(new_denoiser(), Options(model="demo"), 1))
 
 
-@pytest.mark.parametrize(("name", "share"), [("", 0.4), ("demo", 0.4), ("demo:aggressive", 0.7)])
+@pytest.mark.parametrize(("name", "share"), [(None, 0.4), ("demo", 0.4), ("demo:aggressive", 0.7)])
 def test_the_schedules_remove_what_they_promise(name, share):
     schedule = resolve(Options(model="demo", schedule=name)).schedule
     assert sum(len(call.reused) for call in schedule.calls) == pytest.approx(share * 10 * schedule.columns)

@@ -101,7 +101,7 @@ class OpenVinoBackend(OnHost):
             raise BackendError(f"openvino: no device {self._device.lower()!r} on this machine: use {found}")
         able = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
         if self._precision.upper() not in (*able, "FP32"):
-            raise BackendError(f"openvino: this {self._device} has no {self._precision} and runs fp32: use --precision fp32")
+            raise BackendError(f"openvino: this {self._device} has no {self._precision} and runs fp32: compile with that")
 
     def describe(self) -> str:
         able = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
