@@ -25,16 +25,18 @@ class Interrupt:
 
     def __enter__(self) -> None:
         self.pressed = False
-        self._main = threading.current_thread() is threading.main_thread()  # the others get no signals
-        if self._main:
-            self._before = signal.signal(signal.SIGINT, self._press)
+        self._before = signal.getsignal(signal.SIGINT)
+        main = threading.current_thread() is threading.main_thread()  # the others get no signals
+        self._holds = main and self._before is not signal.SIG_IGN  # as in a shell's background
+        if self._holds:
+            signal.signal(signal.SIGINT, self._press)
 
     def _press(self, *_: object) -> None:
         self.pressed = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def __exit__(self, *_: object) -> None:
-        if self._main:
+        if self._holds:
             signal.signal(signal.SIGINT, self._before or signal.SIG_DFL)
         if self.pressed:
             raise KeyboardInterrupt
