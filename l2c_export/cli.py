@@ -203,7 +203,7 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
                     callback_on_step_end=step, check_finite=check_finite)  # fmt: skip
     finished = time.perf_counter()
     save(out, done.images if image else done.latents)
-    say(f"{out}: {len(labels)} images in {finished - loaded:.2f} s")
+    say(f"{out}: {len(labels)} image{'s' if len(labels) > 1 else ''} in {finished - loaded:.2f} s")
     if as_json:
         times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(labels)}
         click.echo(json.dumps({"out": str(out), **times}))
