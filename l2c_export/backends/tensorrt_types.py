@@ -38,7 +38,8 @@ def stated(trt: Any, network: Any) -> Iterator[tuple[Any, Any]]:
 def fix_interface(trt: Any, network: Any) -> bool:
     """Have the network read and write its tensors as they are, if they are of one type; whether they are.
 
-    It saves 8.6 the trial of every layout and type that the values could be copied to first.
+    Left free, 8.6 may copy them to another type or layout first.  At level 0, where it measures nothing, `gate * x` of DiT-XL/2
+    took 25 us on an H100 so, and takes 2.4 with types and interface stated.
     """
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
