@@ -21,7 +21,7 @@ from .backends.tensorrt_build import Builder, Port, Range, Settings
 from .backends.tensorrt_monitor import Watch
 from .cache import cache_folder, cached, keep, kept
 from .decoder import NAME as DECODER
-from .errors import UsageError
+from .errors import BackendError, UsageError
 from .files import check_place
 from .manifest import FILE, Build, Manifest
 from .program import rows_of, split_at
@@ -193,7 +193,12 @@ def _plan(folder: Path, manifest: Manifest, builder: Builder, gpus: tuple[str, .
     model = [manifest.files[unit.file].sha256]
     model += [manifest.files[WEIGHTS].sha256] if manifest.link == "static" else []
     key = [*model, *unit, gpus, *builder.identity]
-    return cached("plans", key, lambda: builder.build(path, unit.ports, unit.ranges, unit.once))
+    try:
+        return cached("plans", key, lambda: builder.build(path, unit.ports, unit.ranges, unit.once))
+    except BackendError as error:
+        if manifest.link == "shared":
+            raise
+        raise BackendError(f"{error}: compile it with --link shared, whose engines are smaller") from None
 
 
 def _add(manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:

@@ -155,6 +155,17 @@ def test_static_link_builds_whole_graphs_with_their_weights(tmp_path):
     assert built.files[made.engines[step]].bytes > 0.9 * weights
 
 
+def test_a_graph_that_is_too_much_for_the_library_comes_with_a_way_out(tmp_path, monkeypatch, empty_cache):
+    folder = compiled("uvit_tiny_oddnfe", tmp_path / "e", link="static")
+
+    def cannot(*_):
+        raise BackendError("cannot build step-000.onnx: no implementation")
+
+    monkeypatch.setattr(Builder, "build", cannot)
+    with pytest.raises(BackendError, match="no implementation: compile it with --link shared, whose engines are smaller"):
+        building.build(folder, "tensorrt-rtx", Settings())
+
+
 def test_other_weights_take_static_engines_with_them(tmp_path):
     """They hold the old ones; shared engines are given theirs when they run."""
     for link in ("shared", "static"):
