@@ -13,7 +13,7 @@ from .models.base import Family
 from .pipeline import LINKS
 from .program import DTYPES
 from .samplers import SAMPLERS
-from .schedule import Schedule, content, from_rule, is_rule, mask_rule
+from .schedule import Schedule, content, from_rule, is_rule, mask_length, mask_rule
 from .schedulers import KINDS, Scheduler
 from .weights import Types
 
@@ -212,9 +212,10 @@ def _schedule(
     if options.threshold is not None:
         raise UsageError(f"--threshold {options.threshold}: only a router has scores to compare with a threshold")
     if isinstance(learned, str):
-        if options.steps is None:
+        steps = mask_length(learned) if options.steps is None else options.steps
+        if steps is None:
             raise UsageError(f"--schedule {options.schedule or FULL} needs --steps")
-        return from_rule(learned, family.name, _name(options, scheduler, family), options.steps, columns, scheduler)
+        return from_rule(learned, family.name, _name(options, scheduler, family), steps, columns, scheduler)
     if learned.columns != columns:
         raise ScheduleError(
             f"{options.schedule}: {learned.columns} columns, but the model has {columns} sublayers: check --model"

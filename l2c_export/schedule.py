@@ -171,6 +171,12 @@ def is_rule(text: str) -> bool:
     return text.partition(":")[0] in ("every", "full", "mask") and not Path(text).exists()
 
 
+def mask_length(rule: str) -> int | None:
+    """The calls of a mask, which are its steps; None for another rule."""
+    kind, _, rest = rule.partition(":")
+    return len(rest.replace(",", "")) or None if kind == "mask" else None
+
+
 def mask_rule(data: bytes) -> str | None:
     """The rule of a steps mask in JSON: a list of 0 and 1, or one under the key `steps_computation_mask` (as in cache-dit)."""
     try:

@@ -261,6 +261,7 @@ def test_the_installed_scripts_are_these_commands(desk):
     ("--guidance none", lambda m: m.guidance.channels(4) == [0, 0, 0, 0] and m.guidance.scale == 1),
     ("--backend onnxruntime", lambda m: m.backend == "onnxruntime"),
     ("--max-graphs 2", lambda m: len({call.graph for call in m.calls}) <= 2),
+    ("--schedule mask:1,0,1", lambda m: [len(c.computed) for c in m.calls] == [6, 0, 6]),
     ("--schedule every:3 --steps 5", lambda m: [len(c.computed) for c in m.calls] == [6, 0, 0, 6, 0]),
     ("--schedule full:0,2 --steps 4 --sampler dpm-solver++", lambda m: m.sampler == "dpm-solver++" and len(m.calls) == 4),
     ("--schedule schedule.json", lambda m: m.steps == 7),
