@@ -71,16 +71,13 @@ class Options:
             if getattr(self, name) not in (None, *known):
                 raise UsageError(f"--{name} {getattr(self, name)}: use one of {', '.join(known)}")
 
-    @property
-    def checkpoint(self) -> str:
-        return self.weights or str(demo.WEIGHTS)
-
     def fixed(self, family: Family) -> dict[str, str]:
         """What decides what the router becomes, by option, but for lambda: a training that goes on must agree."""
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in FREE}
         chosen["model"] = (family.name, msgspec.structs.asdict(family.arch))
-        for name, path in (("weights", self.checkpoint), ("data", self.data)):
-            chosen[name] = artefact.sha256(Path(path)) if Path(path).is_file() else path
+        for name in ("weights", "data"):
+            if Path(chosen[name]).is_file():
+                chosen[name] = artefact.sha256(Path(chosen[name]))
         return {name.replace("_", "-"): str(value) for name, value in chosen.items()}
 
 
@@ -109,12 +106,19 @@ class Task(NamedTuple):
         )
 
 
+def with_demo_files(options: Options) -> Options:
+    """The same request, with the demo model's files in place of its name."""
+    if options.model != demo.NAME:
+        return options
+    return dataclasses.replace(options, model=str(demo.CONFIG), weights=options.weights or str(demo.WEIGHTS))
+
+
 def resolve(options: Options) -> Task:
     """Read what the options name.  Raises L2CError when it does not fit together."""
-    seed = weights.random_seed(options.checkpoint)
-    checkpoint = weights.open_checkpoint(Path(options.checkpoint)) if seed is None else None
-    model = str(demo.CONFIG) if options.model == demo.NAME else options.model
-    family, name = models.resolve(model, None, None, checkpoint.shapes if checkpoint else None)
+    assert options.weights is not None
+    seed = weights.random_seed(options.weights)
+    checkpoint = weights.open_checkpoint(Path(options.weights)) if seed is None else None
+    family, name = models.resolve(options.model, None, None, checkpoint.shapes if checkpoint else None)
     pairs = make_pairs(family, options.steps)
     samples = None if options.data == SELF else data.read(Path(options.data), family)
     threshold = options.threshold

@@ -15,7 +15,7 @@ from ..errors import ArtefactError, RunError
 from ..program import DTYPES
 from . import state as disk
 from .lessons import Curriculum, FromData, FromModel, Observer
-from .options import LAMBDA, Options, Task, resolve
+from .options import LAMBDA, Options, Task, resolve, with_demo_files
 from .sampling import Sampler, influence
 from .state import State
 from .trainer import INFLUENCE, ROWS, Trainer
@@ -29,6 +29,7 @@ class Training:
     """The router of some options, from where it was left.  Raises L2CError, with nothing written, if they cannot be met."""
 
     def __init__(self, options: Options, report: Report) -> None:
+        options = with_demo_files(options)
         self.options, self.workers = options, Workers(options.device)
         images = self.workers.images(options.batch)
         self.task = resolve(options)
