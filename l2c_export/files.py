@@ -42,14 +42,14 @@ def check_place(path: Path, option: str = "") -> None:
     named = f"{option} {path}".strip()
     if not path.parent.is_dir():
         raise UsageError(f"{named}: there is no folder {path.parent}: make it first")
-    if path.is_dir() or not os.access(path.parent if path.is_file() or not path.exists() else path, os.W_OK):
+    if path.is_dir() or not os.access(path.parent if _is_replaced(path) else path, os.W_OK):
         raise UsageError(f"{named}: cannot be written: choose another file")
 
 
 def write(path: Path, data: bytes, option: str = "") -> None:
     """A whole file, or none; a device or a pipe is written to as it is.  Raises RunError."""
     try:
-        if path.is_file() or not path.exists():
+        if _is_replaced(path):
             with replacing(path) as file:
                 file.write(data)
         else:
@@ -57,6 +57,11 @@ def write(path: Path, data: bytes, option: str = "") -> None:
     except OSError as error:
         named = f"{option} {path}".strip()
         raise RunError(f"{named}: cannot be written: {error.strerror or error}: choose another file") from None
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether a new file takes the place of what is there, which is no device and no pipe."""
+    return path.is_file() or not path.exists()
 
 
 def small(path: Path, most: int = 64 * 2**20) -> bytes:

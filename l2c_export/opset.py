@@ -28,22 +28,20 @@ NEW_IN_18: dict[str, dict[str, object]] = {
 
 
 def downgrade(model: onnx.ModelProto, op: str) -> onnx.ModelProto:
-    """Opset 18 -> 17, where every operator used means the same in both."""
+    """Opset 18 -> 17, where every operator used means the same in both.  Raises ModelError for what 17 cannot say."""
     newer = {n.op_type for n in model.graph.node} - SAME_IN_17
     if newer or model.functions:
-        names = ", ".join(sorted(newer)) or "functions"
-        raise ModelError(f"segment {op!r} cannot be written in opset {OPSET}: it uses {names}")
+        raise cannot(op, f"it uses {', '.join(sorted(newer)) or 'functions'}")
     slice_shapes(model.graph)
     reduce_by_attribute(model.graph, op)
     for node in model.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
-        for attribute in list(node.attribute):
-            implied = NEW_IN_18.get(node.op_type, {}).get(attribute.name, attribute)
-            if implied is not attribute:
-                if implied not in (None, onnx.helper.get_attribute_value(attribute)):
-                    raise ModelError(f"segment {op!r} cannot be written in opset {OPSET}: {node.op_type} has {attribute.name}")
-                node.attribute.remove(attribute)
+        implied = NEW_IN_18.get(node.op_type, {})
+        for attribute in [a for a in node.attribute if a.name in implied]:
+            if implied[attribute.name] not in (None, onnx.helper.get_attribute_value(attribute)):
+                raise cannot(op, f"{node.op_type} has {attribute.name}")
+            node.attribute.remove(attribute)
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     model.ir_version = 8
@@ -52,6 +50,10 @@ def downgrade(model: onnx.ModelProto, op: str) -> onnx.ModelProto:
     model.graph.ClearField("metadata_props")
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def cannot(op: str, why: str) -> ModelError:
+    return ModelError(f"segment {op!r} cannot be written in opset {OPSET}: {why}")
 
 
 def slice_shapes(graph: onnx.GraphProto) -> None:
@@ -81,6 +83,6 @@ def reduce_by_attribute(graph: onnx.GraphProto, op: str) -> None:
     for node in graph.node:
         if node.op_type == "ReduceMean":
             if len(node.input) < 2 or node.input[1] not in constants:
-                raise ModelError(f"segment {op!r} cannot be written in opset {OPSET}: ReduceMean has no constant axes")
+                raise cannot(op, "ReduceMean has no constant axes")
             axes = numpy_helper.to_array(constants[node.input.pop(1)])
             node.attribute.append(onnx.helper.make_attribute("axes", axes.tolist()))

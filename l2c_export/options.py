@@ -47,7 +47,8 @@ class Options:
     vae: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.schedule and (self.schedule is not None or (self.cache and self.model != demo.NAME)):
+        brings_its_own = self.model == demo.NAME or not self.cache
+        if self.schedule == "" or (self.schedule is None and not brings_its_own):
             wrong = "is missing" if self.schedule is None else "'' is empty"
             raise UsageError(f"--schedule {wrong}: give a router, a schedule or a rule (only --model demo brings its own)")
         if self.batch < 1:
