@@ -239,18 +239,8 @@ def test_a_damaged_plan_is_not_loaded(half, tmp_path):
         ("tensorrt-rtx", {}, "8", "--batch 8: give MIN:OPT:MAX images, for example 1:1:"),
         ("tensorrt-rtx", {}, "2:1:2", "--batch 2:1:2: give MIN:OPT:MAX"),
         ("tensorrt-rtx", {}, "1:1:99", "--batch 1:1:99: the artefact was compiled for at most"),
-        (
-            "tensorrt-rtx",
-            {"version_compatible": True},
-            None,
-            "--version-compatible: the engines of tensorrt-rtx",
-        ),
-        (
-            "tensorrt-rtx",
-            {"hardware_compatible": True},
-            None,
-            "--hardware-compatible: tensorrt-rtx builds for",
-        ),
+        ("tensorrt-rtx", {"version_compatible": True}, None, "--version-compatible: the engines of tensorrt-rtx"),
+        ("tensorrt-rtx", {"hardware_compatible": True}, None, "--hardware-compatible: tensorrt-rtx builds for"),
     ],
 )
 def test_wrong_wishes_are_refused(half, backend, settings, batch, message):
@@ -308,8 +298,6 @@ def test_of_several_builds_that_fit_the_newest_is_used(cudart, half, tmp_path):
 
 
 def test_an_operator_that_the_library_does_not_know_is_named(tmp_path):
-    import onnx
-
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[R] a) => (float[R] b) { b = Unheard(a) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "odd.onnx")
     builder = Builder("tensorrt-rtx", Settings(targets=("sm86",)))
