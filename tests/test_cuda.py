@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -224,6 +225,42 @@ def test_sessions_bound_to_pointers_give_the_recorded_latents(name, link, on_gpu
     assert np.array_equal(np.from_dlpack(there), seen[-1])
     pipe(**{**request, "latents": golden["x_T"][:count] + 1})
     assert np.array_equal(np.from_dlpack(there), seen[-1])  # it is the user's own
+
+
+@pytest.mark.parametrize(("chosen", "used"), [(None, ":16:8"), (":4096:2", ":4096:2")])
+def test_sessions_ask_for_little_scratch_and_leave_the_process_alone(on_gpu, tiny, monkeypatch, chosen, used):
+    from l2c_export.backends.onnxruntime_cuda import WORKSPACE, ort
+
+    if chosen is None:
+        monkeypatch.delenv(WORKSPACE, raising=False)
+    else:
+        monkeypatch.setenv(WORKSPACE, chosen)
+    seen, session = set(), ort.InferenceSession
+
+    def watched(*args, **options):
+        seen.add(os.environ.get(WORKSPACE))
+        return session(*args, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", watched)
+    opened(tiny[0], on_gpu)
+    assert seen == {used}
+    assert os.environ.get(WORKSPACE) == chosen
+
+
+@pytest.mark.parametrize(("growing", "runs"), [(0, 1), (1, 2), (3, 4), (100, 8)])
+def test_a_loop_is_captured_when_its_sessions_take_no_more_memory(on_gpu, cudart, growing, runs):
+    """Within a capture there is none to be had; what one run freed, the next divides in another way."""
+    captured, done = [], []
+
+    def run():
+        done.append(captured[:])
+        cudart.free -= 1000 if len(done) <= growing else 0
+
+    on_gpu.memory.capture = lambda work: captured.append(work) or work
+    on_gpu._repeats = lambda run: True
+    on_gpu.sequence([run])
+    assert len(done) == runs
+    assert len(captured) == 1
 
 
 def test_whole_graphs_share_one_copy_of_the_weights_and_read_it_in_place(on_gpu, tiny, cudart):

@@ -21,11 +21,12 @@ from helpers import case
 
 import l2c_export
 from l2c_export import artefact, building, manifest
-from l2c_export.backends import Request, SegmentFile, cuda, open_backend
+from l2c_export.backends import Request, SegmentFile, cuda, open_backend, tensorrt_build
 from l2c_export.backends.tensorrt_backend import MODULES
 from l2c_export.backends.tensorrt_build import Builder, Port, Range, Settings
 from l2c_export.backends.tensorrt_monitor import Interrupt, monitor
-from l2c_export.backends.tensorrt_types import fix_interface, stated
+from l2c_export.backends.tensorrt_pointwise import give_to_myelin
+from l2c_export.backends.tensorrt_types import MOVES, fix_interface, stated
 from l2c_export.compile import compile_artefact
 from l2c_export.contenders import compile_twin
 from l2c_export.errors import ArtefactError, BackendError, MissingExtra, RunError, UsageError
@@ -100,7 +101,9 @@ def test_where_types_are_hints_every_layer_is_told_its_own(networks):
     assert {(kind, trt.float32) for kind in (kinds.NORMALIZATION, kinds.MATRIX_MULTIPLY, kinds.ELEMENTWISE)} <= told["final"]
     assert {kind for _, kind in told["update"]} == {trt.float32}
     assert {kind for _, kind in told["modulation"] | told["mul-add"]} == {trt.float16}
+    moves = {getattr(kinds, name) for name in MOVES}
     for layers in told.values():
+        assert not moves & {layer for layer, _ in layers}  # they compute nothing
         assert (kinds.MATRIX_MULTIPLY, trt.float32) not in layers or (kinds.MATRIX_MULTIPLY, trt.float16) not in layers
 
 
@@ -112,6 +115,61 @@ def test_networks_of_one_type_are_given_their_tensors_as_they_are(networks):
         network = networks[name]
         assert {network.get_input(i).allowed_formats for i in range(network.num_inputs)} == {linear}
         assert {network.get_output(i).allowed_formats for i in range(network.num_outputs)} == {linear}
+
+
+def test_only_chains_of_sums_and_products_go_to_myelin_by_a_gather_that_changes_nothing(half):
+    builder, given = Builder("tensorrt-rtx", Settings(targets=("sm86",))), {}
+    for name, segment in artefact.read(half).segments.items():
+        network = builder._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        assert trt.OnnxParser(network, builder._log).parse_from_file(str(half / segment.file))
+        before = network.num_layers
+        give_to_myelin(trt, network)
+        if network.num_layers > before:
+            given[name.partition(".")[0]] = network
+    assert set(given) == {"mul-add"}
+    network = given["mul-add"]
+    constant, gather = (network.get_layer(network.num_layers - i) for i in (2, 1))
+    gather.__class__ = trt.IGatherLayer
+    constant.__class__ = trt.IConstantLayer
+    gate = gather.get_input(0)
+    assert list(constant.weights) == [0]
+    assert gate.shape[gather.axis] == 1  # so that the first is all there is
+    assert network.get_layer(0).get_input(0).name == gather.get_output(0).name
+
+
+class Like8:
+    """This library under the names that 8.6 has for it."""
+
+    NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+    def __getattr__(self, name):
+        return getattr(trt, name)
+
+
+@pytest.mark.parametrize(("able", "tried"), [
+    ({"direct", "free"}, ["direct"]), ({"free"}, ["direct", "free"]), (set(), ["direct", "free"]),
+])  # fmt: skip
+def test_where_no_kernel_reads_a_tensor_as_it_is_the_interface_is_left_free(half, monkeypatch, able, tried):
+    """As it is with the prologue of a static link in half precision."""
+    builder, flags, seen = Builder("tensorrt-rtx", Settings(targets=("sm86",))), set(), []
+    config = Mock(set_flag=flags.add, clear_flag=flags.remove, get_flag=flags.__contains__)
+
+    def build(network, config):
+        seen.append("direct" if trt.BuilderFlag.DIRECT_IO in flags else "free")
+        return b"plan" if seen[-1] in able else None
+
+    real = builder._builder
+    vars(builder).update(_builder=Mock(wraps=real, build_serialized_network=build), _cache=None, _trt=Like8(), strong=False)
+    monkeypatch.setattr(builder, "_config", lambda: config)
+    monkeypatch.setattr(tensorrt_build, "state_types", lambda *_: None)
+    made = artefact.read(half)
+    unit = next(unit for name, unit in building.units(made, building.images(None, made)).items() if name.startswith("mul-add"))
+    if able:
+        assert builder.build(half / unit.file, unit.ports, unit.ranges) == b"plan"
+    else:
+        with pytest.raises(BackendError, match="cannot build mul-add"):
+            builder.build(half / unit.file, unit.ports, unit.ranges)
+    assert seen == tried
 
 
 def test_a_library_that_has_nothing_to_build_is_not_started(half, monkeypatch, tmp_path):

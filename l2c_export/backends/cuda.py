@@ -107,9 +107,13 @@ class Cuda:
         memory = self.allocate(math.prod(shape) * kind.itemsize)
         return DeviceArray(memory, memory.pointer, shape, kind, self.index)
 
+    def free(self) -> int:
+        """Bytes of the GPU's memory that nobody has taken."""
+        return int(self._call("cudaMemGetInfo")[0])
+
     def reserve(self, size: int, what: str) -> None:
         """Raise RunError if `size` bytes more are not free, before some of them are taken."""
-        free, _ = self._call("cudaMemGetInfo")
+        free = self.free()
         if size > free:
             raise RunError(
                 f"{what} need {size / 2**20:,.0f} MB of GPU memory, but only {free / 2**20:,.0f} MB are free: {SMALLER}"

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import BackendError, UsageError
-from . import tensorrt_types
+from . import tensorrt_pointwise, tensorrt_types
 from .tensorrt_backend import library, logger
 from .tensorrt_monitor import Interrupt, Watch, monitor
+from .tensorrt_pointwise import give_to_myelin
 from .tensorrt_types import fix_interface, multiplies, state_types
 
 # Builder optimisation of 8.6: for products of matrices in the loop, and for the rest.  The library's own 3 takes three times
@@ -105,7 +106,7 @@ class Builder:
     @property
     def identity(self) -> tuple[object, ...]:
         """All that its plans depend on but the model and the GPU."""
-        sources = [inspect.getsource(module) for module in (sys.modules[__name__], tensorrt_types)]
+        sources = [inspect.getsource(module) for module in (sys.modules[__name__], tensorrt_types, tensorrt_pointwise)]
         return (self.name, self.version, self.settings, *sources)
 
     def build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range], once: bool = False) -> bytes:
@@ -129,6 +130,7 @@ class Builder:
         config = self._config()
         if not self.strong:
             state_types(trt, network)
+            give_to_myelin(trt, network)
             if fix_interface(trt, network):
                 config.set_flag(trt.BuilderFlag.DIRECT_IO)
             if self.settings.level is None:
@@ -138,6 +140,10 @@ class Builder:
             self._cache = config.create_timing_cache(b"")  # the one that was known is of another GPU or version
             config.set_timing_cache(self._cache, ignore_mismatch=False)
         plan = self._builder.build_serialized_network(network, config)
+        if plan is None and not self.strong and config.get_flag(trt.BuilderFlag.DIRECT_IO):
+            # no kernel reads or writes some tensor as it is, which happens to the prologue of a static link
+            config.clear_flag(trt.BuilderFlag.DIRECT_IO)
+            plan = self._builder.build_serialized_network(network, config)
         if plan is None:
             raise BackendError(f"{self.name} {self.version} cannot build {model.name}: {self._log.last}")
         return bytes(plan)

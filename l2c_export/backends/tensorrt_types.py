@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+MOVES = ("CAST", "CONSTANT", "SHAPE", "SHUFFLE", "SLICE", "GATHER", "CONCATENATION")  # layers that compute nothing
+
 
 def state_types(trt: Any, network: Any) -> None:
     """Tell every layer the type that the graph has it in."""
@@ -20,14 +22,15 @@ def state_types(trt: Any, network: Any) -> None:
 
 
 def stated(trt: Any, network: Any) -> Iterator[tuple[Any, Any]]:
-    """Every layer whose type is stated, and the type.
+    """Every layer whose type is stated, and the type: all that compute.
 
-    Among products in half precision a normalisation is left alone: it computes its statistics in float32 by itself, and told
+    Layers that only move values take the type of what they are given; 8.6 finds no kernel for a whole step of which they are
+    told it (Mismatched type, f16 against f32).  Among products in half precision a normalisation is left alone: it computes its statistics in float32 by itself, and told
     to, 8.6 falls back to kernels that are six times slower (DiT-XL/2 on an H100).
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     kinds = computed_in(trt, network, layers)
-    out = {trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE}
+    out = {getattr(trt.LayerType, name) for name in MOVES}
     if any(kind == trt.float16 and is_product(trt, layer) for layer, kind in zip(layers, kinds, strict=True)):
         out.add(trt.LayerType.NORMALIZATION)
     for layer, kind in zip(layers, kinds, strict=True):
