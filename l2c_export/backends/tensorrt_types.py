@@ -22,11 +22,11 @@ def state_types(trt: Any, network: Any) -> None:
 
 
 def stated(trt: Any, network: Any) -> Iterator[tuple[Any, Any]]:
-    """Every layer whose type is stated, and the type: all that compute.
+    """Every layer whose type is stated, and the type: all that compute, but for some normalisations.
 
-    Layers that only move values take the type of what they are given; 8.6 finds no kernel for a whole step of which they are
-    told it (Mismatched type, f16 against f32).  Among products in half precision a normalisation is left alone: it computes its statistics in float32 by itself, and told
-    to, 8.6 falls back to kernels that are six times slower (DiT-XL/2 on an H100).
+    Layers that only move values take the type of what they are given; told it, 8.6 finds no implementation of a whole step in
+    half precision ("Mismatched type").  Among products in half precision a normalisation is left alone: it computes its
+    statistics in float32 by itself, and told to, 8.6 falls back to kernels that are six times slower (DiT-XL/2 on an H100).
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     kinds = computed_in(trt, network, layers)
