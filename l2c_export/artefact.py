@@ -16,6 +16,7 @@ from .manifest import FILE, VERSION, FileInfo, Manifest
 
 # external data in an ONNX file: an entry with the key `location`, then its value with tag and length (protobuf)
 LOCATION, WEIGHTS = b"location", b"\x12" + bytes([len(weights.FILE)]) + weights.FILE.encode()
+DECODER = msgspec.json.Decoder(Manifest)  # made here, once: two threads that make one crash in msgspec
 LARGEST = 64 * 2**20  # bytes of a manifest; that of a large model has less than one MB
 
 
@@ -41,8 +42,10 @@ def _manifest(folder: Path) -> bytes:
     try:
         with open(folder / FILE, "rb") as file:
             return file.read(LARGEST + 1)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtefactError(f"{folder} holds no complete artefact ({FILE} is missing): run l2c-export --out {folder}") from None
+    except OSError as error:
+        raise ArtefactError(f"{folder / FILE}: cannot be read: {error.strerror}: check its permissions and the disk") from None
 
 
 def check_linked(folder: Path, manifest: Manifest) -> None:
@@ -52,10 +55,20 @@ def check_linked(folder: Path, manifest: Manifest) -> None:
 
 
 def check_unchanged(folder: Path, manifest: Manifest) -> None:
-    """Raise ArtefactError if the artefact was replaced after its manifest was read: its files may be of both."""
+    """Raise ArtefactError if the artefact was changed after its manifest was read: its files may be of both."""
+    if _now(folder).checksum != manifest.checksum:
+        raise ArtefactError(f"{folder}: was replaced since it was loaded: load it again")
+
+
+def check_same(folder: Path, name: str, info: FileInfo) -> None:
+    """Raise ArtefactError if a file is no longer the one that `info` describes."""
+    if _now(folder).files.get(name) != info:
+        raise ArtefactError(f"{folder}: {name} was replaced since the artefact was loaded: load it again")
+
+
+def _now(folder: Path) -> Manifest:
     staging.recover(folder)
-    if parse(_manifest(folder), str(folder / FILE)) != manifest:
-        raise ArtefactError(f"{folder}: was replaced while it was being loaded: load it again")
+    return parse(_manifest(folder), str(folder / FILE))
 
 
 def parse(data: bytes, where: str) -> Manifest:
@@ -69,7 +82,7 @@ def parse(data: bytes, where: str) -> Manifest:
         if raw.get("version") != VERSION:
             found = repr(raw.get("version"))[:20]
             raise ArtefactError(f"{where} has format version {found}, this release reads {VERSION}: run l2c-export again")
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = DECODER.decode(data)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise ArtefactError(f"{where} is damaged: {error}; run l2c-export again") from None
     if manifest.checksum != checksum(raw):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +45,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             say("interrupted")
             sys.exit(130)
+        except BrokenPipeError:  # whoever reads the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left: Python would complain
+            sys.exit(1)
         except OSError as error:
             say(f"error: {error.filename or 'a file'}: {error.strerror or error}: check the folder and the disk")
             sys.exit(1)
@@ -113,7 +118,7 @@ def progress(what: str, total: int) -> Iterator[Bar]:
 
 def numbers_or_names(labels: Iterable[str]) -> list[int | str]:
     """Class labels as they are typed."""
-    return [int(label) if label.lstrip("-").isdecimal() else label for label in labels]
+    return [int(label) if re.fullmatch(r"-?\d{1,18}", label) else label for label in labels]
 
 
 def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:

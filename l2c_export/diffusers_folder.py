@@ -150,16 +150,25 @@ def read(path: Path) -> Folder:
     index = config(path / INDEX)
     shape = _config(path / "transformer" / "config.json")
     stored = _stored(path / "transformer")
+    _check_blocks(stored, shape)
     own = not _same_embedders(stored, shape)
-    kept = index.get("id2label") or {}
     return Folder(
         path=path,
         name=_name(path),
         arch=shape.arch(own),
         checkpoint=renamed(stored, shape, own),
         scheduler=config(path / "scheduler" / "scheduler_config.json"),
-        labels={name.strip(): int(number) for number, names in kept.items() for name in names.split(",")},
+        labels=_labels(index, path / INDEX),
     )
+
+
+def _labels(index: Mapping[str, Any], where: Path) -> dict[str, int]:
+    """Class names and their numbers; several names of a class are parted by commas."""
+    try:
+        kept = msgspec.convert(index.get("id2label") or {}, dict[int, str], strict=False)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{where}: id2label is damaged: {error}: download or save it again") from None
+    return {name.strip(): number for number, names in kept.items() for name in names.split(",")}
 
 
 def _config(path: Path) -> Config:
@@ -189,6 +198,15 @@ def _stored(folder: Path) -> Checkpoint:
     files = {name: open_checkpoint(folder / name) for name in sorted(set(places.values()))}
     shapes = {name: shape for file in files.values() for name, shape in file.shapes.items()}
     return Checkpoint(found, shapes, lambda name: files[places[name]].read(name))
+
+
+def _check_blocks(stored: Checkpoint, shape: Config) -> None:
+    """Refuse a depth that the weights do not have, before anything of that length is made."""
+    found = {name.split(".")[1] for name in stored.shapes if name.startswith("transformer_blocks.")}
+    if len(found) != shape.num_layers:
+        raise WeightsError(
+            f"{stored.path} does not fit its config.json: it has {len(found)} blocks, num_layers says {shape.num_layers}"
+        )
 
 
 def _same_embedders(stored: Checkpoint, shape: Config) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import pipeline, staging
+from . import artefact, asked, pipeline, staging
 from .errors import UsageError
 from .manifest import FILE, Manifest
 
@@ -35,14 +35,16 @@ class L2CPipeline:
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> L2CPipeline:
         """Load an artefact; `options` are those of `l2c_export.load`."""
-        return cls(pipeline.load(folder, **options), Path(folder))
+        return cls(pipeline.load(folder, **options), Path(folder).absolute())
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Copy the artefact.  Raises ArtefactError if `folder` holds anything else."""
+        """Copy the artefact.  Raises ArtefactError if `folder` holds anything else, or if the artefact was replaced."""
+        artefact.check_unchanged(self._folder, self.manifest)
         with staging.staged(Path(folder)) as stage:
             for name in (*self.manifest.files, FILE):
                 (stage / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self._folder / name, stage / name)
+            artefact.check_unchanged(self._folder, self.manifest)
 
     @property
     def manifest(self) -> Manifest:
@@ -107,11 +109,11 @@ def noise(shape: Shape, generator: Any, pipe: pipeline.Pipeline) -> np.ndarray:
         if len(generator) != shape[0]:
             raise UsageError(f"generator: a list of {len(generator)} for {shape[0]} images: give one, or one per image")
         return np.concatenate([noise((1, *shape[1:]), one, pipe) for one in generator])
-    if pipeline.whole(generator):
+    if asked.whole(generator):
         return pipe.noise(shape[0], generator)
     if is_torch(generator):
         torch = sys.modules["torch"]
-        drawn: np.ndarray = torch.randn(shape, generator=generator, device=generator.device).cpu().numpy()
+        drawn: np.ndarray = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).cpu().numpy()
         return drawn
     if generator is not None and not isinstance(generator, np.random.Generator):
         raise UsageError(f"generator {generator!r}: use one of numpy's or torch's, or a seed")

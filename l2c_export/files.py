@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,12 +18,13 @@ except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
 Report = Callable[[str], object]
+_count = itertools.count()  # of this process's files
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` when the block ends without an error, and is on the disk by then."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    partial = path.with_name(f".{os.getpid()}-{next(_count)}.partial")  # not longer than the file's own name may be
     try:
         with open(partial, "wb") as file:
             yield file

@@ -179,7 +179,8 @@ def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
         return Scheduler.from_config(diffusers_folder.config(Path(sampler)), sampler)
     if folder:
         return folder.sampler(sampler)
-    return Scheduler.from_config({}, "--sampler", sampler) if sampler else None
+    # by its name alone: as DiT's own, which does not clip
+    return Scheduler.from_config({"clip_sample": False}, "--sampler", sampler) if sampler else None
 
 
 def _name(options: Options, scheduler: Scheduler | None, family: Family) -> str:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeGuard, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 import numpy as np
 
-from . import artefact, binding, decoder, runtime, weights
+from . import artefact, asked, binding, decoder, runtime, weights
 from .backends import BUILT, Opened, Request, open_backend
 from .errors import RunError, UsageError
 from .manifest import Manifest
 from .output import to_images
-from .samplers import standard_normal
+from .turn import Turn
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
-OUTPUT_TYPES = ("latent", "device", "np", "pil")
 LINKS = ("shared", "static")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,7 +75,7 @@ def load(
     if link not in (None, manifest.link) and opened.backend.name in BUILT:
         raise UsageError(f"--link {link}: the engines of {opened.backend.name} were built for --link {manifest.link}")
     chosen = msgspec.structs.replace(manifest, link=link or manifest.link)
-    program = binding.load_program(folder, chosen, opened.backend)
+    program = binding.load_program(folder.absolute(), chosen, opened.backend)  # the process may go elsewhere
     artefact.check_unchanged(folder, manifest)
     return Pipeline(program, opened, tile)
 
@@ -90,7 +87,7 @@ def alone(method: Callable[P, R]) -> Callable[P, R]:
     def run(*given: P.args, **named: P.kwargs) -> R:
         pipeline = given[0]
         assert isinstance(pipeline, Pipeline)
-        with pipeline._turn():
+        with pipeline._alone():
             return method(*given, **named)
 
     return run
@@ -107,7 +104,8 @@ class Pipeline:
         self._program: binding.Program | None = program
         self._tile = tile
         self._decoder: decoder.Decoder | None = None
-        self._lock, self._holder = threading.Lock(), 0
+        self._turn = Turn(opened.backend.forks)
+        self._started: weakref.WeakSet[Generator[runtime.Step, None, None]] = weakref.WeakSet()
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
         self._loops: dict[tuple[int, bool], runtime.Loop] = {}
 
@@ -115,29 +113,27 @@ class Pipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for generation in list(self._started) if self._turn.mine else ():
+            generation.close()  # what was left half way; otherwise its error would hide the one that ended the block
         self.close()
 
     def close(self) -> None:
         """Free the engines, the buffers and the weights, when the generation that runs has ended.  Closing twice is fine."""
-        with self._lock if self._holder != threading.get_ident() else self._turn():
+        with self._turn.taken():
             self._program = self._decoder = None
             self._loops.clear()
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """The buffers for oneself.  Raises RunError in the middle of a generation of the same thread, and when closed."""
-        if self._holder == threading.get_ident():
-            raise RunError("this pipeline is in the middle of a generation: end it first, or load a second pipeline")
-        with self._lock:
-            self._holder = threading.get_ident()
+    def _alone(self) -> Iterator[None]:
+        """The buffers for oneself, on the pipeline's own device."""
+        self._turn.check_process()
+        with self._turn.taken():
             try:
                 if self._program:
                     self._program.backend.memory.enter()
                 yield
             except MemoryError:
                 raise RunError("out of memory: generate fewer images at once, or free some memory") from None
-            finally:
-                self._holder = 0
 
     @alone
     def __call__(
@@ -159,20 +155,20 @@ class Pipeline:
         `check_finite` raises RunError naming the call whose latents are the first to hold NaN or Inf.
         """
         labels = self.labels(class_labels)
-        self._check_output(output_type)
-        noise = self.noise(len(labels), seed) if latents is None else self._latents(latents, len(labels))
-        asked = self.generation(labels, guidance_scale)
+        asked.check_output(self.manifest, output_type)
+        noise = self.noise(len(labels), seed) if latents is None else asked.latents(self.manifest, latents, len(labels))
+        generation = self.generation(labels, guidance_scale)
         if callback_on_step_end or check_finite:
-            self._stepwise(asked, noise, callback_on_step_end, check_finite)
+            self._stepwise(generation, noise, callback_on_step_end, check_finite)
         else:
-            asked.loop.whole(noise, asked.labels, asked.guidance)
-        memory, final = asked.loop.memory, asked.loop.latents
+            generation.loop.whole(noise, generation.labels, generation.guidance)
+        memory, final = generation.loop.memory, generation.loop.latents
         if output_type == "device":
             return Output(memory.copy(final))
         latents = memory.get(final).copy()
-        return Output(
-            latents, None if output_type == "latent" else to_images(self._decode(asked.loop.program, latents), output_type)
-        )
+        if output_type == "latent":
+            return Output(latents)
+        return Output(latents, to_images(self._decode(generation.loop.program, latents), output_type))
 
     def _decode(self, program: binding.Program, latents: np.ndarray) -> np.ndarray:
         """Latents (B, C, H, W) -> pixels (B, 3, scale H, scale W) around -1..1; they are pixels already without a decoder."""
@@ -180,13 +176,14 @@ class Pipeline:
             return latents
         if self._decoder is None:
             info = self.manifest.files[self.manifest.decoder.file]
+            artefact.check_same(program.folder, self.manifest.decoder.file, info)  # it is read now that it is needed
             self._decoder = decoder.Decoder(program.folder, self.manifest.decoder, program.backend, self._tile, info)
         return self._decoder(latents)
 
-    def _stepwise(self, asked: Generation, noise: np.ndarray, callback: Callback | None, check_finite: bool) -> None:
+    def _stepwise(self, generation: Generation, noise: np.ndarray, callback: Callback | None, check_finite: bool) -> None:
         """The loop with a stop after every call."""
         step = -1
-        for done in asked.loop.denoise(noise, asked.labels, asked.guidance):
+        for done in generation.loop.denoise(noise, generation.labels, generation.guidance):
             if check_finite and not np.isfinite(done.x).all():
                 raise RunError(f"call {done.index} (timestep {done.call.timestep:g}) made NaN or infinite latents")
             if not done.call.ends_step:
@@ -195,29 +192,36 @@ class Pipeline:
             if callback:
                 given = callback(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
                 if given and "latents" in given:
-                    done.x[...] = self._latents(given["latents"], len(noise))
+                    done.x[...] = asked.latents(self.manifest, given["latents"], len(noise))
                     if check_finite and not np.isfinite(done.x).all():
                         raise RunError(f"the callback after step {step} returned NaN or infinite latents")
 
-    def steps(self, labels: Sequence[int], guidance_scale: float | None, noise: np.ndarray) -> Iterator[runtime.Step]:
+    def steps(
+        self, class_labels: Sequence[int | str], guidance_scale: float | None, noise: np.ndarray
+    ) -> Generator[runtime.Step, None, None]:
         """The loop itself, for callers that want progress or timing: one item per network evaluation.
 
         From its first item to its end, or until it is closed, the pipeline is busy with it.
         """
-        with self._turn():
-            asked = self.generation(labels, guidance_scale)
-            yield from asked.loop.denoise(noise, asked.labels, asked.guidance)
+        labels = self.labels(class_labels)
+        made = self._steps(labels, guidance_scale, asked.latents(self.manifest, noise, len(labels)))
+        self._started.add(made)
+        return made
+
+    def _steps(self, labels: list[int], guidance_scale: float | None, noise: np.ndarray) -> Generator[runtime.Step, None, None]:
+        with self._alone():
+            generation = self.generation(labels, guidance_scale)
+            for step in generation.loop.denoise(noise, generation.labels, generation.guidance):
+                yield step
+                self._turn.take()  # by whoever asked for the next one, perhaps another thread
+                generation.loop.memory.enter()
 
     def generation(self, labels: Sequence[int], guidance_scale: float | None) -> Generation:
         """The loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
         if self._program is None:
             raise RunError("this pipeline is closed: load the artefact again")
         guidance = self.manifest.guidance
-        scale = guidance.scale if guidance_scale is None else guidance_scale
-        if not isinstance(scale, Real) or not abs(scale) <= float(np.finfo(np.float32).max):
-            raise UsageError(f"guidance_scale {scale!r}: must be a finite number")
-        if guidance.mode == "none" and scale != 1:
-            raise UsageError(f"guidance_scale {scale:g}: this artefact was compiled with --guidance none: use 1")
+        scale = asked.scale(guidance, guidance_scale)
         guided = scale != 1
         key = len(labels), guided
         if key not in self._loops:
@@ -229,69 +233,14 @@ class Pipeline:
 
     def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
         """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""
-        seeds = [seed + i for i in range(count)] if whole(seed) else listed(seed)
-        if len(seeds) != count or not all(whole(s) and s >= 0 for s in seeds):
-            raise UsageError(f"seed {seed!r}: give one whole number >= 0, or one per image ({count})")
-        return standard_normal(self.manifest.model.latent, seeds)
+        return asked.noise(self.manifest, count, seed)
 
     def labels(self, given: Sequence[int | str] | int | str) -> list[int]:
         """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
-        labels = [self._label(label) for label in ([given] if isinstance(given, str) else listed(given))]
-        if not 1 <= len(labels) <= self.manifest.batch:
-            remedy = f"ask for fewer, or compile it with l2c-export --batch {len(labels)}" if labels else "give at least one"
-            able = "1 image" if self.manifest.batch == 1 else f"1 to {self.manifest.batch} images"
-            raise UsageError(f"{len(labels)} class labels: this artefact makes {able} at once: {remedy}")
-        for label in labels:
-            if not whole(label) or not 0 <= label < self.manifest.model.labels:
-                raise UsageError(f"class label {label!r}: must be a whole number from 0 to {self.manifest.model.labels - 1}")
-        return labels
-
-    def _label(self, given: Any) -> Any:
-        """The number of a class name."""
-        names = self.manifest.model.names
-        if not isinstance(given, str) or not names:
-            return given
-        if given not in names:
-            close = " or ".join(difflib.get_close_matches(given, names, 3))
-            raise UsageError(f"class label {given!r}: no such name: {f'did you mean {close}?' if close else 'use a number'}")
-        return names[given]
-
-    def _latents(self, given: np.ndarray, count: int) -> np.ndarray:
-        shape = (count, *self.manifest.model.latent)
-        try:
-            latents = np.asarray(given)
-        except (ValueError, TypeError, RuntimeError):  # the latter two are a tensor's, of another device or type
-            raise UsageError(f"latents: not an array: this model and {count} labels need numbers of shape {shape}") from None
-        if latents.shape != shape:
-            raise UsageError(f"latents of shape {latents.shape}: this model and {count} labels need {shape}")
-        if latents.dtype not in (np.float32, np.float64, np.float16):
-            raise UsageError(f"latents of dtype {latents.dtype}: use float32")
-        return latents.astype(np.float32, copy=False)
-
-    def _check_output(self, output_type: str) -> None:
-        if output_type not in OUTPUT_TYPES:
-            raise UsageError(f"output_type {output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
-        pixels = self.manifest.decoder or self.manifest.model.latent[0] in (1, 3)
-        if output_type in ("np", "pil") and not pixels:
-            raise UsageError(
-                f"output_type {output_type!r}: this model makes latents, not pixels, and the artefact has no decoder: "
-                'compile it with --with-vae, or use output_type="latent"'
-            )
+        return asked.labels(self.manifest, given)
 
     def _step_timestep(self, index: int) -> float:
         """The timestep at which the solver step began that ends with call `index`."""
         while index and not self.manifest.calls[index - 1].ends_step:
             index -= 1
         return self.manifest.calls[index].timestep
-
-
-def whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def listed(given: Any) -> list[Any]:
-    """One value, or the values of a sequence."""
-    try:
-        return list(given)
-    except TypeError:
-        return [given]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,8 +32,8 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     kind: Kind
     timestep_spacing: Spacing
     num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
+    beta_start: Annotated[float, msgspec.Meta(ge=0)] = 0.0001
+    beta_end: Annotated[float, msgspec.Meta(ge=0)] = 0.02
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
     trained_betas: tuple[float, ...] | None = None
     steps_offset: int = 0
@@ -55,9 +55,11 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         if kind not in KINDS:
             raise ScheduleError(f"{where}: {kind} is not supported: use --sampler {', '.join(KINDS)}")
         for option, allowed in {**REFUSED, **REFUSED_BY[kind]}.items():
-            if option in config and config[option] not in allowed:
+            found = config.get(option, DEFAULTS.get((kind, option), allowed[0]))
+            if found not in allowed:
+                absent = "" if option in config else ", the default,"
                 raise ScheduleError(
-                    f"{where}: {option} = {config[option]!r} is not supported: it must be {allowed[0]!r}, or use --sampler ddim"
+                    f"{where}: {option} = {found!r}{absent} is not supported: it must be {allowed[0]!r}, or use --sampler ddim"
                 )
         defaults = {"kind": kind, "timestep_spacing": "leading" if kind == DDIM else "linspace"}
         known = {f.name for f in msgspec.structs.fields(Scheduler)} - {"kind"}
@@ -75,6 +77,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "use_exponential_sigmas": (False, None),
     "use_beta_sigmas": (False, None),
 }
+DEFAULTS = {(DDIM, "clip_sample"): True}  # of diffusers, where they are refused
 REFUSED_BY: dict[str, dict[str, tuple[Any, ...]]] = {
     DDIM: {"clip_sample": (False,)},
     DPM: {
@@ -219,18 +222,23 @@ def predictions(s: Scheduler, alpha: float, sigma: float) -> tuple[Pair, Pair]:
 
 
 def _timesteps(s: Scheduler, steps: int) -> np.ndarray:
-    """Descending, int64 (Euler's with "linspace": float64); arXiv 2305.08891, table 2."""
+    """Descending, int64 (Euler's with "linspace": float64); arXiv 2305.08891, table 2.
+
+    Raises UsageError where strides that are rounded make no such steps: diffusers then has an extra one at -1, or one twice.
+    """
     total = s.num_train_timesteps
     more = s.kind == DPM  # it has one more interval than steps
     if s.timestep_spacing == "linspace":
-        spread = np.linspace(0, total - 1, steps + more)[::-1]
-        return spread[:steps] if s.kind == EULER else spread[:steps].round().astype(np.int64)
-    if s.timestep_spacing == "leading":
+        spread = np.linspace(0, total - 1, steps + more)[::-1][:steps]
+        chosen = spread if s.kind == EULER else spread.round().astype(np.int64)
+    elif s.timestep_spacing == "leading":
         chosen = np.arange(steps + more)[::-1][:steps] * (total // (steps + more)) + s.steps_offset
     else:
         chosen = np.arange(total, 0, -total / steps).round().astype(np.int64) - 1
     if chosen.max() >= total:
         raise ScheduleError(f"steps_offset = {s.steps_offset}: with {steps} steps the first timestep is {chosen.max()}")
+    if chosen.min() < 0 or len(set(chosen.tolist())) != steps:
+        raise UsageError(f"--steps {steps}: {s.timestep_spacing} spacing makes no {steps} timesteps: use more or fewer")
     return chosen
 
 
@@ -246,6 +254,11 @@ def _kept(s: Scheduler) -> np.ndarray:
     else:
         kept = np.cos((np.arange(s.num_train_timesteps + 1) / s.num_train_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - kept[1:] / kept[:-1], 0.999).astype(np.float32)
+    if len(betas) != s.num_train_timesteps or not ((betas > 0) & (betas < 1)).all():
+        raise ScheduleError(
+            f"the scheduler has {len(betas)} betas from {betas.min(initial=np.inf):g} to {betas.max(initial=-np.inf):g}: "
+            f"it needs {s.num_train_timesteps} (num_train_timesteps), all above 0 and below 1"
+        )
     # float32 factors, multiplied in float64: what PyTorch's cumprod does on a CPU
     found: np.ndarray = np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32).astype(np.float64)
     return found

@@ -95,22 +95,32 @@ def write(folder: Path, described: Decoder, channels: int, target: Path) -> None
     diffusers = needs("diffusers", "diffusers")
     try:
         autoencoder = diffusers.AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder} cannot be read as an {KIND}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a damaged configuration ends in errors of all kinds
+        raise ModelError(f"{folder} cannot be read as an {KIND}: {_reason(error)}") from None
     model = Decoding(autoencoder.float().eval(), described.scaling_factor)
     normalise_by_hand(model)
     axes = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
-    with quiet():
-        program = torch.onnx.export(
-            model,
-            (torch.zeros(1, channels, *EXAMPLE),),
-            dynamo=True,
-            opset_version=EXPORTED,
-            dynamic_shapes=(axes,),
-            input_names=["z"],
-            output_names=["image"],
-            verbose=False,
-        )
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                model,
+                (torch.zeros(1, channels, *EXAMPLE),),
+                dynamo=True,
+                opset_version=EXPORTED,
+                dynamic_shapes=(axes,),
+                input_names=["z"],
+                output_names=["image"],
+                verbose=False,
+            )
+    except Exception as error:
+        raise ModelError(f"{folder}: its decoder does not run: {_reason(error)}") from None
     assert program is not None
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(downgrade(program.model_proto, "decoder").SerializeToString())
+
+
+def _reason(error: Exception) -> str:
+    """An error of another library in one line, the last cause where there are several."""
+    while error.__cause__ and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0]

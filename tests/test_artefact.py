@@ -450,3 +450,10 @@ def test_a_file_elsewhere_is_not_blamed_on_the_output_folder(tmp_path):
     with pytest.raises(ArtefactError) as caught, staging.staged(tmp_path / "out"):
         (tmp_path / "gone").read_bytes()
     assert str(caught.value) == f"{tmp_path / 'gone'}: No such file or directory: check the file and its disk"
+
+
+def test_a_manifest_that_cannot_be_read_is_not_called_missing(tmp_path):
+    """Who compiles again then would replace a good artefact."""
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(ArtefactError, match=r"manifest.json: cannot be read: Is a directory: check its permissions"):
+        artefact.read(tmp_path)

@@ -722,3 +722,26 @@ def test_control_c_leaves_nothing(new, tmp_path):
     assert process.returncode in (130, -signal.SIGINT), "a shell shows both as 130"
     assert tree() == before
     assert not new.exists()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(desk):
+    for line in ("inspect engines --json", "inspect engines"):
+        process = started(line)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1
+        process.stderr.close()
+
+
+def test_a_file_may_have_as_long_a_name_as_there_is(desk, tmp_path):
+    out = tmp_path / ("x" * 251 + ".npy")
+    assert invoke(f"run engines --class-label 3 --out {out}").exit_code == 0
+    assert out.stat().st_size > 0
+
+
+@pytest.mark.parametrize("label", ["--5", "5" * 5000, "½", "-"])
+def test_a_label_that_is_no_number_is_a_name_that_does_not_exist(desk, label):
+    done = invoke(f"run engines --class-label={label} --out x.npy")
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].startswith("error: class label ")
+    assert "Traceback" not in done.stderr

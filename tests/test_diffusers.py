@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from l2c_export.backends.tensorrt_build import Builder, Range, Settings
 from l2c_export.cli import l2c
 from l2c_export.compile import compile_artefact
 from l2c_export.decoder import Decoder, in_tiles
-from l2c_export.errors import L2CError, ModelError, ScheduleError, UsageError, WeightsError
+from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError, UsageError, WeightsError
 from l2c_export.models.eager import Eager
 from l2c_export.models.updates import UPDATES
 from l2c_export.options import Options
@@ -291,9 +292,17 @@ SPOILT = {
     "class": ("transformer", {"_class_name": "PixArtTransformer2DModel"}, "PixArtTransformer2DModel is not supported"),
     "out": ("transformer", {"out_channels": 5}, "out_channels = 5: must be once or twice the 4"),
     "kind": ("transformer", {"num_layers": "many"}, "does not describe a DiT: .*num_layers"),
-    "deep": ("transformer", {"num_layers": 4}, "does not fit its config.json: transformer_blocks.3.* is missing"),
-    "shallow": ("transformer", {"num_layers": 2}, "does not fit its config.json: transformer_blocks.2.* is not part of a DiT"),
+    "deep": (
+        "transformer",
+        {"num_layers": 3 * 10**9},
+        "does not fit its config.json: it has 3 blocks, num_layers says 3000000000",
+    ),
+    "shallow": ("transformer", {"num_layers": 2}, "does not fit its config.json: it has 3 blocks, num_layers says 2"),
     "clip": ("scheduler", {"clip_sample": True}, "scheduler: clip_sample = True is not supported: it must be False"),
+    "betas": ("scheduler", {"trained_betas": [0.1]}, "has 1 betas from 0.1 to 0.1: it needs 1000 .*above 0 and below 1"),
+    "negative": ("scheduler", {"beta_start": -1, "beta_schedule": "scaled_linear"}, "Expected `float` >= 0"),
+    "groups": ("vae", {"norm_num_groups": 0}, "vae cannot be read as an AutoencoderKL"),
+    "act": ("vae", {"act_fn": None}, "vae cannot be read as an AutoencoderKL"),
     "pndm": ("scheduler", {"_class_name": "PNDMScheduler"}, "PNDMScheduler is not supported: use --sampler"),
     "vae": ("vae", {"_class_name": "VQModel"}, "vae: VQModel is not supported: only AutoencoderKL is"),
     "latents": ("vae", {"latent_channels": 16}, "decodes 16 channels, but the model's latents have 4"),
@@ -310,6 +319,15 @@ def test_what_cannot_be_compiled_is_named(world, tmp_path, spoilt):
         compile_artefact(options)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("names", [["dog"], {"one": "dog"}, {"1": 5}, {"1": None}])
+def test_damaged_class_names_are_one_line(world, tmp_path, names):
+    shutil.copytree(world.folder, tmp_path / "p")
+    edited(tmp_path / "p" / "model_index.json", id2label=names)
+    with pytest.raises(ModelError, match=r"model_index.json: id2label is damaged: ") as error:
+        compile_artefact(Options(schedule="every:2", steps=4, model=str(tmp_path / "p"), out=tmp_path / "e"))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("gone", "kind", "says"), [
@@ -465,6 +483,12 @@ def test_generators(ours):
     pair = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)]
     assert np.array_equal(latents(np.random.default_rng(1)), latents(np.random.default_rng(1)))
     assert np.array_equal(latents(5), ours.pipe(LABELS, seed=5).latents)
+    drawn = latents(torch.manual_seed(3))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert np.array_equal(latents(torch.manual_seed(3)), drawn)
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert np.array_equal(latents([5, 9]), ours.pipe(LABELS, seed=[5, 9]).latents)
     assert not np.array_equal(latents(None), latents(None))
     swapped = latents([pair[1], pair[0]])
@@ -501,6 +525,34 @@ def test_save_and_load(ours, tmp_path):
 # compiled calls in a live pipeline
 
 
+def test_an_artefact_that_was_changed_is_not_saved(world, tmp_path):
+    """Its files and its manifest would be of two artefacts."""
+    shutil.copytree(world.compiled(), tmp_path / "e")
+    pipe = l2c_export.L2CPipeline.from_pretrained(tmp_path / "e")
+    shutil.rmtree(tmp_path / "e")
+    shutil.copytree(world.compiled("every:2"), tmp_path / "e")
+    with pytest.raises(ArtefactError, match="replaced since it was loaded"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_loaded_decoder_is_found_from_anywhere_or_says_that_it_was_replaced(world, tmp_path, monkeypatch):
+    shutil.copytree(world.pictures(), tmp_path / "e")
+    monkeypatch.chdir(tmp_path)
+    pipes = [l2c_export.load("e", link=link) for link in ("shared", "static", None)]
+    monkeypatch.chdir("/")
+    pictures = [pipe(LABELS, output_type="np").images for pipe in pipes[:2]]
+    assert np.allclose(*pictures, atol=1e-4)
+    (tmp_path / "e" / "manifest.json").unlink()
+    with pytest.raises(ArtefactError, match="holds no complete artefact"):
+        pipes[2](LABELS, output_type="np")
+    shutil.rmtree(tmp_path / "e")
+    shutil.copytree(world.compiled(), tmp_path / "e")
+    with pytest.raises(ArtefactError, match=r"decoder.onnx was replaced since the artefact was loaded: load it again"):
+        pipes[2](LABELS, output_type="np")
+    assert np.array_equal(pipes[0](LABELS, output_type="np").images, pictures[0])
+
+
 @pytest.fixture
 def live(world):
     pipe = diffusers.DiTPipeline.from_pretrained(world.folder, low_cpu_mem_usage=False)
@@ -523,6 +575,26 @@ def test_a_live_pipeline_runs_compiled_calls(world, live):
     assert type(live) is diffusers.DiTPipeline
     assert np.array_equal(live(LABELS, SCALE, torch.manual_seed(3), STEPS, "np").images, want)
     assert loops
+
+
+@pytest.mark.parametrize("change", [lambda w: w.mul_(1.005), lambda w: w[-1].add_(0.01)])
+def test_a_fine_tune_of_any_layer_has_other_weights(world, live, change):
+    """As a LoRA of the attention in the middle, merged."""
+    l2c_export.enable_l2c(live.to(torch.float16).to(torch.float32), world.compiled(precision="fp16"))
+    live.disable_l2c()
+    with torch.no_grad():
+        change(live.transformer.transformer_blocks[1].attn1.to_v.weight)
+    with pytest.raises(UsageError, match=r"other weights than .* \(blocks.1.attn.qkv.weight\): run l2c link"):
+        l2c_export.enable_l2c(live, world.compiled(precision="fp16"))
+
+
+def test_a_u_vit_is_in_no_dit_pipeline(live, tmp_path):
+    options = Options(
+        model="U-ViT-S/2", weights="random:0", schedule="every:2", steps=4, sampler="DDIMScheduler", guidance="all"
+    )
+    compile_artefact(dataclasses.replace(options, out=tmp_path / "e"))
+    with pytest.raises(UsageError, match="was compiled from a uvit, which no DiTPipeline has"):
+        l2c_export.enable_l2c(live, tmp_path / "e")
 
 
 def test_enabling_again_replaces_the_artefact(world, live):

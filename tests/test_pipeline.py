@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -165,6 +167,86 @@ def test_hoisted_rows_that_do_not_fit_are_computed_in_chunks(pipe, tiny, monkeyp
         assert same(chunked([1, 2], seed=5).latents, first)
         assert close(chunked([1, 2], seed=5, callback_on_step_end=lambda *_: None).latents, whole)
         assert not close(chunked([3, 4], seed=5).latents, whole), "with the labels of the last request"
+
+
+def test_numbers_of_numpy_do_not_wrap_around(pipe):
+    assert same(pipe([1, 2], seed=np.uint8(255)).latents, pipe([1, 2], seed=[255, 256]).latents)
+    assert same(pipe([1, 2], seed=np.int32(2**31 - 1)).latents, pipe([1, 2], seed=2**31 - 1).latents)
+    assert same(pipe([np.int8(1)], np.uint8(0)).latents, pipe([1], 0.0).latents)
+    assert same(pipe([1], np.float16(3)).latents, pipe([1], 3).latents)
+    with pytest.raises(UsageError, match="must be a finite number"):
+        pipe([1], np.float16("inf"))
+
+
+@pytest.mark.parametrize(("labels", "count", "says"), [
+    ([50], 1, "class label 50: must be"), ([-1], 1, "class label -1: must be"), ([1, 2], 1, "latents of shape"),
+    ([1, 2, 3], 3, "3 class labels: this artefact makes"), ([], 1, "0 class labels"), (["dog"], 1, "class label 'dog'"),
+])  # fmt: skip
+def test_the_loop_itself_refuses_what_a_call_refuses(pipe, labels, count, says):
+    with pytest.raises(UsageError, match=says):
+        pipe.steps(labels, None, pipe.noise(count, 0))
+    assert same(pipe([1]).latents, pipe(1).latents)
+
+
+def test_a_generation_may_go_on_in_another_thread(pipe):
+    """As a server's worker threads take a stream's items; none of them waits for the generation that it is making."""
+    want = [done.x.copy() for done in pipe.steps([1], None, pipe.noise(1, 0))]
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        loop = pipe.steps([1], None, pipe.noise(1, 0))
+        seen = [first.submit(next, loop).result(20).x.copy()]
+        seen.append(second.submit(next, loop).result(20).x.copy())
+        with pytest.raises(RunError, match="in the middle of a generation"):
+            second.submit(pipe, [2]).result(20)
+        waiting = first.submit(pipe, [2])  # no longer its generation: it waits for its turn
+        assert wait([waiting], timeout=0.2).not_done
+        seen += second.submit(lambda: [done.x.copy() for done in loop]).result(20)
+        assert same(waiting.result(20).latents, pipe([2]).latents)
+    assert same(np.stack(seen), np.stack(want))
+
+
+def test_a_block_ends_with_its_own_error_and_a_closed_pipeline(tiny):
+    pipe = l2c_export.load(tiny[0], backend="onnxruntime")
+    loop = pipe.steps([1], None, pipe.noise(1, 0))
+
+    def block():
+        with pipe:
+            next(loop)
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        block()
+    with pytest.raises(RunError, match="is closed"):
+        pipe([1])
+    assert list(loop) == []
+
+
+FORKED = """
+import multiprocessing, sys
+import l2c_export
+pipe = l2c_export.load(sys.argv[1], backend=sys.argv[2], threads=2)
+pipe([1])
+def child(answers):
+    try:
+        answers.put(float(abs(pipe([1]).latents).max()))
+    except l2c_export.L2CError as error:
+        answers.put(str(error))
+fork = multiprocessing.get_context("fork")
+answers = fork.SimpleQueue()
+fork.Process(target=child, args=(answers,), daemon=True).start()
+print(answers.get())
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"), [("onnxruntime", r"\d+\.\d+"), ("openvino", "loaded before its process was forked")]
+)
+def test_a_server_that_forks_after_loading_is_told_where_that_does_not_work(tiny, backend, says):
+    pytest.importorskip(backend)
+    words = [sys.executable, "-c", FORKED, tiny[0], backend]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=60, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert re.search(says, done.stdout), done
 
 
 def test_stopping_after_every_call_changes_nothing(pipe):

@@ -274,7 +274,7 @@ def test_who_loads_while_the_artefact_is_replaced_is_told(copy, other, monkeypat
         return opened(*given)
 
     monkeypatch.setattr(pipeline, "open_backend", meanwhile)
-    with pytest.raises(ArtefactError, match="was replaced while it was being loaded: load it again"):
+    with pytest.raises(ArtefactError, match="was replaced since it was loaded: load it again"):
         l2c_export.load(copy)
 
 

@@ -171,6 +171,32 @@ def test_numbers_of_steps_that_make_no_sense(kind, steps):
         table(kind, steps, ours(theirs(kind)))
 
 
+@pytest.mark.parametrize(("kind", "spacing", "steps"), [
+    (DDIM, "trailing", 61), (EULER, "trailing", 103), (DPM, "trailing", 61), (DPM, "leading", 1000), (DPM, "linspace", 1000),
+])  # fmt: skip
+def test_steps_that_a_spacing_does_not_make_are_refused(kind, spacing, steps):
+    """diffusers goes on to timestep -1, or divides by zero."""
+    scheduler = ours(theirs(kind, timestep_spacing=spacing))
+    with pytest.raises(UsageError, match=f"--steps {steps}: {spacing} spacing makes no {steps} timesteps"):
+        table(kind, steps, scheduler)
+    assert len(table(kind, steps - 1, scheduler).updates) == steps - 1
+
+
+def test_what_a_configuration_leaves_out_is_what_diffusers_does():
+    """Its DDIM clips; asked for by its name alone it is DiT's, which does not."""
+    with pytest.raises(ScheduleError, match="here: clip_sample = True, the default, is not supported: it must be False"):
+        Scheduler.from_config({"_class_name": DDIM}, "here")
+    with pytest.raises(ScheduleError, match="clip_sample = True, the default"):
+        Scheduler.from_config({"_class_name": DPM}, "here", DDIM)
+    assert Scheduler.from_config({"_class_name": DPM}, "here").kind == DPM
+
+
+@pytest.mark.parametrize("betas", [{"trained_betas": (0.1,) * 5}, {"beta_end": 1.5}, {"beta_start": 0}])
+def test_betas_that_are_none_are_refused(betas):
+    with pytest.raises(ScheduleError, match=r"the scheduler has \d+ betas from .* it needs 1000 .*, all above 0 and below 1"):
+        table(DDIM, 5, Scheduler.from_config({"clip_sample": False, **betas}, "here", DDIM))
+
+
 def test_an_offset_past_the_end_is_refused():
     with pytest.raises(L2CError, match="steps_offset = 60: with 20 steps the first timestep is 1010"):
         table(DDIM, 20, ours(theirs(DDIM, steps_offset=60)))

@@ -187,6 +187,7 @@ class Backend(Protocol):
     """A library that runs engines on one device, with a fixed number of threads."""
 
     name: str
+    forks: bool  # whether its engines work in a process that was forked from the one that loaded them
 
     @property
     def memory(self) -> Memory:
@@ -232,6 +233,7 @@ class OnHost:
     """What backends have in common whose engines work on numpy's arrays and return when they are done."""
 
     memory: Memory = HostMemory()
+    forks = False
 
     def sequence(self, runs: Sequence[Run]) -> Run:
         return in_order(runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ ort = needs("onnxruntime", "onnxruntime")
 
 # The pool of threads that all sessions of this process share; None until the first backend is opened.
 _global_threads: int | None = None
+_once = threading.Lock()  # what a process has once is made by one thread
 
 
 def reason(error: Exception) -> str:
@@ -54,12 +56,14 @@ class OrtBackend(OnHost):
     """Sessions that share one thread pool and one arena: pools of their own would spin against each other."""
 
     name = "onnxruntime"
+    forks = True
 
     def __init__(self, threads: int | None, precision: str) -> None:
         self._precision = precision
         self._shared_pool = share_pool(threads)
         self._threads = self._shared_pool or threads or cores()
-        _share_arena()
+        with _once:
+            _share_arena()
 
     def describe(self) -> str:
         return f"CPU, {self._threads} threads, {self._precision}"
@@ -109,12 +113,14 @@ def share_pool(threads: int | None) -> int:
     Raises BackendError if another size is asked for later: ONNX Runtime then has no other pool to offer.
     """
     global _global_threads
-    if _global_threads is None:
-        try:
-            _global_threads = threads or cores()
-            ort.set_global_thread_pool_sizes(_global_threads, 1)
-        except Exception:
-            _global_threads = 0
+    with _once:
+        if _global_threads is None:
+            size = threads or cores()
+            try:
+                ort.set_global_thread_pool_sizes(size, 1)
+            except Exception:
+                size = 0
+            _global_threads = size
     if _global_threads and threads not in (None, _global_threads):
         raise BackendError(
             f"onnxruntime: this process has a pool of {_global_threads} threads already: "

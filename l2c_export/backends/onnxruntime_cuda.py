@@ -64,6 +64,7 @@ class OrtCudaBackend:
     """Sessions on one GPU and one stream.  Each has memory for its own intermediate values."""
 
     name = "onnxruntime"
+    forks = False
     provider = PROVIDER
 
     def __init__(self, request: Request) -> None:

@@ -78,6 +78,8 @@ class TrtEngine:
 class TensorRtBackend:
     """One GPU, one stream, one scratch memory for all engines: they run one after the other."""
 
+    forks = False
+
     def __init__(self, name: str, request: Request) -> None:
         self.name, self._trt = name, library(name)
         self.memory = Cuda(request.device or "cuda", name)
