@@ -164,6 +164,13 @@ def write_json(path: Path, manifest: Manifest) -> Manifest:
     """Replace the manifest in one step; returned is what was written, with its checksum."""
     raw = msgspec.json.decode(msgspec.json.encode(manifest))
     summed = msgspec.structs.replace(manifest, checksum=checksum(raw))
+    data = msgspec.json.encode(summed)
+    try:
+        msgspec.json.decode(data, type=type(manifest))
+    except msgspec.ValidationError as error:  # JSON has no NaN and no infinity
+        raise ArtefactError(
+            f"{path}: would not be read again: {error}: check the model's and the scheduler's numbers"
+        ) from None
     with replacing(path) as file:
-        file.write(msgspec.json.encode(summed))
+        file.write(data)
     return summed

@@ -110,6 +110,8 @@ def build(
     size = sum(result.files[file].bytes for file in engines.values())
     took = time.perf_counter() - started
     report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(builder.seconds)}")
+    if (old := manifest.builds.get(name)) and old.images != made.images:
+        report(f"they replace those for {_images(old)}: they are for {_images(made)}")
     return result
 
 
@@ -122,6 +124,11 @@ def _gpus(settings: Settings, backend: str) -> tuple[tuple[str, ...], str]:
         return settings.targets, ""
     gpu = Cuda("cuda", backend)
     return (gpu.architecture,), "-".join(re.findall(r"\w+", gpu.name))
+
+
+def _images(build: Build) -> str:
+    least, usual, most = build.images
+    return f"{least} to {most} images, fastest at {usual}"
 
 
 def _longest(seconds: Mapping[str, float]) -> str:

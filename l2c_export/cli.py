@@ -228,8 +228,6 @@ def inspect(path: Path, threshold: float | None, device: str | None, measure: bo
 
         check_picture(plot)
     found = look(path, threshold)
-    if threshold is not None and found.artefact is not None:
-        raise UsageError(f"--threshold {threshold:g}: only a router has scores; the schedule of {path} was made with one")
     if (device or measure) and found.artefact is None:
         raise UsageError(f"{path}: only an artefact has times: give the folder that l2c-export wrote")
     if measure:

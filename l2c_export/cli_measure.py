@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import click
 import msgspec
 
 from .console import FILE, FOLDER, command, numbers_or_names, print_table, progress, say
+from .errors import UsageError
 from .files import check_place, write
 
-TOLERANCE = click.FloatRange(min=0)
+TOLERANCE = click.FloatRange(min=0, max=1e9)
 
 
 @click.command(context_settings={"show_default": True})
@@ -45,6 +47,9 @@ def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None,
     from . import reference
     from . import verify as checking
 
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        if value is not None and math.isnan(value):
+            raise UsageError(f"--{name} {value}: must be a number of at least 0")
     pipe = pipeline.load(engines, backend, device, threads)
     model = pipe.manifest.model
     if golden:

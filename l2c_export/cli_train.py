@@ -57,9 +57,9 @@ def train(as_json: bool, **options: Any) -> None:
         memory = f", {found.peak_gpu_bytes / 2**30:.1f} GiB" if found.peak_gpu_bytes else ""
         say(f"{found.seconds:.0f} s, {found.steps_per_second:.3g} steps per second on {found.device}{memory}")
     say(
-        f"{found.out}: threshold {found.threshold:.4g} removes {found.removed:.1%} of the cached calls' sublayers "
+        f"{found.out}: threshold {found.threshold:.9g} removes {found.removed:.1%} of the cached calls' sublayers "
         f"({found.removed_of_all:.1%} of all); error of the latents {found.error:.2%}"
     )
-    say(f"compile it with l2c-export --schedule {found.out}/schedule.json, or router.pt --threshold {found.threshold:.4g}")
+    say(f"compile it with l2c-export --schedule {found.out}/schedule.json, or router.pt --threshold {found.threshold:.9g}")
     if as_json:
         click.echo(msgspec.json.encode(found))

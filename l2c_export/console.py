@@ -49,7 +49,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left: Python would complain
             sys.exit(1)
         except OSError as error:
-            say(f"error: {error.filename or 'a file'}: {error.strerror or error}: check the folder and the disk")
+            say(f"error: {error.filename or 'standard output'}: {error.strerror or error}: check the folder and the disk")
             sys.exit(1)
         except MemoryError:
             say("error: out of memory: use a smaller --batch")
@@ -132,7 +132,7 @@ def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:
         table.add_column(str(name), justify="right" if right else "left")
     for row in rows[1:]:
         table.add_row(*map(str, row))
-    width = None if sys.stdout.isatty() else 120
+    width = None if sys.stdout and sys.stdout.isatty() else 120
     console = Console(width=width, markup=False, highlight=False)
     console.print(title, soft_wrap=True)  # the table would break it at its own width
     console.print(table)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -58,17 +58,20 @@ OUTSIDE = {
 EMBEDDERS = ("t_embedder.", "y_embedder.")
 
 
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**20)]  # more than any model has
+
+
 class Config(msgspec.Struct, frozen=True):
     """What of the transformer's `config.json` shapes a DiT."""
 
-    num_attention_heads: int = 16
-    attention_head_dim: int = 72
-    in_channels: int = 4
-    out_channels: int | None = None
-    num_layers: int = 28
-    sample_size: int = 32
-    patch_size: int = 2
-    num_embeds_ada_norm: int = 1000
+    num_attention_heads: Size = 16
+    attention_head_dim: Size = 72
+    in_channels: Size = 4
+    out_channels: Size | None = None
+    num_layers: Size = 28
+    sample_size: Size = 32
+    patch_size: Size = 2
+    num_embeds_ada_norm: Size = 1000
     norm_eps: float = 1e-5
 
     @property
@@ -194,7 +197,10 @@ def _stored(folder: Path) -> Checkpoint:
         raise WeightsError(f"{folder} holds no weights: one of {', '.join(WEIGHTS)} must be there")
     if found.suffix != ".json":
         return open_checkpoint(found)
-    places = config(found).get("weight_map") or {}
+    try:
+        places = msgspec.convert(config(found).get("weight_map") or {}, dict[str, str])
+    except msgspec.ValidationError as error:
+        raise WeightsError(f"{found}: weight_map is damaged: {error}: download or save it again") from None
     files = {name: open_checkpoint(folder / name) for name in sorted(set(places.values()))}
     shapes = {name: shape for file in files.values() for name, shape in file.shapes.items()}
     return Checkpoint(found, shapes, lambda name: files[places[name]].read(name))

@@ -75,6 +75,8 @@ class View:
 
 def inspect(path: Path, threshold: float | None = None) -> View:
     """Look at an artefact's folder, a schedule (.json) or a router file."""
+    if threshold is not None and (path.is_dir() or path.suffix == ".json"):
+        raise UsageError(f"--threshold {threshold:g}: only a router has scores; the schedule of {path} was made with one")
     if path.is_dir():
         return of_artefact(artefact.read(path, verify=False))
     if not path.is_file():

@@ -97,7 +97,7 @@ class Source:
         computed = sum(len(call.computed) for call in self.schedule.calls)
         total = self.schedule.columns * len(self.schedule.calls)
         bound = f"random weights, seed {self.seed}" if self.seed is not None else "no weights"
-        threshold = "" if self.schedule.threshold is None else f" at threshold {self.schedule.threshold:.4g}"
+        threshold = "" if self.schedule.threshold is None else f" at threshold {self.schedule.threshold:.9g}"
         return (
             f"{self.name or self.family.name}, {self.schedule.columns} sublayers, {self.schedule.sampler} with "
             f"{self.schedule.steps} steps: {computed} of {total} sublayers computed{threshold}, "
@@ -216,7 +216,7 @@ def _schedule(
     if isinstance(learned, str):
         steps = mask_length(learned) if options.steps is None else options.steps
         if steps is None:
-            raise UsageError(f"--schedule {options.schedule or FULL} needs --steps")
+            raise UsageError(f"{f'--schedule {options.schedule}' if options.schedule else '--no-cache'} needs --steps")
         return from_rule(learned, family.name, _name(options, scheduler, family), steps, columns, scheduler)
     if learned.columns != columns:
         raise ScheduleError(

@@ -25,6 +25,8 @@ from .errors import ScheduleError, UsageError
 from .files import small
 from .schedulers import Scheduler, Table, table
 
+MASK = "steps_computation_mask"  # another tool's choice of steps to compute
+
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One network evaluation: its timestep (0..1000), the computed and the reused columns, ascending."""
@@ -40,12 +42,6 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str | None = None
     sha256: str | None = None
     rule: str | None = None
-
-
-class Mask(msgspec.Struct, frozen=True):
-    """Another tool's choice of steps to compute."""
-
-    steps_computation_mask: list[int]
 
 
 class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -180,14 +176,18 @@ def mask_length(rule: str) -> int | None:
 def mask_rule(data: bytes) -> str | None:
     """The rule of a steps mask in JSON: a list of 0 and 1, or one under the key `steps_computation_mask` (as in cache-dit)."""
     try:
-        found = msgspec.json.decode(data, type=list[int] | Mask)
+        found = msgspec.json.decode(data)
     except (msgspec.MsgspecError, RecursionError):
         return None
-    mask = found if isinstance(found, list) else found.steps_computation_mask
+    mask = found.get(MASK) if isinstance(found, dict) else found
+    if not isinstance(mask, list):
+        return None
+    if not mask:
+        raise ScheduleError("an empty steps mask: give a 0 or 1 for each call")
     for entry in mask:
         if entry not in (0, 1):
-            raise ScheduleError(f"a steps mask with {entry}: use 1 for a full call and 0 for one that reuses everything")
-    return "mask:" + ",".join(map(str, mask))
+            raise ScheduleError(f"a steps mask with {entry!r}: use 1 for a full call and 0 for one that reuses everything")
+    return "mask:" + ",".join(str(int(entry)) for entry in mask)
 
 
 def router_rows(family: str, steps: int) -> tuple[int | None, ...]:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from .errors import ScheduleError, UsageError
+from .errors import L2CError, ScheduleError, UsageError
 from .samplers import Update, updates
 
 Kind = Literal["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]
@@ -31,7 +31,7 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
     kind: Kind
     timestep_spacing: Spacing
-    num_train_timesteps: int = 1000
+    num_train_timesteps: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
     beta_start: Annotated[float, msgspec.Meta(ge=0)] = 0.0001
     beta_end: Annotated[float, msgspec.Meta(ge=0)] = 0.02
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
@@ -113,7 +113,19 @@ def table(sampler: str, steps: int, scheduler: Scheduler | None = None) -> Table
     least = 2 if scheduler.kind == DPM else 1
     if not least <= steps <= scheduler.num_train_timesteps:
         raise UsageError(f"--steps {steps}: {scheduler.kind} takes {least} to {scheduler.num_train_timesteps} steps")
-    return {DDIM: _ddim, DPM: _dpm_solver, EULER: _euler}[scheduler.kind](scheduler, steps)
+    try:
+        with np.errstate(all="ignore"):
+            made = {DDIM: _ddim, DPM: _dpm_solver, EULER: _euler}[scheduler.kind](scheduler, steps)
+    except L2CError:
+        raise
+    except (ArithmeticError, ValueError):  # a timestep with no noise, or with nothing else
+        made = Table(())
+    if not made.updates or not all(math.isfinite(n) for u in made.updates for n in (u.timestep, *u.coefficients)):
+        raise ScheduleError(
+            f"{scheduler.kind} with {steps} steps has a step that is not a finite number: check its betas, prediction_type and "
+            "timestep_spacing, or use --sampler ddim"
+        )
+    return made
 
 
 def _ddim(s: Scheduler, steps: int) -> Table:
@@ -254,10 +266,10 @@ def _kept(s: Scheduler) -> np.ndarray:
     else:
         kept = np.cos((np.arange(s.num_train_timesteps + 1) / s.num_train_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - kept[1:] / kept[:-1], 0.999).astype(np.float32)
-    if len(betas) != s.num_train_timesteps or not ((betas > 0) & (betas < 1)).all():
+    if len(betas) != s.num_train_timesteps or not ((betas >= 0) & (betas <= 1)).all():
         raise ScheduleError(
             f"the scheduler has {len(betas)} betas from {betas.min(initial=np.inf):g} to {betas.max(initial=-np.inf):g}: "
-            f"it needs {s.num_train_timesteps} (num_train_timesteps), all above 0 and below 1"
+            f"it needs {s.num_train_timesteps} (num_train_timesteps), all from 0 to 1"
         )
     # float32 factors, multiplied in float64: what PyTorch's cumprod does on a CPU
     found: np.ndarray = np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32).astype(np.float64)

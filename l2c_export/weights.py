@@ -21,6 +21,7 @@ from .program import BYTES, rows_of, stored
 FILE = "weights.safetensors"
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we write
 READABLE = ("F32", "F16", "BF16", "F64")  # types of a .safetensors checkpoint
+FLOATS = ("float32", "float16", "bfloat16", "float64")  # and of a PyTorch one
 REMEDY = "give the model's .safetensors or .pt file"
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Iterable[tuple[str, np.ndarray]]
@@ -212,5 +213,8 @@ def _pickled(path: Path) -> Checkpoint:
     named = isinstance(state, Mapping) and all(isinstance(n, str) and checkpoints.is_plain(v) for n, v in state.items())
     if not named:
         raise WeightsError(f"{path} is not a checkpoint: expected named tensors: {REMEDY}")
+    for name, value in state.items():
+        if (kind := str(value.dtype).removeprefix("torch.")) not in FLOATS:
+            raise WeightsError(f"{path}: {name} has dtype {kind}: use one of {', '.join(FLOATS)}")
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     return Checkpoint(path, shapes, lambda name: state[name].detach().float().numpy())

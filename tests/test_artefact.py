@@ -395,9 +395,12 @@ def test_checkpoints_of_every_float_type(tiny, tmp_path, dtype, suffix):
 def test_a_type_that_is_not_a_plain_float_is_named(tiny, copy, tmp_path):
     made = {n: torch.from_numpy(v) for n, v in load_file(tiny[1].path / "model.safetensors").items()}
     for dtype in (torch.float8_e4m3fn, torch.int64):
-        save_torch({**made, "pos_embed": made["pos_embed"].to(dtype)}, tmp_path / "w.safetensors")
-        with pytest.raises(WeightsError, match="pos_embed has dtype"):
-            linking.bind(copy, str(tmp_path / "w.safetensors"))
+        given = {**made, "pos_embed": made["pos_embed"].to(dtype)}
+        save_torch(given, tmp_path / "w.safetensors")
+        torch.save(given, tmp_path / "w.pt")
+        for name in ("w.safetensors", "w.pt"):
+            with pytest.raises(WeightsError, match="pos_embed has dtype"):
+                linking.bind(copy, str(tmp_path / name))
 
 
 def test_weights_of_another_family(tiny, tmp_path):
@@ -457,3 +460,13 @@ def test_a_manifest_that_cannot_be_read_is_not_called_missing(tmp_path):
     (tmp_path / "manifest.json").mkdir()
     with pytest.raises(ArtefactError, match=r"manifest.json: cannot be read: Is a directory: check its permissions"):
         artefact.read(tmp_path)
+
+
+def test_a_manifest_that_could_not_be_read_again_takes_no_place(tiny, tmp_path):
+    """JSON has no NaN: msgspec writes null, which is no number."""
+    made = artefact.read(tiny[0])
+    (tmp_path / "manifest.json").write_text("the old one")
+    call = msgspec.structs.replace(made.calls[0], coefficients=(float("nan"), *made.calls[0].coefficients[1:]))
+    with pytest.raises(ArtefactError, match=r"would not be read again: .*coefficients\[0\]"):
+        artefact.write_json(tmp_path / "manifest.json", msgspec.structs.replace(made, calls=(call, *made.calls[1:])))
+    assert (tmp_path / "manifest.json").read_text() == "the old one"

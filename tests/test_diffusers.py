@@ -292,19 +292,19 @@ SPOILT = {
     "class": ("transformer", {"_class_name": "PixArtTransformer2DModel"}, "PixArtTransformer2DModel is not supported"),
     "out": ("transformer", {"out_channels": 5}, "out_channels = 5: must be once or twice the 4"),
     "kind": ("transformer", {"num_layers": "many"}, "does not describe a DiT: .*num_layers"),
-    "deep": (
-        "transformer",
-        {"num_layers": 3 * 10**9},
-        "does not fit its config.json: it has 3 blocks, num_layers says 3000000000",
-    ),
+    "deep": ("transformer", {"num_layers": 4}, "does not fit its config.json: it has 3 blocks, num_layers says 4"),
+    "bottomless": ("transformer", {"num_layers": 3 * 10**9}, "does not describe a DiT: .*num_layers"),
     "shallow": ("transformer", {"num_layers": 2}, "does not fit its config.json: it has 3 blocks, num_layers says 2"),
     "clip": ("scheduler", {"clip_sample": True}, "scheduler: clip_sample = True is not supported: it must be False"),
-    "betas": ("scheduler", {"trained_betas": [0.1]}, "has 1 betas from 0.1 to 0.1: it needs 1000 .*above 0 and below 1"),
+    "betas": ("scheduler", {"trained_betas": [0.1]}, "has 1 betas from 0.1 to 0.1: it needs 1000 .*from 0 to 1"),
     "negative": ("scheduler", {"beta_start": -1, "beta_schedule": "scaled_linear"}, "Expected `float` >= 0"),
     "groups": ("vae", {"norm_num_groups": 0}, "vae cannot be read as an AutoencoderKL"),
     "act": ("vae", {"act_fn": None}, "vae cannot be read as an AutoencoderKL"),
     "pndm": ("scheduler", {"_class_name": "PNDMScheduler"}, "PNDMScheduler is not supported: use --sampler"),
     "vae": ("vae", {"_class_name": "VQModel"}, "vae: VQModel is not supported: only AutoencoderKL is"),
+    "patch": ("transformer", {"patch_size": 0}, "does not describe a DiT: .*>= 1"),
+    "large": ("transformer", {"sample_size": 10**9}, "does not describe a DiT: .*<= "),
+    "nan": ("scheduler", {"beta_end": float("nan")}, "not a scheduler that is supported: .*beta_end"),
     "latents": ("vae", {"latent_channels": 16}, "decodes 16 channels, but the model's latents have 4"),
 }
 
@@ -688,9 +688,13 @@ def test_a_wrong_mask(world, tmp_path, mask):
         compile_artefact(Options(schedule=mask, steps=6, model=str(world.folder), out=tmp_path / "e"))
 
 
-def test_a_mask_of_other_numbers_is_refused(world, tmp_path):
-    (tmp_path / "m.json").write_text("[1, 0, 0, 10, 1]")
-    with pytest.raises(ScheduleError, match="a steps mask with 10: use 1 for a full call"):
+@pytest.mark.parametrize(("mask", "says"), [
+    ([1, 0, 0, 10, 1], "a steps mask with 10: use 1 for a full call"), (["1", "0"], "a steps mask with '1'"),
+    ([], "an empty steps mask: give a 0 or 1 for each call"), ({"steps_computation_mask": [None]}, "a steps mask with None"),
+])  # fmt: skip
+def test_a_mask_of_other_numbers_is_refused(world, tmp_path, mask, says):
+    (tmp_path / "m.json").write_text(json.dumps(mask))
+    with pytest.raises(ScheduleError, match=says):
         compile_artefact(Options(schedule=str(tmp_path / "m.json"), steps=6, model=str(world.folder), out=tmp_path / "e"))
 
 

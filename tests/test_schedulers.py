@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given, settings
 from hypothesis.strategies import booleans, composite, integers, sampled_from
 
@@ -191,10 +192,44 @@ def test_what_a_configuration_leaves_out_is_what_diffusers_does():
     assert Scheduler.from_config({"_class_name": DPM}, "here").kind == DPM
 
 
-@pytest.mark.parametrize("betas", [{"trained_betas": (0.1,) * 5}, {"beta_end": 1.5}, {"beta_start": 0}])
+@pytest.mark.parametrize("betas", [{"trained_betas": (0.1,) * 5}, {"beta_end": 1.5}, {"trained_betas": ()}])
 def test_betas_that_are_none_are_refused(betas):
-    with pytest.raises(ScheduleError, match=r"the scheduler has \d+ betas from .* it needs 1000 .*, all above 0 and below 1"):
+    with pytest.raises(ScheduleError, match=r"the scheduler has \d+ betas from .* it needs 1000 .*, all from 0 to 1"):
         table(DDIM, 5, Scheduler.from_config({"clip_sample": False, **betas}, "here", DDIM))
+
+
+# its last timestep has no signal
+TERMINAL = {
+    "timestep_spacing": "trailing",
+    "trained_betas": rescale_zero_terminal_snr(torch.linspace(1e-4, 0.02, 1000)).tolist(),
+}
+
+
+@pytest.mark.parametrize(("kind", "config"), [
+    (EULER, {**TERMINAL, "prediction_type": "v_prediction"}), (DPM, TERMINAL), (DDIM, TERMINAL),
+    (DDIM, {"beta_start": 0.0, "prediction_type": "sample"}),  # the first timestep has no noise
+])  # fmt: skip
+def test_a_table_whose_steps_divide_by_zero_is_refused(kind, config):
+    scheduler = Scheduler.from_config({"clip_sample": False, **config}, "here", kind)
+    with pytest.raises(ScheduleError, match="has a step that is not a finite number: check its betas") as error:
+        table(kind, 5, scheduler)
+    assert "\n" not in str(error.value)
+
+
+def test_ddim_follows_a_velocity_from_a_terminal_signal_of_zero():
+    other = theirs(DDIM, prediction_type="v_prediction", **TERMINAL)
+    noise = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    for mine, want in zip(our_steps(ours(other), 5, noise), their_steps(other, 5, noise), strict=True):
+        assert mine[0] == want[0]
+        assert np.allclose(mine[2], want[2], atol=1e-5)
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("beta_end", float("nan")), ("beta_end", -1.0), ("num_train_timesteps", 10**19), ("num_train_timesteps", 0),
+])  # fmt: skip
+def test_numbers_that_no_scheduler_has(option, value):
+    with pytest.raises(ScheduleError, match=f"here is not a scheduler that is supported: .*{option}"):
+        Scheduler.from_config({"clip_sample": False, option: value}, "here", DDIM)
 
 
 def test_an_offset_past_the_end_is_refused():

@@ -264,14 +264,19 @@ def test_a_twin_has_the_engines_that_the_artefact_has(half, tmp_path):
 def test_builds_are_added_and_replaced_and_go_with_the_artefact(half, tmp_path):
     folder = tmp_path / "e"
     shutil.copytree(half, folder)
-    one = building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)))
-    two = building.build(folder, "tensorrt-rtx", Settings(targets=("sm89",)))
-    again = building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",), level=1))
+    said = []
+    one = building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)), report=said.append)
+    two = building.build(folder, "tensorrt-rtx", Settings(targets=("sm89",)), report=said.append)
+    again = building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",), level=1), report=said.append)
     assert len(one.builds) == 1
+    assert not any("replace" in line for line in said)
     assert list(two.builds) != list(one.builds)
     assert set(again.builds) == set(two.builds)
     assert next(b.level for b in again.builds.values() if b.targets == ("sm86",)) == 1
     assert artefact.read(folder) == again
+    most = again.batch
+    building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)), batch="1:1:1", report=said.append)
+    assert f"replace those for 1 to {most} images, fastest at {most}: they are for 1 to 1 images" in said[-1]
     compile_artefact(case("dit_tiny_lowvar").options(folder))  # another artefact in its place
     assert not list(folder.glob("tensorrt*"))
 

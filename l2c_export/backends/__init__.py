@@ -249,8 +249,9 @@ def open_backend(name: str, request: Request = Request()) -> Opened:  # noqa: B0
 
     Raises BackendError if it is unknown or cannot do what is asked, MissingExtra if it is not installed.
     """
-    if request.threads is not None and request.threads < 1:
-        raise UsageError(f"--threads {request.threads}: must be at least 1")
+    most = os.cpu_count() or 1
+    if request.threads is not None and not 1 <= request.threads <= most:
+        raise UsageError(f"--threads {request.threads}: must be at least 1, and at most {most}, the processors of this machine")
     if name == AUTO:
         return _fastest(request)
     if name not in BACKENDS:

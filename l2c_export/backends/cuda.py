@@ -238,7 +238,9 @@ def explained(cudart: Any, error: Any, function: str, arguments: tuple[Any, ...]
     if error in (codes.cudaErrorInsufficientDriver, codes.cudaErrorNoDevice):
         (_, driver), (_, runtime) = cudart.cudaDriverGetVersion(), cudart.cudaRuntimeGetVersion()
         if error == codes.cudaErrorNoDevice or not driver:
-            return BackendError("CUDA: no GPU and driver on this machine: use --backend onnxruntime, or look at nvidia-smi")
+            return BackendError(
+                "CUDA: no GPU and driver on this machine: look at nvidia-smi, or use what needs none (l2c doctor)"
+            )
         have, needed = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, runtime))
         return BackendError(
             f"CUDA: the driver is for CUDA {have}, needed is {needed}: update it, or pip install 'cuda-bindings<={have}.99'"

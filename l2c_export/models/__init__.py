@@ -45,8 +45,12 @@ def resolve(
     if shapes is not None and (arch is None or name is not None):
         try:
             seen = family.from_tensors(shapes, arch or family.arch_type())
-        except (KeyError, ValueError, IndexError) as error:
-            raise ModelError(f"the weights are not those of a {kind} model: no usable {error}; check --model") from None
+        except KeyError as error:
+            raise ModelError(f"the weights are not those of a {kind} model: there is no {error}; check --model") from None
+        except (ArithmeticError, ValueError, IndexError):
+            raise ModelError(
+                f"the weights are not those of a {kind} model: its tensors have other shapes; check --model"
+            ) from None
         name = name if arch in (None, seen) else None
         arch = seen
     made = family(arch)

@@ -60,7 +60,7 @@ def as_floats(path: Path, name: str, values: np.ndarray) -> np.ndarray:
 
 def check_values(path: Path, name: str, values: np.ndarray, family: Family) -> None:
     if values.shape[1:] != family.latent or not len(values):
-        raise UsageError(f"--data {path}: `{name}` of shape {values.shape} (N, C, H, W): the model needs (N, *{family.latent})")
+        raise UsageError(f"--data {path}: `{name}` are {values.shape} as (N, C, H, W): the model needs (N, *{family.latent})")
     if not np.isfinite(values).all():
         raise UsageError(f"--data {path}: `{name}` hold NaN or infinite values: leave those out")
     if name == "images" and np.abs(values).max() > 1 + 1e-3:

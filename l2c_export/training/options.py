@@ -59,6 +59,8 @@ class Options:
             raise UsageError(f"--lr {self.lr}: must be more than 0")
         if self.lambda_ is not None and not 0 <= self.lambda_ < float("inf"):
             raise UsageError(f"--lambda {self.lambda_}: must be at least 0")
+        if self.guidance_scale is not None and not abs(self.guidance_scale) < 1e38:
+            raise UsageError(f"--guidance-scale {self.guidance_scale}: must be a finite number")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError(f"--threshold {self.threshold}: must be between 0 and 1")
         if self.target_reduction is not None and not 0 < self.target_reduction < 1:
@@ -118,6 +120,10 @@ def resolve(options: Options) -> Task:
     assert options.weights is not None
     seed = weights.random_seed(options.weights)
     checkpoint = weights.open_checkpoint(Path(options.weights)) if seed is None else None
+    if Path(options.model or "").is_dir():
+        raise UsageError(
+            f"--model {options.model}: training knows no pipeline folders: give a name like DiT-XL/2, and --weights"
+        )
     family, name = models.resolve(options.model, None, None, checkpoint.shapes if checkpoint else None)
     pairs = make_pairs(family, options.steps)
     samples = None if options.data == SELF else data.read(Path(options.data), family)
