@@ -509,11 +509,12 @@ def test_a_pipeline_says_what_it_runs_on(pipe, tiny):
     assert "the first that works here" in l2c_export.load(tiny[0], "auto").backend
 
 
-def test_a_process_has_one_pool_of_threads_for_onnxruntime(pipe, tiny):
+def test_a_process_has_one_pool_of_threads_for_onnxruntime(pipe, tiny, monkeypatch):
     """Two pools would spin against each other, and ONNX Runtime has only the first one to offer."""
     threads = len(os.sched_getaffinity(0))
     same = l2c_export.load(tiny[0], "onnxruntime", threads=threads)
     assert close(same([1, 2]).latents, pipe([1, 2]).latents)
+    monkeypatch.setattr(os, "cpu_count", lambda: threads + 1)
     with pytest.raises(BackendError, match=f"a pool of {threads} threads already: use --threads {threads}"):
         l2c_export.load(tiny[0], "onnxruntime", threads=threads + 1)
 
