@@ -197,14 +197,14 @@ class Pipeline:
                         raise RunError(f"the callback after step {step} returned NaN or infinite latents")
 
     def steps(
-        self, class_labels: Sequence[int | str], guidance_scale: float | None, noise: np.ndarray
+        self, labels: Sequence[int | str], guidance_scale: float | None, noise: np.ndarray
     ) -> Generator[runtime.Step, None, None]:
         """The loop itself, for callers that want progress or timing: one item per network evaluation.
 
         From its first item to its end, or until it is closed, the pipeline is busy with it.
         """
-        labels = self.labels(class_labels)
-        made = self._steps(labels, guidance_scale, asked.latents(self.manifest, noise, len(labels)))
+        numbers = self.labels(labels)
+        made = self._steps(numbers, guidance_scale, asked.latents(self.manifest, noise, len(numbers)))
         self._started.add(made)
         return made
 

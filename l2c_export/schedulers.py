@@ -116,7 +116,7 @@ def table(sampler: str, steps: int, scheduler: Scheduler | None = None) -> Table
     try:
         with np.errstate(all="ignore"):
             made = {DDIM: _ddim, DPM: _dpm_solver, EULER: _euler}[scheduler.kind](scheduler, steps)
-    except L2CError:
+    except L2CError:  # which may be a ValueError, too
         raise
     except (ArithmeticError, ValueError):  # a timestep with no noise, or with nothing else
         made = Table(())

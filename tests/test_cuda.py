@@ -108,7 +108,7 @@ def test_sixteen_bits_are_bfloat16(memory):
     [
         (FakeCudart(driver=12020, failing={"cudaGetDeviceCount": Error.cudaErrorInsufficientDriver}),
          r"the driver is for CUDA 12\.2, needed is 13\.5: update it, or pip install 'cuda-bindings<=12\.2"),
-        (FakeCudart(driver=0, failing={"cudaGetDeviceCount": Error.cudaErrorInsufficientDriver}), "no GPU and driver .* look at nvidia-smi"),
+        (FakeCudart(driver=0, failing={"cudaGetDeviceCount": Error.cudaErrorInsufficientDriver}), "no GPU .* nvidia-smi"),
         (FakeCudart(failing={"cudaGetDeviceCount": Error.cudaErrorNoDevice}), "no GPU and driver on this machine"),
         (FakeCudart(failing={"cudaSetDevice": Error.cudaErrorUnknown}), "cudaSetDevice failed with cudaErrorUnknown: .*"),
     ],
