@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import shlex
 import signal
 import subprocess
@@ -552,6 +553,13 @@ def here(tmp_path_factory):
     Path("no-null.json").write_text(json.dumps({"family": "dit", "arch": arch}))
     yield folder
     os.chdir(before)
+
+
+def test_the_weights_say_which_model_it_is(here):
+    line = "--weights model.safetensors --steps 4 --data self --batch 2 --iterations 1 --out unnamed"
+    done = invoke(f"train {line}")
+    shutil.rmtree("unnamed", ignore_errors=True)
+    assert done.exit_code == 0, done.stderr
 
 
 @pytest.mark.parametrize(("options", "code", "problem"), [

@@ -120,7 +120,7 @@ def resolve(options: Options) -> Task:
     assert options.weights is not None
     seed = weights.random_seed(options.weights)
     checkpoint = weights.open_checkpoint(Path(options.weights)) if seed is None else None
-    if Path(options.model or "").is_dir():
+    if options.model and Path(options.model).is_dir():
         raise UsageError(
             f"--model {options.model}: training knows no pipeline folders: give a name like DiT-XL/2, and --weights"
         )
