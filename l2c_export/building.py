@@ -23,7 +23,7 @@ from .cache import cache_folder, cached, keep, kept
 from .decoder import NAME as DECODER
 from .errors import BackendError, UsageError
 from .files import check_place
-from .manifest import FILE, Build, Manifest
+from .manifest import FILE, Build, Manifest, image_range
 from .program import rows_of, split_at
 from .weights import FILE as WEIGHTS
 
@@ -111,7 +111,7 @@ def build(
     took = time.perf_counter() - started
     report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(builder.seconds)}")
     if (old := manifest.builds.get(name)) and old.images != made.images:
-        report(f"they replace those for {_images(old)}: they are for {_images(made)}")
+        report(f"they replace those for {image_range(old.images)}: they are for {image_range(made.images)}")
     return result
 
 
@@ -124,11 +124,6 @@ def _gpus(settings: Settings, backend: str) -> tuple[tuple[str, ...], str]:
         return settings.targets, ""
     gpu = Cuda("cuda", backend)
     return (gpu.architecture,), "-".join(re.findall(r"\w+", gpu.name))
-
-
-def _images(build: Build) -> str:
-    least, usual, most = build.images
-    return f"{least} to {most} images, fastest at {usual}"
 
 
 def _longest(seconds: Mapping[str, float]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import artefact, schedule
 from .errors import UsageError
-from .manifest import Manifest
+from .manifest import Manifest, image_range
 from .predict import graph_weight_bytes
 from .schedule import Schedule
 
@@ -60,11 +60,8 @@ class View:
         times = [c.milliseconds for c in self.calls if c.milliseconds is not None]
         found = [f"{computed} of {total} sublayers computed" + (f", {sum(times):.4g} ms in all" if times else "")]
         for name, build in (self.artefact["builds"] if self.artefact else {}).items():
-            least, usual, most = build["images"]
-            found.append(
-                f"{name}: {build['engines']} engines, {build['bytes'] / 2**20:.1f} MB, "
-                f"for {least} to {most} images, fastest at {usual}"
-            )
+            size = f"{build['bytes'] / 2**20:.1f} MB"
+            found.append(f"{name}: {build['engines']} engines, {size}, for {image_range(build['images'])}")
         return found
 
     def timed(self, seconds: Sequence[float], timing: str) -> View:

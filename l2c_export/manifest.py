@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -191,3 +192,9 @@ class Manifest(Record, frozen=True, kw_only=True):
     def steps_of_solver(self) -> int:
         """Solver steps: what a callback is called for."""
         return sum(call.ends_step for call in self.calls)
+
+
+def image_range(images: Sequence[int]) -> str:
+    """A build's `images` in words."""
+    least, usual, most = images
+    return f"{least} to {most} images, fastest at {usual}"

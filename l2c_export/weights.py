@@ -20,8 +20,8 @@ from .program import BYTES, rows_of, stored
 
 FILE = "weights.safetensors"
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we write
-READABLE = ("F32", "F16", "BF16", "F64")  # types of a .safetensors checkpoint
-FLOATS = ("float32", "float16", "bfloat16", "float64")  # and of a PyTorch one
+READABLE = (*CODES.values(), "F64")  # types of a .safetensors checkpoint
+FLOATS = (*CODES, "float64")  # and of a PyTorch one
 REMEDY = "give the model's .safetensors or .pt file"
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Iterable[tuple[str, np.ndarray]]

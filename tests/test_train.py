@@ -7,8 +7,8 @@ import itertools
 import json
 import os
 import re
-import shutil
 import shlex
+import shutil
 import signal
 import subprocess
 import sys

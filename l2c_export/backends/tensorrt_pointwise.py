@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .tensorrt_types import kinds
+
 POINTWISE = ("ELEMENTWISE", "UNARY", "ACTIVATION")
 BESIDE = ("CAST", "CONSTANT", "SHUFFLE")  # what may stand beside them and leaves them to the first compiler
 
@@ -29,7 +31,3 @@ def give_to_myelin(trt: Any, network: Any) -> None:
                 first = network.add_constant((1,), trt.Weights(np.zeros(1, np.int32))).get_output(0)
                 layer.set_input(i, network.add_gather(tensor, first, tuple(tensor.shape).index(1)).get_output(0))
                 return
-
-
-def kinds(trt: Any, names: tuple[str, ...]) -> set[Any]:
-    return {getattr(trt.LayerType, name) for name in names}

@@ -29,11 +29,11 @@ def stated(trt: Any, network: Any) -> Iterator[tuple[Any, Any]]:
     statistics in float32 by itself, and told to, 8.6 falls back to kernels that are six times slower (DiT-XL/2 on an H100).
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
-    kinds = computed_in(trt, network, layers)
-    out = {getattr(trt.LayerType, name) for name in MOVES}
-    if any(kind == trt.float16 and is_product(trt, layer) for layer, kind in zip(layers, kinds, strict=True)):
+    types = computed_in(trt, network, layers)
+    out = kinds(trt, MOVES)
+    if any(kind == trt.float16 and is_product(trt, layer) for layer, kind in zip(layers, types, strict=True)):
         out.add(trt.LayerType.NORMALIZATION)
-    for layer, kind in zip(layers, kinds, strict=True):
+    for layer, kind in zip(layers, types, strict=True):
         if kind in (trt.float32, trt.float16) and layer.type not in out:
             yield layer, kind
 
@@ -80,3 +80,8 @@ def computed_in(trt: Any, network: Any, layers: Sequence[Any]) -> list[Any]:
             types[output.name] = kind if output.dtype in floats else output.dtype
         kinds.append(kind)
     return kinds
+
+
+def kinds(trt: Any, names: Sequence[str]) -> set[Any]:
+    """The library's own constants for kinds of layers."""
+    return {getattr(trt.LayerType, name) for name in names}
