@@ -41,6 +41,14 @@ def compiled(name, folder, **options):
     return folder
 
 
+def parsed(file):
+    """What this library's parser makes of a file; 8.6 makes the like."""
+    builder = Builder("tensorrt-rtx", Settings(targets=("sm86",)))
+    network = builder._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert trt.OnnxParser(network, builder._log).parse_from_file(str(file))
+    return network
+
+
 @pytest.fixture(scope="module")
 def half(tmp_path_factory, own_cache):
     return compiled("dit_tiny_odd_resetN", tmp_path_factory.mktemp("half") / "e", precision="fp16")
@@ -63,12 +71,10 @@ def test_every_segment_builds_for_three_gpus_at_once(name, precision, tmp_path):
 def test_a_network_has_the_names_types_and_shapes_of_the_plan(half):
     """What the parser makes of a segment is what the loop will bind."""
     made = artefact.read(half)
-    builder, log = Builder("tensorrt-rtx", Settings(targets=("sm86",))), trt.Logger(trt.Logger.ERROR)
     for graph in made.graphs.values():
         for node in graph.nodes:
             segment = made.segments[node.op]
-            network = builder._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-            assert trt.OnnxParser(network, log).parse_from_file(str(half / segment.file))
+            network = parsed(half / segment.file)
             inputs = [network.get_input(i) for i in range(network.num_inputs)]
             outputs = [network.get_output(i) for i in range(network.num_outputs)]
             assert [i.name for i in inputs] == list(segment.inputs)
@@ -82,20 +88,15 @@ def test_a_network_has_the_names_types_and_shapes_of_the_plan(half):
 
 @pytest.fixture(scope="module")
 def networks(half):
-    """Of every segment, what this library's parser makes of the file; those of 8.6 are alike."""
-    builder, found = Builder("tensorrt-rtx", Settings(targets=("sm86",))), {}
-    for name, segment in artefact.read(half).segments.items():
-        network = builder._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        assert trt.OnnxParser(network, builder._log).parse_from_file(str(half / segment.file))
-        found[name.partition(".")[0]] = network
-    return found
+    return {name.partition(".")[0]: parsed(half / segment.file) for name, segment in artefact.read(half).segments.items()}
 
 
 def test_where_types_are_hints_every_layer_is_told_its_own(networks):
     kinds = trt.LayerType
     told = {name: {(layer.type, kind) for layer, kind in stated(trt, network)} for name, network in networks.items()}
-    assert {(kinds.SOFTMAX, trt.float32), (kinds.MATRIX_MULTIPLY, trt.float16)} <= told["attn-mul-add"]
-    assert kinds.NORMALIZATION not in {layer for layer, _ in told["attn-mul-add"]}  # it has float32 statistics by itself
+    assert (kinds.MATRIX_MULTIPLY, trt.float16) in told["attn-mul-add"]
+    # they have float32 sums by themselves; told so, 8.6 does not fuse attention
+    assert not {kinds.NORMALIZATION, kinds.SOFTMAX} & {layer for layer, _ in told["attn-mul-add"]}
     # sine and cosine of up to 1000, before products in half precision
     assert {(kinds.UNARY, trt.float32), (kinds.MATRIX_MULTIPLY, trt.float16)} <= told["time"]
     assert {(kind, trt.float32) for kind in (kinds.NORMALIZATION, kinds.MATRIX_MULTIPLY, kinds.ELEMENTWISE)} <= told["final"]
@@ -105,6 +106,17 @@ def test_where_types_are_hints_every_layer_is_told_its_own(networks):
     for layers in told.values():
         assert not moves & {layer for layer, _ in layers}  # they compute nothing
         assert (kinds.MATRIX_MULTIPLY, trt.float32) not in layers or (kinds.MATRIX_MULTIPLY, trt.float16) not in layers
+
+
+def test_attention_in_float32_stays_so_in_a_step_of_half_precision(tmp_path):
+    """Its scores may be those that overflow in half precision."""
+    options = {"precision": "fp16", "fp32": ("blocks.0.attn",), "link": "static"}
+    folder = compiled("dit_tiny_odd_resetN", tmp_path / "e", **options)
+    network = parsed(folder / "step-000.onnx")
+    softmaxes = [i for i in range(network.num_layers) if network.get_layer(i).type == trt.LayerType.SOFTMAX]
+    told = [kind for layer, kind in stated(trt, network) if layer.type == trt.LayerType.SOFTMAX]
+    assert len(softmaxes) > 1
+    assert told == [trt.float32]
 
 
 def test_networks_of_one_type_are_given_their_tensors_as_they_are(networks):
@@ -118,10 +130,9 @@ def test_networks_of_one_type_are_given_their_tensors_as_they_are(networks):
 
 
 def test_only_chains_of_sums_and_products_go_to_myelin_by_a_gather_that_changes_nothing(half):
-    builder, given = Builder("tensorrt-rtx", Settings(targets=("sm86",))), {}
+    given = {}
     for name, segment in artefact.read(half).segments.items():
-        network = builder._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        assert trt.OnnxParser(network, builder._log).parse_from_file(str(half / segment.file))
+        network = parsed(half / segment.file)
         before = network.num_layers
         give_to_myelin(trt, network)
         if network.num_layers > before:
