@@ -1,4 +1,4 @@
-"""`l2c build`: add engines for a GPU to an artefact, from its ONNX files alone.
+"""`l2c build` and `l2c remove`: add engines for a GPU to an artefact, from its ONNX files alone, and take them out.
 
 It needs neither torch nor onnx, so it also runs on the device itself.  An artefact may hold builds of several backends
 and for several GPUs.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -205,10 +205,35 @@ def _plan(folder: Path, manifest: Manifest, builder: Builder, gpus: tuple[str, .
 
 def _add(manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:
     """Write the manifest with this build, instead of one of the same name."""
-    old = manifest.builds.get(name)
-    gone = set(old.engines.values()) if old else set()
-    files = {n: f for n, f in manifest.files.items() if n not in gone}
-    files |= {file: artefact.info(stage / file) for file in made.engines.values()}
-    builds = {n: build for n, build in manifest.builds.items() if n != name} | {name: made}  # the newest is the last
-    result = msgspec.structs.replace(manifest, builds=builds, files=files)
-    return artefact.write_json(stage / FILE, result)
+    rest = _without(manifest, [name])
+    files = rest.files | {file: artefact.info(stage / file) for file in made.engines.values()}
+    builds = rest.builds | {name: made}  # the newest is the last
+    return artefact.write_json(stage / FILE, msgspec.structs.replace(rest, builds=builds, files=files))
+
+
+def _without(manifest: Manifest, names: Collection[str]) -> Manifest:
+    gone = {file for name in names if name in manifest.builds for file in manifest.builds[name].engines.values()}
+    builds = {name: build for name, build in manifest.builds.items() if name not in names}
+    return msgspec.structs.replace(
+        manifest, builds=builds, files={name: file for name, file in manifest.files.items() if name not in gone}
+    )
+
+
+def remove(folder: Path, names: Sequence[str], report: Report = id) -> Manifest:
+    """Take builds out of an artefact, with their files.
+
+    Raises ArtefactError, or UsageError for a name that it does not hold; then nothing has changed.
+    """
+    artefact.read(folder, verify=False)  # refuse what is no artefact before anything is written
+    with staging.changed(folder, report) as stage:
+        manifest = artefact.read(folder, verify=False)
+        if unknown := [name for name in names if name not in manifest.builds]:
+            raise UsageError(f"{unknown[0]}: {folder} has no such build: {_listed(manifest)}")
+        result = artefact.write_json(stage / FILE, _without(manifest, names))
+    size = sum(file.bytes for name, file in manifest.files.items() if name not in result.files)
+    report(f"{folder}: {size / 2**20:.1f} MB removed; {_listed(result)}")
+    return result
+
+
+def _listed(manifest: Manifest) -> str:
+    return f"it holds {', '.join(manifest.builds)}" if manifest.builds else "no build is left: l2c build adds one"

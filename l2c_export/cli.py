@@ -1,4 +1,4 @@
-"""The commands `l2c-export` and `l2c`; those that measure are in `cli_measure.py`."""
+"""The commands `l2c-export` and `l2c`; some are in `cli_build.py`, `cli_measure.py`, .."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cli_cache, cli_measure, cli_train
+from . import __version__, cli_build, cli_cache, cli_measure, cli_train
 from .console import FILE, FOLDER, Commands, OneLine, command, numbers_or_names, print_table, progress, say
 from .errors import UsageError
 
@@ -81,7 +81,7 @@ def export(dry_run: bool, device: str | None, calibrate: bool, as_json: bool, **
     seconds, size = time.perf_counter() - started, sum(f.bytes for f in result.files.values())
     say(f"{chosen.out}: {size / 2**20:.1f} MB in {seconds:.1f} s")
     if chosen.backend in BUILT:
-        build_engines(chosen.out, chosen.backend)
+        cli_build.build_engines(chosen.out, chosen.backend)
     if as_json:
         summary = {"out": str(options["out"]), "bytes": size, "seconds": seconds, "calls": len(result.calls),
                    "graphs": len(result.graphs), "segments": len(result.segments),
@@ -109,6 +109,8 @@ def l2c() -> None:
 
 
 l2c.add_command(export)
+l2c.add_command(cli_build.build)
+l2c.add_command(cli_build.remove)
 l2c.add_command(cli_cache.cache)
 l2c.add_command(cli_measure.verify)
 l2c.add_command(cli_measure.bench)
@@ -128,41 +130,6 @@ def link(engines: Path, weights: str) -> None:
     if result.weights and result.weights.random is not None:
         say(f"RANDOM weights, seed {result.weights.random}: good for latency, the images mean nothing")
     say(f"{engines}: linked with {weights}")
-
-
-@l2c.command()
-@click.argument("engines", type=FOLDER)
-@click.option("--backend", required=True, help="tensorrt, or tensorrt-rtx (which needs no GPU to build).")
-@click.option("--target", "targets", help="tensorrt-rtx: for these GPUs. [default: sm86,sm89,sm120]")
-@click.option("--batch", help="MIN:OPT:MAX images. [default: 1:N:N, N being what the artefact was compiled for]")
-@click.option("--optimization-level", "level", type=click.IntRange(0, 5), help="More builds slower. [default: the library's]")
-@click.option("--timing-cache", type=FILE, help="Measured kernels are kept here. [default: one per GPU, in the user's cache]")
-@click.option("--version-compatible", is_flag=True, help="Runs with later releases of the same major version, too.")
-@click.option("--hardware-compatible", is_flag=True, help="Runs on every GPU from Ampere on, more slowly.")
-@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON.")
-@command
-def build(engines: Path, backend: str, targets: str | None, batch: str | None, timing_cache: Path | None, as_json: bool,
-          **choices: Any) -> None:  # fmt: skip
-    """Add engines for a GPU to an artefact; torch and onnx are not needed."""
-    build_engines(engines, backend, tuple(targets.split(",")) if targets else (), batch, timing_cache, as_json, choices)
-
-
-def build_engines(
-    folder: Path, backend: str, targets: tuple[str, ...] = (), batch: str | None = None, timing_cache: Path | None = None,
-    as_json: bool = False, choices: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
-    from . import artefact, building
-    from .backends.tensorrt_build import Settings
-
-    started = time.perf_counter()
-    total = building.count(artefact.read(folder, verify=False))
-    with progress("building engines", total) as step:
-        settings = Settings(targets=targets, **(choices or {}))
-        result = building.build(folder, backend, settings, batch, timing_cache, say, step, step.within)
-    if as_json:
-        summary = {name: {"engines": len(b.engines), "bytes": sum(result.files[f].bytes for f in b.engines.values())}
-                   for name, b in result.builds.items()}  # fmt: skip
-        click.echo(json.dumps({"out": str(folder), "seconds": time.perf_counter() - started, "builds": summary}))
 
 
 @l2c.command()

@@ -18,6 +18,7 @@ from .schedule import Schedule, Source, file_source, from_scores
 from .schedulers import Scheduler
 
 REMEDY = "give a .pt file that the router's training has saved"
+LEAST_ROWS = {"dit": 1, "uvit": 2}  # one per network evaluation, of which a step of DPM-Solver++ makes two
 MOST_ROWS, MOST_COLUMNS = 1000, 2**14  # samplers have no more steps, models no more sublayers
 
 
@@ -75,6 +76,10 @@ def read(path: Path) -> Router:
         odd = next((k for k in state if k not in expected), "?")
         raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob, 1.prob, ..: {REMEDY}")
     rows = [state[name] for name in expected]
+    if len(rows) < LEAST_ROWS[family]:
+        raise ScheduleError(
+            f"{path} is not a router: {len(rows)} row, where a {family} has {LEAST_ROWS[family]} or more: {REMEDY}"
+        )
     if len(rows) > MOST_ROWS or rows[0].numel() > MOST_COLUMNS:
         raise ScheduleError(
             f"{path} is not a router: {len(rows)} rows of {rows[0].numel()} are more than any model has: {REMEDY}"

@@ -33,7 +33,7 @@ HOMES = {
     "matplotlib": {"plot.py"},
     "PIL": set(),
     "rich": {"console.py"},
-    "click": {"cli.py", "cli_cache.py", "cli_measure.py", "cli_train.py", "console.py"},
+    "click": {"cli.py", "cli_build.py", "cli_cache.py", "cli_measure.py", "cli_train.py", "console.py"},
 }
 # what `needs` may import lazily elsewhere: to ask for an extra by name before its home is imported
 ASKED = {

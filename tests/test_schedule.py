@@ -214,6 +214,7 @@ def test_files_that_are_no_router(tmp_path):
     torch.save({"routers": {"0.prob": torch.zeros(3), "1.prob": torch.zeros(3)}}, tmp_path / "odd.pt")
     torch.save({"routers": {"0.prob": torch.zeros(2, 2)}}, tmp_path / "matrix.pt")
     torch.save({"routers": {"0.prob": torch.zeros(2, dtype=torch.int64)}}, tmp_path / "whole.pt")
+    torch.save({"0.prob": torch.zeros(4)}, tmp_path / "one_evaluation.pt")  # of a U-ViT, whose solver makes two per step
     torch.save([1, 2], tmp_path / "list.pt")
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(ScheduleError, match=path.name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -290,6 +291,26 @@ def test_builds_are_added_and_replaced_and_go_with_the_artefact(half, tmp_path):
     assert f"replace those for 1 to {most} images, fastest at {most}: they are for 1 to 1 images" in said[-1]
     compile_artefact(case("dit_tiny_lowvar").options(folder))  # another artefact in its place
     assert not list(folder.glob("tensorrt*"))
+
+
+def test_a_build_is_removed_with_its_files_and_nothing_else(half, tmp_path):
+    folder, said = tmp_path / "e", []
+    shutil.copytree(half, folder)
+    one = building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)))
+    both = building.build(folder, "tensorrt-rtx", Settings(targets=("sm89",)))
+    (kept,), gone = one.builds, both.builds.keys() - one.builds.keys()
+    with pytest.raises(UsageError, match=f"nope: .*e has no such build: it holds {kept}, {next(iter(gone))}$"):
+        building.remove(folder, [kept, "nope"])
+    assert artefact.read(folder) == both
+    (folder / next(iter(both.builds[next(iter(gone))].engines.values()))).write_bytes(b"damaged")  # one reason to remove it
+    assert building.remove(folder, list(gone), said.append) == one
+    assert artefact.read(folder) == one
+    assert {path.name for path in folder.glob("tensorrt*")} == {kept}
+    assert re.fullmatch(rf".*e: \d\.\d MB removed; it holds {kept}", said[-1])
+    building.remove(folder, [kept], said.append)
+    assert artefact.read(folder) == artefact.read(half)
+    assert not list(folder.glob("tensorrt*"))
+    assert said[-1].endswith("no build is left: l2c build adds one")
 
 
 def test_a_damaged_plan_is_not_loaded(half, tmp_path):
