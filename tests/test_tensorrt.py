@@ -67,6 +67,10 @@ def test_every_segment_builds_for_three_gpus_at_once(name, precision, tmp_path):
     assert set(made.engines) == set(built.segments)
     assert artefact.read(folder) == built  # complete, and every plan as hashed
     assert all((folder / file).stat().st_size > 1000 for file in made.engines.values())
+    attention = [(folder / file).read_bytes() for name, file in made.engines.items() if name.startswith("attn")]
+    fused = precision != "fp32"  # the library has such kernels for half precision only
+    assert attention
+    assert all((b"_gemm_mha" in plan) == fused for plan in attention)
 
 
 def test_a_network_has_the_names_types_and_shapes_of_the_plan(half):
