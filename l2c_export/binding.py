@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import artefact, weights
-from .backends import FUSED, Array, Backend, Engine, Run, SegmentFile, WeightView
+from .backends import ALIGNED, FUSED, Array, Backend, Engine, Run, SegmentFile, WeightView
 from .manifest import Manifest, Segment
 from .program import Value
 
@@ -86,5 +86,5 @@ def concrete(value: Value, images: int, rows: int) -> tuple[int, ...]:
 
 
 def aligned(size: int) -> int:
-    """The next multiple of a cache line."""
-    return -(-size // 64) * 64
+    """The next size at which something else may begin."""
+    return -(-size // ALIGNED) * ALIGNED

@@ -27,7 +27,8 @@ from .errors import UsageError
     help="DiT-XL/2, U-ViT-H/2, DiT-S/4@512, demo, .., a pipeline folder or hub id of diffusers, a .json. [default: what fits]",
 )
 @click.option(
-    "--weights", help="A checkpoint (.safetensors, .pt), or random[:SEED] for latency work. [default: the pipeline folder's]"
+    "--weights",
+    help="A checkpoint (.safetensors, .index.json, .pt), a pipeline folder, or random[:SEED]. [default: the --model folder's]",
 )
 @click.option("--steps", type=int, help="Sampling steps (DiT) or network evaluations (U-ViT). [default: the schedule's]")
 @click.option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]")
@@ -55,7 +56,8 @@ from .errors import UsageError
 @command
 def export(dry_run: bool, device: str | None, calibrate: bool, as_json: bool, **options: Any) -> None:
     """Compile a learned schedule and its diffusion transformer into engines."""
-    from .backends import BUILT, needs
+    from .backends import BUILT
+    from .extras import needs
 
     for package in ("torch", "onnx"):
         needs(package, "export")
@@ -84,7 +86,7 @@ def export(dry_run: bool, device: str | None, calibrate: bool, as_json: bool, **
         cli_build.build_engines(chosen.out, chosen.backend)
     if as_json:
         summary = {"out": str(options["out"]), "bytes": size, "seconds": seconds, "calls": len(result.calls),
-                   "graphs": len(result.graphs), "segments": len(result.segments),
+                   "graphs": len({call.graph for call in result.calls}), "segments": len(result.segments),
                    "random_weights": bool(result.weights and result.weights.random is not None)}  # fmt: skip
         click.echo(json.dumps(summary))
 
@@ -120,7 +122,9 @@ l2c.add_command(cli_train.train)
 
 @l2c.command()
 @click.argument("engines", type=FOLDER)
-@click.option("--weights", required=True, help="A checkpoint (.safetensors, .pt), or random[:SEED].")
+@click.option(
+    "--weights", required=True, help="A checkpoint (.safetensors, .index.json, .pt), a pipeline folder, or random[:SEED]."
+)
 @command
 def link(engines: Path, weights: str) -> None:
     """Bind weights to an artefact, or swap them; nothing is exported or built again."""

@@ -27,7 +27,9 @@ TOLERANCE = click.FloatRange(min=0, max=1e9)
 )
 @click.option("--guidance-scale", type=float, help="[default: the artefact's]")
 @click.option("--seed", type=int, default=0)
-@click.option("--weights", type=FILE, help="Compare with this checkpoint. [default: the artefact's own weights]")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="Compare with this checkpoint. [default: the artefact's own weights]"
+)
 @click.option("--golden", type=FOLDER, help="A recorded run: config.json and golden.npz.")
 @click.option("--atol", type=TOLERANCE, help="[default: 3e-5 fp32, 2e-2 fp16, 5e-2 bf16]")
 @click.option("--rtol", type=TOLERANCE, help="The same, times the largest latent.")
@@ -41,7 +43,7 @@ def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None,
            threads: int | None, as_json: bool) -> None:  # fmt: skip
     """Compare every call with the cached PyTorch model in float64; exit code 1 if one leaves the tolerance."""
     from . import pipeline
-    from .backends import needs
+    from .extras import needs
 
     needs("torch", "export")
     from . import reference

@@ -39,7 +39,7 @@ def train(as_json: bool, **options: Any) -> None:
 
     Several GPUs: torchrun --standalone --nproc-per-node 2 -m l2c_export train ..
     """
-    from .backends import needs
+    from .extras import needs
 
     for package in ("torch", "accelerate", "matplotlib"):
         needs(package, "train")

@@ -24,8 +24,9 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def say(line: object) -> None:
-    """Logs and progress go to stderr."""
-    click.echo(line, err=True)
+    """Logs and progress go to stderr.  If nobody can read them, that is no reason to stop."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -34,6 +35,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("-v", "--verbose", is_flag=True, help="Show a traceback when something fails.")
     @functools.wraps(function)
     def run(verbose: bool, **options: Any) -> None:
+        if sys.stderr is None:  # closed by whoever started this
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         try:
             function(**options)
         except L2CError as error:

@@ -126,7 +126,7 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
 
     The twin's manifest names the model and the weights as the artefact's does: they are the same.
     """
-    from .backends import needs
+    from .extras import needs
 
     needs("torch", "export")
     needs("onnx", "export")

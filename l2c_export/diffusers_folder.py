@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from .backends import needs
 from .errors import MissingExtra, ModelError, WeightsError
+from .extras import needs
 from .schedulers import Scheduler
 from .weights import Checkpoint, open_checkpoint
 
@@ -26,6 +26,7 @@ MODELS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second is its na
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.fp16.safetensors",
     "diffusion_pytorch_model.bin",
 )
 # What must be so for it to be a DiT; older configurations have options of other models, too.
@@ -94,6 +95,21 @@ class Config(msgspec.Struct, frozen=True):
             "block_embeddings": block_embeddings,
         }
 
+    @staticmethod
+    def of(arch: Mapping[str, Any]) -> Config:
+        """The configuration that has this architecture."""
+        return Config(
+            num_attention_heads=arch["num_heads"],
+            attention_head_dim=arch["hidden_size"] // arch["num_heads"],
+            in_channels=arch["in_channels"],
+            out_channels=arch["in_channels"] * (2 if arch["learn_sigma"] else 1),
+            num_layers=arch["depth"],
+            sample_size=arch["input_size"],
+            patch_size=arch["patch_size"],
+            num_embeds_ada_norm=arch["num_classes"],
+            norm_eps=arch["mlp_eps"],
+        )
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -140,6 +156,23 @@ def _cached(repository: str) -> Path | None:
 def checkpoint(path: Path) -> Checkpoint:
     """What `--weights` means: a checkpoint, or a pipeline folder."""
     return read(path).checkpoint if (path / INDEX).is_file() else open_checkpoint(path)
+
+
+def for_model(found: Checkpoint, family: str, arch: Mapping[str, Any]) -> Checkpoint:
+    """The same under the names of a model that was read from a folder, if it has those of diffusers: a fine-tuned transformer.
+
+    Raises WeightsError where it is of another model.
+    """
+    theirs = any(name.startswith("transformer_blocks.") for name in found.shapes)
+    if family != "dit" or not theirs or not arch.get("frequency_shift"):
+        return found
+    shape = Config.of(arch)
+    _check_blocks(found, shape)
+    if not arch["block_embeddings"] and not _same_embedders(found, shape):
+        raise WeightsError(
+            f"{found.path}: its blocks differ in how they embed the timestep: compile it from its pipeline folder"
+        )
+    return renamed(found, shape, bool(arch["block_embeddings"]))
 
 
 def _name(path: Path) -> str:
@@ -195,15 +228,7 @@ def _stored(folder: Path) -> Checkpoint:
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         raise WeightsError(f"{folder} holds no weights: one of {', '.join(WEIGHTS)} must be there")
-    if found.suffix != ".json":
-        return open_checkpoint(found)
-    try:
-        places = msgspec.convert(config(found).get("weight_map") or {}, dict[str, str])
-    except msgspec.ValidationError as error:
-        raise WeightsError(f"{found}: weight_map is damaged: {error}: download or save it again") from None
-    files = {name: open_checkpoint(folder / name) for name in sorted(set(places.values()))}
-    shapes = {name: shape for file in files.values() for name, shape in file.shapes.items()}
-    return Checkpoint(found, shapes, lambda name: files[places[name]].read(name))
+    return open_checkpoint(found)
 
 
 def _check_blocks(stored: Checkpoint, shape: Config) -> None:
@@ -211,7 +236,7 @@ def _check_blocks(stored: Checkpoint, shape: Config) -> None:
     found = {name.split(".")[1] for name in stored.shapes if name.startswith("transformer_blocks.")}
     if len(found) != shape.num_layers:
         raise WeightsError(
-            f"{stored.path} does not fit its config.json: it has {len(found)} blocks, num_layers says {shape.num_layers}"
+            f"{stored.path} does not fit its model: it has {len(found)} blocks, not {shape.num_layers} (num_layers)"
         )
 
 
@@ -245,7 +270,7 @@ def renamed(stored: Checkpoint, shape: Config, block_embeddings: bool) -> Checkp
     missing = [n for n in sorted(used) if n not in stored.shapes]
     if left or missing:
         what = f"{missing[0]} is missing" if missing else f"{left[0]} is not part of a DiT"
-        raise WeightsError(f"{stored.path} does not fit its config.json: {what}")
+        raise WeightsError(f"{stored.path} does not fit its model: {what}")
     position = position_embedding(shape)
 
     def read(name: str) -> np.ndarray:

@@ -82,7 +82,7 @@ def inspect(path: Path, threshold: float | None = None) -> View:
         raise UsageError(f"{path}: is a steps mask, which has no model yet: compile it with l2c-export --schedule {path}")
     if path.suffix == ".json":
         return of_schedule(schedule.read(path), str(path))
-    from .backends import needs
+    from .extras import needs
 
     needs("torch", "export")
     from . import routers

@@ -39,4 +39,5 @@ def bind(folder: Path, source: str, report: Report = id) -> Manifest:
 
 
 def checkpoint(source: str, manifest: Manifest) -> weights.Tensors:
-    return diffusers_folder.checkpoint(Path(source)).tensors(manifest.tensors)
+    found = diffusers_folder.checkpoint(Path(source))
+    return diffusers_folder.for_model(found, manifest.model.family, manifest.model.arch).tensors(manifest.tensors)

@@ -58,8 +58,22 @@ def examine() -> Machine:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use: those of its affinity, within the limit of its container."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = quota(Path("/sys/fs/cgroup"))
+    # rounded down: with more threads than that all of them stand still for a part of every period
+    return allowed if limit is None else max(1, min(allowed, int(limit)))
+
+
+def quota(groups: Path) -> float | None:
+    """The processor time per time that the control group may take (version 2 or 1); None without a limit."""
+    files = ("cpu.max",) if (groups / "cpu.max").exists() else ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+    try:
+        limit, period = " ".join((groups / name).read_text() for name in files).split()
+        share = int(limit) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # there is none, or it is "max"
+        return None
+    return share if share > 0 else None
 
 
 def version(package: str) -> str | None:

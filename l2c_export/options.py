@@ -12,7 +12,7 @@ from .errors import ModelError, ScheduleError, UsageError
 from .models.base import Family
 from .pipeline import LINKS
 from .program import DTYPES
-from .samplers import SAMPLERS
+from .samplers import SAMPLERS, unlike
 from .schedule import Schedule, content, from_rule, is_rule, mask_length, mask_rule
 from .schedulers import KINDS, Scheduler
 from .weights import Types
@@ -119,6 +119,8 @@ def resolve(options: Options) -> Source:
     name: str | None
     if folder:
         family, name = models.build("dit", folder.arch), folder.name
+        if checkpoint:
+            checkpoint = diffusers_folder.for_model(checkpoint, "dit", folder.arch)
         checkpoint = None if seed is not None else checkpoint or folder.checkpoint
     else:
         family, name = models.resolve(options.model, kind, columns, checkpoint.shapes if checkpoint else None)
@@ -174,6 +176,11 @@ def _folder(model: str | None) -> Folder | None:
 def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
     """The scheduler of diffusers that is asked for, by default the folder's; None for a sampler of our own."""
     if sampler in SAMPLERS:
+        if folder and (other := unlike(sampler, folder.scheduler)):
+            raise UsageError(
+                f"--sampler {sampler}: the model of {folder.path} was trained with {other}: use no --sampler, or one of "
+                f"{', '.join(KINDS)}"
+            )
         return None
     if sampler and sampler.endswith(".json"):
         return Scheduler.from_config(diffusers_folder.config(Path(sampler)), sampler)

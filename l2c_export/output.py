@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .backends import needs
 from .errors import UsageError
+from .extras import needs
 from .files import check_place, write
 
 

@@ -212,9 +212,9 @@ class Pipeline:
         with self._alone():
             generation = self.generation(labels, guidance_scale)
             for step in generation.loop.denoise(noise, generation.labels, generation.guidance):
-                yield step
-                self._turn.take()  # by whoever asked for the next one, perhaps another thread
-                generation.loop.memory.enter()
+                with self._turn.rest():
+                    yield step
+                generation.loop.memory.enter()  # perhaps in another thread
 
     def generation(self, labels: Sequence[int], guidance_scale: float | None) -> Generation:
         """The loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import files
-from .backends import needs
 from .contenders import OURS
 from .errors import UsageError
+from .extras import needs
 from .inspecting import View
 from .measured import times
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import models, weights
+from . import linking, models, weights
 from .errors import UsageError
 from .manifest import Manifest
 from .models.eager import Denoiser, TracingDenoiser
@@ -90,7 +90,7 @@ def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
 
 
 def given(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
-    found = weights.open_checkpoint(checkpoint).tensors(manifest.tensors)
+    found = linking.checkpoint(str(checkpoint), manifest)
     return {name: torch.from_numpy(weights.rounded(name, value, "float32")) for name, value in found}
 
 

@@ -26,7 +26,7 @@ class Step:
 
     call: Call
     index: int
-    x: np.ndarray  # (B, C, H, W) float32: the latents for the next call
+    x: np.ndarray  # (B, C, H, W) float32: the latents for the next call, a copy
 
 
 class Turn(NamedTuple):
@@ -139,7 +139,7 @@ class Loop:
 
     def after(self, index: int) -> Step:
         """What call `index` leaves behind."""
-        return Step(self.manifest.calls[index], index, self.memory.get(self.states[self._turns[index].after]))
+        return Step(self.manifest.calls[index], index, self.memory.get(self.states[self._turns[index].after]).copy())
 
     def go_on_from(self, step: Step) -> None:
         """Take the latents of a step as they are now, in case that somebody has changed them."""

@@ -12,8 +12,8 @@ float32 once at the end.  `schedulers.py` has those of diffusers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,6 +98,24 @@ def _float32(*values: float) -> tuple[float, float, float]:
 
 
 SAMPLERS: dict[str, Callable[[int], tuple[Update, ...]]] = {"ddim": ddim, "dpm-solver++": dpm_solver_pp}
+# The training that they are for, in the words of a scheduler_config.json of diffusers, and what an option says that is absent.
+UNSAID = {
+    "prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "trained_betas": None,
+    "num_train_timesteps": 1000, "rescale_betas_zero_snr": False,
+}  # fmt: skip
+TRAINED = {
+    "ddim": UNSAID,
+    "dpm-solver++": {**UNSAID, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+}
+
+
+def unlike(sampler: str, config: Mapping[str, Any]) -> str:
+    """What of a scheduler's configuration tells that its model was trained otherwise than a sampler assumes; or nothing."""
+    for option, usual in UNSAID.items():
+        found = usual if config.get(option) is None else config[option]
+        if found != TRAINED[sampler][option]:
+            return f"{option} = {found!r}"
+    return ""
 
 
 def updates(sampler: str, steps: int) -> tuple[Update, ...]:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from .errors import L2CError, ScheduleError, UsageError
-from .samplers import Update, updates
+from .samplers import Update, unlike, updates
 
 Kind = Literal["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]
 DDIM, DPM, EULER = KINDS = ("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
@@ -51,15 +51,22 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
         Raises ScheduleError that names an option that this table cannot follow.
         """
-        kind = kind or str(config.get("_class_name"))
+        own = str(config.get("_class_name"))
+        kind = kind or own
+        if "Flow" in own:
+            raise ScheduleError(
+                f"{where}: {own} is not supported: its models predict a flow: use one that predicts noise, data or v"
+            )
         if kind not in KINDS:
             raise ScheduleError(f"{where}: {kind} is not supported: use --sampler {', '.join(KINDS)}")
         for option, allowed in {**REFUSED, **REFUSED_BY[kind]}.items():
             found = config.get(option, DEFAULTS.get((kind, option), allowed[0]))
             if found not in allowed:
                 absent = "" if option in config else ", the default,"
+                other = "" if unlike("ddim", config) else ", or use --sampler ddim"
                 raise ScheduleError(
-                    f"{where}: {option} = {found!r}{absent} is not supported: it must be {allowed[0]!r}, or use --sampler ddim"
+                    f"{where}: {option} = {found!r}{absent} is not supported: it must be {allowed[0]!r} (give --sampler a "
+                    f"scheduler_config.json that says so, if the model does without){other}"
                 )
         defaults = {"kind": kind, "timestep_spacing": "leading" if kind == DDIM else "linspace"}
         known = {f.name for f in msgspec.structs.fields(Scheduler)} - {"kind"}
@@ -123,7 +130,7 @@ def table(sampler: str, steps: int, scheduler: Scheduler | None = None) -> Table
     if not made.updates or not all(math.isfinite(n) for u in made.updates for n in (u.timestep, *u.coefficients)):
         raise ScheduleError(
             f"{scheduler.kind} with {steps} steps has a step that is not a finite number: check its betas, prediction_type and "
-            "timestep_spacing, or use --sampler ddim"
+            "timestep_spacing"
         )
     return made
 

@@ -1,13 +1,18 @@
-"""Who may use a pipeline's buffers: one generation at a time, in the process that loaded it."""
+"""Who may use a pipeline's buffers: one generation at a time, in the process that loaded it, until that ends."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 
 from .errors import RunError
+
+LAST_SECONDS = 30.0  # how long the end of a process waits for generations of its other threads
+_turns: weakref.WeakSet[Turn] = weakref.WeakSet()
 
 
 class Turn:
@@ -19,15 +24,23 @@ class Turn:
     def __init__(self, forks: bool) -> None:
         self._lock, self._holder = threading.Lock(), 0
         self._process = None if forks else os.getpid()
+        self._rests = False
+        _turns.add(self)
 
     @property
     def mine(self) -> bool:
         """Whether this thread is in the middle of a generation."""
         return self._holder == threading.get_ident()
 
-    def take(self) -> None:
-        """Note that it is this thread that goes on with the generation."""
-        self._holder = threading.get_ident()
+    @contextlib.contextmanager
+    def rest(self) -> Iterator[None]:
+        """Between two steps nothing computes.  It is the thread that ends it that goes on with the generation."""
+        self._rests = True
+        try:
+            yield
+        finally:
+            self._rests = False
+            self._holder = threading.get_ident()
 
     def check_process(self) -> None:
         """Raise RunError in a fork of the loading process: it would wait for threads that only the other one has."""
@@ -40,8 +53,38 @@ class Turn:
         if self.mine:
             raise RunError("this pipeline is in the middle of a generation: end it first, or load a second pipeline")
         with self._lock:
-            self.take()
+            self._holder = threading.get_ident()
             try:
                 yield
             finally:
                 self._holder = 0
+
+    def after_fork(self) -> None:
+        """In the child, which has this thread only: what another one was computing stays half done, with its locks."""
+        if self._lock.locked() and not self.mine:
+            if not self._rests:
+                self._process = os.getppid()
+            self._lock, self._holder, self._rests = threading.Lock(), 0, False
+
+    def end(self) -> None:
+        """Let nothing compute from now on: a backend's threads must not outlive what they work on.
+
+        A process that ends with a daemon thread in the middle of a generation would be aborted by the C++ libraries.
+        """
+        if not self.mine and not self._rests:
+            self._lock.acquire(timeout=LAST_SECONDS)
+
+
+def _end_all() -> None:
+    for turn in list(_turns):
+        turn.end()
+
+
+def _after_fork() -> None:
+    for turn in list(_turns):
+        turn.after_fork()
+
+
+atexit.register(_end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

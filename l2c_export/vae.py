@@ -9,9 +9,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from .backends import needs
 from .diffusers_folder import config
 from .errors import ModelError
+from .extras import needs
 from .manifest import Decoder
 from .opset import EXPORTED, downgrade
 from .segments import quiet

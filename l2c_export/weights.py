@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import safetensors
 
@@ -23,6 +24,16 @@ CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we writ
 READABLE = (*CODES.values(), "F64")  # types of a .safetensors checkpoint
 FLOATS = (*CODES, "float64")  # and of a PyTorch one
 REMEDY = "give the model's .safetensors or .pt file"
+NESTED = ("ema", "state_dict")  # where training checkpoints hold it; DiT's sampler uses the first, too
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+
+class Index(msgspec.Struct, frozen=True):
+    """Which file every tensor is in, as `save_pretrained` writes it."""
+
+    weight_map: dict[str, str]
+
+
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Iterable[tuple[str, np.ndarray]]
 Progress = Callable[[int], object]  # told the number of bytes that were just written
@@ -159,10 +170,33 @@ class Checkpoint(NamedTuple):
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a .safetensors file, or (with PyTorch installed) a .pt file.  Raises WeightsError."""
+    """Open a .safetensors file, several with an index (.json), or (with PyTorch installed) a .pt file.  Raises WeightsError."""
     if not path.is_file():
         raise WeightsError(f"--weights {path}: no such file: {REMEDY}")
-    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    if path.suffix == ".json":
+        return _sharded(path)
+    return _unwrapped(_safetensors(path) if path.suffix == ".safetensors" else _pickled(path))
+
+
+def _unwrapped(found: Checkpoint) -> Checkpoint:
+    """The names without what the training has put before every one of them."""
+    prefix = next((p for p in WRAPPERS if found.shapes and all(name.startswith(p) for name in found.shapes)), None)
+    if prefix is None:
+        return found
+    shapes = {name.removeprefix(prefix): shape for name, shape in found.shapes.items()}
+    return _unwrapped(Checkpoint(found.path, shapes, lambda name: found.read(prefix + name)))
+
+
+def _sharded(path: Path) -> Checkpoint:
+    """Several files, of which an index says where every tensor is."""
+    try:
+        places = msgspec.json.decode(path.read_bytes(), type=Index).weight_map
+    except (OSError, msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise WeightsError(f"{path}: weight_map is damaged: {error}: download or save it again") from None
+    files = {name: open_checkpoint(path.parent / Path(name).name) for name in sorted(set(places.values()))}
+    if lost := next((name for name, place in places.items() if name not in files[place].shapes), None):
+        raise WeightsError(f"{path}: {lost} is not in {places[lost]}: download or save it again")
+    return Checkpoint(path, {n: files[place].shapes[n] for n, place in places.items()}, lambda n: files[places[n]].read(n))
 
 
 def _safetensors(path: Path) -> Checkpoint:
@@ -202,14 +236,15 @@ class _BFloat16:
 
 
 def _pickled(path: Path) -> Checkpoint:
-    from .backends import needs
+    from .extras import needs
 
     needs("torch", "export")
     from . import checkpoints
 
     state = checkpoints.load(path, WeightsError, "a checkpoint", REMEDY)
-    if isinstance(state, Mapping) and isinstance(state.get("ema"), Mapping):
-        state = state["ema"]  # DiT's training checkpoints; its sampler uses these too
+    for key in NESTED:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
     named = isinstance(state, Mapping) and all(isinstance(n, str) and checkpoints.is_plain(v) for n, v in state.items())
     if not named:
         raise WeightsError(f"{path} is not a checkpoint: expected named tensors: {REMEDY}")

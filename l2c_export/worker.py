@@ -99,7 +99,7 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
 def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) -> Loaded:
     import numpy as np
 
-    from .backends import needs
+    from .extras import needs
 
     needs("torch", "export")
     from . import baseline, samplers

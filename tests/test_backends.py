@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from helpers import OWN_CASES, Case, case
 
 import l2c_export
-from l2c_export import artefact, doctoring
+from l2c_export import artefact, doctoring, machine
 from l2c_export.backends import BACKENDS, Request, SegmentFile, open_backend
 from l2c_export.binding import concrete, load_program, mapped_weights
 from l2c_export.compile import compile_artefact
@@ -240,7 +242,7 @@ def test_auto_takes_the_first_that_works_and_says_why_not_the_others(monkeypatch
         return real(module)
 
     monkeypatch.setattr(backends.importlib, "import_module", without_openvino)
-    opened = open_backend("auto")
+    opened = open_backend("auto", Request(precision="fp16"))
     assert opened.backend.name == "onnxruntime"
     assert "openvino is not installed: pip install 'l2c-export[openvino]'" in opened.why
     with pytest.raises(MissingExtra, match="openvino"):
@@ -255,9 +257,37 @@ def test_auto_tries_no_gpu_where_a_cpu_was_asked_for(tiny):
     assert "tensorrt" not in open_backend("auto", Request(device="cpu", folder=tiny[0], builds=(build,))).why
 
 
-@needs_openvino
-def test_auto_prefers_openvino(tiny):
-    assert open_backend("auto").backend.name == "openvino"
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_nothing_is_reported_to_anybody(tiny, tmp_path, backend):
+    """Both libraries write files of their telemetry to the user's home, and look its hosts up, unless they are told not to."""
+    pytest.importorskip(backend)
+    environment = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "L2C_CACHE", "XDG_CACHE_HOME")}
+    words = [sys.executable, "-m", "l2c_export", "run", str(tiny[0]), "--backend", backend, "--class-label", "1"]
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run(words, check=True, capture_output=True, env=environment, cwd=tmp_path)
+    written = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*") if path.is_file()}
+    assert written <= {("latents.npy",), (".cache", "l2c-export")}
+    assert ("latents.npy",) in written
+
+
+@pytest.mark.parametrize(("files", "share"), [
+    ({"cpu.max": "50000 100000"}, 0.5), ({"cpu.max": "max 100000"}, None), ({"cpu.max": ""}, None), ({}, None),
+    ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.5),
+    ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+])  # fmt: skip
+def test_a_container_has_the_cores_that_its_limit_allows(tmp_path, monkeypatch, files, share):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert machine.quota(tmp_path) == share
+    monkeypatch.setattr(machine, "quota", lambda _: share)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    assert machine.cores() == {0.5: 1, None: 4, 2.5: 2}[share]
+
+
+def test_auto_prefers_onnx_runtime_in_float32_on_a_cpu(tiny):
+    pytest.importorskip("onnxruntime")
+    assert open_backend("auto").backend.name == "onnxruntime"
     assert "the first that works" in l2c_export.load(tiny[0], backend="auto").backend
 
 
@@ -284,9 +314,6 @@ def test_openvino_works_where_the_cache_cannot_be_written(tmp_path, monkeypatch,
 @installed
 def test_backends_run_without_the_compiler(name, tiny):
     """Loading and running imports neither PyTorch nor onnx."""
-    import subprocess
-    import sys
-
     script = (
         f"import sys, l2c_export; l2c_export.load({str(tiny[0])!r}, backend={name!r})([1]);"
         "print([m for m in ('torch', 'onnx', 'onnxscript') if m in sys.modules])"

@@ -155,6 +155,21 @@ def test_json_is_all_that_is_on_stdout(new, line, keys, log):
     Path("new.npy").unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "2>&1 | true"])
+def test_words_that_nobody_can_read_stop_nothing(new, stderr):
+    line = shlex.join([sys.executable, "-m", "l2c_export", "run", "engines", "--class-label", "3", "--out", "new.npy"])
+    subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{line} {stderr}"], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert np.load("new.npy").shape[0] == 1
+    Path("new.npy").unlink()
+
+
+def test_the_graphs_of_a_summary_are_those_of_the_calls(new):
+    made = json.loads(invoke(f"export {GOOD} --json").stdout)
+    assert made["graphs"] == len({call.graph for call in artefact.read(Path("new")).calls}) < made["calls"] + 1
+
+
 def test_verify_passes_what_equals_its_recording(desk):
     done = invoke("verify engines --golden case --backend onnxruntime --json")
     assert done.exit_code == 0

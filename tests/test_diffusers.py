@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,11 +31,13 @@ from l2c_export.cli import l2c
 from l2c_export.compile import compile_artefact
 from l2c_export.decoder import Decoder, in_tiles
 from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError, UsageError, WeightsError
+from l2c_export.linking import bind
 from l2c_export.models.eager import Eager
 from l2c_export.models.updates import UPDATES
 from l2c_export.options import Options
 from l2c_export.reference import Reference
 from l2c_export.schedulers import DDIM, DPM, EULER
+from l2c_export.weights import open_checkpoint
 
 STEPS, LABELS, SCALE = 6, [207, 360], 4.0
 SCHEDULERS = {
@@ -281,6 +284,88 @@ def test_linking_a_pipeline_folder_swaps_the_weights(world, tmp_path):
     assert close(ours, their_latents(other, SCALE), 1e-5)
 
 
+def fine_tuned(folder: Path, how: str) -> Path:
+    """The transformer's weights as teams have them."""
+    transformer = diffusers.DiTTransformer2DModel.from_pretrained(folder / "transformer")
+    if how == "file":
+        return folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    if how == "shards":
+        transformer.save_pretrained(folder / "shards", max_shard_size="40KB")
+        return folder / "shards" / "diffusion_pytorch_model.safetensors.index.json"
+    state = transformer.state_dict()
+    torch.save({"state_dict": {f"module._orig_mod.{n}": t for n, t in state.items()}, "epoch": 3}, folder / "trained.pt")
+    return folder / "trained.pt"
+
+
+@pytest.mark.parametrize("how", ["file", "shards", "training"])
+def test_a_fine_tune_has_the_names_of_diffusers_too(world, tmp_path, how):
+    """A merged LoRA, for example; linked, exported and verified by the weights alone."""
+    small_pipeline(tmp_path / "other", "ddim", seed=1)
+    tuned = str(fine_tuned(tmp_path / "other", how))
+    shutil.copytree(world.compiled(), tmp_path / "e")
+    bind(tmp_path / "e", tuned)
+    shutil.copytree(world.compiled(), tmp_path / "folder")
+    bind(tmp_path / "folder", str(tmp_path / "other"))
+    want = (tmp_path / "folder" / "weights.safetensors").read_bytes()
+    assert (tmp_path / "e" / "weights.safetensors").read_bytes() == want
+    again = world.compiled(weights=tuned)
+    assert (again / "weights.safetensors").read_bytes() == want
+    for source, code in ((tuned, 0), (str(tmp_path / "other"), 0), (str(world.folder), 1)):
+        assert CliRunner().invoke(l2c, ["verify", str(again), "--weights", source]).exit_code == code
+
+
+def test_a_fine_tune_of_another_model_is_refused(world, tmp_path):
+    shutil.copytree(world.folder, tmp_path / "p")
+    path = tmp_path / "p" / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    for name in state:  # as in the released ones, all blocks embed timestep and label with the same weights
+        if ".norm1.emb." in name:
+            state[name] = state[re.sub(r"\.\d\.", ".0.", name, count=1)].clone()
+    save_file(state, path)
+    compile_artefact(Options(schedule="every:2", steps=4, model=str(tmp_path / "p"), out=tmp_path / "e"))
+    bind(tmp_path / "e", str(path))
+    embedder = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
+    for name, changed, says in (
+        ("own", {embedder: state[embedder] + 1}, "its blocks differ in how they embed the timestep"),
+        ("more", {"transformer_blocks.3.ff.net.2.bias": state["proj_out_2.bias"].clone()}, "it has 4 blocks, not 3"),
+        ("odd", {"extra": state["proj_out_2.bias"].clone()}, "extra is not part of a DiT"),
+    ):
+        save_file({**state, **changed}, tmp_path / f"{name}.safetensors")
+        with pytest.raises(WeightsError, match=says):
+            bind(tmp_path / "e", str(tmp_path / f"{name}.safetensors"))
+
+
+def test_an_index_that_lies_is_refused(tmp_path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "one.safetensors")
+    index = tmp_path / "x.safetensors.index.json"
+    for content, says in (
+        ("{", "weight_map is damaged"), ('{"weight_map": {"a": 1}}', "weight_map is damaged"),
+        ('{"weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}', "b is not in one.safetensors"),
+        ('{"weight_map": {"a": "two.safetensors"}}', "two.safetensors: no such file"),
+        ('{"weight_map": {"a": "../one.safetensors"}}', ""),  # what lies elsewhere is not read
+    ):  # fmt: skip
+        index.write_text(content)
+        if says:
+            with pytest.raises(WeightsError, match=says):
+                open_checkpoint(index)
+        else:
+            assert open_checkpoint(index).read("a").tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("spoilt", "sampler"), [
+    ({"prediction_type": "v_prediction"}, "ddim"), ({"beta_schedule": "scaled_linear"}, "ddim"),
+    ({"rescale_betas_zero_snr": True}, "ddim"), ({}, "dpm-solver++"),
+])  # fmt: skip
+def test_a_sampler_for_other_noise_than_the_model_was_trained_with_is_refused(world, tmp_path, spoilt, sampler):
+    """Its pictures would be noise, and no check of ours against PyTorch would notice."""
+    shutil.copytree(world.folder, tmp_path / "p")
+    edited(tmp_path / "p" / "scheduler" / "scheduler_config.json", **spoilt)
+    options = Options(schedule="every:2", steps=4, model=str(tmp_path / "p"), sampler=sampler, out=tmp_path / "e")
+    with pytest.raises(UsageError, match=f"--sampler {re.escape(sampler)}: the model of .* was trained with ") as error:
+        compile_artefact(options)
+    assert next(iter(spoilt), "beta_schedule") in str(error.value)
+
+
 def edited(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -292,9 +377,9 @@ SPOILT = {
     "class": ("transformer", {"_class_name": "PixArtTransformer2DModel"}, "PixArtTransformer2DModel is not supported"),
     "out": ("transformer", {"out_channels": 5}, "out_channels = 5: must be once or twice the 4"),
     "kind": ("transformer", {"num_layers": "many"}, "does not describe a DiT: .*num_layers"),
-    "deep": ("transformer", {"num_layers": 4}, "does not fit its config.json: it has 3 blocks, num_layers says 4"),
+    "deep": ("transformer", {"num_layers": 4}, "does not fit its model: it has 3 blocks, not 4"),
     "bottomless": ("transformer", {"num_layers": 3 * 10**9}, "does not describe a DiT: .*num_layers"),
-    "shallow": ("transformer", {"num_layers": 2}, "does not fit its config.json: it has 3 blocks, num_layers says 2"),
+    "shallow": ("transformer", {"num_layers": 2}, "does not fit its model: it has 3 blocks, not 2"),
     "clip": ("scheduler", {"clip_sample": True}, "scheduler: clip_sample = True is not supported: it must be False"),
     "betas": ("scheduler", {"trained_betas": [0.1]}, "has 1 betas from 0.1 to 0.1: it needs 1000 .*from 0 to 1"),
     "negative": ("scheduler", {"beta_start": -1, "beta_schedule": "scaled_linear"}, "Expected `float` >= 0"),
@@ -304,6 +389,11 @@ SPOILT = {
     "vae": ("vae", {"_class_name": "VQModel"}, "vae: VQModel is not supported: only AutoencoderKL is"),
     "patch": ("transformer", {"patch_size": 0}, "does not describe a DiT: .*>= 1"),
     "large": ("transformer", {"sample_size": 10**9}, "does not describe a DiT: .*<= "),
+    "flow": (
+        "scheduler",
+        {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+        "Flow.* is not supported: its models predict a flow",
+    ),
     "nan": ("scheduler", {"beta_end": float("nan")}, "not a scheduler that is supported: .*beta_end"),
     "latents": ("vae", {"latent_channels": 16}, "decodes 16 channels, but the model's latents have 4"),
 }

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from l2c_export.compile import compile_artefact
 from l2c_export.errors import ArtefactError, BackendError, L2CError, RunError, UsageError
 from l2c_export.output import to_images
 from l2c_export.runtime import turns
+from l2c_export.turn import LAST_SECONDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,6 +190,12 @@ def test_the_loop_itself_refuses_what_a_call_refuses(pipe, labels, count, says):
     assert same(pipe([1]).latents, pipe(1).latents)
 
 
+def test_the_latents_of_every_step_can_be_kept(pipe):
+    kept = [done.x for done in pipe.steps([1], None, pipe.noise(1, 0))]
+    seen = [done.x.copy() for done in pipe.steps([1], None, pipe.noise(1, 0))]
+    assert same(np.stack(kept), np.stack(seen))
+
+
 def test_a_generation_may_go_on_in_another_thread(pipe):
     """As a server's worker threads take a stream's items; none of them waits for the generation that it is making."""
     want = [done.x.copy() for done in pipe.steps([1], None, pipe.noise(1, 0))]
@@ -221,10 +229,16 @@ def test_a_block_ends_with_its_own_error_and_a_closed_pipeline(tiny):
 
 
 FORKED = """
-import multiprocessing, sys
+import multiprocessing, sys, threading, time
 import l2c_export
 pipe = l2c_export.load(sys.argv[1], backend=sys.argv[2], threads=2)
 pipe([1])
+if sys.argv[3] == "busy":
+    threading.Thread(target=lambda: pipe([1], callback_on_step_end=lambda *_: time.sleep(1)), daemon=True).start()
+elif sys.argv[3] == "resting":
+    threading.Thread(target=lambda: (next(half), time.sleep(60)), daemon=True).start()
+    half = pipe.steps([1], None, pipe.noise(1, 0))
+time.sleep(0.5)
 def child(answers):
     try:
         answers.put(float(abs(pipe([1]).latents).max()))
@@ -237,16 +251,52 @@ print(answers.get())
 """
 
 
+ALONE = "loaded before its process was forked"
+
+
 @pytest.mark.parametrize(
-    ("backend", "says"), [("onnxruntime", r"\d+\.\d+"), ("openvino", "loaded before its process was forked")]
-)
-def test_a_server_that_forks_after_loading_is_told_where_that_does_not_work(tiny, backend, says):
+    ("backend", "meanwhile", "says"),
+    [("onnxruntime", "", r"\d+\.\d+"), ("onnxruntime", "resting", r"\d+\.\d+"), ("onnxruntime", "busy", ALONE),
+     ("openvino", "", ALONE)],
+)  # fmt: skip
+def test_a_server_that_forks_after_loading_is_told_where_that_does_not_work(tiny, backend, meanwhile, says):
     pytest.importorskip(backend)
-    words = [sys.executable, "-c", FORKED, tiny[0], backend]
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=60, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    done = python(FORKED, tiny[0], backend, meanwhile)
     assert re.search(says, done.stdout), done
+
+
+STOPPED = """
+import sys, threading, time
+import l2c_export
+pipe, other = (l2c_export.load(sys.argv[1], backend=sys.argv[2], threads=1) for _ in range(2))
+def serve():
+    while True:
+        pipe([1])
+def leave():
+    half = other.steps([1], None, pipe.noise(1, 0))
+    next(half)
+    time.sleep(60)
+for work in (serve, leave):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.5)
+sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_server_ends_in_peace_while_a_request_runs(tiny, backend):
+    """Its threads are daemons: what they compute with would be destroyed under them.  Nobody waits for what rests."""
+    pytest.importorskip(backend)
+    started = time.monotonic()
+    assert python(STOPPED, tiny[0], backend).returncode == 0
+    assert time.monotonic() - started < LAST_SECONDS
+
+
+def python(program, *words):
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, timeout=60, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
 
 
 def test_stopping_after_every_call_changes_nothing(pipe):

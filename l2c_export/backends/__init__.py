@@ -14,13 +14,12 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..artefact import check_closed, verified
-from ..errors import BackendError, L2CError, MissingExtra, RunError, UsageError
+from ..errors import BackendError, L2CError, RunError, UsageError
 from ..machine import version
 from ..manifest import Build, FileInfo
 from ..program import Node
@@ -35,6 +34,7 @@ Nodes = tuple[Node, ...]
 BACKENDS = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 BUILT = ("tensorrt", "tensorrt-rtx")  # these run engines that `l2c build` has added to the artefact
 AUTO = "auto"
+ALIGNED = 256  # bytes: what TensorRT asks of addresses
 FUSED = ".fused.onnx"  # ends the name of a segment's second form, with operators that only ONNX Runtime has
 # What each can be asked for at all; whether this machine has it is found out when it is opened.
 PRECISIONS = {
@@ -280,19 +280,6 @@ def _candidates(request: Request) -> Iterator[tuple[str, str | None]]:
         yield from ((name, request.device) for name in BUILT if name in built)
     if on_gpu or (request.device is None and version("onnxruntime-gpu")):
         yield "onnxruntime", request.device or "cuda"
-    if not on_gpu:
-        yield from (("openvino", request.device), ("onnxruntime", request.device))
-
-
-def needs(package: str, extra: str) -> ModuleType:
-    """Import an optional package, or say which extra installs it.
-
-    Raises MissingExtra, or BackendError for one that is there without a library of the system that it needs.
-    """
-    try:
-        return importlib.import_module(package)
-    except (ImportError, OSError) as error:
-        root = package.partition(".")[0]
-        if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] == root:
-            raise MissingExtra(package, extra) from None
-        raise BackendError(f"{root} is installed, but does not load: {' '.join(str(error).split())}: mend it first") from None
+    if not on_gpu:  # in float32 ONNX Runtime is the faster one (scripts/results/cpu_xeon.json, cpu_epyc.json)
+        order = ("onnxruntime", "openvino") if request.precision == "fp32" else ("openvino", "onnxruntime")
+        yield from ((name, request.device) for name in order)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError, L2CError, RunError
-from . import Clock, WeightView, dlpack, needs
+from ..extras import needs
+from . import ALIGNED, Clock, WeightView, dlpack
 
-ALIGNED = 256  # what TensorRT asks of addresses
 SMALLER = "generate fewer images at once, use --precision fp16, or free the GPU"
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, RunError
+from ..extras import needs
 from ..machine import cores
-from . import Arrays, Backend, Nodes, OnHost, Request, Run, SegmentFile, needs
+from . import Arrays, Backend, Nodes, OnHost, Request, Run, SegmentFile
 
 ort = needs("onnxruntime", "onnxruntime")
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, RunError
-from . import Arrays, Nodes, Request, Run, SegmentFile, in_order, needs
+from ..extras import needs
+from . import Arrays, Nodes, Request, Run, SegmentFile, in_order
 from .cuda import SMALLER, Cuda
 from .onnxruntime_backend import share_pool
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from ..cache import cached
 from ..errors import BackendError, RunError
+from ..extras import needs
 from ..machine import cores
 from ..program import FP32
-from . import Arrays, Nodes, OnHost, Request, Run, SegmentFile, needs
+from . import Arrays, Nodes, OnHost, Request, Run, SegmentFile
 
 ov = needs("openvino", "openvino")
 

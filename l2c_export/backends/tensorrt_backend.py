@@ -11,8 +11,9 @@ from typing import Any
 from ..artefact import verified
 from ..cache import cache_folder, keep, kept
 from ..errors import ArtefactError, BackendError
+from ..extras import needs
 from ..manifest import Build
-from . import Arrays, Nodes, Request, Run, SegmentFile, in_order, needs
+from . import Arrays, Nodes, Request, Run, SegmentFile, in_order
 from .cuda import Allocation, Cuda
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
