@@ -6,7 +6,8 @@ Everything that is refused is a UsageError of one line.  Numbers of numpy are ta
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, TypeGuard
 
@@ -17,6 +18,7 @@ from .manifest import Guidance, Manifest, Model
 from .samplers import standard_normal
 
 OUTPUT_TYPES = ("latent", "device", "np", "pil")
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def labels(manifest: Manifest, given: Sequence[int | str] | int | str) -> list[int]:
@@ -46,8 +48,12 @@ def scale(guidance: Guidance, given: Any) -> float:
     """A guidance scale; None is the artefact's."""
     if given is None:
         return guidance.scale
-    if not isinstance(given, Real) or not abs(found := float(given)) <= float(np.finfo(np.float32).max):
-        raise UsageError(f"guidance_scale {given!r}: must be a finite number")
+    try:
+        found = float(given) if isinstance(given, Real) else math.nan
+    except OverflowError:
+        found = math.inf
+    if not abs(found) <= LARGEST:
+        raise UsageError(f"guidance_scale {repr(given)[:40]}: must be a finite number")
     if guidance.mode == "none" and found != 1:
         raise UsageError(f"guidance_scale {found:g}: this artefact was compiled with --guidance none: use 1")
     return found
@@ -72,7 +78,18 @@ def latents(manifest: Manifest, given: Any, count: int) -> np.ndarray:
         raise UsageError(f"latents of shape {found.shape}: this model and {count} labels need {shape}")
     if found.dtype not in (np.float32, np.float64, np.float16):
         raise UsageError(f"latents of dtype {found.dtype}: use float32")
+    if found.dtype == np.float64 and np.any(np.isfinite(found) & (np.abs(found) > LARGEST)):
+        raise UsageError("latents: they hold numbers that are too large for float32")
     return found.astype(np.float32, copy=False)
+
+
+def returned(manifest: Manifest, given: Any, count: int) -> np.ndarray | None:
+    """The latents that a callback returns, if it returns any: nothing, or a mapping that may hold "latents"."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise UsageError(f'the callback returned a {type(given).__name__}: return None, or {{"latents": ..}}')
+    return latents(manifest, given["latents"], count) if "latents" in given else None
 
 
 def check_output(manifest: Manifest, output_type: str) -> None:

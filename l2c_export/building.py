@@ -45,7 +45,11 @@ def images(text: str | None, manifest: Manifest) -> Range:
     if text is None:
         return Range(1, manifest.batch, manifest.batch)
     parts = text.split(":")
-    if len(parts) != 3 or not all(p.isdecimal() for p in parts) or not 1 <= int(parts[0]) <= int(parts[1]) <= int(parts[2]):
+    if (
+        len(parts) != 3
+        or not all(p.isdecimal() and len(p) < 10 for p in parts)
+        or not 1 <= int(parts[0]) <= int(parts[1]) <= int(parts[2])
+    ):
         raise UsageError(f"--batch {text}: give MIN:OPT:MAX images, for example 1:1:{manifest.batch}")
     if int(parts[2]) > manifest.batch:
         raise UsageError(f"--batch {text}: the artefact was compiled for at most {manifest.batch} images")

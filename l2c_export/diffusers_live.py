@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from . import binding, pipeline
-from .diffusers_folder import Config, renamed
+from .diffusers_names import Config, renamed
 from .diffusers_pipeline import check_steps, guidance
 from .errors import UsageError
 from .manifest import Manifest

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from . import artefact, diffusers_folder, staging, weights
+from . import artefact, diffusers_folder, diffusers_names, staging, weights
 from .files import Report
 from .manifest import FILE, Manifest, Weights
 
@@ -40,4 +40,4 @@ def bind(folder: Path, source: str, report: Report = id) -> Manifest:
 
 def checkpoint(source: str, manifest: Manifest) -> weights.Tensors:
     found = diffusers_folder.checkpoint(Path(source))
-    return diffusers_folder.for_model(found, manifest.model.family, manifest.model.arch).tensors(manifest.tensors)
+    return diffusers_names.for_model(found, manifest.model.family, manifest.model.arch).tensors(manifest.tensors)

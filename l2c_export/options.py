@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import demo, diffusers_folder, models, routers, weights
+from . import demo, diffusers_folder, diffusers_names, models, routers, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .diffusers_folder import Folder
 from .errors import ModelError, ScheduleError, UsageError
@@ -120,7 +120,7 @@ def resolve(options: Options) -> Source:
     if folder:
         family, name = models.build("dit", folder.arch), folder.name
         if checkpoint:
-            checkpoint = diffusers_folder.for_model(checkpoint, "dit", folder.arch)
+            checkpoint = diffusers_names.for_model(checkpoint, "dit", folder.arch)
         checkpoint = None if seed is not None else checkpoint or folder.checkpoint
     else:
         family, name = models.resolve(options.model, kind, columns, checkpoint.shapes if checkpoint else None)

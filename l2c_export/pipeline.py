@@ -191,8 +191,9 @@ class Pipeline:
             step += 1
             if callback:
                 given = callback(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
-                if given and "latents" in given:
-                    done.x[...] = asked.latents(self.manifest, given["latents"], len(noise))
+                changed = asked.returned(self.manifest, given, len(noise))
+                if changed is not None:
+                    done.x[...] = changed
                     if check_finite and not np.isfinite(done.x).all():
                         raise RunError(f"the callback after step {step} returned NaN or infinite latents")
 

@@ -376,6 +376,12 @@ def test_a_callback_that_returns_no_latents_changes_nothing(pipe, given):
     assert same(pipe([1, 2], callback_on_step_end=scribble).latents, pipe([1, 2]).latents)
 
 
+@pytest.mark.parametrize("given", [5, np.zeros(3), "latents"])
+def test_a_callback_that_returns_something_else_is_told_what_to_return(pipe, given):
+    with pytest.raises(UsageError, match=r"the callback returned a \w+: return None, or {\"latents\": \.\.}"):
+        pipe([1], callback_on_step_end=lambda *_: given)
+
+
 def test_a_callback_that_raises_leaves_the_pipeline_usable(pipe):
     before = pipe([1, 2]).latents
 
@@ -484,6 +490,7 @@ BAD = {
     "other channels": ({"latents": np.zeros((2, 3, 8, 8), np.float32)}, r"\(2, 3, 8, 8\).*need"),
     "whole latents": ({"latents": np.zeros((2, 4, 8, 8), int)}, "latents of dtype int64: use float32"),
     "complex latents": ({"latents": np.zeros((2, 4, 8, 8), complex)}, "dtype complex128: use float32"),
+    "huge latents": ({"latents": np.full((2, 4, 8, 8), 1e300)}, "latents: they hold numbers that are too large for float32"),
     "objects": ({"latents": np.full((2, 4, 8, 8), None)}, "dtype object: use float32"),
     "negative seed": ({"seed": -1}, r"seed -1: give one whole number >= 0, or one per image \(2\)"),
     "fractional seed": ({"seed": 0.5}, r"seed 0\.5: give one whole number"),
@@ -494,6 +501,7 @@ BAD = {
     "three seeds": ({"seed": [1, 2, 3]}, r"seed \[1, 2, 3\]: .*\(2\)"),
     "nan guidance": ({"guidance_scale": float("nan")}, "guidance_scale nan: must be a finite number"),
     "infinite guidance": ({"guidance_scale": -float("inf")}, "guidance_scale -inf: must be a finite number"),
+    "guidance beyond floats": ({"guidance_scale": 10**400}, r"guidance_scale 1000.*: must be a finite number"),
     "text guidance": ({"guidance_scale": "4"}, "guidance_scale '4': must be a finite number"),
     "complex guidance": ({"guidance_scale": 1j}, "guidance_scale 1j: must be a finite number"),
     "output type": ({"output_type": "jpeg"}, "output_type 'jpeg': use one of latent, device, np, pil"),
