@@ -160,8 +160,10 @@ def with_demo_files(options: Options) -> Options:
 
 def _vae(options: Options, folder: Folder | None) -> Path | None:
     """The folder of the autoencoder whose decoder is wanted."""
-    if options.vae or not options.with_vae:
-        return options.vae
+    if options.vae:
+        return options.vae / "vae" if (options.vae / diffusers_folder.INDEX).is_file() else options.vae
+    if not options.with_vae:
+        return None
     if folder is None:
         raise UsageError("--with-vae: only a pipeline folder of diffusers has one: use --vae FOLDER")
     return folder.path / "vae"

@@ -117,6 +117,9 @@ class Pipeline:
             generation.close()  # what was left half way; otherwise its error would hide the one that ended the block
         self.close()
 
+    def __reduce__(self) -> str:
+        raise RunError("a pipeline cannot be sent to another process: load the artefact there")
+
     def close(self) -> None:
         """Free the engines, the buffers and the weights, when the generation that runs has ended.  Closing twice is fine."""
         with self._turn.taken():

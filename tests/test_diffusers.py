@@ -34,7 +34,7 @@ from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError
 from l2c_export.linking import bind
 from l2c_export.models.eager import Eager
 from l2c_export.models.updates import UPDATES
-from l2c_export.options import Options
+from l2c_export.options import Options, resolve
 from l2c_export.reference import Reference
 from l2c_export.schedulers import DDIM, DPM, EULER
 from l2c_export.weights import open_checkpoint
@@ -364,6 +364,13 @@ def test_a_sampler_for_other_noise_than_the_model_was_trained_with_is_refused(wo
     with pytest.raises(UsageError, match=f"--sampler {re.escape(sampler)}: the model of .* was trained with ") as error:
         compile_artefact(options)
     assert next(iter(spoilt), "beta_schedule") in str(error.value)
+
+
+def test_the_decoder_may_be_that_of_another_pipeline_folder(world):
+    options = [
+        Options(schedule="every:2", steps=4, model=str(world.folder), vae=vae) for vae in (world.folder, world.folder / "vae")
+    ]
+    assert {resolve(asked).vae for asked in options} == {world.folder / "vae"}
 
 
 def edited(path: Path, **changes) -> None:

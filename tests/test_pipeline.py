@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -210,6 +211,11 @@ def test_a_generation_may_go_on_in_another_thread(pipe):
         seen += second.submit(lambda: [done.x.copy() for done in loop]).result(20)
         assert same(waiting.result(20).latents, pipe([2]).latents)
     assert same(np.stack(seen), np.stack(want))
+
+
+def test_a_pipeline_is_not_sent_to_another_process(pipe):
+    with pytest.raises(RunError, match="load the artefact there"):
+        pickle.dumps(pipe)
 
 
 def test_a_block_ends_with_its_own_error_and_a_closed_pipeline(tiny):
