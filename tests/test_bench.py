@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -21,7 +22,7 @@ from l2c_export.cli import l2c
 from l2c_export.contenders import Contender, Request, chosen, compile_twin
 from l2c_export.errors import BackendError, UsageError
 from l2c_export.measured import Measured, Ratio, Result, Spread, attribute, ratio, times
-from l2c_export.worker import Process
+from l2c_export.worker import Process, Task, Timed, load
 
 OTHERS = ("pytorch", "pytorch-cached", "onnxruntime", "uncached")
 
@@ -141,7 +142,8 @@ def test_the_schedule_gets_no_credit_for_another_runtime(result):
     assert attribute(found) is None
 
 
-@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"seed": 7}, {"steps": 99}, {"threads": 64}, {"weights": "others"}])
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"seed": 7}, {"steps": 99}, {"threads": 64}, {"weights": "others"},
+                                    {"images": 4}])  # fmt: skip
 def test_no_ratio_between_different_settings(result, change):
     ours = result.contenders[0]
     other = measured("other", [[1.0]] * 3, ours, **change)
@@ -153,6 +155,24 @@ def test_no_ratio_between_different_settings(result, change):
     shown = msgspec.structs.replace(result, contenders=(ours, other), ratios=(found,), attribution=None)
     assert report.speed_table(shown)[2][1] == "not comparable"
     assert any(found.refused in line for line in report.sentences(shown))
+
+
+def test_the_labels_of_a_batch_differ(tiny):
+    """Images of one class alone might be less work."""
+    task = Task(Contender(name="ours", folder=str(tiny[0]), backend="openvino"), Request(images=2, threads=1))
+    assert load(task).settings.labels == (207 % 10, 208 % 10)
+
+
+def test_what_torch_compile_took_is_what_the_first_batch_took_longer(monkeypatch):
+    """... and all other seconds are those of one image."""
+    monkeypatch.setattr(bench, "PAUSE", 0.0)
+    contender = Contender(name="torch-compile", folder="", runtime="torch-compile")
+    ready = SimpleNamespace(settings=SimpleNamespace(images=4), load_seconds=1.0, artefact_bytes=0)
+    process = SimpleNamespace(ask=lambda *_: None)
+    started = bench.Started(contender, process, ready, None, 10.0, 2.0, None)
+    found = bench.finish(started, [[Timed(2.0, (1.0, 1.0))]] * 3)
+    assert (found.quiet, found.per_image.median, found.images_per_second) == (0.5, 0.5, 2.0)
+    assert found.compile_seconds == 10.0 - 1.0 - 2.0
 
 
 def test_the_record_survives_json(result):

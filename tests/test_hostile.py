@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import hostile
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 from l2c_export import artefact, checkpoints, linking, models, routers, schedule, weights
 from l2c_export.backends import FUSED, SegmentFile
-from l2c_export.consistency import problem
+from l2c_export.consistency import MOST_HISTORY, problem
 from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError, UsageError, WeightsError
 from l2c_export.manifest import FILE
 
@@ -243,6 +244,21 @@ def test_a_pickle_is_refused_or_a_router(data):
 
 
 # huge and contradictory models
+
+
+replace = msgspec.structs.replace
+
+
+@pytest.mark.parametrize(("contradiction", "words"), [
+    (lambda m: {"calls": (replace(m.calls[0], computed=m.calls[0].computed[1:]), *m.calls[1:])}, "call 0: it does not say of"),
+    (lambda m: {"segments": {n: replace(s, outputs=(*s.outputs, "more")) for n, s in m.segments.items()}}, "fit its segment"),
+    (lambda m: {"cache_bytes": tuple(size - 1 for size in m.cache_bytes)}, "does not fit into its slot"),
+    (lambda m: {"model": replace(m.model, null_label=None)}, "guidance without a null label"),
+    (lambda m: {"history": MOST_HISTORY + 1}, "3 earlier predictions"),
+], ids=["unsaid sublayer", "more outputs", "small cache", "guided without null", "long history"])  # fmt: skip
+def test_a_manifest_that_contradicts_itself_is_told_where(contradiction, words):
+    sound = artefact.read(GOLDEN)
+    assert words in (problem(replace(sound, **contradiction(sound))) or "nothing")
 
 
 @pytest.mark.parametrize(

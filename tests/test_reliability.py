@@ -184,15 +184,53 @@ def test_a_replacement_that_cannot_be_finished_says_so(copy, other, monkeypatch)
     assert tree(copy) == tree(other)
 
 
-def test_everything_is_on_the_disk_before_the_artefact_changes(copy, other, monkeypatch):
-    events = []
-    sync, rename = files.sync, os.rename
-    monkeypatch.setattr(files, "sync", lambda path: (events.append(path.name), sync(path)))
-    monkeypatch.setattr(os, "rename", lambda a, b: (events.append("RENAME"), rename(a, b)))
+@pytest.fixture
+def disk(monkeypatch):
+    """What is moved where, and which file's bytes or folder's names are waited for, in order."""
+    events: list[tuple[str, Path]] = []
+
+    def noted(kind, act):
+        return lambda *paths: (events.append((kind, Path(paths[-1]))), act(*paths))[1]
+
+    sync = noted("sync", files.sync)
+    for module, name, act in (
+        (os, "rename", noted("move", os.rename)),
+        (os, "replace", noted("move", os.replace)),
+        (files, "sync", sync),
+        (staging, "sync", sync),
+    ):
+        monkeypatch.setattr(module, name, act)
+    return events
+
+
+def test_everything_is_on_the_disk_before_the_artefact_changes(copy, other, disk):
     export(copy, other)
-    before = events[: events.index("RENAME")]
-    assert {Path(name).name for name in tree(other)} <= set(before)
-    assert {"segments", "extra"} <= set(before)
+    before = {path.name for _, path in disk[: disk.index(("move", copy / staging.READY))]}
+    assert {Path(name).name for name in tree(other)} <= before
+    assert {"segments", "extra"} <= before
+
+
+def test_the_change_is_on_the_disk_before_the_old_files_go(copy, other, disk):
+    export(copy, other)
+    assert disk[disk.index(("move", copy / staging.READY)) + 1] == ("sync", copy)
+
+
+def test_the_names_of_all_files_are_on_the_disk_before_the_manifest_lists_them(copy, other, disk):
+    export(copy, other)
+    manifest = disk.index(("move", copy / FILE))
+    last = max(n for n, (kind, _) in enumerate(disk[:manifest]) if kind == "move")
+    assert {path for kind, path in disk[last:manifest] if kind == "sync"} >= {(copy / name).parent for name in tree(other)}
+    assert disk[manifest + 1 :] == [("sync", copy)]
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_failed_export_leaves_the_users_empty_folder_and_none_of_its_own(tmp_path, existed):
+    folder = tmp_path / "out"
+    if existed:
+        folder.mkdir()
+    with pytest.raises(KeyboardInterrupt), staging.staged(folder):
+        interrupt()
+    assert folder.exists() == existed
 
 
 def test_the_disk_is_full(tmp_path, other):
@@ -434,6 +472,18 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         half()
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.npy"]
+
+
+def test_the_name_of_a_new_file_is_on_the_disk_too(tmp_path, disk):
+    files.write(tmp_path / "x", b"1")
+    assert disk == [("move", tmp_path / "x"), ("sync", tmp_path)]
+
+
+def test_a_small_file_may_be_as_large_as_allowed_and_no_larger(tmp_path):
+    (tmp_path / "x").write_bytes(b"12345")
+    assert files.small(tmp_path / "x", 5) == b"12345"
+    with pytest.raises(OSError, match="it has more than"):
+        files.small(tmp_path / "x", 4)
 
 
 def test_latents_that_do_not_fit_on_the_disk_leave_the_old_file(tmp_path, monkeypatch):

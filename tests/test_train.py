@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +37,13 @@ from l2c_export.training.lessons import Draw, FromData, Observer
 from l2c_export.training.mixing import AsCompiled, mixed_output
 from l2c_export.training.options import Options
 from l2c_export.training.pairs import full_calls, make_pairs
-from l2c_export.training.sampling import influence
-from l2c_export.training.state import restore
+from l2c_export.training.result import trade_off
+from l2c_export.training.sampling import Sampler, influence
+from l2c_export.training.state import Entry, Log, restore
 from l2c_export.training.tradeoff import threshold_for
 from l2c_export.training.train import Training
 from l2c_export.training.trainer import CALIBRATE, TRAIN
+from l2c_export.training.workers import Workers
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = {"dit": ("dit_tiny_lowvar", 6), "uvit": ("uvit_tiny_oddnfe", 8)}  # a case, and steps with two or three pairs
@@ -304,6 +307,26 @@ def test_the_influence_of_a_call_is_what_its_error_does_to_the_final_latents(tmp
     assert found.tolist() == pytest.approx([ratio / np.mean(ratios) for ratio in ratios], rel=1e-3)
 
 
+def test_where_no_call_has_an_influence_all_have_the_same(tmp_path, monkeypatch):
+    made = prepared(tmp_path, guidance="none")
+    monkeypatch.setattr(Sampler, "latents", lambda *_: torch.zeros(2, 4, 8, 8))
+    assert influence(made.sampler, made._curriculum, made.trainer.draw(0, 0)).tolist() == [1, 1, 1]
+
+
+def test_the_gradient_is_that_of_the_mean_squared_error(tmp_path):
+    """... by a central difference: lambda is a price in its unit."""
+    trainer = prepared(tmp_path).trainer
+    logits, step = torch.zeros(3, 6), torch.zeros(3, 6)
+    step[0, 2] = 0.1
+    low, gradient, high = (trainer.errors(logits + n * step, trainer.lessons(TRAIN, 0)) for n in (-1, 0, 1))
+    assert float(gradient[1][0, 2]) == pytest.approx(float(high[0][0] - low[0][0]) / 0.2, rel=0.05)
+
+
+def test_every_iteration_and_every_image_has_a_chance_of_its_own():
+    draws = [Draw((4, TRAIN, iteration), range(2)).generators(0) for iteration in range(2)]
+    assert len({chance.random() for chances in draws for chance in chances}) == 4
+
+
 @pytest.mark.parametrize("error", ["latents", "output"])
 def test_errors_count_by_their_influence_or_as_they_are(tmp_path, error):
     made = prepared(tmp_path, error=error, iterations=1)
@@ -332,7 +355,25 @@ def test_the_price_for_a_target_is_what_this_share_is_not_worth(tmp_path, share)
     assert float(pushed_down.float().mean()) == pytest.approx(share, abs=1 / 18)
 
 
+def test_no_price_is_negative(tmp_path, monkeypatch):
+    trainer = prepared(tmp_path, error="output").trainer
+    monkeypatch.setattr(trainer, "errors", lambda logits, _: (None, torch.ones_like(logits)))  # computing makes it worse
+    assert trainer.calibrate(0.4) == 0
+
+
+@pytest.mark.parametrize(("logits", "warned"), [(torch.zeros(18), True), (torch.linspace(-1, 1, 18), False)])
+def test_a_target_that_ties_exceed_is_said(tmp_path, logits, warned):
+    said = []
+    made = prepared(tmp_path, target_reduction=0.65)
+    made.report = said.append
+    made.trainer.logits.data = logits.reshape(3, 6)
+    removed = trade_off(made).chosen.removed
+    assert (removed == 1) == warned
+    assert any("100% of the sublayers are removed, not 65%: many scores are equal" in line for line in said) == warned
+
+
 @given(scores=st.lists(st.sampled_from([0.1, 0.2, 0.5, 0.7, 0.9]), min_size=1, max_size=12), share=st.floats(0, 1))
+@example(scores=[n / 32 for n in range(25)], share=0.28)  # 0.28 * 25 is 7.000000000000001
 def test_a_threshold_removes_at_least_what_is_asked_and_no_more_than_ties(scores, share):
     found = np.array(scores, np.float32)
     threshold = threshold_for(found, share)
@@ -413,6 +454,15 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path):
     assert not list(out.glob("*.partial"))
 
 
+def test_what_a_killed_training_had_logged_beyond_its_checkpoint_is_dropped(tmp_path):
+    entries = [Entry(n, 1.0, 1.0, 0.5, 0.1) for n in range(1, 6)]
+    log = Log(tmp_path, 0)
+    for entry in entries:
+        log.add(entry)
+    Log(tmp_path, 3).add(entries[3])
+    assert [row["iteration"] for row in csv.DictReader((tmp_path / "log.csv").open())] == ["1", "2", "3", "4"]
+
+
 def test_a_finished_training_can_be_given_another_threshold(tmp_path):
     line = desk(tmp_path, "dit") + f" --steps 4 --batch 2 --data self --iterations 2 --out {tmp_path}/out --json"
     first, second = trained(f"{line} --target-reduction 0.4"), trained(f"{line} --threshold 1")
@@ -448,6 +498,14 @@ def test_images_do_not_depend_on_who_makes_them(tmp_path):
     assert json.loads(done.stdout)["device"] == "2 x cpu"
     one, two = (logits_of(tmp_path / name / "router.pt") for name in ("one", "two"))
     assert torch.allclose(one, two, atol=1e-3)
+
+
+def test_processes_share_a_batch_evenly_or_refuse_it():
+    workers = Workers("cpu")
+    workers._state = Namespace(num_processes=2, process_index=1)
+    assert workers.images(4) == range(2, 4)
+    with pytest.raises(UsageError, match="--batch 5: cannot be split over 2 processes: use a multiple of 2"):
+        workers.images(5)
 
 
 # precision
@@ -523,10 +581,11 @@ FINE = {"latents": np.zeros((2, 1, 4, 4), np.float32), "labels": np.array([0, 2]
     ({"images": FINE["latents"] + 3, "labels": FINE["labels"]}, "`images` reach 3: scale them to -1..1"),
     ({"images": np.zeros((2, 4, 4, 4), np.uint8), "labels": FINE["labels"]}, "`images` are (2, 4, 4, 4) as"),
     ({**FINE, "labels": np.array([0, 3])}, "`labels` from 0 to 3: the model has 0 to 2"),
+    ({**FINE, "labels": np.array([-1, 2])}, "`labels` from -1 to 2: the model has 0 to 2"),
     ({**FINE, "labels": np.array([0.0, 1.0])}, "`labels` are float64 of shape (2,): use 2 whole numbers"),
     ({**FINE, "labels": np.array([0])}, "`labels` are int64 of shape (1,)"),
     ({**FINE, "labels": np.array([None, {}], object)}, "cannot be read: Object arrays cannot be loaded"),
-], ids=range(12))  # fmt: skip
+], ids=range(13))  # fmt: skip
 def test_data_that_cannot_be_used_are_refused(tmp_path, arrays, problem):
     np.savez(tmp_path / "data.npz", **arrays)
     family, _ = models.resolve(str(pixel_model(tmp_path, 1)), None, None, None)
