@@ -76,10 +76,6 @@ def read(path: Path) -> Router:
         odd = next((k for k in state if k not in expected), "?")
         raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob, 1.prob, ..: {REMEDY}")
     rows = [state[name] for name in expected]
-    if len(rows) < LEAST_ROWS[family]:
-        raise ScheduleError(
-            f"{path} is not a router: {len(rows)} row, where a {family} has {LEAST_ROWS[family]} or more: {REMEDY}"
-        )
     if len(rows) > MOST_ROWS or rows[0].numel() > MOST_COLUMNS:
         raise ScheduleError(
             f"{path} is not a router: {len(rows)} rows of {rows[0].numel()} are more than any model has: {REMEDY}"
@@ -89,6 +85,10 @@ def read(path: Path) -> Router:
     logits = torch.stack(rows).float()
     if not logits.isfinite().all():
         raise ScheduleError(f"{path}: the router holds NaN or infinite logits: {REMEDY}")
+    if len(rows) < LEAST_ROWS[family]:
+        raise ScheduleError(
+            f"{path} is not a router: {len(rows)} row, where a {family} has {LEAST_ROWS[family]} or more: {REMEDY}"
+        )
     return Router(path, family, logits, source)
 
 

@@ -126,7 +126,7 @@ def _checkpoint(path: Path, engines: Path) -> Hostile:
 
 
 def _tensor(numel: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
-    """What torch.save writes for {"0.prob": tensor}, with the given claims about a storage of 4 numbers."""
+    """What torch.save writes for {"routers": {"0.prob": tensor}}, with the given claims about a storage of 4 numbers."""
 
     def number(n: int) -> bytes:
         data = n.to_bytes(9, "little", signed=True)
@@ -137,7 +137,7 @@ def _tensor(numel: int, offset: int, size: tuple[int, ...], stride: tuple[int, .
 
     storage = b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu" + number(numel) + b"tQ"
     rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n" + storage + number(offset) + numbers(size) + numbers(stride)
-    return b"\x80\x02}X\x06\0\0\x000.prob" + rebuilt + b"\x89ccollections\nOrderedDict\n)RtRs."
+    return b"\x80\x02}X\x07\0\0\0routers}X\x06\0\0\x000.prob" + rebuilt + b"\x89ccollections\nOrderedDict\n)RtRss."
 
 
 TENSORS = {
