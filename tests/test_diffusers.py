@@ -779,7 +779,8 @@ def test_a_wrong_mask(world, tmp_path, mask):
 
 
 @pytest.mark.parametrize(("mask", "says"), [
-    ([1, 0, 0, 10, 1], "a steps mask with 10: use 1 for a full call"), (["1", "0"], "a steps mask with '1'"),
+    ([1, 0, 0, 10, 1], "a steps mask with 10: use 1 for a full call"), ([1, 0.5, 1], r"a steps mask with 0\.5"),
+    (["1", "0"], "a steps mask with '1'"),
     ([], "an empty steps mask: give a 0 or 1 for each call"), ({"steps_computation_mask": [None]}, "a steps mask with None"),
 ])  # fmt: skip
 def test_a_mask_of_other_numbers_is_refused(world, tmp_path, mask, says):
