@@ -544,6 +544,7 @@ def test_a_build_for_gpus_has_an_engine_of_the_decoder(world, tmp_path, link):
     assert len(units) == building.count(manifest)
     unit = units[decoder.NAME]
     assert [port.at({axis: sizes.most for axis, sizes in unit.ranges.items()}) for port in unit.ports] == [(1, 4, 8, 8)]
+    assert {sizes.least for sizes in unit.ranges.values()} == {1}, "what tiles leave over at an edge"
     builder = Builder("tensorrt-rtx", Settings(targets=("sm86",)))
     assert len(builder.build(tmp_path / "e" / unit.file, unit.ports, unit.ranges)) > 10_000
 
