@@ -162,22 +162,29 @@ class Like8:
         return getattr(trt, name)
 
 
+def builder_of_8(monkeypatch, config, build):
+    """`build` makes its plans, as `config` says."""
+    builder = Builder("tensorrt-rtx", Settings(targets=("sm86",)))
+    wrapped = Mock(wraps=builder._builder, build_serialized_network=build)
+    vars(builder).update(_builder=wrapped, _cache=None, _trt=Like8(), strong=False)
+    monkeypatch.setattr(builder, "_config", lambda: config)
+    monkeypatch.setattr(tensorrt_build, "state_types", lambda *_: None)
+    return builder
+
+
 @pytest.mark.parametrize(("able", "tried"), [
     ({"direct", "free"}, ["direct"]), ({"free"}, ["direct", "free"]), (set(), ["direct", "free"]),
 ])  # fmt: skip
 def test_where_no_kernel_reads_a_tensor_as_it_is_the_interface_is_left_free(half, monkeypatch, able, tried):
     """As it is with the prologue of a static link in half precision."""
-    builder, flags, seen = Builder("tensorrt-rtx", Settings(targets=("sm86",))), set(), []
+    flags, seen = set(), []
     config = Mock(set_flag=flags.add, clear_flag=flags.remove, get_flag=flags.__contains__)
 
     def build(network, config):
         seen.append("direct" if trt.BuilderFlag.DIRECT_IO in flags else "free")
         return b"plan" if seen[-1] in able else None
 
-    real = builder._builder
-    vars(builder).update(_builder=Mock(wraps=real, build_serialized_network=build), _cache=None, _trt=Like8(), strong=False)
-    monkeypatch.setattr(builder, "_config", lambda: config)
-    monkeypatch.setattr(tensorrt_build, "state_types", lambda *_: None)
+    builder = builder_of_8(monkeypatch, config, build)
     made = artefact.read(half)
     unit = next(unit for name, unit in building.units(made, building.images(None, made)).items() if name.startswith("mul-add"))
     if able:
@@ -186,6 +193,22 @@ def test_where_no_kernel_reads_a_tensor_as_it_is_the_interface_is_left_free(half
         with pytest.raises(BackendError, match="cannot build mul-add"):
             builder.build(half / unit.file, unit.ports, unit.ranges)
     assert seen == tried
+
+
+def test_only_products_of_matrices_in_the_loop_are_tuned(half, monkeypatch):
+    made, config, tuned = artefact.read(half), Mock(), set()
+    builder = builder_of_8(monkeypatch, config, lambda *_: b"plan")
+    for name, unit in building.units(made, building.images(None, made)).items():
+        builder.build(half / unit.file, unit.ports, unit.ranges, unit.once)
+        if config.builder_optimization_level == tensorrt_build.LEVEL:
+            tuned.add(name.partition(".")[0])
+    assert tuned == {"embed", "attn-mul-add", "mlp-mul-add", "final"}
+
+
+def test_engines_compute_in_plain_float32_and_on_the_one_stream():
+    config = Builder("tensorrt-rtx", Settings(targets=("sm86",)))._config()
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.max_aux_streams == 0, "they share one scratch memory"
 
 
 def test_a_library_that_has_nothing_to_build_is_not_started(half, monkeypatch, tmp_path):
