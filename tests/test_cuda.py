@@ -138,9 +138,17 @@ def test_too_little_memory_is_told_before_and_after(memory, cudart):
 
 
 def test_a_batch_that_does_not_fit_is_refused_before_anything_is_taken(on_gpu, tiny, cudart, monkeypatch):
-    pipe, asked, reserve = opened(tiny[0], on_gpu), [], cuda.Cuda.reserve
-    monkeypatch.setattr(cuda.Cuda, "reserve", lambda self, size, what: asked.append((size, what)) or reserve(self, size, what))
+    pipe, asked, free, reserve = opened(tiny[0], on_gpu), [], [], cuda.Cuda.reserve
+
+    def watched(self, size, what):
+        asked.append((size, what))
+        free.append(cudart.free)
+        reserve(self, size, what)
+
+    monkeypatch.setattr(cuda.Cuda, "reserve", watched)
+    gc.collect()
     pipe([1, 2])
+    assert 0 <= free[0] - free[1] - asked[0][0] < 100, "all but some indices were asked for"
     assert [what for _, what in asked] == ["the buffers of 2 images", "what is computed before the loop for 4 rows"]
     pipe = opened(tiny[0], on_gpu)
     gc.collect()
@@ -152,6 +160,13 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_taken(on_gpu, t
             pipe([1, 2])
         gc.collect()
         assert set(cudart.held) == set(held)
+
+
+def test_slots_hold_what_they_are_for_at_addresses_that_engines_take(on_gpu, tiny):
+    sizes = (100, 1, 300)
+    loop = opened(tiny[0], on_gpu, cache_bytes=sizes).generation([1, 2], None).loop
+    assert all(slot.nbytes >= size * loop.rows for slot, size in zip(loop.caches, sizes, strict=True))
+    assert all(slot.pointer % 256 == 0 for slot in loop.caches)
 
 
 def test_why_a_capture_failed_is_not_hidden_by_how_it_ended(memory, cudart):

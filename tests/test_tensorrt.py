@@ -447,6 +447,14 @@ def test_of_several_builds_that_fit_the_newest_is_used(cudart, half, tmp_path):
     assert len(made.builds) == 2
 
 
+def test_engines_are_not_linked_in_another_way_than_they_were_built(cudart, half, tmp_path, built):
+    cudart.capability = 8, 6
+    shutil.copytree(half, tmp_path / "e")
+    building.build(tmp_path / "e", "tensorrt-rtx", Settings(targets=("sm86",)))
+    with pytest.raises(UsageError, match="--link static: the engines of tensorrt-rtx were built for --link shared"):
+        l2c_export.load(tmp_path / "e", "tensorrt-rtx", link="static")
+
+
 def test_an_operator_that_the_library_does_not_know_is_named(tmp_path):
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[R] a) => (float[R] b) { b = Unheard(a) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "odd.onnx")
