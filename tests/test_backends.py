@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from l2c_export import artefact, doctoring, machine
 from l2c_export.backends import BACKENDS, Request, SegmentFile, open_backend
 from l2c_export.binding import concrete, load_program, mapped_weights
 from l2c_export.compile import compile_artefact
-from l2c_export.errors import BackendError, MissingExtra, UsageError
+from l2c_export.errors import BackendError, MissingExtra, RunError, UsageError
 from l2c_export.manifest import Build
 from l2c_export.options import Options
 from l2c_export.runtime import Loop
@@ -185,6 +186,23 @@ def test_a_damaged_model_is_one_line_that_names_the_file(name, tmp_path):
     with pytest.raises(BackendError, match=r"cannot (load|read) .*bad\.onnx: \S+") as caught:
         open_backend(name).backend.load(SegmentFile(tmp_path / "bad.onnx", (), ()))
     assert "\n" not in str(caught.value)
+
+
+@installed
+def test_a_run_that_fails_is_one_line(name, tiny):
+    parts = next(p for op, p in segments(tiny).items() if op.startswith("mlp"))
+    inputs, outputs = arguments(*parts, images=2)
+    run = open_backend(name).backend.load(parts[-1]).bind({**inputs, "i0": inputs["i0"][:3]}, outputs)
+    with pytest.raises(RunError) as caught:
+        run()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_library_that_writes_to_its_weights_does_not_write_to_the_file(tiny, tmp_path):
+    folder = shutil.copytree(tiny[0], tmp_path / "e")
+    manifest = artefact.read(folder)
+    mapped_weights(folder, manifest)(next(iter(manifest.tensors)))[...] = 0
+    assert artefact.read(folder) == manifest, "and its hash is the same"
 
 
 @missing("onnxruntime")

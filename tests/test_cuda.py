@@ -138,9 +138,17 @@ def test_too_little_memory_is_told_before_and_after(memory, cudart):
 
 
 def test_a_batch_that_does_not_fit_is_refused_before_anything_is_taken(on_gpu, tiny, cudart, monkeypatch):
-    pipe, asked, reserve = opened(tiny[0], on_gpu), [], cuda.Cuda.reserve
-    monkeypatch.setattr(cuda.Cuda, "reserve", lambda self, size, what: asked.append((size, what)) or reserve(self, size, what))
+    pipe, asked, free, reserve = opened(tiny[0], on_gpu), [], [], cuda.Cuda.reserve
+
+    def watched(self, size, what):
+        asked.append((size, what))
+        free.append(cudart.free)
+        reserve(self, size, what)
+
+    monkeypatch.setattr(cuda.Cuda, "reserve", watched)
+    gc.collect()
     pipe([1, 2])
+    assert 0 <= free[0] - free[1] - asked[0][0] < 100, "all but some indices were asked for"
     assert [what for _, what in asked] == ["the buffers of 2 images", "what is computed before the loop for 4 rows"]
     pipe = opened(tiny[0], on_gpu)
     gc.collect()
@@ -152,6 +160,13 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_taken(on_gpu, t
             pipe([1, 2])
         gc.collect()
         assert set(cudart.held) == set(held)
+
+
+def test_slots_hold_what_they_are_for_at_addresses_that_engines_take(on_gpu, tiny):
+    sizes = (100, 1, 300)
+    loop = opened(tiny[0], on_gpu, cache_bytes=sizes).generation([1, 2], None).loop
+    assert all(slot.nbytes >= size * loop.rows for slot, size in zip(loop.caches, sizes, strict=True))
+    assert all(slot.pointer % 256 == 0 for slot in loop.caches)
 
 
 def test_why_a_capture_failed_is_not_hidden_by_how_it_ended(memory, cudart):
@@ -168,6 +183,25 @@ def test_why_a_capture_failed_is_not_hidden_by_how_it_ended(memory, cudart):
         with pytest.raises(RunError, match="out of memory"):
             memory.capture(work)
     assert "graph" in destroyed
+
+
+def test_a_call_into_the_host_is_not_captured(memory, cudart):
+    """It would run again with whatever its memory holds by then."""
+    kinds, destroyed = ["kernel", "host"], []
+    cudart.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+    cudart.cudaGraphNodeType = SimpleNamespace(cudaGraphNodeTypeHost="host")
+    cudart.cudaStreamBeginCapture = lambda stream, mode: (Error.cudaSuccess,)
+    cudart.cudaStreamEndCapture = lambda stream: (Error.cudaSuccess, "graph")
+    cudart.cudaGraphGetNodes = lambda graph, count: (Error.cudaSuccess, kinds[:count], len(kinds))
+    cudart.cudaGraphNodeGetType = lambda node: (Error.cudaSuccess, node)
+    cudart.cudaGraphInstantiate = lambda graph, flags: (Error.cudaSuccess, "ready")
+    cudart.cudaGraphDestroy = lambda graph: (destroyed.append(graph), (Error.cudaSuccess,))[1]
+    cudart.cudaGraphExecDestroy = lambda ready: (Error.cudaSuccess,)
+    with pytest.raises(BackendError, match="a call into the host cannot be repeated by a graph"):
+        memory.capture(lambda: None)
+    kinds.remove("host")
+    memory.capture(lambda: None)
+    assert destroyed == ["graph"] * 2
 
 
 # ONNX Runtime on a GPU, but for the GPU: its provider is the one for CPUs, which has the same memory.
@@ -199,6 +233,21 @@ def test_a_pipeline_works_on_its_own_gpu_in_every_thread(on_gpu, tiny, cudart):
     assert cudart.current == 1
     pipe([1])
     assert cudart.current == 0
+    loop = pipe.steps([1], None, pipe.noise(1, 0))
+    next(loop)
+    cudart.current = 1
+    next(loop)
+    assert cudart.current == 0, "between two steps of a generation, too"
+
+
+def test_on_a_gpu_float32_means_float32():
+    pytest.importorskip("onnxruntime")
+    from l2c_export.backends.onnxruntime_cuda import OrtCudaBackend
+
+    backend = SimpleNamespace(provider=OrtCudaBackend.provider, memory=SimpleNamespace(index=1, stream=7))
+    (_, options), cpu = OrtCudaBackend._providers(backend)
+    assert (options["use_tf32"], options["device_id"], options["user_compute_stream"]) == ("0", "1", "7")
+    assert cpu == "CPUExecutionProvider"
 
 
 def opened(folder, backend, **changes):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -381,6 +383,11 @@ SPOILT = {
     "norm": ("transformer", {"norm_type": "ada_norm"}, "norm_type = 'ada_norm' is not supported: a DiT has 'ada_norm_zero'"),
     "gelu": ("transformer", {"activation_fn": "geglu"}, "activation_fn = 'geglu' is not supported"),
     "affine": ("transformer", {"norm_elementwise_affine": True}, "norm_elementwise_affine = True is not supported"),
+    "bias": ("transformer", {"attention_bias": False}, "attention_bias = False is not supported"),
+    "quantised": ("transformer", {"num_vector_embeds": 8}, "num_vector_embeds = 8 is not supported"),
+    "prompt": ("transformer", {"cross_attention_dim": 8}, "cross_attention_dim = 8 is not supported"),
+    "twice": ("transformer", {"double_self_attention": True}, "double_self_attention = True is not supported"),
+    "cross": ("transformer", {"only_cross_attention": True}, "only_cross_attention = True is not supported"),
     "class": ("transformer", {"_class_name": "PixArtTransformer2DModel"}, "PixArtTransformer2DModel is not supported"),
     "out": ("transformer", {"out_channels": 5}, "out_channels = 5: must be once or twice the 4"),
     "kind": ("transformer", {"num_layers": "many"}, "does not describe a DiT: .*num_layers"),
@@ -484,7 +491,7 @@ def test_images_are_those_of_diffusers(world):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("size", [(8, 8), (20, 13), (9, 30)])
+@pytest.mark.parametrize("size", [(8, 8), (20, 13), (9, 30), (4, 30)])
 def test_tiles_are_joined_as_in_diffusers(world, backend, size):
     folder, vae = world.pictures(), world.pipe.vae
     described = artefact.read(folder).decoder
@@ -551,6 +558,7 @@ def test_a_build_for_gpus_has_an_engine_of_the_decoder(world, tmp_path, link):
     assert len(units) == building.count(manifest)
     unit = units[decoder.NAME]
     assert [port.at({axis: sizes.most for axis, sizes in unit.ranges.items()}) for port in unit.ports] == [(1, 4, 8, 8)]
+    assert {sizes.least for sizes in unit.ranges.values()} == {1}, "what tiles leave over at an edge"
     builder = Builder("tensorrt-rtx", Settings(targets=("sm86",)))
     assert len(builder.build(tmp_path / "e" / unit.file, unit.ports, unit.ranges)) > 10_000
 
@@ -633,6 +641,30 @@ def test_an_artefact_that_was_changed_is_not_saved(world, tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
+def test_an_artefact_that_changes_while_it_is_copied_is_not_saved(world, tmp_path, monkeypatch):
+    folder, copyfile = shutil.copytree(world.compiled(), tmp_path / "e"), shutil.copyfile
+    pipe = l2c_export.L2CPipeline.from_pretrained(folder)
+
+    def meanwhile(*given):
+        monkeypatch.undo()
+        bind(folder, "random:9")
+        return copyfile(*given)
+
+    monkeypatch.setattr(shutil, "copyfile", meanwhile)
+    with pytest.raises(ArtefactError, match="replaced since it was loaded"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_closed_pipeline_has_no_decoder(world):
+    pipe = l2c_export.load(world.pictures())
+    pipe(LABELS, output_type="np")
+    alive = weakref.ref(pipe._decoder)
+    pipe.close()
+    gc.collect()
+    assert alive() is None
+
+
 def test_a_loaded_decoder_is_found_from_anywhere_or_says_that_it_was_replaced(world, tmp_path, monkeypatch):
     shutil.copytree(world.pictures(), tmp_path / "e")
     monkeypatch.chdir(tmp_path)
@@ -674,6 +706,20 @@ def test_a_live_pipeline_runs_compiled_calls(world, live):
     assert loops
 
 
+def test_a_live_pipeline_draws_its_noise_in_its_own_type(world, live):
+    l2c_export.enable_l2c(live.to(torch.float16), world.compiled())
+    drawn = torch.randn((2, 4, 8, 8), generator=torch.manual_seed(3), dtype=torch.float16)
+    got = live(LABELS, SCALE, torch.manual_seed(3), output_type="latent").images
+    assert np.array_equal(got, live.l2c.compiled(LABELS, SCALE, latents=drawn.numpy()).latents)
+
+
+def test_a_live_pipeline_lets_offloaded_models_go(world, live, monkeypatch):
+    freed = []
+    monkeypatch.setattr(diffusers.DiTPipeline, "maybe_free_model_hooks", lambda self: freed.append(self))
+    l2c_export.enable_l2c(live, world.compiled())(LABELS)
+    assert freed == [live]
+
+
 @pytest.mark.parametrize("change", [lambda w: w.mul_(1.005), lambda w: w[-1].add_(0.01)])
 def test_a_fine_tune_of_any_layer_has_other_weights(world, live, change):
     """As a LoRA of the attention in the middle, merged."""
@@ -709,6 +755,8 @@ def test_what_was_not_compiled_is_refused(world, worlds, live, tmp_path):
         l2c_export.enable_l2c(live, worlds["dpm2"].compiled())
     with pytest.raises(UsageError, match="compiled with --sampler ddim, which no DiTPipeline has"):
         l2c_export.enable_l2c(live, world.compiled(sampler="ddim"))
+    with pytest.raises(UsageError, match="compiled with --guidance first3, which no DiTPipeline has"):
+        l2c_export.enable_l2c(live, world.compiled(guidance="first3"))
     other = small_pipeline(tmp_path / "other", "ddim", seed=5)
     with pytest.raises(UsageError, match=r"other weights than .* run l2c link"):
         l2c_export.enable_l2c(other, world.compiled())
@@ -786,7 +834,8 @@ def test_a_wrong_mask(world, tmp_path, mask):
 
 
 @pytest.mark.parametrize(("mask", "says"), [
-    ([1, 0, 0, 10, 1], "a steps mask with 10: use 1 for a full call"), (["1", "0"], "a steps mask with '1'"),
+    ([1, 0, 0, 10, 1], "a steps mask with 10: use 1 for a full call"), ([1, 0.5, 1], r"a steps mask with 0\.5"),
+    (["1", "0"], "a steps mask with '1'"),
     ([], "an empty steps mask: give a 0 or 1 for each call"), ({"steps_computation_mask": [None]}, "a steps mask with None"),
 ])  # fmt: skip
 def test_a_mask_of_other_numbers_is_refused(world, tmp_path, mask, says):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from helpers import evaluate, lines, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -294,3 +295,22 @@ def test_sharing_merges_the_two_calls_that_are_closest():
     everything = set(range(4))
     _, shared, _, _ = shared_loop([everything, {0}, everything, {0, 1}, everything, {2, 3}], 3)
     assert [set(c.computed) for c in shared.schedule.calls][1::2] == [{0, 1}, {0, 1}, {2, 3}]
+
+
+@settings(max_examples=60, deadline=None)
+@given(schedules())
+def test_what_sharing_adds_is_what_its_sublayers_cost(drawn):
+    blocks, computed = drawn
+    cost = [1.0 + j for j in range(blocks)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("l2c_export.passes.share.SUM_COST", 0.0)
+        shared = share(make("dit", "ddim", len(computed), blocks, computed), 2, cost)
+    before = sum(cost[j] for run in computed for j in run)
+    after = sum(cost[j] for call in shared.schedule.calls for j in call.computed)
+    assert shared.added == pytest.approx((after - before) / before)
+
+
+def test_sharing_keeps_what_a_schedule_says_of_itself():
+    source = Source(file="r.pt", sha256="0" * 64)
+    shared = share(make("dit", "ddim", 4, 2, [range(2), {0}, range(2), {1}], 0.3, source), 2, [1.0, 1.0]).schedule
+    assert (shared.threshold, shared.source) == (0.3, source)

@@ -109,6 +109,8 @@ def test_latents_are_the_noise_that_a_seed_would_have_made(pipe):
     assert same(pipe([1, 2], latents=pipe.noise(2, 3)).latents, drawn)
     assert same(pipe([1, 2], latents=pipe.noise(2, 3).astype(np.float64), seed=8).latents, drawn)
     assert not same(pipe([1, 2], seed=4).latents, drawn)
+    half = pipe.noise(2, 3).astype(np.float16)
+    assert same(pipe([1, 2], latents=half).latents, pipe([1, 2], latents=half.astype(np.float32)).latents)
 
 
 def test_given_latents_are_not_written_to(pipe):

@@ -87,7 +87,8 @@ def test_other_bytes_are_no_schedule(data):
 
 @pytest.mark.parametrize("change", [
     ('"computed":[0,1]', '"computed":[0]'), ('"version":1', '"version":2'), ('"steps":3', '"steps":4'),
-    ('"timestep":999.0', '"timestep":998.0'), ('"reused":[]', '"reused":[1]'), ('"family"', '"famly"'),
+    ('"timestep":999.0', '"timestep":998.0'), ('"timestep":999.0', '"timestep":1000.0'),
+    ('"reused":[]', '"reused":[1]'), ('"family"', '"famly"'),
 ])  # fmt: skip
 def test_a_schedule_that_contradicts_itself_is_refused(change):
     text = make("dit", "ddim", 3, 2, [range(2), (), range(2)]).to_json().decode().replace(" ", "").replace("\n", "")

@@ -81,7 +81,7 @@ def schedulers(draw):
     options = {
         "beta_schedule": draw(sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2"])),
         "timestep_spacing": draw(sampled_from(["leading", "linspace", "trailing"])),
-        "prediction_type": draw(sampled_from(["epsilon", "v_prediction"])),
+        "prediction_type": draw(sampled_from(["epsilon", "v_prediction", *([] if kind == EULER else ["sample"])])),
         "num_train_timesteps": draw(sampled_from([1000, 200])),
     }
     if options["beta_schedule"] == "squaredcos_cap_v2" and kind == DPM:
@@ -148,7 +148,10 @@ REFUSED = [
     (DPM, "algorithm_type", "sde-dpmsolver++"), (DPM, "use_karras_sigmas", True), (DPM, "use_lu_lambdas", True),
     (DPM, "variance_type", "learned_range"), (DPM, "lambda_min_clipped", -5.1), (EULER, "use_karras_sigmas", True),
     (EULER, "interpolation_type", "log_linear"), (EULER, "timestep_type", "continuous"), (EULER, "prediction_type", "sample"),
-    (EULER, "use_beta_sigmas", True), (EULER, "sigma_max", 80.0),
+    (EULER, "use_beta_sigmas", True), (EULER, "sigma_max", 80.0), (EULER, "sigma_min", 0.1),
+    (EULER, "use_exponential_sigmas", True), (DPM, "use_exponential_sigmas", True), (EULER, "rescale_betas_zero_snr", True),
+    (DPM, "use_flow_sigmas", True), (DPM, "use_dynamic_shifting", True), (DPM, "use_beta_sigmas", True),
+    (DPM, "thresholding", True),
 ]  # fmt: skip
 
 
@@ -170,6 +173,11 @@ def test_other_schedulers_are_refused():
 def test_numbers_of_steps_that_make_no_sense(kind, steps):
     with pytest.raises(UsageError, match=f"--steps {steps}: {kind} takes"):
         table(kind, steps, ours(theirs(kind)))
+
+
+def test_there_are_no_more_steps_than_the_training_had():
+    with pytest.raises(UsageError, match=f"--steps 201: {EULER} takes 1 to 200 steps"):
+        table(EULER, 201, ours(theirs(EULER, num_train_timesteps=200)))
 
 
 @pytest.mark.parametrize(("kind", "spacing", "steps"), [

@@ -162,22 +162,29 @@ class Like8:
         return getattr(trt, name)
 
 
+def builder_of_8(monkeypatch, config, build):
+    """`build` makes its plans, as `config` says."""
+    builder = Builder("tensorrt-rtx", Settings(targets=("sm86",)))
+    wrapped = Mock(wraps=builder._builder, build_serialized_network=build)
+    vars(builder).update(_builder=wrapped, _cache=None, _trt=Like8(), strong=False)
+    monkeypatch.setattr(builder, "_config", lambda: config)
+    monkeypatch.setattr(tensorrt_build, "state_types", lambda *_: None)
+    return builder
+
+
 @pytest.mark.parametrize(("able", "tried"), [
     ({"direct", "free"}, ["direct"]), ({"free"}, ["direct", "free"]), (set(), ["direct", "free"]),
 ])  # fmt: skip
 def test_where_no_kernel_reads_a_tensor_as_it_is_the_interface_is_left_free(half, monkeypatch, able, tried):
     """As it is with the prologue of a static link in half precision."""
-    builder, flags, seen = Builder("tensorrt-rtx", Settings(targets=("sm86",))), set(), []
+    flags, seen = set(), []
     config = Mock(set_flag=flags.add, clear_flag=flags.remove, get_flag=flags.__contains__)
 
     def build(network, config):
         seen.append("direct" if trt.BuilderFlag.DIRECT_IO in flags else "free")
         return b"plan" if seen[-1] in able else None
 
-    real = builder._builder
-    vars(builder).update(_builder=Mock(wraps=real, build_serialized_network=build), _cache=None, _trt=Like8(), strong=False)
-    monkeypatch.setattr(builder, "_config", lambda: config)
-    monkeypatch.setattr(tensorrt_build, "state_types", lambda *_: None)
+    builder = builder_of_8(monkeypatch, config, build)
     made = artefact.read(half)
     unit = next(unit for name, unit in building.units(made, building.images(None, made)).items() if name.startswith("mul-add"))
     if able:
@@ -186,6 +193,22 @@ def test_where_no_kernel_reads_a_tensor_as_it_is_the_interface_is_left_free(half
         with pytest.raises(BackendError, match="cannot build mul-add"):
             builder.build(half / unit.file, unit.ports, unit.ranges)
     assert seen == tried
+
+
+def test_only_products_of_matrices_in_the_loop_are_tuned(half, monkeypatch):
+    made, config, tuned = artefact.read(half), Mock(), set()
+    builder = builder_of_8(monkeypatch, config, lambda *_: b"plan")
+    for name, unit in building.units(made, building.images(None, made)).items():
+        builder.build(half / unit.file, unit.ports, unit.ranges, unit.once)
+        if config.builder_optimization_level == tensorrt_build.LEVEL:
+            tuned.add(name.partition(".")[0])
+    assert tuned == {"embed", "attn-mul-add", "mlp-mul-add", "final"}
+
+
+def test_engines_compute_in_plain_float32_and_on_the_one_stream():
+    config = Builder("tensorrt-rtx", Settings(targets=("sm86",)))._config()
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.max_aux_streams == 0, "they share one scratch memory"
 
 
 def test_a_library_that_has_nothing_to_build_is_not_started(half, monkeypatch, tmp_path):
@@ -208,6 +231,8 @@ def test_engines_take_every_batch_from_one_image_to_the_compiled_one(half):
     hoisted = next(node.op for node in made.graphs[made.prologue].nodes if node.op.startswith("modulation"))
     assert units[step].ranges["R"] == (1, largest, largest)
     assert units[hoisted].ranges["R"] == (1, calls * largest, calls * largest)
+    constant = next(node.op for node in made.graphs[made.constants].nodes if node.op.startswith("time"))
+    assert units[constant].ranges["R"] == (1, calls, calls)
 
 
 def test_what_runs_before_the_loop_is_not_worth_tuning(half):
@@ -259,6 +284,32 @@ def test_other_weights_take_static_engines_with_them(tmp_path):
                 said[-1]
                 == f"its engines for tensorrt-rtx held the old weights: run l2c build {folder} --backend tensorrt-rtx again"
             )
+
+
+@pytest.fixture
+def built(monkeypatch, tmp_path):
+    """The models that are built anew, by a builder that does no work and has kept nothing from before the test."""
+    models = []
+    monkeypatch.setattr(Builder, "identity", [str(tmp_path)])
+    monkeypatch.setattr(Builder, "build", lambda self, model, *_: models.append(model.name) or b"plan")
+    return models
+
+
+@pytest.mark.parametrize(("link", "times"), [("shared", 1), ("static", 2)])
+def test_new_weights_need_new_engines_where_they_are_part_of_them(tmp_path, built, link, times):
+    folder = compiled("uvit_tiny_oddnfe", tmp_path / "e", link=link)
+    for weights in ("random:7", "random:8"):
+        bind(folder, weights)
+        building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)))
+    assert set(map(built.count, built)) == {times}
+
+
+def test_engines_that_were_kept_are_not_used_for_another_range_of_images(half, tmp_path, built):
+    shutil.copytree(half, tmp_path / "e")
+    for batch in ("1:1:2", "1:1:1", "1:1:2"):
+        building.build(tmp_path / "e", "tensorrt-rtx", Settings(targets=("sm86",)), batch)
+    assert {built.count(name) for name in built if name.startswith("attn")} == {2}
+    assert {built.count(name) for name in built if name.startswith("time")} == {1}, "what has no images is the same"
 
 
 def test_static_engines_need_weights(tmp_path):
@@ -394,6 +445,14 @@ def test_of_several_builds_that_fit_the_newest_is_used(cudart, half, tmp_path):
         request = Request(folder=tmp_path / "e", builds=tuple(made.builds.values()), files=made.files)
         assert open_backend("tensorrt-rtx", request).backend._build.targets == tuple(sorted(set(targets), key=len))
     assert len(made.builds) == 2
+
+
+def test_engines_are_not_linked_in_another_way_than_they_were_built(cudart, half, tmp_path, built):
+    cudart.capability = 8, 6
+    shutil.copytree(half, tmp_path / "e")
+    building.build(tmp_path / "e", "tensorrt-rtx", Settings(targets=("sm86",)))
+    with pytest.raises(UsageError, match="--link static: the engines of tensorrt-rtx were built for --link shared"):
+        l2c_export.load(tmp_path / "e", "tensorrt-rtx", link="static")
 
 
 def test_an_operator_that_the_library_does_not_know_is_named(tmp_path):
@@ -551,6 +610,10 @@ def a_build(backend="tensorrt-rtx", version=trt.__version__, targets=("sm90",)):
                           version_compatible=False, hardware_compatible=False, engines={"s": "s.plan"})  # fmt: skip
 
 
+def backend_for(folder, build=None, **given):
+    return open_backend("tensorrt-rtx", Request(folder=folder, builds=(build or a_build(),), **given)).backend
+
+
 @pytest.mark.parametrize(
     ("builds", "found"),
     [
@@ -571,7 +634,7 @@ def test_engines_for_others_are_refused_with_both_sides_and_the_remedy(cudart, b
 
 def test_a_plan_that_the_library_does_not_take_is_one_line(cudart, tmp_path):
     (tmp_path / "s.plan").write_bytes(b"an older format")
-    backend = open_backend("tensorrt-rtx", Request(folder=tmp_path, builds=(a_build(),))).backend
+    backend = backend_for(tmp_path)
     with pytest.raises(
         ArtefactError, match=r"s\.plan cannot be read by tensorrt-rtx .*: run l2c build .* --target sm90"
     ) as caught:
@@ -609,7 +672,7 @@ def test_without_a_driver_there_is_one_line(monkeypatch, half):
 def test_the_engine_uses_what_the_real_bindings_have(cudart, tmp_path, monkeypatch):
     """Without a GPU no engine can be opened: one with exactly the real methods stands in for it."""
     monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
-    backend = open_backend("tensorrt-rtx", Request(folder=tmp_path, builds=(a_build(),))).backend
+    backend = backend_for(tmp_path)
     engine, config, context, cache = (
         create_autospec(kind, instance=True)
         for kind in (trt.ICudaEngine, trt.IRuntimeConfig, trt.IExecutionContext, trt.IRuntimeCache)
@@ -646,15 +709,20 @@ def test_the_engine_uses_what_the_real_bindings_have(cudart, tmp_path, monkeypat
     cache.deserialize.assert_called_once()
 
 
-def test_tensorrt_8_is_spoken_to_in_its_own_words(cudart, tmp_path):
-    """8.6 has neither allocation strategies nor runtime configurations."""
-    backend = open_backend("tensorrt-rtx", Request(folder=tmp_path, builds=(a_build(),))).backend
+@pytest.fixture
+def eight(cudart, tmp_path):
+    """8.6 has neither allocation strategies nor runtime configurations: (backend, any engine of it, its context)."""
+    backend, context = backend_for(tmp_path), Mock(spec=CONTEXT_8)
     backend.name, backend._trt = "tensorrt", SimpleNamespace(__version__="8.6.0")
-    context = Mock(spec=CONTEXT_8)
     engine = Mock(spec=["device_memory_size", "create_execution_context_without_device_memory"], device_memory_size=2000)
     engine.create_execution_context_without_device_memory.return_value = context
     backend._runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
     (tmp_path / "s.plan").write_bytes(b"plan")
+    return backend, engine, context
+
+
+def test_tensorrt_8_is_spoken_to_in_its_own_words(cudart, eight, tmp_path):
+    backend, _, context = eight
     backend.load(SegmentFile(tmp_path / "s.onnx", (), ())).bind({"a": backend.memory.empty((2,), "float32")}, {})()
     assert context.device_memory == backend.scratch().pointer
     assert backend.scratch().size == 2000
@@ -666,3 +734,32 @@ def test_tensorrt_8_is_spoken_to_in_its_own_words(cudart, tmp_path):
     backend._largest = 3000
     with pytest.raises(RunError, match="the engines' activations need"):
         backend.scratch()
+
+
+def test_engines_share_a_scratch_memory_that_is_enough_for_the_largest(eight, tmp_path):
+    backend, engine, _ = eight
+    for engine.device_memory_size in (1000, 3000, 2000):
+        backend.load(SegmentFile(tmp_path / "s.onnx", (), ()))
+    assert backend.scratch().size == 3000
+
+
+def test_an_engine_that_does_not_run_is_named(eight, tmp_path):
+    backend, _, context = eight
+    context.execute_async_v3.return_value = False
+    run = backend.load(SegmentFile(tmp_path / "s.onnx", (), ())).bind({"a": backend.memory.empty((2,), "float32")}, {})
+    with pytest.raises(BackendError, match=r"tensorrt: s\.onnx did not run"):
+        run()
+
+
+def test_a_plan_that_was_swapped_since_it_was_verified_is_not_given_to_the_library(cudart, tmp_path):
+    (tmp_path / "s.plan").write_bytes(b"swapped")
+    backend = backend_for(tmp_path, files={"s.plan": manifest.FileInfo(bytes=7, sha256="0" * 64)})
+    backend._runtime = None
+    with pytest.raises(ArtefactError, match=r"s\.plan does not match its hash"):
+        backend.load(SegmentFile(tmp_path / "s.onnx", (), ()))
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_only_plans_for_several_versions_may_bring_code_for_the_host(cudart, tmp_path, compatible):
+    build = msgspec.structs.replace(a_build(), version_compatible=compatible)
+    assert backend_for(tmp_path, build)._runtime.engine_host_code_allowed is compatible

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,7 @@ import l2c_export
 from l2c_export import cli, linking
 from l2c_export.compile import compile_artefact
 from l2c_export.reference import Reference, of_case
-from l2c_export.verify import Error, summary, verify
+from l2c_export.verify import Error, Tolerance, locate, summary, verify
 
 STRICT = 1e-5
 
@@ -154,6 +155,46 @@ def test_the_command_says_where_and_fails(tiny):
     strict = CliRunner().invoke(cli.l2c, [*words, "--atol", "1e-12", "--rtol", "1e-12"])
     assert strict.exit_code == 1
     assert "call 0" in strict.stderr
+
+
+def test_a_place_is_looked_for_in_a_call_that_is_fed_the_references_latents(dit):
+    """Whatever the calls before it have made."""
+    pipe, reference, _ = dit
+    asked = pipe.generation(reference.labels, reference.guidance_scale)
+
+    def spoil():
+        asked.loop.array(0, "x.next")[...] += 1
+
+    asked.loop.bound(0).append(spoil)
+    assert locate(asked, reference, reference.latents(), 1, Tolerance(1e-3, 1e-3)) is None
+
+
+def test_pytorch_in_float32_is_fed_the_references_latents_too(dit):
+    pipe, reference, _ = dit
+    recorded = np.stack(reference.latents())
+    recorded[0] += 1
+    request = reference.noise, reference.labels, reference.guidance_scale
+    errors = Reference(pipe._program.folder, pipe.manifest, *request, recorded=recorded).float32_errors()
+    assert [error > 1e-2 for error in errors[:2]] == [True, True], "the second call goes on from what was recorded"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_does_not_excuse_an_error_of_a_tenth(dit, precision):
+    pipe, reference, _ = dit
+    loop = loop_of(pipe, reference)
+    pipe.manifest = msgspec.structs.replace(pipe.manifest, precision=precision)
+    last = loop.bound(3).pop()
+
+    def wrong():
+        last()
+        loop.array(3, "x.next")[...] *= np.float32(1.1)
+
+    loop.bound(3).append(wrong)
+    assert [check.passed for check in verify(pipe, reference).calls] == [True] * 3 + [False] + [True] * 3
+
+
+def test_values_inside_a_call_are_never_allowed_more_than_its_latents():
+    assert Tolerance(1e-9, 1e-9).inner("fp16") == Tolerance(1e-9, 1e-9)
 
 
 def test_errors_of_nothing_and_of_nan():
