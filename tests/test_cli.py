@@ -69,7 +69,7 @@ def fill_desk(tiny):
     spoilt(tensors, "extra.safetensors", lambda t: t.update({"lora.up": np.zeros(3, np.float32)}))
     spoilt(tensors, "shaped.safetensors", lambda t: t.update({"blocks.0.mlp.fc1.bias": np.zeros(7, np.float32)}))
     spoilt(tensors, "nan.safetensors", lambda t: t["pos_embed"].__setitem__((0, 0, 0), np.nan))
-    spoilt(tensors, "huge.safetensors", lambda t: t["blocks.0.mlp.fc2.bias"].fill(3e38))
+    spoilt(tensors, "huge.safetensors", lambda t: t["final_layer.linear.bias"].fill(3e38))
     arch = {**json.loads(Path("config.json").read_text())["arch"], "class_dropout_prob": 0}
     Path("no-null.json").write_text(json.dumps({"family": "dit", "arch": arch}))
     for name in ("engines", "incomplete", "newer", "damaged", "foreign"):
