@@ -299,7 +299,7 @@ def test_a_container_has_the_cores_that_its_limit_allows(tmp_path, monkeypatch, 
         (tmp_path / name).write_text(text)
     assert machine.quota(tmp_path) == share
     monkeypatch.setattr(machine, "quota", lambda _: share)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
     assert machine.cores() == {0.5: 1, None: 4, 2.5: 2}[share]
 
 
