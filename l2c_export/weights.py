@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 
 from .errors import UsageError, WeightsError
-from .files import replacing
+from .files import replacing, small
 from .program import BYTES, rows_of, stored
 
 FILE = "weights.safetensors"
@@ -171,11 +171,27 @@ class Checkpoint(NamedTuple):
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a .safetensors file, several with an index (.json), or (with PyTorch installed) a .pt file.  Raises WeightsError."""
+    return _unwrapped(_sharded(path) if path.suffix == ".json" else _file(path))
+
+
+def _file(path: Path) -> Checkpoint:
     if not path.is_file():
         raise WeightsError(f"--weights {path}: no such file: {REMEDY}")
-    if path.suffix == ".json":
-        return _sharded(path)
-    return _unwrapped(_safetensors(path) if path.suffix == ".safetensors" else _pickled(path))
+    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+
+
+def _sharded(path: Path) -> Checkpoint:
+    """Several files, of which an index says where every tensor is."""
+    try:
+        places = msgspec.json.decode(small(path), type=Index).weight_map
+    except OSError as error:
+        raise WeightsError(f"--weights {path}: cannot be read: {error.strerror or error}: {REMEDY}") from None
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise WeightsError(f"{path}: weight_map is damaged: {error}: download or save it again") from None
+    files = {name: _file(path.parent / Path(name).name) for name in sorted(set(places.values()))}
+    if lost := next((name for name, place in places.items() if name not in files[place].shapes), None):
+        raise WeightsError(f"{path}: {lost} is not in {places[lost]}: download or save it again")
+    return Checkpoint(path, {n: files[place].shapes[n] for n, place in places.items()}, lambda n: files[places[n]].read(n))
 
 
 def _unwrapped(found: Checkpoint) -> Checkpoint:
@@ -185,18 +201,6 @@ def _unwrapped(found: Checkpoint) -> Checkpoint:
         return found
     shapes = {name.removeprefix(prefix): shape for name, shape in found.shapes.items()}
     return _unwrapped(Checkpoint(found.path, shapes, lambda name: found.read(prefix + name)))
-
-
-def _sharded(path: Path) -> Checkpoint:
-    """Several files, of which an index says where every tensor is."""
-    try:
-        places = msgspec.json.decode(path.read_bytes(), type=Index).weight_map
-    except (OSError, msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise WeightsError(f"{path}: weight_map is damaged: {error}: download or save it again") from None
-    files = {name: open_checkpoint(path.parent / Path(name).name) for name in sorted(set(places.values()))}
-    if lost := next((name for name, place in places.items() if name not in files[place].shapes), None):
-        raise WeightsError(f"{path}: {lost} is not in {places[lost]}: download or save it again")
-    return Checkpoint(path, {n: files[place].shapes[n] for n, place in places.items()}, lambda n: files[places[n]].read(n))
 
 
 def _safetensors(path: Path) -> Checkpoint:

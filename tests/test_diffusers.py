@@ -294,12 +294,19 @@ def fine_tuned(folder: Path, how: str) -> Path:
     if how == "shards":
         transformer.save_pretrained(folder / "shards", max_shard_size="40KB")
         return folder / "shards" / "diffusion_pytorch_model.safetensors.index.json"
+    if how == "shards of a training":
+        places = {f"module.{name}": f"{name[0]}.safetensors" for name in transformer.state_dict()}
+        for place in set(places.values()):
+            mine = {f"module.{n}": t for n, t in transformer.state_dict().items() if places[f"module.{n}"] == place}
+            save_file(mine, folder / place)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        return folder / "model.safetensors.index.json"
     state = transformer.state_dict()
     torch.save({"state_dict": {f"module._orig_mod.{n}": t for n, t in state.items()}, "epoch": 3}, folder / "trained.pt")
     return folder / "trained.pt"
 
 
-@pytest.mark.parametrize("how", ["file", "shards", "training"])
+@pytest.mark.parametrize("how", ["file", "shards", "training", "shards of a training"])
 def test_a_fine_tune_has_the_names_of_diffusers_too(world, tmp_path, how):
     """A merged LoRA, for example; linked, exported and verified by the weights alone."""
     small_pipeline(tmp_path / "other", "ddim", seed=1)
@@ -344,6 +351,7 @@ def test_an_index_that_lies_is_refused(tmp_path):
         ("{", "weight_map is damaged"), ('{"weight_map": {"a": 1}}', "weight_map is damaged"),
         ('{"weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}', "b is not in one.safetensors"),
         ('{"weight_map": {"a": "two.safetensors"}}', "two.safetensors: no such file"),
+        ('{"weight_map": {"a": "x.safetensors.index.json"}}', "x.safetensors.index.json is not a checkpoint"),  # itself
         ('{"weight_map": {"a": "../one.safetensors"}}', ""),  # what lies elsewhere is not read
     ):  # fmt: skip
         index.write_text(content)
