@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,16 +44,13 @@ def images(text: str | None, manifest: Manifest) -> Range:
     """`--batch` as MIN:OPT:MAX images; by default 1 to what the artefact was compiled for, which is also the usual."""
     if text is None:
         return Range(1, manifest.batch, manifest.batch)
-    parts = text.split(":")
-    if (
-        len(parts) != 3
-        or not all(p.isdecimal() and len(p) < 10 for p in parts)
-        or not 1 <= int(parts[0]) <= int(parts[1]) <= int(parts[2])
-    ):
+    given = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9})", text)
+    sizes = Range(*map(int, given.groups())) if given else Range(0, 0, 0)
+    if not 1 <= sizes.least <= sizes.usual <= sizes.most:
         raise UsageError(f"--batch {text}: give MIN:OPT:MAX images, for example 1:1:{manifest.batch}")
-    if int(parts[2]) > manifest.batch:
+    if sizes.most > manifest.batch:
         raise UsageError(f"--batch {text}: the artefact was compiled for at most {manifest.batch} images")
-    return Range(*map(int, parts))
+    return sizes
 
 
 def build(
@@ -209,18 +206,10 @@ def _plan(folder: Path, manifest: Manifest, builder: Builder, gpus: tuple[str, .
 
 def _add(manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:
     """Write the manifest with this build, instead of one of the same name."""
-    rest = _without(manifest, [name])
+    rest = manifest.without_builds([name])
     files = rest.files | {file: artefact.info(stage / file) for file in made.engines.values()}
     builds = rest.builds | {name: made}  # the newest is the last
     return artefact.write_json(stage / FILE, msgspec.structs.replace(rest, builds=builds, files=files))
-
-
-def _without(manifest: Manifest, names: Collection[str]) -> Manifest:
-    gone = {file for name in names if name in manifest.builds for file in manifest.builds[name].engines.values()}
-    builds = {name: build for name, build in manifest.builds.items() if name not in names}
-    return msgspec.structs.replace(
-        manifest, builds=builds, files={name: file for name, file in manifest.files.items() if name not in gone}
-    )
 
 
 def remove(folder: Path, names: Sequence[str], report: Report = id) -> Manifest:
@@ -233,7 +222,7 @@ def remove(folder: Path, names: Sequence[str], report: Report = id) -> Manifest:
         manifest = artefact.read(folder, verify=False)
         if unknown := [name for name in names if name not in manifest.builds]:
             raise UsageError(f"{unknown[0]}: {folder} has no such build: {_listed(manifest)}")
-        result = artefact.write_json(stage / FILE, _without(manifest, names))
+        result = artefact.write_json(stage / FILE, manifest.without_builds(names))
     size = sum(file.bytes for name, file in manifest.files.items() if name not in result.files)
     report(f"{folder}: {size / 2**20:.1f} MB removed; {_listed(result)}")
     return result

@@ -86,7 +86,7 @@ def export(dry_run: bool, device: str | None, calibrate: bool, as_json: bool, **
         cli_build.build_engines(chosen.out, chosen.backend)
     if as_json:
         summary = {"out": str(options["out"]), "bytes": size, "seconds": seconds, "calls": len(result.calls),
-                   "graphs": len({call.graph for call in result.calls}), "segments": len(result.segments),
+                   "graphs": len(result.step_graphs), "segments": len(result.segments),
                    "random_weights": bool(result.weights and result.weights.random is not None)}  # fmt: skip
         click.echo(json.dumps(summary))
 

@@ -129,13 +129,13 @@ def of_artefact(manifest: Manifest) -> View:
         "backend": manifest.backend,
         "link": manifest.link,
         "passes": list(manifest.passes),
-        "graphs": sum(n not in (manifest.constants, manifest.prologue) for n in manifest.graphs),
+        "graphs": len(manifest.step_graphs),
         "segments": len(manifest.segments),
         "weights": None if bound is None else bound.source,
         "random_weights": bool(bound and bound.random is not None),
         "prologue_weight_bytes": sum(weights[n] for n in (manifest.constants, manifest.prologue) if n),
         "cache_bytes": rows * sum(manifest.cache_bytes),
-        "scratch_bytes": rows * max(sum(g.slot_bytes) for n, g in manifest.graphs.items() if n.startswith("step")),
+        "scratch_bytes": rows * max(sum(manifest.graphs[name].slot_bytes) for name in manifest.step_graphs),
         "bytes": sum(f.bytes for f in manifest.files.values()),
         "builds": {
             name: {

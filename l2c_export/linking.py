@@ -22,22 +22,21 @@ def bind(folder: Path, source: str, report: Report = id) -> Manifest:
     seed = weights.random_seed(source)
     with staging.changed(folder, report) as stage:
         manifest = artefact.read(folder, verify=False)
-        tensors = weights.random(manifest.tensors, seed) if seed is not None else checkpoint(source, manifest)
+        tensors = weights.random(manifest.tensors, seed) if seed is not None else checkpoint(Path(source), manifest)
         layout = weights.Layout(manifest.tensors, manifest.weight_types)
         weights.write(stage / weights.FILE, layout, tensors)
         name = "random" if seed is not None else Path(source).name
         stale = manifest.builds if manifest.link == "static" else {}
-        gone = {file for build in stale.values() for file in build.engines.values()}
-        files = {n: info for n, info in manifest.files.items() if n not in gone}
-        files[weights.FILE] = artefact.info(stage / weights.FILE)
-        builds = {n: build for n, build in manifest.builds.items() if n not in stale}
-        linked = msgspec.structs.replace(manifest, weights=Weights(source=name, random=seed), files=files, builds=builds)
+        rest = manifest.without_builds(stale)
+        files = rest.files | {weights.FILE: artefact.info(stage / weights.FILE)}
+        linked = msgspec.structs.replace(rest, weights=Weights(source=name, random=seed), files=files)
         linked = artefact.write_json(stage / FILE, linked)
     for build in stale.values():
         report(f"its engines for {build.backend} held the old weights: run l2c build {folder} --backend {build.backend} again")
     return linked
 
 
-def checkpoint(source: str, manifest: Manifest) -> weights.Tensors:
-    found = diffusers_folder.checkpoint(Path(source))
+def checkpoint(source: Path, manifest: Manifest) -> weights.Tensors:
+    """The tensors of an artefact's model from what `--weights` means.  Raises WeightsError for those of another model."""
+    found = diffusers_folder.checkpoint(source)
     return diffusers_names.for_model(found, manifest.model.family, manifest.model.arch).tensors(manifest.tensors)

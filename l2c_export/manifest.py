@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import msgspec
@@ -187,6 +187,18 @@ class Manifest(Record, frozen=True, kw_only=True):
             return self.tensor_bytes(name)
         value = self.values[split_at(name)[0]]
         return value.row_bytes * (rows if isinstance(value.shape[0], str) else 1)
+
+    def without_builds(self, names: Collection[str]) -> Manifest:
+        """The same artefact less some builds and their files."""
+        gone = {file for name in names if name in self.builds for file in self.builds[name].engines.values()}
+        builds = {name: build for name, build in self.builds.items() if name not in names}
+        files = {name: file for name, file in self.files.items() if name not in gone}
+        return msgspec.structs.replace(self, builds=builds, files=files)
+
+    @property
+    def step_graphs(self) -> list[str]:
+        """The graphs of the loop, by name; the others run before it."""
+        return [name for name in self.graphs if name not in (self.constants, self.prologue)]
 
     @property
     def steps_of_solver(self) -> int:

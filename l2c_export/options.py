@@ -119,9 +119,8 @@ def resolve(options: Options) -> Source:
     name: str | None
     if folder:
         family, name = models.build("dit", folder.arch), folder.name
-        if checkpoint:
-            checkpoint = diffusers_names.for_model(checkpoint, "dit", folder.arch)
-        checkpoint = None if seed is not None else checkpoint or folder.checkpoint
+        if seed is None:
+            checkpoint = diffusers_names.for_model(checkpoint, "dit", folder.arch) if checkpoint else folder.checkpoint
     else:
         family, name = models.resolve(options.model, kind, columns, checkpoint.shapes if checkpoint else None)
     if kind not in (None, family.name):

@@ -90,7 +90,7 @@ def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
 
 
 def given(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
-    found = linking.checkpoint(str(checkpoint), manifest)
+    found = linking.checkpoint(checkpoint, manifest)
     return {name: torch.from_numpy(weights.rounded(name, value, "float32")) for name, value in found}
 
 

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 
@@ -66,18 +67,19 @@ class Turn:
                 self._process = os.getppid()
             self._lock, self._holder, self._rests = threading.Lock(), 0, False
 
-    def end(self) -> None:
-        """Let nothing compute from now on: a backend's threads must not outlive what they work on.
+    def end(self, seconds: float) -> None:
+        """Let nothing compute from now on, if that comes to be in time: a backend's threads must not outlive what they work on.
 
         A process that ends with a daemon thread in the middle of a generation would be aborted by the C++ libraries.
         """
         if not self.mine and not self._rests:
-            self._lock.acquire(timeout=LAST_SECONDS)
+            self._lock.acquire(timeout=max(0.0, seconds))
 
 
 def _end_all() -> None:
+    last = time.monotonic() + LAST_SECONDS  # for all of them
     for turn in list(_turns):
-        turn.end()
+        turn.end(last - time.monotonic())
 
 
 def _after_fork() -> None:

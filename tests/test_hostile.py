@@ -228,7 +228,7 @@ def test_a_safetensors_header_is_refused_or_read(head):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "w.safetensors"
         path.write_bytes(head + rest)
-        if found := tolerant(lambda: dict(linking.checkpoint(str(path), manifest)), WeightsError):
+        if found := tolerant(lambda: dict(linking.checkpoint(path, manifest)), WeightsError):
             assert {n: v.shape for n, v in found.items()} == dict(manifest.tensors)
 
 
