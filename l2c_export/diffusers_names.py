@@ -157,7 +157,7 @@ def renamed(stored: Checkpoint, shape: Config, block_embeddings: bool) -> Checkp
     for ours, names in sources.items():
         first, *rest = stored.shapes[names[0]]
         shapes[ours] = (first * len(names), *rest)
-    return Checkpoint(stored.path, shapes, read)
+    return stored._replace(shapes=shapes, read=read)
 
 
 def position_embedding(shape: Config) -> np.ndarray:

@@ -6,6 +6,7 @@ it before there are any weights, and weights can be bound or swapped later witho
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -146,11 +147,12 @@ def random_seed(text: str) -> int | None:
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint's tensors, not read yet: their shapes, and how to read one."""
+    """A checkpoint's tensors, not read yet: their shapes, and how to read one; and what its training noted of itself."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
+    args: Mapping[str, object] = {}  # the options of the training script, as far as the file has them
 
     def tensors(self, shapes: Shapes) -> Iterator[tuple[str, np.ndarray]]:
         """The tensors of a model in layout order.  Raises WeightsError naming the first that do not fit."""
@@ -200,7 +202,7 @@ def _unwrapped(found: Checkpoint) -> Checkpoint:
     if prefix is None:
         return found
     shapes = {name.removeprefix(prefix): shape for name, shape in found.shapes.items()}
-    return _unwrapped(Checkpoint(found.path, shapes, lambda name: found.read(prefix + name)))
+    return _unwrapped(found._replace(shapes=shapes, read=lambda name: found.read(prefix + name)))
 
 
 def _safetensors(path: Path) -> Checkpoint:
@@ -246,6 +248,8 @@ def _pickled(path: Path) -> Checkpoint:
     from . import checkpoints
 
     state = checkpoints.load(path, WeightsError, "a checkpoint", REMEDY)
+    noted = state.get("args") if isinstance(state, Mapping) else None
+    args = vars(noted) if isinstance(noted, argparse.Namespace) else noted if isinstance(noted, Mapping) else {}
     for key in NESTED:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -256,4 +260,4 @@ def _pickled(path: Path) -> Checkpoint:
         if (kind := str(value.dtype).removeprefix("torch.")) not in FLOATS:
             raise WeightsError(f"{path}: {name} has dtype {kind}: use one of {', '.join(FLOATS)}")
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    return Checkpoint(path, shapes, lambda name: state[name].detach().float().numpy())
+    return Checkpoint(path, shapes, lambda name: state[name].detach().float().numpy(), args)
