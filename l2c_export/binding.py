@@ -20,24 +20,40 @@ class Program(NamedTuple):
     folder: Path
     manifest: Manifest
     backend: Backend
+    link: str  # as it was loaded, which need not be what it was compiled for
     weights: WeightView
     engines: Mapping[str, Engine]  # segments (shared link) or whole graphs (static link), by name
 
 
-def load_program(folder: Path, manifest: Manifest, backend: Backend, view: WeightView | None = None) -> Program:
-    """Load every engine that the artefact's link needs, over the memory-mapped weights (or over `view`)."""
-    view = view or mapped_weights(folder, manifest)
+class Bound(NamedTuple):
+    """An engine bound to arrays: a node of a graph, or with the static link the whole graph."""
+
+    name: str  # the sublayer, or what else the engine computes; the graph's with the static link
+    engine: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Run
+
+
+def load_program(
+    folder: Path, manifest: Manifest, backend: Backend, link: str | None = None, view: WeightView | None = None
+) -> Program:
+    """Load every engine that a link needs, by default the one that the artefact was compiled for.
+
+    The weights are memory-mapped, or those of `view`.
+    """
+    link, view = link or manifest.link, view or mapped_weights(folder, manifest)
     files = {name: segment_file(folder, manifest, segment) for name, segment in manifest.segments.items()}
-    if manifest.link == "shared":
+    if link == "shared":
         names = {i for graph in manifest.graphs.values() for i in graph.inputs if manifest.is_weight(i)}
         there = backend.memory.weights(view, names)
-        return Program(folder, manifest, backend, there, {name: backend.load(file) for name, file in files.items()})
+        return Program(folder, manifest, backend, link, there, {name: backend.load(file) for name, file in files.items()})
     whole = {}
     for name, graph in manifest.graphs.items():
         stored = {i: view(i) for i in graph.inputs if manifest.is_weight(i)}
         artefact.check_closed((folder / graph.file).read_bytes(), folder / graph.file)
         whole[name] = backend.link(folder / graph.file, graph.nodes, files, graph.outputs, stored)
-    return Program(folder, manifest, backend, view, whole)
+    return Program(folder, manifest, backend, link, view, whole)
 
 
 def segment_file(folder: Path, manifest: Manifest, segment: Segment) -> SegmentFile:
@@ -64,19 +80,21 @@ def filled(backend: Backend, values: np.ndarray) -> Array:
     return array
 
 
-def bind_graph(program: Program, name: str, array: Callable[[str], Array]) -> list[Run]:
+def bind_graph(program: Program, name: str, array: Callable[[str], Array]) -> list[Bound]:
     """Bind a graph's engines to arrays found by name: one per segment call, or one for the whole graph."""
     manifest, graph = program.manifest, program.manifest.graphs[name]
-    if manifest.link == "static":
-        inputs = {i: array(i) for i in graph.inputs if not manifest.is_weight(i)}
-        return [program.engines[name].bind(inputs, {o: array(o) for o in graph.outputs})]
-    runs = []
+    if program.link == "static":
+        read = tuple(i for i in graph.inputs if not manifest.is_weight(i))
+        run = program.engines[name].bind({i: array(i) for i in read}, {o: array(o) for o in graph.outputs})
+        return [Bound(name, name, read, graph.outputs, run)]
+    bound = []
     for node in graph.nodes:
         segment = manifest.segments[node.op]
         inputs = {i: array(given) for i, given in zip(segment.inputs, node.inputs, strict=True)}
         outputs = {o: array(made) for o, made in zip(segment.outputs, node.outputs, strict=True)}
-        runs.append(program.engines[node.op].bind(inputs, outputs))
-    return runs
+        run = program.engines[node.op].bind(inputs, outputs)
+        bound.append(Bound(node.name, node.op, node.inputs, node.outputs, run))
+    return bound
 
 
 def concrete(value: Value, images: int, rows: int) -> tuple[int, ...]:

@@ -7,13 +7,14 @@ import math
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from . import binding, runtime
 from .backends import Backend, Run, WeightView
+from .binding import Bound
 from .manifest import Manifest
 from .program import rows_of
 from .weights import rounded
@@ -23,31 +24,31 @@ SAMPLES = 7  # timings of a segment, at different places of the model
 
 def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: int) -> dict[str, float]:
     """Median seconds of one run of every segment, for a batch of `images`."""
-    shared = msgspec.structs.replace(manifest, link="shared")
-    program = binding.load_program(folder, shared, backend, random_weights(manifest))
+    program = binding.load_program(folder, manifest, backend, "shared", random_weights(manifest))
     loop = runtime.Loop(program, images, manifest.guidance.mode != "none")
     latent = (images, *manifest.model.latent)
-    loop.start(np.zeros(latent, np.float32), np.zeros(loop.rows, np.int32), np.zeros(latent[1], np.float32))
     places: dict[str, list[Run]] = defaultdict(list)
-    for index in {call.graph: n for n, call in enumerate(manifest.calls)}.values():
-        loop.hoisted.reach(index)
-        for node, run in zip(manifest.graphs[manifest.calls[index].graph].nodes, loop.bound(index), strict=True):
-            places[node.op].append(run)
-    if manifest.prologue:
-        for node, run in zip(manifest.graphs[manifest.prologue].nodes, loop.hoisted.prologue[0], strict=True):
-            places[node.op].append(run)
-    return {name: statistics.median(_seconds(runs)) for name, runs in places.items()}
+    distinct = {call.graph: n for n, call in reversed(list(enumerate(manifest.calls)))}  # graph -> its first call
+
+    def collect(index: int, bound: Bound) -> None:
+        if index in distinct.values():
+            places[bound.engine].append(bound.run)
+
+    request = np.zeros(latent, np.float32), np.zeros(loop.rows, np.int32), np.zeros(latent[1], np.float32)
+    for _ in loop.denoise(*request, collect):
+        pass
+    return {name: statistics.median(seconds(runs)) for name, runs in places.items()}
 
 
-def _seconds(runs: list[Run]) -> list[float]:
+def seconds(runs: Sequence[Run]) -> list[float]:
     """Time a few runs, at different places if there are any; the first run warms up."""
     chosen = itertools.islice(itertools.cycle(runs[:: max(1, len(runs) // SAMPLES)]), SAMPLES + 1)
-    found = []
+    times = []
     for run in chosen:
         started = time.perf_counter()
         run()
-        found.append(time.perf_counter() - started)
-    return found[1:]
+        times.append(time.perf_counter() - started)
+    return times[1:]
 
 
 def random_weights(manifest: Manifest) -> WeightView:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .backends import Array, Run
-from .binding import Program, bind_graph, concrete, filled
+from .backends import Array
+from .binding import Bound, Program, bind_graph, concrete, filled
 from .program import split_at, stored
 
 # Hoisted rows of more calls than fit in here are computed in several chunks.
@@ -36,24 +36,14 @@ class Hoisted:
         self._constants = self._evaluate_constants(chunks[-1] + self.window) if self.manifest.constants else {}
         self._rows = {n: self._many(n, self.window * rows) for n in names}
         self.prologue = [self._bind_prologue(first) for first in chunks] if self.manifest.prologue else [[] for _ in chunks]
-        self._ready = -1
 
     def labels(self, y: np.ndarray) -> None:
         """New labels: nothing that was computed before holds any more."""
         self.program.backend.memory.put(self.y, np.tile(y, self.window))
-        self._ready = -1
 
-    def before(self, index: int) -> list[Run]:
-        """What has to run before call `index`, when calls run in order."""
+    def before(self, index: int) -> list[Bound]:
+        """What has to run before call `index`: calls run in order."""
         return [] if index % self.step else self.prologue[index // self.step]
-
-    def reach(self, index: int) -> None:
-        """Make the rows of call `index` and of those that it fills available."""
-        chunk = index // self.step
-        if self._ready != chunk:
-            for run in self.prologue[chunk]:
-                run()
-        self._ready = chunk
 
     def row(self, name: str, index: int, of: int) -> Array:
         """The rows of a hoisted value for call `index`, as call `of` reads them.
@@ -75,18 +65,18 @@ class Hoisted:
         backend = self.program.backend
         values = {n: self._many(n, self.calls) for n in self.manifest.graphs[self.manifest.constants].outputs}
         times = filled(backend, np.array([call.timestep for call in self.manifest.calls], np.float32))
-        for run in self._bind(self.manifest.constants, {**values, "t": times}, self.calls):
-            run()
+        for bound in self._bind(self.manifest.constants, {**values, "t": times}, self.calls):
+            bound.run()
         order = np.repeat(np.minimum(np.arange(padded), self.calls - 1), self.rows)
         return {name: filled(backend, backend.memory.get(value)[order]) for name, value in values.items()}
 
-    def _bind_prologue(self, first: int) -> list[Run]:
+    def _bind_prologue(self, first: int) -> list[Bound]:
         assert self.manifest.prologue
         rows = slice(first * self.rows, (first + self.window) * self.rows)
         constants = {name: values[rows] for name, values in self._constants.items()}
         return self._bind(self.manifest.prologue, {**constants, **self._rows, "y": self.y}, self.window * self.rows)
 
-    def _bind(self, name: str, known: Mapping[str, Array], rows: int) -> list[Run]:
+    def _bind(self, name: str, known: Mapping[str, Array], rows: int) -> list[Bound]:
         nodes = self.manifest.graphs[name].nodes
         inner = {n: self._many(n, rows) for node in nodes for n in node.outputs if n not in known}
         arrays = {**known, **inner}

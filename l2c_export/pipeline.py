@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-import msgspec
 import numpy as np
 
 from . import artefact, asked, binding, decoder, runtime, weights
@@ -74,8 +73,7 @@ def load(
     opened = open_backend(backend or manifest.backend, asked)
     if link not in (None, manifest.link) and opened.backend.name in BUILT:
         raise UsageError(f"--link {link}: the engines of {opened.backend.name} were built for --link {manifest.link}")
-    chosen = msgspec.structs.replace(manifest, link=link or manifest.link)
-    program = binding.load_program(folder.absolute(), chosen, opened.backend)  # the process may go elsewhere
+    program = binding.load_program(folder.absolute(), manifest, opened.backend, link)  # the process may go elsewhere
     artefact.check_unchanged(folder, manifest)
     return Pipeline(program, opened, tile)
 
@@ -106,6 +104,7 @@ class Pipeline:
         self._decoder: decoder.Decoder | None = None
         self._turn = Turn(opened.backend.forks)
         self._started: weakref.WeakSet[Generator[runtime.Step, None, None]] = weakref.WeakSet()
+        self.link = program.link
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
         self._loops: dict[tuple[int, bool], runtime.Loop] = {}
 

@@ -1,7 +1,7 @@
 """Where does the time go: every engine run of the loop, by itself.
 
-The runs that a loop has bound are replaced by ones that note when they ran; the loop itself stays what it is.  With the shared
-link that is a run per segment; a static engine runs a whole call, and shows nothing of what is inside.
+The loop hands out every engine in its turn, which is run and timed.  With the shared link that is a run per segment; a static
+engine runs a whole call, and shows nothing of what is inside.
 
 `Profile` is what `l2c profile --json` writes; times are seconds.
 """
@@ -17,12 +17,11 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from .backends import Run
+from .binding import Bound
 from .errors import UsageError
 from .manifest import Manifest
 from .pipeline import Pipeline
 from .program import FP32
-from .runtime import Loop
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -110,7 +109,7 @@ def profile(folder: Path, pipe: Pipeline, labels: Sequence[int], scale: float | 
     return Profile(
         artefact=str(folder),
         backend=pipe.backend,
-        link=manifest.link,
+        link=pipe.link,
         precision=manifest.precision,
         images=len(labels),
         rounds=rounds,
@@ -123,44 +122,26 @@ def profile(folder: Path, pipe: Pipeline, labels: Sequence[int], scale: float | 
 
 
 def record(pipe: Pipeline, labels: Sequence[int], scale: float | None, noise: np.ndarray) -> Recording:
-    """Make one image, timing every engine run.  Its bindings go with it: the pipeline's own stay as they are."""
+    """Make one image, timing every engine run."""
     asked = pipe.generation(labels, scale)
-    loop = Loop(asked.loop.program, asked.loop.images, asked.loop.rows > asked.loop.images)
+    loop = asked.loop
     for _ in loop.denoise(noise, asked.labels, asked.guidance):
         pass  # binds and warms up
     events: list[Event] = []
     calls: list[float] = []
-    watch(loop, events, calls)
+
+    def timed(index: int, bound: Bound) -> None:
+        began = time.perf_counter()
+        bound.run()
+        loop.memory.finish()
+        events.append(Event(index, bound.name, bound.engine, began - started, time.perf_counter() - began))
+
     started = before = time.perf_counter()
-    for _ in loop.denoise(noise, asked.labels, asked.guidance):
+    for _ in loop.denoise(noise, asked.labels, asked.guidance, timed):
         now = time.perf_counter()
         calls.append(now - before)
         before = now
-    return Recording(tuple(msgspec.structs.replace(e, start=e.start - started) for e in events), tuple(calls))
-
-
-def watch(loop: Loop, events: list[Event], done: Sequence[object]) -> None:
-    """Make every bound run of a loop write an Event, with the clock's own zero; `done` has an item for every finished call."""
-    manifest = loop.manifest
-
-    def watched(graph: str, runs: list[Run]) -> list[Run]:
-        parts = [(n.name, n.op) for n in manifest.graphs[graph].nodes] if manifest.link == "shared" else [(graph, graph)]
-        return [noted(name, engine, run) for (name, engine), run in zip(parts, runs, strict=True)]
-
-    def noted(name: str, engine: str, run: Run) -> Run:
-        def timed() -> None:
-            started = time.perf_counter()
-            run()
-            loop.memory.finish()
-            events.append(Event(len(done), name, engine, started, time.perf_counter() - started))
-
-        return timed
-
-    if manifest.prologue:
-        for chunk in loop.hoisted.prologue:
-            chunk[:] = watched(manifest.prologue, chunk)
-    for index, call in enumerate(manifest.calls):
-        loop.bound(index)[:] = watched(call.graph, loop.bound(index))
+    return Recording(tuple(events), tuple(calls))
 
 
 def kinds(found: Recording) -> list[Kind]:

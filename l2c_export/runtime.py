@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from .backends import Array, Run
-from .binding import Program, aligned, bind_graph, concrete, filled
+from .binding import Bound, Program, aligned, bind_graph, concrete, filled
 from .hoisted import Hoisted
 from .manifest import Call
 from .program import Value, split_at, stored
@@ -27,6 +27,14 @@ class Step:
     call: Call
     index: int
     x: np.ndarray  # (B, C, H, W) float32: the latents for the next call, a copy
+
+
+Execute = Callable[[int, Bound], None]  # what is done with every engine of a call, instead of only running it
+
+
+def execute(index: int, bound: Bound) -> None:
+    """Run an engine of call `index`."""
+    bound.run()
 
 
 class Turn(NamedTuple):
@@ -76,7 +84,7 @@ class Loop:
         self.hoisted = Hoisted(program, self.rows)
         self.inputs["y"] = self.hoisted.y[: self.rows]
         self._turns = turns(self.manifest.calls)
-        self._runs: dict[int, list[Run]] = {}
+        self._bound: dict[int, list[Bound]] = {}
         self._whole: Run | None = None
 
     def _new(self, values: np.ndarray) -> Array:
@@ -90,13 +98,15 @@ class Loop:
         starts = np.cumsum([0, *(aligned(size * self.rows) for size in row_bytes)]).tolist()
         return [memory[a:b] for a, b in itertools.pairwise(starts)]
 
-    def denoise(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> Iterator[Step]:
-        """Run the calls in order.  The latents of a yielded step may be changed before the next is asked for."""
+    def denoise(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray, execute: Execute = execute) -> Iterator[Step]:
+        """Run the calls in order.  The latents of a yielded step may be changed before the next is asked for.
+
+        `execute` is given every engine in its turn, to run it: for those who measure it or look at what it reads and makes.
+        """
         self.start(x, labels, guidance)
         for index in range(len(self.manifest.calls)):
-            self.hoisted.reach(index)
-            for run in self.bound(index):
-                run()
+            for bound in self.engines(index):
+                execute(index, bound)
             step = self.after(index)
             yield step
             self.go_on_from(step)
@@ -105,9 +115,7 @@ class Loop:
         """All calls without a stop between them; `after` the last one are the latents."""
         if self._whole is None:
             self.start(x, labels, guidance)  # a backend may rehearse, on inputs that are allowed
-            runs: list[Run] = []
-            for index in range(len(self.manifest.calls)):
-                runs += [*self.hoisted.before(index), *self.bound(index)]
+            runs = [bound.run for index in range(len(self.manifest.calls)) for bound in self.engines(index)]
             self._whole = self.program.backend.sequence(runs)
         self.start(x, labels, guidance)
         self._whole()
@@ -123,8 +131,8 @@ class Loop:
         clock = self.memory.clock()
         clock.mark()
         for index in range(len(self.manifest.calls)):
-            for run in (*self.hoisted.before(index), *self.bound(index)):
-                run()
+            for bound in self.engines(index):
+                bound.run()
             clock.mark()
         return clock.seconds()
 
@@ -145,12 +153,16 @@ class Loop:
         """Take the latents of a step as they are now, in case that somebody has changed them."""
         self.memory.put(self.states[self._turns[step.index].after], step.x)
 
-    def bound(self, index: int) -> list[Run]:
-        """The engine runs of a call, bound to its buffers on first use."""
-        if index not in self._runs:
+    def engines(self, index: int) -> list[Bound]:
+        """What runs for call `index`, in order: what has to be computed before it, and its own engines."""
+        return [*self.hoisted.before(index), *self.bound(index)]
+
+    def bound(self, index: int) -> list[Bound]:
+        """A call's own engines, bound to its buffers on first use."""
+        if index not in self._bound:
             graph = self.manifest.calls[index].graph
-            self._runs[index] = bind_graph(self.program, graph, lambda name: self.array(index, name))
-        return self._runs[index]
+            self._bound[index] = bind_graph(self.program, graph, lambda name: self.array(index, name))
+        return self._bound[index]
 
     def array(self, index: int, name: str) -> Array:
         """The memory behind a name in call `index`."""

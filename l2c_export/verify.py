@@ -7,17 +7,18 @@ its own float32 run beside it shows what float32 can do.  A call that leaves the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
 from . import binding, pipeline, runtime
+from .binding import Bound
 from .manifest import Manifest
-from .program import Node, split_at
+from .program import split_at
 
 if TYPE_CHECKING:
     from .reference import Reference
@@ -118,7 +119,7 @@ def verify(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = N
                                tolerance.share(error, want[n]) <= 1))  # fmt: skip
     wrong = next((check.index for check in calls if not check.passed), None)
     place = None if wrong is None else locate(asked, reference, want, wrong, tolerance)
-    setting = {"backend": pipe.backend, "link": pipe.manifest.link, "precision": pipe.manifest.precision, **reference.setting}
+    setting = {"backend": pipe.backend, "link": pipe.link, "precision": pipe.manifest.precision, **reference.setting}
     return Verdict(wrong is None, tolerance.atol, tolerance.rtol, tuple(calls), place, setting)
 
 
@@ -137,49 +138,69 @@ def locate(
 ) -> Place | None:
     """Run call `wrong` engine by engine, and name the first value that is not the reference's."""
     loop = shared(asked.loop)
-    manifest = loop.manifest
-    loop.start(reference.noise, asked.labels, asked.guidance)
-    for index in range(wrong):
-        loop.hoisted.reach(index)
-        for run in loop.bound(index):
-            run()
-        step = loop.after(index)
-        step.x[...] = want[index]
-        loop.go_on_from(step)
-    loop.hoisted.reach(wrong)
-    expected = Expected(manifest, reference, wrong)
-    call, inner = manifest.calls[wrong], tolerance.inner(manifest.precision)
-    suspect: Place | None = None  # a small error, which the rest of the call may have amplified
-    for node, run in zip(manifest.graphs[call.graph].nodes, loop.bound(wrong), strict=True):
-        late = [name for name in node.inputs if name in call.reads or is_hoisted(manifest, name)]
-        given = {name: decoded(loop.memory.get(loop.array(wrong, name)), manifest, name).copy() for name in late}
-        run()
-        for name in node.outputs:
-            made = decoded(loop.memory.get(loop.array(wrong, name)), manifest, name)
-            known = expected.value(name)
-            error = Error.between(made, made if known is None else known)
-            scale = made if known is None else known
-            large = tolerance.share(error, scale) > 1
-            if large or (suspect is None and inner.share(error, scale) > 1):
+    search = Search(loop, Expected(loop.manifest, reference, wrong), tolerance)
+    for done in loop.denoise(reference.noise, asked.labels, asked.guidance, search.execute):
+        if done.index == wrong:
+            break
+        done.x[...] = want[done.index]
+    return search.place
+
+
+class Search:
+    """Looks at every value of one call as its engine makes it; `place` is the first that is wrong.
+
+    A small error stands until a large one is met, which the rest of the call may have made of it.
+    """
+
+    def __init__(self, loop: runtime.Loop, expected: Expected, tolerance: Tolerance) -> None:
+        self.loop, self.expected, self.tolerance = loop, expected, tolerance
+        self.inner = tolerance.inner(loop.manifest.precision)
+        self.graph = loop.manifest.graphs[loop.manifest.calls[expected.call].graph]
+        self.place: Place | None = None
+        self._ended = False
+
+    def execute(self, index: int, bound: Bound) -> None:
+        """Run an engine of the loop, and look at it if it is one of the call's own."""
+        if index != self.expected.call or self._ended or self._made.isdisjoint(bound.outputs):
+            bound.run()
+            return
+        manifest, call = self.loop.manifest, self.loop.manifest.calls[index]
+        late = [name for name in bound.inputs if name in call.reads or is_hoisted(manifest, name)]
+        before = {name: self._value(name).copy() for name in late}
+        bound.run()
+        for name in bound.outputs:
+            value = self._value(name)
+            known = self.expected.value(name)
+            scale = value if known is None else known
+            error = Error.between(value, scale)
+            large = self.tolerance.share(error, scale) > 1
+            if large or (self.place is None and self.inner.share(error, scale) > 1):
                 finite = math.isfinite(error.largest)
-                cause = blame(given, manifest, expected, inner, node, finite)
-                suspect = Place(wrong, call.timestep, node.name, node.op, name, error.relative, finite, cause)
+                cause = blame(before, manifest, self.expected, self.inner, bound, finite)
+                self.place = Place(index, call.timestep, bound.name, bound.engine, name, error.relative, finite, cause)
             if large:
-                return suspect
-    return suspect
+                self._ended = True
+                return
+
+    @functools.cached_property
+    def _made(self) -> frozenset[str]:
+        """What the call itself computes; the rest runs before the loop."""
+        return frozenset(name for node in self.graph.nodes for name in node.outputs)
+
+    def _value(self, name: str) -> np.ndarray:
+        return decoded(self.loop.memory.get(self.loop.array(self.expected.call, name)), self.loop.manifest, name)
 
 
 def shared(loop: runtime.Loop) -> runtime.Loop:
     """The loop with an engine per segment: a whole graph shows none of its inner values."""
-    if loop.manifest.link == "shared":
+    if loop.program.link == "shared":
         return loop
-    manifest = msgspec.structs.replace(loop.manifest, link="shared")
-    program = binding.load_program(loop.program.folder, manifest, loop.program.backend)
+    program = binding.load_program(loop.program.folder, loop.manifest, loop.program.backend, "shared")
     return runtime.Loop(program, loop.images, loop.rows > loop.images)
 
 
 def blame(
-    given: dict[str, np.ndarray], manifest: Manifest, expected: Expected, tolerance: Tolerance, node: Node, finite: bool
+    given: dict[str, np.ndarray], manifest: Manifest, expected: Expected, tolerance: Tolerance, bound: Bound, finite: bool
 ) -> str:
     """Why a value is wrong: something that came from outside the call, or the engine that made it."""
     for name, value in given.items():
@@ -190,9 +211,9 @@ def blame(
         if offset < 0:
             return f"it reads {base} from the cache, which call {expected.call + offset} filled: that value is wrong or stale"
         return f"it reads {name}, which was computed before the loop: that value is wrong"
-    if not finite and node.name in manifest.model.sublayers and manifest.precision != "fp32":
-        return f"it overflows in {manifest.precision}: compile with --fp32 {node.name}"
-    weights = [name for name in node.inputs if manifest.is_weight(name)]
+    if not finite and bound.name in manifest.model.sublayers and manifest.precision != "fp32":
+        return f"it overflows in {manifest.precision}: compile with --fp32 {bound.name}"
+    weights = [name for name in bound.inputs if manifest.is_weight(name)]
     return f"what it reads is right: look at the engine or its weights ({', '.join(weights[:4]) or 'none'})"
 
 

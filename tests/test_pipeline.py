@@ -565,7 +565,7 @@ def test_what_cannot_be_loaded_is_named(tiny, asked, says):
 @pytest.mark.parametrize("link", ["shared", "static"])
 def test_an_artefact_can_be_linked_in_the_other_way_when_it_is_loaded(pipe, tiny, link):
     other = l2c_export.load(tiny[0], "onnxruntime", link=link)
-    assert other.manifest.link == link
+    assert other.link == link
     assert close(other([1, 2]).latents, pipe([1, 2]).latents)
 
 

@@ -334,10 +334,10 @@ def test_what_is_parsed_is_what_was_hashed(copy, monkeypatch):
 
     load_program = binding.load_program
 
-    def swapped(folder, manifest, backend):
+    def swapped(folder, manifest, backend, link):
         segment = folder / next(iter(manifest.segments.values())).file
         segment.write_bytes(segment.read_bytes()[:-1] + b"\0")
-        return load_program(folder, manifest, backend)
+        return load_program(folder, manifest, backend, link)
 
     monkeypatch.setattr(binding, "load_program", swapped)
     with pytest.raises(ArtefactError, match="does not match its hash"):

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import l2c_export
 from l2c_export import cli, linking
+from l2c_export.binding import Bound
 from l2c_export.compile import compile_artefact
 from l2c_export.reference import Reference, of_case
 from l2c_export.verify import Error, Tolerance, locate, summary, verify
@@ -57,22 +58,23 @@ def test_golden_cases_pass(name, link, tmp_path):
     assert verdict.passed, summary(verdict)
 
 
+def own(run) -> Bound:
+    """Something else that runs in the loop, and makes no value."""
+    return Bound("a test's", "a test's", (), (), run)
+
+
 def test_a_stale_cache_is_found_in_the_call_that_reads_it(dit):
     pipe, reference, _ = dit
     loop, (filler, reader) = loop_of(pipe, reference), filling_call(pipe.manifest)
     kept = []
-    runs = loop.bound(filler)
-    runs.insert(0, lambda: kept.append([slot.copy() for slot in loop.caches]))
+    engines = loop.bound(filler)
+    engines.insert(0, own(lambda: kept.append([slot.copy() for slot in loop.caches])))
 
     def forget():
         for slot, before in zip(loop.caches, kept.pop(), strict=True):
             slot[...] = before
 
-    last = runs.pop()
-    runs.append(lambda: (last(), forget()))
-    first = runs.pop(0)
-    second = runs.pop(0)
-    runs.insert(0, lambda: (first(), second()))
+    engines.append(own(forget))
     verdict = verify(pipe, reference, STRICT, STRICT)
     assert verdict.place.call == reader
     assert f"which call {filler} filled: that value is wrong or stale" in verdict.place.cause
@@ -87,7 +89,7 @@ def test_a_swapped_pair_of_rows_is_found_where_it_is_first_read(dit):
         rows = loop.hoisted.row(wanted, 2, of=2)
         rows[[0, 1]] = rows[[1, 0]]
 
-    loop.hoisted.prologue[0].append(swap)
+    loop.hoisted.prologue[0].append(own(swap))
     place = verify(pipe, reference, STRICT, STRICT).place
     assert (place.call, place.sublayer) == (2, "blocks.1.attn")
     assert f"it reads {wanted}, which was computed before the loop" in place.cause
@@ -101,7 +103,7 @@ def test_a_gate_applied_twice_is_found(dit):
         gate = loop.hoisted.row("blocks.2.mlp.gate", 0, of=0)
         gate *= gate
 
-    loop.hoisted.prologue[0].append(square)
+    loop.hoisted.prologue[0].append(own(square))
     place = verify(pipe, reference, STRICT, STRICT).place
     assert place.call == 0
     assert "blocks.2.mlp.gate" in place.cause
@@ -165,7 +167,7 @@ def test_a_place_is_looked_for_in_a_call_that_is_fed_the_references_latents(dit)
     def spoil():
         asked.loop.array(0, "x.next")[...] += 1
 
-    asked.loop.bound(0).append(spoil)
+    asked.loop.bound(0).append(own(spoil))
     assert locate(asked, reference, reference.latents(), 1, Tolerance(1e-3, 1e-3)) is None
 
 
@@ -183,13 +185,11 @@ def test_half_precision_does_not_excuse_an_error_of_a_tenth(dit, precision):
     pipe, reference, _ = dit
     loop = loop_of(pipe, reference)
     pipe.manifest = msgspec.structs.replace(pipe.manifest, precision=precision)
-    last = loop.bound(3).pop()
 
     def wrong():
-        last()
         loop.array(3, "x.next")[...] *= np.float32(1.1)
 
-    loop.bound(3).append(wrong)
+    loop.bound(3).append(own(wrong))
     assert [check.passed for check in verify(pipe, reference).calls] == [True] * 3 + [False] + [True] * 3
 
 
