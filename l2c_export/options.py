@@ -220,7 +220,7 @@ def _schedule(
         threshold = options.threshold
         if threshold is None:
             threshold = routers.default_threshold(family.name, family.latent[1])
-        if scheduler and family.name != "dit":
+        if scheduler and family.default_sampler != "ddim":
             raise UsageError(f"--sampler {options.sampler}: a router of {family.name} is for {family.default_sampler}")
         return learned.schedule(threshold, options.steps, columns, scheduler)
     if options.threshold is not None:

@@ -51,7 +51,7 @@ FAMILIES = {"dit": ("dit_tiny_lowvar", 6), "uvit": ("uvit_tiny_oddnfe", 8)}  # a
 
 def model_of(kind, dtype=torch.float32):
     chosen = case(FAMILIES[kind][0])
-    family, _ = models.resolve(str(chosen.path / "config.json"), None, None, None)
+    family = models.resolve(str(chosen.path / "config.json"), None, None, None).family
     weights = load_file(chosen.path / "model.safetensors")
     return family, {name: torch.from_numpy(value).to(dtype) for name, value in weights.items()}
 
@@ -90,7 +90,7 @@ def lesson_of(request):
 
 @pytest.mark.parametrize("chosen", all_cases(), ids=lambda c: c.path.name)
 def test_the_pairs_are_the_cached_calls_of_the_reference(chosen):
-    family, _ = models.resolve(str(chosen.path / "config.json"), None, None, None)
+    family = models.resolve(str(chosen.path / "config.json"), None, None, None).family
     golden = chosen.golden
     pairs = make_pairs(family, chosen.config.get("num_steps") or chosen.config["nfe"])
     cached = np.flatnonzero(golden["nfe_cached"])
@@ -548,7 +548,7 @@ def test_too_large_a_batch_is_one_line(tmp_path, monkeypatch):
 
 
 def test_images_of_all_forms_are_the_same(tmp_path):
-    family, _ = models.resolve(str(pixel_model(tmp_path, 1)), None, None, None)
+    family = models.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), np.uint8)
     floats = pixels.transpose(0, 3, 1, 2).astype(np.float64) / 127.5 - 1
     read = []
@@ -588,7 +588,7 @@ FINE = {"latents": np.zeros((2, 1, 4, 4), np.float32), "labels": np.array([0, 2]
 ], ids=range(13))  # fmt: skip
 def test_data_that_cannot_be_used_are_refused(tmp_path, arrays, problem):
     np.savez(tmp_path / "data.npz", **arrays)
-    family, _ = models.resolve(str(pixel_model(tmp_path, 1)), None, None, None)
+    family = models.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
     with pytest.raises(UsageError, match=re.escape(f"data.npz: {problem}")):
         data.read(tmp_path / "data.npz", family)
 
