@@ -33,6 +33,8 @@ def bind(folder: Path, source: str, report: Report = id) -> Manifest:
         linked = artefact.write_json(stage / FILE, linked)
     for build in stale.values():
         report(f"its engines for {build.backend} held the old weights: run l2c build {folder} --backend {build.backend} again")
+    for each in linked.model.assumed or ():
+        report(f"assumed when it was compiled: {each}")
     return linked
 
 

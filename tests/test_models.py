@@ -232,8 +232,10 @@ def test_what_a_description_leaves_out_is_that_of_xl(tmp_path):
     assert plain == dit.Arch(hidden_size=32, num_heads=2, depth=2)
 
 
-@pytest.mark.parametrize(("key", "says"), [("num_head", "'num_head': use num_heads"), ("qk_norm", "'qk_norm': known are input_size, "),
-                                           ("img_size", "'img_size': use input_size")])  # fmt: skip
+@pytest.mark.parametrize(("key", "says"), [
+    ("num_head", "'num_head': use num_heads"), ("qk_norm", "'qk_norm': known are input_size, "),
+    ("img_size", "'img_size': use input_size"),
+])  # fmt: skip
 def test_unknown_keys_of_an_architecture_are_refused(tmp_path, key, says):
     with pytest.raises(ModelError, match=rf"m\.json: unknown key {says}"):
         described(tmp_path / "m.json", **{key: 1})

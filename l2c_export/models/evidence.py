@@ -75,6 +75,8 @@ def of_weights(family: Any, asked: Asked, checkpoint: Checkpoint) -> Found:
             return Found(family.arch_type(**asked.fields))
         why = f"there is no {error}" if isinstance(error, KeyError) else "its tensors have other shapes"
         raise ModelError(f"{checkpoint.path} holds no {asked.kind} model: {why}: give another, or check --model") from None
+    if asked.described and contradictions(family, asked.fields, seen):  # so is this
+        return Found(msgspec.structs.replace(seen, **asked.fields))
     if not asked.described:
         check_foreign(family, asked, seen, checkpoint)
     if asked.name:
@@ -135,12 +137,15 @@ def check_foreign(family: Any, asked: Asked, seen: Any, checkpoint: Checkpoint) 
         raise ModelError(f"{checkpoint.path} holds no {asked.kind} model: {extra} is no part of one: give a DiT or a U-ViT")
 
 
+def contradictions(family: Any, said: Fields, seen: Any) -> list[str]:
+    """The fields that somebody says otherwise than the tensors show them."""
+    wrong = [name for name in said if name in shown(family) and said[name] != getattr(seen, name)]
+    return [name for name in wrong if name != "mlp_ratio" or not is_rounded(said[name], seen)]
+
+
 def check_agrees(family: Any, said: Fields, seen: Any, one: str, other: str, remedy: str) -> None:
     """Refuse a size that somebody says and the tensors contradict, naming both."""
-    wrong = [name for name in said if name in shown(family) and said[name] != getattr(seen, name)]
-    if "mlp_ratio" in wrong and is_rounded(said["mlp_ratio"], seen):
-        wrong.remove("mlp_ratio")
-    if wrong:
+    if wrong := contradictions(family, said, seen):
         first = ", ".join(f"{name} {said[name]}" for name in wrong)
         second = ", ".join(f"{name} {getattr(seen, name)}" for name in wrong)
         raise ModelError(f"{one} ({first}) contradicts the {other} ({second}): {remedy}")
