@@ -213,7 +213,7 @@ UVITS = {
     "CIFAR-10": (checkpoint(uvit.Arch(32, 2, 3, 512, 12, 8, conv=True), drop=["label_emb.weight"]), "(unconditional, as of"),
     "MS-COCO": (checkpoint(uvit.Arch(32, 2, 4, 512, 12, 8), drop=["label_emb.weight"], add=["context_embed.weight"]),
                 "(text to image) is not supported"),
-    "ImageNet 64": (checkpoint(uvit.Arch(64, 4, 3, 768, 16, 12, num_classes=1000, conv=True)), "continuous VP schedule that is"),
+    "ImageNet 64": (checkpoint(uvit.Arch(64, 4, 3, 768, 16, 12, num_classes=1000, conv=True)), "continuous VP schedule that"),
 }  # fmt: skip
 
 
@@ -313,7 +313,7 @@ def test_a_noted_checkpoint_compiles_to_what_was_recorded(noted, tmp_path):
     assert "dit, 3 x 32, 2 heads, 10 classes + null, pictures of 64 x 64, latents 4 x 8 x 8\n" in done.stderr
     assert "assumed" not in done.stderr
     assert artefact.read(tmp_path / "e").model.assumed is msgspec.UNSET
-    checked = invoke("verify", tmp_path / "e", "--golden", chosen.path, "--threads", 1)
+    checked = invoke("verify", tmp_path / "e", "--golden", chosen.path)
     assert checked.exit_code == 0, checked.stderr
     assert "assumed" not in checked.stderr
 
@@ -325,10 +325,10 @@ def test_an_assumption_is_printed_kept_and_repeated(noted, tmp_path):
     assert marked in invoke("export", *words, "--dry-run").stderr
     assert marked in invoke("export", *words, "--backend", "onnxruntime").stderr
     assert len(artefact.read(tmp_path / "e").model.assumed) == 1
-    checked = invoke("verify", tmp_path / "e", "--threads", 1)
+    checked = invoke("verify", tmp_path / "e")
     assert marked in checked.stderr
     assert "if that is wrong, so are both" in checked.stderr
-    assert len(json.loads(invoke("verify", tmp_path / "e", "--json", "--threads", 1).stdout)["setting"]["assumed"]) == 1
+    assert len(json.loads(invoke("verify", tmp_path / "e", "--json").stdout)["setting"]["assumed"]) == 1
     assert (
         "assumed when it was compiled: that it predicts"
         in invoke("link", tmp_path / "e", "--weights", folder / "0050000.pt").stderr
