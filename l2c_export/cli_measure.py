@@ -67,6 +67,8 @@ def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None,
         click.echo(json.dumps(dataclasses.asdict(verdict)))
     else:
         print_table(f"{engines} against cached PyTorch in float64, {pipe.backend}", checking.table(verdict))
+    for line in checking.basis(pipe.manifest):
+        say(line)
     say(checking.summary(verdict))
     if not verdict.passed:
         sys.exit(1)

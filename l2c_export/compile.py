@@ -71,7 +71,8 @@ def compile_artefact(options: Options, report: Report = id) -> Manifest:
     """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
     staging.check_target(options.out, report)
     source = resolve(options)  # files -> a model and a schedule
-    report(source.describe())
+    for line in source.describe():
+        report(line)
     lowered = lower(options, source, report)
     bodies = export_bodies(source.family, lowered.whole)  # PyTorch -> ONNX, once per operation kind
     layout = weight_file.Layout(source.family.tensors(), options.weight_types)
@@ -92,7 +93,8 @@ def dry_run(options: Options, device: str, calibrated: bool, report: Report = id
     `calibrated` exports the segments to a temporary folder and times them on this machine.
     """
     source = resolve(options)
-    report(source.describe())
+    for line in source.describe():
+        report(line)
     twin = dataclasses.replace(source, schedule=source.schedule.uncached())
     found = []
     for each, how in ((source, options), (twin, dataclasses.replace(options, max_graphs=None))):

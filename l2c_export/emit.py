@@ -56,6 +56,7 @@ def describe(
             null_label=family.null_label,
             sublayers=family.sublayers,
             names=(source.folder and source.folder.labels) or msgspec.UNSET,
+            assumed=source.assumed or msgspec.UNSET,
         ),
         sampler=schedule.sampler,
         steps=schedule.steps,

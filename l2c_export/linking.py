@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from . import artefact, diffusers_folder, diffusers_names, staging, weights
+from . import artefact, diffusers_folder, diffusers_names, notes, staging, weights
 from .files import Report
 from .manifest import FILE, Manifest, Weights
 
@@ -33,10 +33,13 @@ def bind(folder: Path, source: str, report: Report = id) -> Manifest:
         linked = artefact.write_json(stage / FILE, linked)
     for build in stale.values():
         report(f"its engines for {build.backend} held the old weights: run l2c build {folder} --backend {build.backend} again")
+    for each in linked.model.assumed or ():
+        report(f"assumed when it was compiled: {each}")
     return linked
 
 
 def checkpoint(source: Path, manifest: Manifest) -> weights.Tensors:
     """The tensors of an artefact's model from what `--weights` means.  Raises WeightsError for those of another model."""
     found = diffusers_folder.checkpoint(source)
+    notes.check_same(found, manifest.model.arch)
     return diffusers_names.for_model(found, manifest.model.family, manifest.model.arch).tensors(manifest.tensors)

@@ -49,6 +49,7 @@ class Model(Record, frozen=True, kw_only=True):
     null_label: int | None
     sublayers: tuple[str, ...]  # column -> name
     names: dict[str, int] | msgspec.UnsetType = msgspec.UNSET  # of the class labels
+    assumed: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET  # of the architecture, where nothing said it
 
 
 class Guidance(Record, frozen=True, kw_only=True):

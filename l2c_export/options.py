@@ -10,6 +10,7 @@ from .backends import AUTO, BACKENDS, PRECISIONS
 from .diffusers_folder import Folder
 from .errors import ModelError, ScheduleError, UsageError
 from .models.base import Family
+from .models.evidence import Asked, architecture
 from .pipeline import LINKS
 from .program import DTYPES
 from .samplers import SAMPLERS, unlike
@@ -91,18 +92,20 @@ class Source:
     seed: int | None
     folder: Folder | None = None  # the pipeline of diffusers that it is from
     vae: Path | None = None  # an AutoencoderKL of diffusers
+    assumed: tuple[str, ...] = ()  # of the model, where nothing says it
 
-    def describe(self) -> str:
-        """One line: what was understood."""
+    def describe(self) -> list[str]:
+        """Lines: what was understood, the architecture, and what of it was assumed."""
         computed = sum(len(call.computed) for call in self.schedule.calls)
         total = self.schedule.columns * len(self.schedule.calls)
         bound = f"random weights, seed {self.seed}" if self.seed is not None else "no weights"
         threshold = "" if self.schedule.threshold is None else f" at threshold {self.schedule.threshold:.9g}"
-        return (
+        return [
             f"{self.name or self.family.name}, {self.schedule.columns} sublayers, {self.schedule.sampler} with "
             f"{self.schedule.steps} steps: {computed} of {total} sublayers computed{threshold}, "
-            f"{self.checkpoint.path if self.checkpoint else bound}"
-        )
+            f"{self.checkpoint.path if self.checkpoint else bound}",
+            *architecture(self.family, self.assumed),
+        ]
 
 
 def resolve(options: Options) -> Source:
@@ -115,16 +118,17 @@ def resolve(options: Options) -> Source:
     learned = _read(options.schedule or FULL)
     kind, columns = (None, None) if isinstance(learned, str) else (learned.family, learned.columns)
     folder = _folder(options.model)
-    family: Family
-    name: str | None
+    asked = Asked("dit") if folder else models.ask(options.model, kind, columns, checkpoint)
+    if kind not in (None, asked.kind):
+        raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {asked.kind}: check --model")
     if folder:
-        family, name = models.build("dit", folder.arch), folder.name
+        family, name, assumed = models.Resolved(models.build("dit", folder.arch), folder.name)
         if seed is None:
             checkpoint = diffusers_names.for_model(checkpoint, "dit", folder.arch) if checkpoint else folder.checkpoint
     else:
-        family, name = models.resolve(options.model, kind, columns, checkpoint.shapes if checkpoint else None)
-    if kind not in (None, family.name):
-        raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {family.name}: check --model")
+        family, name, assumed = models.find(asked, checkpoint)
+    if checkpoint:
+        checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
     _check_sublayers(options.fp32, family)
     scheduler = _scheduler(options.sampler, folder)
     schedule = _schedule(options, family, learned, scheduler)
@@ -136,7 +140,7 @@ def resolve(options: Options) -> Source:
         raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
     schedule = schedule if options.cache else schedule.uncached()
     scale = 1.0 if guidance == "none" else family.default_guidance[1]
-    return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, _vae(options, folder))
+    return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, _vae(options, folder), assumed)
 
 
 def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
@@ -216,7 +220,7 @@ def _schedule(
         threshold = options.threshold
         if threshold is None:
             threshold = routers.default_threshold(family.name, family.latent[1])
-        if scheduler and family.name != "dit":
+        if scheduler and family.default_sampler != "ddim":
             raise UsageError(f"--sampler {options.sampler}: a router of {family.name} is for {family.default_sampler}")
         return learned.schedule(threshold, options.steps, columns, scheduler)
     if options.threshold is not None:

@@ -13,12 +13,13 @@ import torch
 from . import checkpoints
 from .errors import ScheduleError, UsageError
 from .files import small
+from .models import FAMILIES
 from .models.base import Family
 from .schedule import Schedule, Source, file_source, from_scores
 from .schedulers import Scheduler
 
 REMEDY = "give a .pt file that the router's training has saved"
-LEAST_ROWS = {"dit": 1, "uvit": 2}  # one per network evaluation, of which a step of DPM-Solver++ makes two
+LEAST_ROWS = {"ddim": 1, "dpm-solver++": 2}  # one per network evaluation, of which a step of DPM-Solver++ makes two
 MOST_ROWS, MOST_COLUMNS = 1000, 2**14  # samplers have no more steps, models no more sublayers
 
 
@@ -26,9 +27,14 @@ class Router(NamedTuple):
     """The logits of a router file: one row per step, two columns per block."""
 
     path: Path
-    family: str  # "dit" or "uvit", which differ in the file's layout
+    family: str
     logits: torch.Tensor  # (rows, columns) float32
     source: Source
+
+    @property
+    def sampler(self) -> str:
+        """The one that a router of this family is made for."""
+        return str(FAMILIES[self.family].default_sampler)
 
     @property
     def columns(self) -> int:
@@ -56,7 +62,7 @@ class Router(NamedTuple):
             raise UsageError(f"--threshold {threshold}: must be between 0 and 1")
         active = torch.sigmoid(self.logits) > torch.tensor(threshold, dtype=torch.float32)
         computed = [row[:columns].nonzero().flatten().tolist() for row in active]
-        return from_scores(self.family, steps, computed, columns, threshold, self.source, scheduler)
+        return from_scores(self.family, self.sampler, steps, computed, columns, threshold, self.source, scheduler)
 
 
 def read(path: Path) -> Router:
@@ -68,7 +74,9 @@ def read(path: Path) -> Router:
     state = checkpoints.load(path, ScheduleError, "a router", REMEDY)
     family = "uvit"
     if isinstance(state, Mapping) and "routers" in state:
-        state, family = state["routers"], "dit"
+        state, family = state["routers"], state.get("family", "dit")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ScheduleError(f"{path}: a router of unknown family {family!r}: known are {', '.join(FAMILIES)}")
     if not isinstance(state, Mapping) or not state or not all(map(checkpoints.is_plain, state.values())):
         raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..: {REMEDY}")
     expected = [f"{i}.prob" for i in range(len(state))]
@@ -85,18 +93,21 @@ def read(path: Path) -> Router:
     logits = torch.stack(rows).float()
     if not logits.isfinite().all():
         raise ScheduleError(f"{path}: the router holds NaN or infinite logits: {REMEDY}")
-    if len(rows) < LEAST_ROWS[family]:
-        raise ScheduleError(
-            f"{path} is not a router: {len(rows)} row, where a {family} has {LEAST_ROWS[family]} or more: {REMEDY}"
-        )
-    return Router(path, family, logits, source)
+    router = Router(path, family, logits, source)
+    if len(rows) < (least := LEAST_ROWS.get(router.sampler, 1)):
+        raise ScheduleError(f"{path} is not a router: {len(rows)} row, where a {family} has {least} or more: {REMEDY}")
+    return router
 
 
 def encode(family: str, logits: torch.Tensor, optimizer: Mapping[str, Any], args: argparse.Namespace) -> bytes:
-    """A router file in the reference's layout for a family: logits (rows, columns) float32, as `read` takes them."""
+    """A router file in the reference's layout: logits (rows, columns) float32, as `read` takes them.
+
+    U-ViT's has the rows alone.  DiT's is that of all others, too, which say whose it is.
+    """
     rows = {f"{i}.prob": row.clone() for i, row in enumerate(logits)}
+    whole = {"routers": rows, "opt": dict(optimizer), "args": args}
     data = io.BytesIO()
-    torch.save(rows if family == "uvit" else {"routers": rows, "opt": dict(optimizer), "args": args}, data)
+    torch.save(rows if family == "uvit" else whole if family == "dit" else {**whole, "family": family}, data)
     return data.getvalue()
 
 

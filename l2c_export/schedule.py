@@ -190,25 +190,25 @@ def mask_rule(data: bytes) -> str | None:
     return "mask:" + ",".join(str(int(entry)) for entry in mask)
 
 
-def router_rows(family: str, steps: int) -> tuple[int | None, ...]:
+def router_rows(sampler: str, steps: int) -> tuple[int | None, ...]:
     """The row of a Learning-to-Cache router that every call follows, None for a full call (SEMANTICS of the reference):
 
-    DiT with DDIM: call n uses row i = steps - 1 - n; it is a cached call if i is even, except the first.  So it is with
+    With DDIM, call n uses row i = steps - 1 - n; it is a cached call if i is even, except the first.  So it is with
     a scheduler of diffusers, which also evaluates once per step, at other timesteps.
-    U-ViT with DPM-Solver++: the first evaluation of solver step j >= 1 uses row j; the midpoints are full.
+    With DPM-Solver++, the first evaluation of solver step j >= 1 uses row j; the midpoints are full.
     """
-    if family == "uvit":
+    if sampler == "dpm-solver++":
         return tuple(j // 2 if j % 2 == 0 and j else None for j in range(steps // 2 * 2))
     return tuple(i if i % 2 == 0 and i != steps - 1 else None for i in reversed(range(steps)))
 
 
 def from_scores(
-    family: str, steps: int, computed_of_row: Sequence[Sequence[int]], columns: int, threshold: float, source: Source,
-    scheduler: Scheduler | None = None,
+    family: str, sampler: str, steps: int, computed_of_row: Sequence[Sequence[int]], columns: int, threshold: float,
+    source: Source, scheduler: Scheduler | None = None,
 ) -> Schedule:  # fmt: skip
-    """A router's rows placed at their calls."""
-    sampler = "dpm-solver++" if family == "uvit" else scheduler.kind if scheduler else "ddim"
-    computed = [range(columns) if row is None else computed_of_row[row] for row in router_rows(family, steps)]
+    """A router's rows placed at the calls of its family's sampler, or of a scheduler of diffusers in its place."""
+    sampler = scheduler.kind if scheduler else sampler
+    computed = [range(columns) if row is None else computed_of_row[row] for row in router_rows(sampler, steps)]
     return make(family, sampler, steps, columns, computed, threshold, source, scheduler)
 
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import binding, pipeline, runtime
+from . import binding, models, pipeline, runtime
 from .binding import Bound
 from .manifest import Manifest
+from .models.evidence import architecture
 from .program import split_at
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ def verify(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = N
                                tolerance.share(error, want[n]) <= 1))  # fmt: skip
     wrong = next((check.index for check in calls if not check.passed), None)
     place = None if wrong is None else locate(asked, reference, want, wrong, tolerance)
-    setting = {"backend": pipe.backend, "link": pipe.link, "precision": pipe.manifest.precision, **reference.setting}
+    setting = {"backend": pipe.backend, "link": pipe.link, "precision": pipe.manifest.precision,
+               "assumed": list(pipe.manifest.model.assumed or ()), **reference.setting}  # fmt: skip
     return Verdict(wrong is None, tolerance.atol, tolerance.rtol, tuple(calls), place, setting)
 
 
@@ -271,6 +273,14 @@ def table(verdict: Verdict) -> list[tuple[object, ...]]:
         for c in verdict.calls
     ]  # fmt: skip
     return [head, *rows]
+
+
+def basis(manifest: Manifest) -> list[str]:
+    """Lines: what was assumed of the architecture, if anything was; the reference has the same, so no comparison shows it."""
+    if not manifest.model.assumed:
+        return []
+    lines = architecture(models.build(manifest.model.family, manifest.model.arch), manifest.model.assumed)
+    return [*lines, "the reference assumes the same: if that is wrong, so are both"]
 
 
 def summary(verdict: Verdict) -> str:

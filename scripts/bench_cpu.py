@@ -89,7 +89,7 @@ def compile_all(root: Path, names: list[str], model: str, profile: tuple[int, ..
     from l2c_export.models import resolve
     from l2c_export.options import Options
 
-    family, _ = resolve(model, None, None, None)
+    family = resolve(model, None, None, None).family
     (root / "schedule.json").write_bytes(fixed_schedule(profile, len(family.sublayers)).to_json())
     first = root / "weights" / "weights.safetensors"
     common = {"schedule": str(root / "schedule.json"), "model": model}

@@ -357,7 +357,7 @@ def _tensors(path: Path) -> Any:
 
 
 def _model(path: Path) -> Any:
-    family, _ = models.resolve(str(path), None, None, None)
+    family = models.resolve(str(path), None, None, None).family
     return family.tensors()
 
 

@@ -48,7 +48,7 @@ ASKED = {
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
            "weights.py", "cache.py", "files.py", "staging.py", "consistency.py", "binding.py", "hoisted.py",
            "decoder.py", "diffusers_folder.py", "diffusers_names.py", "diffusers_live.py", "diffusers_pipeline.py",
-           "schedulers.py", "samplers.py", "schedule.py", "extras.py", "turn.py", "asked.py",
+           "notes.py", "schedulers.py", "samplers.py", "schedule.py", "extras.py", "turn.py", "asked.py",
            "backends/__init__.py", "backends/onnxruntime_backend.py", "backends/onnxruntime_cuda.py",
            "backends/openvino_backend.py", "backends/cuda.py", "backends/dlpack.py"}  # fmt: skip
 COMPILER = {

@@ -137,6 +137,7 @@ def tree() -> dict[str, tuple[int, int]]:
 # data on stdout, all else on stderr
 
 LOG = r"dit, 6 sublayers, ddim with 7 steps: 32 of 42 sublayers computed at threshold 0\.1, model\.safetensors\n"
+LOG += r"dit, 3 x 32, 2 heads, 10 classes \+ null, pictures of 64 x 64, latents 4 x 8 x 8\n"
 WHERE = r"backend: \w+ \(.*\n"
 
 

@@ -274,4 +274,4 @@ def test_a_checkpoint_whose_shapes_are_absurd_is_refused(tmp_path):
     shapes = {"x_embedder.proj.weight": (2**40, 4, 2, 2), "pos_embed": (1, 4, 2**40), "blocks.0.mlp.fc1.weight": (2**42, 2**40)}
     shapes |= {"y_embedder.embedding_table.weight": (11, 2**40), "final_layer.linear.weight": (32, 2**40)}
     with pytest.raises(ModelError, match="hidden_size is 1099511627776: must be from 0 to 1048576"):
-        models.resolve(None, None, None, shapes)
+        models.resolve(None, None, None, weights.Checkpoint(tmp_path, shapes, np.zeros))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from l2c_export.models.uvit import UViT
 from l2c_export.options import resolve
 from l2c_export.program import DTYPES, LOOP, PLAIN_OPS, WEIGHT, rows_of
 from l2c_export.samplers import updates
+from l2c_export.weights import Checkpoint
 
 CASES = sorted(path.name for path in OWN_CASES.iterdir())
 every_case = pytest.mark.parametrize("name", CASES)
@@ -142,12 +144,12 @@ PAPERS = {  # millions of parameters: table 4 of arXiv 2212.09748, table 1 of 22
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_name_has_the_parameters_of_its_paper(name):
-    family, known = models.resolve(name, None, None, None)
-    assert known == name
+    family, known, assumed = models.resolve(name, None, None, None)
+    assert (known, assumed) == (name, ())
     assert sum(math.prod(shape) for shape in family.tensors().values()) == pytest.approx(PAPERS[name] * 1e6, rel=0.01)
     assert family.latent == ((4, 64, 64) if "@512" in name else (4, 32, 32))
     assert family.labels == family.null_label == 1000
-    assert models.resolve(None, None, None, family.tensors())[0].arch == family.arch, "the shapes alone say the same"
+    assert models.resolve(None, None, None, shaped(family)).family.arch == family.arch, "the shapes alone say the same"
 
 
 @pytest.mark.parametrize("name", ["DiT-XL", "DiT-XL/3", "DiT-Q/2", "DiT-XL/2@1024", "U-ViT-H", "U-ViT-H/8", "U-ViT-XL/2", "",
@@ -214,15 +216,37 @@ def test_the_shapes_of_a_checkpoint_show_its_architecture(drawn):
     assert family.from_tensors(family(arch).tensors(), arch) == arch
 
 
+def shaped(family, name="w.pt", **args):
+    """A checkpoint of a model, of which only the shapes and what its training noted count."""
+    return Checkpoint(Path(name), family.tensors(), np.zeros, args)
+
+
 def described(path, **arch):
     path.write_text(json.dumps({"family": "dit", "arch": {"hidden_size": 32, "num_heads": 2, "depth": 2, **arch}}))
     return models.resolve(str(path), None, None, None)[0]
 
 
-def test_unknown_keys_of_an_architecture_are_ignored(tmp_path):
+def test_what_a_description_leaves_out_is_that_of_xl(tmp_path):
     plain = described(tmp_path / "m.json").arch
-    assert described(tmp_path / "m.json", use_checkpoint=False, flash=[1, {"a": None}]).arch == plain
-    assert plain == dit.Arch(hidden_size=32, num_heads=2, depth=2), "what is left out is DiT-XL/2's"
+    assert described(tmp_path / "m.json", use_checkpoint=False).arch == plain, "which only saves memory in training"
+    assert plain == dit.Arch(hidden_size=32, num_heads=2, depth=2)
+
+
+@pytest.mark.parametrize(("key", "says"), [
+    ("num_head", "'num_head': use num_heads"), ("qk_norm", "'qk_norm': known are input_size, "),
+    ("img_size", "'img_size': use input_size"),
+])  # fmt: skip
+def test_unknown_keys_of_an_architecture_are_refused(tmp_path, key, says):
+    with pytest.raises(ModelError, match=rf"m\.json: unknown key {says}"):
+        described(tmp_path / "m.json", **{key: 1})
+
+
+def test_unknown_keys_beside_an_architecture_are_refused_but_for_those_of_a_recorded_run(tmp_path):
+    arch = {"hidden_size": 32, "num_heads": 2, "depth": 2}
+    (tmp_path / "m.json").write_text(json.dumps({"family": "dit", "arch": arch, "prediction": "velocity"}))
+    with pytest.raises(ModelError, match="unknown key 'prediction': known are family, arch"):
+        models.resolve(str(tmp_path / "m.json"), None, None, None)
+    assert models.resolve(str(case("dit_batch3_no_cfg").path / "config.json"), None, None, None)
 
 
 @pytest.mark.parametrize(("wrong", "says"), [

@@ -27,7 +27,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from l2c_export import cli, models, routers
-from l2c_export.errors import UsageError
+from l2c_export.errors import ScheduleError, UsageError
+from l2c_export.models import dit
+from l2c_export.models.dit import DiT
 from l2c_export.models.eager import Denoiser
 from l2c_export.models.updates import update
 from l2c_export.samplers import updates
@@ -51,7 +53,7 @@ FAMILIES = {"dit": ("dit_tiny_lowvar", 6), "uvit": ("uvit_tiny_oddnfe", 8)}  # a
 
 def model_of(kind, dtype=torch.float32):
     chosen = case(FAMILIES[kind][0])
-    family, _ = models.resolve(str(chosen.path / "config.json"), None, None, None)
+    family = models.resolve(str(chosen.path / "config.json"), None, None, None).family
     weights = load_file(chosen.path / "model.safetensors")
     return family, {name: torch.from_numpy(value).to(dtype) for name, value in weights.items()}
 
@@ -90,7 +92,7 @@ def lesson_of(request):
 
 @pytest.mark.parametrize("chosen", all_cases(), ids=lambda c: c.path.name)
 def test_the_pairs_are_the_cached_calls_of_the_reference(chosen):
-    family, _ = models.resolve(str(chosen.path / "config.json"), None, None, None)
+    family = models.resolve(str(chosen.path / "config.json"), None, None, None).family
     golden = chosen.golden
     pairs = make_pairs(family, chosen.config.get("num_steps") or chosen.config["nfe"])
     cached = np.flatnonzero(golden["nfe_cached"])
@@ -548,7 +550,7 @@ def test_too_large_a_batch_is_one_line(tmp_path, monkeypatch):
 
 
 def test_images_of_all_forms_are_the_same(tmp_path):
-    family, _ = models.resolve(str(pixel_model(tmp_path, 1)), None, None, None)
+    family = models.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), np.uint8)
     floats = pixels.transpose(0, 3, 1, 2).astype(np.float64) / 127.5 - 1
     read = []
@@ -588,7 +590,7 @@ FINE = {"latents": np.zeros((2, 1, 4, 4), np.float32), "labels": np.array([0, 2]
 ], ids=range(13))  # fmt: skip
 def test_data_that_cannot_be_used_are_refused(tmp_path, arrays, problem):
     np.savez(tmp_path / "data.npz", **arrays)
-    family, _ = models.resolve(str(pixel_model(tmp_path, 1)), None, None, None)
+    family = models.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
     with pytest.raises(UsageError, match=re.escape(f"data.npz: {problem}")):
         data.read(tmp_path / "data.npz", family)
 
@@ -614,11 +616,53 @@ def here(tmp_path_factory):
     os.chdir(before)
 
 
-def test_the_weights_say_which_model_it_is(here):
-    line = "--weights model.safetensors --steps 4 --data self --batch 2 --iterations 1 --out unnamed"
-    done = invoke(f"train {line}")
+def test_what_the_weights_do_not_say_of_their_model_is_asked_for_or_said_by_their_training(here):
+    line = "--steps 4 --data self --batch 2 --iterations 1 --out unnamed"
+    done = invoke(f"train {line} --weights model.safetensors")
+    assert done.exit_code == 1
+    assert "model.safetensors does not show how many heads it has" in done.stderr
+    state = {name: torch.from_numpy(value) for name, value in load_file("model.safetensors").items()}
+    torch.save({"ema": state, "args": {"num_heads": 2, "num_classes": 10}}, "noted.pt")
+    done = invoke(f"train {line} --weights noted.pt")
     shutil.rmtree("unnamed", ignore_errors=True)
     assert done.exit_code == 0, done.stderr
+    assert "dit, 3 x 32, 2 heads, 10 classes + null" in done.stderr
+    assert "assumed: that it predicts noise" in done.stderr
+
+
+# families
+
+
+class Third(DiT):
+    """A family of somebody else."""
+
+    name = "third"
+
+    @staticmethod
+    def named(name):
+        return None
+
+
+@pytest.mark.parametrize(("sampler", "rows"), [("ddim", (3, 3)), ("dpm-solver++", (2, 4))])
+def test_a_router_of_another_family_is_that_familys(tmp_path, monkeypatch, sampler, rows):
+    monkeypatch.setitem(models.FAMILIES, "third", Third)
+    monkeypatch.setattr(Third, "default_sampler", sampler)
+    arch = {"input_size": 4, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
+    (tmp_path / "m.json").write_text(json.dumps({"family": "third", "arch": arch}))
+    line = f"--model {tmp_path}/m.json --weights random"
+    found = trained(f"train {line} --steps 6 --batch 1 --data self --iterations 1 --out {tmp_path}/out --json")
+    assert found["family"] == "third"
+    assert routers.read(tmp_path / "out/router.pt").family == "third"
+    made = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
+    assert (made.family, made.sampler) == ("third", sampler)
+    cached = len(make_pairs(Third(dit.Arch(**arch)), 6))
+    assert (cached, 6 - cached) == rows
+    for learned in (f"router.pt --threshold {found['threshold']}", "schedule.json"):
+        done = invoke(f"export --schedule {tmp_path}/out/{learned} {line} --dry-run")
+        assert done.exit_code == 0, done.stderr
+    monkeypatch.delitem(models.FAMILIES, "third")
+    with pytest.raises(ScheduleError, match="a router of unknown family 'third': known are dit, uvit"):
+        routers.read(tmp_path / "out/router.pt")
 
 
 @pytest.mark.parametrize(("options", "code", "problem"), [

@@ -2,60 +2,67 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ..errors import ModelError
 from ..files import small
-from .base import Family, check_total, fields_of
+from ..notes import size
+from ..weights import Checkpoint
+from . import foreign
+from .base import Family, check_keys, check_total, fields_of
 from .dit import DiT
+from .evidence import Asked, described, of_weights
 from .uvit import UViT
 
 FAMILIES: dict[str, Any] = {family.name: family for family in (DiT, UViT)}
-DEFAULTS = {"dit": "DiT-XL/2", "uvit": "U-ViT-H/2"}
+RECORDED = "router_file"  # a key of a recorded run's configuration, which says more than its model
 EXAMPLES = "DiT-XL/2, DiT-S/4@512, U-ViT-H/2, a pipeline folder of diffusers, or a JSON file with family and arch"
 
 
-def resolve(
-    model: str | None, router_family: str | None, router_columns: int | None, shapes: Mapping[str, tuple[int, ...]] | None
-) -> tuple[Family, str | None]:
-    """The model that the user means, and its name if it has one.
+class Resolved(NamedTuple):
+    """A model, its name if it has a published one, and what of it nothing says."""
 
-    `model` is a name or a JSON file.  Left out, the weights' shapes decide, and without weights a router's width
-    does (56 is DiT-XL/2, 58 is U-ViT-H/2).  The weights' shapes override what a name says.
+    family: Family
+    name: str | None
+    assumed: tuple[str, ...] = ()
+
+
+def resolve(
+    model: str | None, router_family: str | None, router_columns: int | None, checkpoint: Checkpoint | None
+) -> Resolved:
+    """The model that the user means: `ask`, then `find`."""
+    return find(ask(model, router_family, router_columns, checkpoint), checkpoint)
+
+
+def ask(model: str | None, router_family: str | None, router_columns: int | None, checkpoint: Checkpoint | None) -> Asked:
+    """What the user says of the model: `--model`, a name or a JSON file.
+
+    Left out, the weights say the family, and without weights a router's width is that of a published model.
     """
-    name: str | None = None
-    if model is None and shapes is None:
-        default = {("dit", 56): "DiT-XL/2", ("uvit", 58): "U-ViT-H/2"}.get((router_family or "", router_columns or 0))
-        if default is None:
-            wide = f"a router of width {router_columns}" if router_columns else "this schedule"
-            raise ModelError(f"{wide} does not say which model it is for: give --model ({EXAMPLES}) or --weights")
-        model = default
-    if model is None:
-        kind, arch = _family_of(shapes or {}), None
-    elif Path(model).suffix == ".json":
-        kind, arch = _from_file(Path(model))
-    else:
-        kind, arch = _from_name(model)
-        name = model
-    family = FAMILIES[kind]
-    if shapes is not None and (arch is None or name is not None):
-        try:
-            seen = family.from_tensors(shapes, arch or family.arch_type())
-        except KeyError as error:
-            raise ModelError(f"the weights are not those of a {kind} model: there is no {error}; check --model") from None
-        except (ArithmeticError, ValueError, IndexError):
-            raise ModelError(
-                f"the weights are not those of a {kind} model: its tensors have other shapes; check --model"
-            ) from None
-        name = name if arch in (None, seen) else None
-        arch = seen
+    if model is not None:
+        return _from_file(Path(model)) if Path(model).suffix == ".json" else _from_name(model, checkpoint)
+    if checkpoint is not None:
+        return Asked(_family_of(checkpoint))
+    default = {("dit", 56): "DiT-XL/2", ("uvit", 58): "U-ViT-H/2"}.get((router_family or "", router_columns or 0))
+    if default is None:
+        wide = f"a router of width {router_columns}" if router_columns else "this schedule"
+        raise ModelError(f"{wide} does not say which model it is for: give --model ({EXAMPLES}) or --weights")
+    assumed = f"the model {default}, which has the router's {router_columns} columns"
+    return _from_name(default, None)._replace(assumed=(assumed,))
+
+
+def find(asked: Asked, checkpoint: Checkpoint | None) -> Resolved:
+    """The model that fits what was asked for and the checkpoint.  Raises ModelError where these do not say all of it."""
+    family = FAMILIES[asked.kind]
+    arch, assumed = of_weights(family, asked, checkpoint) if checkpoint else described(family, asked)
     made = family(arch)
     check_total(made)
-    return made, name
+    return Resolved(made, asked.name if asked.name and family.named(asked.name) == arch else None, assumed)
 
 
 def build(kind: str, arch: Mapping[str, Any]) -> Family:
@@ -70,30 +77,38 @@ def is_name(model: str) -> bool:
     return any(family.named(model) is not None for family in FAMILIES.values())
 
 
-def _from_name(model: str) -> tuple[str, Any]:
+def _from_name(model: str, checkpoint: Checkpoint | None) -> Asked:
+    """A name stands for a size; for a size of pictures, too, if it says one, and without weights for all of a model."""
     for kind, family in FAMILIES.items():
         if (arch := family.named(model)) is not None:
-            return kind, arch
+            fields: dict[str, Any] = msgspec.structs.asdict(arch)
+            pixels = {name: value for name, value in fields.items() if name in ("input_size", "img_size") and "@" in model}
+            return Asked(kind, fields if checkpoint is None else {**size(arch), **pixels}, model)
     raise ModelError(f"unknown model {model!r}: use for example {EXAMPLES}")
 
 
-def _from_file(path: Path) -> tuple[str, Any]:
+def _from_file(path: Path) -> Asked:
     try:
-        config = msgspec.json.decode(small(path), type=dict[str, Any])
-        kind = config["family"]
+        config = msgspec.json.decode(small(path).removeprefix(codecs.BOM_UTF8), type=dict[str, Any])
+        kind, arch = config["family"], config["arch"]
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"{path}: unknown family {kind!r}: known are {', '.join(FAMILIES)}")
-        return kind, fields_of(FAMILIES[kind].arch_type, config["arch"])
+        if RECORDED not in config:
+            check_keys(config, ("family", "arch"))
+        known = msgspec.structs.asdict(fields_of(FAMILIES[kind].arch_type, arch))
+        return Asked(kind, {name: value for name, value in known.items() if name in arch}, described=True)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
     except OSError as error:
         raise ModelError(f"--model {path}: {error.strerror}: use for example {EXAMPLES}") from None
     except KeyError as error:
         raise ModelError(f"{path}: the key {error} is missing: a model needs family and arch") from None
-    except (msgspec.MsgspecError, AttributeError, RecursionError, ValueError) as error:
+    except (msgspec.MsgspecError, AttributeError, RecursionError, TypeError, ValueError) as error:
         raise ModelError(f"{path} does not describe a model: {error}") from None
 
 
-def _family_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _family_of(checkpoint: Checkpoint) -> str:
     for kind, mark in (("dit", "x_embedder.proj.weight"), ("uvit", "patch_embed.proj.weight")):
-        if mark in shapes:
+        if mark in checkpoint.shapes:
             return kind
-    raise ModelError(f"the weights are of no known model (their first tensor is {next(iter(shapes), 'none')}): give --model")
+    raise ModelError(f"{checkpoint.path}: l2c-export knows DiT and U-ViT, and {foreign.what(checkpoint.shapes)}")

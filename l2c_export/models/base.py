@@ -7,6 +7,7 @@ A family writes its call once, as Python, against a `Runner`.  `Recorder` (here)
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,10 +198,23 @@ def record(family: Family, types: Types = Types(), history: int = 0) -> Recorded
     return Recorded(Graph(tuple(run.nodes), run.values, outputs, family.sublayers), run.flops)
 
 
+# Keys of the reference's own configurations that change no number: what saves memory in training.
+WITHOUT_EFFECT = {"use_checkpoint"}
+
+
 def fields_of(arch_type: type, given: Mapping[str, Any]) -> Any:
-    """Build an architecture record from a configuration, ignoring keys it does not know."""
-    known = {f.name for f in msgspec.structs.fields(arch_type)}
+    """Build an architecture record from a configuration.  Raises ModelError for a key that is not known."""
+    known = [f.name for f in msgspec.structs.fields(arch_type)]
+    check_keys(given, known, WITHOUT_EFFECT)
     return msgspec.convert({k: v for k, v in given.items() if k in known}, arch_type)
+
+
+def check_keys(given: Mapping[str, Any], known: Sequence[str], tolerated: Collection[str] = ()) -> None:
+    """Raise ModelError naming the first key that is not known, and the nearest that is."""
+    for key in given:
+        if key not in known and key not in tolerated:
+            close = difflib.get_close_matches(key, known, 1)
+            raise ModelError(f"unknown key {key!r}: {f'use {close[0]}' if close else 'known are ' + ', '.join(known)}")
 
 
 # What no model comes near, and what would take forever to find out.
@@ -210,7 +224,7 @@ LARGEST, DEEPEST, MOST_PARAMETERS, MOST_PIXELS = 2**20, 2**10, 2**40, 2**20
 def check_sizes(arch: Any, may_be_zero: Collection[str] = ()) -> None:
     """Raise ModelError for a size that is no size."""
     for name, value in msgspec.structs.asdict(arch).items():
-        if isinstance(value, bool):
+        if isinstance(value, (bool, str)):
             continue
         if value <= 0 and name not in may_be_zero:
             raise ModelError(f"the model's {name} is {shown(value)}: must be more than 0")
@@ -226,6 +240,26 @@ def check_total(family: Family) -> None:
     _, height, width = family.latent
     if parameters > MOST_PARAMETERS or height * width > MOST_PIXELS:
         raise ModelError(f"{family.name}: {parameters:,} parameters and latents of {height}x{width}: check --model")
+
+
+def width_of(arch: Any) -> int:
+    """The width of the tokens, by whatever name; 0 without one."""
+    return int(getattr(arch, "hidden_size", getattr(arch, "embed_dim", 0)))
+
+
+def summary(family: Family) -> str:
+    """One line: depth x width, heads, classes and picture size."""
+    arch, width = family.arch, width_of(family.arch)
+    size = [f"{arch.depth} x {width}"] if width and hasattr(arch, "depth") else [f"{len(family.sublayers)} sublayers"]
+    heads = [f"{arch.num_heads} heads"] if hasattr(arch, "num_heads") else []
+    classes = f"{family.labels} classes {'without' if family.null_label is None else '+'} null"
+    channels, height, wide = family.latent
+    if channels in (1, 3):
+        picture = f"pictures of {height} x {wide} pixels"
+    else:
+        of = f"pictures of {8 * height} x {8 * wide}, " if channels == 4 else ""
+        picture = f"{of}latents {channels} x {height} x {wide}"
+    return ", ".join([family.name, *size, *heads, classes, picture])
 
 
 def shown(number: float) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import ModelError
 from . import layers
 from .base import Runner, Segment, check_sizes
+from .unshown import IMAGENET, Unshown, last_row, side
 
 # size -> depth, width, heads (table 1 of the paper)
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -45,6 +46,9 @@ class DiT:
     arch_type: ClassVar[type] = Arch
     default_sampler: ClassVar[str] = "ddim"
     default_guidance: ClassVar[tuple[str, float]] = ("first3", 4.0)
+    shown: ClassVar[tuple[str, ...]] = (
+        "input_size", "patch_size", "in_channels", "hidden_size", "depth", "mlp_ratio", "learn_sigma", "block_embeddings",
+    )  # fmt: skip
 
     def __init__(self, arch: Arch) -> None:
         check_sizes(arch, may_be_zero=["class_dropout_prob", "frequency_shift"])
@@ -87,30 +91,39 @@ class DiT:
     def from_tensors(shapes: Mapping[str, tuple[int, ...]], arch: Arch) -> Arch:
         """The architecture that a checkpoint's shapes show; what they cannot show comes from `arch`."""
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
-        heads = next((h for _, w, h in SIZES.values() if w == width), arch.num_heads)
-        out = shapes["final_layer.linear.weight"][0] // patch**2
-        dropout = 0.0 if arch.class_dropout_prob == 0 else 0.1
         own = "blocks.0.t_embedder.mlp.0.weight" in shapes
-        table = shapes[f"{'blocks.0.' if own else ''}y_embedder.embedding_table.weight"]
-        return Arch(
-            input_size=round(shapes["pos_embed"][1] ** 0.5) * patch,
+        rows, _ = shapes[f"{'blocks.0.' if own else ''}y_embedder.embedding_table.weight"]
+        return msgspec.structs.replace(
+            arch,
+            input_size=side(shapes["pos_embed"][1]) * patch,
             patch_size=patch,
             in_channels=channels,
             hidden_size=width,
             depth=1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("blocks.")),
-            num_heads=arch.num_heads if width == arch.hidden_size else heads,
-            mlp_ratio=shapes["blocks.0.mlp.fc1.weight"][0] / width,
-            class_dropout_prob=arch.class_dropout_prob,
-            num_classes=table[0] - (dropout > 0),
-            learn_sigma=out == 2 * channels,
-            mlp_eps=arch.mlp_eps,
-            frequency_shift=arch.frequency_shift,
+            mlp_ratio=layers.mlp_ratio(width, shapes["blocks.0.mlp.fc1.weight"][0]),
+            num_classes=rows - (arch.class_dropout_prob > 0),
+            learn_sigma=shapes["final_layer.linear.weight"][0] == 2 * channels * patch**2,
             block_embeddings=own,
         )
 
+    @staticmethod
+    def unshown(arch: Arch, said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Unshown:
+        """The number of heads, and whether the last row of the class table is a class."""
+        found = Unshown().with_heads(SIZES, arch.depth, arch.hidden_size, said)
+        rows = shapes[f"{'blocks.0.' if arch.block_embeddings else ''}y_embedder.embedding_table.weight"][0]
+        null = rows > said["num_classes"] if "num_classes" in said else rows == IMAGENET + 1 or None
+        null = said["class_dropout_prob"] > 0 if "class_dropout_prob" in said else null
+        if said.get("num_classes", rows - bool(null)) != rows - bool(null):
+            classes = f"num_classes {said['num_classes']}{' and a null class' if null else ''}"
+            raise ModelError(f"{classes} contradict the weights, whose class table has {rows} rows: check --model")
+        if null is not None:
+            return found.and_known(num_classes=rows - null, class_dropout_prob=0.1 if null else 0.0)
+        usual = {"num_classes": rows - 1, "class_dropout_prob": 0.1}
+        return found.and_missing("num_classes", last_row(rows, f"num_classes {rows - 1}", f"num_classes {rows}"), usual)
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         a = self.arch
-        d, p, hidden = a.hidden_size, a.patch_size, int(a.hidden_size * a.mlp_ratio)
+        d, p, hidden = a.hidden_size, a.patch_size, layers.mlp_width(a.hidden_size, a.mlp_ratio)
         shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, (a.input_size // p) ** 2, d)}
 
         def linear(name: str, out: int, inner: int) -> None:

@@ -79,6 +79,17 @@ def sinusoid(t: Tensor, frequencies: Tensor) -> Tensor:
     return torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
 
 
+def mlp_width(width: int, ratio: float) -> int:
+    """The hidden size of an MLP, as training scripts count it: rounded down."""
+    return int(width * ratio)
+
+
+def mlp_ratio(width: int, hidden: int) -> float:
+    """The ratio of which `mlp_width` makes `hidden`; the quotient alone may lose one to rounding."""
+    ratio = hidden / width
+    return ratio if mlp_width(width, ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
 def patchify(x: Tensor, patch: int, weight: Tensor, bias: Tensor) -> Tensor:
     """A convolution with stride = kernel = patch: x (R, C, H, W) -> (R, T, D), row major over patches."""
     n, c, h, w = x.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import torch
@@ -13,13 +13,19 @@ from torch import Tensor
 from ..errors import ModelError
 from . import layers
 from .base import Runner, Segment, check_sizes
+from .unshown import IMAGENET, Unshown, last_row, side
 
 # size -> depth, width, heads (table 1 of the paper; depth counts the in and out blocks, not the middle)
 SIZES = {"S": (12, 512, 8), "M": (16, 768, 12), "L": (20, 1024, 16), "H": (28, 1152, 16)}
+LATENTS = 4  # channels of Stable Diffusion's latents, of which the published models have its noise schedule
+PIXELS = (
+    "which noise schedule it was trained with (published U-ViTs of {} channels are for pixels, with a continuous VP schedule "
+    "that is not supported: only stable-diffusion is)"
+)
 
 
 class Arch(msgspec.Struct, frozen=True):
-    """Architecture of a U-ViT; `num_classes` counts the null class, which is the last."""
+    """Architecture of a U-ViT; `num_classes` counts the null class, which is the last if `null_class`."""
 
     img_size: int = 32
     patch_size: int = 2
@@ -33,6 +39,8 @@ class Arch(msgspec.Struct, frozen=True):
     num_classes: int = 1001
     conv: bool = False
     skip: bool = True
+    null_class: bool = True
+    noise_schedule: Literal["stable-diffusion"] = "stable-diffusion"  # that it was trained with
 
 
 class UViT:
@@ -42,6 +50,10 @@ class UViT:
     arch_type: ClassVar[type] = Arch
     default_sampler: ClassVar[str] = "dpm-solver++"
     default_guidance: ClassVar[tuple[str, float]] = ("all", 1.4)
+    shown: ClassVar[tuple[str, ...]] = (
+        "img_size", "patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "mlp_time_embed", "num_classes",
+        "conv", "skip",
+    )  # fmt: skip
 
     def __init__(self, arch: Arch) -> None:
         check_sizes(arch, may_be_zero=["depth"])
@@ -54,7 +66,8 @@ class UViT:
             )
         self.arch = arch
         self.latent = (arch.in_chans, arch.img_size, arch.img_size)
-        self.labels, self.null_label = arch.num_classes - 1, arch.num_classes - 1
+        self.labels = arch.num_classes - arch.null_class
+        self.null_label = self.labels if arch.null_class else None
         half = arch.depth // 2
         self.ins, self.outs = [f"in_blocks.{i}" for i in range(half)], [f"out_blocks.{i}" for i in range(half)]
         self.sublayers = tuple(f"{b}.{kind}" for b in (*self.ins, "mid_block", *self.outs) for kind in ("attn", "mlp"))
@@ -87,18 +100,23 @@ class UViT:
 
     @staticmethod
     def from_tensors(shapes: Mapping[str, tuple[int, ...]], arch: Arch) -> Arch:
-        """The architecture that a checkpoint's shapes show; what they cannot show comes from `arch`."""
+        """The architecture that a checkpoint's shapes show; what they cannot show comes from `arch`.
+
+        Raises ModelError for the kinds of U-ViT that have no class labels.
+        """
         width, channels, patch, _ = shapes["patch_embed.proj.weight"]
-        heads = next((h for _, w, h in SIZES.values() if w == width), arch.num_heads)
+        if "label_emb.weight" not in shapes:
+            text = "text to image" if "context_embed.weight" in shapes else "unconditional, as of CIFAR-10 and CelebA"
+            raise ModelError(f"a U-ViT without class labels ({text}) is not supported: give a class-conditional one")
         half = sum(n.startswith("in_blocks.") and n.endswith("norm1.weight") for n in shapes)
-        return Arch(
-            img_size=round((shapes["pos_embed"][1] - 2) ** 0.5) * patch,
+        return msgspec.structs.replace(
+            arch,
+            img_size=side(shapes["pos_embed"][1] - 2) * patch,
             patch_size=patch,
             in_chans=channels,
             embed_dim=width,
             depth=arch.depth if arch.depth // 2 == half else 2 * half,
-            num_heads=arch.num_heads if width == arch.embed_dim else heads,
-            mlp_ratio=shapes["mid_block.mlp.fc1.weight"][0] / width,
+            mlp_ratio=layers.mlp_ratio(width, shapes["mid_block.mlp.fc1.weight"][0]),
             qkv_bias="mid_block.attn.qkv.bias" in shapes,
             mlp_time_embed="time_embed.0.weight" in shapes,
             num_classes=shapes["label_emb.weight"][0],
@@ -106,9 +124,23 @@ class UViT:
             skip="out_blocks.0.skip_linear.weight" in shapes,
         )
 
+    @staticmethod
+    def unshown(arch: Arch, said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Unshown:
+        """The number of heads, whether the last row of the class table is a class, and the noise schedule."""
+        found = Unshown()
+        if "noise_schedule" not in said and arch.in_chans != LATENTS:
+            found = found.and_missing("noise_schedule", PIXELS.format(arch.in_chans))
+        found = found.with_heads(SIZES, arch.depth, arch.embed_dim, said)
+        rows = shapes["label_emb.weight"][0]
+        if "null_class" not in said and rows == IMAGENET + 1:
+            found = found.and_known(null_class=True)
+        elif "null_class" not in said and "num_classes" not in said:
+            found = found.and_missing("null_class", last_row(rows, "null_class true", "null_class false"), {"null_class": True})
+        return found
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         a = self.arch
-        d, p, hidden = a.embed_dim, a.patch_size, int(a.embed_dim * a.mlp_ratio)
+        d, p, hidden = a.embed_dim, a.patch_size, layers.mlp_width(a.embed_dim, a.mlp_ratio)
         shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, 2 + (a.img_size // p) ** 2, d)}
 
         def linear(name: str, out: int, inner: int, bias: bool = True) -> None:

@@ -13,6 +13,7 @@ from .. import artefact, demo, models, routers, staging, weights
 from ..errors import ArtefactError, UsageError
 from ..manifest import Guidance
 from ..models.base import Family
+from ..models.evidence import architecture
 from ..options import GUIDANCE
 from ..program import DTYPES
 from . import data
@@ -95,17 +96,19 @@ class Task(NamedTuple):
     guidance: Guidance
     samples: data.Samples | None  # None: the model's own trajectories
     threshold: float
+    assumed: tuple[str, ...]  # of the model, where nothing says it
 
-    def describe(self) -> str:
-        """One line: what was understood."""
+    def describe(self) -> list[str]:
+        """Lines: what was understood, the architecture, and what of it was assumed."""
         found = f"random weights, seed {self.weights_seed}" if self.checkpoint is None else str(self.checkpoint.path)
         source = (
             f"{len(self.samples.labels)} samples" if self.samples else f"its own trajectories, guidance {self.guidance.scale:g}"
         )
-        return (
+        return [
             f"{self.name or self.family.name}, {found}: {len(self.pairs)} cached of {len(self.calls)} calls, "
-            f"{len(self.family.sublayers)} sublayers in each, trained on {source}"
-        )
+            f"{len(self.family.sublayers)} sublayers in each, trained on {source}",
+            *architecture(self.family, self.assumed),
+        ]
 
 
 def with_demo_files(options: Options) -> Options:
@@ -124,7 +127,7 @@ def resolve(options: Options) -> Task:
         raise UsageError(
             f"--model {options.model}: training knows no pipeline folders: give a name like DiT-XL/2, and --weights"
         )
-    family, name = models.resolve(options.model, None, None, checkpoint.shapes if checkpoint else None)
+    family, name, assumed = models.resolve(options.model, None, None, checkpoint)
     pairs = make_pairs(family, options.steps)
     samples = None if options.data == SELF else data.read(Path(options.data), family)
     threshold = options.threshold
@@ -132,7 +135,7 @@ def resolve(options: Options) -> Task:
         threshold = routers.default_threshold(family.name, family.latent[1])
     check_target(options.out)
     return Task(family, name, checkpoint, seed or 0, full_calls(family, options.steps), pairs, guidance_of(options, family),
-                samples, threshold)  # fmt: skip
+                samples, threshold, assumed)  # fmt: skip
 
 
 def guidance_of(options: Options, family: Family) -> Guidance:

@@ -39,10 +39,10 @@ def full_calls(family: Family, steps: int) -> tuple[FullCall, ...]:
 def make_pairs(family: Family, steps: int) -> tuple[Pair, ...]:
     """The cached calls in sampling order.  Raises UsageError when there is none."""
     calls = full_calls(family, steps)
-    nothing = from_scores(family.name, steps, [()] * steps, len(family.sublayers), 0.0, Source())
+    nothing = from_scores(family.name, family.default_sampler, steps, [()] * steps, len(family.sublayers), 0.0, Source())
     ages = [key.sources[0] for key in make_plan(nothing).keys]
     found = []
-    for n, row in enumerate(router_rows(family.name, steps)):
+    for n, row in enumerate(router_rows(family.default_sampler, steps)):
         if row is not None:
             fill = n - ages[n]
             start = next(k for k in range(fill, -1, -1) if k == 0 or calls[k - 1].ends_step)

@@ -34,7 +34,8 @@ class Training:
         images = self.workers.images(options.batch)
         self.task = resolve(options)
         self.report: Report = report if self.workers.leads else id
-        self.report(self.task.describe())
+        for line in self.task.describe():
+            self.report(line)
         self._fixed = options.fixed(self.task.family)
         found = disk.restore(options.out, self._fixed, options.lambda_)
         if found:

@@ -1,0 +1,32 @@
+"""What a file of weights is that holds no model of ours, as far as the names of its tensors tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# the first mark that a name contains, and what has it
+MARKS = (
+    ("lora", "this is a LoRA: merge it into its model, and give that"),
+    ("double_blocks.", "this looks like FLUX or another model of double blocks: it is not supported"),
+    ("single_transformer_blocks.", "this looks like FLUX: it is not supported"),
+    ("caption_projection.", "this looks like a text-to-image transformer of diffusers: it is not supported"),
+    ("joint_blocks.", "this looks like Stable Diffusion 3: it is not supported"),
+    ("down_blocks.", "this looks like a U-Net or an autoencoder of diffusers: neither is supported as --weights"),
+    ("input_blocks.", "this looks like a U-Net: it is not supported"),
+    ("encoder.down.", "this looks like an autoencoder: give its folder with --vae"),
+    ("text_model.", "this looks like a text encoder: give the transformer"),
+    (
+        "transformer_blocks.",
+        "these are names of diffusers, whose architecture is in a folder: give that of the pipeline with --model FOLDER",
+    ),
+    (".prob", "this looks like a router: give it with --schedule"),
+)
+
+
+def what(names: Iterable[str]) -> str:
+    """The end of a sentence: what this seems to be and what to do."""
+    found = sorted(names)
+    for mark, sentence in MARKS:
+        if any(mark in name for name in found):
+            return sentence
+    return f"this begins with {found[0]}: give weights of one of them" if found else "this holds no tensors: give other weights"
