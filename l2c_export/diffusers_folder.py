@@ -76,29 +76,39 @@ def find(model: str, decoder: bool = False) -> Path | None:
     return hub.folder(model, decoder)
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a path of weights is a folder whose configuration says of which model they are."""
-    return path.is_dir() and ((path / INDEX).is_file() or (path / CONFIG).is_file())
+def describing(path: Path) -> Path | None:
+    """The folder whose configuration says of which model weights are: itself, or the one that the file lies in."""
+    if path.is_dir():
+        return path if (path / INDEX).is_file() or (path / CONFIG).is_file() else None
+    beside = path.parent / CONFIG
+    known = weight_files.parsed(path.name) and beside.is_file() and config(beside).get("_class_name") in TRANSFORMERS
+    return path.parent if known else None
 
 
 def checkpoint(path: Path) -> Checkpoint:
     """What `--weights` means: a checkpoint, a pipeline or transformer folder, or a folder that holds weights alone."""
-    return read(path).checkpoint if is_folder(path) else open_checkpoint(weight_files.path(path))
+    described = path.is_dir() and describing(path)
+    return read(path).checkpoint if described else open_checkpoint(weight_files.path(path))
 
 
 def checkpoint_for(path: Path, family: str, arch: Mapping[str, Any]) -> Checkpoint:
     """The same for a model that is known already.  Raises WeightsError for weights of another one."""
-    if not is_folder(path):
+    folder = check_weights(path, family, arch)
+    if not path.is_dir() or folder is None:
         return for_model(open_checkpoint(weight_files.path(path)), family, arch)
-    found = read(path)
-    _check_same_model(found, family, arch)
-    return for_model(found.stored, family, arch) if arch.get("frequency_shift") else found.checkpoint
+    return for_model(folder.stored, family, arch) if arch.get("frequency_shift") else folder.checkpoint
 
 
-def check_weights(path: Path, family: str, arch: Mapping[str, Any]) -> None:
-    """Refuse, where a folder says of which model its weights are, another one.  Raises WeightsError."""
-    if is_folder(path):
-        _check_same_model(read(path), family, arch)
+def check_weights(path: Path, family: str, arch: Mapping[str, Any]) -> Folder | None:
+    """Refuse weights that say, by the configuration beside them, that they are of another model than this one.
+
+    Returns the folder that they lie in, if it says of which model they are.  Raises WeightsError.
+    """
+    described = describing(path)
+    found = read(described) if described else None
+    if found:
+        _check_same_model(found, family, arch)
+    return found
 
 
 def read(path: Path) -> Folder:

@@ -177,8 +177,8 @@ def _vae(options: Options, folder: Folder | None) -> Path | None:
 def _folder(options: Options) -> Folder | None:
     """The folder of diffusers that `--model` means, if it means one; without it that of `--weights`."""
     if options.model is None:
-        path = Path(options.weights) if options.weights else None
-        return diffusers_folder.read(path) if path and diffusers_folder.is_folder(path) else None
+        described = diffusers_folder.describing(Path(options.weights)) if options.weights else None
+        return diffusers_folder.read(described) if described else None
     found = None if models.is_name(options.model) else diffusers_folder.find(options.model, options.with_vae)
     return diffusers_folder.read(found) if found else None
 
@@ -187,7 +187,7 @@ def _checkpoint(options: Options, folder: Folder | None) -> weights.Checkpoint |
     """The weights that are asked for; of a folder's model under the names of its family."""
     if folder is None:
         return diffusers_folder.checkpoint(Path(options.weights)) if options.weights else None
-    if options.weights is None or options.model is None:
+    if options.weights is None or (options.model is None and Path(options.weights).is_dir()):
         return folder.checkpoint
     return diffusers_folder.checkpoint_for(Path(options.weights), "dit", folder.arch)
 
