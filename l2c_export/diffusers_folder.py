@@ -38,7 +38,7 @@ class Folder:
     def other_pipeline(self) -> str:
         """What to tell of a pipeline that is of another class, or of its own code; or nothing."""
         kind = self.index.pipeline if self.index else None
-        return f"{self.path} is a {kind}: taken for a {PIPELINE}" if kind not in (None, PIPELINE) else ""
+        return f"{model_index.called(self.path)} is a {kind}: taken for a {PIPELINE}" if kind not in (None, PIPELINE) else ""
 
     @property
     def assumed_scheduler(self) -> str:
@@ -149,7 +149,16 @@ def _folder(path: Path, transformer: Path, shape: Config, scheduler: Mapping[str
     check_blocks(stored, shape)
     own = not same_embedders(stored, shape)
     arch, named = shape.arch(own), renamed(stored, shape, own)
-    return Folder(path, _name(path), arch, stored, named, scheduler, index.labels if index else {}, index)
+    return Folder(
+        path,
+        Path(model_index.called(path.resolve())).name,
+        arch,
+        stored,
+        named,
+        scheduler,
+        index.labels if index else {},
+        index,
+    )
 
 
 def autoencoder(index: Index) -> Path:
@@ -183,9 +192,3 @@ def _check_same_model(folder: Folder, family: str, arch: Mapping[str, Any]) -> N
             raise WeightsError(
                 f"{folder.path}: its {name} is {folder.arch[name]}, the model's {arch.get(name)}: give weights of this model"
             )
-
-
-def _name(path: Path) -> str:
-    """What people call it; in the cache of the hub a folder is models--OWNER--NAME/snapshots/REVISION."""
-    path = path.resolve()
-    return path.parents[1].name.split("--")[-1] if path.parent.name == "snapshots" else path.name

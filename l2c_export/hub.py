@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +71,30 @@ def _is_whole(found: Path, parts: tuple[str, ...]) -> bool:
 
 def _has_weights(part: Path) -> bool:
     try:
-        return part.is_dir() and (part / CONFIG).is_file() and bool(weight_files.find(part))
+        return (part / CONFIG).is_file() and bool(weight_files.files(part, weight_files.find(part)))
     except WeightsError:
         return False
 
 
 def _downloaded(hub: Any, repository: str, parts: tuple[str, ...]) -> Path:
-    """Configurations first, then for every part the first kind of weights that the repository has."""
-    wanted = [INDEX, *CONFIGS, *(f"{part}/{CONFIG}" for part in parts)]
+    """Its configurations, and of every part one file of weights, or the index of several and then those."""
+    there = hub.list_repo_files(repository)
+    weights = {part: _weights(repository, part, there) for part in parts}
+    wanted = [INDEX, *CONFIGS, *(f"{part}/{name}" for part, file in weights.items() for name in (CONFIG, file.name))]
     found = Path(hub.snapshot_download(repository, allow_patterns=wanted))
-    for part in parts:
-        for patterns in weight_files.patterns(part):
-            if _has_weights(found / part):
-                break
-            hub.snapshot_download(repository, allow_patterns=list(patterns))
+    shards = [
+        f"{part}/{n}" for part, file in weights.items() if file.is_index for n in weight_files.named(found / part / file.name)
+    ]
+    if shards:
+        hub.snapshot_download(repository, allow_patterns=shards)
     return found
+
+
+def _weights(repository: str, part: str, there: Iterable[str]) -> weight_files.WeightFile:
+    chosen = weight_files.choose(name.removeprefix(f"{part}/") for name in there if name.startswith(f"{part}/"))
+    if chosen is None:
+        raise WeightsError(f"{repository!r} holds no weights in {part}/ that diffusers would load: give another one")
+    return chosen
 
 
 def _reach(hub: Any, repository: str) -> None:

@@ -22,7 +22,7 @@ PIPELINE = "DiTPipeline"
 TRANSFORMER = "DiTTransformer2DModel"
 TRANSFORMERS = (TRANSFORMER, "Transformer2DModel")  # the second is its name in older folders
 AUTOENCODER = "AutoencoderKL"
-KNOWN = f"l2c-export knows DiT and U-ViT: give a {PIPELINE} or its {TRANSFORMER}, or a checkpoint of the references"
+KNOWN = f"l2c-export knows DiT and U-ViT; give a {PIPELINE} or its {TRANSFORMER}, or a checkpoint of the references"
 
 
 def config(path: Path) -> Mapping[str, Any]:
@@ -73,8 +73,14 @@ def check_is_dit(index: Index) -> None:
     """Refuse a pipeline that is known by its index to be of another model.  Raises ModelError."""
     kind = index.parts.get("transformer", ("", "no transformer"))[1]
     if kind not in TRANSFORMERS:
-        raise ModelError(f"{index.path.parent} is a {index.pipeline or 'pipeline'} with {_a(kind)}: {KNOWN}")
+        raise ModelError(f"{called(index.path.parent)} is a {index.pipeline or 'pipeline'} with {_a(kind)}: {KNOWN}")
     index.part("transformer")
+
+
+def called(folder: Path) -> str:
+    """A folder as people call it: in the hub's cache, models--OWNER--NAME/snapshots/REVISION, by its id."""
+    in_cache = folder.parent.name == "snapshots"
+    return folder.parents[1].name.removeprefix("models--").replace("--", "/", 1) if in_cache else str(folder)
 
 
 def _a(kind: str) -> str:

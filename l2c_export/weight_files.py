@@ -85,28 +85,18 @@ def path(place: Path) -> Path:
     return place / find(place).name if place.is_dir() else place
 
 
-def files(folder: Path, chosen: WeightFile) -> list[Path]:
-    """The weights and, of an index, what it names.  Raises WeightsError for an index that is damaged."""
-    if not chosen.is_index:
-        return [folder / chosen.name]
+def named(index: Path) -> list[str]:
+    """The files that an index names, all of its own folder.  Raises WeightsError for one that is damaged."""
     try:
-        named = msgspec.json.decode(small(folder / chosen.name), type=Index).weight_map.values()
+        places = msgspec.json.decode(small(index), type=Index).weight_map.values()
     except (OSError, msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise WeightsError(f"{folder / chosen.name}: weight_map is damaged: {error}: download or save it again") from None
-    shards = [folder / name for name in sorted({Path(name).name for name in named})]
+        raise WeightsError(f"{index}: weight_map is damaged: {error}: download or save it again") from None
+    return sorted({Path(place).name for place in places})
+
+
+def files(folder: Path, chosen: WeightFile) -> list[Path]:
+    """The weights and, of an index, what it names.  Raises WeightsError for what is not there."""
+    shards = [folder / name for name in named(folder / chosen.name)] if chosen.is_index else []
     if lost := next((shard for shard in shards if not shard.is_file()), None):
         raise WeightsError(f"{lost}: no such file, but {chosen.name} names it: download or save it again")
     return [folder / chosen.name, *shards]
-
-
-def patterns(part: str) -> tuple[tuple[str, ...], ...]:
-    """What to download of a part of a repository for its weights, in the order of `WeightFile.rank`, until there are some."""
-    at = f"{part}/" if part else ""
-    plain = [(f"{at}*.index.json", *(f"{at}{stem}{shard}.{s}" for stem in STEMS for shard in ("", "-?????-of-?????")))
-             for s in SUFFIXES]  # fmt: skip
-    variants = [
-        (f"{at}*.index*.json", *(f"{at}{stem}.{v}{shard}" for stem in STEMS for shard in (f".{s}", f"-?????-of-?????.{s}")),
-         *(f"{at}{stem}-?????-of-?????.{v}.{s}" for stem in STEMS))
-        for v in (*PRECISE[1:], "*") for s in SUFFIXES
-    ]  # fmt: skip
-    return (*plain, *variants)
