@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from . import artefact, emit, staging, vae
+from . import artefact, autoencoder, emit, staging, vae
 from . import weights as weight_file
 from .backends import Request, open_backend
 from .calibrate import segment_times
@@ -175,7 +175,7 @@ def bind_weights(folder: Path, source: Source, layout: weight_file.Layout, repor
 def write_decoder(folder: Path, source: Source, described: Manifest, report: Report) -> None:
     """Export the autoencoder's decoder, if that is asked for."""
     if source.vae and described.decoder:
-        report(f"decoder from {source.vae}")
+        report(autoencoder.said(source.vae, described.decoder))
         vae.write(source.vae, described.decoder, source.family.latent[0], folder / described.decoder.file)
 
 

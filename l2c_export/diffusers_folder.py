@@ -1,154 +1,194 @@
-"""A pipeline folder of diffusers (`model_index.json`, `transformer/`, `vae/`, `scheduler/`), read without diffusers."""
+"""A folder of diffusers, read without diffusers: a whole pipeline (`model_index.json`, `transformer/`, `vae/`, `scheduler/`),
+or what `transformer.save_pretrained` wrote alone."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from .diffusers_names import Config, check_blocks, renamed, same_embedders
-from .errors import MissingExtra, ModelError, WeightsError
-from .extras import needs
-from .schedulers import Scheduler
+from . import hub, model_index, weight_files
+from .diffusers_names import Config, check_blocks, for_model, read_config, renamed, same_embedders
+from .errors import ModelError, WeightsError
+from .model_index import CONFIG, INDEX, KNOWN, PIPELINE, TRANSFORMER, TRANSFORMERS, Index, config
+from .scheduler_config import DDIM, Scheduler
 from .weights import Checkpoint, open_checkpoint
 
-INDEX = "model_index.json"
-MODELS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second is its name in older checkpoints
-WEIGHTS = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-)
-# What must be so for it to be a DiT; older configurations have options of other models, too.
-NEEDED: dict[str, tuple[Any, ...]] = {
-    "norm_type": ("ada_norm_zero",),
-    "activation_fn": ("gelu-approximate",),
-    "norm_elementwise_affine": (False,),
-    "attention_bias": (True,),
-    "num_vector_embeds": (None,),
-    "cross_attention_dim": (None,),
-    "double_self_attention": (False,),
-    "only_cross_attention": (False,),
-}
+SCHEDULER = "scheduler/scheduler_config.json"
+# What the released DiT pipelines have, for a transformer that comes without a scheduler.
+USUAL_SCHEDULER = {"_class_name": DDIM, "clip_sample": False}
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What a pipeline folder holds."""
+    """What a folder holds."""
 
     path: Path
     name: str
     arch: dict[str, Any]  # of the DiT family
-    checkpoint: Checkpoint  # under the family's names
-    scheduler: Mapping[str, Any]  # its configuration
+    stored: Checkpoint  # under the names of diffusers
+    checkpoint: Checkpoint  # under the family's
+    scheduler: Mapping[str, Any]  # its configuration; the class is that which the index names
     labels: dict[str, int]  # class names
+    index: Index | None = None  # of a pipeline
+
+    @property
+    def other_pipeline(self) -> str:
+        """What to tell of a pipeline that is of another class, or of its own code; or nothing."""
+        kind = self.index.pipeline if self.index else None
+        return f"{model_index.called(self.path)} is a {kind}: taken for a {PIPELINE}" if kind not in (None, PIPELINE) else ""
+
+    @property
+    def assumed_scheduler(self) -> str:
+        """What to tell of a transformer that comes alone; or nothing."""
+        return (
+            ""
+            if self.index
+            else f"{self.path} has no scheduler: {DDIM} as in the released DiT pipelines is ASSUMED (--sampler)"
+        )
 
     def sampler(self, kind: str | None = None) -> Scheduler:
         """The folder's scheduler, or another one with the same configuration."""
         return Scheduler.from_config(self.scheduler, str(self.path / "scheduler"), kind)
 
+    def autoencoder(self) -> Path:
+        """The folder of the pipeline's autoencoder.  Raises ModelError if it has none."""
+        if self.index is None:
+            raise ModelError(f"{self.path} is a transformer alone, without a decoder: use --vae FOLDER")
+        return autoencoder(self.index)
 
-def find(model: str) -> Path | None:
-    """The folder that `--model` means: a path, or an id of the Hugging Face hub that is in the local cache."""
+
+def find(model: str, decoder: bool = False) -> Path | None:
+    """The folder that `--model` means: a path, or an id of the Hugging Face hub; None for what is neither.
+
+    A repository of the hub is downloaded, with its autoencoder if `decoder`, if it is not in the cache and of a class that is
+    known.  Raises ModelError.
+    """
     path = Path(model)
     if path.is_dir():
-        if not (path / INDEX).is_file():
-            raise ModelError(
-                f"--model {path}: no pipeline folder of diffusers ({INDEX} is missing): give one that save_pretrained wrote"
-            )
         return path
-    return None if path.suffix == ".json" or not re.fullmatch(r"[\w.-]+/[\w.-]+", model) else _cached(model)
+    if path.name == INDEX and path.is_file():
+        return path.parent
+    if path.is_file() or path.suffix == ".json" or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return None
+    return hub.folder(model, decoder)
 
 
-def _cached(repository: str) -> Path | None:
-    try:
-        hub, errors, constants = (needs(f"huggingface_hub{part}", "diffusers") for part in ("", ".errors", ".constants"))
-    except MissingExtra:
-        return None  # most likely a mistyped name, and nothing is in a cache that nobody has
-    try:
-        return Path(hub.snapshot_download(repository, local_files_only=True))
-    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
-        raise ModelError(
-            f"unknown model {repository!r}: use for example DiT-XL/2, or, if it is one of the Hugging Face hub, download it "
-            f"first: hf download {repository} (it goes to {constants.HF_HUB_CACHE})"
-        ) from None
+def describing(path: Path) -> Path | None:
+    """The folder whose configuration says of which model weights are: itself, or the one that the file lies in."""
+    if path.is_dir():
+        return path if (path / INDEX).is_file() or (path / CONFIG).is_file() else None
+    beside = path.parent / CONFIG
+    known = weight_files.parsed(path.name) and beside.is_file() and config(beside).get("_class_name") in TRANSFORMERS
+    return path.parent if known else None
 
 
 def checkpoint(path: Path) -> Checkpoint:
-    """What `--weights` means: a checkpoint, or a pipeline folder."""
-    return read(path).checkpoint if (path / INDEX).is_file() else open_checkpoint(path)
+    """What `--weights` means: a checkpoint, a pipeline or transformer folder, or a folder that holds weights alone."""
+    described = path.is_dir() and describing(path)
+    return read(path).checkpoint if described else open_checkpoint(weight_files.path(path))
 
 
-def _name(path: Path) -> str:
-    """What people call it; in the cache of the hub a folder is models--OWNER--NAME/snapshots/REVISION."""
-    path = path.resolve()
-    return path.parents[1].name.split("--")[-1] if path.parent.name == "snapshots" else path.name
+def checkpoint_for(path: Path, family: str, arch: Mapping[str, Any]) -> Checkpoint:
+    """The same for a model that is known already.  Raises WeightsError for weights of another one."""
+    folder = check_weights(path, family, arch)
+    if not path.is_dir() or folder is None:
+        return for_model(open_checkpoint(weight_files.path(path)), family, arch)
+    return for_model(folder.stored, family, arch) if arch.get("frequency_shift") else folder.checkpoint
+
+
+def check_weights(path: Path, family: str, arch: Mapping[str, Any]) -> Folder | None:
+    """Refuse weights that say, by the configuration beside them, that they are of another model than this one.
+
+    Returns the folder that they lie in, if it says of which model they are.  Raises WeightsError.
+    """
+    described = describing(path)
+    found = read(described) if described else None
+    if found:
+        _check_same_model(found, family, arch)
+    return found
 
 
 def read(path: Path) -> Folder:
     """Raises ModelError, ScheduleError or WeightsError for what cannot be used."""
-    index = config(path / INDEX)
-    shape = _config(path / "transformer" / "config.json")
-    stored = _stored(path / "transformer")
-    check_blocks(stored, shape)
-    own = not same_embedders(stored, shape)
-    return Folder(
-        path=path,
-        name=_name(path),
-        arch=shape.arch(own),
-        checkpoint=renamed(stored, shape, own),
-        scheduler=config(path / "scheduler" / "scheduler_config.json"),
-        labels=_labels(index, path / INDEX),
+    if path.name == "transformer" and not (path / INDEX).is_file() and _is_pipeline(path.parent):
+        return _pipeline(path.parent)  # which says more of it
+    if (path / INDEX).is_file():
+        return _pipeline(path)
+    if (path / CONFIG).is_file():
+        return _transformer_alone(path)
+    raise ModelError(
+        f"{path}: no pipeline folder of diffusers ({INDEX} is missing) and no transformer's ({CONFIG} is): give one that "
+        "save_pretrained wrote"
     )
 
 
-def _labels(index: Mapping[str, Any], where: Path) -> dict[str, int]:
-    """Class names and their numbers; several names of a class are parted by commas."""
-    try:
-        kept = msgspec.convert(index.get("id2label") or {}, dict[int, str], strict=False)
-    except msgspec.ValidationError as error:
-        raise ModelError(f"{where}: id2label is damaged: {error}: download or save it again") from None
-    return {name.strip(): number for number, names in kept.items() for name in names.split(",")}
+def _is_pipeline(path: Path) -> bool:
+    return (path / INDEX).is_file() and (path / SCHEDULER).is_file()
 
 
-def _config(path: Path) -> Config:
-    found = config(path)
-    if found.get("_class_name") not in MODELS:
-        raise ModelError(f"{path}: {found.get('_class_name')} is not supported: only {MODELS[0]} is")
-    for option, allowed in NEEDED.items():
-        if option in found and found[option] not in allowed:
-            raise ModelError(f"{path}: {option} = {found[option]!r} is not supported: a DiT has {allowed[0]!r}")
-    try:
-        shape = msgspec.convert({k: v for k, v in found.items() if k in Config.__struct_fields__}, Config)
-    except msgspec.ValidationError as error:
-        raise ModelError(f"{path} does not describe a DiT: {error}") from None
-    if shape.out_channels not in (None, shape.in_channels, 2 * shape.in_channels):
-        raise ModelError(f"{path}: out_channels = {shape.out_channels}: must be once or twice the {shape.in_channels} inputs")
-    return shape
+def _pipeline(path: Path) -> Folder:
+    index = model_index.read(path / INDEX)
+    model_index.check_is_dit(index)
+    scheduler = {**config(path / SCHEDULER), "_class_name": index.part("scheduler")}
+    shape = read_config(path / "transformer" / CONFIG, index.part("transformer"), index.pipeline)
+    return _folder(path, path / "transformer", shape, scheduler, index)
 
 
-def _stored(folder: Path) -> Checkpoint:
-    """The transformer's weights under their own names, from one file or several."""
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        raise WeightsError(f"{folder} holds no weights: one of {', '.join(WEIGHTS)} must be there")
-    return open_checkpoint(found)
+def _transformer_alone(path: Path) -> Folder:
+    kind = config(path / CONFIG).get("_class_name", TRANSFORMER)
+    if kind not in TRANSFORMERS:
+        raise ModelError(f"{path} is a {kind}: {KNOWN}")
+    return _folder(path, path, read_config(path / CONFIG, kind), USUAL_SCHEDULER, None)
 
 
-def config(path: Path) -> Mapping[str, Any]:
-    """A configuration file; diffusers writes infinity into some, which strict readers of JSON refuse."""
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}: the folder is not complete: download or save it again") from None
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged: {error}: download or save it again") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is damaged: it holds no configuration: download or save it again")
-    return found
+def _folder(path: Path, transformer: Path, shape: Config, scheduler: Mapping[str, Any], index: Index | None) -> Folder:
+    stored = open_checkpoint(weight_files.path(transformer))
+    check_blocks(stored, shape)
+    own = not same_embedders(stored, shape)
+    arch, named = shape.arch(own), renamed(stored, shape, own)
+    return Folder(
+        path,
+        Path(model_index.called(path.resolve())).name,
+        arch,
+        stored,
+        named,
+        scheduler,
+        index.labels if index else {},
+        index,
+    )
+
+
+def autoencoder(index: Index) -> Path:
+    """The folder of a pipeline's autoencoder.  Raises ModelError if it has none that is supported."""
+    if (kind := index.part("vae")) != model_index.AUTOENCODER:
+        raise ModelError(f"{index.path.parent / 'vae'}: {kind} is not supported: only {model_index.AUTOENCODER} is")
+    return index.path.parent / "vae"
+
+
+def chosen_autoencoder(path: Path) -> Path:
+    """The folder of the autoencoder that `--vae` means: an autoencoder's own, or a pipeline's.  Raises ModelError."""
+    if (path / INDEX).is_file():
+        return autoencoder(model_index.read(path / INDEX))
+    if path.name == "vae" and (path.parent / INDEX).is_file():
+        return autoencoder(model_index.read(path.parent / INDEX))
+    kind = config(path / CONFIG).get("_class_name", model_index.AUTOENCODER)
+    if kind != model_index.AUTOENCODER:
+        raise ModelError(f"--vae {path}: {kind} is not supported: only {model_index.AUTOENCODER} is")
+    return path
+
+
+def _check_same_model(folder: Folder, family: str, arch: Mapping[str, Any]) -> None:
+    """By what their shapes do not show.  Where a model was named by its reference, only what that has, too, is compared."""
+    if family != "dit":
+        raise WeightsError(f"{folder.path}: holds a DiT, but the model is a {family}: give the weights of this model")
+    names = ["num_heads", "num_classes"]
+    if arch.get("frequency_shift") == folder.arch["frequency_shift"]:
+        names.append("mlp_eps")
+    for name in names:
+        if arch.get(name) != folder.arch[name]:
+            raise WeightsError(
+                f"{folder.path}: its {name} is {folder.arch[name]}, the model's {arch.get(name)}: give weights of this model"
+            )

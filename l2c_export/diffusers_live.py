@@ -82,8 +82,7 @@ class Live:
     def check_scheduler(self, scheduler: Any) -> None:
         """Whether it still is the scheduler that was compiled: pipelines let one exchange it."""
         now = Scheduler.from_config(dict(scheduler.config), "pipe.scheduler", type(scheduler).__name__)
-        if now != self.scheduler:
-            names = [f for f in Scheduler.__struct_fields__ if getattr(now, f) != getattr(self.scheduler, f)]
+        if names := self.scheduler.differences(now):
             change = ", ".join(f"{n} {getattr(now, n)} instead of {getattr(self.scheduler, n)}" for n in names)
             raise UsageError(f"pipe.scheduler is not what was compiled ({change}): compile again with l2c-export")
 

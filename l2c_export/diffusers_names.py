@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 
-from .errors import WeightsError
+from .errors import ModelError, WeightsError
+from .model_index import PIPELINE, TRANSFORMER, config
 from .weights import Checkpoint
 
 # our names -> theirs, in a block and outside
@@ -33,6 +35,13 @@ OUTSIDE = {
     "final_layer.linear": "proj_out_2",
 }
 EMBEDDERS = ("t_embedder.", "y_embedder.")
+# What must be so for it to be a DiT; diffusers ignores options of other models, which older configurations have.
+NEEDED: dict[str, Any] = {
+    "norm_type": "ada_norm_zero",
+    "activation_fn": "gelu-approximate",
+    "norm_elementwise_affine": False,
+    "attention_bias": True,
+}
 
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**20)]  # more than any model has
@@ -85,6 +94,26 @@ class Config(msgspec.Struct, frozen=True):
             num_embeds_ada_norm=arch["num_classes"],
             norm_eps=arch["mlp_eps"],
         )
+
+
+def read_config(path: Path, kind: str = TRANSFORMER, pipeline: str | None = None) -> Config:
+    """A transformer's configuration, read as diffusers reads it for the class `kind`.  Raises ModelError if it is no DiT."""
+    found = config(path)
+    if (
+        kind != TRANSFORMER and found.get("norm_type") != NEEDED["norm_type"]
+    ):  # diffusers tells by it what the older class means
+        found = {"norm_type": "layer_norm", **found}
+    for option, needed in NEEDED.items():
+        if found.get(option, needed) != needed:
+            of = f" (of a {pipeline})" if pipeline not in (None, PIPELINE) else ""
+            raise ModelError(f"{path}{of}: {option} = {found[option]!r} is not supported: a DiT has {needed!r}")
+    try:
+        shape = msgspec.convert({k: v for k, v in found.items() if k in Config.__struct_fields__}, Config)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{path} does not describe a DiT: {error}") from None
+    if shape.out_channels not in (None, shape.in_channels, 2 * shape.in_channels):
+        raise ModelError(f"{path}: out_channels = {shape.out_channels}: must be once or twice the {shape.in_channels} inputs")
+    return shape
 
 
 def for_model(found: Checkpoint, family: str, arch: Mapping[str, Any]) -> Checkpoint:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from . import __version__, manifest, stepgraph, vae
+from . import __version__, autoencoder, manifest, stepgraph
 from .backends import FUSED
 from .errors import ArtefactError
 from .fuse import fused
@@ -89,7 +89,7 @@ def describe(
         calls=calls,
         cache_bytes=tuple(cache_bytes),
         history=table.history or msgspec.UNSET,
-        decoder=vae.describe(source.vae, family.latent[0]) if source.vae else msgspec.UNSET,
+        decoder=autoencoder.describe(source.vae, family.latent[0], source.own_vae) if source.vae else msgspec.UNSET,
         noise_scale=table.noise_scale if table.noise_scale != 1 else msgspec.UNSET,
         files={},
     )

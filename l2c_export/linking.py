@@ -2,44 +2,113 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from . import artefact, diffusers_folder, diffusers_names, notes, staging, weights
+from . import artefact, autoencoder, diffusers_folder, model_index, notes, staging, weights
+from .errors import ArtefactError, MissingExtra, WeightsError
+from .extras import needs
 from .files import Report
-from .manifest import FILE, Manifest, Weights
+from .manifest import FILE, Build, Decoder, FileInfo, Manifest, Model, Weights
+from .model_index import INDEX
+from .samplers import TRAINED, trained_otherwise
+from .schedule import Schedule
+from .scheduler_config import check_noise
 
 
 def bind(folder: Path, source: str, report: Report = id) -> Manifest:
-    """Write `source` as the weights of the artefact in `folder`: the path of a checkpoint or of a pipeline folder of
-    diffusers, or "random[:SEED]".
+    """Write `source` as the weights of the artefact in `folder`: the path of a checkpoint, of a folder of diffusers, or
+    "random[:SEED]".  A pipeline folder brings its decoder, too, where the artefact has one.
 
-    The old weights stay in place until the new ones are complete.  Engines that were built for `--link static` hold the old
-    ones, and go with them.  Raises ArtefactError or WeightsError.
+    The old weights stay in place until the new ones are complete.  Engines that hold what is replaced go with it: all that
+    were built for `--link static`, and those of another decoder.  Raises ArtefactError or WeightsError.
     """
     artefact.read(folder, verify=False)  # refuse what is no artefact before anything is written
     seed = weights.random_seed(source)
     with staging.changed(folder, report) as stage:
         manifest = artefact.read(folder, verify=False)
         tensors = weights.random(manifest.tensors, seed) if seed is not None else checkpoint(Path(source), manifest)
+        pipeline = Path(source) if seed is None and (Path(source) / INDEX).is_file() else None
+        if pipeline:
+            _check_training(folder, pipeline)
+        decoder = _decoder(folder, pipeline, manifest) if pipeline else None
         layout = weights.Layout(manifest.tensors, manifest.weight_types)
         weights.write(stage / weights.FILE, layout, tensors)
+        written = {weights.FILE: artefact.info(stage / weights.FILE)}
+        if pipeline and decoder:
+            written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
         name = "random" if seed is not None else Path(source).name
-        stale = manifest.builds if manifest.link == "static" else {}
+        stale = manifest.builds if manifest.link == "static" or decoder else {}
         rest = manifest.without_builds(stale)
-        files = rest.files | {weights.FILE: artefact.info(stage / weights.FILE)}
-        linked = msgspec.structs.replace(rest, weights=Weights(source=name, random=seed), files=files)
+        linked = msgspec.structs.replace(
+            rest,
+            model=_named(manifest.model, pipeline) if pipeline else manifest.model,
+            weights=Weights(source=name, random=seed),
+            files=rest.files | written,
+            decoder=decoder or rest.decoder,
+        )
         linked = artefact.write_json(stage / FILE, linked)
-    for build in stale.values():
-        report(f"its engines for {build.backend} held the old weights: run l2c build {folder} --backend {build.backend} again")
-    for each in linked.model.assumed or ():
-        report(f"assumed when it was compiled: {each}")
+    _tell_of_stale(stale, folder, report)
+    for assumption in linked.model.assumed or ():
+        report(f"assumed when it was compiled: {assumption}")
     return linked
 
 
 def checkpoint(source: Path, manifest: Manifest) -> weights.Tensors:
     """The tensors of an artefact's model from what `--weights` means.  Raises WeightsError for those of another model."""
-    found = diffusers_folder.checkpoint(source)
+    found = diffusers_folder.checkpoint_for(source, manifest.model.family, manifest.model.arch)
     notes.check_same(found, manifest.model.arch)
-    return diffusers_names.for_model(found, manifest.model.family, manifest.model.arch).tensors(manifest.tensors)
+    return found.tensors(manifest.tensors)
+
+
+def _check_training(folder: Path, pipeline: Path) -> None:
+    """Refuse a model of other noise or another prediction than the artefact's loop is for.  Raises WeightsError."""
+    config = model_index.config(pipeline / diffusers_folder.SCHEDULER)
+    check_noise(model_index.read(pipeline / INDEX).part("scheduler"), str(pipeline / "scheduler"))
+    schedule = Schedule.from_json((folder / "schedule.json").read_bytes())
+    trained = msgspec.structs.asdict(schedule.scheduler) if schedule.scheduler else TRAINED[schedule.sampler]
+    if other := trained_otherwise(trained, config):
+        raise WeightsError(
+            f"{pipeline}: was trained with {other}, the loop in {folder} is for another: compile it from {pipeline}"
+        )
+
+
+def _named(model: Model, pipeline: Path) -> Model:
+    """The model with the class names of the pipeline, if it has some."""
+    names = model_index.read(pipeline / INDEX).labels
+    return msgspec.structs.replace(model, names=names) if names else model
+
+
+def _decoder(folder: Path, source: Path, manifest: Manifest) -> Decoder | None:
+    """The decoder that takes the place of the artefact's: that of a pipeline folder, if it is another one."""
+    if not manifest.decoder:
+        return None
+    own = diffusers_folder.autoencoder(model_index.read(source / INDEX))
+    described = autoencoder.describe(own, manifest.model.latent[0], of_pipeline=True)
+    if described.made_from == manifest.decoder.made_from:
+        return None
+    try:
+        for package, extra in (("torch", "export"), ("onnx", "export"), ("diffusers", "diffusers")):
+            needs(package, extra)
+    except MissingExtra as error:
+        raise ArtefactError(
+            f"{folder}: its decoder is not that of {source}, and exporting the new one needs more: {error}; "
+            f"or give {source / 'transformer'}, which keeps the decoder"
+        ) from None
+    return described
+
+
+def _write_decoder(stage: Path, source: Path, decoder: Decoder, manifest: Manifest, report: Report) -> FileInfo:
+    from . import vae  # which needs torch
+
+    own = source / "vae"
+    report(autoencoder.said(own, decoder))
+    vae.write(own, decoder, manifest.model.latent[0], stage / decoder.file)
+    return artefact.info(stage / decoder.file)
+
+
+def _tell_of_stale(stale: Mapping[str, Build], folder: Path, report: Report) -> None:
+    for build in stale.values():
+        report(f"its engines for {build.backend} held the old weights: run l2c build {folder} --backend {build.backend} again")

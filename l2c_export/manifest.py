@@ -132,7 +132,11 @@ class Decoder(Record, frozen=True, kw_only=True):
     scale: int  # pixels per latent, along each side
     channels: int  # of a picture
     scaling_factor: float  # what the latents are divided by, inside the graph
+    shift_factor: float | msgspec.UnsetType = msgspec.UNSET  # what is added after that, inside the graph
+    latents_mean: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET  # or this, of every channel, after the deviation
+    latents_std: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
     tile: int  # side of the pictures that it was trained for, pixels
+    made_from: str | msgspec.UnsetType = msgspec.UNSET  # sha256 of the autoencoder
 
 
 class Manifest(Record, frozen=True, kw_only=True):

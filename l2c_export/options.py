@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import demo, diffusers_folder, diffusers_names, models, routers, weights
+import msgspec
+
+from . import demo, diffusers_folder, models, routers, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .diffusers_folder import Folder
 from .errors import ModelError, ScheduleError, UsageError
+from .model_index import config
 from .models.base import Family
 from .models.evidence import Asked, architecture
 from .pipeline import LINKS
 from .program import DTYPES
 from .samplers import SAMPLERS, unlike
 from .schedule import Schedule, content, from_rule, is_rule, mask_length, mask_rule
-from .schedulers import KINDS, Scheduler
+from .scheduler_config import KINDS, Scheduler, check_noise
 from .weights import Types
 
 GUIDANCE = ("first3", "all", "none")
@@ -93,6 +96,8 @@ class Source:
     folder: Folder | None = None  # the pipeline of diffusers that it is from
     vae: Path | None = None  # an AutoencoderKL of diffusers
     assumed: tuple[str, ...] = ()  # of the model, where nothing says it
+    own_vae: bool = False  # the pipeline's own, whose latents are decoded as the pipeline does it
+    notes: tuple[str, ...] = ()  # what of the folder the user should know
 
     def describe(self) -> list[str]:
         """Lines: what was understood, the architecture, and what of it was assumed."""
@@ -105,6 +110,7 @@ class Source:
             f"{self.schedule.steps} steps: {computed} of {total} sublayers computed{threshold}, "
             f"{self.checkpoint.path if self.checkpoint else bound}",
             *architecture(self.family, self.assumed),
+            *self.notes,
         ]
 
 
@@ -114,19 +120,19 @@ def resolve(options: Options) -> Source:
         source = resolve(with_demo_files(options))
         return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = weights.random_seed(options.weights) if options.weights else None
-    checkpoint = diffusers_folder.checkpoint(Path(options.weights)) if options.weights and seed is None else None
+    folder = _folder(options)
+    checkpoint = _checkpoint(options, folder) if seed is None else None
     learned = _read(options.schedule or FULL)
     kind, columns = (None, None) if isinstance(learned, str) else (learned.family, learned.columns)
-    folder = _folder(options.model)
     asked = Asked("dit") if folder else models.ask(options.model, kind, columns, checkpoint)
     if kind not in (None, asked.kind):
         raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {asked.kind}: check --model")
     if folder:
         family, name, assumed = models.Resolved(models.build("dit", folder.arch), folder.name)
-        if seed is None:
-            checkpoint = diffusers_names.for_model(checkpoint, "dit", folder.arch) if checkpoint else folder.checkpoint
     else:
         family, name, assumed = models.find(asked, checkpoint)
+        if options.weights and checkpoint:
+            diffusers_folder.check_weights(Path(options.weights), family.name, msgspec.structs.asdict(family.arch))
     if checkpoint:
         checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
     _check_sublayers(options.fp32, family)
@@ -140,7 +146,8 @@ def resolve(options: Options) -> Source:
         raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
     schedule = schedule if options.cache else schedule.uncached()
     scale = 1.0 if guidance == "none" else family.default_guidance[1]
-    return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, _vae(options, folder), assumed)
+    vae, own, notes = _vae(options, folder), options.vae is None, _notes(options, folder)
+    return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, vae, assumed, own, notes)
 
 
 def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
@@ -164,35 +171,61 @@ def with_demo_files(options: Options) -> Options:
 def _vae(options: Options, folder: Folder | None) -> Path | None:
     """The folder of the autoencoder whose decoder is wanted."""
     if options.vae:
-        return options.vae / "vae" if (options.vae / diffusers_folder.INDEX).is_file() else options.vae
+        return diffusers_folder.chosen_autoencoder(options.vae)
     if not options.with_vae:
         return None
     if folder is None:
         raise UsageError("--with-vae: only a pipeline folder of diffusers has one: use --vae FOLDER")
-    return folder.path / "vae"
+    return folder.autoencoder()
 
 
-def _folder(model: str | None) -> Folder | None:
-    """The pipeline of diffusers that `--model` means, if it means one."""
-    path = None if model is None or models.is_name(model) else diffusers_folder.find(model)
-    return diffusers_folder.read(path) if path else None
+def _folder(options: Options) -> Folder | None:
+    """The folder of diffusers that `--model` means, if it means one; without it that of `--weights`."""
+    if options.model is None:
+        described = diffusers_folder.describing(Path(options.weights)) if options.weights else None
+        return diffusers_folder.read(described) if described else None
+    found = None if models.is_name(options.model) else diffusers_folder.find(options.model, options.with_vae)
+    return diffusers_folder.read(found) if found else None
+
+
+def _checkpoint(options: Options, folder: Folder | None) -> weights.Checkpoint | None:
+    """The weights that are asked for; of a folder's model under the names of its family."""
+    if folder is None:
+        return diffusers_folder.checkpoint(Path(options.weights)) if options.weights else None
+    if options.weights is None or (options.model is None and Path(options.weights).is_dir()):
+        return folder.checkpoint
+    return diffusers_folder.checkpoint_for(Path(options.weights), "dit", folder.arch)
+
+
+def _notes(options: Options, folder: Folder | None) -> tuple[str, ...]:
+    """What the user did not say, and no file does."""
+    if folder is None:
+        return ()
+    assumed = folder.assumed_scheduler if options.sampler is None else ""
+    return tuple(note for note in (folder.other_pipeline, assumed) if note)
 
 
 def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
     """The scheduler of diffusers that is asked for, by default the folder's; None for a sampler of our own."""
     if sampler in SAMPLERS:
-        if folder and (other := unlike(sampler, folder.scheduler)):
-            raise UsageError(
-                f"--sampler {sampler}: the model of {folder.path} was trained with {other}: use no --sampler, or one of "
-                f"{', '.join(KINDS)}"
-            )
+        if folder:
+            _check_trained_for(sampler, folder)
         return None
     if sampler and sampler.endswith(".json"):
-        return Scheduler.from_config(diffusers_folder.config(Path(sampler)), sampler)
+        return Scheduler.from_config(config(Path(sampler)), sampler)
     if folder:
         return folder.sampler(sampler)
     # by its name alone: as DiT's own, which does not clip
     return Scheduler.from_config({"clip_sample": False}, "--sampler", sampler) if sampler else None
+
+
+def _check_trained_for(sampler: str, folder: Folder) -> None:
+    check_noise(folder.scheduler.get("_class_name"), str(folder.path / "scheduler"))
+    if other := unlike(sampler, folder.scheduler):
+        raise UsageError(
+            f"--sampler {sampler}: the model of {folder.path} was trained with {other}: use no --sampler, or one of "
+            f"{', '.join(KINDS)}"
+        )
 
 
 def _name(options: Options, scheduler: Scheduler | None, family: Family) -> str:

@@ -111,9 +111,15 @@ TRAINED = {
 
 def unlike(sampler: str, config: Mapping[str, Any]) -> str:
     """What of a scheduler's configuration tells that its model was trained otherwise than a sampler assumes; or nothing."""
+    return trained_otherwise(TRAINED[sampler], config)
+
+
+def trained_otherwise(trained: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The first option of a scheduler's configuration that tells of another training than `trained` does; or nothing."""
     for option, usual in UNSAID.items():
         found = usual if config.get(option) is None else config[option]
-        if found != TRAINED[sampler][option]:
+        found = tuple(found) if isinstance(found, list) else found
+        if found != trained.get(option, usual):
             return f"{option} = {found!r}"
     return ""
 

@@ -1,4 +1,4 @@
-"""The schedulers of diffusers as tables, from their configuration files; diffusers itself is not needed.
+"""The schedulers of diffusers as tables, from their configurations (`scheduler_config.py`); diffusers itself is not needed.
 
 `table` is what the rest of the compiler asks: every call's timestep and coefficients, for these schedulers and for the
 samplers of `samplers.py`.  Latents are kept in the variance preserving scale that the model sees, alpha x0 + sigma noise.
@@ -11,98 +11,17 @@ of arXiv 2010.02502 (DDIM), 2211.01095 (DPM-Solver++, multistep) and 2206.00364 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
 from .errors import L2CError, ScheduleError, UsageError
-from .samplers import Update, unlike, updates
+from .samplers import Update, updates
+from .scheduler_config import DDIM, DPM, EULER, KINDS, Scheduler
 
-Kind = Literal["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]
-DDIM, DPM, EULER = KINDS = ("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
-Spacing = Literal["leading", "linspace", "trailing"]
+__all__ = ["DDIM", "DPM", "EULER", "KINDS", "Scheduler", "Table", "predictions", "table"]
+
 Pair = tuple[float, float]  # of the latents, of the model's output
-
-
-class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """What a configuration says; the fields are called as there, and those of other schedulers are ignored."""
-
-    kind: Kind
-    timestep_spacing: Spacing
-    num_train_timesteps: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
-    beta_start: Annotated[float, msgspec.Meta(ge=0)] = 0.0001
-    beta_end: Annotated[float, msgspec.Meta(ge=0)] = 0.02
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
-    trained_betas: tuple[float, ...] | None = None
-    steps_offset: int = 0
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    set_alpha_to_one: bool = True  # DDIM
-    solver_order: Literal[1, 2, 3] = 2  # DPM-Solver++
-    solver_type: Literal["midpoint", "heun"] = "midpoint"
-    lower_order_final: bool = True
-    euler_at_final: bool = False
-    final_sigmas_type: Literal["zero", "sigma_min"] = "zero"  # DPM-Solver++ and Euler
-
-    @staticmethod
-    def from_config(config: Mapping[str, Any], where: str, kind: str | None = None) -> Scheduler:
-        """A `scheduler_config.json`, read as another scheduler's with `kind`.
-
-        Raises ScheduleError that names an option that this table cannot follow.
-        """
-        own = str(config.get("_class_name"))
-        kind = kind or own
-        if "Flow" in own:
-            raise ScheduleError(
-                f"{where}: {own} is not supported: its models predict a flow: use one that predicts noise, data or v"
-            )
-        if kind not in KINDS:
-            raise ScheduleError(f"{where}: {kind} is not supported: use --sampler {', '.join(KINDS)}")
-        for option, allowed in {**REFUSED, **REFUSED_BY[kind]}.items():
-            found = config.get(option, DEFAULTS.get((kind, option), allowed[0]))
-            if found not in allowed:
-                absent = "" if option in config else ", the default,"
-                other = "" if unlike("ddim", config) else ", or use --sampler ddim"
-                raise ScheduleError(
-                    f"{where}: {option} = {found!r}{absent} is not supported: it must be {allowed[0]!r} (give --sampler a "
-                    f"scheduler_config.json that says so, if the model does without){other}"
-                )
-        defaults = {"kind": kind, "timestep_spacing": "leading" if kind == DDIM else "linspace"}
-        known = {f.name for f in msgspec.structs.fields(Scheduler)} - {"kind"}
-        try:
-            return msgspec.convert({**defaults, **{k: v for k, v in config.items() if k in known}}, Scheduler)
-        except msgspec.ValidationError as error:
-            raise ScheduleError(f"{where} is not a scheduler that is supported: {error}") from None
-
-
-# Options that make a step depend on the latents in a way that is not linear, or draw noise, or move the timesteps.
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "thresholding": (False, None),
-    "rescale_betas_zero_snr": (False, None),
-    "use_karras_sigmas": (False, None),
-    "use_exponential_sigmas": (False, None),
-    "use_beta_sigmas": (False, None),
-}
-DEFAULTS = {(DDIM, "clip_sample"): True}  # of diffusers, where they are refused
-REFUSED_BY: dict[str, dict[str, tuple[Any, ...]]] = {
-    DDIM: {"clip_sample": (False,)},
-    DPM: {
-        "algorithm_type": ("dpmsolver++",),
-        "use_lu_lambdas": (False, None),
-        "use_flow_sigmas": (False, None),
-        "use_dynamic_shifting": (False, None),
-        "variance_type": (None, "fixed_small", "fixed_large"),
-        "lambda_min_clipped": (-math.inf, "-inf", None),
-    },
-    EULER: {
-        "interpolation_type": ("linear",),
-        "timestep_type": ("discrete",),
-        "sigma_min": (None,),
-        "sigma_max": (None,),
-        "prediction_type": ("epsilon", "v_prediction"),
-    },
-}
 
 
 class Table(NamedTuple):

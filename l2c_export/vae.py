@@ -5,63 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
-from .diffusers_folder import config
+from . import weight_files
 from .errors import ModelError
 from .extras import needs
 from .manifest import Decoder
+from .model_index import AUTOENCODER
 from .opset import EXPORTED, downgrade
 from .segments import quiet
 
-KIND = "AutoencoderKL"
-FILE = "vae/decoder.onnx"
 EXAMPLE = (6, 10)  # the height and width of the latents that it is traced with
-
-
-class Config(msgspec.Struct, frozen=True):
-    """What of the autoencoder's `config.json` is needed here."""
-
-    latent_channels: int
-    out_channels: int
-    block_out_channels: tuple[int, ...]
-    sample_size: int
-    scaling_factor: float
-
-
-def describe(folder: Path, channels: int) -> Decoder:
-    """What the runtime has to know of it.  Raises ModelError if it is none, or of other latents than `channels` wide."""
-    found = config(folder / "config.json")
-    if found.get("_class_name") != KIND:
-        raise ModelError(f"{folder}: {found.get('_class_name')} is not supported: only {KIND} is")
-    try:
-        shape = msgspec.convert({"scaling_factor": 0.18215, **found}, Config)
-    except msgspec.ValidationError as error:
-        raise ModelError(f"{folder}/config.json does not describe an {KIND}: {error}") from None
-    if shape.latent_channels != channels:
-        raise ModelError(f"{folder}: decodes {shape.latent_channels} channels, but the model's latents have {channels}")
-    scale = 2 ** (len(shape.block_out_channels) - 1)
-    return Decoder(
-        file=FILE, scale=scale, channels=shape.out_channels, scaling_factor=shape.scaling_factor, tile=shape.sample_size
-    )
 
 
 class Decoding(torch.nn.Module):
     """Latents (1, C, h, w) as the sampler makes them -> pixels (1, 3, scale h, scale w) around -1..1."""
 
-    def __init__(self, autoencoder: Any, scaling_factor: float) -> None:
+    def __init__(self, autoencoder: Any, described: Decoder) -> None:
         super().__init__()
         self.autoencoder: Any = autoencoder
-        self.scaling_factor = scaling_factor
+        self.scaling_factor = described.scaling_factor
+        self.deviation = _per_channel(described.latents_std or ())
+        self.shift = _per_channel(described.latents_mean or ()) if described.latents_mean else described.shift_factor or None
 
     def forward(self, z: Tensor) -> Tensor:
+        z = z if self.deviation is None else z * self.deviation
         z = z / self.scaling_factor
+        z = z if self.shift is None else z + self.shift
         if self.autoencoder.post_quant_conv is not None:
             z = self.autoencoder.post_quant_conv(z)
         pixels: Tensor = self.autoencoder.decoder(z)
         return pixels
+
+
+def _per_channel(values: tuple[float, ...]) -> Tensor | None:
+    """(C,) -> (1, C, 1, 1)."""
+    return torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1) if values else None
 
 
 def normalise_by_hand(module: torch.nn.Module) -> None:
@@ -93,11 +73,15 @@ class GroupNorm(torch.nn.Module):
 def write(folder: Path, described: Decoder, channels: int, target: Path) -> None:
     """Export the decoder to `target`, with its weights inside, in float32."""
     diffusers = needs("diffusers", "diffusers")
+    chosen = weight_files.find(folder)
+    which = {"variant": chosen.variant or None, "use_safetensors": chosen.suffix == "safetensors"}
     try:
-        autoencoder = diffusers.AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+        autoencoder = diffusers.AutoencoderKL.from_pretrained(
+            folder, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch.float32, **which
+        )
     except Exception as error:  # a damaged configuration ends in errors of all kinds
-        raise ModelError(f"{folder} cannot be read as an {KIND}: {_reason(error)}") from None
-    model = Decoding(autoencoder.float().eval(), described.scaling_factor)
+        raise ModelError(f"{folder} cannot be read as an {AUTOENCODER}: {_reason(error)}") from None
+    model = Decoding(autoencoder.eval(), described)
     normalise_by_hand(model)
     axes = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     try:

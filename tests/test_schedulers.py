@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import re
 
 import diffusers
 import numpy as np
@@ -64,9 +66,13 @@ def our_steps(scheduler: Scheduler, steps: int, noise: np.ndarray) -> list[tuple
 
 
 def compare(scheduler, steps: int) -> None:
+    compare_with(ours(scheduler), scheduler, steps)
+
+
+def compare_with(read: Scheduler, scheduler, steps: int) -> None:
     """float32 on both sides: theirs rounds every operation (Euler's at the scale of its sigmas), ours the coefficients."""
     noise = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    got, want = our_steps(ours(scheduler), steps, noise), their_steps(scheduler, steps, noise)
+    got, want = our_steps(read, steps, noise), their_steps(scheduler, steps, noise)
     largest = float(scheduler.init_noise_sigma) * np.abs(noise).max()
     atol = 2e-5 * max(np.abs(seen).max() for _, seen, _ in want) + 2e-7 * largest
     for (t, seen, _), (their_t, their_seen, _) in zip(got, want, strict=True):
@@ -121,6 +127,89 @@ def test_options_of_other_schedulers_do_not_matter():
     config = dict(theirs(DDIM, timestep_spacing="trailing", beta_end=0.03).config)
     read = Scheduler.from_config(config, "scheduler", DPM)
     assert (read.kind, read.timestep_spacing, read.beta_end, read.solver_order) == (DPM, "trailing", 0.03, 2)
+
+
+# Every scheduler whose configuration describes the same noise, with options that another one has not, or has by another name.
+ORIGINS = [
+    ("DDIMScheduler", {"clip_sample": False, "thresholding": True}), ("DDIMScheduler", {"clip_sample": False}),
+    ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}), ("PNDMScheduler", {"skip_prk_steps": True}),
+    ("DDPMScheduler", {"clip_sample": False, "variance_type": "learned_range"}),
+    ("HeunDiscreteScheduler", {"timestep_spacing": "trailing"}), ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("EulerAncestralDiscreteScheduler", {"prediction_type": "v_prediction"}), ("EulerDiscreteScheduler", {}),
+    ("EulerDiscreteScheduler", {"use_karras_sigmas": True}), ("EulerDiscreteScheduler", {"sigma_min": 0.1, "sigma_max": 9.0}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3, "solver_type": "heun"}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True, "thresholding": True}),
+    ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True, "lambda_min_clipped": -5.1, "variance_type": "learned"}),
+    ("DPMSolverSinglestepScheduler", {"solver_type": "bh2"}), ("UniPCMultistepScheduler", {}),
+    ("UniPCMultistepScheduler", {"solver_type": "heun", "solver_order": 3}),
+    ("UniPCMultistepScheduler", {"solver_type": "bh1", "use_karras_sigmas": True}), ("DEISMultistepScheduler", {}),
+    ("DEISMultistepScheduler", {"solver_order": 3, "solver_type": "midpoint"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("end", [{}, {"final_sigmas_type": "sigma_min"}], ids=["zero", "sigma_min"])
+@pytest.mark.parametrize(("origin", "options"), ORIGINS, ids=str)
+def test_another_schedulers_configuration_is_read_as_diffusers_reads_it(kind, end, origin, options):
+    """What a pipeline folder holds, and `pipe.scheduler = KIND.from_config(pipe.scheduler.config)`."""
+    written = {**json.loads(getattr(diffusers, origin)().to_json_string()), **options, **end}
+    for missing in ((), ("solver_type", "algorithm_type"), ("timestep_spacing", "steps_offset", "beta_end", "solver_order")):
+        config = {k: v for k, v in written.items() if k not in missing}
+        loaded = getattr(diffusers, origin).from_config(config)
+        try:
+            want = getattr(diffusers, kind).from_config(loaded.config)
+        except ValueError:
+            want = None
+        if want is None or not followed(want):
+            with pytest.raises(ScheduleError, match=r"^here: \w+ = .* is not supported: it must be ") as error:
+                Scheduler.from_config(config, "here", kind)
+            assert want is None or re.match(r"here: (\w+)", str(error.value))[1] in unfollowed(want)
+        else:
+            read = Scheduler.from_config(config, "here", kind)
+            assert read == ours(want)
+            assert (read.solver_type, read.solver_order) == (
+                want.config.get("solver_type", "midpoint") if kind == DPM else "midpoint",
+                want.config.get("solver_order", 2) if kind == DPM else 2,
+            )
+            compare_with(read, want, 6)
+
+
+def unfollowed(scheduler: diffusers.SchedulerMixin) -> set[str]:
+    """The options of a scheduler, as its constructor knows them, that make it one that no table describes."""
+    plain = {
+        "algorithm_type": "dpmsolver++", "interpolation_type": "linear", "timestep_type": "discrete", "sigma_min": None,
+        "sigma_max": None, "lambda_min_clipped": -math.inf, "use_karras_sigmas": False, "use_exponential_sigmas": False,
+        "use_beta_sigmas": False, "use_lu_lambdas": False, "use_flow_sigmas": False, "use_dynamic_shifting": False,
+        "thresholding": False, "clip_sample": False, "rescale_betas_zero_snr": False,
+    }  # fmt: skip
+    own = inspect.signature(type(scheduler).__init__).parameters
+    found = {name for name, value in plain.items() if name in own and scheduler.config[name] != value}
+    learned = "variance_type" in own and scheduler.config.variance_type in ("learned", "learned_range")
+    return found | ({"variance_type"} if learned else set())
+
+
+def followed(scheduler: diffusers.SchedulerMixin) -> bool:
+    return not unfollowed(scheduler)
+
+
+@pytest.mark.parametrize("origin", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_models_of_other_noise_are_refused_under_every_scheduler(origin):
+    config = json.loads(getattr(diffusers, origin)().to_json_string())
+    for kind in (None, *KINDS):
+        with pytest.raises(ScheduleError, match=f"here: {origin} is not supported: its models"):
+            Scheduler.from_config(config, "here", kind)
+
+
+def test_a_configuration_without_a_class_says_so():
+    with pytest.raises(ScheduleError, match="here: has no _class_name: use --sampler DDIMScheduler"):
+        Scheduler.from_config({}, "here")
+
+
+def test_options_that_a_class_has_not_are_no_difference():
+    """A schedule that was compiled by a release that kept them."""
+    mine, kept = (Scheduler(kind=DPM, timestep_spacing="leading", set_alpha_to_one=one) for one in (True, False))
+    assert mine.differences(kept) == []
+    assert mine.differences(Scheduler(kind=DPM, timestep_spacing="leading", solver_order=3)) == ["solver_order"]
 
 
 def test_a_schedule_keeps_its_scheduler():

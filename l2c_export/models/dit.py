@@ -51,7 +51,7 @@ class DiT:
     )  # fmt: skip
 
     def __init__(self, arch: Arch) -> None:
-        check_sizes(arch, may_be_zero=["class_dropout_prob", "frequency_shift"])
+        check_sizes(arch, may_be_zero=["class_dropout_prob", "frequency_shift", "mlp_eps"])
         if arch.hidden_size % arch.num_heads or arch.input_size % arch.patch_size:
             raise ModelError(
                 f"DiT: hidden_size {arch.hidden_size} must be a multiple of num_heads {arch.num_heads}, "
