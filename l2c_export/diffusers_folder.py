@@ -14,6 +14,7 @@ import msgspec
 from .diffusers_names import Config, check_blocks, renamed, same_embedders
 from .errors import MissingExtra, ModelError, WeightsError
 from .extras import needs
+from .file_kind import NotJson, json_text
 from .schedulers import Scheduler
 from .weights import Checkpoint, open_checkpoint
 
@@ -63,7 +64,7 @@ def find(model: str) -> Path | None:
                 f"--model {path}: no pipeline folder of diffusers ({INDEX} is missing): give one that save_pretrained wrote"
             )
         return path
-    return None if path.suffix == ".json" or not re.fullmatch(r"[\w.-]+/[\w.-]+", model) else _cached(model)
+    return None if path.suffix == ".json" or path.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model) else _cached(model)
 
 
 def _cached(repository: str) -> Path | None:
@@ -144,7 +145,9 @@ def _stored(folder: Path) -> Checkpoint:
 def config(path: Path) -> Mapping[str, Any]:
     """A configuration file; diffusers writes infinity into some, which strict readers of JSON refuse."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(json_text(path, "download or save it again"))
+    except NotJson as error:
+        raise ModelError(f"{path} is no configuration: {error}") from None
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}: the folder is not complete: download or save it again") from None
     except (ValueError, RecursionError) as error:

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from . import checkpoints
+from . import checkpoints, containers
 from .errors import ScheduleError, UsageError
 from .files import small
 from .models.base import Family
 from .schedule import Schedule, Source, file_source, from_scores
 from .schedulers import Scheduler
+from .weights import FLOATS
 
 REMEDY = "give a .pt file that the router's training has saved"
 LEAST_ROWS = {"dit": 1, "uvit": 2}  # one per network evaluation, of which a step of DPM-Solver++ makes two
@@ -69,20 +71,8 @@ def read(path: Path) -> Router:
     family = "uvit"
     if isinstance(state, Mapping) and "routers" in state:
         state, family = state["routers"], "dit"
-    if not isinstance(state, Mapping) or not state or not all(map(checkpoints.is_plain, state.values())):
-        raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..: {REMEDY}")
-    expected = [f"{i}.prob" for i in range(len(state))]
-    if set(state) != set(expected):
-        odd = next((k for k in state if k not in expected), "?")
-        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob, 1.prob, ..: {REMEDY}")
-    rows = [state[name] for name in expected]
-    if len(rows) > MOST_ROWS or rows[0].numel() > MOST_COLUMNS:
-        raise ScheduleError(
-            f"{path} is not a router: {len(rows)} rows of {rows[0].numel()} are more than any model has: {REMEDY}"
-        )
-    if any(r.ndim != 1 or r.shape != rows[0].shape or not r.is_floating_point() for r in rows) or len(rows[0]) % 2:
-        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
-    logits = torch.stack(rows).float()
+    rows = _rows(path, state)
+    logits = torch.from_numpy(np.stack([row.float32() for row in rows]))
     if not logits.isfinite().all():
         raise ScheduleError(f"{path}: the router holds NaN or infinite logits: {REMEDY}")
     if len(rows) < LEAST_ROWS[family]:
@@ -90,6 +80,25 @@ def read(path: Path) -> Router:
             f"{path} is not a router: {len(rows)} row, where a {family} has {LEAST_ROWS[family]} or more: {REMEDY}"
         )
     return Router(path, family, logits, source)
+
+
+def _rows(path: Path, state: object) -> list[checkpoints.Tensor]:
+    """The rows of a router in their order, all of one type and length."""
+    if not isinstance(state, Mapping) or not state:
+        raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..: {REMEDY}")
+    expected = [f"{i}.prob" for i in range(len(state))]
+    if odd := next((str(k) for k in state if k not in expected), None):
+        remedy = "give weights with --weights" if containers.holds_model(state, (checkpoints.Tensor,)) else REMEDY
+        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob, 1.prob, ..: {remedy}")
+    rows = [state[name] for name in expected]
+    if any(not isinstance(row, checkpoints.Tensor) or row.dtype not in FLOATS or len(row.shape) != 1 for row in rows):
+        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
+    columns = rows[0].shape[0]
+    if len(rows) > MOST_ROWS or columns > MOST_COLUMNS:
+        raise ScheduleError(f"{path} is not a router: {len(rows)} rows of {columns} are more than any model has: {REMEDY}")
+    if columns % 2 or any(row.shape != rows[0].shape for row in rows):
+        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
+    return rows
 
 
 def encode(family: str, logits: torch.Tensor, optimizer: Mapping[str, Any], args: argparse.Namespace) -> bytes:

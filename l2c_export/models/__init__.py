@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 
 from ..errors import ModelError
-from ..files import small
+from ..file_kind import MODEL, json_text, of_json
 from .base import Family, check_total, fields_of
 from .dit import DiT
 from .uvit import UViT
 
 FAMILIES: dict[str, Any] = {family.name: family for family in (DiT, UViT)}
 DEFAULTS = {"dit": "DiT-XL/2", "uvit": "U-ViT-H/2"}
+REMEDY = "give a JSON file with family and arch"
 EXAMPLES = "DiT-XL/2, DiT-S/4@512, U-ViT-H/2, a pipeline folder of diffusers, or a JSON file with family and arch"
 
 
@@ -36,7 +37,7 @@ def resolve(
         model = default
     if model is None:
         kind, arch = _family_of(shapes or {}), None
-    elif Path(model).suffix == ".json":
+    elif Path(model).suffix == ".json" or Path(model).is_file():
         kind, arch = _from_file(Path(model))
     else:
         kind, arch = _from_name(model)
@@ -79,7 +80,9 @@ def _from_name(model: str) -> tuple[str, Any]:
 
 def _from_file(path: Path) -> tuple[str, Any]:
     try:
-        config = msgspec.json.decode(small(path), type=dict[str, Any])
+        config = msgspec.json.decode(json_text(path, REMEDY), type=dict[str, Any])
+        if (other := of_json(config)) not in (None, MODEL):
+            raise ModelError(f"{path} does not describe a model: {other.instead(REMEDY)}")
         kind = config["family"]
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"{path}: unknown family {kind!r}: known are {', '.join(FAMILIES)}")

@@ -71,7 +71,7 @@ def restore(folder: Path, options: Mapping[str, str], lambda_: float | None = No
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    found = checkpoints.load(path, ArtefactError, "a training's checkpoint", REMEDY)
+    found = as_torch(checkpoints.load(path, ArtefactError, "a training's checkpoint", REMEDY))
     try:
         theirs = dict(found.pop("options"))
         state = State(**found)
@@ -86,6 +86,15 @@ def restore(folder: Path, options: Mapping[str, str], lambda_: float | None = No
                 f"{folder} holds a training with --{name} {then}, not {now}: go on with that, or choose another --out"
             )
     return state
+
+
+def as_torch(value: Any) -> Any:
+    """The same with tensors of PyTorch, in memory of their own: an optimizer writes to them."""
+    if isinstance(value, checkpoints.Tensor):
+        return torch.from_numpy(value.array().copy())
+    if isinstance(value, dict):
+        return {key: as_torch(each) for key, each in value.items()}
+    return type(value)(map(as_torch, value)) if isinstance(value, (list, tuple)) else value
 
 
 def short(value: str | None) -> str:
