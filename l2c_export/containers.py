@@ -19,6 +19,8 @@ WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.com
 DEEPEST = 4  # containers in containers
 TRAINING = re.compile(r"(^|\.)(opt|exp_avg|momentum|grad)")  # what an optimizer keeps has the model's names, too
 ROUTER = re.compile(r"\d+\.prob")
+COUNTERS = {"step", "steps", "global_step", "iteration", "epoch", "decay", "initted", "num_updates", "n_averaged"}
+WHOLE = re.compile(r"u?int|[iu]\d|bool")  # types of whole numbers, as safetensors and PyTorch call them
 SHOWN = 6  # keys in a message
 
 
@@ -67,8 +69,14 @@ def find(tree: Any, sorts: Sorts, path: object, remedy: str) -> Found:
     held = groups[place.keys]
     tensors = {n.removeprefix(place.prefix): t for n, t in held.items() if n.startswith(place.prefix)}
     if marked:
-        tensors = {n: t for n, t in tensors.items() if "." in n or math.prod(t.shape) > 1}  # without counters
+        tensors = {n: t for n, t in tensors.items() if not _is_counter(n, t)}
     return Found(tensors, place.label if len(places) > 1 else "")
+
+
+def _is_counter(name: str, tensor: Any) -> bool:
+    """Whether it counts steps or notes a state of the training: one number, of no layer."""
+    kind = str(tensor.dtype).lower()
+    return "." not in name and math.prod(tensor.shape) == 1 and (name in COUNTERS or bool(WHOLE.match(kind)))
 
 
 def holds_model(tree: Any, sorts: Sorts) -> bool:

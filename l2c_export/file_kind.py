@@ -27,6 +27,7 @@ class Kind(NamedTuple):
 
 
 AGAIN = "download the file itself"
+UNPACK = "give the file that is inside"
 SAFETENSORS = Kind("a .safetensors file", "give weights with --weights")
 TORCH = Kind("a file of torch.save")
 LEGACY_TORCH = Kind("a file of torch.save in its old format")
@@ -35,24 +36,24 @@ EMPTY = Kind("empty", "download or save it again")
 POINTER = Kind("a pointer of Git LFS, not what it points to", f"{AGAIN}, as with git lfs pull")
 PAGE = Kind("a web page, perhaps of an error or a login", AGAIN)
 CONFLICT = Kind("a text with the marks of a merge conflict", "settle it, or download the file again")
-UTF16 = Kind("a text in UTF-16, as PowerShell writes it", "save it as UTF-8")
+UTF16 = Kind("a text in UTF-16, as PowerShell writes it", "give it in UTF-8")
 TEXT = Kind("a text")
-PLAIN_PICKLE = Kind("a pickle, but not one of torch.save", "load it where it was made, and save its state_dict with torch.save")
+PLAIN_PICKLE = Kind("a pickle, but not one of torch.save", "give the state_dict() that it holds, as torch.save writes it")
 NPZ = Kind("an .npz archive of NumPy")
-SCRIPT = Kind("a TorchScript archive", "save its state_dict() with torch.save")
-ZIP = Kind("a zip archive, but no checkpoint", "unpack it, and give the file that is inside")
+SCRIPT = Kind("a TorchScript archive", "give its state_dict(), as torch.save writes it")
+ZIP = Kind("a zip archive, but no checkpoint", UNPACK)
 UNKNOWN = Kind("of no kind that is known here")
 
 SIGNATURES = (
     (b"GGUF", Kind("a GGUF file, of llama.cpp or stable-diffusion.cpp")),
     (b"\x93NUMPY", Kind("an .npy array of NumPy")),
     (b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file, as of Keras")),
-    (b"\x1f\x8b", Kind("packed with gzip", "unpack it")),
-    (b"BZh", Kind("packed with bzip2", "unpack it")),
-    (b"\xfd7zXZ\0", Kind("packed with xz", "unpack it")),
-    (b"\x28\xb5\x2f\xfd", Kind("packed with zstd", "unpack it")),
-    (b"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", "unpack it")),
-    (b"Rar!", Kind("a RAR archive", "unpack it")),
+    (b"\x1f\x8b", Kind("packed with gzip", UNPACK)),
+    (b"BZh", Kind("packed with bzip2", UNPACK)),
+    (b"\xfd7zXZ\0", Kind("packed with xz", UNPACK)),
+    (b"\x28\xb5\x2f\xfd", Kind("packed with zstd", UNPACK)),
+    (b"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", UNPACK)),
+    (b"Rar!", Kind("a RAR archive", UNPACK)),
     (b"\x89PNG", Kind("a PNG picture")),
     (b"\xff\xd8\xff", Kind("a JPEG picture")),
     (b"%PDF", Kind("a PDF")),
@@ -85,7 +86,7 @@ def of_bytes(head: bytes) -> Kind:
         if head.startswith(signature):
             return kind
     if head[257:262] == b"ustar":
-        return Kind("a tar archive", "unpack it, and give the file that is inside")
+        return Kind("a tar archive", UNPACK)
     if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a", b"\x42"):
         return Kind("an ONNX model", "give the checkpoint that it was exported from")
     return _text(head)

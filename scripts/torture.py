@@ -353,7 +353,7 @@ def _router(path: Path) -> Any:
 
 def _tensors(path: Path) -> Any:
     manifest = artefact.read(GOLDEN / "engines", verify=False)
-    return {name: value.tobytes() for name, value in linking.checkpoint(str(path), manifest)}
+    return {name: value.tobytes() for name, value in linking.checkpoint(path, manifest)}
 
 
 def _model(path: Path) -> Any:

@@ -46,7 +46,8 @@ ASKED = {
 }
 # what an artefact's user has, and nothing of the compiler
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
-           "weights.py", "checkpoints.py", "containers.py", "pickled.py", "file_kind.py", "cache.py", "files.py", "staging.py", "consistency.py", "binding.py", "hoisted.py",
+           "weights.py", "checkpoints.py", "containers.py", "pickled.py", "file_kind.py", "cache.py", "files.py",
+           "staging.py", "consistency.py", "binding.py", "hoisted.py",
            "decoder.py", "diffusers_folder.py", "diffusers_names.py", "diffusers_live.py", "diffusers_pipeline.py",
            "schedulers.py", "samplers.py", "schedule.py", "extras.py", "turn.py", "asked.py",
            "backends/__init__.py", "backends/onnxruntime_backend.py", "backends/onnxruntime_cuda.py",
