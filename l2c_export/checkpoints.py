@@ -149,6 +149,7 @@ class Records:
             "collections.OrderedDict": _dict,
             "collections.defaultdict": lambda *_: {},
             "collections.Counter": lambda counts=None: counts if isinstance(counts, dict) else {},
+            "_codecs.encode": _encode,
             "numpy.core.multiarray.scalar": _scalar,
             "numpy._core.multiarray.scalar": _scalar,
         }
@@ -180,6 +181,11 @@ def _dict(pairs: Any = ()) -> dict[str, Any]:
     if not isinstance(pairs, (list, tuple)):
         return {}
     return {p[0]: p[1] for p in pairs if isinstance(p, (list, tuple)) and len(p) == 2 and isinstance(p[0], str)}
+
+
+def _encode(text: Any = None, encoding: Any = None, *_: Any) -> Any:
+    """Bytes, which protocol 2 writes as text."""
+    return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else Placeholder("_codecs.encode")
 
 
 def _scalar(kind: Any = None, data: Any = None, *_: Any) -> Any:
@@ -228,7 +234,10 @@ def _archive(path: Path) -> Any:
     folder = main.removesuffix("data.pkl")
     records = Records()
     if f"{folder}byteorder" in entries:
-        records.little = bytes(_record(memory, entries[f"{folder}byteorder"])) != b"big"
+        order = bytes(_record(memory, entries[f"{folder}byteorder"]))
+        if order not in (b"little", b"big"):
+            raise Refused("its archive is damaged")
+        records.little = order == b"little"
     body = _record(memory, entries[main])
     if len(body) > MOST_PICKLED:
         raise Refused(f"its pickle has {len(body) >> 20} MB")

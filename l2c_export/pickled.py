@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
-MOST_OPCODES = 3_000_000  # seconds; checkpoints have some thousands
+MOST_OPCODES = 2_000_000  # seconds; checkpoints have some thousands
+MOST_MARKS = 10_000  # open at a time: how deep values may be in each other
 MOST_NUMBERED = 2**16  # entries whose keys are numbers, which somebody may choose so that they collide
-RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "torch.tensor": "torch._tensor"}  # protocol 2 has Python 2's names
+# protocol 2 has Python 2's names
+RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subprocess", "torch.tensor": "torch._tensor"}
 # Nothing is called, so these do no harm here; but a file that wants them would do harm elsewhere.
 PROGRAMS = {"os", "posix", "nt", "subprocess", "sys", "pty", "socket", "shutil", "runpy", "importlib", "ctypes", "io"}
 FUNCTIONS = {f"builtins.{name}" for name in ("eval", "exec", "compile", "open", "__import__")}
@@ -102,6 +104,8 @@ class _Machine:
         return value
 
     def mark(self, _: Any) -> None:
+        if len(self.below) == MOST_MARKS:
+            raise Refused(f"its pickle nests values more than {MOST_MARKS:,} deep")
         self.below.append(self.stack)
         self.stack = []
 

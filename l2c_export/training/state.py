@@ -71,11 +71,12 @@ def restore(folder: Path, options: Mapping[str, str], lambda_: float | None = No
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    found = as_torch(checkpoints.load(path, ArtefactError, "a training's checkpoint", REMEDY))
+    found = checkpoints.load(path, ArtefactError, "a training's checkpoint", REMEDY)
     try:
+        found = as_torch(found)
         theirs = dict(found.pop("options"))
         state = State(**found)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise ArtefactError(f"{path} is not a training's checkpoint: {REMEDY}") from None
     theirs["lambda"] = f"{state.lambda_:g}"
     ours = {**options, "lambda": theirs["lambda"] if lambda_ is None else f"{lambda_:g}"}
