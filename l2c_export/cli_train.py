@@ -14,7 +14,11 @@ from .console import FOLDER, command, progress, say
 @click.command(context_settings={"show_default": True})
 @click.option("--weights", help="The model's checkpoint (.safetensors, .pt), or random[:SEED] to time it.")
 @click.option("--steps", type=int, required=True, help="Sampling steps (DiT) or network evaluations (U-ViT) of the schedule.")
-@click.option("--data", required=True, help="An .npz with `latents` or `images`, and `labels`; or self: its own trajectories.")
+@click.option(
+    "--data",
+    required=True,
+    help="An .npz with `latents` or `images`, and `labels`; a folder of fast-DiT's; or self: its own trajectories.",
+)
 @click.option("--out", type=FOLDER, default=Path("routers"), help="Where the router goes.")
 @click.option("--model", help="A name (DiT-XL/2, U-ViT-H/2, demo) or a JSON file with family and arch. [default: what fits]")
 @click.option("--lambda", "lambda_", type=float, help="The price of computing a sublayer. [default: 5e-6, or for the target]")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import artefact, schedule
+from . import artefact, file_kind, schedule
 from .errors import UsageError
 from .manifest import Manifest, image_range
 from .predict import graph_weight_bytes
@@ -71,17 +71,18 @@ class View:
 
 
 def inspect(path: Path, threshold: float | None = None) -> View:
-    """Look at an artefact's folder, a schedule (.json) or a router file."""
-    if threshold is not None and (path.is_dir() or path.suffix == ".json"):
+    """Look at an artefact's folder, a schedule (JSON) or a router file."""
+    if threshold is not None and (path.is_dir() or file_kind.is_json(path)):
         raise UsageError(f"--threshold {threshold:g}: only a router has scores; the schedule of {path} was made with one")
     if path.is_dir():
         return of_artefact(artefact.read(path, verify=False))
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder: give an artefact, a schedule or a router")
-    if path.suffix == ".json" and schedule.mask_rule(path.read_bytes()):
-        raise UsageError(f"{path}: is a steps mask, which has no model yet: compile it with l2c-export --schedule {path}")
-    if path.suffix == ".json":
-        return of_schedule(schedule.read(path), str(path))
+    if file_kind.is_json(path):
+        text = schedule.content(path)
+        if schedule.mask_rule(text):
+            raise UsageError(f"{path}: is a steps mask, which has no model yet: compile it with l2c-export --schedule {path}")
+        return of_schedule(Schedule.from_json(text, str(path)), str(path))
     from .extras import needs
 
     needs("torch", "export")

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from .errors import ModelError
+from .file_kind import NotJson, json_text
 
 INDEX = "model_index.json"
 CONFIG = "config.json"  # of a part
@@ -28,7 +29,9 @@ KNOWN = f"l2c-export knows DiT and U-ViT; give a {PIPELINE} or its {TRANSFORMER}
 def config(path: Path) -> Mapping[str, Any]:
     """A configuration file; diffusers writes infinity into some, which strict readers of JSON refuse.  Raises ModelError."""
     try:
-        found = json.loads(path.read_text("utf-8-sig"))
+        found = json.loads(json_text(path, "download or save it again"))
+    except NotJson as error:
+        raise ModelError(f"{path} is no configuration: {error}") from None
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}: the folder is not complete: download or save it again") from None
     except (ValueError, RecursionError) as error:

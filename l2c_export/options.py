@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from . import demo, diffusers_folder, models, routers, weights
+from . import demo, diffusers_folder, file_kind, models, routers, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .diffusers_folder import Folder
 from .errors import ModelError, ScheduleError, UsageError
@@ -61,7 +61,7 @@ class Options:
             raise UsageError(f"--threshold {self.threshold}: must be between 0 and 1")
         if self.max_graphs is not None and self.max_graphs < 1:
             raise UsageError(f"--max-graphs {self.max_graphs}: must be at least 1")
-        if self.sampler not in (None, *SAMPLERS, *KINDS) and not str(self.sampler).endswith(".json"):
+        if self.sampler not in (None, *SAMPLERS, *KINDS) and not _is_config(str(self.sampler)):
             names = ", ".join((*SAMPLERS, *KINDS))
             raise UsageError(f"--sampler {self.sampler}: use one of {names}, or a scheduler_config.json")
         if self.backend not in (AUTO, *BACKENDS):
@@ -108,7 +108,7 @@ class Source:
         return [
             f"{self.name or self.family.name}, {self.schedule.columns} sublayers, {self.schedule.sampler} with "
             f"{self.schedule.steps} steps: {computed} of {total} sublayers computed{threshold}, "
-            f"{self.checkpoint.path if self.checkpoint else bound}",
+            f"{self.checkpoint.described if self.checkpoint else bound}",
             *architecture(self.family, self.assumed),
             *self.notes,
         ]
@@ -211,8 +211,12 @@ def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
         if folder:
             _check_trained_for(sampler, folder)
         return None
-    if sampler and sampler.endswith(".json"):
-        return Scheduler.from_config(config(Path(sampler)), sampler)
+    if sampler and sampler not in KINDS and _is_config(sampler):
+        options = config(Path(sampler))
+        sort = file_kind.of_json(options)
+        if sort not in (None, file_kind.SCHEDULER):
+            raise UsageError(f"--sampler {sampler}: it is {sort.words}: {sort.remedy}")
+        return Scheduler.from_config(options, sampler)
     if folder:
         return folder.sampler(sampler)
     # by its name alone: as DiT's own, which does not clip
@@ -228,6 +232,11 @@ def _check_trained_for(sampler: str, folder: Folder) -> None:
         )
 
 
+def _is_config(sampler: str) -> bool:
+    """Whether a sampler is a file rather than a name."""
+    return sampler.endswith(".json") or Path(sampler).is_file()
+
+
 def _name(options: Options, scheduler: Scheduler | None, family: Family) -> str:
     return scheduler.kind if scheduler else options.sampler or family.default_sampler
 
@@ -239,7 +248,7 @@ def _read(schedule: str) -> routers.Router | Schedule | str:
         return schedule
     if not path.is_file():
         raise ScheduleError(f"--schedule {path}: no such file (rules are every:K, full:0,A,B,.. and mask:1,0,..)")
-    if path.suffix != ".json":
+    if not file_kind.is_json(path):
         return routers.read(path)
     data = content(path)
     return mask_rule(data) or Schedule.from_json(data, str(path))

@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from . import checkpoints
+from . import checkpoints, containers
 from .errors import ScheduleError, UsageError
 from .files import small
 from .models import FAMILIES
 from .models.base import Family
 from .schedule import Schedule, Source, file_source, from_scores
 from .schedulers import Scheduler
+from .weights import FLOATS
 
 REMEDY = "give a .pt file that the router's training has saved"
 LEAST_ROWS = {"ddim": 1, "dpm-solver++": 2}  # one per network evaluation, of which a step of DPM-Solver++ makes two
@@ -77,26 +79,33 @@ def read(path: Path) -> Router:
         state, family = state["routers"], state.get("family", "dit")
     if not isinstance(family, str) or family not in FAMILIES:
         raise ScheduleError(f"{path}: a router of unknown family {family!r}: known are {', '.join(FAMILIES)}")
-    if not isinstance(state, Mapping) or not state or not all(map(checkpoints.is_plain, state.values())):
-        raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..: {REMEDY}")
-    expected = [f"{i}.prob" for i in range(len(state))]
-    if set(state) != set(expected):
-        odd = next((k for k in state if k not in expected), "?")
-        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob, 1.prob, ..: {REMEDY}")
-    rows = [state[name] for name in expected]
-    if len(rows) > MOST_ROWS or rows[0].numel() > MOST_COLUMNS:
-        raise ScheduleError(
-            f"{path} is not a router: {len(rows)} rows of {rows[0].numel()} are more than any model has: {REMEDY}"
-        )
-    if any(r.ndim != 1 or r.shape != rows[0].shape or not r.is_floating_point() for r in rows) or len(rows[0]) % 2:
-        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
-    logits = torch.stack(rows).float()
+    rows = _rows(path, state)
+    logits = torch.from_numpy(np.stack([row.float32() for row in rows]))
     if not logits.isfinite().all():
         raise ScheduleError(f"{path}: the router holds NaN or infinite logits: {REMEDY}")
     router = Router(path, family, logits, source)
     if len(rows) < (least := LEAST_ROWS.get(router.sampler, 1)):
         raise ScheduleError(f"{path} is not a router: {len(rows)} row, where a {family} has {least} or more: {REMEDY}")
     return router
+
+
+def _rows(path: Path, state: object) -> list[checkpoints.Tensor]:
+    """The rows of a router in their order, all of one type and length."""
+    if not isinstance(state, Mapping) or not state:
+        raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..: {REMEDY}")
+    expected = [f"{i}.prob" for i in range(len(state))]
+    if odd := next((str(k) for k in state if k not in expected), None):
+        remedy = "give weights with --weights" if containers.holds_model(state, (checkpoints.Tensor,)) else REMEDY
+        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob, 1.prob, ..: {remedy}")
+    rows = [state[name] for name in expected]
+    if any(not isinstance(row, checkpoints.Tensor) or row.dtype not in FLOATS or len(row.shape) != 1 for row in rows):
+        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
+    columns = rows[0].shape[0]
+    if len(rows) > MOST_ROWS or columns > MOST_COLUMNS:
+        raise ScheduleError(f"{path} is not a router: {len(rows)} rows of {columns} are more than any model has: {REMEDY}")
+    if columns % 2 or any(row.shape != rows[0].shape for row in rows):
+        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
+    return rows
 
 
 def encode(family: str, logits: torch.Tensor, optimizer: Mapping[str, Any], args: argparse.Namespace) -> bytes:

@@ -21,11 +21,13 @@ from typing import Literal
 
 import msgspec
 
+from . import file_kind
 from .errors import ScheduleError, UsageError
-from .files import small
 from .schedulers import Scheduler, Table, table
 
-MASK = "steps_computation_mask"  # another tool's choice of steps to compute
+MASKS = ("steps_computation_mask", "mask")  # another tool's choice of steps to compute
+NESTED = "cache_config"  # where that tool's configuration may hold it
+REMEDY = "give the schedule.json of an artefact"
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,7 +97,9 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         try:
             return msgspec.json.decode(data, type=Schedule)
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-            raise ScheduleError(f"{name} is not a schedule: {error}; give one like the schedule.json of an artefact") from None
+            other = _other_kind(data)
+            reason = other.instead(REMEDY) if other else f"{error}; give one like the schedule.json of an artefact"
+            raise ScheduleError(f"{name} is not a schedule: {reason}") from None
 
     def uncached(self) -> Schedule:
         """The twin that computes everything in every call."""
@@ -110,11 +114,22 @@ def read(path: Path) -> Schedule:
 
 
 def content(path: Path) -> bytes:
-    """The bytes of a schedule's file.  Raises ScheduleError for one that is no file, or far too large."""
+    """The JSON in a schedule's file, UTF-8.  Raises ScheduleError for what is no such file, or far too large."""
     try:
-        return small(path)
+        return file_kind.json_text(path, REMEDY)
+    except file_kind.NotJson as error:
+        raise ScheduleError(f"{path} is not a schedule: {error}") from None
     except OSError as error:
-        raise ScheduleError(f"{path}: cannot be read: {error.strerror}: give the schedule.json of an artefact") from None
+        raise ScheduleError(f"{path}: cannot be read: {error.strerror}: {REMEDY}") from None
+
+
+def _other_kind(data: bytes) -> file_kind.Kind | None:
+    """What JSON is that is meant for another option."""
+    try:
+        kind = file_kind.of_json(msgspec.json.decode(data))
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return None
+    return None if kind == file_kind.SCHEDULE else kind
 
 
 def make(
@@ -177,9 +192,9 @@ def mask_rule(data: bytes) -> str | None:
     """The rule of a steps mask in JSON: a list of 0 and 1, or one under the key `steps_computation_mask` (as in cache-dit)."""
     try:
         found = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
-    mask = found.get(MASK) if isinstance(found, dict) else found
+    mask = _mask(found)
     if not isinstance(mask, list):
         return None
     if not mask:
@@ -188,6 +203,15 @@ def mask_rule(data: bytes) -> str | None:
         if entry not in (0, 1):
             raise ScheduleError(f"a steps mask with {entry!r}: use 1 for a full call and 0 for one that reuses everything")
     return "mask:" + ",".join(str(int(entry)) for entry in mask)
+
+
+def _mask(found: object) -> object:
+    """What stands where a mask may stand."""
+    if not isinstance(found, dict):
+        return list(map(int, found)) if isinstance(found, str) and found and set(found) <= {"0", "1"} else found
+    inner = found.get(NESTED)
+    held = inner if isinstance(inner, dict) else found
+    return next((held[key] for key in MASKS if key in held), None)
 
 
 def router_rows(sampler: str, steps: int) -> tuple[int | None, ...]:

@@ -6,27 +6,27 @@ it before there are any weights, and weights can be bound or swapped later witho
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import safetensors
 
+from . import checkpoints, containers, file_kind, pickled
 from .errors import UsageError, WeightsError
-from .files import replacing, small
+from .files import replacing
 from .program import BYTES, rows_of, stored
 
 FILE = "weights.safetensors"
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we write
 READABLE = (*CODES.values(), "F64")  # types of a .safetensors checkpoint
 FLOATS = (*CODES, "float64")  # and of a PyTorch one
+FILES = (file_kind.SAFETENSORS, file_kind.TORCH, file_kind.LEGACY_TORCH)
 REMEDY = "give the model's .safetensors or .pt file"
-NESTED = ("ema", "state_dict")  # where training checkpoints hold it; DiT's sampler uses the first, too
-WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -153,6 +153,11 @@ class Checkpoint(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     args: Mapping[str, object] = {}  # the options of the training script, as far as the file has them
+    taken: str = ""  # which of its models, where it holds several
+
+    @property
+    def described(self) -> str:
+        return f"{self.path} ({self.taken})" if self.taken else str(self.path)
 
     def tensors(self, shapes: Shapes) -> Iterator[tuple[str, np.ndarray]]:
         """The tensors of a model in layout order.  Raises WeightsError naming the first that do not fit."""
@@ -172,49 +177,66 @@ class Checkpoint(NamedTuple):
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a .safetensors file, several with an index (.json), or (with PyTorch installed) a .pt file.  Raises WeightsError."""
-    return _unwrapped(_sharded(path) if path.suffix == ".json" else _file(path))
+    """Open a file of safetensors or torch.save, or an index (JSON) of several, whatever it is called.  Raises WeightsError."""
+    tree = _tree(path, (file_kind.JSON, *FILES))
+    model = containers.find(tree, (checkpoints.Tensor, Slice), path, REMEDY)
+    for name, tensor in model.tensors.items():
+        known = READABLE if isinstance(tensor, Slice) else FLOATS
+        if tensor.dtype not in known:
+            raise WeightsError(f"{path}: {name} has dtype {tensor.dtype}: use one of {', '.join(known)}")
+    shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
+    args = pickled.plain(tree.get("args")) if isinstance(tree, Mapping) else {}
+    return Checkpoint(path, shapes, lambda name: model.tensors[name].float32(), args, model.taken)
 
 
-def _file(path: Path) -> Checkpoint:
+def _tree(path: Path, allowed: tuple[file_kind.Kind, ...]) -> Any:
+    """What a file holds: a mapping with tensors somewhere below it, in most cases."""
     if not path.is_file():
         raise WeightsError(f"--weights {path}: no such file: {REMEDY}")
-    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    try:
+        kind = file_kind.of(path)
+    except OSError as error:
+        raise WeightsError(f"--weights {path}: cannot be read: {error.strerror or error}: {REMEDY}") from None
+    if kind not in allowed:
+        raise WeightsError(f"{path} is not a checkpoint: {kind.instead(REMEDY)}")
+    if kind == file_kind.JSON:
+        return _sharded(path)
+    return _safetensors(path) if kind == file_kind.SAFETENSORS else checkpoints.load(path, WeightsError, "a checkpoint", REMEDY)
 
 
-def _sharded(path: Path) -> Checkpoint:
+def _sharded(path: Path) -> dict[str, Any]:
     """Several files, of which an index says where every tensor is."""
     try:
-        places = msgspec.json.decode(small(path), type=Index).weight_map
+        text = file_kind.json_text(path)
+        other = file_kind.of_json(msgspec.json.decode(text))
+        if other not in (None, file_kind.INDEX):
+            raise WeightsError(f"{path} is not a checkpoint: {other.instead(REMEDY)}")
+        places = msgspec.json.decode(text, type=Index).weight_map
     except OSError as error:
         raise WeightsError(f"--weights {path}: cannot be read: {error.strerror or error}: {REMEDY}") from None
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise WeightsError(f"{path}: weight_map is damaged: {error}: download or save it again") from None
-    files = {name: _file(path.parent / Path(name).name) for name in sorted(set(places.values()))}
-    if lost := next((name for name, place in places.items() if name not in files[place].shapes), None):
-        raise WeightsError(f"{path}: {lost} is not in {places[lost]}: download or save it again")
-    return Checkpoint(path, {n: files[place].shapes[n] for n, place in places.items()}, lambda n: files[places[n]].read(n))
+    files = {name: _tree(path.parent / Path(name).name, FILES) for name in sorted(set(places.values()))}
+    for name, place in places.items():
+        if not isinstance(files[place], Mapping) or name not in files[place]:
+            raise WeightsError(f"{path}: {name} is not in {places[name]}: download or save it again")
+    return {name: files[place][name] for name, place in places.items()}
 
 
-def _unwrapped(found: Checkpoint) -> Checkpoint:
-    """The names without what the training has put before every one of them."""
-    prefix = next((p for p in WRAPPERS if found.shapes and all(name.startswith(p) for name in found.shapes)), None)
-    if prefix is None:
-        return found
-    shapes = {name.removeprefix(prefix): shape for name, shape in found.shapes.items()}
-    return _unwrapped(found._replace(shapes=shapes, read=lambda name: found.read(prefix + name)))
+class Slice(NamedTuple):
+    """A tensor of a safetensors file, not read yet."""
+
+    shape: tuple[int, ...]
+    dtype: str  # in the words of the format
+    float32: Callable[[], np.ndarray]
 
 
-def _safetensors(path: Path) -> Checkpoint:
+def _safetensors(path: Path) -> dict[str, Slice]:
     try:
         file = safetensors.safe_open(path, framework="numpy")
         stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is not a safetensors file, or is truncated: {error}: {REMEDY}") from None
-    for name, tensor in stored.items():
-        if tensor.get_dtype() not in READABLE:
-            raise WeightsError(f"{path}: {name} has dtype {tensor.get_dtype()}: use one of {', '.join(READABLE)}")
-
     widened = _BFloat16(path) if any(tensor.get_dtype() == "BF16" for tensor in stored.values()) else None
 
     def read(name: str) -> np.ndarray:
@@ -222,7 +244,7 @@ def _safetensors(path: Path) -> Checkpoint:
             return widened.read(name)
         return np.asarray(file.get_tensor(name)).astype(np.float32)
 
-    return Checkpoint(path, {name: tuple(tensor.get_shape()) for name, tensor in stored.items()}, read)
+    return {name: Slice(tuple(tensor.get_shape()), tensor.get_dtype(), partial(read, name)) for name, tensor in stored.items()}
 
 
 class _BFloat16:
@@ -239,25 +261,3 @@ class _BFloat16:
         upper = np.frombuffer(bytes(self._memory[first:last]), "<u2").astype(np.uint32)
         shape: list[int] = entry["shape"]
         return np.left_shift(upper, 16).view(np.float32).reshape(shape)
-
-
-def _pickled(path: Path) -> Checkpoint:
-    from .extras import needs
-
-    needs("torch", "export")
-    from . import checkpoints
-
-    state = checkpoints.load(path, WeightsError, "a checkpoint", REMEDY)
-    noted = state.get("args") if isinstance(state, Mapping) else None
-    args = vars(noted) if isinstance(noted, argparse.Namespace) else noted if isinstance(noted, Mapping) else {}
-    for key in NESTED:
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    named = isinstance(state, Mapping) and all(isinstance(n, str) and checkpoints.is_plain(v) for n, v in state.items())
-    if not named:
-        raise WeightsError(f"{path} is not a checkpoint: expected named tensors: {REMEDY}")
-    for name, value in state.items():
-        if (kind := str(value.dtype).removeprefix("torch.")) not in FLOATS:
-            raise WeightsError(f"{path}: {name} has dtype {kind}: use one of {', '.join(FLOATS)}")
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    return Checkpoint(path, shapes, lambda name: state[name].detach().float().numpy(), args)

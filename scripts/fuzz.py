@@ -52,7 +52,7 @@ READERS: dict[str, tuple[Callable[[bytes], object], Path]] = {
     "manifest": (manifest, GOLDEN / "engines" / "manifest.json"),
     "schedule": (in_file("s.json", schedule.read), GOLDEN / "engines" / "schedule.json"),
     "router": (in_file("r.pt", routers.read), ROOT / "tests/cases/dit_batch3_no_cfg/router.pt"),
-    "safetensors": (in_file("w.safetensors", lambda p: dict(linking.checkpoint(str(p), ARTEFACT))),
+    "safetensors": (in_file("w.safetensors", lambda p: dict(linking.checkpoint(p, ARTEFACT))),
                     GOLDEN / "engines" / "weights.safetensors"),
     "model": (in_file("m.json", lambda p: models.resolve(str(p), None, None, None)), GOLDEN / "model.json"),
 }  # fmt: skip

@@ -13,6 +13,7 @@ import contextlib
 import copyreg
 import functools
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -37,6 +38,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
+import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)  # no threads before a fork
@@ -353,7 +355,14 @@ def _router(path: Path) -> Any:
 
 def _tensors(path: Path) -> Any:
     manifest = artefact.read(GOLDEN / "engines", verify=False)
-    return {name: value.tobytes() for name, value in linking.checkpoint(str(path), manifest)}
+    return {name: value.tobytes() for name, value in linking.checkpoint(path, manifest)}
+
+
+def pickled(weights: bytes, archive: bool) -> bytes:
+    """The same tensors as torch.save writes them."""
+    made = io.BytesIO()
+    torch.save({"ema": safetensors.torch.load(weights)}, made, _use_new_zipfile_serialization=archive)
+    return made.getvalue()
 
 
 def _model(path: Path) -> Any:
@@ -375,7 +384,9 @@ def mutations(count: int, seconds: float, chance: random.Random, work: Path) -> 
         "manifest, signed": (15, part(in_artefact, FILE, json_changed, True)),
         "schedule": (8, part(as_input, ".json", plan, bytes_changed, schedule.read)),
         "schedule, edited": (7, part(as_input, ".json", plan, json_changed, schedule.read)),
-        "router": (15, part(as_input, ".pt", router, bytes_changed, _router)),
+        "router": (10, part(as_input, ".pt", router, bytes_changed, _router)),
+        "checkpoint, zip": (3, part(as_input, ".pt", pickled(weights, True), bytes_changed, _tensors)),
+        "checkpoint, old format": (2, part(as_input, ".pt", pickled(weights, False), head_changed, _tensors)),
         "ONNX": (10, part(in_artefact, "**/*.onnx", bytes_changed, False)),
         "ONNX, signed": (10, part(in_artefact, "segments/*.onnx", bytes_changed, True)),
         "weights": (5, part(in_artefact, "weights.safetensors", bytes_changed, False)),

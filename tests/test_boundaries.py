@@ -18,7 +18,7 @@ MODULES = {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text()) for p in 
 
 # library -> the modules that may import it; everything in models/ is the compiler's
 HOMES = {
-    "torch": {"routers.py", "checkpoints.py", "segments.py", "reference.py", "baseline.py", "models/", "training/", "vae.py"},
+    "torch": {"routers.py", "segments.py", "reference.py", "baseline.py", "models/", "training/", "vae.py"},
     "diffusers": set(),
     "transformers": set(),
     "huggingface_hub": set(),
@@ -37,7 +37,7 @@ HOMES = {
 }
 # what `needs` may import lazily elsewhere: to ask for an extra by name before its home is imported
 ASKED = {
-    "torch": {"cli.py", "cli_measure.py", "cli_train.py", "weights.py", "inspecting.py", "contenders.py", "worker.py"},
+    "torch": {"cli.py", "cli_measure.py", "cli_train.py", "inspecting.py", "contenders.py", "worker.py"},
     "onnx": {"cli.py", "contenders.py"},
     "onnxscript": {"cli.py"},
     "PIL": {"output.py", "pipeline.py"},
@@ -46,13 +46,13 @@ ASKED = {
 }
 # what an artefact's user has, and nothing of the compiler
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
-           "weights.py", "cache.py", "files.py", "staging.py", "consistency.py", "binding.py", "hoisted.py",
+           "weights.py", "checkpoints.py", "containers.py", "pickled.py", "file_kind.py", "cache.py", "files.py",
+           "staging.py", "consistency.py", "binding.py", "hoisted.py",
            "decoder.py", "diffusers_folder.py", "diffusers_names.py", "diffusers_live.py", "diffusers_pipeline.py",
            "notes.py", "schedulers.py", "samplers.py", "schedule.py", "extras.py", "turn.py", "asked.py",
            "backends/__init__.py", "backends/onnxruntime_backend.py", "backends/onnxruntime_cuda.py",
            "backends/openvino_backend.py", "backends/cuda.py", "backends/dlpack.py"}  # fmt: skip
 COMPILER = {
-    "checkpoints",
     "compile",
     "emit",
     "fuse",

@@ -484,7 +484,7 @@ BAD = [
     (f"{E} --model odd.json --schedule every:2 --steps 2", 1, "hidden_size 30", "must be a multiple of num_heads 4"),
     # other options
     (f"{E} --sampler euler", 2, "--sampler euler", "use one of ddim, dpm-solver"),
-    (f"{E} --sampler odd.json", 1, "odd.json: None is not supported", "use --sampler DDIMScheduler"),
+    (f"{E} --sampler odd.json", 1, "odd.json: it is a description of a model", "give it with --model"),
     (f"{E} --schedule mask:1,0 --steps 3", 2, "--schedule mask:1,0", "a 0 or 1 for each of the 3 calls"),
     (f"{E} --with-vae", 2, "--with-vae: only a pipeline folder", "use --vae FOLDER"),
     (f"{E} --vae nowhere", 1, "nowhere/config.json: No such file", ""),
@@ -505,7 +505,7 @@ BAD = [
     (f"{E} --weights nowhere.pt", 1, "--weights nowhere.pt: no such file", None),
     (f"{E} --weights folder.pt", 1, "--weights folder.pt: no such file", None),
     (f"{E} --weights text.pt", 1, "text.pt is not a checkpoint", None),
-    (f"{E} --weights text.safetensors", 1, "text.safetensors is not a safetensors file", None),
+    (f"{E} --weights text.safetensors", 1, "text.safetensors is not a checkpoint: it is a text", None),
     (f"{E} --weights router.pt", 1, "router.pt is not a checkpoint", "expected named tensors"),
     (f"{E} --weights hostile.pt", 1, "hostile.pt is not a checkpoint: it wants to import posix.system", None),
     (f"{E} --weights random:x", 2, "--weights random:x", "use random or random:SEED"),

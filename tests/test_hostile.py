@@ -22,7 +22,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2c_export import artefact, checkpoints, linking, models, routers, schedule, weights
+from l2c_export import artefact, linking, models, routers, schedule, weights
 from l2c_export.backends import FUSED, SegmentFile
 from l2c_export.consistency import MOST_HISTORY, problem
 from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError, UsageError, WeightsError
@@ -239,7 +239,7 @@ def test_a_pickle_is_refused_or_a_router(data):
         path = Path(folder) / "r.pt"
         path.write_bytes(data.draw(changed(hostile.sound(path))))
         if found := tolerant(lambda: routers.read(path), ScheduleError):
-            assert checkpoints.is_plain(found.logits)
+            assert found.logits.dtype == torch.float32
             assert found.logits.isfinite().all()
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..errors import ModelError
-from ..files import small
+from ..file_kind import MODEL, json_text, of_json
 from ..notes import size
 from ..weights import Checkpoint
 from . import foreign
@@ -21,6 +21,7 @@ from .uvit import UViT
 
 FAMILIES: dict[str, Any] = {family.name: family for family in (DiT, UViT)}
 RECORDED = "router_file"  # a key of a recorded run's configuration, which says more than its model
+REMEDY = "give a JSON file with family and arch"
 EXAMPLES = "DiT-XL/2, DiT-S/4@512, U-ViT-H/2, a pipeline folder of diffusers, or a JSON file with family and arch"
 
 
@@ -45,7 +46,8 @@ def ask(model: str | None, router_family: str | None, router_columns: int | None
     Left out, the weights say the family, and without weights a router's width is that of a published model.
     """
     if model is not None:
-        return _from_file(Path(model)) if Path(model).suffix == ".json" else _from_name(model, checkpoint)
+        is_file = Path(model).suffix == ".json" or Path(model).is_file()
+        return _from_file(Path(model)) if is_file else _from_name(model, checkpoint)
     if checkpoint is not None:
         return Asked(_family_of(checkpoint))
     default = {("dit", 56): "DiT-XL/2", ("uvit", 58): "U-ViT-H/2"}.get((router_family or "", router_columns or 0))
@@ -89,7 +91,9 @@ def _from_name(model: str, checkpoint: Checkpoint | None) -> Asked:
 
 def _from_file(path: Path) -> Asked:
     try:
-        config = msgspec.json.decode(small(path).removeprefix(codecs.BOM_UTF8), type=dict[str, Any])
+        config = msgspec.json.decode(json_text(path, REMEDY), type=dict[str, Any])
+        if (other := of_json(config)) not in (None, MODEL):
+            raise ModelError(f"does not describe a model: {other.instead(REMEDY)}")
         kind, arch = config["family"], config["arch"]
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"{path}: unknown family {kind!r}: known are {', '.join(FAMILIES)}")

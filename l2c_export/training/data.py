@@ -1,37 +1,51 @@
-"""Data to train on: an .npz of latents or images, and their labels."""
+"""Data to train on: an .npz of latents or images and their labels, or a folder with a file for every image."""
 
 from __future__ import annotations
 
+import re
 import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from .. import file_kind
 from ..errors import UsageError
 from ..models.base import Family
 
-REMEDY = "give an .npz with `latents` or `images`, and `labels`"
+REMEDY = "give an .npz with `latents` or `images`, and `labels`, or a folder of features and labels"
+FEATURES, LABELS = "features", "labels"  # how the names of fast-DiT's folders end
+
+
+class Values(Protocol):
+    """(N, C, H, W) float32, of which some are taken at a time."""
+
+    def __getitem__(self, chosen: list[int]) -> np.ndarray: ...
 
 
 class Samples(NamedTuple):
     """Values (N, C, H, W) float32 as the model was trained on, and labels (N,) int64."""
 
-    values: np.ndarray
+    values: Values
     labels: np.ndarray
 
 
 def read(path: Path, family: Family) -> Samples:
     """`latents` are taken as they are; `images` are floats (N, C, H, W) in -1..1, or uint8 (N, H, W, C) or (N, H, W).
 
+    A folder holds `*_features` and `*_labels`, with an .npy file for every image: (1, C, H, W) floats, and its label.
     Raises UsageError for anything else, and for what does not fit the model.
     """
+    if path.is_dir():
+        return in_folder(path, family)
     arrays = load(path)
     name = next((n for n in ("latents", "images") if n in arrays), None)
     if name is None or "labels" not in arrays:
         missing = "neither `latents` nor `images`" if name is None else "no `labels`"
         raise UsageError(f"--data {path}: holds {missing} (but {', '.join(arrays) or 'nothing'}): {REMEDY}")
-    values = as_floats(path, name, arrays[name])
+    values = as_floats(path, name, without_axis(arrays[name], family))
     check_values(path, name, values, family)
     return Samples(values, checked_labels(path, arrays["labels"], len(values), family))
 
@@ -40,11 +54,24 @@ def load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UsageError(f"--data {path}: no such file: {REMEDY}, or self for the model's own trajectories")
     try:
+        kind = file_kind.of(path)
+        if kind != file_kind.NPZ:
+            raise UsageError(f"--data {path}: cannot be read: {kind.instead(REMEDY)}")
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
+    except UsageError:
+        raise
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0].partition(" If you trust")[0] if str(error) else type(error).__name__
-        raise UsageError(f"--data {path}: cannot be read: {reason}: {REMEDY}") from None
+        raise UsageError(f"--data {path}: cannot be read: {_reason(error)}: {REMEDY}") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0].partition(" If you trust")[0] if str(error) else type(error).__name__
+
+
+def without_axis(values: np.ndarray, family: Family) -> np.ndarray:
+    """Latents (N, 1, C, H, W), as encoders that see one image at a time leave them, without that axis."""
+    return values[:, 0] if values.ndim == 5 and values.shape[1:] == (1, *family.latent) else values
 
 
 def as_floats(path: Path, name: str, values: np.ndarray) -> np.ndarray:
@@ -68,10 +95,84 @@ def check_values(path: Path, name: str, values: np.ndarray, family: Family) -> N
 
 
 def checked_labels(path: Path, labels: np.ndarray, count: int, family: Family) -> np.ndarray:
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+    """(N,) int64 from (N,) or (N, 1) whole numbers."""
+    flat = labels[:, 0] if labels.shape == (count, 1) else labels
+    if flat.shape != (count,) or not np.issubdtype(flat.dtype, np.integer):
         raise UsageError(f"--data {path}: `labels` are {labels.dtype} of shape {labels.shape}: use {count} whole numbers")
-    if labels.min() < 0 or labels.max() >= family.labels:
+    if flat.min() < 0 or flat.max() >= family.labels:
+        raise UsageError(f"--data {path}: `labels` from {flat.min()} to {flat.max()}: the model has 0 to {family.labels - 1}")
+    return flat.astype(np.int64)
+
+
+# folders with a file for every image
+
+
+@dataclass(frozen=True)
+class Files:
+    """The features of every image, each read when it is taken."""
+
+    paths: tuple[Path, ...]
+    shape: tuple[int, ...]
+
+    def __getitem__(self, chosen: list[int]) -> np.ndarray:
+        return np.stack([self._one(self.paths[n]) for n in chosen])
+
+    def _one(self, path: Path) -> np.ndarray:
+        values = array(path)
+        if values.shape not in (self.shape, (1, *self.shape)) or not np.issubdtype(values.dtype, np.floating):
+            raise UsageError(
+                f"--data {path}: {values.dtype} of shape {values.shape}: the model needs floats (1, *{self.shape})"
+            )
+        if not np.isfinite(values).all():
+            raise UsageError(f"--data {path}: holds NaN or infinite values: leave it out, with its label")
+        return np.asarray(values, np.float32).reshape(self.shape)
+
+
+def array(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
         raise UsageError(
-            f"--data {path}: `labels` from {labels.min()} to {labels.max()}: the model has 0 to {family.labels - 1}"
+            f"--data {path}: cannot be read: {_reason(error)}: leave it out, with its label, or save it again"
+        ) from None
+
+
+def in_folder(path: Path, family: Family) -> Samples:
+    """Features and labels that have the same file names."""
+    features, labels = (_by_name(path, end) for end in (FEATURES, LABELS))
+    if odd := sorted(set(features) ^ set(labels), key=_order):
+        has, lacks = ("features", "label") if odd[0] in features else ("a label", "features")
+        raise UsageError(f"--data {path}: {odd[0]} has {has}, but no {lacks}: give one of each for every image")
+    names = sorted(features, key=_order)
+    values = Files(tuple(features[name] for name in names), family.latent)
+    values[[0]]  # refuse another model's at once
+    return Samples(values, checked_labels(path, _labels([labels[name] for name in names]), len(names), family))
+
+
+def _by_name(path: Path, end: str) -> Mapping[str, Path]:
+    folders = [p for p in sorted(path.iterdir()) if p.is_dir() and p.name.endswith(end)]
+    if len(folders) != 1:
+        found = ", ".join(p.name for p in folders) or "none"
+        raise UsageError(
+            f"--data {path}: must hold one folder *{FEATURES} and one *{LABELS}, of *{end} it has {found}: {REMEDY}"
         )
-    return labels.astype(np.int64)
+    files = {p.name: p for p in folders[0].glob("*.npy")}
+    if not files:
+        raise UsageError(f"--data {folders[0]}: holds no .npy files: {REMEDY}")
+    return files
+
+
+def _order(name: str) -> list[tuple[int, str]]:
+    """2.npy before 10.npy."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _labels(paths: Sequence[Path]) -> np.ndarray:
+    """One number of each file, (1,), (1, 1) or ()."""
+    found = []
+    for path in paths:
+        label = array(path)
+        if label.size != 1:
+            raise UsageError(f"--data {path}: {label.dtype} of shape {label.shape}: use one whole number")
+        found.append(label.reshape(()))
+    return np.stack(found)

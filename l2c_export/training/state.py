@@ -73,9 +73,10 @@ def restore(folder: Path, options: Mapping[str, str], lambda_: float | None = No
         return None
     found = checkpoints.load(path, ArtefactError, "a training's checkpoint", REMEDY)
     try:
+        found = as_torch(found)
         theirs = dict(found.pop("options"))
         state = State(**found)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise ArtefactError(f"{path} is not a training's checkpoint: {REMEDY}") from None
     theirs["lambda"] = f"{state.lambda_:g}"
     ours = {**options, "lambda": theirs["lambda"] if lambda_ is None else f"{lambda_:g}"}
@@ -86,6 +87,15 @@ def restore(folder: Path, options: Mapping[str, str], lambda_: float | None = No
                 f"{folder} holds a training with --{name} {then}, not {now}: go on with that, or choose another --out"
             )
     return state
+
+
+def as_torch(value: Any) -> Any:
+    """The same with tensors of PyTorch, in memory of their own: an optimizer writes to them."""
+    if isinstance(value, checkpoints.Tensor):
+        return torch.from_numpy(value.array().copy())
+    if isinstance(value, dict):
+        return {key: as_torch(each) for key, each in value.items()}
+    return type(value)(map(as_torch, value)) if isinstance(value, (list, tuple)) else value
 
 
 def short(value: str | None) -> str:
