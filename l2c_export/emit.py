@@ -122,7 +122,7 @@ def value_types(graphs: Mapping[str, Graph]) -> dict[str, Value]:
     return types
 
 
-def write_models(folder: Path, linked: Linked, bodies: stepgraph.Bodies, layout: Layout, link: str) -> None:
+def write_models(folder: Path, linked: Linked, bodies: stepgraph.Bodies, layout: Layout) -> None:
     """One ONNX file per segment and per distinct graph, and a fused form of the segments where it computes the same."""
     (folder / "segments").mkdir()
     for name, segment in linked.segments.items():
@@ -130,8 +130,8 @@ def write_models(folder: Path, linked: Linked, bodies: stepgraph.Bodies, layout:
         (folder / "segments" / f"{name}.onnx").write_bytes(model.SerializeToString())
         if layout.types.dtype == "float16" and FP32 not in name and (second := fused(model)):
             (folder / "segments" / f"{name}{FUSED}").write_bytes(second.SerializeToString())
-    for name, graph in linked.graphs.items():
-        step = stepgraph.step_model(name, graph, linked.segments, bodies, layout, flat=link == "static")
+    for name, graph in linked.whole.items():
+        step = stepgraph.step_model(name, graph, bodies, layout)
         (folder / f"{name}.onnx").write_bytes(step.SerializeToString())
 
 
