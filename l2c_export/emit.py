@@ -90,8 +90,16 @@ def describe(
         history=table.history or msgspec.UNSET,
         decoder=vae.describe(source.vae, family.latent[0]) if source.vae else msgspec.UNSET,
         noise_scale=table.noise_scale if table.noise_scale != 1 else msgspec.UNSET,
+        asked=described_request(options, source.schedule),
         files={},
     )
+
+
+def described_request(options: Options, schedule: Schedule) -> manifest.Asked | msgspec.UnsetType:
+    """`schedule` is the one that was asked for, before calls were merged."""
+    if options.max_graphs is None:
+        return msgspec.UNSET
+    return manifest.Asked(max_graphs=options.max_graphs, computed=tuple(call.computed for call in schedule.calls))
 
 
 def described_weights(source: Source) -> manifest.Weights | None:
