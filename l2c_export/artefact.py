@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from . import consistency, staging, weights
+from . import consistency, damage, staging, weights
 from .errors import ArtefactError
 from .files import replacing
 from .manifest import FILE, VERSION, FileInfo, Manifest
@@ -23,7 +24,8 @@ LARGEST = 64 * 2**20  # bytes of a manifest; that of a large model has less than
 def read(folder: Path, verify: bool = True, trusted: Collection[str] = ()) -> Manifest:
     """The manifest of an artefact, after checking its version, and every file's size and hash.
 
-    The hashes of `trusted` files are not computed; without `verify` no file is looked at, only the manifest.
+    The hashes of `trusted` files are not computed, so that these are no links out of the folder; without `verify` no file is
+    looked at, only the manifest.
     """
     staging.recover(folder)
     data = _manifest(folder)
@@ -39,13 +41,25 @@ def read(folder: Path, verify: bool = True, trusted: Collection[str] = ()) -> Ma
 
 
 def _manifest(folder: Path) -> bytes:
+    path = folder / FILE
+    if not os.path.lexists(path):
+        raise ArtefactError(_nothing(folder))
+    if not path.is_dir():
+        damage.check_file(path)
     try:
-        with open(folder / FILE, "rb") as file:
+        with open(path, "rb") as file:
             return file.read(LARGEST + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtefactError(f"{folder} holds no complete artefact ({FILE} is missing): run l2c-export --out {folder}") from None
     except OSError as error:
-        raise ArtefactError(f"{folder / FILE}: cannot be read: {error.strerror}: check its permissions and the disk") from None
+        raise ArtefactError(f"{path}: {damage.unreadable(error)}") from None
+
+
+def _nothing(folder: Path) -> str:
+    """What is wrong with a folder that has no manifest."""
+    if folder.is_file():
+        return f"{folder} is a file: give the artefact's folder, {folder.parent}"
+    below = sorted(path.parent for path in folder.glob(f"*/{FILE}"))
+    remedy = f"give {below[0]}, which has one" if below else f"run l2c-export --out {folder}"
+    return f"{folder} holds no complete artefact ({FILE} is missing): {remedy}"
 
 
 def check_linked(folder: Path, manifest: Manifest) -> None:
@@ -79,7 +93,8 @@ def parse(data: bytes, where: str) -> Manifest:
             raise ArtefactError(f"{where} has format version {found}, this release reads {VERSION}: run l2c-export again")
         manifest = DECODER.decode(data)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise ArtefactError(f"{where} is damaged: {error}; run l2c-export again") from None
+        found = damage.stand_in(data) or f"damaged: {error}; run l2c-export again"
+        raise ArtefactError(f"{where} is {found}") from None
     if manifest.checksum != checksum(raw):
         raise ArtefactError(f"{where} does not match its checksum: it was damaged or edited; run l2c-export again")
     if wrong := consistency.problem(manifest):
@@ -96,19 +111,32 @@ def checksum(raw: dict[str, Any]) -> str:
 
 
 def _verify(folder: Path, name: str, info: FileInfo, hashed: bool) -> None:
+    """Compare a file with what the manifest says.  A link is as good as what it leads to, if that is hashed."""
     path = folder / name
-    if not staging.inside(folder, name):
+    if not staging.NAME.fullmatch(name):
         raise ArtefactError(f"{folder / FILE} names {name!r}, which is outside the artefact: do not use this artefact")
-    if not path.is_file():
-        raise ArtefactError(f"{path} is missing: the artefact is incomplete; run l2c-export again")
-    if path.stat().st_size != info.bytes:
-        raise ArtefactError(f"{path} has {path.stat().st_size} bytes, expected {info.bytes}: run l2c-export again")
-    if hashed and sha256(path) != info.sha256:
-        raise mismatch(path)
+    if not staging.inside(folder, name):
+        raise ArtefactError(f"{path} is in a folder that is a link: put the folder itself there (cp -rL)")
+    damage.check_file(path)
+    if not hashed and leaves(folder, path):
+        raise ArtefactError(
+            f"{path} is a link out of the artefact, to a file that would not be checked: load it with verify=True"
+        )
+    try:
+        same = path.stat().st_size == info.bytes and not (hashed and sha256(path) != info.sha256)
+    except OSError as error:
+        raise ArtefactError(f"{path} {damage.unreadable(error)}") from None
+    if not same:
+        raise mismatch(path, info)
 
 
-def mismatch(path: Path) -> ArtefactError:
-    return ArtefactError(f"{path} does not match its hash: the artefact is damaged; run l2c-export again")
+def leaves(folder: Path, path: Path) -> bool:
+    """Whether a file is, through links, not in its folder."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def mismatch(path: Path, info: FileInfo) -> ArtefactError:
+    return ArtefactError(f"{path} {damage.changed(path, info)}")
 
 
 def verified(path: Path, info: FileInfo) -> bytes:
@@ -116,9 +144,9 @@ def verified(path: Path, info: FileInfo) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read: {error.strerror}; run l2c-export again") from None
+        raise ArtefactError(f"{path} {damage.unreadable(error)}") from None
     if len(data) != info.bytes or hashlib.sha256(data).hexdigest() != info.sha256:
-        raise mismatch(path)
+        raise mismatch(path, info)
     return data
 
 

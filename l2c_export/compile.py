@@ -36,10 +36,11 @@ Report = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Linked:
-    """Graphs as calls of segments, and which graph every call runs."""
+    """Graphs as calls of segments and as a whole, and which graph every call runs."""
 
     segments: dict[str, Graph]
     graphs: dict[str, Graph]
+    whole: dict[str, Graph]
     calls: tuple[str, ...]
 
 
@@ -77,7 +78,7 @@ def compile_artefact(options: Options, report: Report = id) -> Manifest:
     bodies = export_bodies(source.family, lowered.whole)  # PyTorch -> ONNX, once per operation kind
     layout = weight_file.Layout(source.family.tensors(), options.weight_types)
     with staging.staged(options.out, report) as folder:
-        emit.write_models(folder, lowered.linked, bodies, layout, options.link)
+        emit.write_models(folder, lowered.linked, bodies, layout)
         emit.write_schedule(folder, lowered.schedule)
         bind_weights(folder, source, layout, report)
         write_decoder(folder, source, lowered.manifest, report)
@@ -109,7 +110,7 @@ def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, 
     backend = open_backend(options.backend, Request(precision=options.precision)).backend
     with tempfile.TemporaryDirectory() as folder:
         layout = weight_file.Layout(source.family.tensors(), lowered.manifest.weight_types)
-        emit.write_models(Path(folder), lowered.linked, bodies, layout, options.link)
+        emit.write_models(Path(folder), lowered.linked, bodies, layout)
         return segment_times(Path(folder), lowered.manifest, backend, options.batch)
 
 
@@ -149,13 +150,13 @@ def fill_for_readers(key: Key, reading: Mapping[tuple[int, ...], Folded]) -> Gra
 def cut(parts: Hoisted, calls: Mapping[Key, Graph], plan: Plan) -> Linked:
     """Cut every graph into segments and share the equal ones."""
     names = {key: f"step-{i:03d}" for i, key in enumerate(calls)}
-    whole = {n: g for n, g in (("constants", parts.constants), ("prologue", parts.prologue)) if g.nodes}
-    whole |= {names[key]: graph for key, graph in calls.items()}
+    whole = {n: live(g) for n, g in (("constants", parts.constants), ("prologue", parts.prologue)) if g.nodes}
+    whole |= {names[key]: live(graph) for key, graph in calls.items()}
     graphs, segments = {}, {}
     for name, graph in whole.items():
-        graphs[name], found = group(live(graph))
+        graphs[name], found = group(graph)
         segments.update(found)
-    return Linked(segments, graphs, tuple(names[key] for key in plan.keys))
+    return Linked(segments, graphs, whole, tuple(names[key] for key in plan.keys))
 
 
 def bind_weights(folder: Path, source: Source, layout: weight_file.Layout, report: Report) -> None:

@@ -57,11 +57,21 @@ def _model(manifest: Manifest) -> Iterator[str]:
         yield f"guidance scale {manifest.guidance.scale}"
     if not 0 <= (manifest.history or 0) <= MOST_HISTORY or not 0 < (manifest.noise_scale or 1) < LARGEST_FLOAT:
         yield f"{manifest.history} earlier predictions, noise of scale {manifest.noise_scale}"
+    if manifest.asked and (manifest.asked.max_graphs < 1 or not _covers(manifest)):
+        yield "it was asked for other calls than it has"
     if manifest.decoder and not (_is_size(manifest.decoder.scale) and _is_size(manifest.decoder.channels)):
         yield f"a decoder of {manifest.decoder.channels} channels and scale {manifest.decoder.scale}"
     for name in (manifest.constants, manifest.prologue):
         if name is not None and name not in manifest.graphs:
             yield f"there is no graph {name!r}"
+
+
+def _covers(manifest: Manifest) -> bool:
+    """Whether every call computes what was asked of it."""
+    asked = manifest.asked.computed if manifest.asked else ()
+    return len(asked) == len(manifest.calls) and all(
+        set(wanted) <= set(call.computed) for wanted, call in zip(asked, manifest.calls, strict=True)
+    )
 
 
 def _files(manifest: Manifest) -> Iterator[str]:

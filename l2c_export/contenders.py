@@ -10,8 +10,10 @@ from typing import Any, Literal
 import msgspec
 
 from . import artefact, machine
-from .errors import UsageError
+from . import schedule as schedules
+from .errors import ArtefactError, UsageError
 from .manifest import FILE, Build, Manifest
+from .schedule import Schedule
 from .weights import FILE as WEIGHTS
 
 
@@ -124,7 +126,8 @@ def contender(
 def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -> None:
     """Compile an artefact again from its own schedule, model and weights, with other passes.
 
-    The twin's manifest names the model and the weights as the artefact's does: they are the same.
+    The twin's manifest names the model and the weights as the artefact's does: they are the same.  With the same caching it has
+    the same graphs; raises ArtefactError where it has not.
     """
     from .extras import needs
 
@@ -133,10 +136,12 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
     from .compile import compile_artefact
     from .options import Options
 
-    model = out.with_suffix(".model.json")
+    model, schedule = out.with_suffix(".model.json"), out.with_suffix(".schedule.json")
+    schedule.write_bytes(asked_schedule(folder, manifest).to_json())
     model.write_bytes(msgspec.json.encode({"family": manifest.model.family, "arch": manifest.model.arch}))
     options: dict[str, Any] = {
-        "schedule": str(folder / "schedule.json"),
+        "schedule": str(schedule),
+        "max_graphs": manifest.asked.max_graphs if manifest.asked else None,
         "model": str(model),
         "weights": str(folder / WEIGHTS),
         "guidance": manifest.guidance.mode,
@@ -149,9 +154,20 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
         "fold": "fold" in manifest.passes,
     }
     made = compile_artefact(Options(out=out, **{**options, **changes}))
+    if changes.get("cache", True) and [call.graph for call in made.calls] != [call.graph for call in manifest.calls]:
+        raise ArtefactError(f"{folder}: another release has merged its calls in another way: run l2c-export again")
     artefact.write_json(out / FILE, msgspec.structs.replace(made, model=manifest.model, weights=manifest.weights))
     for build in manifest.builds.values():
         build_like(build, out)
+
+
+def asked_schedule(folder: Path, manifest: Manifest) -> Schedule:
+    """The schedule that an artefact was asked to follow, before calls were merged."""
+    found = schedules.read(folder / "schedule.json")
+    if not manifest.asked:
+        return found
+    known = (found.family, found.sampler, found.steps, found.columns)
+    return schedules.make(*known, manifest.asked.computed, found.threshold, found.source, found.scheduler or None)
 
 
 def build_like(build: Build, out: Path) -> None:

@@ -91,8 +91,16 @@ def describe(
         history=table.history or msgspec.UNSET,
         decoder=autoencoder.describe(source.vae, family.latent[0], source.own_vae) if source.vae else msgspec.UNSET,
         noise_scale=table.noise_scale if table.noise_scale != 1 else msgspec.UNSET,
+        asked=described_request(options, source.schedule),
         files={},
     )
+
+
+def described_request(options: Options, schedule: Schedule) -> manifest.Asked | msgspec.UnsetType:
+    """`schedule` is the one that was asked for, before calls were merged."""
+    if options.max_graphs is None:
+        return msgspec.UNSET
+    return manifest.Asked(max_graphs=options.max_graphs, computed=tuple(call.computed for call in schedule.calls))
 
 
 def described_weights(source: Source) -> manifest.Weights | None:
@@ -123,7 +131,7 @@ def value_types(graphs: Mapping[str, Graph]) -> dict[str, Value]:
     return types
 
 
-def write_models(folder: Path, linked: Linked, bodies: stepgraph.Bodies, layout: Layout, link: str) -> None:
+def write_models(folder: Path, linked: Linked, bodies: stepgraph.Bodies, layout: Layout) -> None:
     """One ONNX file per segment and per distinct graph, and a fused form of the segments where it computes the same."""
     (folder / "segments").mkdir()
     for name, segment in linked.segments.items():
@@ -131,8 +139,8 @@ def write_models(folder: Path, linked: Linked, bodies: stepgraph.Bodies, layout:
         (folder / "segments" / f"{name}.onnx").write_bytes(model.SerializeToString())
         if layout.types.dtype == "float16" and FP32 not in name and (second := fused(model)):
             (folder / "segments" / f"{name}{FUSED}").write_bytes(second.SerializeToString())
-    for name, graph in linked.graphs.items():
-        step = stepgraph.step_model(name, graph, linked.segments, bodies, layout, flat=link == "static")
+    for name, graph in linked.whole.items():
+        step = stepgraph.step_model(name, graph, bodies, layout)
         (folder / f"{name}.onnx").write_bytes(step.SerializeToString())
 
 

@@ -139,6 +139,13 @@ class Decoder(Record, frozen=True, kw_only=True):
     made_from: str | msgspec.UnsetType = msgspec.UNSET  # sha256 of the autoencoder
 
 
+class Asked(Record, frozen=True, kw_only=True):
+    """What a compiler was asked that the rest does not show: with it, the same can be compiled again."""
+
+    max_graphs: int
+    computed: tuple[tuple[int, ...], ...]  # by call, before calls were merged
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """Everything about an artefact but the bytes of its files."""
 
@@ -168,6 +175,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     history: int | msgspec.UnsetType = msgspec.UNSET  # how many earlier data predictions a call reads
     decoder: Decoder | msgspec.UnsetType = msgspec.UNSET
     noise_scale: float | msgspec.UnsetType = msgspec.UNSET  # of the first latents, in standard deviations
+    asked: Asked | msgspec.UnsetType = msgspec.UNSET  # where calls were merged
     builds: dict[str, Build] = {}
     files: dict[str, FileInfo]
     checksum: str = ""  # sha256 of this record as JSON with an empty checksum

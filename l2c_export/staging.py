@@ -15,16 +15,19 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import msgspec
 
+from .damage import check_file
 from .errors import ArtefactError
-from .files import Report, locked, sync, sync_tree
+from .files import Report, locked, small, sync, sync_tree
 from .manifest import FILE
 
-TOLERATED = {"README.md", ".gitignore"}  # what may lie in an output folder that is not an artefact
+TOLERATED = {"README.md", ".gitignore", ".gitattributes"}  # what may lie in an output folder that is not an artefact
+# What file managers, git and a hub's client leave in any folder; it stays there.
+LITTER = re.compile(r"(.*/)?(\.DS_Store|\._[^/]*|Thumbs\.db|desktop\.ini)|(__MACOSX|\.cache|\.git)(/.*)?")
 PARTIAL, READY = ".l2c-partial-", ".l2c-ready"
 # What files of an artefact are called; nothing that means another folder, a drive or a device on any system.
 NAME = re.compile(r"(?!\.)[\w.+-]+(/(?!\.)[\w.+-]+)*", re.ASCII)
@@ -38,15 +41,20 @@ class AnyVersion(msgspec.Struct):
 
 
 def inside(folder: Path, name: str) -> bool:
-    """Whether a name from a manifest is a plain one and stays in its folder, through links too."""
-    return bool(NAME.fullmatch(name)) and (folder / name).resolve().is_relative_to(folder.resolve())
+    """Whether a name from a manifest is a plain one, and in no folder that is a link.
+
+    The file itself may be one: a new file takes the link's place, and what it leads to stays as it is.
+    """
+    above = list(PurePosixPath(name).parents)[:-1]
+    return bool(NAME.fullmatch(name)) and not any((folder / part).is_symlink() for part in above)
 
 
 def ours(folder: Path) -> set[str]:
     """The files of the artefact in `folder`, of any format version, if it holds one."""
     try:
-        names = msgspec.json.decode((folder / FILE).read_bytes(), type=AnyVersion).files
-    except (OSError, msgspec.MsgspecError, RecursionError, ValueError):
+        check_file(folder / FILE)
+        names = msgspec.json.decode(small(folder / FILE), type=AnyVersion).files
+    except (ArtefactError, OSError, msgspec.MsgspecError, RecursionError, ValueError):
         return set()
     return {name for name in names if inside(folder, name) and name not in TOLERATED}
 
@@ -73,7 +81,7 @@ def _refuse_foreign(folder: Path) -> None:
         name = path.relative_to(folder).as_posix()
         if path.is_dir() and not path.is_symlink() and any(o.startswith(name + "/") for o in known):
             continue
-        if name not in known and not name.startswith(PARTIAL):
+        if name not in known and not name.startswith(PARTIAL) and not LITTER.fullmatch(name):
             raise ArtefactError(f"--out {folder}: holds {name}, which is not ours: choose an empty folder")
 
 
@@ -124,6 +132,7 @@ def _stage(folder: Path, report: Report, whole: bool) -> Iterator[Path]:
         stage = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
         try:
             yield stage
+            _names(stage, folder)
             sync_tree(stage)
             os.rename(stage, folder / READY)
             sync(folder)
@@ -152,9 +161,7 @@ def _finish(folder: Path) -> None:
     if ready.is_symlink():
         raise ArtefactError(f"{ready}: is a link, which no compiler makes: do not use this artefact")
     if (ready / FILE).is_file():
-        names = sorted(p.relative_to(ready).as_posix() for p in ready.rglob("*") if p.is_file())
-        if outside := [name for name in names if not inside(folder, name)]:
-            raise ArtefactError(f"{ready} holds {outside[0]!r}, which is outside the artefact: do not use this artefact")
+        names = _names(ready, folder)
         for name in sorted(ours(folder) - ours(ready)):
             _remove(folder, name)
         for name in sorted(names, key=lambda n: n == FILE):  # the manifest last
@@ -165,6 +172,14 @@ def _finish(folder: Path) -> None:
         sync(folder)
     if ready.exists():
         shutil.rmtree(ready)
+
+
+def _names(ready: Path, folder: Path) -> list[str]:
+    """The files that are to be moved; every one must come to lie in the folder itself."""
+    names = sorted(p.relative_to(ready).as_posix() for p in ready.rglob("*") if p.is_file())
+    if outside := [name for name in names if not inside(folder, name)]:
+        raise ArtefactError(f"{folder / outside[0]}: would be written outside the artefact, by a link or its name: remove that")
+    return names
 
 
 def _remove(folder: Path, name: str) -> None:

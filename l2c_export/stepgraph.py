@@ -1,23 +1,21 @@
-"""Segments and graphs as standard ONNX models.
+"""Segments and graphs as standard ONNX models: plain operators of opset 17, and no functions, which not every reader knows.
 
-A segment is one model that any backend compiles.  A step graph calls the segments as ONNX local functions and refers to
-the weights in `weights.safetensors`, so it opens in Netron and runs by itself in ONNX Runtime.
+A segment is one model that any backend compiles, its weights inputs.  A step graph is a whole call, its weights those of
+`weights.safetensors`, so it opens in Netron and runs by itself wherever ONNX does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import onnx
 from onnx import TensorProto, helper
-from onnx.inliner import inline_local_functions
 
 from . import weights
 from .opset import OPSET
-from .program import PLAIN_OPS, WEIGHT, Graph, Value
+from .program import PLAIN_OPS, WEIGHT, Graph, Node, Value
 
-DOMAIN = "l2c"
-IR_VERSION = 8  # the one of opset 17; functions need at least 8
+IR_VERSION = 8  # the one of opset 17
 TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -28,76 +26,66 @@ Bodies = Mapping[str, onnx.ModelProto]
 
 
 def segment_model(name: str, segment: Graph, bodies: Bodies) -> onnx.ModelProto:
-    """A segment as a model of its own: plain operators, symbolic batch, weights as inputs."""
+    """A segment as a model of its own: symbolic batch, weights as inputs."""
     inputs = [_typed(i, segment.values[i]) for i in segment.inputs]
     outputs = [_typed(o, segment.values[o]) for o in segment.outputs]
-    graph = helper.make_graph(_inline(segment, bodies), name, inputs, outputs)
-    model = _model(graph)
+    model = _model(helper.make_graph(operators(segment, bodies), name, inputs, outputs))
     onnx.checker.check_model(model)
     return model
 
 
-def step_model(
-    name: str, graph: Graph, segments: Mapping[str, Graph], bodies: Bodies, layout: weights.Layout, flat: bool = False
-) -> onnx.ModelProto:
-    """A grouped graph as a model: one node per segment call, weights as external data.
-
-    `flat` puts the segments in place of their calls: TensorRT 8.6 reads no local functions.
-    """
-    used = dict.fromkeys(node.op for node in graph.nodes)
-    functions = [
-        helper.make_function(
-            DOMAIN,
-            function_name(op),
-            list(segments[op].inputs),
-            list(segments[op].outputs),
-            _inline(segments[op], bodies),
-            [helper.make_opsetid("", OPSET)],
-        )
-        for op in used
-    ]
-    nodes = [
-        helper.make_node(function_name(n.op), list(n.inputs), list(n.outputs), name=n.name, domain=DOMAIN) for n in graph.nodes
-    ]
+def step_model(name: str, graph: Graph, bodies: Bodies, layout: weights.Layout) -> onnx.ModelProto:
+    """A whole graph as a model: symbolic batch, weights as external data, which may not be bound yet."""
     inputs = [_typed(i, graph.values[i]) for i in graph.inputs if graph.kind(i) != WEIGHT]
     outputs = [_typed(o, graph.values[o]) for o in graph.outputs]
     stored = [_external(i, layout) for i in graph.inputs if graph.kind(i) == WEIGHT]
-    made = helper.make_graph(nodes, name, inputs, outputs, initializer=stored)
-    model = _model(made, functions)  # the checker wants to see the external data, which may not be bound yet
-    return inline_local_functions(model) if flat else model
+    return _model(helper.make_graph(operators(graph, bodies), name, inputs, outputs, initializer=stored))
 
 
-def function_name(segment: str) -> str:
-    """TensorRT's importer looks functions up by name alone: ours must never be that of an ONNX operator."""
-    return "l2c_" + segment.replace(".", "_").replace("-", "_")
+def operators(graph: Graph, bodies: Bodies) -> list[onnx.NodeProto]:
+    """A graph's operations as ONNX nodes, each kind's body in place of its name.
 
-
-def _inline(segment: Graph, bodies: Bodies) -> list[onnx.NodeProto]:
-    """The segment's operations with each kind's body in place, inner names made unique."""
+    What is inside blocks.3.attn is called "blocks.3.attn/linear"; the constants of a kind are there once, as "attn/val_5".
+    """
     nodes: list[onnx.NodeProto] = []
-    for call in segment.nodes:
+    known: set[str] = set()  # kinds whose constants are there
+    for call in graph.nodes:
         if call.op in PLAIN_OPS:
             nodes.append(helper.make_node(call.op, list(call.inputs), list(call.outputs), name=call.name))
             continue
         body = bodies[call.op].graph
-        names = {i.name: given for i, given in zip(body.input, call.inputs, strict=True)}
-        names |= {o.name: made for o, made in zip(body.output, call.outputs, strict=True)}
+        if call.op not in known:
+            nodes += _constants(call.op, body)
+            known.add(call.op)
+        nodes += _renamed(call, body)
+    return nodes
 
-        def name(inner: str, names: dict[str, str] = names, prefix: str = call.name) -> str:
-            return names.get(inner, f"{prefix}.{inner}") if inner else ""
 
-        for constant in body.initializer:
-            made = TensorProto()
-            made.CopyFrom(constant)
-            made.ClearField("name")
-            nodes.append(helper.make_node("Constant", [], [name(constant.name)], name=name(constant.name), value=made))
-        for node in body.node:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.name = name(node.name)
-            copy.input[:] = [name(i) for i in node.input]
-            copy.output[:] = [name(o) for o in node.output]
-            nodes.append(copy)
+def _constants(kind: str, body: onnx.GraphProto) -> list[onnx.NodeProto]:
+    found = []
+    for constant in body.initializer:
+        value = TensorProto()
+        value.CopyFrom(constant)
+        value.ClearField("name")
+        name = f"{kind}/{constant.name}"
+        found.append(helper.make_node("Constant", [], [name], name=name, value=value))
+    return found
+
+
+def _renamed(call: Node, body: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The operators of one call, each called after what it makes."""
+    names = {"": ""}  # an input that is left out
+    names |= {constant.name: f"{call.op}/{constant.name}" for constant in body.initializer}
+    names |= {i.name: given for i, given in zip(body.input, call.inputs, strict=True)}
+    names |= {o.name: made for o, made in zip(body.output, call.outputs, strict=True)}
+    nodes = []
+    for node in body.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [names.get(i, f"{call.name}/{i}") for i in node.input]
+        copy.output[:] = [names.get(o, f"{call.name}/{o}") for o in node.output]
+        copy.name = copy.output[0]
+        nodes.append(copy)
     return nodes
 
 
@@ -114,8 +102,6 @@ def _external(weight: str, layout: weights.Layout) -> TensorProto:
     return tensor
 
 
-def _model(graph: onnx.GraphProto, functions: Iterable[onnx.FunctionProto] = ()) -> onnx.ModelProto:
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(
-        graph, functions=list(functions), opset_imports=opsets, ir_version=IR_VERSION, producer_name="l2c-export"
-    )
+def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="l2c-export")

@@ -1,7 +1,8 @@
-"""The loop over plain ONNX Runtime sessions of an artefact's graphs, for a process that has loaded nothing else."""
+"""The loop over an artefact's graphs as other tools run them, in a process that need not have loaded anything else."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,26 @@ import onnxruntime
 from l2c_export import artefact
 from l2c_export.program import split_at
 
+Values = dict[str, np.ndarray]
 
-def denoise(folder: Path, latents: np.ndarray, labels: list[int], scale: float) -> np.ndarray:
+
+def session(path: Path | bytes, options: onnxruntime.SessionOptions | None = None) -> Callable[[Values], Values]:
+    """A graph by ONNX Runtime: a function that takes what it needs of the given values, and makes the outputs by name."""
+    made = onnxruntime.InferenceSession(path, options)
+    names = [o.name for o in made.get_outputs()]
+    return lambda given: dict(zip(names, made.run(names, {i.name: given[i.name] for i in made.get_inputs()}), strict=True))
+
+
+def denoise(
+    folder: Path,
+    latents: np.ndarray,
+    labels: list[int],
+    scale: float,
+    read: Callable[[Path], Callable[[Values], Values]] = session,
+) -> np.ndarray:
     """Guided latents; whatever lives between two calls is in a dictionary."""
     manifest = artefact.read(folder)
-    sessions = {n: onnxruntime.InferenceSession(folder / g.file) for n, g in manifest.graphs.items()}
-
-    def run(graph: str, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = [o.name for o in sessions[graph].get_outputs()]
-        inputs = {i.name: values[i.name] for i in sessions[graph].get_inputs()}
-        return dict(zip(names, sessions[graph].run(names, inputs), strict=True))
+    graphs = {n: read(folder / g.file) for n, g in manifest.graphs.items()}
 
     n = len(latents)
     index = np.arange(n, dtype=np.int32)
@@ -35,7 +46,7 @@ def denoise(folder: Path, latents: np.ndarray, labels: list[int], scale: float) 
     for call in manifest.calls:
         known = {**given, "t": np.full(2 * n, call.timestep, np.float32)}
         for before_the_loop in filter(None, (manifest.constants, manifest.prologue)):
-            known |= run(before_the_loop, known)
+            known |= graphs[before_the_loop](known)
         rows.append(known)
     x = base = latents
     cache: dict[int, np.ndarray] = {}
@@ -47,7 +58,7 @@ def denoise(folder: Path, latents: np.ndarray, labels: list[int], scale: float) 
                 values[name] = cache[call.reads[name]]
             elif name not in values and value in rows[k]:
                 values[name] = rows[k + ahead][value]
-        made = run(call.graph, values)
+        made = graphs[call.graph](values)
         cache |= {slot: made[name] for name, slot in call.writes.items()}
         x = made["x.next"]
         base = x if call.ends_step else base

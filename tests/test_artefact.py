@@ -146,19 +146,13 @@ def test_an_engine_that_is_not_among_the_files_is_not_loaded(copy, part):
         l2c_export.load(copy, verify=False)
 
 
-def test_a_link_out_of_the_artefact_is_refused(copy):
-    moved = copy.parent / "elsewhere.onnx"
-    (copy / "step-000.onnx").rename(moved)
-    (copy / "step-000.onnx").symlink_to(moved)
-    with pytest.raises(ArtefactError, match="outside the artefact"):
-        l2c_export.load(copy)
-
-
 @pytest.mark.parametrize("place", ["nowhere", "file", "empty"])
 def test_no_artefact_at_all(tmp_path, place):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ArtefactError, match="holds no complete artefact"):
+    with pytest.raises(
+        ArtefactError, match="is a file: give the artefact's" if place == "file" else "holds no complete artefact"
+    ):
         l2c_export.load(tmp_path / place)
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +17,13 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import case
 
 from l2c_export import artefact, bench, inspecting, linking, machine, report
 from l2c_export.cli import l2c
+from l2c_export.compile import compile_artefact
 from l2c_export.contenders import Contender, Request, chosen, compile_twin
-from l2c_export.errors import BackendError, UsageError
+from l2c_export.errors import ArtefactError, BackendError, UsageError
 from l2c_export.measured import Measured, Ratio, Result, Spread, attribute, ratio, times
 from l2c_export.worker import Process, Task, Timed, load
 
@@ -334,6 +337,41 @@ def test_a_twin_is_the_same_model_with_the_same_weights(tiny, tmp_path):
     assert (twin.model, twin.weights, twin.passes) == (manifest.model, manifest.weights, manifest.passes)
     assert twin.files["weights.safetensors"] == manifest.files["weights.safetensors"]
     assert not any(call.reused for call in twin.calls)
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory, own_cache):
+    """An artefact whose calls were merged to fewer graphs than its schedule has, and the options that it was compiled with.
+
+    Merged once more, its schedule would become another one.
+    """
+    folder = tmp_path_factory.mktemp("merged")
+    chosen = case("dit_tiny_random2").options(folder / "e", max_graphs=4, backend="onnxruntime")
+    return compile_artefact(chosen), chosen
+
+
+@pytest.mark.parametrize("change", [{"fold": False}, {"hoist": False}], ids=str)
+def test_a_twin_has_the_graphs_that_were_asked_for(merged, tmp_path, change):
+    manifest, chosen = merged
+    compile_twin(chosen.out, manifest, tmp_path / "twin", **change)
+    twin, by_hand = (artefact.read(tmp_path / "twin"), compile_artefact(replace(chosen, out=tmp_path / "by hand", **change)))
+    assert len(twin.step_graphs) == len(manifest.step_graphs) <= 4
+    assert [(call.computed, call.graph) for call in twin.calls] == [(call.computed, call.graph) for call in manifest.calls]
+    assert (twin.calls, twin.graphs, twin.asked) == (by_hand.calls, by_hand.graphs, by_hand.asked)
+
+
+def test_an_uncached_twin_of_merged_calls_is_one_graph(merged, tmp_path):
+    manifest, chosen = merged
+    compile_twin(chosen.out, manifest, tmp_path / "twin", cache=False)
+    assert len(artefact.read(tmp_path / "twin").step_graphs) == 1
+
+
+def test_where_nobody_knows_how_calls_were_merged_there_is_no_twin(merged, tmp_path):
+    """As an older release has left it."""
+    manifest, chosen = merged
+    unknown = msgspec.structs.replace(manifest, asked=msgspec.UNSET)
+    with pytest.raises(ArtefactError, match="merged its calls in another way: run l2c-export again"):
+        compile_twin(chosen.out, unknown, tmp_path / "twin", fold=False)
 
 
 def test_the_names_of_contenders():

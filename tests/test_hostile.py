@@ -26,7 +26,7 @@ from l2c_export import artefact, linking, models, routers, schedule, weights
 from l2c_export.backends import FUSED, SegmentFile
 from l2c_export.consistency import MOST_HISTORY, problem
 from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError, UsageError, WeightsError
-from l2c_export.manifest import FILE
+from l2c_export.manifest import FILE, Asked
 
 GOLDEN = Path(__file__).parent / "golden" / "v1" / "engines"
 
@@ -255,7 +255,11 @@ replace = msgspec.structs.replace
     (lambda m: {"cache_bytes": tuple(size - 1 for size in m.cache_bytes)}, "does not fit into its slot"),
     (lambda m: {"model": replace(m.model, null_label=None)}, "guidance without a null label"),
     (lambda m: {"history": MOST_HISTORY + 1}, "3 earlier predictions"),
-], ids=["unsaid sublayer", "more outputs", "small cache", "guided without null", "long history"])  # fmt: skip
+    (lambda m: {"asked": Asked(max_graphs=0, computed=((),) * len(m.calls))}, "asked for other calls"),
+    (lambda m: {"asked": Asked(max_graphs=1, computed=((),))}, "asked for other calls"),
+    (lambda m: {"asked": Asked(max_graphs=1, computed=((0, 99),) * len(m.calls))}, "asked for other calls"),
+], ids=["unsaid sublayer", "more outputs", "small cache", "guided without null", "long history", "no graphs", "other calls",
+        "more than computed"])  # fmt: skip
 def test_a_manifest_that_contradicts_itself_is_told_where(contradiction, words):
     sound = artefact.read(GOLDEN)
     assert words in (problem(replace(sound, **contradiction(sound))) or "nothing")

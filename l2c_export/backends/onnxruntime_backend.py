@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..artefact import leaves
 from ..errors import BackendError, RunError
 from ..extras import needs
 from ..machine import cores
+from ..weights import FILE as WEIGHTS
 from . import Arrays, Backend, Nodes, OnHost, Request, Run, SegmentFile
 
 ort = needs("onnxruntime", "onnxruntime")
@@ -86,7 +90,7 @@ class OrtBackend(OnHost):
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
         for name, value in values.items():
             options.add_initializer(name, value)
-        return self._session(path, str(path), options, values)
+        return self._session(path, str(path), options, {**values, **linked_weights(options, path)})
 
     def _options(self) -> Any:
         options = ort.SessionOptions()
@@ -106,6 +110,19 @@ class OrtBackend(OnHost):
         except Exception as error:
             what = (str(error) or repr(error)).splitlines()[0]
             raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {what}") from None
+
+
+def linked_weights(options: Any, path: Path) -> dict[str, Any]:
+    """Give a session the weights of a graph's folder as a file in memory, if they are a link out of it.  Keep what is returned.
+
+    ONNX Runtime refuses such a link, and looks at the file even for weights that it is given one by one.
+    """
+    file = path.parent / WEIGHTS
+    if not leaves(path.parent, file) or not hasattr(options, "add_external_initializers_from_files_in_memory"):
+        return {}  # releases without it open any file
+    memory = np.memmap(file, mode="c")
+    options.add_external_initializers_from_files_in_memory([WEIGHTS], [memory.data], [memory.nbytes])
+    return {WEIGHTS: memory}
 
 
 def share_pool(threads: int | None) -> int:

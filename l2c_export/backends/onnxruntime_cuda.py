@@ -17,7 +17,7 @@ from ..errors import BackendError, RunError
 from ..extras import needs
 from . import Arrays, Nodes, Request, Run, SegmentFile, in_order
 from .cuda import SMALLER, Cuda
-from .onnxruntime_backend import share_pool
+from .onnxruntime_backend import linked_weights, share_pool
 
 ort = needs("onnxruntime", "onnxruntime-gpu")
 
@@ -108,7 +108,7 @@ class OrtCudaBackend:
         used = {name: self._weights[name] for name in weights}
         for name, value in used.items():
             options.add_initializer(name, value)
-        return self._session(path, str(path), options, used)
+        return self._session(path, str(path), options, {**used, **linked_weights(options, path)})
 
     def _options(self) -> Any:
         options = ort.SessionOptions()

@@ -132,7 +132,7 @@ class OpenVinoBackend(OnHost):
     def link(
         self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
     ) -> OpenVinoEngine:
-        """Stitch the segments together in OpenVINO's own representation: its ONNX reader knows no local functions.
+        """Stitch the segments together in OpenVINO's own representation, around the one copy of the weights.
 
         The precision is a property of a compiled model, so the float32 islands are models of their own.
         """
