@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import msgspec
 import numpy as np
 
-from . import artefact, asked, binding, decoder, runtime, weights
+from . import artefact, asked, binding, decoder, ending, runtime, weights
 from .backends import BUILT, Opened, Request, open_backend
 from .errors import RunError, UsageError
 from .manifest import Manifest
@@ -46,6 +46,7 @@ class Generation(NamedTuple):
     guidance: np.ndarray  # (C,) float32: scale - 1, or 0 for an unguided channel
 
 
+@ending.computing()
 def load(
     path: str | Path,
     backend: str | None = None,
@@ -193,7 +194,8 @@ class Pipeline:
                 continue
             step += 1
             if callback:
-                given = callback(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
+                with ending.resting():
+                    given = callback(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
                 changed = asked.returned(self.manifest, given, len(noise))
                 if changed is not None:
                     done.x[...] = changed

@@ -15,6 +15,7 @@ import numpy as np
 
 from .backends import Array, Run
 from .binding import Program, aligned, bind_graph, concrete, filled
+from .ending import stop
 from .hoisted import Hoisted
 from .manifest import Call
 from .program import Value, split_at, stored
@@ -96,6 +97,7 @@ class Loop:
         for index in range(len(self.manifest.calls)):
             self.hoisted.reach(index)
             for run in self.bound(index):
+                stop()
                 run()
             step = self.after(index)
             yield step
