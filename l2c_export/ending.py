@@ -1,8 +1,8 @@
 """What computes when a process ends: a backend's C++ must not be cut off in the middle.
 
-While the interpreter ends it stops a daemon thread as soon as that asks for the interpreter's lock, by unwinding its stack. Where
-the thread comes back from a library written in C++ this unwinding meets a destructor that must not raise, and the process aborts
-("terminate called").  So a thread says when it computes, the end waits until none does, and from then on none begins or goes on.
+While the interpreter ends it stops a daemon thread as soon as that asks for the interpreter's lock, by unwinding its stack.
+Where the thread comes back from a library written in C++, this meets a destructor that must not raise, and the process aborts
+("terminate called").  So threads say when they compute; the end waits until none does, and from then on none begins or goes on.
 """
 
 from __future__ import annotations
