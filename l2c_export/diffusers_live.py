@@ -124,7 +124,7 @@ class Live:
 
     def _noise(self, pipe: Any, count: int, generator: Any) -> np.ndarray:
         """What the pipeline itself would draw."""
-        torch, device, dtype = sys.modules["torch"], pipe._execution_device, pipe.transformer.dtype
+        torch, device, dtype = sys.modules["torch"], _device(pipe), pipe.transformer.dtype
         shape = self.compiled.manifest.model.latent
         several = isinstance(generator, list)
         if several and len(generator) != count:
@@ -141,10 +141,16 @@ class Live:
     def _decode(self, pipe: Any, latents: np.ndarray) -> Any:
         torch = sys.modules["torch"]
         with torch.no_grad():
-            z = torch.from_numpy(latents).to(pipe._execution_device, pipe.vae.dtype) / pipe.vae.config.scaling_factor
+            z = torch.from_numpy(latents).to(_device(pipe), pipe.vae.dtype) / pipe.vae.config.scaling_factor
             pixels = (pipe.vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
         pipe.maybe_free_model_hooks()
         return pixels
+
+
+def _device(pipe: Any) -> Any:
+    """Where the pipeline computes; a transformer that was let go does not say it."""
+    device = pipe._execution_device
+    return pipe.vae.device if device.type == "meta" and pipe.vae is not None else device
 
 
 def _compiled_scheduler(folder: Path, manifest: Manifest) -> Scheduler:

@@ -59,10 +59,9 @@ def checkpoint(transformer: Any, folder: Path) -> tuple[Checkpoint, float]:
 
 def mark(transformer: Any) -> tuple[tuple[Any, ...], ...]:
     """Something that is another one when a weight or a layer was exchanged, or changed in place."""
-    modules = tuple((name, id(module)) for name, module in transformer.named_modules())
+    layers = ((n, id(m), id(getattr(m, "processor", None)), id(vars(m).get("forward"))) for n, m in transformer.named_modules())
     weights = ((n, id(p), 0 if p.is_inference() else p._version) for n, p in transformer.named_parameters())
-    processors = ((name, id(getattr(module, "processor", None))) for name, module in transformer.named_modules())
-    return (*modules, *weights, *processors)
+    return (*layers, *weights)
 
 
 def _is_diffusers(thing: Any) -> bool:

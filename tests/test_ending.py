@@ -70,7 +70,9 @@ if sys.argv[2] == "half":
 """
 
 
-@pytest.mark.parametrize(("meanwhile", "says"), [("", "(1, 4, 8, 8)"), ("half", "the process ends in the middle of a generation")])
+@pytest.mark.parametrize(
+    ("meanwhile", "says"), [("", "(1, 4, 8, 8)"), ("half", "the process ends in the middle of a generation")]
+)
 def test_the_thread_that_ends_a_process_may_still_use_it(tiny, meanwhile, says):
     done = subprocess.run(
         [sys.executable, "-c", LATE, str(tiny[0]), meanwhile], capture_output=True, text=True, timeout=60, check=True,

@@ -20,7 +20,7 @@ from l2c_export.errors import UsageError
 @pytest.fixture(scope="module")
 def pipe(tiny):
     """A DiT of 10 classes, compiled for a batch of 2."""
-    return l2c_export.load(tiny[0], backend="onnxruntime", threads=1)
+    return l2c_export.load(tiny[0], backend="onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def test_labels_are_numbers_however_they_come(pipe, want, labels):
     assert same(pipe(labels, 4.0, 7).latents, want)
 
 
-@pytest.mark.parametrize("label", [3, "3", torch.tensor(3), np.array(3), np.array("3"), np.uint8(3), torch.tensor([3])], ids=repr)
+@pytest.mark.parametrize(
+    "label", [3, "3", torch.tensor(3), np.array(3), np.array("3"), np.uint8(3), torch.tensor([3])], ids=repr
+)
 def test_one_label_is_one_image(pipe, want, label):
     assert same(pipe(label, 4.0, 7).latents, pipe([3], 4.0, 7).latents)
 
@@ -48,9 +50,10 @@ def test_one_label_is_one_image(pipe, want, label):
 @pytest.mark.parametrize(("labels", "says"), [
     ({3, 4}, "a set is no list of them"), (frozenset({3}), "a frozenset is"), ({3: 1}, "a dict is"), (b"\x03", "a bytes is"),
     (np.array([[3]]), r"of shape \(1, 1\): give one dimension"), (torch.tensor([[3]]), r"of shape \(1, 1\)"),
-    ([torch.tensor([3])], r"class label array\(\[3\]\)"), (torch.tensor([3.0]), r"class label np.float32\(3.0\)"), ([3.0], "3.0"),
+    ([torch.tensor([3])], r"class label array\(\[3\]\)"), (torch.tensor([3.0]), "float32"), ([3.0], "3.0"),
     (torch.tensor([True]), "True"), (np.array(True), "True"), ("3,4", "every label on its own"), ("3 ", "class label '3 '"),
-    ("٣", "class label '٣'"), ("+3", r"class label '\+3'"), ("10", "class label 10:"), ("-1", "class label -1:"), ("", "label ''"),
+    ("٣", "class label '٣'"), ("+3", r"class label '\+3'"), ("10", "class label 10:"), ("-1", "class label -1:"),
+    ("", "class label ''"),
     (torch.empty(1, device="meta"), "a tensor of PyTorch that numpy cannot read"),
 ], ids=repr)  # fmt: skip
 def test_labels_that_are_none(pipe, labels, says):
@@ -86,7 +89,7 @@ def test_guidance_scales(pipe, want, scale):
     np.array([4.0]), 4j,
 ], ids=lambda s: repr(s)[:20])  # fmt: skip
 def test_guidance_scales_that_are_none(pipe, scale):
-    with pytest.raises(UsageError, match="guidance_scale .*must be a finite number from -1000 to 1000"):
+    with pytest.raises(UsageError, match=r"guidance_scale .*must be a finite number from -1000 to 1000"):
         pipe([3], scale)
 
 
@@ -114,8 +117,10 @@ def test_latents_in_bfloat16_are_widened(pipe):
     assert same(returned, given[:1].float().numpy())
 
 
-@pytest.mark.parametrize("latents", [torch.zeros((2, 4, 8, 8), dtype=torch.int64), torch.zeros((2, 4, 8, 8), device="meta"),
-                                     torch.zeros((2, 4, 8, 8)).to_sparse(), np.zeros((2, 4, 8, 8), ">i4")], ids=lambda x: str(x.dtype))  # fmt: skip
+@pytest.mark.parametrize("latents", [
+    torch.zeros((2, 4, 8, 8), dtype=torch.int64), torch.zeros((2, 4, 8, 8), device="meta"),
+    torch.zeros((2, 4, 8, 8)).to_sparse(), np.zeros((2, 4, 8, 8), ">i4"),
+], ids=lambda x: str(x.dtype))  # fmt: skip
 def test_latents_that_are_none(pipe, latents):
     with pytest.raises(UsageError, match="latents"):
         pipe([3, 4], latents=latents)
@@ -162,9 +167,12 @@ def test_text_means_the_same_in_python_and_at_the_command_line(named, want, tmp_
 @pytest.mark.parametrize(("words", "says"), [
     (["--class-label", "1,2,3"], "every label on its own"), (["--class-label", "3 "], "class label '3 '"),
     (["--class-label", "٣"], "class label"), (["--class-label", ""], "class label ''"), (["--class-label", "-1"], "label -1"),
-    (["--class-label", "3", "--guidance-scale", "1e30"], "from -1000 to 1000"), (["--class-label", "3", "--seed", "-1"], "seed -1"),
-    (["--class-label", "3", "--out", "x.jpg"], "use a .npy or a .png"), (["--class-label", "3", "--out", "x.PNG"], "not pixels"),
-    (["--class-label", "3", "--out", "."], "is a directory"), (["--class-label", "3", "--out", "no/x.npy"], "there is no folder"),
+    (["--class-label", "3", "--guidance-scale", "1e30"], "from -1000 to 1000"),
+    (["--class-label", "3", "--seed", "-1"], "seed -1"),
+    (["--class-label", "3", "--out", "x.jpg"], "use a .npy or a .png"),
+    (["--class-label", "3", "--out", "x.PNG"], "not pixels"),
+    (["--class-label", "3", "--out", "."], "is a directory"),
+    (["--class-label", "3", "--out", "no/x.npy"], "there is no folder"),
 ])  # fmt: skip
 def test_a_wrong_request_ends_before_anything_is_loaded(tiny, tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
