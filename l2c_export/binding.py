@@ -10,6 +10,7 @@ import numpy as np
 
 from . import artefact, weights
 from .backends import ALIGNED, FUSED, Array, Backend, Engine, Run, SegmentFile, WeightView
+from .ending import stop
 from .manifest import Manifest, Segment
 from .program import Value
 
@@ -47,9 +48,14 @@ def load_program(
     if link == "shared":
         names = {i for graph in manifest.graphs.values() for i in graph.inputs if manifest.is_weight(i)}
         there = backend.memory.weights(view, names)
-        return Program(folder, manifest, backend, link, there, {name: backend.load(file) for name, file in files.items()})
+        engines = {}
+        for name, file in files.items():
+            stop()
+            engines[name] = backend.load(file)
+        return Program(folder, manifest, backend, link, there, engines)
     whole = {}
     for name, graph in manifest.graphs.items():
+        stop()
         stored = {i: view(i) for i in graph.inputs if manifest.is_weight(i)}
         artefact.check_closed((folder / graph.file).read_bytes(), folder / graph.file)
         whole[name] = backend.link(folder / graph.file, graph.nodes, files, graph.outputs, stored)

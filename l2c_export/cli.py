@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from . import __version__, cli_build, cli_cache, cli_measure, cli_train
-from .console import FILE, FOLDER, Commands, OneLine, command, numbers_or_names, print_table, progress, say
+from .console import FILE, FOLDER, Commands, OneLine, command, print_table, progress, say
 from .errors import UsageError
 
 
@@ -158,19 +158,19 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
         check_finite: bool, as_json: bool) -> None:  # fmt: skip
     """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
     from . import pipeline
-    from .output import check_target, save
+    from .output import check_target, is_picture, save
 
     check_target(out)
+    check_request(engines, labels, guidance_scale, seed, out)
     started = time.perf_counter()
     pipe = pipeline.load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
     if pipe.manifest.weights and pipe.manifest.weights.random is not None:
         say("the weights are RANDOM: good for latency, the images mean nothing")
     loaded = time.perf_counter()
     say(f"backend: {pipe.backend}")
-    image = out.suffix != ".npy"
-    classes = numbers_or_names(labels)
+    image = is_picture(out)
     with progress("denoising", pipe.manifest.steps_of_solver) as step:
-        done = pipe(classes, guidance_scale, seed, output_type="np" if image else "latent",
+        done = pipe(labels, guidance_scale, seed, output_type="np" if image else "latent",
                     callback_on_step_end=step, check_finite=check_finite)  # fmt: skip
     finished = time.perf_counter()
     save(out, done.images if image else done.latents)
@@ -178,6 +178,25 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
     if as_json:
         times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(labels)}
         click.echo(json.dumps({"out": str(out), **times}))
+
+
+def check_request(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path) -> None:
+    """Refuse what an artefact cannot do before its engines are loaded, and say which digits are a name."""
+    from . import artefact, asked
+    from .output import is_picture
+
+    manifest = artefact.read(engines, verify=False)
+    numbers = asked.labels(manifest, labels)
+    asked.scale(manifest.guidance, guidance_scale)
+    asked.seeds(len(numbers), seed)
+    if is_picture(out) and not asked.makes_pixels(manifest):
+        raise UsageError(
+            f"--out {out}: this model makes latents, not pixels, and the artefact has no decoder: use a .npy, or compile it "
+            "with --with-vae"
+        )
+    for label, number in zip(labels, numbers, strict=True):
+        if label.isdecimal() and int(label) != number:
+            say(f"--class-label {label}: the class of this name, which is number {number}")
 
 
 @l2c.command()

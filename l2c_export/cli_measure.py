@@ -13,7 +13,7 @@ from typing import Any
 import click
 import msgspec
 
-from .console import FILE, FOLDER, command, numbers_or_names, print_table, progress, say
+from .console import FILE, FOLDER, command, print_table, progress, say
 from .errors import UsageError
 from .files import check_place, write
 
@@ -57,9 +57,7 @@ def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None,
     if golden:
         asked = reference.of_case(golden, engines, pipe.manifest, weights)
     else:
-        chosen = (
-            pipe.labels(numbers_or_names(labels)) if labels else [(207 + n) % model.labels for n in range(pipe.manifest.batch)]
-        )
+        chosen = pipe.labels(labels) if labels else [(207 + n) % model.labels for n in range(pipe.manifest.batch)]
         scale = pipe.manifest.guidance.scale if guidance_scale is None else guidance_scale
         asked = reference.Reference(engines, pipe.manifest, pipe.noise(len(chosen), seed), chosen, scale, weights)
     verdict = checking.verify(pipe, asked, atol, rtol)

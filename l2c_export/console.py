@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +116,6 @@ def progress(what: str, total: int) -> Iterator[Bar]:
 
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as shown:
         yield Bar(shown, what, total)
-
-
-def numbers_or_names(labels: Iterable[str]) -> list[int | str]:
-    """Class labels as they are typed."""
-    return [int(label) if re.fullmatch(r"-?\d{1,18}", label) else label for label in labels]
 
 
 def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:

@@ -6,6 +6,7 @@ pipeline's `__call__` is replaced.  torch and diffusers are those that the pipel
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +15,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from . import binding, pipeline
+from . import asked, binding, diffusers_weights, pipeline
+from .diffusers_folder import NEEDED
 from .diffusers_names import Config, renamed
-from .diffusers_pipeline import check_steps, guidance
+from .diffusers_pipeline import check_steps, guidance, is_torch
+from .diffusers_weights import NAME, ROUNDING
 from .errors import UsageError
 from .manifest import Manifest
 from .schedule import Schedule
 from .schedulers import Scheduler
-from .weights import Checkpoint
 
 ATTRIBUTE = "l2c"
-# how far a weight may be from itself, relatively, after both sides have rounded it
-ROUNDING = {"float32": 2.0**-21, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def enable_l2c(pipe: Any, engines: str | Path, **options: Any) -> Any:
@@ -37,13 +37,16 @@ def enable_l2c(pipe: Any, engines: str | Path, **options: Any) -> Any:
     kind = type(pipe)
     if not any(c.__name__ == "DiTPipeline" for c in kind.__mro__):
         raise UsageError(f"enable_l2c: a {kind.__name__} is not supported: give a DiTPipeline of diffusers")
-    folder = Path(engines)
-    compiled = pipeline.load(folder, **options)
-    live = Live(compiled, _compiled_scheduler(folder, compiled.manifest))
-    _check_transformer(pipe.transformer, compiled.manifest, folder)
-    live.check_scheduler(pipe.scheduler)
     base = getattr(pipe, ATTRIBUTE).kind if hasattr(pipe, ATTRIBUTE) else kind
-    live.kind = base
+    if (home := next(c for c in base.__mro__ if "__call__" in vars(c))).__name__ != "DiTPipeline":
+        raise UsageError(
+            f"enable_l2c: {home.__name__} has a call of its own, which a compiled one would replace: give a DiTPipeline"
+        )
+    folder = asked.folder(engines)
+    compiled = pipeline.load(folder, **options)
+    live = Live(compiled, _compiled_scheduler(folder, compiled.manifest), folder.absolute(), base)
+    live.check_transformer(pipe.transformer)
+    live.check_scheduler(pipe.scheduler)
     # under the same name, so that the pipeline still saves itself as what it is
     made = type(base.__name__, (base,), {"__call__": _call, "disable_l2c": _disable, "__module__": base.__module__})
     object.__setattr__(pipe, "__class__", made)
@@ -73,15 +76,28 @@ def _call(
 
 
 class Live:
-    """The compiled side of a live pipeline."""
+    """The compiled side of a live pipeline, and of its copies."""
 
-    def __init__(self, compiled: pipeline.Pipeline, scheduler: Scheduler) -> None:
-        self.compiled, self.scheduler = compiled, scheduler
-        self.kind: Any = None  # the pipeline's own class
+    def __init__(self, compiled: pipeline.Pipeline, scheduler: Scheduler, folder: Path, kind: Any) -> None:
+        self.compiled, self.scheduler, self.folder = compiled, scheduler, folder
+        self.kind = kind  # the pipeline's own class
+        self._mark: object = None  # of the transformer that was compared with the artefact
+
+    def __deepcopy__(self, _: object) -> Live:
+        return copy.copy(self)  # engines are not copied: a pipeline and its copies take turns
+
+    def check_transformer(self, transformer: Any) -> None:
+        """Whether it still is what was compiled: pipelines let one exchange it, load a LoRA into it, train it."""
+        plain = diffusers_weights.unwrapped(transformer)
+        found = diffusers_weights.mark(plain)
+        if found == self._mark or (self._mark and diffusers_weights.is_let_go(plain)):  # compiled calls do without it
+            return
+        _check_transformer(plain, self.compiled.manifest, self.folder)
+        self._mark = found
 
     def check_scheduler(self, scheduler: Any) -> None:
         """Whether it still is the scheduler that was compiled: pipelines let one exchange it."""
-        now = Scheduler.from_config(dict(scheduler.config), "pipe.scheduler", type(scheduler).__name__)
+        now = Scheduler.from_config(dict(getattr(scheduler, "config", {})), "pipe.scheduler", type(scheduler).__name__)
         if names := self.scheduler.differences(now):
             change = ", ".join(f"{n} {getattr(now, n)} instead of {getattr(self.scheduler, n)}" for n in names)
             raise UsageError(f"pipe.scheduler is not what was compiled ({change}): compile again with l2c-export")
@@ -89,11 +105,14 @@ class Live:
     def images(self, pipe: Any, labels: Any, scale: float, generator: Any, steps: int | None, output_type: str) -> Any:
         if output_type not in ("pil", "np", "pt", "latent"):
             raise UsageError(f"output_type {output_type!r}: use pil, np, pt or latent")
+        self.check_transformer(pipe.transformer)
         self.check_scheduler(pipe.scheduler)
         check_steps(steps, self.compiled.manifest)
-        numbers = self.compiled.labels(labels)
+        numbers, strength = self.compiled.labels(labels), guidance(scale)
+        if pipe.vae is None and output_type != "latent":
+            raise UsageError(f'output_type {output_type!r}: the pipeline has no vae: use output_type="latent"')
         noise = self._noise(pipe, len(numbers), generator)
-        latents = self.compiled(numbers, guidance(scale), latents=noise).latents
+        latents = self.compiled(numbers, strength, latents=noise).latents
         if output_type == "latent":
             return sys.modules["torch"].from_numpy(latents)
         pixels = self._decode(pipe, latents)
@@ -104,11 +123,13 @@ class Live:
 
     def _noise(self, pipe: Any, count: int, generator: Any) -> np.ndarray:
         """What the pipeline itself would draw."""
-        torch, device, dtype = sys.modules["torch"], pipe._execution_device, pipe.transformer.dtype
+        torch, device, dtype = sys.modules["torch"], _device(pipe), pipe.transformer.dtype
         shape = self.compiled.manifest.model.latent
         several = isinstance(generator, list)
         if several and len(generator) != count:
             raise UsageError(f"generator: a list of {len(generator)} for {count} images: give one, or one per image")
+        if not all(one is None or is_torch(one) for one in (generator if several else [generator])):
+            raise UsageError(f"generator {generator!r}: a live pipeline draws with PyTorch's: use torch.manual_seed(..)")
         drawn = [
             torch.randn((1 if several else count, *shape), generator=one, device=one.device if one else device, dtype=dtype)
             for one in (generator if several else [generator])
@@ -119,10 +140,16 @@ class Live:
     def _decode(self, pipe: Any, latents: np.ndarray) -> Any:
         torch = sys.modules["torch"]
         with torch.no_grad():
-            z = torch.from_numpy(latents).to(pipe.vae.device, pipe.vae.dtype) / pipe.vae.config.scaling_factor
+            z = torch.from_numpy(latents).to(_device(pipe), pipe.vae.dtype) / pipe.vae.config.scaling_factor
             pixels = (pipe.vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
         pipe.maybe_free_model_hooks()
         return pixels
+
+
+def _device(pipe: Any) -> Any:
+    """Where the pipeline computes; a transformer that was let go does not say it."""
+    device = pipe._execution_device
+    return pipe.vae.device if device.type == "meta" and pipe.vae is not None else device
 
 
 def _compiled_scheduler(folder: Path, manifest: Manifest) -> Scheduler:
@@ -139,27 +166,34 @@ def _check_transformer(transformer: Any, manifest: Manifest, folder: Path) -> No
         raise UsageError(
             f"{folder} was compiled from a {manifest.model.family}, which no DiTPipeline has: compile it from its folder"
         )
-    given = {k: v for k, v in dict(transformer.config).items() if k in Config.__struct_fields__}
-    shape = msgspec.convert(given, Config)
     own = bool(manifest.model.arch.get("block_embeddings", False))
-    for name, value in shape.arch(own).items():
-        if manifest.model.arch[name] != value:
-            raise UsageError(
-                f"pipe.transformer has {name} {value}, {folder} was compiled for {manifest.model.arch[name]}: compile it again"
-            )
-    state = transformer.state_dict()
-    stored = Checkpoint(
-        Path("pipe.transformer"),
-        {name: tuple(tensor.shape) for name, tensor in state.items()},
-        lambda name: np.asarray(state[name].detach().float().cpu().numpy()),
-    )
+    shape = _shape(transformer, manifest, folder, own)
+    stored, theirs = diffusers_weights.checkpoint(transformer, folder)
     mine = renamed(stored, shape, own)
     view = binding.mapped_weights(folder, manifest)
-    theirs = max(ROUNDING.get(str(tensor.dtype).removeprefix("torch."), 0.0) for tensor in state.values())
     for name in manifest.tensors:
         array = view(name)
         ours = ROUNDING["bfloat16" if array.dtype == np.uint16 else str(array.dtype)]
         if array.dtype == np.uint16:
             array = np.left_shift(array.astype(np.uint32), 16).view(np.float32)
-        if not np.allclose(array, mine.read(name), rtol=max(ours, theirs), atol=1e-6):
-            raise UsageError(f"pipe.transformer has other weights than {folder} ({name}): run l2c link {folder} --weights ..")
+        given = mine.read(name)
+        if array.shape != given.shape or not np.allclose(array, given, rtol=max(ours, theirs), atol=1e-6):
+            raise UsageError(f"{NAME} has other weights than {folder} ({name}): run l2c link {folder} --weights ..")
+
+
+def _shape(transformer: Any, manifest: Manifest, folder: Path, block_embeddings: bool) -> Config:
+    """What its configuration says, which must be what was compiled."""
+    found = dict(transformer.config)
+    for option, allowed in NEEDED.items():
+        if found.get(option, allowed[0]) not in allowed:
+            raise UsageError(f"{NAME}: {option} = {found[option]!r} is not supported: a DiT has {allowed[0]!r}")
+    try:
+        shape = msgspec.convert({k: v for k, v in found.items() if k in Config.__struct_fields__}, Config)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{NAME}: its config does not describe a DiT: {error}") from None
+    for name, value in shape.arch(block_embeddings).items():
+        if manifest.model.arch[name] != value:
+            raise UsageError(
+                f"{NAME} has {name} {value}, {folder} was compiled for {manifest.model.arch[name]}: compile it again"
+            )
+    return shape

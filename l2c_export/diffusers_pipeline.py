@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from . import artefact, asked, pipeline, staging
+from . import artefact, asked, diffusers_options, pipeline, staging
 from .errors import UsageError
 from .manifest import FILE, Manifest
+from .tensors import scalar
 
 Shape = tuple[int, ...]
 Callback = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
@@ -21,7 +22,7 @@ Callback = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """`images`: a list of PIL images, an array (B, H, W, C) in 0..1, or latents (B, C, H, W)."""
+    """`images`: a list of PIL images, an array (B, H, W, C) or a tensor (B, C, H, W) in 0..1, or latents (B, C, H, W)."""
 
     images: Any
 
@@ -34,13 +35,21 @@ class L2CPipeline:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> L2CPipeline:
-        """Load an artefact; `options` are those of `l2c_export.load`."""
-        return cls(pipeline.load(folder, **options), Path(folder).absolute())
+        """Load an artefact; `options` are those of `l2c_export.load`, and those of diffusers that mean something here.
 
-    def save_pretrained(self, folder: str | Path) -> None:
+        `device_map` is where to load it; `torch_dtype` must be what was compiled; options about downloads are ignored.
+        """
+        place = asked.folder(folder).absolute()
+        known = diffusers_options.for_load(options)
+        for name in ("torch_dtype", "dtype"):
+            diffusers_options.check_type(options.get(name), artefact.read(place, verify=False).precision)
+        return cls(pipeline.load(place, **known), place)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Copy the artefact.  Raises ArtefactError if `folder` holds anything else, or if the artefact was replaced."""
+        diffusers_options.check_saving(options)
         artefact.check_unchanged(self._folder, self.manifest)
-        with staging.staged(Path(folder)) as stage:
+        with staging.staged(asked.folder(folder)) as stage:
             for name in (*self.manifest.files, FILE):
                 (stage / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self._folder / name, stage / name)
@@ -56,50 +65,95 @@ class L2CPipeline:
         return dict(sorted((self.manifest.model.names or {}).items()))
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
-        """The numbers of class names.  Raises UsageError for one that does not exist."""
-        return self.pipe.labels(label)
+        """The numbers of class names, however many.  Raises UsageError for one that does not exist."""
+        names = [label] if isinstance(label, str) else asked.listed(label, "class labels")
+        return [asked.named(self.manifest.model, name) for name in names]
+
+    @property
+    def device(self) -> Any:
+        """Where it computes: as PyTorch says it where that is loaded, else its name."""
+        name = self.pipe.device
+        return sys.modules["torch"].device(name) if "torch" in sys.modules else name
+
+    @property
+    def dtype(self) -> Any:
+        """What it computes in, likewise."""
+        name = diffusers_options.TYPES[self.manifest.precision]
+        return getattr(sys.modules["torch"], name) if "torch" in sys.modules else name
+
+    def to(self, *where: Any, **named: Any) -> L2CPipeline:
+        """Itself, where the device and the type asked for are its own.  Raises UsageError for others."""
+        for each in (*where, *(named.get(name) for name in ("device", "dtype", "torch_dtype"))):
+            if diffusers_options.is_type(each):
+                diffusers_options.check_type(each, self.manifest.precision)
+            elif each is not None and not isinstance(each, bool):
+                diffusers_options.check_device(each, self.pipe.device)
+        return self
+
+    def without_effect(self, *_: Any, **__: Any) -> None:
+        """Settings of PyTorch's memory and of a progress bar, neither of which there is here; images would be the same."""
+
+    set_progress_bar_config = without_effect
+    enable_model_cpu_offload = enable_sequential_cpu_offload = enable_group_offload = without_effect
+    enable_attention_slicing = disable_attention_slicing = set_attention_slice = without_effect
+    enable_xformers_memory_efficient_attention = disable_xformers_memory_efficient_attention = without_effect
+    enable_vae_slicing = disable_vae_slicing = fuse_qkv_projections = unfuse_qkv_projections = without_effect
+    maybe_free_model_hooks = remove_all_hooks = reset_device_map = without_effect
+
+    def __getattr__(self, name: str) -> Any:
+        raise diffusers_options.NotThere(name, type(self).__name__)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in diffusers_options.COMPILED:
+            raise diffusers_options.NotThere(name, type(self).__name__)
+        super().__setattr__(name, value)
 
     def __call__(
         self,
-        class_labels: Sequence[int | str] | int | str,
+        class_labels: asked.Labels,
         guidance_scale: float | None = None,
         generator: Any = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        latents: np.ndarray | None = None,
+        latents: Any = None,
         callback_on_step_end: Callback | None = None,
     ) -> ImageOutput | tuple[Any]:
         """Generate one image per label.
 
         A `guidance_scale` of 1 or less turns guidance off, as in diffusers.  `generator` is one of numpy's or torch's, a
         seed, or a list with one for every image; without it the noise is new each time.  `num_inference_steps` must be what
-        was compiled.  `output_type` is "pil", "np" or "latent".
+        was compiled.  `output_type` is "pil", "np", "pt" (where torch is loaded) or "latent".
         """
         check_steps(num_inference_steps, self.manifest)
         labels = self.pipe.labels(class_labels)
+        scale = None if guidance_scale is None else guidance(guidance_scale)
+        kind = "np" if output_type == "pt" and "torch" in sys.modules else output_type
+        asked.check_output(self.manifest, kind)
         if latents is None:
             latents = noise((len(labels), *self.manifest.model.latent), generator, self.pipe)
-        scale = None if guidance_scale is None else guidance(guidance_scale)
         callback = callback_on_step_end and self._own(callback_on_step_end)
-        done = self.pipe(labels, scale, latents=latents, output_type=output_type, callback_on_step_end=callback)
-        images = done.latents if output_type == "latent" else done.images
+        done = self.pipe(labels, scale, latents=latents, output_type=kind, callback_on_step_end=callback)
+        images = done.latents if kind in ("latent", "device") else done.images
+        if output_type == "pt":
+            images = sys.modules["torch"].from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         return ImageOutput(images) if return_dict else (images,)
 
     def _own(self, callback: Callback) -> pipeline.Callback:
         return lambda _, step, timestep, values: callback(self, step, timestep, values)
 
 
-def guidance(scale: float) -> float:
+def guidance(scale: Any) -> float:
     """diffusers guides only above 1."""
-    return scale if scale > 1 else 1.0
+    return max(asked.number(scale), 1.0)
 
 
-def check_steps(asked: int | None, manifest: Manifest) -> None:
-    if asked not in (None, manifest.steps):
+def check_steps(given: Any, manifest: Manifest) -> None:
+    steps = scalar(given)
+    if steps is not None and not (asked.whole(steps) and steps == manifest.steps):
         raise UsageError(
-            f"num_inference_steps {asked}: this artefact was compiled for {manifest.steps}: use that, "
-            f"or compile another one with l2c-export --steps {asked}"
+            f"num_inference_steps {given}: this artefact was compiled for {manifest.steps}: use that, "
+            f"or compile another one with l2c-export --steps {given}"
         )
 
 
@@ -109,8 +163,8 @@ def noise(shape: Shape, generator: Any, pipe: pipeline.Pipeline) -> np.ndarray:
         if len(generator) != shape[0]:
             raise UsageError(f"generator: a list of {len(generator)} for {shape[0]} images: give one, or one per image")
         return np.concatenate([noise((1, *shape[1:]), one, pipe) for one in generator])
-    if asked.whole(generator):
-        return pipe.noise(shape[0], generator)
+    if asked.whole(seed := scalar(generator)):
+        return pipe.noise(shape[0], seed)
     if is_torch(generator):
         torch = sys.modules["torch"]
         drawn: np.ndarray = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).cpu().numpy()

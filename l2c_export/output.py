@@ -24,18 +24,22 @@ def to_images(x: np.ndarray, output_type: str) -> Any:
 
 def check_target(path: Path) -> None:
     """Refuse what `save` could not write, before minutes are spent on what goes there."""
-    if path.suffix not in (".npy", ".png"):
+    if path.suffix.lower() not in (".npy", ".png"):
         raise UsageError(f"--out {path}: use a .npy or a .png")
     check_place(path, "--out")
-    if path.suffix == ".png":
+    if is_picture(path):
         needs("PIL.Image", "images")
+
+
+def is_picture(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
 
 
 def save(path: Path, values: np.ndarray) -> None:
     """Latents (B, C, H, W) as .npy; pixels (B, H, W, C) in 0..1 as one picture, the images side by side."""
     check_target(path)
     data = io.BytesIO()
-    np.save(data, values) if path.suffix == ".npy" else _save_picture(data, values)
+    _save_picture(data, values) if is_picture(path) else np.save(data, values)
     write(path, data.getvalue(), "--out")
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from . import artefact, asked, binding, decoder, runtime, weights
+from . import artefact, asked, binding, decoder, ending, runtime, weights
 from .backends import BUILT, Opened, Request, open_backend
 from .errors import RunError, UsageError
 from .manifest import Manifest
@@ -45,6 +45,7 @@ class Generation(NamedTuple):
     guidance: np.ndarray  # (C,) float32: scale - 1, or 0 for an unguided channel
 
 
+@ending.computing()
 def load(
     path: str | Path,
     backend: str | None = None,
@@ -63,14 +64,14 @@ def load(
     `tile` is the side in pixels of the parts in which an artefact with a decoder decodes larger pictures, to save memory.
     Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
     """
-    folder = Path(path)
+    folder = asked.folder(path)
     manifest = artefact.read(folder, trusted=() if verify else (weights.FILE,))
     artefact.check_linked(folder, manifest)
     if link not in (None, *LINKS):
         raise UsageError(f"--link {link}: use one of {', '.join(LINKS)}")
     decoder.check_tile(tile, manifest.decoder or None)
-    asked = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()), manifest.files)
-    opened = open_backend(backend or manifest.backend, asked)
+    request = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()), manifest.files)
+    opened = open_backend(backend or manifest.backend, request)
     if link not in (None, manifest.link) and opened.backend.name in BUILT:
         raise UsageError(f"--link {link}: the engines of {opened.backend.name} were built for --link {manifest.link}")
     program = binding.load_program(folder.absolute(), manifest, opened.backend, link)  # the process may go elsewhere
@@ -105,6 +106,8 @@ class Pipeline:
         self._turn = Turn(opened.backend.forks)
         self._started: weakref.WeakSet[Generator[runtime.Step, None, None]] = weakref.WeakSet()
         self.link = program.link
+        memory = opened.backend.memory
+        self.device = "cpu" if memory.on_host else f"cuda:{getattr(memory, 'index', 0)}"  # where latents are
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
         self._loops: dict[tuple[int, bool], runtime.Loop] = {}
 
@@ -117,7 +120,7 @@ class Pipeline:
         self.close()
 
     def __reduce__(self) -> str:
-        raise RunError("a pipeline cannot be sent to another process: load the artefact there")
+        raise RunError("a pipeline cannot be copied or sent to another process: load the artefact there")
 
     def close(self) -> None:
         """Free the engines, the buffers and the weights, when the generation that runs has ended.  Closing twice is fine."""
@@ -140,7 +143,7 @@ class Pipeline:
     @alone
     def __call__(
         self,
-        class_labels: Sequence[int | str] | int | str,
+        class_labels: asked.Labels,
         guidance_scale: float | None = None,
         seed: int | Sequence[int] = 0,
         latents: np.ndarray | None = None,
@@ -192,7 +195,8 @@ class Pipeline:
                 continue
             step += 1
             if callback:
-                given = callback(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
+                with ending.resting():
+                    given = callback(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
                 changed = asked.returned(self.manifest, given, len(noise))
                 if changed is not None:
                     done.x[...] = changed
@@ -238,7 +242,7 @@ class Pipeline:
         """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""
         return asked.noise(self.manifest, count, seed)
 
-    def labels(self, given: Sequence[int | str] | int | str) -> list[int]:
+    def labels(self, given: asked.Labels) -> list[int]:
         """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
         return asked.labels(self.manifest, given)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from .backends import Array, Run
 from .binding import Bound, Program, aligned, bind_graph, concrete, filled
+from .ending import stop
 from .hoisted import Hoisted
 from .manifest import Call
 from .program import Value, split_at, stored
@@ -106,6 +107,7 @@ class Loop:
         self.start(x, labels, guidance)
         for index in range(len(self.manifest.calls)):
             for bound in self.engines(index):
+                stop()
                 execute(index, bound)
             step = self.after(index)
             yield step

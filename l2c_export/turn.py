@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 
+from . import ending
 from .errors import RunError
 
-LAST_SECONDS = 30.0  # how long the end of a process waits for generations of its other threads
 _turns: weakref.WeakSet[Turn] = weakref.WeakSet()
 
 
@@ -38,7 +36,8 @@ class Turn:
         """Between two steps nothing computes.  It is the thread that ends it that goes on with the generation."""
         self._rests = True
         try:
-            yield
+            with ending.resting():
+                yield
         finally:
             self._rests = False
             self._holder = threading.get_ident()
@@ -50,15 +49,18 @@ class Turn:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """Raises RunError in the middle of a generation of the same thread."""
+        """Raises RunError in the middle of a generation of the same thread, or of one that the process's end has stopped."""
         if self.mine:
             raise RunError("this pipeline is in the middle of a generation: end it first, or load a second pipeline")
-        with self._lock:
+        if not self._lock.acquire(blocking=not ending.ends()):
+            raise RunError("the process ends in the middle of a generation: use the pipeline before that")
+        try:
             self._holder = threading.get_ident()
-            try:
+            with ending.computing():
                 yield
-            finally:
-                self._holder = 0
+        finally:
+            self._holder = 0
+            self._lock.release()
 
     def after_fork(self) -> None:
         """In the child, which has this thread only: what another one was computing stays half done, with its locks."""
@@ -67,26 +69,11 @@ class Turn:
                 self._process = os.getppid()
             self._lock, self._holder, self._rests = threading.Lock(), 0, False
 
-    def end(self, seconds: float) -> None:
-        """Let nothing compute from now on, if that comes to be in time: a backend's threads must not outlive what they work on.
-
-        A process that ends with a daemon thread in the middle of a generation would be aborted by the C++ libraries.
-        """
-        if not self.mine and not self._rests:
-            self._lock.acquire(timeout=max(0.0, seconds))
-
-
-def _end_all() -> None:
-    last = time.monotonic() + LAST_SECONDS  # for all of them
-    for turn in list(_turns):
-        turn.end(last - time.monotonic())
-
 
 def _after_fork() -> None:
     for turn in list(_turns):
         turn.after_fork()
 
 
-atexit.register(_end_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

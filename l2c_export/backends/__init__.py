@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..artefact import check_closed, verified
+from ..ending import stop
 from ..errors import BackendError, L2CError, RunError, UsageError
 from ..machine import version
 from ..manifest import Build, FileInfo
@@ -224,6 +225,7 @@ def in_order(runs: Sequence[Run]) -> Run:
 
     def all_of_them() -> None:
         for run in runs:
+            stop()
             run()
 
     return all_of_them
