@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -78,3 +81,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def neighbour():
+    """Other programs that want every processor: no descendants of this one, as those of a neighbour are none."""
+    spin = "import os, time\nend = time.monotonic() + 120\nwhile time.monotonic() < end: pass"
+    start = f"import subprocess, sys\nprint(subprocess.Popen([sys.executable, '-c', {spin!r}], stdout=-3).pid)"
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pids = [int(subprocess.check_output([sys.executable, "-c", start])) for _ in range(processors)]
+    yield
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)

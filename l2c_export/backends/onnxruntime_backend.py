@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import BackendError, RunError
 from ..extras import needs
 from ..machine import cores
+from ..words import counted
 from . import Arrays, Backend, Nodes, OnHost, Request, Run, SegmentFile
 
 ort = needs("onnxruntime", "onnxruntime")
@@ -67,7 +68,7 @@ class OrtBackend(OnHost):
             _share_arena()
 
     def describe(self) -> str:
-        return f"CPU, {self._threads} threads, {self._precision}"
+        return f"CPU, {counted(self._threads, 'thread')}, {self._precision}"
 
     def load(self, segment: SegmentFile) -> OrtEngine:
         return self._session(segment.path, segment.read(), self._options(), {})
