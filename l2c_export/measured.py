@@ -13,11 +13,10 @@ import numpy as np
 
 from .contenders import COMPARED, OURS, Request, Settings
 from .machine import Machine
-from .neighbours import mean
+from .neighbours import BUSY, mean
 
 QUIET = 100 / 7  # the percentile of the rounds that counts: of 15 the third fastest
 UNSTEADY = 0.05  # the most that may lie between a contender's fastest image and what counts as its time
-BUSY = 0.4  # the most that others may want of the processors: no neighbour on one of two
 
 
 class Spread(msgspec.Struct, frozen=True):

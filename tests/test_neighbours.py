@@ -15,10 +15,14 @@ LINUX = pytest.mark.skipif(neighbours.everybody() is None, reason="nobody counts
 BURN = "import time\nwhile time.process_time() < {}: pass"
 
 
-@LINUX
 def test_a_neighbour_is_seen(neighbour):
     """The machine may be busy with more than it."""
     assert neighbours.pause(0.5) > 0.7
+    watch = neighbours.Watch()
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        pass
+    assert watch.share() > 0.4  # beside this one
 
 
 @LINUX

@@ -64,6 +64,7 @@ class OrtBackend(OnHost):
         self._precision = precision
         self._shared_pool = share_pool(threads)
         self._threads = self._shared_pool or threads or cores()
+        self.spins = bool(self._shared_pool) and self._threads > 1
         with _once:
             _share_arena()
 
