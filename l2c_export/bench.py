@@ -4,7 +4,8 @@ Every contender has a process of its own.  In every round each makes images for 
 in which the threads of the last one stop spinning; and it starts three times, because the memory that a process gets makes it
 some percent faster or slower.  A ratio is that of the fastest images of the rounds, without the luckiest of these: what else a
 machine does can only slow an image down, and does so for seconds at a time.  On two cores with a noisy neighbour, ratios of
-medians differed by 45 % between two runs, these by 5 %.  They are given only between contenders that did the same work.
+medians differed by 45 % between two runs, these by 5 %.  They are given only between contenders that did the same work, and
+only where enough rounds were left alone (see `measured.disturbances`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from . import artefact, machine
+from . import artefact, machine, neighbours
 from .contenders import OURS, Contender, Request, contender, twins_of
 from .errors import L2CError, UsageError
-from .measured import LeftOut, Measured, Result, Spread, attribute, ratio
+from .measured import LeftOut, Measured, Result, Spread, summed_up
+from .words import counted, duration
 from .worker import Process, Ready, Timed
 
 PAUSE = 0.2  # seconds before every visit
@@ -72,19 +74,10 @@ def bench(
                     raise
                 left_out.append(LeftOut(each.name, str(error)))
         rounds = rounds or enough(max(each.seconds for each in started))
-        orders, made_in = measure(started, rounds, random.Random(request.seed), progress(rounds))
-        measured = [finish(each, made_in[each.contender.name]) for each in started]
-    return Result(
-        artefact=str(folder),
-        request=request,
-        rounds=rounds,
-        orders=orders,
-        machine=here,
-        contenders=tuple(measured),
-        left_out=tuple(left_out),
-        ratios=tuple(ratio(other, measured[0]) for other in measured[1:]),
-        attribution=attribute({each.name: each for each in measured}),
-    )
+        report(announced(started, rounds))
+        found = measure(started, rounds, random.Random(request.seed), progress(rounds))
+        measured = [finish(each, found.made[each.contender.name]) for each in started]
+    return summed_up(str(folder), request, here, found.orders, found.others, measured, left_out)
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -104,6 +97,18 @@ def enough(seconds: float) -> int:
     return int(np.clip(BUDGET / max(seconds, VISIT), *ROUNDS))
 
 
+def expected(started: Sequence[Started], rounds: int) -> float:
+    """The seconds that all rounds take, by the images that the contenders have made until now."""
+    visits = sum(PAUSE + max(VISIT + each.seconds / 2, each.seconds) for each in started)
+    again = sum(each.first_image_seconds + each.seconds for each in started if each.first_image_seconds <= QUICK)
+    return rounds * visits + (min(STARTS, rounds) - 1) * again
+
+
+def announced(started: Sequence[Started], rounds: int) -> str:
+    what = f"{counted(rounds, 'round')} of {counted(len(started), 'contender')}"
+    return f"measuring {what}: about {duration(expected(started, rounds))}; --rounds N for more or fewer"
+
+
 def start(each: Contender, request: Request, compiling: float | None, running: contextlib.ExitStack, report: Report) -> Started:
     """Start a contender alone and warm it up, so that its time to the first image is its own."""
     before = machine.gpu_bytes_used()
@@ -116,36 +121,44 @@ def start(each: Contender, request: Request, compiling: float | None, running: c
     return Started(each, process, ready, compiling, first, warm, None if before is None or after is None else after - before)
 
 
-def measure(
-    started: Sequence[Started], rounds: int, rng: random.Random, progress: Callable[[], object]
-) -> tuple[tuple[tuple[str, ...], ...], dict[str, list[list[Timed]]]]:
+class Rounds(msgspec.Struct, frozen=True):
+    """By round: the order of the contenders, what others wanted, and by contender the times of its images."""
+
+    orders: tuple[tuple[str, ...], ...]
+    others: tuple[float | None, ...]  # the share of the processors; None if unknown
+    made: dict[str, list[list[Timed]]]
+
+    def __add__(self, later: Rounds) -> Rounds:
+        made = {name: visits + later.made[name] for name, visits in self.made.items()}
+        return Rounds(self.orders + later.orders, self.others + later.others, made)
+
+
+def measure(started: Sequence[Started], rounds: int, rng: random.Random, progress: Callable[[], object]) -> Rounds:
     """All rounds, in parts between which every contender that starts quickly does so again."""
-    orders: list[tuple[str, ...]] = []
-    made = {each.contender.name: list[list[Timed]]() for each in started}
+    processes = [each.process for each in started]
+    found = interleave(processes, 0, rng)
     for part, some in enumerate(np.array_split(np.arange(rounds), min(STARTS, rounds))):
         for each in started if part else ():
             if each.first_image_seconds <= QUICK:
                 each.process.renew()
-        more, times = interleave([each.process for each in started], len(some), rng, progress)
-        orders += more
-        for name, visits in times.items():
-            made[name] += visits
-    return tuple(orders), made
+        found += interleave(processes, len(some), rng, progress)
+    return found
 
 
 def interleave(
     processes: Sequence[Process], rounds: int, rng: random.Random, progress: Callable[[], object] = lambda: None
-) -> tuple[tuple[tuple[str, ...], ...], dict[str, list[list[Timed]]]]:
-    """The order of every round, and by contender and round the times of its images."""
-    orders, made = [], {process.name: list[list[Timed]]() for process in processes}
+) -> Rounds:
+    """Some rounds, in each of which every process makes images for a while."""
+    orders, others, made = [], [], {process.name: list[list[Timed]]() for process in processes}
     for _ in range(rounds):
-        order = rng.sample(processes, len(processes))
-        orders.append(tuple(process.name for process in order))
+        order, shares = rng.sample(processes, len(processes)), []
         for process in order:
-            time.sleep(PAUSE)
+            shares.append(neighbours.pause(PAUSE))
             made[process.name].append(visit(process))
+        orders.append(tuple(process.name for process in order))
+        others.append(neighbours.mean(shares))
         progress()
-    return tuple(orders), made
+    return Rounds(tuple(orders), tuple(others), made)
 
 
 def visit(process: Process) -> list[Timed]:

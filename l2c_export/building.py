@@ -26,6 +26,7 @@ from .files import check_place
 from .manifest import FILE, Build, Manifest, image_range
 from .program import rows_of, split_at
 from .weights import FILE as WEIGHTS
+from .words import counted
 
 RTX_TARGETS = ("sm86", "sm89", "sm120")  # the consumer and edge GPUs of the last three generations
 Report = Callable[[str], object]
@@ -49,7 +50,7 @@ def images(text: str | None, manifest: Manifest) -> Range:
     if not 1 <= sizes.least <= sizes.usual <= sizes.most:
         raise UsageError(f"--batch {text}: give MIN:OPT:MAX images, for example 1:1:{manifest.batch}")
     if sizes.most > manifest.batch:
-        raise UsageError(f"--batch {text}: the artefact was compiled for at most {manifest.batch} images")
+        raise UsageError(f"--batch {text}: the artefact was compiled for at most {counted(manifest.batch, 'image')}")
     return sizes
 
 
@@ -110,7 +111,7 @@ def build(
         result = _add(manifest, name, made, stage)
     size = sum(result.files[file].bytes for file in engines.values())
     took = time.perf_counter() - started
-    report(f"{name}: {len(engines)} engines, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(builder.seconds)}")
+    report(f"{name}: {counted(len(engines), 'engine')}, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(builder.seconds)}")
     if (old := manifest.builds.get(name)) and old.images != made.images:
         report(f"they replace those for {image_range(old.images)}: they are for {image_range(made.images)}")
     return result

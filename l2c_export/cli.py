@@ -13,6 +13,7 @@ import click
 from . import __version__, cli_build, cli_cache, cli_measure, cli_train
 from .console import FILE, FOLDER, Commands, OneLine, command, print_table, progress, say
 from .errors import UsageError
+from .words import counted
 
 
 @click.command(cls=OneLine, context_settings={"show_default": True})
@@ -174,7 +175,7 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
                     callback_on_step_end=step, check_finite=check_finite)  # fmt: skip
     finished = time.perf_counter()
     save(out, done.images if image else done.latents)
-    say(f"{out}: {len(labels)} image{'s' if len(labels) > 1 else ''} in {finished - loaded:.2f} s")
+    say(f"{out}: {counted(len(labels), 'image')} in {finished - loaded:.2f} s")
     if as_json:
         times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(labels)}
         click.echo(json.dumps({"out": str(out), **times}))

@@ -110,6 +110,8 @@ def bench(engines: Path, against: str | None, passes: bool, rounds: int | None, 
 
         names = contenders.chosen(against)
         result = measuring.bench(engines, names, request, rounds, against is None, passes, say, measured)
+    for line in report.warnings(result):
+        click.echo(line, err=as_json == "-")
     if as_json != "-":
         print_table(report.settings_line(result), report.speed_table(result))
         print_table("what it takes", report.cost_table(result))

@@ -30,6 +30,7 @@ from .predict import Prediction, predict
 from .program import CACHE, NOTHING, Graph, check, live, split_at
 from .schedule import Schedule
 from .segments import export_bodies
+from .words import counted
 
 Report = Callable[[str], object]
 
@@ -64,7 +65,7 @@ def lower(options: Options, source: Source, report: Report = id) -> Lowered:
     calls = specialise_calls(parts.call, shared.plan, options.fold)  # one graph per distinct call
     linked = cut(parts, calls, shared.plan)  # into segments; equal ones are one
     manifest = emit.describe(options, source, shared.schedule, linked, flops)  # buffers get their places
-    report(f"{len(linked.calls)} calls: {len(calls)} distinct graphs of {len(linked.segments)} segments")
+    report(f"{counted(len(linked.calls), 'call')}: {counted(len(calls), 'distinct graph')} of {len(linked.segments)} segments")
     return Lowered(shared.schedule, whole, linked, manifest, stages(whole, parts, calls))
 
 

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from . import asked, binding, diffusers_weights, pipeline
-from .diffusers_folder import NEEDED
-from .diffusers_names import Config, renamed
+from .diffusers_names import Config, renamed, shape_of
 from .diffusers_pipeline import check_steps, guidance, is_torch
 from .diffusers_weights import NAME, ROUNDING
 from .errors import UsageError
@@ -183,14 +181,7 @@ def _check_transformer(transformer: Any, manifest: Manifest, folder: Path) -> No
 
 def _shape(transformer: Any, manifest: Manifest, folder: Path, block_embeddings: bool) -> Config:
     """What its configuration says, which must be what was compiled."""
-    found = dict(transformer.config)
-    for option, allowed in NEEDED.items():
-        if found.get(option, allowed[0]) not in allowed:
-            raise UsageError(f"{NAME}: {option} = {found[option]!r} is not supported: a DiT has {allowed[0]!r}")
-    try:
-        shape = msgspec.convert({k: v for k, v in found.items() if k in Config.__struct_fields__}, Config)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{NAME}: its config does not describe a DiT: {error}") from None
+    shape = shape_of(dict(transformer.config), NAME)
     for name, value in shape.arch(block_embeddings).items():
         if manifest.model.arch[name] != value:
             raise UsageError(

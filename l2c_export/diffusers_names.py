@@ -103,16 +103,21 @@ def read_config(path: Path, kind: str = TRANSFORMER, pipeline: str | None = None
         kind != TRANSFORMER and found.get("norm_type") != NEEDED["norm_type"]
     ):  # diffusers tells by it what the older class means
         found = {"norm_type": "layer_norm", **found}
+    of = f" (of a {pipeline})" if pipeline not in (None, PIPELINE) else ""
+    return shape_of(found, f"{path}{of}")
+
+
+def shape_of(options: Mapping[str, Any], where: str) -> Config:
+    """What a transformer's options say.  Raises ModelError if it is no DiT."""
     for option, needed in NEEDED.items():
-        if found.get(option, needed) != needed:
-            of = f" (of a {pipeline})" if pipeline not in (None, PIPELINE) else ""
-            raise ModelError(f"{path}{of}: {option} = {found[option]!r} is not supported: a DiT has {needed!r}")
+        if options.get(option, needed) != needed:
+            raise ModelError(f"{where}: {option} = {options[option]!r} is not supported: a DiT has {needed!r}")
     try:
-        shape = msgspec.convert({k: v for k, v in found.items() if k in Config.__struct_fields__}, Config)
+        shape = msgspec.convert({k: v for k, v in options.items() if k in Config.__struct_fields__}, Config)
     except msgspec.ValidationError as error:
-        raise ModelError(f"{path} does not describe a DiT: {error}") from None
+        raise ModelError(f"{where} does not describe a DiT: {error}") from None
     if shape.out_channels not in (None, shape.in_channels, 2 * shape.in_channels):
-        raise ModelError(f"{path}: out_channels = {shape.out_channels}: must be once or twice the {shape.in_channels} inputs")
+        raise ModelError(f"{where}: out_channels = {shape.out_channels}: must be once or twice the {shape.in_channels} inputs")
     return shape
 
 

@@ -12,6 +12,7 @@ from .errors import UsageError
 from .manifest import Manifest, image_range
 from .predict import graph_weight_bytes
 from .schedule import Schedule
+from .words import counted
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class View:
         found = [f"{computed} of {total} sublayers computed" + (f", {sum(times):.4g} ms in all" if times else "")]
         for name, build in (self.artefact["builds"] if self.artefact else {}).items():
             size = f"{build['bytes'] / 2**20:.1f} MB"
-            found.append(f"{name}: {build['engines']} engines, {size}, for {image_range(build['images'])}")
+            found.append(f"{name}: {counted(build['engines'], 'engine')}, {size}, for {image_range(build['images'])}")
         return found
 
     def timed(self, seconds: Sequence[float], timing: str) -> View:

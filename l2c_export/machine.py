@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from .words import counted
+
 TELLING = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 PACKAGES = ("l2c-export", "numpy", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 
@@ -39,7 +41,7 @@ class Machine(msgspec.Struct, frozen=True):
     def describe(self) -> str:
         """One line."""
         gpus = "".join(f", {gpu.name}" for gpu in self.gpus)
-        return f"{self.cpu} ({' '.join(self.flags) or 'no known flags'}), {self.cores} cores{gpus}"
+        return f"{self.cpu} ({' '.join(self.flags) or 'no known flags'}), {counted(self.cores, 'core')}{gpus}"
 
 
 def examine() -> Machine:

@@ -22,6 +22,7 @@ import msgspec
 
 from .program import BYTES, Node, Value, rows_of, split_at
 from .weights import Types
+from .words import counted
 
 VERSION = 1
 FILE = "manifest.json"
@@ -222,4 +223,4 @@ class Manifest(Record, frozen=True, kw_only=True):
 def image_range(images: Sequence[int]) -> str:
     """A build's `images` in words."""
     least, usual, most = images
-    return f"{least} to {most} images, fastest at {usual}"
+    return counted(most, "image") if least == most else f"{least} to {counted(most, 'image')}, fastest at {usual}"

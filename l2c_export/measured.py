@@ -13,8 +13,10 @@ import numpy as np
 
 from .contenders import COMPARED, OURS, Request, Settings
 from .machine import Machine
+from .neighbours import BUSY, mean
 
 QUIET = 100 / 7  # the percentile of the rounds that counts: of 15 the third fastest
+UNSTEADY = 0.05  # the most that may lie between a contender's fastest image and what counts as its time
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -67,7 +69,10 @@ class LeftOut(msgspec.Struct, frozen=True):
 
 
 class Ratio(msgspec.Struct, frozen=True):
-    """How many times as fast `fast` is as `slow`, and the extremes of the rounds; without a value, why it is refused."""
+    """How many times as fast `fast` is as `slow`, and the extremes of the rounds.
+
+    Without a value it is `refused`, or the rounds were disturbed (see `Result.disturbed`) and their extremes are all there is.
+    """
 
     slow: str
     fast: str
@@ -95,11 +100,13 @@ class Attribution(msgspec.Struct, frozen=True):
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal["l2c-bench"] = "l2c-bench"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     artefact: str
     request: Request
     rounds: int
     orders: tuple[tuple[str, ...], ...]  # of the contenders, in every round
+    others: tuple[float | None, ...]  # by round: the share of the processors that other programs wanted; None if unknown
+    disturbed: tuple[str, ...]  # why no ratio is given; empty where the contenders were left alone
     machine: Machine
     contenders: tuple[Measured, ...]  # ours first
     left_out: tuple[LeftOut, ...]
@@ -122,7 +129,43 @@ def ratio(slow: Measured, fast: Measured, allowed: frozenset[str] = COMPARED) ->
 
 
 def times(ratio: Ratio) -> str:
-    return "not comparable" if ratio.value is None else f"{ratio.value:.2f}x as fast"
+    if ratio.value is not None:
+        return f"{ratio.value:.2f}x as fast"
+    return "not comparable" if ratio.refused else "no ratio"
+
+
+def disturbances(contenders: Sequence[Measured], others: Sequence[float | None]) -> tuple[str, ...]:
+    """Why the times are not those of a quiet machine: nobody was left alone, or some contender was not often enough."""
+    found, share = [], mean(others)
+    if share is not None and share > BUSY:
+        found.append(f"busy: other programs wanted {share:.0%} of the processors during the rounds")
+    apart = {each.name: each.quiet / each.per_image.fastest - 1 for each in contenders}
+    worst = max(apart, key=lambda name: apart[name])
+    if apart[worst] > UNSTEADY:
+        found.append(f"unsteady: even in its quiet rounds {worst} took {apart[worst]:.0%} longer than in its fastest")
+    return tuple(found)
+
+
+def summed_up(
+    folder: str, request: Request, here: Machine, orders: tuple[tuple[str, ...], ...], others: tuple[float | None, ...],
+    contenders: Sequence[Measured], left_out: Sequence[LeftOut],
+) -> Result:  # fmt: skip
+    """What follows from the contenders' times, ours first.  Where the rounds were disturbed no ratio has a value."""
+    disturbed = disturbances(contenders, others)
+    ratios = [ratio(other, contenders[0]) for other in contenders[1:]]
+    return Result(
+        artefact=folder,
+        request=request,
+        rounds=len(orders),
+        orders=orders,
+        others=others,
+        disturbed=disturbed,
+        machine=here,
+        contenders=tuple(contenders),
+        left_out=tuple(left_out),
+        ratios=tuple(msgspec.structs.replace(each, value=None) if disturbed else each for each in ratios),
+        attribution=None if disturbed else attribute({each.name: each for each in contenders}),
+    )
 
 
 # Each link of the chain from PyTorch to our artefact changes one thing.  With its twin in the run a factor has parts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from . import artefact, asked, binding, decoder, ending, runtime, weights
 from .backends import BUILT, Opened, Request, open_backend
 from .errors import RunError, UsageError
 from .manifest import Manifest
+from .neighbours import BUSY, Watch
 from .output import to_images
 from .turn import Turn
 
+LOG = logging.getLogger(__name__)
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 LINKS = ("shared", "static")
 P = ParamSpec("P")
@@ -62,9 +65,11 @@ def load(
     checked against its hash before it is used; `verify=False` skips that for the weights, of an artefact that you trust.
     `link` is "shared" or "static" instead of what it was compiled for, where engines are made when they are loaded.
     `tile` is the side in pixels of the parts in which an artefact with a decoder decodes larger pictures, to save memory.
+    Where others keep the processors busy a warning is logged if fewer threads may be faster: their number decides the bits of
+    an image, so it does not depend on the moment.
     Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
     """
-    folder = asked.folder(path)
+    folder, others = asked.folder(path), Watch()
     manifest = artefact.read(folder, trusted=() if verify else (weights.FILE,))
     artefact.check_linked(folder, manifest)
     if link not in (None, *LINKS):
@@ -76,7 +81,15 @@ def load(
         raise UsageError(f"--link {link}: the engines of {opened.backend.name} were built for --link {manifest.link}")
     program = binding.load_program(folder.absolute(), manifest, opened.backend, link)  # the process may go elsewhere
     artefact.check_unchanged(folder, manifest)
+    if threads is None and opened.backend.spins:
+        advise(others.share())
     return Pipeline(program, opened, tile)
+
+
+def advise(share: float | None) -> None:
+    """Warn if others want so much of the processors that threads which spin wait for them."""
+    if share is not None and share > BUSY:
+        LOG.warning("other programs use %.0f%% of the processors: one thread (--threads 1) may be faster here", 100 * share)
 
 
 def alone(method: Callable[P, R]) -> Callable[P, R]:

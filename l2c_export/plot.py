@@ -15,6 +15,7 @@ from .errors import UsageError
 from .extras import needs
 from .inspecting import View
 from .measured import times
+from .words import counted
 
 if TYPE_CHECKING:
     from .measured import Measured, Result
@@ -97,9 +98,8 @@ def bench_picture(result: Result, view: View, path: Path) -> None:
     timeline(below, result)
     label_calls(below, view)
     ours = result.contenders[0].settings
-    figure.suptitle(
-        f"{ours.model}, {ours.precision}, {ours.calls} calls, {result.machine.cpu}, {ours.threads} threads", fontsize=10
-    )
+    work, where = counted(ours.calls, "call"), f"{result.machine.cpu}, {counted(ours.threads, 'thread')}"
+    figure.suptitle(f"{ours.model}, {ours.precision}, {work}, {where}", fontsize=10)
     write(figure, path)
 
 
@@ -128,14 +128,17 @@ def bars(axes: Any, result: Result) -> None:
         seconds, ours = each.per_image, each.name == OURS
         axes.barh(row, each.quiet, height=0.68, color=DARK if ours else OTHER)
         axes.plot([each.quiet, seconds.median], [row, row], color=GREY, linewidth=1.2, solid_capstyle="butt")
-        text = f"{each.quiet:.3g} s" if ours else f"{each.quiet:.3g} s   ours is {times(ratios[each.name])}"
+        compared = "" if ours or result.disturbed else f"   ours is {times(ratios[each.name])}"
+        text = f"{each.quiet:.3g} s{compared}"
         right = max(seconds.median, each.quiet) + 0.012 * longest
         weight, color = ("bold", DARK) if ours else ("normal", "#333333")
         axes.text(right, row, text, va="center", fontsize=9, fontweight=weight, color=color)
     axes.set_yticks(range(len(found)), [each.name for each in found], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.38 * longest)
-    axes.set_title("seconds per image on the quiet machine, with a line to the median of all", fontsize=10, loc="left")
+    state = "disturbed: not those of a quiet machine" if result.disturbed else "on the quiet machine"
+    title = f"seconds per image {state}, with a line to the median of all"
+    axes.set_title(title, fontsize=10, loc="left", color=RIVAL if result.disturbed else "black")
     clean(axes)
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .errors import UsageError
 from .manifest import Manifest
 from .program import Node
+from .words import counted
 
 
 class Device(NamedTuple):
@@ -73,7 +74,7 @@ def comparison(cached: Prediction, uncached: Prediction) -> list[tuple[str, str,
 
     a, b = cached, uncached
     return [
-        (f"{a.images} images on {a.device}", "this schedule", "uncached", "ratio"),
+        (f"{counted(a.images, 'image')} on {a.device}", "this schedule", "uncached", "ratio"),
         row("network evaluations", len(a.calls), len(b.calls)),
         row("distinct graphs", a.graphs, b.graphs),
         row("segments (engines, shared link)", a.segments, b.segments),

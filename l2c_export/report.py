@@ -9,9 +9,10 @@ from typing import Any
 from .contenders import OURS
 from .inspecting import View
 from .measured import Attribution, Factor, Ratio, Result, Spread, times
+from .neighbours import mean
+from .words import counted
 
 Rows = Sequence[tuple[Any, ...]]
-UNSTEADY = 0.05  # between a contender's fastest image and what counts as its time
 
 
 def speed_table(result: Result) -> list[tuple[Any, ...]]:
@@ -42,7 +43,7 @@ def spread(seconds: Spread, unit: float = 1) -> tuple[str, str, str]:
 
 
 def between(ratio: Ratio | None) -> str:
-    return f"{ratio.lowest:.2f} .. {ratio.highest:.2f}" if ratio and ratio.value is not None else ""
+    return f"{ratio.lowest:.2f} .. {ratio.highest:.2f}" if ratio and ratio.lowest is not None else ""
 
 
 def number(value: float | None, unit: float = 1) -> str:
@@ -54,38 +55,50 @@ def settings_line(result: Result) -> str:
     guided = f"guidance {s.guidance} at {s.guidance_scale:g}" if s.guidance_scale != 1 else "no guidance"
     weights = "RANDOM weights" if s.random_weights else f"weights {s.weights[:8]}"
     return (
-        f"{s.model}, {s.precision}, {weights}, {s.images} image{'s' * (s.images > 1)} at a time, "
-        f"{s.sampler} with {s.steps} steps, {guided}, seed {s.seed}, {s.threads} threads, {s.device}"
+        f"{s.model}, {s.precision}, {weights}, {counted(s.images, 'image')} at a time, "
+        f"{s.sampler} with {counted(s.steps, 'step')}, {guided}, seed {s.seed}, {counted(s.threads, 'thread')}, {s.device}"
     )
 
 
+def warnings(result: Result) -> list[str]:
+    """What must be read before any number."""
+    if not result.disturbed:
+        return []
+    return [f"WARNING: {line}" for line in result.disturbed] + [
+        "these are not the times of a quiet machine, and no ratio is given"
+    ]
+
+
 def sentences(result: Result) -> list[str]:
-    """What the tables do not say: findings, and where it was measured."""
-    here = result.machine
-    lines = findings(result)
+    """What the tables do not say: where it was measured, what is missing, and in the end what was found."""
+    here, lines = result.machine, notes(result)
     if result.contenders[0].settings.random_weights:
         lines.append("the weights are RANDOM: the times are those of trained ones, the images mean nothing")
-    return [*lines, here.describe(), f"{here.os}, {', '.join(f'{k} {v}' for k, v in here.versions.items())}"]
+    environment = [here.describe(), f"{here.os}, {', '.join(f'{k} {v}' for k, v in here.versions.items())}"]
+    return [*environment, f"other programs: {others(result)}", *lines, *closing(result)]
 
 
-def findings(result: Result) -> list[str]:
-    """Attribution, who is missing and why, and how sure it is."""
-    lines = attribution_lines(result.attribution) if result.attribution else []
-    lines += [f"not comparable with {ratio.slow}: {ratio.refused}" for ratio in result.ratios if ratio.refused]
-    lines += unsteady(result)
-    lines += [f"left out: {each.contender}: {each.reason}" for each in result.left_out]
-    return lines
+def notes(result: Result) -> list[str]:
+    """Who is missing, and why."""
+    lines = [f"not comparable with {ratio.slow}: {ratio.refused}" for ratio in result.ratios if ratio.refused]
+    return lines + [f"left out: {each.contender}: {each.reason}" for each in result.left_out]
 
 
-def unsteady(result: Result) -> list[str]:
-    """A warning where a contender was not left alone in enough of the rounds."""
-    found = {each.name: each.quiet / each.per_image.fastest - 1 for each in result.contenders}
-    worst = max(found, key=lambda name: found[name])
-    if found[worst] < UNSTEADY:
-        return []
-    load = f"a load of {result.machine.load_average} on {result.machine.cores} cores before the run"
-    apart = f"unsteady: even in its quiet rounds {worst} took {found[worst]:.0%} longer than in its fastest"
-    return [f"{apart}; {load}: stop what else runs, or use more --rounds"]
+def others(result: Result) -> str:
+    share = mean(result.others)
+    known = "what they did is unknown here" if share is None else f"{share:.0%} of the processors during the rounds"
+    load = result.machine.load_average
+    return known if load is None else f"{known}, a load of {load} before"
+
+
+def closing(result: Result) -> list[str]:
+    """The line to take away."""
+    if result.disturbed:
+        return ["no ratio: stop what else runs and measure again, or use more --rounds where it comes and goes"]
+    if result.attribution:
+        return attribution_lines(result.attribution)
+    found = [f"{times(ratio)} as {ratio.slow}" for ratio in result.ratios if ratio.value is not None]
+    return [f"{OURS} is {', '.join(found)}"] if found else []
 
 
 def attribution_lines(found: Attribution) -> list[str]:
@@ -113,19 +126,16 @@ def page(result: Result, view: View) -> str:
         *(("GPU", f"{g.name}, driver {g.driver}, {g.clock_mhz} of {g.max_clock_mhz} MHz") for g in here.gpus),
         ("memory", f"{number(here.memory_bytes, 2**30)} GiB"),
         ("system", here.os),
-        (
-            "load of the last minute",
-            "not readable" if here.load_average is None else f"{here.load_average} on {here.cores} cores",
-        ),
+        ("other programs", others(result)),
         ("versions", ", ".join(f"{name} {version}" for name, version in here.versions.items())),
     ]
     parts = [
         f"<header><h1>{text(ours.settings.model)}: how fast, and why</h1><p>{text(settings_line(result))}</p></header>",
-        warning(result),
+        boxes(result),
         cards(result),
         section("Contenders", figure(plot.contenders_svg(result), "Bar chart of seconds per image")),
         section("The loop, call by call", figure(plot.loop_svg(result, view), "Time of every call, and what it computes")),
-        section("Speed", table(speed_table(result)), *notes(result)),
+        section("Speed", table(speed_table(result)), *(f"<p>{text(line)}</p>" for line in (*notes(result), *closing(result)))),
         section("Cost", table(cost_table(result))),
         section("Environment", table(environment)),
         f"<footer>{text(how(result))}</footer>",
@@ -140,16 +150,17 @@ def page(result: Result, view: View) -> str:
 
 def how(result: Result) -> str:
     return (
-        f"{result.artefact}, {result.rounds} rounds. Every contender has a process of its own; in every round each makes "
-        "images for a second, in a new random order, after a warm-up and with a pause before. Times and ratios are those of "
-        "the fastest images of the quiet rounds; a ratio is given only where the settings are equal but for what is compared."
+        f"{result.artefact}, {counted(result.rounds, 'round')}. Every contender has a process of its own; in every round each "
+        "makes images for a second, in a new random order, after a warm-up and with a pause before. Times and ratios are those "
+        "of the fastest images of the quiet rounds; a ratio is given only where the settings are equal but for what is "
+        "compared, and where enough of the rounds were left alone."
     )
 
 
 def cards(result: Result) -> str:
     """The numbers to read first."""
     ours = result.contenders[0]
-    shown = [(f"{ours.quiet:.3g} s", "per image")]
+    shown = [(f"{ours.quiet:.3g} s", "per image, on a disturbed machine" if result.disturbed else "per image")]
     if found := result.attribution:
         shown.append((f"{found.total.value:.2f}x", "as fast as PyTorch"))
         shown += [card(factor) for factor in found.factors if factor.part_of is None]
@@ -162,13 +173,13 @@ def card(factor: Factor) -> tuple[str, str]:
     return f"{factor.ratio.value:.2f}x", f"from the {factor.name} ({factor.ratio.slow} to {factor.ratio.fast})"
 
 
-def warning(result: Result) -> str:
-    random = result.contenders[0].settings.random_weights
-    return '<p class="warning">Random weights: good for latency, the images mean nothing.</p>' if random else ""
-
-
-def notes(result: Result) -> list[str]:
-    return [f"<p>{text(line)}</p>" for line in findings(result)]
+def boxes(result: Result) -> str:
+    """Above all numbers: red for what makes them wrong."""
+    lines = warnings(result)
+    found = f'<div class="disturbed">{"".join(f"<p>{text(line)}</p>" for line in lines)}</div>' if lines else ""
+    if result.contenders[0].settings.random_weights:
+        found += '<p class="warning">Random weights: good for latency, the images mean nothing.</p>'
+    return found
 
 
 def section(title: str, *inside: str) -> str:
@@ -205,6 +216,8 @@ section { background: #fff; border: 1px solid #dde3ea; border-radius: 10px; padd
 .cards div { flex: 1 1 180px; background: #27527d; color: #fff; border-radius: 10px; padding: 14px 18px; }
 .cards b { display: block; font-size: 28px; line-height: 1.2; } .cards span { font-size: 13px; opacity: .85; }
 .warning { background: #fff4e0; border: 1px solid #e8b866; border-radius: 10px; padding: 8px 14px; margin: 16px 0 0; }
+.disturbed { background: #b3261e; color: #fff; border-radius: 10px; padding: 10px 16px; margin: 16px 0 0; font-weight: 600; }
+.disturbed p { margin: 2px 0; }
 .figure svg { width: 100%; height: auto; display: block; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: #5b6875; font-weight: 600; border-bottom: 2px solid #dde3ea; }

@@ -19,6 +19,7 @@ from .ending import stop
 from .hoisted import Hoisted
 from .manifest import Call
 from .program import Value, split_at, stored
+from .words import counted
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Loop:
         scratch_bytes, cache_bytes = max(map(self._size, steps.values())), self._size(self.manifest.cache_bytes)
         predictions = self.manifest.history + 1 if self.manifest.history else 0
         states = 4 * math.prod(latent) * (3 + predictions)
-        self.memory.reserve(scratch_bytes + cache_bytes + states, f"the buffers of {images} images")
+        self.memory.reserve(scratch_bytes + cache_bytes + states, f"the buffers of {counted(images, 'image')}")
         self.states = [self.memory.empty(latent, "float32") for _ in range(3)]
         self.history = [self.memory.empty(latent, "float32") for _ in range(predictions)]
         index = np.arange(images, dtype=np.int32)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -78,3 +81,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def neighbour():
+    """Other programs that want every processor: no descendants of this one, as those of a neighbour are none."""
+    from l2c_export import neighbours
+
+    if neighbours.everybody() is None:
+        pytest.skip("nobody counts here what others use")
+    spin = "import os, time\nend = time.monotonic() + 120\nwhile time.monotonic() < end: pass"
+    start = f"import subprocess, sys\nprint(subprocess.Popen([sys.executable, '-c', {spin!r}], stdout=-3).pid)"
+    pids = [int(subprocess.check_output([sys.executable, "-c", start])) for _ in neighbours.processors()]
+    yield
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)

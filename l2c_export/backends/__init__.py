@@ -189,6 +189,7 @@ class Backend(Protocol):
 
     name: str
     forks: bool  # whether its engines work in a process that was forked from the one that loaded them
+    spins: bool  # whether its threads keep their processors while they wait for each other
 
     @property
     def memory(self) -> Memory:
@@ -236,6 +237,7 @@ class OnHost:
 
     memory: Memory = HostMemory()
     forks = False
+    spins = False
 
     def sequence(self, runs: Sequence[Run]) -> Run:
         return in_order(runs)

@@ -15,6 +15,7 @@ from ..errors import BackendError, RunError
 from ..extras import needs
 from ..machine import cores
 from ..weights import FILE as WEIGHTS
+from ..words import counted
 from . import Arrays, Backend, Nodes, OnHost, Request, Run, SegmentFile
 
 ort = needs("onnxruntime", "onnxruntime")
@@ -67,11 +68,12 @@ class OrtBackend(OnHost):
         self._precision = precision
         self._shared_pool = share_pool(threads)
         self._threads = self._shared_pool or threads or cores()
+        self.spins = bool(self._shared_pool) and self._threads > 1
         with _once:
             _share_arena()
 
     def describe(self) -> str:
-        return f"CPU, {self._threads} threads, {self._precision}"
+        return f"CPU, {counted(self._threads, 'thread')}, {self._precision}"
 
     def load(self, segment: SegmentFile) -> OrtEngine:
         return self._session(segment.path, segment.read(), self._options(), {})

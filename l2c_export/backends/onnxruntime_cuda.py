@@ -66,6 +66,7 @@ class OrtCudaBackend:
 
     name = "onnxruntime"
     forks = False
+    spins = False
     provider = PROVIDER
 
     def __init__(self, request: Request) -> None:

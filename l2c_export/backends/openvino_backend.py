@@ -16,6 +16,7 @@ from ..errors import BackendError, RunError
 from ..extras import needs
 from ..machine import cores
 from ..program import FP32
+from ..words import counted
 from . import Arrays, Nodes, OnHost, Request, Run, SegmentFile
 
 ov = needs("openvino", "openvino")
@@ -107,7 +108,7 @@ class OpenVinoBackend(OnHost):
     def describe(self) -> str:
         able = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
         extra = "bf16 too" if "BF16" in able else "no bf16: refused"
-        return f"{self._core.get_property(self._device, 'FULL_DEVICE_NAME')}, {self._threads} threads, {extra}"
+        return f"{self._core.get_property(self._device, 'FULL_DEVICE_NAME')}, {counted(self._threads, 'thread')}, {extra}"
 
     def load(self, segment: SegmentFile) -> OpenVinoEngine:
         """Segments are the same for all weights and kept compiled, in our own cache: OpenVINO's would run a damaged entry."""

@@ -80,6 +80,7 @@ class TensorRtBackend:
     """One GPU, one stream, one scratch memory for all engines: they run one after the other."""
 
     forks = False
+    spins = False
 
     def __init__(self, name: str, request: Request) -> None:
         self.name, self._trt = name, library(name)
