@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 MOST_OPCODES = 2_000_000  # seconds; checkpoints have some thousands
@@ -36,15 +36,14 @@ class Global(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, slots=True)
 class Placeholder:
-    """An object of a class that is not known here: what it was made with, and what was put into it."""
+    """An object of a class that is not known here: what it was made with, its state, and its items if it is a kind of dict."""
 
     kind: str
     arguments: tuple[Any, ...] = ()
     state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)
-    elements: list[Any] = field(default_factory=list)
+    items: dict[Any, Any] | None = None
 
 
 Calls = Mapping[str, Callable[..., Any]]
@@ -156,13 +155,16 @@ class _Machine:
         target = self.stack[-1]
         if not isinstance(target, (list, Placeholder)):
             raise Refused("its pickle appends to something that is no list")
-        (target if isinstance(target, list) else target.elements).extend(values)
+        if isinstance(target, list):
+            target.extend(values)
 
     def set(self, pairs: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, (dict, Placeholder)):
             raise Refused("its pickle sets an item of something that is no dict")
-        items = target if isinstance(target, dict) else target.items
+        items: dict[Any, Any] = target if isinstance(target, dict) else target.items or {}
+        if isinstance(target, Placeholder):
+            target.items = items
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if isinstance(key, str):
                 items[key] = value
@@ -241,5 +243,5 @@ class _Plain:
     def of_object(self, value: Placeholder, depth: int) -> Any:
         if isinstance(value.state, dict):
             inner = next((value.state[key] for key in WRAPPED if key in value.state), value.state)
-            return self.of({**value.items, **inner} if isinstance(inner, dict) else inner, depth - 1)
+            return self.of({**(value.items or {}), **inner} if isinstance(inner, dict) else inner, depth - 1)
         return self.of(value.items, depth - 1) if value.items else None
