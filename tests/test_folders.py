@@ -203,11 +203,11 @@ def test_a_part_of_another_model_is_named(tmp_path, kind):
 # which file holds the weights
 
 
-def in_forms(transformer: diffusers.DiTTransformer2DModel, folder: Path, form: str) -> dict:
+def in_forms(model: diffusers.ModelMixin, folder: Path, form: str) -> dict:
     """Save it; returned is how diffusers is asked for the same."""
     variant = form.split()[0] if form.split()[0] in ("fp16", "bf16", "ema") else None
     small = {"max_shard_size": "40KB"} if "shards" in form else {}
-    transformer.save_pretrained(folder, variant=variant, safe_serialization="bin" not in form, **small)
+    model.save_pretrained(folder, variant=variant, safe_serialization="bin" not in form, **small)
     return {"variant": variant, "use_safetensors": "bin" not in form}
 
 
@@ -225,6 +225,16 @@ def test_every_form_of_weights_is_found(saved, tmp_path, form):
     stored = diffusers_folder.read(tmp_path).stored
     assert stored.shapes.keys() == theirs.keys()
     assert all(np.array_equal(stored.read(name), value.float().numpy()) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize("form", ["fp16 one", "bin", "fp16 shards"])
+def test_an_autoencoders_weights_are_found_in_every_form(saved, tmp_path, form):
+    kept = diffusers.AutoencoderKL.from_pretrained(saved / "vae")
+    kept = kept.half() if "fp16" in form else kept.bfloat16() if "bf16" in form else kept
+    in_forms(kept, tmp_path, form)
+    loaded = vae.load(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], value.float()) for name, value in kept.state_dict().items())
+    assert len(autoencoder.digest(tmp_path, {})) == 64
 
 
 PLAIN = "diffusion_pytorch_model.safetensors"
