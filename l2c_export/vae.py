@@ -70,18 +70,21 @@ class GroupNorm(torch.nn.Module):
         return scaled * self.weight.reshape(channels) + self.bias.reshape(channels)
 
 
-def write(folder: Path, described: Decoder, channels: int, target: Path) -> None:
-    """Export the decoder to `target`, with its weights inside, in float32."""
+def load(folder: Path) -> Any:
+    """The autoencoder in `folder`, in float32, whichever way its weights are stored.  Raises ModelError."""
     diffusers = needs("diffusers", "diffusers")
     chosen = weight_files.find(folder)
     which = {"variant": chosen.variant or None, "use_safetensors": chosen.suffix == "safetensors"}
     try:
-        autoencoder = diffusers.AutoencoderKL.from_pretrained(
-            folder, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch.float32, **which
-        )
+        found = diffusers.AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False, **which)
     except Exception as error:  # a damaged configuration ends in errors of all kinds
         raise ModelError(f"{folder} cannot be read as an {AUTOENCODER}: {_reason(error)}") from None
-    model = Decoding(autoencoder.eval(), described)
+    return found.float().eval()
+
+
+def write(folder: Path, described: Decoder, channels: int, target: Path) -> None:
+    """Export the decoder to `target`, with its weights inside, in float32."""
+    model = Decoding(load(folder), described)
     normalise_by_hand(model)
     axes = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     try:
