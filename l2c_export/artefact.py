@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,13 @@ def read(folder: Path, verify: bool = True, trusted: Collection[str] = ()) -> Ma
 
 def _manifest(folder: Path) -> bytes:
     path = folder / FILE
-    if not os.path.lexists(path):
-        raise ArtefactError(_nothing(folder))
-    if not path.is_dir():
-        damage.check_file(path)
     try:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            damage.check_file(path)
         with open(path, "rb") as file:
             return file.read(LARGEST + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtefactError(_nothing(folder)) from None
     except OSError as error:
         raise ArtefactError(f"{path}: {damage.unreadable(error)}") from None
 
@@ -120,7 +121,7 @@ def _verify(folder: Path, name: str, info: FileInfo, hashed: bool) -> None:
     damage.check_file(path)
     if not hashed and leaves(folder, path):
         raise ArtefactError(
-            f"{path} is a link out of the artefact, to a file that would not be checked: load it with verify=True"
+            f"{path} is a link out of the artefact, to what would not be checked: load it without verify=False (--trust)"
         )
     try:
         same = path.stat().st_size == info.bytes and not (hashed and sha256(path) != info.sha256)

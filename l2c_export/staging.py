@@ -143,7 +143,7 @@ def _stage(folder: Path, report: Report, whole: bool) -> Iterator[Path]:
 
 def recover(folder: Path) -> None:
     """Finish what a killed writer has left, if there is anything; wait for one that is at it."""
-    if not (folder / READY).exists():
+    if not os.path.lexists(folder / READY):
         return
     try:
         with locked(folder):

@@ -89,7 +89,7 @@ def test_what_a_link_leads_to_is_hashed(snapshot):
 
 def test_unchecked_weights_are_no_link_out_of_the_folder(snapshot, copy):
     """They could be any file of that size."""
-    with pytest.raises(ArtefactError, match=rf"{WEIGHTS} is a link out of the artefact, .*: load it with verify=True$"):
+    with pytest.raises(ArtefactError, match=r"is a link out of the artefact, .*: load it without verify=False \(--trust\)$"):
         l2c_export.load(snapshot, verify=False)
     (copy / WEIGHTS).rename(copy / "w")
     (copy / WEIGHTS).symlink_to("w")
@@ -156,7 +156,6 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(copy, name, kind, ver
     make, says = BROKEN[kind]
     (copy / name).unlink()
     make(copy / name)
-    says = "cannot be read: Is a directory" if (name, kind) == (FILE, "link to a folder") else says
     with pytest.raises(ArtefactError, match=says) as error:
         l2c_export.load(copy, verify=verify)
     assert str(copy / name) in str(error.value)
