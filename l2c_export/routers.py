@@ -16,6 +16,7 @@ from .files import small
 from .models.base import Family
 from .schedule import Schedule, Source, file_source, from_scores
 from .schedulers import Scheduler
+from .words import counted
 
 REMEDY = "give a .pt file that the router's training has saved"
 LEAST_ROWS = {"dit": 1, "uvit": 2}  # one per network evaluation, of which a step of DPM-Solver++ makes two
@@ -56,7 +57,11 @@ class Router(NamedTuple):
             raise UsageError(f"--threshold {threshold}: must be between 0 and 1")
         active = torch.sigmoid(self.logits) > torch.tensor(threshold, dtype=torch.float32)
         computed = [row[:columns].nonzero().flatten().tolist() for row in active]
-        return from_scores(self.family, steps, computed, columns, threshold, self.source, scheduler)
+        try:
+            return from_scores(self.family, steps, computed, columns, threshold, self.source, scheduler)
+        except UsageError as error:  # it speaks of an option that the router speaks for
+            why = str(error).partition(": ")[2]
+            raise ScheduleError(f"{self.path}: the router has {counted(rows, 'row')}, one per step: {why}: {REMEDY}") from None
 
 
 def read(path: Path) -> Router:

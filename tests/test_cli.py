@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import l2c_export
-from l2c_export import artefact, cli
+from l2c_export import artefact, cli, machine
 from l2c_export.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
@@ -217,6 +217,9 @@ def test_doctor_has_a_line_for_every_backend(desk):
     code, out, err = ran("doctor --json")
     assert (code, err) == (0, "")
     assert {finding["name"]: finding["works"] for finding in json.loads(out)}["onnxruntime"] is True
+    for finding in json.loads(out):
+        installed = {machine.version(finding["name"].partition(" ")[0] + which) for which in ("", "-gpu")} - {None}
+        assert finding["version"] in (installed or {None})
     table = invoke("doctor")
     assert table.exit_code == 0
     assert all(re.search(rf"^ *{finding['name']} ", table.stdout, re.MULTILINE) for finding in json.loads(out))

@@ -451,7 +451,7 @@ def test_the_command_shows_and_empties_the_cache(empty_cache):
     assert kinds == {"segments": {"entries": 1, "bytes": 2**20 + 32}}
     assert "segments" in CliRunner().invoke(l2c, ["cache"]).stdout
     done = CliRunner().invoke(l2c, ["cache", "--prune"])
-    assert done.stderr == "removed 1 entries, 1.0 MB\n"
+    assert done.stderr == "removed 1 entry, 1.0 MB\n"
     assert not list(cache.entries())
 
 
