@@ -125,7 +125,7 @@ def started(line: str, cache: str = "", **given) -> subprocess.Popen:
 def ran(line: str, **given) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a command in a process of its own."""
     process = started(line, **given)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
@@ -738,7 +738,7 @@ def test_control_c_leaves_nothing(new, tmp_path):
     for _ in range(2):
         assert process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert (out, err) == ("", "interrupted\n")
     assert process.returncode in (130, -signal.SIGINT), "a shell shows both as 130"
     assert tree() == before
