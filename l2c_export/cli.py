@@ -266,7 +266,7 @@ def doctor(as_json: bool) -> None:
     else:
         rows = [
             ("backend", "works", "version", "what to know"),
-            *((f.name, "yes" if f.works else "no", f.version, f.note) for f in found),
+            *((f.name, "yes" if f.works else "no", f.version or "-", f.note) for f in found),
         ]
         print_table("backends", rows)
     if not any(f.works for f in found):

@@ -20,7 +20,7 @@ def cache(prune: bool, limit: int, as_json: bool) -> None:
 
     if prune:
         gone = kept.prune(limit << 20)
-        say(f"removed {len(gone)} entries, {sum(e.bytes for e in gone) / 2**20:.1f} MB")
+        say(f"removed {len(gone)} {'entry' if len(gone) == 1 else 'entries'}, {sum(e.bytes for e in gone) / 2**20:.1f} MB")
     found = list(kept.entries())
     kinds = [
         (kind, len(mine), sum(e.bytes for e in mine)) for kind in kept.KINDS if (mine := [e for e in found if e.kind == kind])

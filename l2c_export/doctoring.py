@@ -15,7 +15,7 @@ PLACES = (("tensorrt", None), ("tensorrt-rtx", None), ("onnxruntime", "cuda"), (
 class Finding:
     name: str  # of the backend, and the device if it is not the usual one
     works: bool
-    version: str
+    version: str | None  # None if it is not known
     note: str
 
 
@@ -28,8 +28,12 @@ def examine() -> list[Finding]:
             found = open_backend(backend, Request(device=device)).backend
         except L2CError as error:
             builds = "; l2c build works here all the same" if backend == "tensorrt-rtx" and version(backend) else ""
-            findings.append(Finding(name, False, "-", f"{error}{builds}"))
+            findings.append(Finding(name, False, version_of(backend), f"{error}{builds}"))
         else:
-            known = version(backend) or version(f"{backend}-gpu")
-            findings.append(Finding(name, True, known or "?", found.describe()))
+            findings.append(Finding(name, True, version_of(backend), found.describe()))
     return findings
+
+
+def version_of(backend: str) -> str | None:
+    """What is installed, whether it works or not."""
+    return version(backend) or version(f"{backend}-gpu")

@@ -19,6 +19,7 @@ from .models.base import Family
 from .schedule import Schedule, Source, file_source, from_scores
 from .schedulers import Scheduler
 from .weights import FLOATS
+from .words import counted
 
 REMEDY = "give a .pt file that the router's training has saved"
 LEAST_ROWS = {"ddim": 1, "dpm-solver++": 2}  # one per network evaluation, of which a step of DPM-Solver++ makes two
@@ -64,7 +65,11 @@ class Router(NamedTuple):
             raise UsageError(f"--threshold {threshold}: must be between 0 and 1")
         active = torch.sigmoid(self.logits) > torch.tensor(threshold, dtype=torch.float32)
         computed = [row[:columns].nonzero().flatten().tolist() for row in active]
-        return from_scores(self.family, self.sampler, steps, computed, columns, threshold, self.source, scheduler)
+        try:
+            return from_scores(self.family, self.sampler, steps, computed, columns, threshold, self.source, scheduler)
+        except UsageError as error:  # it speaks of an option that the router speaks for
+            why = str(error).partition(": ")[2]
+            raise ScheduleError(f"{self.path}: the router has {counted(rows, 'row')}, one per step: {why}: {REMEDY}") from None
 
 
 def read(path: Path) -> Router:

@@ -315,7 +315,7 @@ def test_the_report_opens_in_a_browser(written, tmp_path):
         pytest.skip(f"no browser is installed: {', '.join(names)}")
     words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
     page = (written[0] / "r.html").as_uri()
-    done = subprocess.run([*words, page], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*words, page], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("<tr") == (written[0] / "r.html").read_text().count("<tr")
     assert done.stdout.rstrip().endswith("</html>")

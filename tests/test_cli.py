@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import l2c_export
-from l2c_export import artefact, cli
+from l2c_export import artefact, cli, machine
 from l2c_export.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +125,7 @@ def started(line: str, cache: str = "", **given) -> subprocess.Popen:
 def ran(line: str, **given) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a command in a process of its own."""
     process = started(line, **given)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
@@ -218,6 +218,9 @@ def test_doctor_has_a_line_for_every_backend(desk):
     code, out, err = ran("doctor --json")
     assert (code, err) == (0, "")
     assert {finding["name"]: finding["works"] for finding in json.loads(out)}["onnxruntime"] is True
+    for finding in json.loads(out):
+        installed = {machine.version(finding["name"].partition(" ")[0] + which) for which in ("", "-gpu")} - {None}
+        assert finding["version"] in (installed or {None})
     table = invoke("doctor")
     assert table.exit_code == 0
     assert all(re.search(rf"^ *{finding['name']} ", table.stdout, re.MULTILINE) for finding in json.loads(out))
@@ -736,7 +739,7 @@ def test_control_c_leaves_nothing(new, tmp_path):
     for _ in range(2):
         assert process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert (out, err) == ("", "interrupted\n")
     assert process.returncode in (130, -signal.SIGINT), "a shell shows both as 130"
     assert tree() == before

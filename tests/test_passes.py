@@ -199,7 +199,7 @@ def schedules(draw):
     return blocks, [set(range(blocks)), *(draw(subsets) for _ in range(calls - 1))]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(schedules())
 def test_every_combination_of_passes_computes_the_same_loop(drawn):
     blocks, computed = drawn
@@ -272,7 +272,7 @@ def shared_loop(computed, most):
     return run_loop(parts, calls, shared.plan, times), shared, len(calls), times
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(schedules(), st.integers(1, 6))
 def test_sharing_only_ever_adds_computation(drawn, most):
     _, computed = drawn
@@ -297,7 +297,7 @@ def test_sharing_merges_the_two_calls_that_are_closest():
     assert [set(c.computed) for c in shared.schedule.calls][1::2] == [{0, 1}, {0, 1}, {2, 3}]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schedules())
 def test_what_sharing_adds_is_what_its_sublayers_cost(drawn):
     blocks, computed = drawn

@@ -207,14 +207,14 @@ def test_a_generation_may_go_on_in_another_thread(pipe):
     want = [done.x.copy() for done in pipe.steps([1], None, pipe.noise(1, 0))]
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
         loop = pipe.steps([1], None, pipe.noise(1, 0))
-        seen = [first.submit(next, loop).result(20).x.copy()]
-        seen.append(second.submit(next, loop).result(20).x.copy())
+        seen = [first.submit(next, loop).result(100).x.copy()]
+        seen.append(second.submit(next, loop).result(100).x.copy())
         with pytest.raises(RunError, match="in the middle of a generation"):
-            second.submit(pipe, [2]).result(20)
+            second.submit(pipe, [2]).result(100)
         waiting = first.submit(pipe, [2])  # no longer its generation: it waits for its turn
         assert wait([waiting], timeout=0.2).not_done
-        seen += second.submit(lambda: [done.x.copy() for done in loop]).result(20)
-        assert same(waiting.result(20).latents, pipe([2]).latents)
+        seen += second.submit(lambda: [done.x.copy() for done in loop]).result(100)
+        assert same(waiting.result(100).latents, pipe([2]).latents)
     assert same(np.stack(seen), np.stack(want))
 
 
@@ -244,12 +244,15 @@ import multiprocessing, sys, threading, time
 import l2c_export
 pipe = l2c_export.load(sys.argv[1], backend=sys.argv[2], threads=2)
 pipe([1])
+began, over = threading.Event(), threading.Event()
 if sys.argv[3] == "busy":
-    threading.Thread(target=lambda: pipe([1], callback_on_step_end=lambda *_: time.sleep(1)), daemon=True).start()
+    hold = lambda *_: (began.set(), over.wait())
+    threading.Thread(target=lambda: pipe([1], callback_on_step_end=hold), daemon=True).start()
+    began.wait()
 elif sys.argv[3] == "resting":
-    threading.Thread(target=lambda: (next(half), time.sleep(60)), daemon=True).start()
     half = pipe.steps([1], None, pipe.noise(1, 0))
-time.sleep(0.5)
+    threading.Thread(target=lambda: (next(half), began.set(), time.sleep(600)), daemon=True).start()
+    began.wait()
 def child(answers):
     try:
         answers.put(float(abs(pipe([1]).latents).max()))
@@ -259,6 +262,7 @@ fork = multiprocessing.get_context("fork")
 answers = fork.SimpleQueue()
 fork.Process(target=child, args=(answers,), daemon=True).start()
 print(answers.get())
+over.set()
 """
 
 
@@ -305,7 +309,7 @@ def test_a_server_ends_in_peace_while_a_request_runs(tiny, backend):
 
 def python(program, *words):
     return subprocess.run(
-        [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, timeout=60, check=True,
+        [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, timeout=600, check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 

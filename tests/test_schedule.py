@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import pickle
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from l2c_export import routers
 from l2c_export.errors import L2CError, ScheduleError, UsageError
 from l2c_export.samplers import ddim, dpm_solver_pp, updates
 from l2c_export.schedule import Schedule, Source, from_rule, is_rule, make
+from l2c_export.schedulers import DDIM, Scheduler
 
 
 def test_sampler_tables_reproduce_the_recorded_updates():
@@ -193,6 +195,19 @@ def test_rows_and_steps_must_agree(tmp_path):
 class Bomb:
     def __reduce__(self):
         return (open, ("EXECUTED", "w"))
+
+
+def test_too_few_rows_are_not_called_an_option(tmp_path):
+    """One row may be right for a scheduler of diffusers, so it is a router."""
+    torch.save({"routers": {"0.prob": torch.zeros(8)}}, tmp_path / "one.pt")
+    router = routers.read(tmp_path / "one.pt")
+    with pytest.raises(ScheduleError, match=r"one\.pt: the router has 1 row, one per step: DDIM takes 2 to 1000 steps: give a"):
+        router.schedule(0.1, None)
+    assert len(router.schedule(0.1, None, scheduler=Scheduler(kind=DDIM, timestep_spacing="trailing")).calls) == 1
+    text = {"format": "l2c-schedule", "version": 1, "family": "dit", "sampler": "ddim", "steps": 1, "columns": 2,
+            "calls": [{"timestep": 999.0, "computed": [0, 1], "reused": []}]}  # fmt: skip
+    with pytest.raises(ScheduleError, match=r"^schedule: steps 1: DDIM takes 2 to 1000 steps$"):
+        Schedule.from_json(msgspec.json.encode(text))
 
 
 def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, monkeypatch):

@@ -557,7 +557,7 @@ def test_ctrl_c_at_any_time_ends_a_build_and_leaves_the_artefact_as_it_was(half,
         running.stdout.readline()  # the first engine has begun
         time.sleep(1e-3 * milliseconds)
         running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=60)
+        _, said = running.communicate(timeout=600)
     assert said.splitlines()[-1] == "KeyboardInterrupt"
     assert artefact.read(folder) == before
     assert not list(folder.glob(".l2c-partial*"))
