@@ -70,7 +70,7 @@ def changed(path: Path, info: FileInfo) -> str:
         return unreadable(error)
     if found := stand_in(head):
         return f"is {found}"
-    if size <= MOST_TEXT and hashlib.sha256(head.replace(b"\r\n", b"\n")).hexdigest() == info.sha256:
+    if size <= MOST_TEXT and hashlib.sha256(head.replace(b"\r", b"")).hexdigest() == info.sha256:
         return f"has other line ends: switch off what changes them (git config core.autocrlf false); {AGAIN}"
     if size != info.bytes:
         return f"has {size} bytes, expected {info.bytes}: {AGAIN}"

@@ -205,13 +205,14 @@ def test_what_has_become_of_a_file_on_its_way_is_said_in_one_line(copy, kind):
     assert name in str(error.value)
 
 
-def test_line_ends_that_git_has_changed_are_named(copy):
+@pytest.mark.parametrize("text", [b'{"calls":\n[]}\n', b'{"calls":\n[]}'], ids=["ended", "open end"])
+def test_line_ends_that_git_has_changed_are_named(copy, text):
     path, files = copy / "schedule.json", artefact.read(copy).files
-    path.write_bytes(b'{"calls":\n[]}\n')
+    path.write_bytes(text)
     described = msgspec.structs.replace(artefact.read(copy, verify=False), files={**files, path.name: artefact.info(path)})
     artefact.write_json(copy / FILE, described)
     assert artefact.read(copy)
-    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    path.write_bytes(b"\r\n".join(text.split(b"\n")) + b"\r" * (not text.endswith(b"\n")))
     with pytest.raises(ArtefactError, match=r"schedule\.json has other line ends: .*core\.autocrlf false"):
         artefact.read(copy)
 
