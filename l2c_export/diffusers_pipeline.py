@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from . import artefact, asked, diffusers_options, pipeline, staging
 from .errors import UsageError
 from .manifest import FILE, Manifest
-from .tensors import scalar
+from .tensors import loaded, scalar
 
 Shape = tuple[int, ...]
 Callback = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
@@ -73,13 +72,13 @@ class L2CPipeline:
     def device(self) -> Any:
         """Where it computes: as PyTorch says it where that is loaded, else its name."""
         name = self.pipe.device
-        return sys.modules["torch"].device(name) if "torch" in sys.modules else name
+        return loaded().device(name) if loaded() else name
 
     @property
     def dtype(self) -> Any:
         """What it computes in, likewise."""
         name = diffusers_options.TYPES[self.manifest.precision]
-        return getattr(sys.modules["torch"], name) if "torch" in sys.modules else name
+        return getattr(loaded(), name) if loaded() else name
 
     def to(self, *where: Any, **named: Any) -> L2CPipeline:
         """Itself, where the device and the type asked for are its own.  Raises UsageError for others."""
@@ -128,7 +127,7 @@ class L2CPipeline:
         check_steps(num_inference_steps, self.manifest)
         labels = self.pipe.labels(class_labels)
         scale = None if guidance_scale is None else guidance(guidance_scale)
-        kind = "np" if output_type == "pt" and "torch" in sys.modules else output_type
+        kind = "np" if output_type == "pt" and loaded() else output_type
         asked.check_output(self.manifest, kind)
         if latents is None:
             latents = noise((len(labels), *self.manifest.model.latent), generator, self.pipe)
@@ -136,7 +135,7 @@ class L2CPipeline:
         done = self.pipe(labels, scale, latents=latents, output_type=kind, callback_on_step_end=callback)
         images = done.latents if kind in ("latent", "device") else done.images
         if output_type == "pt":
-            images = sys.modules["torch"].from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+            images = loaded().from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         return ImageOutput(images) if return_dict else (images,)
 
     def _own(self, callback: Callback) -> pipeline.Callback:
@@ -166,7 +165,7 @@ def noise(shape: Shape, generator: Any, pipe: pipeline.Pipeline) -> np.ndarray:
     if asked.whole(seed := scalar(generator)):
         return pipe.noise(shape[0], seed)
     if is_torch(generator):
-        torch = sys.modules["torch"]
+        torch = loaded()
         drawn: np.ndarray = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).cpu().numpy()
         return drawn
     if generator is not None and not isinstance(generator, np.random.Generator):
@@ -176,4 +175,4 @@ def noise(shape: Shape, generator: Any, pipe: pipeline.Pipeline) -> np.ndarray:
 
 def is_torch(generator: Any) -> bool:
     """Whether it is a torch.Generator, which only who has imported torch can have."""
-    return "torch" in sys.modules and isinstance(generator, sys.modules["torch"].Generator)
+    return loaded() is not None and isinstance(generator, loaded().Generator)

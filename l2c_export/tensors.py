@@ -10,8 +10,13 @@ import numpy as np
 from .errors import UsageError
 
 
+def loaded() -> Any:
+    """PyTorch where somebody has imported it, else None."""
+    return sys.modules.get("torch")
+
+
 def is_tensor(value: object) -> bool:
-    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+    return loaded() is not None and isinstance(value, loaded().Tensor)
 
 
 def on_host(value: Any) -> Any:
