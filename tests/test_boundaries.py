@@ -165,7 +165,8 @@ def test_the_commands_of_the_runtime_run_there_too(tiny, tmp_path):
     code = BLOCK + (
         "import shutil; shutil.copytree(sys.argv[1], 'e')\n"
         "from l2c_export.cli import l2c\n"
-        "for words in (['inspect', 'e'], ['link', 'e', '--weights', sys.argv[3]], ['link', 'e', '--weights', sys.argv[2]], ['doctor'],\n"
+        "for words in (['inspect', 'e'], ['link', 'e', '--weights', sys.argv[3]],\n"
+        "              ['link', 'e', '--weights', sys.argv[2]], ['doctor'],\n"
         "              ['run', 'e', '--class-label', '3', '--out', 'x.npy'], ['run', 'e', '--class-label', '3', '--json']):\n"
         "    l2c(words, standalone_mode=False)\n"
     )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.hooks import SequentialHook
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0
+from recorded import named
 from test_diffusers import LABELS, STEPS, World, small_pipeline
 from torch import nn
 
@@ -95,7 +96,7 @@ def test_latents_may_be_tensors(ours, want, latents):
     ({"torch_dtype": torch.int8}, "torch.int8: .* leave it out"), ({"variant": "fp16"}, "variant=..*leave it out"),
     ({"scheduler": object()}, "part of the compiled artefact: .*--sampler"), ({"device_map": {"": "cpu"}}, "on one device"),
     ({"device_map": True}, "device True"),
-], ids=str)  # fmt: skip
+], ids=named)  # fmt: skip
 def test_an_artefact_is_not_loaded_as_something_else(engines, monkeypatch, options, says):
     monkeypatch.setattr("l2c_export.pipeline.load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UsageError, match=says):
@@ -112,7 +113,7 @@ def test_a_device_map_is_where_it_is_loaded(engines):
     ("cuda", r"to\('cuda'\): this pipeline is on cpu: load it there with from_pretrained\(.., device='cuda'\)"),
     (torch.device("cuda:1"), "cuda:1"), (0, "cuda:0"), (torch.float16, "--precision fp16"), ("bfloat16", "--precision bf16"),
     (object(), "use the name of one"),
-], ids=str)  # fmt: skip
+], ids=named)  # fmt: skip
 def test_a_compiled_pipeline_stays_where_and_what_it_is(ours, where, says):
     with pytest.raises(UsageError, match=says):
         ours.to(where)
@@ -134,7 +135,7 @@ def test_compiled_parts_are_not_there_and_cannot_be_exchanged(ours, part):
     ({"num_inference_steps": 6.0}, "was compiled for"), ({"output_type": None}, "output_type None"),
     ({"output_type": []}, "output_type"),
     ({"generator": torch.tensor(1.5)}, "generator"), ({"class_labels": {207}}, "a set is no list"),
-], ids=str)  # fmt: skip
+], ids=named)  # fmt: skip
 def test_wrong_values_are_one_line(ours, change, says):
     with pytest.raises(UsageError, match=says) as error:
         ours(**{"class_labels": [207], "generator": 0, **change})

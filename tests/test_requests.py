@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from recorded import named
 
 import l2c_export
 from l2c_export import artefact
@@ -35,7 +36,7 @@ def same(a, b):
 @pytest.mark.parametrize("labels", [
     torch.tensor([3, 4]), torch.tensor([3, 4], dtype=torch.uint8), np.array([3, 4], ">i2"), [torch.tensor(3), np.array(4)],
     (3, 4), range(3, 5), ["3", 4], ["3", "04"], np.array(["3", "4"]), (n for n in (3, 4)),
-], ids=str)  # fmt: skip
+], ids=named)  # fmt: skip
 def test_labels_are_numbers_however_they_come(pipe, want, labels):
     assert same(pipe(labels, 4.0, 7).latents, want)
 
