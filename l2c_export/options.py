@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import demo, diffusers_folder, diffusers_names, models, routers, weights
+from . import demo, diffusers_folder, diffusers_names, models, notes, routers, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .diffusers_folder import Folder
 from .errors import ModelError, ScheduleError, UsageError
@@ -123,6 +123,8 @@ def resolve(options: Options) -> Source:
         raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {asked.kind}: check --model")
     if folder:
         family, name, assumed = models.Resolved(models.build("dit", folder.arch), folder.name)
+        if checkpoint:
+            notes.check_same(checkpoint, folder.arch)
         if seed is None:
             checkpoint = diffusers_names.for_model(checkpoint, "dit", folder.arch) if checkpoint else folder.checkpoint
     else:
