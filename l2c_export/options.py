@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from . import demo, diffusers_folder, file_kind, models, routers, weights
+from . import demo, diffusers_folder, file_kind, models, notes, routers, weights
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .diffusers_folder import Folder
 from .errors import ModelError, ScheduleError, UsageError
@@ -129,6 +129,8 @@ def resolve(options: Options) -> Source:
         raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {asked.kind}: check --model")
     if folder:
         family, name, assumed = models.Resolved(models.build("dit", folder.arch), folder.name)
+        if checkpoint:
+            notes.check_same(checkpoint, folder.arch)
     else:
         family, name, assumed = models.find(asked, checkpoint)
         if options.weights and checkpoint:

@@ -56,7 +56,11 @@ class Runner(Protocol):
 
 
 class Family(Protocol):
-    """A model family: its architecture, tensors, segment kinds and one denoising call."""
+    """A model family: its architecture, tensors, segment kinds and one denoising call.
+
+    Its class also has `arch_type`, `named` and `from_tensors`, and may have `shown`, the fields of the architecture that
+    tensors show, and `unshown`, which says of the others what follows from published models and what must be asked.
+    """
 
     name: ClassVar[str]
     default_sampler: ClassVar[str]
