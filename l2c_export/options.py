@@ -187,7 +187,7 @@ def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
         found = diffusers_folder.config(Path(sampler))
         sort = file_kind.of_json(found)
         if sort not in (None, file_kind.SCHEDULER):
-            raise UsageError(f"--sampler {sampler}: it is {sort.words}: {sort.remedy}")
+            raise ScheduleError(f"--sampler {sampler}: it is {sort.words}: {sort.remedy}")
         return Scheduler.from_config(found, sampler)
     if folder:
         return folder.sampler(sampler)

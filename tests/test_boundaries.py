@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "l2c_export"
@@ -159,14 +161,17 @@ def test_the_runtime_runs_where_the_compiler_cannot_be_imported(tiny):
 
 def test_the_commands_of_the_runtime_run_there_too(tiny, tmp_path):
     folder, chosen = tiny
+    torch.save({"ema": load_file(chosen.path / "model.safetensors")}, tmp_path / "w.pt")
     code = BLOCK + (
         "import shutil; shutil.copytree(sys.argv[1], 'e')\n"
         "from l2c_export.cli import l2c\n"
-        "for words in (['inspect', 'e'], ['link', 'e', '--weights', sys.argv[2]], ['doctor'],\n"
+        "for words in (['inspect', 'e'], *(['link', 'e', '--weights', w] for w in sys.argv[:1:-1]), ['doctor'],\n"
         "              ['run', 'e', '--class-label', '3', '--out', 'x.npy'], ['run', 'e', '--class-label', '3', '--json']):\n"
         "    l2c(words, standalone_mode=False)\n"
     )
-    line = python(f"import os; os.chdir({str(tmp_path)!r})\n{code}", folder, chosen.path / "model.safetensors")
+    line = python(
+        f"import os; os.chdir({str(tmp_path)!r})\n{code}", folder, chosen.path / "model.safetensors", tmp_path / "w.pt"
+    )
     assert json.loads(line)["images"] == 1
 
 
