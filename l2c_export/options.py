@@ -148,8 +148,9 @@ def resolve(options: Options) -> Source:
         raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
     schedule = schedule if options.cache else schedule.uncached()
     scale = 1.0 if guidance == "none" else family.default_guidance[1]
-    vae, own, notes = _vae(options, folder), options.vae is None, _notes(options, folder)
-    return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, vae, assumed, own, notes)
+    vae, own = _vae(options, folder), options.vae is None
+    said = _notes(options, folder)
+    return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, vae, assumed, own, said)
 
 
 def _check_sublayers(names: tuple[str, ...], family: Family) -> None:

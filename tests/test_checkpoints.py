@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 import types
+import zipfile
 
 import hostile
 import numpy as np
@@ -369,3 +370,56 @@ def test_a_plain_pickle_of_tensors_is_told_from_a_damaged_file(tmp_path):
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(RAW))
     with pytest.raises(WeightsError, match=r"it is a pickle, but not one of torch\.save: give the state_dict"):
         open_checkpoint(tmp_path / "w.pkl")
+
+
+LIES = {
+    "one more": (4, 0, (5,), (1,)), "a storage of more": (5, 0, (5,), (1,)), "past the end": (4, 1, (4,), (1,)),
+    "far offset": (4, 2**40, (1,), (1,)), "wide stride": (4, 0, (2,), (4,)), "rows": (4, 0, (2, 2), (3, 1)),
+    "repeated": (4, 0, (8,), (0,)), "before the start": (4, -1, (4,), (1,)), "backwards": (4, 3, (4,), (-1,)),
+    "negative size": (4, 0, (-4,), (1,)), "negative storage": (-4, 0, (4,), (1,)), "axes": (4, 0, (2, 2), (1,)),
+    "many axes": (4, 0, (1,) * 40, (1,) * 40),
+}  # fmt: skip
+
+
+def claiming(path, archive, *claims):
+    """A file whose only tensor, of a storage of the numbers 0 to 3, makes these claims."""
+    body, numbers = hostile._tensor(*claims), np.arange(4, dtype=np.float32).tobytes()
+    if archive:
+        path.write_bytes(hostile._zip(body, data__0=numbers))
+    else:  # a storage's key, location and size are followed by its view, which is none
+        whole = hostile._legacy(body.replace(b"tQ", b"NtQ")).removesuffix(pickle.dumps([], 2))
+        path.write_bytes(whole + pickle.dumps(["0"], 2) + struct.pack("<q", 4) + numbers)
+    return path
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_a_tensor_reads_nothing_but_its_own_numbers(tmp_path, lie, archive):
+    path = claiming(tmp_path / "w.pt", archive, *LIES[lie])
+    with pytest.raises(WeightsError, match=r"claims more numbers than it has|a size or an offset that is none|\d+ axes"):
+        checkpoints.load(path, WeightsError, "a checkpoint", "give one")
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_the_same_tensor_without_a_lie_is_read(tmp_path, archive):
+    """Else the test above would prove nothing."""
+    found = checkpoints.load(claiming(tmp_path / "w.pt", archive, 4, 1, (3,), (1,)), WeightsError, "a checkpoint", "give one")
+    assert found["routers"]["0.prob"].float32().tolist() == [1, 2, 3]
+
+
+def test_entries_of_an_archive_that_overlap_are_refused(tmp_path):
+    honest = hostile._zip(hostile._tensor(4, 0, (4,), (1,)), data__0=bytes(4096))
+    (tmp_path / "w.pt").write_bytes(hostile._overlapping(honest, 3000))
+    with pytest.raises(WeightsError, match="the entries of its archive are larger than the file"):
+        checkpoints.load(tmp_path / "w.pt", WeightsError, "a checkpoint", "give one")
+
+
+def test_a_packed_archive_is_refused_though_it_is_small(tmp_path):
+    """Its numbers would be those of the packed bytes."""
+    torch.save({"ema": RAW}, tmp_path / "w.pt")
+    with zipfile.ZipFile(tmp_path / "w.pt") as honest, zipfile.ZipFile(tmp_path / "p.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in honest.namelist():
+            packed.writestr(name, honest.read(name))
+        packed.writestr("rest", np.random.default_rng(0).bytes(10**6))  # so that all entries would fit into the file
+    with pytest.raises(WeightsError, match=r"its archive is packed, which torch\.save does not do"):
+        open_checkpoint(tmp_path / "p.pt")
