@@ -28,7 +28,7 @@ from .errors import UsageError
 )
 @click.option(
     "--weights",
-    help="A checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or random[:SEED]. [default: the model folder's]",
+    help="A checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or random[:SEED]. [default: the model's own]",
 )
 @click.option("--steps", type=int, help="Sampling steps (DiT) or network evaluations (U-ViT). [default: the schedule's]")
 @click.option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]")
