@@ -29,7 +29,7 @@ from .words import counted
 )
 @click.option(
     "--weights",
-    help="A checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, random[:SEED]. [default: the --model folder's]",
+    help="A checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or random[:SEED]. [default: the model's own]",
 )
 @click.option("--steps", type=int, help="Sampling steps (DiT) or network evaluations (U-ViT). [default: the schedule's]")
 @click.option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]")

@@ -90,8 +90,9 @@ def _decoder(folder: Path, source: Path, manifest: Manifest) -> Decoder | None:
     if described.made_from == manifest.decoder.made_from:
         return None
     try:
-        for package, extra in (("torch", "export"), ("onnx", "export"), ("diffusers", "diffusers")):
-            needs(package, extra)
+        needs("torch", "export")
+        needs("onnx", "export")
+        needs("diffusers", "diffusers")
     except MissingExtra as error:
         raise ArtefactError(
             f"{folder}: its decoder is not that of {source}, and exporting the new one needs more: {error}; "

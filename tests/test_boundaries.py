@@ -39,19 +39,20 @@ HOMES = {
 }
 # what `needs` may import lazily elsewhere: to ask for an extra by name before its home is imported
 ASKED = {
-    "torch": {"cli.py", "cli_measure.py", "cli_train.py", "inspecting.py", "contenders.py", "worker.py"},
-    "onnx": {"cli.py", "contenders.py"},
+    "torch": {"cli.py", "cli_measure.py", "cli_train.py", "inspecting.py", "contenders.py", "worker.py", "linking.py"},
+    "onnx": {"cli.py", "contenders.py", "linking.py"},
     "onnxscript": {"cli.py"},
     "PIL": {"output.py", "pipeline.py"},
-    "diffusers": {"vae.py"},
-    "huggingface_hub": {"diffusers_folder.py"},
-}
+    "diffusers": {"vae.py", "linking.py"},
+    "huggingface_hub": {"hub.py"},
+}  # fmt: skip
 # what an artefact's user has, and nothing of the compiler
 RUNTIME = {"artefact.py", "errors.py", "linking.py", "manifest.py", "output.py", "pipeline.py", "program.py", "runtime.py",
            "weights.py", "checkpoints.py", "containers.py", "pickled.py", "file_kind.py", "cache.py", "files.py",
            "staging.py", "consistency.py", "binding.py", "hoisted.py",
            "decoder.py", "diffusers_folder.py", "diffusers_names.py", "diffusers_live.py", "diffusers_pipeline.py",
-           "notes.py", "schedulers.py", "samplers.py", "schedule.py", "extras.py", "turn.py", "asked.py",
+           "notes.py", "autoencoder.py", "hub.py", "model_index.py", "weight_files.py", "scheduler_config.py",
+           "schedulers.py", "samplers.py", "schedule.py", "extras.py", "turn.py", "asked.py",
            "backends/__init__.py", "backends/onnxruntime_backend.py", "backends/onnxruntime_cuda.py",
            "backends/openvino_backend.py", "backends/cuda.py", "backends/dlpack.py"}  # fmt: skip
 COMPILER = {

@@ -25,6 +25,7 @@ from l2c_export.cli import l2c
 from l2c_export.compile import compile_artefact
 from l2c_export.errors import ArtefactError, L2CError, MissingExtra, ModelError, ScheduleError, WeightsError
 from l2c_export.linking import bind
+from l2c_export.manifest import Build
 from l2c_export.options import Options, Source, resolve
 from l2c_export.scheduler_config import DDIM, DPM, EULER, KINDS, Scheduler
 
@@ -385,6 +386,33 @@ def test_the_same_decoder_stays_and_needs_nothing_to_stay(engines, saved, tmp_pa
     assert (engines / "vae/decoder.onnx").read_bytes() == before
     assert weights_of(engines) != weights
     artefact.read(engines)
+
+
+def test_engines_of_another_decoder_go_with_it(engines, tmp_path, monkeypatch):
+    """All of a build: which of its engines are stale is not its to say when it is loaded."""
+    fine_tune(tmp_path / "other")
+    (engines / "rtx").mkdir()
+    (engines / "rtx/decoder.plan").write_bytes(b"plan")
+    build = Build(
+        backend="tensorrt-rtx", version="1.2", targets=("sm86",), images=(1, 1, 1), level=None, version_compatible=False,
+        hardware_compatible=False, engines={"decoder": "rtx/decoder.plan"},
+    )  # fmt: skip
+    made = artefact.read(engines)
+    files = made.files | {"rtx/decoder.plan": artefact.info(engines / "rtx/decoder.plan")}
+    artefact.write_json(engines / "manifest.json", msgspec.structs.replace(made, builds={"rtx": build}, files=files))
+    bind(engines, str(tmp_path / "other/transformer"))
+    assert artefact.read(engines).builds, "the decoder stayed"
+
+    def write(folder: Path, described: object, channels: int, target: Path) -> None:
+        target.parent.mkdir()
+        target.write_bytes(b"decoder")
+
+    monkeypatch.setattr(vae, "write", write)
+    said: list[str] = []
+    assert not bind(engines, str(tmp_path / "other"), said.append).builds
+    assert not (engines / "rtx").exists()
+    assert (engines / "vae/decoder.onnx").read_bytes() == b"decoder"
+    assert f"run l2c build {engines} --backend tensorrt-rtx again" in said[-1]
 
 
 def test_without_torch_another_decoder_is_refused_and_nothing_changes(engines, tmp_path, monkeypatch):
