@@ -138,7 +138,7 @@ def tree() -> dict[str, tuple[int, int]]:
 
 LOG = r"dit, 6 sublayers, ddim with 7 steps: 32 of 42 sublayers computed at threshold 0\.1, model\.safetensors\n"
 LOG += r"dit, 3 x 32, 2 heads, 10 classes \+ null, pictures of 64 x 64, latents 4 x 8 x 8\n"
-WHERE = r"backend: \w+ \(.*\n"
+WHERE = r"(?:other programs .*\n)?backend: \w+ \(.*\n"
 
 
 @pytest.mark.parametrize(("line", "keys", "log"), [
@@ -480,7 +480,7 @@ BAD = [
     (f"{E} --threshold nan", 2, "--threshold nan", "must be between 0 and 1"),
     (f"{E} --schedule every:2 --steps 4 --threshold 0", 2, "--threshold 0", "only a router has scores"),
     # the model
-    (f"{E} --model DiT-Q/2", 1, "unknown model 'DiT-Q/2'", "use for example DiT-XL/2"),
+    (f"{E} --model DiT-Q/2", 1, "unknown model 'DiT-Q/2'", "for example DiT-XL/2"),
     (f"{E} --model nowhere.json", 1, "--model nowhere.json: No such file", None),
     (f"{E} --model text.json", 1, "text.json: the key 'family' is missing", "needs family and arch"),
     (f"{E} --model unheard.json", 1, "unheard.json: unknown family 'mlp-mixer'", "known are dit, uvit"),
@@ -491,7 +491,7 @@ BAD = [
     (f"{E} --schedule mask:1,0 --steps 3", 2, "--schedule mask:1,0", "a 0 or 1 for each of the 3 calls"),
     (f"{E} --with-vae", 2, "--with-vae: only a pipeline folder", "use --vae FOLDER"),
     (f"{E} --vae nowhere", 1, "nowhere/config.json: No such file", ""),
-    (f"{E} --model /proc", 1, "--model /proc: no pipeline folder of diffusers", ""),
+    (f"{E} --model /proc", 1, "/proc: no pipeline folder of diffusers", ""),
     (f"{E} --sampler dpm-solver++", 2, "--sampler dpm-solver++", "router.pt was made for ddim"),
     (f"{E} --backend tensorflow", 2, "--backend tensorflow", "use one of auto, "),
     (f"{E} --precision int8", 2, "--precision int8", "use one of fp32, bf16, fp16"),
@@ -506,7 +506,7 @@ BAD = [
     (f"{E} --dry-run --device gtx", 2, "--device gtx", "known are cpu, h100, rtx4090, orin"),
     # weights
     (f"{E} --weights nowhere.pt", 1, "--weights nowhere.pt: no such file", None),
-    (f"{E} --weights folder.pt", 1, "--weights folder.pt: no such file", None),
+    (f"{E} --weights folder.pt", 1, "folder.pt holds no weights", "must be there"),
     (f"{E} --weights text.pt", 1, "text.pt is not a checkpoint", None),
     (f"{E} --weights text.safetensors", 1, "text.safetensors is not a checkpoint: it is a text", None),
     (f"{E} --weights router.pt", 1, "router.pt is not a checkpoint", "expected named tensors"),
@@ -576,7 +576,7 @@ BAD = [
     (f"{E} --dump /proc/new", 1, "--dump /proc/new: cannot be written", "choose another folder"),
 ]  # fmt: skip
 ADVICE = re.compile(r"\b(use|give|get|check|choose|run|make|must be|needs|known are|bind them|download|copy|free)\b")
-SAID = re.compile(r"backend: |dit, |\d+ calls: |weights from |no weights|RANDOM|the weights are RANDOM")  # lines of the log
+SAID = re.compile(r"other programs|backend: |dit, |\d+ calls: |weights from |no weights|RANDOM|the weights are RANDOM")  # lines of the log
 
 
 @pytest.fixture(scope="module")
