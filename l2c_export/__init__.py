@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import L2CError
+from .version import __version__
 
 if TYPE_CHECKING:
-    from .diffusers_live import enable_l2c
-    from .diffusers_pipeline import L2CPipeline
-    from .pipeline import load
-    from .schedule import Schedule
+    from .integrations.diffusers.live import enable_l2c
+    from .integrations.diffusers.pipeline import L2CPipeline
+    from .runtime.pipeline import load
+    from .schedules.schedule import Schedule
 
-__version__ = "0.1.0"
 __all__ = ["L2CError", "L2CPipeline", "Schedule", "__version__", "enable_l2c", "load"]
 
 
@@ -21,10 +21,10 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     homes = {
-        "load": "pipeline",
-        "Schedule": "schedule",
-        "L2CPipeline": "diffusers_pipeline",
-        "enable_l2c": "diffusers_live",
+        "load": "runtime.pipeline",
+        "Schedule": "schedules.schedule",
+        "L2CPipeline": "integrations.diffusers.pipeline",
+        "enable_l2c": "integrations.diffusers.live",
     }
     if name in homes:
         return getattr(import_module(f"{__name__}.{homes[name]}"), name)

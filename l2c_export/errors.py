@@ -13,6 +13,8 @@
 A message is one line: what was wrong with which value, and what to do about it.
 """
 
+from __future__ import annotations
+
 
 class L2CError(Exception):
     """The base of all errors of this package; the command line prints it as one line.

@@ -27,11 +27,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from l2c_export import bench, machine
-from l2c_export.contenders import Contender, Request
+from l2c_export.benchmarks import bench
+from l2c_export.benchmarks.contenders import BenchRequest, Contender
+from l2c_export.benchmarks.measured import Measured
+from l2c_export.benchmarks.process import Process
 from l2c_export.errors import L2CError
-from l2c_export.measured import Measured
-from l2c_export.worker import Process
+from l2c_export.support import machine
 
 PROFILE = (24, 24, 24, 24, 23, 11, 3, 2, 0, 0)
 SCALE = 4.0
@@ -73,21 +74,21 @@ CONTENDERS = recipes()
 
 def fixed_schedule(profile: tuple[int, ...], columns: int):
     """A full call, then a cached one, and so on; the cached calls' sublayers are evenly spread."""
-    from l2c_export.schedule import Source, make
+    from l2c_export.schedules.schedule import ScheduleSource, make
 
     steps = 2 * len(profile)
     computed = [range(columns)] * steps
     for row, of24 in zip(range(0, steps, 2), profile, strict=True):
         count = round(of24 * columns / 24)
         computed[steps - 1 - row] = [int((j + 0.5) * columns / count) for j in range(count)]
-    return make("dit", "ddim", steps, columns, computed, source=Source(rule="bench-profile"))
+    return make("dit", "ddim", steps, columns, computed, source=ScheduleSource(rule="bench-profile"))
 
 
 def compile_all(root: Path, names: list[str], model: str, profile: tuple[int, ...]) -> None:
     """An artefact for every contender; PyTorch takes its weights and its schedule from there."""
-    from l2c_export.compile import compile_artefact
-    from l2c_export.models import resolve
-    from l2c_export.options import Options
+    from l2c_export.compiler.compile import compile_artefact
+    from l2c_export.compiler.request import Options
+    from l2c_export.models.lookup import resolve
 
     family = resolve(model, None, None, None).family
     (root / "schedule.json").write_bytes(fixed_schedule(profile, len(family.sublayers)).to_json())
@@ -103,7 +104,7 @@ def compile_all(root: Path, names: list[str], model: str, profile: tuple[int, ..
 def measure(names: list[str], root: Path, args: argparse.Namespace) -> tuple[dict, dict]:
     """Interleaved rounds: the seconds of every call, by contender and image; and the loops' overheads."""
     started = time.perf_counter()
-    request = Request(guidance_scale=SCALE, threads=args.threads)
+    request = BenchRequest(guidance_scale=SCALE, threads=args.threads)
     processes = []
     for name in names:  # one by one: compilers side by side would only wait for each other
         process = Process(CONTENDERS[name].contender(name, root), request)
@@ -201,7 +202,7 @@ def main() -> None:
 
 
 def print_results(result: dict) -> None:
-    from l2c_export.console import print_table
+    from l2c_export.cli.console import print_table
 
     def times(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}x"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import l2c_export
-from l2c_export.pipeline import Pipeline
+from l2c_export.runtime.pipeline import Pipeline
 
 ROWS, COLUMNS = 10, 6  # a row per class
 ROUNDS = 9
@@ -53,7 +53,7 @@ def main() -> None:
     pipes = [l2c_export.load(folder) for folder in args.engines]
     times = milliseconds(pipes)
     grids = [picture(pipe) for pipe in pipes]
-    from l2c_export.plot import new_figure, write  # after the measurement
+    from l2c_export.support.figure import new_figure, write  # after the measurement
 
     figure = new_figure(3.3 * len(pipes), 5.9)
     for axes, pipe, ms, grid in zip(np.atleast_1d(figure.subplots(1, len(pipes))), pipes, times, grids, strict=True):

@@ -20,12 +20,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import msgspec  # noqa: E402
 
 with atheris.instrument_imports(include=["l2c_export", "zipfile"]):
-    from l2c_export import artefact, linking, models, routers, schedule
+    from l2c_export.artefact import given_weights, store
     from l2c_export.errors import L2CError
+    from l2c_export.models import lookup
+    from l2c_export.schedules import routers, schedule
 
 GOLDEN = ROOT / "tests" / "golden" / "v1"
 FOLDER = Path(tempfile.mkdtemp(prefix="l2c-fuzz-"))
-ARTEFACT = artefact.read(GOLDEN / "engines")
+ARTEFACT = store.read(GOLDEN / "engines")
 
 
 def manifest(data: bytes) -> object:
@@ -34,8 +36,8 @@ def manifest(data: bytes) -> object:
         raw = msgspec.json.decode(data)
     except (msgspec.MsgspecError, RecursionError, ValueError):
         raw = None
-    signed = msgspec.json.encode({**raw, "checksum": artefact.checksum(raw)}) if isinstance(raw, dict) else data
-    return artefact.parse(signed, "manifest.json")
+    signed = msgspec.json.encode({**raw, "checksum": store.checksum(raw)}) if isinstance(raw, dict) else data
+    return store.parse(signed, "manifest.json")
 
 
 def in_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
@@ -52,9 +54,9 @@ READERS: dict[str, tuple[Callable[[bytes], object], Path]] = {
     "manifest": (manifest, GOLDEN / "engines" / "manifest.json"),
     "schedule": (in_file("s.json", schedule.read), GOLDEN / "engines" / "schedule.json"),
     "router": (in_file("r.pt", routers.read), ROOT / "tests/cases/dit_batch3_no_cfg/router.pt"),
-    "safetensors": (in_file("w.safetensors", lambda p: dict(linking.checkpoint(p, ARTEFACT))),
+    "safetensors": (in_file("w.safetensors", lambda p: dict(given_weights.tensors(p, ARTEFACT))),
                     GOLDEN / "engines" / "weights.safetensors"),
-    "model": (in_file("m.json", lambda p: models.resolve(str(p), None, None, None)), GOLDEN / "model.json"),
+    "model": (in_file("m.json", lambda p: lookup.resolve(str(p), None, None, None)), GOLDEN / "model.json"),
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from l2c_export.backends import BUILT
+from l2c_export.backends.contract import BUILT
 
 LABEL, SCALE = 207, 4.0
 TWO_RUNS = 1e-4  # how far two launches of one graph may be apart: some kernels add in any order
@@ -38,8 +38,8 @@ TWO_RUNS = 1e-4  # how far two launches of one graph may be apart: some kernels 
 
 def export(args: argparse.Namespace) -> dict:
     """A model of full size with random weights, and its uncached twin."""
-    from l2c_export.compile import compile_artefact
-    from l2c_export.options import Options
+    from l2c_export.compiler.compile import compile_artefact
+    from l2c_export.compiler.request import Options
 
     common = {"schedule": args.router, "model": args.model, "precision": args.precision, "batch": max(args.images)}
     compile_artefact(Options(**common, weights="random:0", out=args.folder / "cached"), log)
@@ -98,7 +98,7 @@ def worst_step(folder: Path, case: Path, backend: str) -> float:
 def engines(args: argparse.Namespace) -> dict:
     """Build, load and time the cached artefact and its uncached twin."""
     import l2c_export
-    from l2c_export import artefact
+    from l2c_export.artefact import store
 
     found: dict[str, object] = {}
     for name in args.twins:
@@ -108,7 +108,7 @@ def engines(args: argparse.Namespace) -> dict:
         try:
             if args.backend in BUILT:
                 build(folder, args)
-                built = artefact.read(folder, verify=False)
+                built = store.read(folder, verify=False)
                 made = next(b for b in built.builds.values() if b.backend == args.backend)
                 result["engines"] = len(made.engines)
                 result["plan_bytes"] = sum(built.files[f].bytes for f in made.engines.values())
@@ -123,7 +123,7 @@ def engines(args: argparse.Namespace) -> dict:
             pipe([LABEL], SCALE)
             result["load_to_first_latents_s"] = time.perf_counter() - started
             result["backend"] = pipe.backend
-            manifest = artefact.read(folder, verify=False)
+            manifest = store.read(folder, verify=False)
             result["weight_bytes"] = manifest.files["weights.safetensors"].bytes
             for images in args.images:
                 result[f"{images} images"] = timed_images(pipe, images, args.rounds, before)
@@ -135,10 +135,10 @@ def engines(args: argparse.Namespace) -> dict:
 
 
 def build(folder: Path, args: argparse.Namespace) -> None:
-    from l2c_export import building
-    from l2c_export.backends.tensorrt_build import Settings
+    from l2c_export.backends import builds as building
+    from l2c_export.backends.tensorrt.builder import BuildSettings
 
-    building.build(folder, args.backend, Settings(level=args.level), args.batch, report=log)
+    building.build(folder, args.backend, BuildSettings(level=args.level), args.batch, report=log)
 
 
 def builds(args: argparse.Namespace) -> dict:
@@ -185,15 +185,16 @@ def pytorch(args: argparse.Namespace) -> dict:
     """The same weights, calls and images in PyTorch: eager, and torch.compile with CUDA graphs."""
     import torch
 
-    from l2c_export import artefact, models
-    from l2c_export.models.eager import Denoiser
-    from l2c_export.reference import stored
+    from l2c_export.artefact import store
+    from l2c_export.models import families
+    from l2c_export.pytorch.eager import Denoiser
+    from l2c_export.pytorch.reference import stored
 
     found: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     for name in args.twins:
         folder = args.folder / name
-        manifest = artefact.read(folder, verify=False)
-        family = models.build(manifest.model.family, manifest.model.arch)
+        manifest = store.read(folder, verify=False)
+        family = families.build(manifest.model.family, manifest.model.arch)
         weights = {n: w.cuda() for n, w in stored(folder, manifest).items()}
         for how in args.how:
             # CUDA graphs overwrite what they returned before, so only the loop without a cache can use them

@@ -26,9 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-from l2c_export import demo, machine
-from l2c_export.plot import DARK, GREY, OTHER, RIVAL
-from l2c_export.schedule import Schedule, from_rule, make
+from l2c_export import demo
+from l2c_export.schedules.rules import from_rule
+from l2c_export.schedules.schedule import Schedule, make
+from l2c_export.support import machine
+from l2c_export.support.figure import DARK, GREY, OTHER, RIVAL
 
 HERE = Path(__file__).parent
 STEPS, LEAST = 20, 6  # of the uncached model, and of any contender
@@ -94,15 +96,15 @@ def sample_all(args: argparse.Namespace, result: dict) -> None:
     from metrics import frechet
     from safetensors.torch import load_file
 
-    from l2c_export import models
-    from l2c_export.models.eager import Denoiser
+    from l2c_export.models import families
+    from l2c_export.pytorch.eager import Denoiser
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU
     data, judge = digits.load(args.data), classifier.load(args.classifier, device)
     config = json.loads(demo.CONFIG.read_text())
     weights = {name: value.float().to(device) for name, value in load_file(demo.WEIGHTS).items()}
-    denoiser = Denoiser(models.build(config["family"], config["arch"]), weights)
+    denoiser = Denoiser(families.build(config["family"], config["arch"]), weights)
     real, train = (classifier.examine(judge, classifier.scaled(torch.from_numpy(images).to(device)))[0]
                    for images in (data.test_images, data.images[: args.count]))  # fmt: skip
     result["setting"] = {"images": args.count, "seeds": args.seeds, "steps": STEPS, "guidance_scale": args.scale,
@@ -143,8 +145,8 @@ def measured(schedule: Schedule, seed: int, denoiser, judge, real, args: argpars
 def time_all(args: argparse.Namespace, result: dict) -> None:
     """Every contender compiled and timed in interleaved rounds, one image at a time."""
     import l2c_export
-    from l2c_export.compile import compile_artefact
-    from l2c_export.options import Options
+    from l2c_export.compiler.compile import compile_artefact
+    from l2c_export.compiler.request import Options
 
     with tempfile.TemporaryDirectory() as folder:
         pipes = {}
@@ -170,10 +172,10 @@ def time_all(args: argparse.Namespace, result: dict) -> None:
 
 def columns() -> int:
     """Sublayers of the demo model."""
-    from l2c_export import models
+    from l2c_export.models import families
 
     config = json.loads(demo.CONFIG.read_text())
-    return len(models.build(config["family"], config["arch"]).sublayers)
+    return len(families.build(config["family"], config["arch"]).sublayers)
 
 
 def learned(args: argparse.Namespace) -> dict[str, Schedule]:
@@ -201,7 +203,7 @@ def plus_minus(value: dict[str, float], digits: int) -> str:
 
 def picture(result: dict, path: Path) -> None:
     """Frechet distance and class accuracy over milliseconds per image, a line per kind of contender."""
-    from l2c_export.plot import clean, new_figure, write
+    from l2c_export.support.figure import clean, new_figure, write
 
     kinds: dict[str, list[dict]] = {}
     for name, each in result["contenders"].items():

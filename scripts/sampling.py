@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2c_export.models.eager import Denoiser
-from l2c_export.samplers import standard_normal, updates
-from l2c_export.schedule import Schedule
+from l2c_export.pytorch.eager import Denoiser
+from l2c_export.samplers.noise import standard_normal
+from l2c_export.samplers.reference import updates
+from l2c_export.schedules.schedule import Schedule
 
 
 class Step(NamedTuple):

@@ -45,14 +45,19 @@ torch.set_num_threads(1)  # no threads before a fork
 
 import hostile  # noqa: E402
 
-from l2c_export import artefact, building, linking, models, routers, schedule  # noqa: E402
-from l2c_export.backends import BUILT  # noqa: E402
-from l2c_export.backends.tensorrt_build import Settings  # noqa: E402
-from l2c_export.compile import compile_artefact, lower  # noqa: E402
+from l2c_export.artefact import given_weights, integrity, store  # noqa: E402
+from l2c_export.artefact.manifest import FILE  # noqa: E402
+from l2c_export.backends import builds  # noqa: E402
+from l2c_export.backends.contract import BUILT  # noqa: E402
+from l2c_export.backends.tensorrt.builder import BuildSettings  # noqa: E402
+from l2c_export.compiler import link  # noqa: E402
+from l2c_export.compiler.compile import compile_artefact, lower  # noqa: E402
+from l2c_export.compiler.request import Options  # noqa: E402
+from l2c_export.compiler.source import resolve  # noqa: E402
 from l2c_export.errors import L2CError  # noqa: E402
-from l2c_export.manifest import FILE  # noqa: E402
-from l2c_export.options import Options, resolve  # noqa: E402
-from l2c_export.pipeline import load  # noqa: E402
+from l2c_export.models import lookup  # noqa: E402
+from l2c_export.runtime.pipeline import load  # noqa: E402
+from l2c_export.schedules import routers, schedule  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "v1"
 LIMIT = 10.0  # seconds; what takes longer hangs
@@ -167,13 +172,13 @@ def kills(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
         export(weights)
 
     def build(weights: str) -> None:
-        building.build(folder, "tensorrt-rtx", Settings(targets=("sm86",)))
+        builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
 
     acts: dict[str, Callable[[str], object]] = {
         "export": export,
         "first export": export,
         "cold export": cold_export,
-        "link": lambda weights: linking.bind(folder, weights),
+        "link": lambda weights: link.bind(folder, weights),
         "build": build,
     }
     lasts = dict.fromkeys(acts, 0.0)
@@ -216,7 +221,7 @@ def kills(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
 
 
 def _builds(folder: Path) -> int:
-    return sum(len(build.engines) for build in artefact.read(folder).builds.values())
+    return sum(len(build.engines) for build in store.read(folder).builds.values())
 
 
 def killed(act: Callable[[], object], after: float) -> bool:
@@ -332,8 +337,8 @@ def _sign(folder: Path, path: Path) -> None:
     if not isinstance(raw, dict):
         return
     if path.name != FILE:
-        raw["files"][path.relative_to(folder).as_posix()] = msgspec.to_builtins(artefact.info(path))
-    raw["checksum"] = artefact.checksum(raw)
+        raw["files"][path.relative_to(folder).as_posix()] = msgspec.to_builtins(integrity.info(path))
+    raw["checksum"] = store.checksum(raw)
     (folder / FILE).write_bytes(json.dumps(raw).encode())
 
 
@@ -354,8 +359,8 @@ def _router(path: Path) -> Any:
 
 
 def _tensors(path: Path) -> Any:
-    manifest = artefact.read(GOLDEN / "engines", verify=False)
-    return {name: value.tobytes() for name, value in linking.checkpoint(path, manifest)}
+    manifest = store.read(GOLDEN / "engines", verify=False)
+    return {name: value.tobytes() for name, value in given_weights.tensors(path, manifest)}
 
 
 def pickled(weights: bytes, archive: bool) -> bytes:
@@ -366,7 +371,7 @@ def pickled(weights: bytes, archive: bool) -> bytes:
 
 
 def _model(path: Path) -> Any:
-    family = models.resolve(str(path), None, None, None).family
+    family = lookup.resolve(str(path), None, None, None).family
     return family.tensors()
 
 
@@ -517,7 +522,7 @@ def wear(count: int, seconds: float, chance: random.Random, work: Path) -> Count
 
 def _wear(engines: Path, backend: str, count: int, deadline: float) -> dict[str, int]:
     if backend in BUILT:
-        building.build(engines, backend, Settings())
+        builds.build(engines, backend, BuildSettings())
     with load(engines, backend, threads=None if backend in BUILT else 1) as pipe:
         memory = pipe._program.backend.memory  # type: ignore[union-attr]
 

@@ -28,10 +28,10 @@ from safetensors.torch import load_file, save_file
 from sampling import grid, noise_of, sample
 from torch import Tensor
 
-from l2c_export import models
-from l2c_export.models.base import Family
-from l2c_export.models.eager import Denoiser, Eager
-from l2c_export.schedule import from_rule
+from l2c_export.models import families
+from l2c_export.models.family import Family
+from l2c_export.pytorch.eager import Denoiser, Eager
+from l2c_export.schedules.rules import from_rule
 
 ARCH = {"input_size": 28, "patch_size": 4, "in_channels": 1, "hidden_size": 128, "depth": 12, "num_heads": 4,
         "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 10, "learn_sigma": False}  # fmt: skip
@@ -191,7 +191,7 @@ def main() -> None:
     torch.manual_seed(0)
 
     started = time.perf_counter()
-    family = models.build("dit", ARCH)
+    family = families.build("dit", ARCH)
     trainer = Trainer(family, data, args.batch, device, args.compile, args.graph)
     size = sum(w.numel() for w in trainer.weights.values())
     log(f"{size / 1e6:.2f} M weights; ready in {time.perf_counter() - started:.1f} s")

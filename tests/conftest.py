@@ -41,7 +41,7 @@ def tiny(tmp_path_factory, own_cache):
     """A compiled golden case, for tests that only read it: (folder, case)."""
     from helpers import case
 
-    from l2c_export.compile import compile_artefact
+    from l2c_export.compiler.compile import compile_artefact
 
     chosen = case("dit_tiny_odd_resetN")
     folder = tmp_path_factory.mktemp("tiny") / "engines"
@@ -52,8 +52,8 @@ def tiny(tmp_path_factory, own_cache):
 @pytest.fixture(scope="session")
 def pixels(tmp_path_factory, own_cache):
     """A tiny U-ViT that works on RGB pixels, with random weights: its folder.  It evaluates twice per solver step."""
-    from l2c_export.compile import compile_artefact
-    from l2c_export.options import Options
+    from l2c_export.compiler.compile import compile_artefact
+    from l2c_export.compiler.request import Options
 
     folder = tmp_path_factory.mktemp("pixels")
     arch = {"img_size": 4, "in_chans": 3, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 4}
@@ -91,7 +91,7 @@ def one_thread():
 @pytest.fixture
 def neighbour():
     """Other programs that want every processor: no descendants of this one, as those of a neighbour are none."""
-    from l2c_export import neighbours
+    from l2c_export.support import neighbours
 
     if neighbours.everybody() is None:
         pytest.skip("nobody counts here what others use")

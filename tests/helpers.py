@@ -11,11 +11,14 @@ import onnx.parser
 from onnx.reference import ReferenceEvaluator
 from recorded import OWN_CASES, Case, all_cases, case  # noqa: F401  (tests find everything here)
 
-from l2c_export import artefact
-from l2c_export.backends import OnHost, Opened, SegmentFile
-from l2c_export.binding import load_program
-from l2c_export.pipeline import Pipeline
-from l2c_export.program import CACHE, LABEL, LOOP, ROW, TIME, WEIGHT, Graph, Node, Value, split_at
+from l2c_export.artefact import store
+from l2c_export.backends.choose import Opened
+from l2c_export.backends.contract import SegmentFile
+from l2c_export.backends.host import OnHost
+from l2c_export.ir.graph import CACHE, LABEL, LOOP, ROW, TIME, WEIGHT, Graph, Node, Value
+from l2c_export.ir.names import split_at
+from l2c_export.runtime.pipeline import Pipeline
+from l2c_export.runtime.program import load_program
 
 KINDS = {"w": WEIGHT, "t": TIME, "y": LABEL, "row": ROW}
 
@@ -95,4 +98,4 @@ class FaithfulEngine:
 
 def faithful(folder: Path) -> Pipeline:
     backend = FaithfulBackend()
-    return Pipeline(load_program(folder, artefact.read(folder), backend), Opened(backend, "as asked"))
+    return Pipeline(load_program(folder, store.read(folder), backend), Opened(backend, "as asked"))

@@ -22,9 +22,13 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from l2c_export import artefact, inspecting, linking, models, schedule
-from l2c_export.manifest import FILE, FileInfo, Manifest
-from l2c_export.pipeline import load
+from l2c_export.artefact import integrity, store
+from l2c_export.artefact.manifest import FILE, FileInfo, Manifest
+from l2c_export.compiler.link import bind
+from l2c_export.inspection import view
+from l2c_export.models import lookup
+from l2c_export.runtime.pipeline import load
+from l2c_export.schedules import schedule
 
 
 class Hostile(NamedTuple):
@@ -118,11 +122,11 @@ def pickles(folder: Path, engines: Path) -> Iterator[Hostile]:
 
 
 def _router(path: Path) -> Hostile:
-    return Hostile(f"router {path.name}", lambda: inspecting.inspect(path))
+    return Hostile(f"router {path.name}", lambda: view.inspect(path))
 
 
 def _checkpoint(path: Path, engines: Path) -> Hostile:
-    return Hostile(f"weights {path.name}", lambda: linking.bind(engines, str(path)))
+    return Hostile(f"weights {path.name}", lambda: bind(engines, str(path)))
 
 
 def _tensor(numel: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
@@ -232,7 +236,7 @@ def texts(folder: Path, engines: Path) -> Iterator[Hostile]:
     for name, given in CONFIGS.items():
         path = folder / f"config-{name}.json"
         path.write_bytes(given if isinstance(given, bytes) else json.dumps({"family": "dit", "arch": given}).encode())
-        yield Hostile(f"config {name}", lambda path=path: models.resolve(str(path), None, None, None))
+        yield Hostile(f"config {name}", lambda path=path: lookup.resolve(str(path), None, None, None))
 
 
 def _entry(dtype: object = "F32", shape: object = (4,), offsets: object = (0, 16)) -> dict[str, object]:
@@ -299,7 +303,7 @@ def artefacts(folder: Path, engines: Path) -> Iterator[Hostile]:
         "/",
     ):
         made = copy(f"path-{abs(hash(name))}")
-        _edit(made, files={**artefact.read(made).files, name: artefact.info(secret)})
+        _edit(made, files={**store.read(made).files, name: integrity.info(secret)})
         yield Hostile(f"artefact path {name!r}", lambda made=made: load(made))
     for location in ("../secret", "../../secret", str(secret), "weights.safetensors", "secret"):
         for which in ("segments", "graphs") if location != "weights.safetensors" else ("segments",):
@@ -308,7 +312,7 @@ def artefacts(folder: Path, engines: Path) -> Iterator[Hostile]:
             for backend in ("onnxruntime", "openvino"):
                 link = "shared" if which == "segments" else "static"
                 yield Hostile(f"artefact {file} with data in {location} on {backend}", _generate(made, backend, link))
-    for name, change in _changes(artefact.read(engines)).items():
+    for name, change in _changes(store.read(engines)).items():
         made = copy(name)
         _edit(made, **change)
         yield Hostile(f"artefact {name}", _generate(made, "onnxruntime", "shared"))
@@ -327,7 +331,7 @@ def artefacts(folder: Path, engines: Path) -> Iterator[Hostile]:
 
 
 def _edit(folder: Path, **changes: object) -> None:
-    artefact.write_json(folder / FILE, msgspec.structs.replace(artefact.read(folder, verify=False), **changes))
+    store.write_json(folder / FILE, msgspec.structs.replace(store.read(folder, verify=False), **changes))
 
 
 def _generate(folder: Path, backend: str, link: str) -> Callable[[], object]:
@@ -336,7 +340,7 @@ def _generate(folder: Path, backend: str, link: str) -> Callable[[], object]:
 
 def _external(folder: Path, which: str, location: str) -> str:
     """Let a graph of the artefact read a constant from `location`; the output is then another one."""
-    manifest = artefact.read(folder)
+    manifest = store.read(folder)
     record = next(s for n, s in getattr(manifest, which).items() if n.startswith(("attn", "step")))
     model = onnx.load(folder / record.file, load_external_data=False)
     tensor = TensorProto(name="stolen", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
@@ -348,7 +352,7 @@ def _external(folder: Path, which: str, location: str) -> str:
     model.graph.initializer.append(tensor)
     model.graph.node.append(helper.make_node("Add", ["honest", "stolen"], [output]))
     (folder / record.file).write_bytes(model.SerializeToString())
-    _edit(folder, files={**manifest.files, record.file: artefact.info(folder / record.file)})
+    _edit(folder, files={**manifest.files, record.file: integrity.info(folder / record.file)})
     return record.file
 
 

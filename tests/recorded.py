@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from l2c_export.options import Options
+    from l2c_export.compiler.request import Options
 
-OWN_CASES = Path(__file__).parent / "cases"
-REFERENCE = Path(os.environ.get("L2C_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")) / "cases"
+ROOT = Path(__file__).parents[1]
+OWN_CASES = ROOT / "tests" / "cases"
+GOLDEN = ROOT / "tests" / "golden"
+REFERENCE = Path(os.environ.get("L2C_REFERENCE", ROOT.parent / "shared" / "reference")) / "cases"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Case:
         return 1.0 if scale is None else 1 + scale if self.uvit else scale
 
     def options(self, out: Path, **changes) -> Options:
-        from l2c_export.options import Options
+        from l2c_export.compiler.request import Options
 
         modes = {"dit_batched_first3": "first3", "dit_batched_all_channels": "all", "uvit_two_call": "all", "none": "none"}
         chosen = {
@@ -70,3 +72,11 @@ def all_cases() -> list[Case]:
 def named(value: object) -> str:
     """A parameter in a test's name, without the address that differs between two workers."""
     return str(value).partition(" at 0x")[0]
+
+
+# SEMANTICS of the reference: honest float32 implementations stay under 5e-5 of max(1, max|x|)
+TOLERANCE = 5e-5
+
+
+def close(got, want):
+    return np.abs(got - want).max() / max(1.0, np.abs(want).max()) < TOLERANCE

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from l2c_export import artefact
-from l2c_export.program import split_at
+from l2c_export.artefact import store
+from l2c_export.ir.names import split_at
 
 Values = dict[str, np.ndarray]
 
@@ -29,7 +29,7 @@ def denoise(
     read: Callable[[Path], Callable[[Values], Values]] = session,
 ) -> np.ndarray:
     """Guided latents; whatever lives between two calls is in a dictionary."""
-    manifest = artefact.read(folder)
+    manifest = store.read(folder)
     graphs = {n: read(folder / g.file) for n, g in manifest.graphs.items()}
 
     n = len(latents)

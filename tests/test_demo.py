@@ -20,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import classifier
 from sampling import noise_of, sample
 
-from l2c_export import demo, routers
-from l2c_export.models.eager import Denoiser
-from l2c_export.options import Options, resolve
+from l2c_export import demo
+from l2c_export.compiler.request import Options
+from l2c_export.compiler.source import resolve
+from l2c_export.pytorch.eager import Denoiser
+from l2c_export.schedules import routers
 
 ROOT = Path(__file__).parents[1]
 LABELS = [n % 10 for n in range(20)]

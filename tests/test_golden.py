@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers import all_cases, case
+from recorded import close
 
 import l2c_export
-from l2c_export.compile import compile_artefact
-from l2c_export.reference import Reference
-from l2c_export.verify import summary, verify
-
-# SEMANTICS of the reference: honest float32 implementations stay under 5e-5 of max(1, max|x|)
-TOLERANCE = 5e-5
+from l2c_export.compiler.compile import compile_artefact
+from l2c_export.pytorch.reference import Reference
+from l2c_export.verification.compare import summary, verify
 
 
 def trajectory(folder, chosen):
@@ -27,10 +25,6 @@ def trajectory(folder, chosen):
     )
     assert np.array_equal(out.latents, seen[-1])
     return np.stack(seen)
-
-
-def close(got, want):
-    return np.abs(got - want).max() / max(1.0, np.abs(want).max()) < TOLERANCE
 
 
 @pytest.mark.parametrize("chosen", all_cases(), ids=lambda c: c.path.name)
@@ -69,7 +63,7 @@ def test_merged_calls_compute_what_pytorch_computes(name, most, tmp_path):
 
 
 def test_what_ran_is_what_the_reference_ran():
-    from l2c_export.options import resolve
+    from l2c_export.compiler.source import resolve
 
     for chosen in all_cases():
         schedule = resolve(chosen.options(chosen.path / "nowhere")).schedule

@@ -20,7 +20,7 @@ import pytest
 from recorded import case
 
 import l2c_export
-from l2c_export.backends.cuda import Cuda, DeviceArray
+from l2c_export.backends.cuda.device import Cuda, DeviceArray
 from l2c_export.errors import BackendError
 
 CASES = ("dit_tiny_lowvar", "dit_batch3_no_cfg", "uvit_tiny_variant")
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.gpu
 
 
 def export(folder: Path) -> None:
-    from l2c_export.compile import compile_artefact
+    from l2c_export.compiler.compile import compile_artefact
 
     for name in CASES:
         for precision in PRECISIONS:
@@ -50,10 +50,10 @@ def export(folder: Path) -> None:
 
 def export_pipeline(folder: Path) -> None:
     """The artefact, and beside it what ONNX Runtime makes of it on a CPU."""
-    from test_diffusers import small_pipeline
+    from small_pipelines import small_pipeline
 
-    from l2c_export.compile import compile_artefact
-    from l2c_export.options import Options
+    from l2c_export.compiler.compile import compile_artefact
+    from l2c_export.compiler.request import Options
 
     with tempfile.TemporaryDirectory() as source:
         small_pipeline(Path(source), "dpm3")
@@ -90,13 +90,14 @@ def load(artefacts, backend):
     """A pipeline on the GPU, for a case and a precision."""
 
     def loaded(name=CASES[0], precision="fp32", link=None):
-        from l2c_export import artefact, building
-        from l2c_export.backends.tensorrt_build import Settings
+        from l2c_export.artefact import store
+        from l2c_export.backends import builds
+        from l2c_export.backends.tensorrt.builder import BuildSettings
 
         folder = artefacts / f"{name}-{precision}"
-        made = {build.backend for build in artefact.read(folder).builds.values()}
+        made = {build.backend for build in store.read(folder).builds.values()}
         if backend != "onnxruntime" and backend not in made:
-            building.build(folder, backend, Settings())
+            builds.build(folder, backend, BuildSettings())
         return l2c_export.load(folder, backend=backend, device="cuda", link=link)
 
     return loaded
@@ -285,11 +286,11 @@ def test_onnx_runtime_links_a_shared_artefact_statically_too(load, backend, name
 def test_a_batch_that_engines_were_not_built_for_is_one_line(artefacts, backend, tmp_path):
     if backend == "onnxruntime":
         pytest.skip("it takes any batch")
-    from l2c_export import building
-    from l2c_export.backends.tensorrt_build import Settings
+    from l2c_export.backends import builds
+    from l2c_export.backends.tensorrt.builder import BuildSettings
 
     shutil.copytree(artefacts / f"{CASES[0]}-fp32", tmp_path / "e")
-    building.build(tmp_path / "e", backend, Settings(), batch="1:1:2")
+    builds.build(tmp_path / "e", backend, BuildSettings(), batch="1:1:2")
     pipe = l2c_export.load(tmp_path / "e", backend=backend)
     pipe([1, 2])
     with pytest.raises(BackendError, match=r"was not built for .* of shape .*: .*l2c build --batch") as caught:
@@ -304,11 +305,12 @@ def test_bench_measures_on_the_gpu(artefacts, load, backend, tmp_path):
     words += ["--rounds", "2", "--device", "cuda", "--json", str(tmp_path / "r.json")]
     import msgspec
 
-    from l2c_export import artefact, measured
-    from l2c_export.manifest import FILE
+    from l2c_export.artefact import store
+    from l2c_export.artefact.manifest import FILE
+    from l2c_export.benchmarks import measured
 
     folder = artefacts / f"{CASES[0]}-fp32"
-    artefact.write_json(folder / FILE, msgspec.structs.replace(artefact.read(folder), backend=backend))
+    store.write_json(folder / FILE, msgspec.structs.replace(store.read(folder), backend=backend))
     subprocess.run(words, check=True, capture_output=True)
     found = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=measured.Result)
     ours = found.contenders[0]

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from metrics import frechet, precision_recall
 from quality import contenders, plus_minus, shuffled, summary
 
-from l2c_export.schedule import make
+from l2c_export.schedules.schedule import make
 
 
 def gaussian(mean: list[float], root: np.ndarray, count: int = 400, seed: int = 0) -> torch.Tensor:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from l2c_export.cli import export
-from l2c_export.cli_train import train
-from l2c_export.schedule import Schedule
+from l2c_export.cli.compile import export
+from l2c_export.cli.train import train
+from l2c_export.schedules.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..errors import ModelError
 from . import layers
-from .base import Runner, Segment, check_sizes
+from .family import Operation, Runner, check_sizes
 from .unshown import IMAGENET, Unshown, last_row, side
 
 # size -> depth, width, heads (table 1 of the paper)
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 
 
-class Arch(msgspec.Struct, frozen=True):
+class DiTArch(msgspec.Struct, frozen=True):
     """Architecture of a DiT; `input_size` is the latent's height and width."""
 
     input_size: int = 32
@@ -43,14 +43,14 @@ class DiT:
     """Blocks of attention and MLP, each modulated and gated by adaLN-Zero conditioning."""
 
     name: ClassVar[str] = "dit"
-    arch_type: ClassVar[type] = Arch
+    arch_type: ClassVar[type] = DiTArch
     default_sampler: ClassVar[str] = "ddim"
     default_guidance: ClassVar[tuple[str, float]] = ("first3", 4.0)
     shown: ClassVar[tuple[str, ...]] = (
         "input_size", "patch_size", "in_channels", "hidden_size", "depth", "mlp_ratio", "learn_sigma", "block_embeddings",
     )  # fmt: skip
 
-    def __init__(self, arch: Arch) -> None:
+    def __init__(self, arch: DiTArch) -> None:
         check_sizes(arch, may_be_zero=["class_dropout_prob", "frequency_shift", "mlp_eps"])
         if arch.hidden_size % arch.num_heads or arch.input_size % arch.patch_size:
             raise ModelError(
@@ -68,27 +68,27 @@ class DiT:
         attention = ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias")
         mlp = ("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias")
         self.segments = {
-            "time": Segment(self.time, ("mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias")),
-            "condition": Segment(condition, ("embedding_table.weight",)),
-            "modulation": Segment(modulation, ("weight", "bias")),
-            "embed": Segment(self.embed, ("x_embedder.proj.weight", "x_embedder.proj.bias", "pos_embed")),
-            "attn": Segment(self.attn, attention),
-            "mlp": Segment(self.mlp, mlp),
-            "final": Segment(self.final, ("linear.weight", "linear.bias")),
+            "time": Operation(self.time, ("mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias")),
+            "condition": Operation(condition, ("embedding_table.weight",)),
+            "modulation": Operation(modulation, ("weight", "bias")),
+            "embed": Operation(self.embed, ("x_embedder.proj.weight", "x_embedder.proj.bias", "pos_embed")),
+            "attn": Operation(self.attn, attention),
+            "mlp": Operation(self.mlp, mlp),
+            "final": Operation(self.final, ("linear.weight", "linear.bias")),
         }
 
     @staticmethod
-    def named(name: str) -> Arch | None:
+    def named(name: str) -> DiTArch | None:
         """Arch of "DiT-XL/2" (256 px) or "DiT-XL/2@512"; None if the name is not a DiT's."""
         size, _, rest = name.removeprefix("DiT-").partition("/")
         patch, _, pixels = rest.partition("@")
         if not name.startswith("DiT-") or size not in SIZES or patch not in ("2", "4", "8") or pixels not in ("", "256", "512"):
             return None
         depth, width, heads = SIZES[size]
-        return Arch(int(pixels or 256) // 8, int(patch), 4, width, depth, heads)
+        return DiTArch(int(pixels or 256) // 8, int(patch), 4, width, depth, heads)
 
     @staticmethod
-    def from_tensors(shapes: Mapping[str, tuple[int, ...]], arch: Arch) -> Arch:
+    def from_tensors(shapes: Mapping[str, tuple[int, ...]], arch: DiTArch) -> DiTArch:
         """The architecture that a checkpoint's shapes show; what they cannot show comes from `arch`."""
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
         own = "blocks.0.t_embedder.mlp.0.weight" in shapes
@@ -107,7 +107,7 @@ class DiT:
         )
 
     @staticmethod
-    def unshown(arch: Arch, said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Unshown:
+    def unshown(arch: DiTArch, said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Unshown:
         """The number of heads, and whether the last row of the class table is a class."""
         found = Unshown().with_heads(SIZES, arch.depth, arch.hidden_size, said)
         rows = shapes[f"{'blocks.0.' if arch.block_embeddings else ''}y_embedder.embedding_table.weight"][0]

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .. import notes
 from ..errors import ModelError
-from ..weights import Checkpoint, Shapes
-from .base import Family, summary, width_of
+from ..weights import notes
+from ..weights.checkpoint import Checkpoint
+from ..weights.layout import Shapes
+from .family import Family, summary, width_of
 from .unshown import Unshown
 
 Fields = Mapping[str, Any]
@@ -22,7 +23,7 @@ NONE: Fields = {}
 PREDICTION = "that it predicts noise, as a DiT does: nothing says so, and a SiT has the same tensors"
 
 
-class Asked(NamedTuple):
+class ModelRequest(NamedTuple):
     """What `--model` says: a family and fields of its architecture, by a published name or described in a file."""
 
     kind: str
@@ -39,7 +40,7 @@ class Asked(NamedTuple):
         return f'say it with --model FILE.json, and use in it {{"family": "{self.kind}", "arch": {{{arch}}}}}'
 
 
-class Found(NamedTuple):
+class Evidence(NamedTuple):
     """An architecture, and what of it nothing says."""
 
     arch: Any
@@ -51,7 +52,7 @@ def architecture(family: Family, assumed: Iterable[str]) -> list[str]:
     return [summary(family), *(f"assumed: {each}" for each in assumed)]
 
 
-def described(family: Any, asked: Asked) -> Found:
+def described(family: Any, asked: ModelRequest) -> Evidence:
     """The architecture without any weights: what is left out is the family's default, but for the number of heads."""
     arch = family.arch_type(**asked.fields)
     found = unshown(family, arch, asked.fields, family(of_any_heads(arch)).tensors())
@@ -59,10 +60,10 @@ def described(family: Any, asked: Asked) -> Found:
         raise ModelError(f"nothing says {why}: {asked.question(['num_heads'])}")
     arch = msgspec.structs.replace(arch, **{**found.known, **asked.fields})
     assumed = [f"{name} {getattr(arch, name)}: nothing says {why}" for name, why in found.missing.items()]
-    return Found(arch, (*asked.assumed, *assumed))
+    return Evidence(arch, (*asked.assumed, *assumed))
 
 
-def of_weights(family: Any, asked: Asked, checkpoint: Checkpoint) -> Found:
+def of_weights(family: Any, asked: ModelRequest, checkpoint: Checkpoint) -> Evidence:
     """The architecture of a checkpoint.  Raises ModelError for evidence that is missing, or contradicts itself."""
     notes.check(checkpoint)
     noted = notes.fields(family, checkpoint)
@@ -72,11 +73,11 @@ def of_weights(family: Any, asked: Asked, checkpoint: Checkpoint) -> Found:
         raise ModelError(f"{checkpoint.path}: {error}") from None
     except (KeyError, ArithmeticError, ValueError, IndexError) as error:
         if asked.described:  # what does not fit a description is named where the weights are read
-            return Found(family.arch_type(**asked.fields))
+            return Evidence(family.arch_type(**asked.fields))
         why = f"there is no {error}" if isinstance(error, KeyError) else "its tensors have other shapes"
         raise ModelError(f"{checkpoint.path} holds no {asked.kind} model: {why}: give another, or check --model") from None
     if asked.described and contradictions(family, asked.fields, seen):  # so is this
-        return Found(msgspec.structs.replace(seen, **asked.fields))
+        return Evidence(msgspec.structs.replace(seen, **asked.fields))
     if not asked.described:
         check_foreign(family, asked, seen, checkpoint)
     if asked.name:
@@ -91,7 +92,7 @@ def of_weights(family: Any, asked: Asked, checkpoint: Checkpoint) -> Found:
     return completed(family, asked, noted, seen, checkpoint)
 
 
-def completed(family: Any, asked: Asked, noted: Fields, seen: Any, checkpoint: Checkpoint) -> Found:
+def completed(family: Any, asked: ModelRequest, noted: Fields, seen: Any, checkpoint: Checkpoint) -> Evidence:
     """What the tensors show, with what they do not show from what is said, noted or published."""
     said = {**{name: value for name, value in noted.items() if name not in shown(family)}, **asked.fields}
     found = unshown(family, seen, said, checkpoint.shapes)
@@ -106,7 +107,7 @@ def completed(family: Any, asked: Asked, noted: Fields, seen: Any, checkpoint: C
     arch = msgspec.structs.replace(seen, **{**found.usual, **found.known, **said})
     if "mlp_ratio" in said and is_rounded(said["mlp_ratio"], seen):
         arch = msgspec.structs.replace(arch, mlp_ratio=seen.mlp_ratio)
-    return Found(arch, tuple(assumed))
+    return Evidence(arch, tuple(assumed))
 
 
 def shown(family: Any) -> tuple[str, ...]:
@@ -130,7 +131,7 @@ def is_rounded(ratio: float, seen: Any) -> bool:
     return bool(abs(ratio - seen.mlp_ratio) * width_of(seen) < 1)
 
 
-def check_foreign(family: Any, asked: Asked, seen: Any, checkpoint: Checkpoint) -> None:
+def check_foreign(family: Any, asked: ModelRequest, seen: Any, checkpoint: Checkpoint) -> None:
     """Refuse tensors that no model of the family has, as those of a relative of DiT."""
     known = family(of_any_heads(seen)).tensors()
     if extra := next((name for name in checkpoint.shapes if name not in known), None):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from . import layers
-from .base import Runner, Segment, check_sizes
+from .family import Operation, Runner, check_sizes
 from .unshown import IMAGENET, Unshown, last_row, side
 
 # size -> depth, width, heads (table 1 of the paper; depth counts the in and out blocks, not the middle)
@@ -24,7 +24,7 @@ PIXELS = (
 )
 
 
-class Arch(msgspec.Struct, frozen=True):
+class UViTArch(msgspec.Struct, frozen=True):
     """Architecture of a U-ViT; `num_classes` counts the null class, which is the last if `null_class`."""
 
     img_size: int = 32
@@ -47,7 +47,7 @@ class UViT:
     """A transformer over [label, time, patches] with long skips from the first blocks to the last."""
 
     name: ClassVar[str] = "uvit"
-    arch_type: ClassVar[type] = Arch
+    arch_type: ClassVar[type] = UViTArch
     default_sampler: ClassVar[str] = "dpm-solver++"
     default_guidance: ClassVar[tuple[str, float]] = ("all", 1.4)
     shown: ClassVar[tuple[str, ...]] = (
@@ -55,7 +55,7 @@ class UViT:
         "conv", "skip",
     )  # fmt: skip
 
-    def __init__(self, arch: Arch) -> None:
+    def __init__(self, arch: UViTArch) -> None:
         check_sizes(arch, may_be_zero=["depth"])
         if arch.embed_dim % 2:
             raise ModelError(f"U-ViT: embed_dim {arch.embed_dim} must be even: half of it are sines of the timestep")
@@ -79,27 +79,27 @@ class UViT:
         final = ("norm.weight", "norm.bias", "decoder_pred.weight", "decoder_pred.bias")
         conv = ("final_layer.weight", "final_layer.bias") if arch.conv else ()
         self.segments = {
-            "time": Segment(self.time, time if arch.mlp_time_embed else ()),
-            "label": Segment(label, ("label_emb.weight",)),
-            "embed": Segment(self.embed, ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed")),
-            "skip": Segment(skip, ("skip_linear.weight", "skip_linear.bias")),
-            "attn": Segment(self.attn, attention),
-            "mlp": Segment(mlp_, mlp),
-            "final": Segment(self.final, final + conv),
+            "time": Operation(self.time, time if arch.mlp_time_embed else ()),
+            "label": Operation(label, ("label_emb.weight",)),
+            "embed": Operation(self.embed, ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed")),
+            "skip": Operation(skip, ("skip_linear.weight", "skip_linear.bias")),
+            "attn": Operation(self.attn, attention),
+            "mlp": Operation(mlp_, mlp),
+            "final": Operation(self.final, final + conv),
         }
 
     @staticmethod
-    def named(name: str) -> Arch | None:
+    def named(name: str) -> UViTArch | None:
         """Arch of "U-ViT-H/2" (256 px) or "U-ViT-H/4@512"; None if the name is not a U-ViT's."""
         size, _, rest = name.removeprefix("U-ViT-").partition("/")
         patch, _, pixels = rest.partition("@")
         if not name.startswith("U-ViT-") or size not in SIZES or patch not in ("2", "4") or pixels not in ("", "256", "512"):
             return None
         depth, width, heads = SIZES[size]
-        return Arch(int(pixels or 256) // 8, int(patch), 4, width, depth, heads)
+        return UViTArch(int(pixels or 256) // 8, int(patch), 4, width, depth, heads)
 
     @staticmethod
-    def from_tensors(shapes: Mapping[str, tuple[int, ...]], arch: Arch) -> Arch:
+    def from_tensors(shapes: Mapping[str, tuple[int, ...]], arch: UViTArch) -> UViTArch:
         """The architecture that a checkpoint's shapes show; what they cannot show comes from `arch`.
 
         Raises ModelError for the kinds of U-ViT that have no class labels.
@@ -125,7 +125,7 @@ class UViT:
         )
 
     @staticmethod
-    def unshown(arch: Arch, said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Unshown:
+    def unshown(arch: UViTArch, said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Unshown:
         """The number of heads, whether the last row of the class table is a class, and the noise schedule."""
         found = Unshown()
         if "noise_schedule" not in said and arch.in_chans != LATENTS:

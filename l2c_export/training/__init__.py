@@ -3,3 +3,5 @@
 The model is the same family file that the compiler uses, run by PyTorch with every sublayer's value mixed from the new
 one and the cached one; only the mixing weights are trained.
 """
+
+from __future__ import annotations

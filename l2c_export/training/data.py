@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .. import file_kind
 from ..errors import UsageError
-from ..models.base import Family
+from ..models.family import Family
+from ..support import file_kind
 
 REMEDY = "give an .npz with `latents` or `images`, and `labels`, or a folder of features and labels"
 FEATURES, LABELS = "features", "labels"  # how the names of fast-DiT's folders end

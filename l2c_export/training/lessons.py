@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.base import Family
-from ..models.eager import Cache, Denoiser
+from ..models.family import Family
+from ..pytorch.eager import Cache, Denoiser
 from .data import Samples
 from .mixing import AsCompiled
 from .pairs import FullCall, Pair
@@ -38,7 +38,7 @@ class Draw(NamedTuple):
         return [np.random.default_rng([*self.key, *more, image]) for image in self.images]
 
 
-class Asked(NamedTuple):
+class LessonRequest(NamedTuple):
     """Noise (B, C, H, W), labels (R,) int32 with the unconditional half last, and guidance (1, C, 1, 1) of `updates.update`."""
 
     noise: Tensor
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
     guidance: Tensor
 
 
-def ask(family: Family, guidance: Tensor | None, draw: Draw, device: torch.device) -> Asked:
+def ask(family: Family, guidance: Tensor | None, draw: Draw, device: torch.device) -> LessonRequest:
     """A random request; without guidance, some of its labels are dropped."""
     chances = draw.generators(0)
     labels = [int(chance.integers(family.labels)) for chance in chances]
@@ -55,7 +55,7 @@ def ask(family: Family, guidance: Tensor | None, draw: Draw, device: torch.devic
         labels, guidance = with_dropped(family, labels, chances), torch.zeros(1, family.latent[0], 1, 1)
     else:
         labels += [family.null_label or 0] * len(chances)
-    return Asked(noise.to(device), torch.tensor(labels, dtype=torch.int32, device=device), guidance.to(device))
+    return LessonRequest(noise.to(device), torch.tensor(labels, dtype=torch.int32, device=device), guidance.to(device))
 
 
 class Observer(Denoiser):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..models import layers
-from ..models.base import Family
-from ..models.eager import Eager
+from ..models.family import Family
+from ..pytorch.eager import Eager
 
 if TYPE_CHECKING:
     from .lessons import Lesson

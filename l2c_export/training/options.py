@@ -9,13 +9,18 @@ from typing import NamedTuple
 
 import msgspec
 
-from .. import artefact, demo, models, routers, staging, weights
+from .. import demo
+from ..artefact import integrity, staging
+from ..artefact.manifest import Guidance
+from ..compiler.request import GUIDANCE
 from ..errors import ArtefactError, UsageError
-from ..manifest import Guidance
-from ..models.base import Family
+from ..ir.dtypes import DTYPES
+from ..models import lookup
 from ..models.evidence import architecture
-from ..options import GUIDANCE
-from ..program import DTYPES
+from ..models.family import Family
+from ..schedules import routers
+from ..weights import random
+from ..weights.checkpoint import Checkpoint, open_checkpoint
 from . import data
 from .pairs import FullCall, Pair, full_calls, make_pairs
 
@@ -28,7 +33,7 @@ FREE = ("out", "iterations", "lambda_", "threshold", "target_reduction", "checkp
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainingOptions:
     """The options of `l2c train`; the command's help describes each."""
 
     steps: int
@@ -80,16 +85,16 @@ class Options:
         chosen["model"] = (family.name, msgspec.structs.asdict(family.arch))
         for name in ("weights", "data"):
             if Path(chosen[name]).is_file():
-                chosen[name] = artefact.sha256(Path(chosen[name]))
+                chosen[name] = integrity.sha256(Path(chosen[name]))
         return {name.replace("_", "-"): str(value) for name, value in chosen.items()}
 
 
-class Task(NamedTuple):
+class TrainingTask(NamedTuple):
     """A model, its cached calls and what to train them on."""
 
     family: Family
     name: str | None
-    checkpoint: weights.Checkpoint | None  # or random weights of this seed:
+    checkpoint: Checkpoint | None  # or random weights of this seed:
     weights_seed: int
     calls: tuple[FullCall, ...]
     pairs: tuple[Pair, ...]
@@ -111,34 +116,36 @@ class Task(NamedTuple):
         ]
 
 
-def with_demo_files(options: Options) -> Options:
+def with_demo_files(options: TrainingOptions) -> TrainingOptions:
     """The same request, with the demo model's files in place of its name."""
     if options.model != demo.NAME:
         return options
     return dataclasses.replace(options, model=str(demo.CONFIG), weights=options.weights or str(demo.WEIGHTS))
 
 
-def resolve(options: Options) -> Task:
+def resolve(options: TrainingOptions) -> TrainingTask:
     """Read what the options name.  Raises L2CError when it does not fit together."""
     assert options.weights is not None
-    seed = weights.random_seed(options.weights)
-    checkpoint = weights.open_checkpoint(Path(options.weights)) if seed is None else None
+    seed = random.random_seed(options.weights)
+    checkpoint = open_checkpoint(Path(options.weights)) if seed is None else None
     if options.model and Path(options.model).is_dir():
         raise UsageError(
             f"--model {options.model}: training knows no pipeline folders: give a name like DiT-XL/2, and --weights"
         )
-    family, name, assumed = models.resolve(options.model, None, None, checkpoint)
+    family, name, assumed = lookup.resolve(options.model, None, None, checkpoint)
     pairs = make_pairs(family, options.steps)
     samples = None if options.data == SELF else data.read(Path(options.data), family)
     threshold = options.threshold
     if threshold is None:
         threshold = routers.default_threshold(family.name, family.latent[1])
     check_target(options.out)
-    return Task(family, name, checkpoint, seed or 0, full_calls(family, options.steps), pairs, guidance_of(options, family),
-                samples, threshold, assumed)  # fmt: skip
+    return TrainingTask(
+        family, name, checkpoint, seed or 0, full_calls(family, options.steps), pairs, guidance_of(options, family), samples,
+        threshold, assumed,
+    )  # fmt: skip
 
 
-def guidance_of(options: Options, family: Family) -> Guidance:
+def guidance_of(options: TrainingOptions, family: Family) -> Guidance:
     if family.null_label is None:
         if options.guidance not in (None, "none"):
             raise UsageError(f"--guidance {options.guidance}: the model was trained without a null class: use --guidance none")

@@ -7,7 +7,9 @@ from argparse import Namespace
 import msgspec
 import torch
 
-from .. import machine, plot, routers
+from ..schedules import routers
+from ..support import machine
+from . import plot
 from .state import replace
 from .tradeoff import Tradeoff, candidates, measure, threshold_for
 from .train import Training

@@ -15,7 +15,7 @@ from .workers import Workers
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Trajectories:
     """The model with guidance, and the pairs whose cached calls may reuse something."""
 
     observer: Observer
@@ -36,7 +36,7 @@ class Sampler:
         return np.ones((len(self.pairs), len(self.observer.family.sublayers)), bool)
 
 
-def influence(sampler: Sampler, curriculum: Curriculum, draw: Draw) -> Tensor:
+def influence(sampler: Trajectories, curriculum: Curriculum, draw: Draw) -> Tensor:
     """What an error of the model's output in each cached call does to the final latents: (pairs,) float32 of mean 1.
 
     Measured: a call is cached whole, and the mean squared error that the final latents have from that is set in relation to

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import checkpoints
 from ..errors import ArtefactError
+from ..weights import torch_file
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.csv"
 REMEDY = "remove it to start again"
@@ -30,7 +30,7 @@ class State(NamedTuple):
     optimizer: dict[str, Any]
 
 
-class Entry(NamedTuple):
+class StateFile(NamedTuple):
     """A line of the log.  `loss` and `mse` are means over the cached calls, `computed` is the share of their sublayers.
 
     The loss counts errors by their influence, `mse` counts them as they are.
@@ -71,7 +71,7 @@ def restore(folder: Path, options: Mapping[str, str], lambda_: float | None = No
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    found = checkpoints.load(path, ArtefactError, "a training's checkpoint", REMEDY)
+    found = torch_file.load(path, ArtefactError, "a training's checkpoint", REMEDY)
     try:
         found = as_torch(found)
         theirs = dict(found.pop("options"))
@@ -91,7 +91,7 @@ def restore(folder: Path, options: Mapping[str, str], lambda_: float | None = No
 
 def as_torch(value: Any) -> Any:
     """The same with tensors of PyTorch, in memory of their own: an optimizer writes to them."""
-    if isinstance(value, checkpoints.Tensor):
+    if isinstance(value, torch_file.Tensor):
         return torch.from_numpy(value.array().copy())
     if isinstance(value, dict):
         return {key: as_torch(each) for key, each in value.items()}
@@ -111,9 +111,9 @@ class Log:
         if iteration and self._path.exists():
             kept = list(csv.reader(io.StringIO(self._path.read_text())))[1:][:iteration]
         text = io.StringIO()
-        csv.writer(text).writerows([Entry._fields, *kept])
+        csv.writer(text).writerows([StateFile._fields, *kept])
         replace(self._path, text.getvalue().encode())
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: StateFile) -> None:
         with open(self._path, "a", newline="") as file:
             csv.writer(file).writerow([f"{v:.6g}" if isinstance(v, float) else v for v in entry])

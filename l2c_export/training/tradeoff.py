@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .lessons import Draw, Lesson
 from .mixing import AsCompiled
-from .sampling import Sampler
+from .sampling import Trajectories
 
 SHARES = 10  # points of the curve
 
@@ -56,7 +56,7 @@ def candidates(scores: np.ndarray, chosen: float) -> list[float]:
 
 
 def measure(
-    sampler: Sampler, scores: np.ndarray, thresholds: list[float], lessons: Iterable[Lesson], draw: Draw
+    sampler: Trajectories, scores: np.ndarray, thresholds: list[float], lessons: Iterable[Lesson], draw: Draw
 ) -> tuple[Point, ...]:
     """Run every lesson, and sample the draw, with the sublayers removed that each threshold removes."""
     kept = [scores > np.float32(threshold) for threshold in thresholds]
@@ -73,7 +73,7 @@ def measure(
 
 
 @torch.no_grad()
-def output_errors(sampler: Sampler, kept: list[np.ndarray], lessons: Iterable[Lesson]) -> Tensor:
+def output_errors(sampler: Trajectories, kept: list[np.ndarray], lessons: Iterable[Lesson]) -> Tensor:
     """The mean squared error of the outputs of all lessons, for each choice of what is kept (pairs, columns)."""
     family, weights = sampler.observer.family, sampler.observer.weights
     errors, outputs = torch.zeros(len(kept), device=sampler.workers.device), 0

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import routers, weights
 from ..errors import ArtefactError, RunError
-from ..program import DTYPES
-from . import state as disk
+from ..ir.dtypes import DTYPES
+from ..schedules import routers
+from ..weights import layout, random
+from . import state
 from .lessons import Curriculum, FromData, FromModel, Observer
-from .options import LAMBDA, Options, Task, resolve, with_demo_files
-from .sampling import Sampler, influence
+from .options import LAMBDA, TrainingOptions, TrainingTask, resolve, with_demo_files
+from .sampling import Trajectories, influence
 from .state import State
 from .trainer import INFLUENCE, ROWS, Trainer
 from .workers import Workers
@@ -28,7 +29,7 @@ Report = Callable[[str], object]
 class Training:
     """The router of some options, from where it was left.  Raises L2CError, with nothing written, if they cannot be met."""
 
-    def __init__(self, options: Options, report: Report) -> None:
+    def __init__(self, options: TrainingOptions, report: Report) -> None:
         options = with_demo_files(options)
         self.options, self.workers = options, Workers(options.device)
         images = self.workers.images(options.batch)
@@ -37,13 +38,13 @@ class Training:
         for line in self.task.describe():
             self.report(line)
         self._fixed = options.fixed(self.task.family)
-        found = disk.restore(options.out, self._fixed, options.lambda_)
+        found = state.restore(options.out, self._fixed, options.lambda_)
         if found:
             self.report(f"{options.out}: goes on after iteration {found.iteration}")
         self.rows = untrained_rows(self.task, options)
         self.observer = Observer(self.task.family, load_tensors(self.task, options.precision, self.workers.device))
         strength = guidance_strength(self.task, self.workers.device)
-        self.sampler = Sampler(self.observer, self.task.calls, self.task.pairs, strength, self.workers)
+        self.sampler = Trajectories(self.observer, self.task.calls, self.task.pairs, strength, self.workers)
         self._curriculum = make_curriculum(self.task, self.sampler)
         self.trainer = Trainer(self.observer, self._curriculum, self.workers, images, options.seed, options.lr,
                                found or first_state(self.task, self.rows))  # fmt: skip
@@ -67,14 +68,14 @@ class Training:
 
     def _iterate(self, step: Callable[[], object]) -> None:
         threshold = self.task.threshold if self.options.target_reduction is None else MIDDLE
-        log = disk.Log(self.options.out, self.trainer.iteration) if self.workers.leads else None
+        log = state.Log(self.options.out, self.trainer.iteration) if self.workers.leads else None
         started, self.trained = time.perf_counter(), self.left
         for left in reversed(range(self.trained)):
             entry = self.trainer.step(threshold)
             if log:
                 log.add(entry)
                 if not left or self.trainer.iteration % self.options.checkpoint_every == 0:
-                    disk.save(self.options.out, self.trainer.state, self._fixed)
+                    state.save(self.options.out, self.trainer.state, self._fixed)
             step()
         self.seconds = time.perf_counter() - started
 
@@ -89,29 +90,29 @@ class Training:
             self.report(f"lambda {trainer.lambda_:.3g}, which {options.target_reduction:.0%} of the sublayers are not worth")
 
 
-def untrained_rows(task: Task, options: Options) -> Tensor:
+def untrained_rows(task: TrainingTask, options: TrainingOptions) -> Tensor:
     """Logits (steps, router width) from a standard normal; those that no call reads stay as they are."""
     shape = options.steps, routers.width(task.family)
     return torch.from_numpy(np.random.default_rng([options.seed, ROWS]).standard_normal(shape, np.float32))
 
 
-def first_state(task: Task, rows: Tensor) -> State:
+def first_state(task: TrainingTask, rows: Tensor) -> State:
     logits = rows[[pair.row for pair in task.pairs], : len(task.family.sublayers)]
     return State(0, 0.0, torch.ones(len(logits)), logits, {})
 
 
-def load_tensors(task: Task, precision: str, device: torch.device) -> dict[str, Tensor]:
+def load_tensors(task: TrainingTask, precision: str, device: torch.device) -> dict[str, Tensor]:
     """The frozen weights in the given precision."""
     shapes, dtype = task.family.tensors(), getattr(torch, DTYPES[precision])
-    found = weights.random(shapes, task.weights_seed) if task.checkpoint is None else task.checkpoint.tensors(shapes)
+    found = random.random(shapes, task.weights_seed) if task.checkpoint is None else task.checkpoint.tensors(shapes)
     made = {}
     for name, value in found:
-        weights.rounded(name, value, DTYPES[precision])  # names the tensor that does not fit
+        layout.rounded(name, value, DTYPES[precision])  # names the tensor that does not fit
         made[name] = torch.from_numpy(np.ascontiguousarray(value)).to(device, dtype)
     return made
 
 
-def guidance_strength(task: Task, device: torch.device) -> Tensor | None:
+def guidance_strength(task: TrainingTask, device: torch.device) -> Tensor | None:
     """(1, C, 1, 1) as in `updates.update`, None without guidance."""
     if task.guidance.scale == 1:
         return None
@@ -119,7 +120,7 @@ def guidance_strength(task: Task, device: torch.device) -> Tensor | None:
     return (task.guidance.scale - 1) * channels.reshape(1, -1, 1, 1)
 
 
-def make_curriculum(task: Task, sampler: Sampler) -> Curriculum:
+def make_curriculum(task: TrainingTask, sampler: Trajectories) -> Curriculum:
     device = sampler.workers.device
     if task.samples is not None:
         return FromData(sampler.observer, task.calls, task.pairs, task.samples, device)

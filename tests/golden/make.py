@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 import l2c_export
-from l2c_export.compile import compile_artefact
-from l2c_export.manifest import VERSION
-from l2c_export.options import Options
+from l2c_export.artefact.manifest import VERSION
+from l2c_export.compiler.compile import compile_artefact
+from l2c_export.compiler.request import Options
 
 HERE = Path(__file__).parent
 ARCH = {"input_size": 4, "patch_size": 2, "in_channels": 4, "hidden_size": 8, "depth": 2, "num_heads": 2, "num_classes": 3}

@@ -1,0 +1,169 @@
+"""`l2c build` and `l2c remove`: add engines for a GPU to an artefact, from its ONNX files alone, and take them out.
+
+It needs neither torch nor onnx, so it also runs on the device itself.  An artefact may hold builds of several backends
+and for several GPUs.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from ..artefact import integrity, staging, store
+from ..artefact.manifest import FILE, Build, Manifest, image_range
+from ..errors import BackendError, UsageError
+from ..support.cache import cache_folder, cached, keep, kept
+from ..support.files import check_place
+from ..support.words import counted
+from ..weights.layout import FILE as WEIGHTS
+from .contract import BUILT
+from .cuda.device import Cuda
+from .ports import Range
+from .tensorrt.builder import Builder, BuildSettings
+from .tensorrt.monitor import Watch
+from .units import Unit, units
+
+RTX_TARGETS = ("sm86", "sm89", "sm120")  # the consumer and edge GPUs of the last three generations
+Report = Callable[[str], object]
+
+
+def images(text: str | None, manifest: Manifest) -> Range:
+    """`--batch` as MIN:OPT:MAX images; by default 1 to what the artefact was compiled for, which is also the usual."""
+    if text is None:
+        return Range(1, manifest.batch, manifest.batch)
+    given = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9})", text)
+    sizes = Range(*map(int, given.groups())) if given else Range(0, 0, 0)
+    if not 1 <= sizes.least <= sizes.usual <= sizes.most:
+        raise UsageError(f"--batch {text}: give MIN:OPT:MAX images, for example 1:1:{manifest.batch}")
+    if sizes.most > manifest.batch:
+        raise UsageError(f"--batch {text}: the artefact was compiled for at most {counted(manifest.batch, 'image')}")
+    return sizes
+
+
+def build(
+    folder: Path,
+    backend: str,
+    settings: BuildSettings,
+    batch: str | None = None,
+    timing_cache: Path | None = None,
+    report: Report = id,
+    progress: Callable[[], object] = lambda: None,
+    watch: Watch = lambda *_: None,
+) -> Manifest:
+    """Build every engine that the artefact's link needs and add them to it, replacing a build of the same name.
+
+    `progress` is told of every finished engine, `watch` of how far the present one is, where the library says so.
+    Raises ArtefactError, BackendError or UsageError; the artefact is complete, without the new build, after an error.
+    """
+    if backend not in BUILT:
+        raise UsageError(f"--backend {backend}: nothing to build; use one of {', '.join(BUILT)}")
+    store.read(folder, verify=False)  # refuse what is no artefact before anything is written
+    if backend == "tensorrt-rtx" and not settings.targets:
+        settings = settings._replace(targets=RTX_TARGETS)
+    if timing_cache and backend == "tensorrt-rtx":
+        raise UsageError(f"--timing-cache {timing_cache}: tensorrt-rtx measures nothing when it builds: leave it out")
+    if timing_cache:
+        check_place(timing_cache, "--timing-cache")
+    settings = settings._replace(targets=tuple(sorted(set(settings.targets), key=lambda t: (len(t), t))))
+    started = time.perf_counter()
+    with staging.changed(folder, report) as stage:
+        manifest = store.read(folder)
+        if manifest.link == "static":
+            store.check_linked(folder, manifest)
+        settings = settings._replace(precision=manifest.precision)
+        sizes = images(batch, manifest)
+        targets, card = _gpus(settings, backend)
+        builder = Builder(backend, settings, watch)
+        cache = timing_cache or cache_folder("timing") / f"{backend}-{builder.version}-{card}.cache"
+        builder.known = kept(cache)
+        name = f"{backend}-{builder.version}-{'-'.join(targets)}"
+        (stage / name).mkdir()
+        engines = {}
+        for unit, wanted in units(manifest, sizes).items():
+            engines[unit] = f"{name}/{unit}.plan"
+            (stage / engines[unit]).write_bytes(_plan(folder, manifest, builder, (*targets, card), wanted))
+            progress()
+        keep(cache, builder.timing_cache())
+        made = Build(
+            backend=backend,
+            version=builder.version,
+            targets=targets,
+            images=(sizes.least, sizes.usual, sizes.most),
+            level=settings.level,
+            version_compatible=settings.version_compatible,
+            hardware_compatible=settings.hardware_compatible,
+            engines=engines,
+        )
+        result = _add(manifest, name, made, stage)
+    size = sum(result.files[file].bytes for file in engines.values())
+    took = time.perf_counter() - started
+    report(f"{name}: {counted(len(engines), 'engine')}, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(builder.seconds)}")
+    if (old := manifest.builds.get(name)) and old.images != made.images:
+        report(f"they replace those for {image_range(old.images)}: they are for {image_range(made.images)}")
+    return result
+
+
+def _gpus(settings: BuildSettings, backend: str) -> tuple[tuple[str, ...], str]:
+    """The architectures to build for, and the name of the card if it is the one in this machine.
+
+    What was measured on it is not true of every card of its architecture.
+    """
+    if settings.targets:
+        return settings.targets, ""
+    gpu = Cuda("cuda", backend)
+    return (gpu.architecture,), "-".join(re.findall(r"\w+", gpu.name))
+
+
+def _longest(seconds: Mapping[str, float]) -> str:
+    """Where the time of a build went; the first engine has the library's start, too."""
+    if not seconds:
+        return "all of them were built before"
+    slowest = sorted(seconds, key=lambda model: -seconds[model])[:4]
+    return "slowest: " + ", ".join(f"{model.removesuffix('.onnx')} {seconds[model]:.1f} s" for model in slowest)
+
+
+def _plan(folder: Path, manifest: Manifest, builder: Builder, gpus: tuple[str, ...], unit: Unit) -> bytes:
+    """One engine, perhaps built before by what was interrupted, or for another artefact."""
+    path = folder / unit.file
+    integrity.check_closed(path.read_bytes(), path)
+    model = [manifest.files[unit.file].sha256]
+    model += [manifest.files[WEIGHTS].sha256] if manifest.link == "static" else []
+    key = [*model, *unit, gpus, *builder.identity]
+    try:
+        return cached("plans", key, lambda: builder.build(path, unit.ports, unit.ranges, unit.once))
+    except BackendError as error:
+        if manifest.link == "shared":
+            raise
+        raise BackendError(f"{error}: compile it with --link shared, whose engines are smaller") from None
+
+
+def _add(manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:
+    """Write the manifest with this build, instead of one of the same name."""
+    rest = manifest.without_builds([name])
+    files = rest.files | {file: integrity.info(stage / file) for file in made.engines.values()}
+    builds = rest.builds | {name: made}  # the newest is the last
+    return store.write_json(stage / FILE, msgspec.structs.replace(rest, builds=builds, files=files))
+
+
+def remove(folder: Path, names: Sequence[str], report: Report = id) -> Manifest:
+    """Take builds out of an artefact, with their files.
+
+    Raises ArtefactError, or UsageError for a name that it does not hold; then nothing has changed.
+    """
+    store.read(folder, verify=False)  # refuse what is no artefact before anything is written
+    with staging.changed(folder, report) as stage:
+        manifest = store.read(folder, verify=False)
+        if unknown := [name for name in names if name not in manifest.builds]:
+            raise UsageError(f"{unknown[0]}: {folder} has no such build: {_listed(manifest)}")
+        result = store.write_json(stage / FILE, manifest.without_builds(names))
+    size = sum(file.bytes for name, file in manifest.files.items() if name not in result.files)
+    report(f"{folder}: {size / 2**20:.1f} MB removed; {_listed(result)}")
+    return result
+
+
+def _listed(manifest: Manifest) -> str:
+    return f"it holds {', '.join(manifest.builds)}" if manifest.builds else "no build is left: l2c build adds one"

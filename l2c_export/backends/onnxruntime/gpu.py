@@ -1,0 +1,190 @@
+"""ONNX Runtime on an NVIDIA GPU: the same segments over device memory, all on one stream that CUDA graphs are made of.
+
+https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import BackendError, RunError
+from ...support.extras import needs
+from ..contract import Arrays, Nodes, Request, Run, SegmentFile
+from ..cuda.device import SMALLER, Cuda
+from ..host import in_order
+from .session import linked_weights, share_pool
+
+ort = needs("onnxruntime", "onnxruntime-gpu")
+
+PROVIDER = "CUDAExecutionProvider"
+BFLOAT16 = 16  # ONNX's number of the type, for which numpy has no name
+RUNS_TO_SETTLE = 8  # at most: another process may be taking memory
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+class OrtCudaEngine:
+    """One inference session, bound to device memory in place."""
+
+    def __init__(self, backend: OrtCudaBackend, session: Any, name: str, weights: Mapping[str, Any]) -> None:
+        self.name, self.session = name, session
+        self.repeats: bool | None = None  # whether a CUDA graph may hold its runs; None until that was tried
+        self._backend, self._weights = backend, weights  # the session reads them in place
+        ports = (*session.get_inputs(), *session.get_outputs())
+        self._coded = {port.name: BFLOAT16 for port in ports if port.type == "tensor(bfloat16)"}
+
+    def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
+        binding, where = self.session.io_binding(), self._backend.where
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, array in arrays.items():
+                bind(name, *where, self._coded.get(name, array.dtype), array.shape, array.pointer)
+        return OrtCudaRun(self, binding, self._backend.run_options, (dict(inputs), dict(outputs)))
+
+
+class OrtCudaRun:
+    """A bound session.  It returns when its work is on the stream."""
+
+    def __init__(self, engine: OrtCudaEngine, binding: Any, options: Any, keep: object) -> None:
+        self.engine, self._binding, self._options = engine, binding, options
+        self._keep = keep  # the binding holds addresses only
+
+    def __call__(self) -> None:
+        try:
+            self.engine.session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:
+            what = str(error).splitlines()[0]
+            remedy = f": {SMALLER}" if "allocate memory" in what else ""
+            raise RunError(f"onnxruntime: {self.engine.name} did not run: {what}{remedy}") from None
+
+
+class OrtCudaBackend:
+    """Sessions on one GPU and one stream.  Each has memory for its own intermediate values."""
+
+    name = "onnxruntime"
+    forks = False
+    spins = False
+    provider = PROVIDER
+
+    def __init__(self, request: Request) -> None:
+        if self.provider not in ort.get_available_providers():
+            raise BackendError(
+                f"onnxruntime: the installed package ({ort.__version__}) is the one for CPUs: "
+                "pip uninstall onnxruntime, then pip install 'l2c-export[onnxruntime-gpu]'"
+            )
+        self.memory = Cuda(request.device or "cuda", "onnxruntime-gpu")
+        self.where = ("cuda", self.memory.index)
+        self.run_options = ort.RunOptions()
+        self.run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._weights: dict[str, Any] = {}  # of whole graphs, once for all of them
+        self._start()
+
+    def _start(self) -> None:
+        """Load the provider's libraries now: a session would only warn and run on the CPU."""
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                ort.preload_dlls()  # those of pip's packages
+            ort.OrtValue.ortvalue_from_shape_and_type([1], "float32", *self.where)
+        except Exception as error:
+            raise BackendError(
+                f"onnxruntime: its CUDA provider does not start: {str(error).splitlines()[0]}: "
+                "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            ) from None
+
+    def describe(self) -> str:
+        return f"{self.memory.name} ({self.memory.architecture}), {ort.__version__}"
+
+    def load(self, segment: SegmentFile) -> OrtCudaEngine:
+        return self._session(segment.path, segment.read(fused=segment.fused is not None), self._options(), {})
+
+    def link(
+        self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
+    ) -> OrtCudaEngine:
+        options, new = self._options(), [name for name in weights if name not in self._weights]
+        there = self.memory.weights(weights.__getitem__, new)
+        self._weights |= {name: ort.OrtValue.from_dlpack(there(name)) for name in new}
+        used = {name: self._weights[name] for name in weights}
+        for name, value in used.items():
+            options.add_initializer(name, value)
+        return self._session(path, str(path), options, {**used, **linked_weights(options, path)})
+
+    def _options(self) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if share_pool(None):  # a process has one pool, which a pipeline on the CPU may have made
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = 1  # the host computes nothing but shapes
+        options.enable_mem_pattern = False  # it would allocate in the second run, which may be one that is captured
+        return options
+
+    def _providers(self) -> list[Any]:
+        options = {
+            "device_id": str(self.memory.index),
+            "user_compute_stream": str(self.memory.stream),
+            "use_tf32": "0",  # float32 means float32
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        return [(self.provider, options), "CPUExecutionProvider"]  # the latter for shapes
+
+    def _session(self, path: Path, model: str | bytes, options: Any, keep: Mapping[str, Any]) -> OrtCudaEngine:
+        try:
+            with small_workspace():
+                session = ort.InferenceSession(model, options, providers=self._providers(), enable_fallback=0)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error).splitlines()[0]}") from None
+        return OrtCudaEngine(self, session, path.name, keep)
+
+    def sequence(self, runs: Sequence[Run]) -> Run:
+        """CUDA graphs of the runs that can be captured, the others by hand between them."""
+        self._settle(in_order(runs))
+        parts = [
+            self.memory.capture(in_order(part)) if captured else in_order(part)
+            for captured, part in ((key, list(group)) for key, group in itertools.groupby(runs, self._repeats))
+        ]
+        return parts[0] if len(parts) == 1 else in_order(parts)
+
+    def _settle(self, work: Run) -> None:
+        """Run until the sessions take no more memory: while a graph is captured there is none to be had.
+
+        What they freed is divided in another way by the second run, which may need more.
+        """
+        for _ in range(RUNS_TO_SETTLE):
+            free = self.memory.free()
+            work()
+            self.memory.finish()
+            if self.memory.free() >= free:
+                return
+
+    def _repeats(self, run: Run) -> bool:
+        assert isinstance(run, OrtCudaRun)
+        engine = run.engine
+        if engine.repeats is None:
+            try:
+                self.memory.capture(run)
+            except (BackendError, RunError):  # it waits for the GPU, or calls back into the host
+                engine.repeats = False
+            else:
+                engine.repeats = True
+        return engine.repeats
+
+
+@contextlib.contextmanager
+def small_workspace() -> Iterator[None]:
+    """Have cuBLAS take 128 KB of scratch for a session instead of 64 MB, unless the user has said how much.
+
+    Thirteen sessions of DiT-XL/2 take 1.6 GB so, not 2.4, and are as fast (scripts/results/tensorrt_h200.json).
+    https://docs.nvidia.com/cuda/cublas/index.html#results-reproducibility
+    """
+    chosen = WORKSPACE in os.environ
+    if not chosen:
+        os.environ[WORKSPACE] = ":16:8"
+    try:
+        yield
+    finally:
+        if not chosen:
+            del os.environ[WORKSPACE]

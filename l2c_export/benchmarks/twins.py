@@ -1,0 +1,95 @@
+"""The artefact compiled again with something left out, to be compared with itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..artefact import store
+from ..artefact.manifest import FILE, Build, Manifest
+from ..errors import ArtefactError
+from ..schedules.schedule import Schedule, make, read
+from ..weights.layout import FILE as WEIGHTS
+from .contenders import BACKENDS, OURS, PYTORCH, TWINS, Contender
+
+
+def contender(
+    name: str, folder: Path, manifest: Manifest, root: Path, report: Callable[[str], object]
+) -> tuple[Contender, float | None]:
+    """The contender of that name for an artefact, and the seconds that compiling took, if it is a twin of ours.
+
+    Twins are written under `root`.  Raises L2CError where they cannot be made.
+    """
+    if name in PYTORCH:
+        runtime, cached = PYTORCH[name]
+        return Contender(name=name, folder=str(folder), runtime=runtime, cached=cached), None
+    if name in BACKENDS:
+        return Contender(name=name, folder=str(folder), backend=name), None
+    if name == OURS:
+        return Contender(name=name, folder=str(folder)), None
+    report(f"{name}: compiling")
+    started = time.perf_counter()
+    compile_twin(folder, manifest, root / name, **TWINS[name])
+    return Contender(name=name, folder=str(root / name)), time.perf_counter() - started
+
+
+def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -> None:
+    """Compile an artefact again from its own schedule, model and weights, with other passes.
+
+    The twin's manifest names the model and the weights as the artefact's does: they are the same.  With the same caching it has
+    the same graphs; raises ArtefactError where it has not.
+    """
+    from ..support.extras import needs
+
+    needs("torch", "export")
+    needs("onnx", "export")
+    from ..compiler.compile import compile_artefact
+    from ..compiler.request import Options
+
+    model, schedule = out.with_suffix(".model.json"), out.with_suffix(".schedule.json")
+    schedule.write_bytes(asked_schedule(folder, manifest).to_json())
+    model.write_bytes(msgspec.json.encode({"family": manifest.model.family, "arch": manifest.model.arch}))
+    options: dict[str, Any] = {
+        "schedule": str(schedule),
+        "max_graphs": manifest.asked.max_graphs if manifest.asked else None,
+        "model": str(model),
+        "weights": str(folder / WEIGHTS),
+        "guidance": manifest.guidance.mode,
+        "batch": manifest.batch,
+        "precision": manifest.precision,
+        "fp32": manifest.fp32,
+        "backend": manifest.backend,
+        "link": manifest.link,
+        "hoist": "hoist" in manifest.passes,
+        "fold": "fold" in manifest.passes,
+    }
+    made = compile_artefact(Options(out=out, **{**options, **changes}))
+    if changes.get("cache", True) and [call.graph for call in made.calls] != [call.graph for call in manifest.calls]:
+        raise ArtefactError(f"{folder}: another release has merged its calls in another way: run l2c-export again")
+    store.write_json(out / FILE, msgspec.structs.replace(made, model=manifest.model, weights=manifest.weights))
+    for build in manifest.builds.values():
+        build_like(build, out)
+
+
+def asked_schedule(folder: Path, manifest: Manifest) -> Schedule:
+    """The schedule that an artefact was asked to follow, before calls were merged."""
+    found = read(folder / "schedule.json")
+    if not manifest.asked:
+        return found
+    known = (found.family, found.sampler, found.steps, found.columns)
+    return make(*known, manifest.asked.computed, found.threshold, found.source, found.scheduler or None)
+
+
+def build_like(build: Build, out: Path) -> None:
+    """Engines for a twin as the artefact has them."""
+    from ..backends import builds
+    from ..backends.tensorrt.builder import BuildSettings
+
+    targets = build.targets if build.backend == "tensorrt-rtx" else ()
+    settings = BuildSettings(targets=targets, level=build.level, version_compatible=build.version_compatible,
+                        hardware_compatible=build.hardware_compatible)  # fmt: skip
+    builds.build(out, build.backend, settings, ":".join(map(str, build.images)))

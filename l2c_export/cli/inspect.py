@@ -1,0 +1,67 @@
+"""`l2c inspect`: an artefact, a schedule or a router, call by call."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import click
+
+from ..errors import UsageError
+from .console import FILE, command, print_table, say
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--threshold", type=float, help="For a router. [default: the released ones]")
+@click.option("--device", help="Predict the time of every call on cpu, h100, rtx4090 or orin.")
+@click.option("--measure", is_flag=True, help="Run the artefact and show the time of every call.")
+@click.option("--plot", type=FILE, help="Draw sublayers x calls into this picture.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@command
+def inspect(path: Path, threshold: float | None, device: str | None, measure: bool, plot: Path | None, as_json: bool) -> None:
+    """Show an artefact, a schedule or a router, call by call."""
+    from ..inspection.view import inspect as look
+
+    if measure and device:
+        raise UsageError(f"--device {device}: is for predicted times, --measure for those of this machine: use one of the two")
+    if plot:
+        from ..inspection.plot import schedule_heatmap
+        from ..support.figure import check_picture
+
+        check_picture(plot)
+    found = look(path, threshold)
+    if (device or measure) and found.artefact is None:
+        raise UsageError(f"{path}: only an artefact has times: give the folder that l2c-export wrote")
+    if measure:
+        found = found.timed(measured_calls(path), "measured")
+    elif device:
+        from ..artefact import store
+        from ..inspection.predict import predict
+
+        costs = predict(store.read(path, verify=False), device).calls
+        found = found.timed([cost.seconds for cost in costs], f"predicted for {device}")
+    if plot:
+        schedule_heatmap(found, plot)
+        say(f"{plot}: drawn")
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found)))
+    else:
+        print_table(found.title, found.table())
+        for line in found.notes():
+            click.echo(line)
+
+
+def measured_calls(folder: Path) -> list[float]:
+    """Seconds of every call of one image, after a warm-up."""
+    from ..runtime import pipeline
+
+    pipe = pipeline.load(folder)
+    pipe([0])
+    seconds, before = [], time.perf_counter()
+    for _ in pipe.steps([0], None, pipe.noise(1, 0)):
+        seconds.append(time.perf_counter() - before)
+        before = time.perf_counter()
+    return seconds

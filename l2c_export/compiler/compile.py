@@ -1,0 +1,72 @@
+"""The compiler: a learned schedule and a model become per-call graphs.
+
+`lower` and `compile_artefact` are the whole pipeline, top to bottom; every stage takes a value and returns a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..artefact import staging, store
+from ..artefact.manifest import Manifest
+from ..ir.graph import NOTHING, Graph, check
+from ..schedules.schedule import Schedule
+from ..support.files import Report
+from ..support.words import counted
+from ..weights.layout import Layout
+from . import dump, emit
+from .dump import stages
+from .emit import bind_weights, write_decoder
+from .onnx.export import export_bodies
+from .passes.calls import specialise_calls
+from .passes.hoist import Hoisted, hoist
+from .passes.merge_calls import share_graphs
+from .passes.segment import Linked, cut
+from .record import record
+from .request import Options
+from .source import Source, resolve
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """All that is decided before anything is exported."""
+
+    schedule: Schedule
+    whole: Graph  # the uncached call
+    linked: Linked
+    manifest: Manifest  # without weights and hashes
+    stages: Mapping[str, Graph]  # for --dump
+
+
+def lower(options: Options, source: Source, report: Report = id) -> Lowered:
+    """From a model and a schedule to segments, step graphs and the manifest."""
+    whole, flops = record(source.family, options.weight_types, source.schedule.table().history)  # the uncached call as a graph
+    check(whole, "record")
+    shared = share_graphs(source, options.max_graphs, flops, report)  # perhaps fewer distinct calls
+    parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, whole)  # what leaves the loop
+    calls = specialise_calls(parts.call, shared.plan, options.fold)  # one graph per distinct call
+    linked = cut(parts, calls, shared.plan)  # into segments; equal ones are one
+    manifest = emit.describe(options, source, shared.schedule, linked, flops)  # buffers get their places
+    report(f"{counted(len(linked.calls), 'call')}: {counted(len(calls), 'distinct graph')} of {len(linked.segments)} segments")
+    return Lowered(shared.schedule, whole, linked, manifest, stages(whole, parts, calls))
+
+
+def compile_artefact(options: Options, report: Report = id) -> Manifest:
+    """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
+    staging.check_target(options.out, report)
+    source = resolve(options)  # files -> a model and a schedule
+    for line in source.describe():
+        report(line)
+    lowered = lower(options, source, report)
+    bodies = export_bodies(source.family, lowered.whole)  # PyTorch -> ONNX, once per operation kind
+    layout = Layout(source.family.tensors(), options.weight_types)
+    with staging.staged(options.out, report) as folder:
+        emit.write_models(folder, lowered.linked, bodies, layout)
+        emit.write_schedule(folder, lowered.schedule)
+        bind_weights(folder, source, layout, report)
+        write_decoder(folder, source, lowered.manifest, report)
+        store.write_manifest(folder, lowered.manifest)
+        if options.dump:
+            dump.dump(options.dump, lowered.schedule, lowered.stages, lowered.linked)
+    return store.read(options.out, verify=False)

@@ -1,0 +1,35 @@
+"""Every stage of the compiler as text, for reading and comparing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ArtefactError
+from ..ir.graph import Graph, text
+from ..schedules.schedule import Schedule
+from .passes.hoist import Hoisted
+from .plan import Key
+
+if TYPE_CHECKING:
+    from .passes.segment import Linked
+
+
+def stages(whole: Graph, parts: Hoisted, calls: Mapping[Key, Graph]) -> dict[str, Graph]:
+    """The graphs between the passes, for --dump."""
+    hoisted = {f"2-{n}": g for n, g in zip(("constants", "prologue", "call"), parts, strict=True) if g.nodes}
+    return {"1-recorded": whole, **hoisted, **{f"3-step-{i:03d}": graph for i, graph in enumerate(calls.values())}}
+
+
+def dump(folder: Path, schedule: Schedule, stages: Mapping[str, Graph], linked: Linked) -> None:
+    """Every stage as text, for reading and comparing."""
+    graphs = {**stages, **{f"4-{n}": g for n, g in linked.graphs.items()}}
+    graphs |= {f"5-segment-{name}": segment for name, segment in linked.segments.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "schedule.json").write_bytes(schedule.to_json())
+        for name, graph in graphs.items():
+            (folder / f"{name}.txt").write_text(text(graph))
+    except OSError as error:
+        raise ArtefactError(f"--dump {folder}: cannot be written: {error.strerror}: choose another folder") from None

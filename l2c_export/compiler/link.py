@@ -1,0 +1,111 @@
+"""Linking: bind one copy of weights to an artefact that is otherwise complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from ..artefact import autoencoder, given_weights, integrity, staging, store
+from ..artefact.manifest import FILE, Build, DecoderRecord, FileInfo, Manifest, Model, WeightsRecord
+from ..errors import ArtefactError, MissingExtra, WeightsError
+from ..models.diffusers import model_index, pipeline_folder
+from ..models.diffusers.model_index import INDEX
+from ..samplers.reference import TRAINED, trained_otherwise
+from ..samplers.scheduler_config import check_noise
+from ..schedules.schedule import Schedule
+from ..support.extras import needs
+from ..support.files import Report
+from ..weights import layout as weights_layout
+from ..weights import random
+
+
+def bind(folder: Path, source: str, report: Report = id) -> Manifest:
+    """Write `source` as the weights of the artefact in `folder`: the path of a checkpoint, of a folder of diffusers, or
+    "random[:SEED]".  A pipeline folder brings its decoder, too, where the artefact has one.
+
+    The old weights stay in place until the new ones are complete.  Engines that hold what is replaced go with it: all that
+    were built for `--link static`, and those of another decoder.  Raises ArtefactError or WeightsError.
+    """
+    store.read(folder, verify=False)  # refuse what is no artefact before anything is written
+    seed = random.random_seed(source)
+    with staging.changed(folder, report) as stage:
+        manifest = store.read(folder, verify=False)
+        tensors = random.random(manifest.tensors, seed) if seed is not None else given_weights.tensors(Path(source), manifest)
+        pipeline = Path(source) if seed is None and (Path(source) / INDEX).is_file() else None
+        if pipeline:
+            _check_training(folder, pipeline)
+        decoder = _decoder(folder, pipeline, manifest) if pipeline else None
+        layout = weights_layout.Layout(manifest.tensors, manifest.weight_types)
+        weights_layout.write(stage / weights_layout.FILE, layout, tensors)
+        written = {weights_layout.FILE: integrity.info(stage / weights_layout.FILE)}
+        if pipeline and decoder:
+            written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
+        name = "random" if seed is not None else Path(source).name
+        stale = manifest.builds if manifest.link == "static" or decoder else {}
+        rest = manifest.without_builds(stale)
+        linked = msgspec.structs.replace(
+            rest,
+            model=_named(manifest.model, pipeline) if pipeline else manifest.model,
+            weights=WeightsRecord(source=name, random=seed),
+            files=rest.files | written,
+            decoder=decoder or rest.decoder,
+        )
+        linked = store.write_json(stage / FILE, linked)
+    _tell_of_stale(stale, folder, report)
+    for assumption in linked.model.assumed or ():
+        report(f"assumed when it was compiled: {assumption}")
+    return linked
+
+
+def _check_training(folder: Path, pipeline: Path) -> None:
+    """Refuse a model of other noise or another prediction than the artefact's loop is for.  Raises WeightsError."""
+    config = model_index.config(pipeline / pipeline_folder.SCHEDULER)
+    check_noise(model_index.read(pipeline / INDEX).part("scheduler"), str(pipeline / "scheduler"))
+    schedule = Schedule.from_json((folder / "schedule.json").read_bytes())
+    trained = msgspec.structs.asdict(schedule.scheduler) if schedule.scheduler else TRAINED[schedule.sampler]
+    if other := trained_otherwise(trained, config):
+        raise WeightsError(
+            f"{pipeline}: was trained with {other}, the loop in {folder} is for another: compile it from {pipeline}"
+        )
+
+
+def _named(model: Model, pipeline: Path) -> Model:
+    """The model with the class names of the pipeline, if it has some."""
+    names = model_index.read(pipeline / INDEX).labels
+    return msgspec.structs.replace(model, names=names) if names else model
+
+
+def _decoder(folder: Path, source: Path, manifest: Manifest) -> DecoderRecord | None:
+    """The decoder that takes the place of the artefact's: that of a pipeline folder, if it is another one."""
+    if not manifest.decoder:
+        return None
+    own = pipeline_folder.autoencoder(model_index.read(source / INDEX))
+    described = autoencoder.describe(own, manifest.model.latent[0], of_pipeline=True)
+    if described.made_from == manifest.decoder.made_from:
+        return None
+    try:
+        needs("torch", "export")
+        needs("onnx", "export")
+        needs("diffusers", "diffusers")
+    except MissingExtra as error:
+        raise ArtefactError(
+            f"{folder}: its decoder is not that of {source}, and exporting the new one needs more: {error}; "
+            f"or give {source / 'transformer'}, which keeps the decoder"
+        ) from None
+    return described
+
+
+def _write_decoder(stage: Path, source: Path, decoder: DecoderRecord, manifest: Manifest, report: Report) -> FileInfo:
+    from ..compiler.onnx.decoder import write  # which needs torch
+
+    own = source / "vae"
+    report(autoencoder.said(own, decoder))
+    write(own, decoder, manifest.model.latent[0], stage / decoder.file)
+    return integrity.info(stage / decoder.file)
+
+
+def _tell_of_stale(stale: Mapping[str, Build], folder: Path, report: Report) -> None:
+    for build in stale.values():
+        report(f"its engines for {build.backend} held the old weights: run l2c build {folder} --backend {build.backend} again")

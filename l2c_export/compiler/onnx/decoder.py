@@ -1,0 +1,113 @@
+"""The decoder of an AutoencoderKL of diffusers -> ONNX: latents in, pixels out, at any height and width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...artefact.manifest import DecoderRecord
+from ...errors import ModelError
+from ...models.diffusers.model_index import AUTOENCODER
+from ...support.extras import needs
+from ...weights import finder
+from .export import quiet
+from .opset import EXPORTED, downgrade
+
+EXAMPLE = (6, 10)  # the height and width of the latents that it is traced with
+
+
+class Decoding(torch.nn.Module):
+    """Latents (1, C, h, w) as the sampler makes them -> pixels (1, 3, scale h, scale w) around -1..1."""
+
+    def __init__(self, autoencoder: Any, described: DecoderRecord) -> None:
+        super().__init__()
+        self.autoencoder: Any = autoencoder
+        self.scaling_factor = described.scaling_factor
+        self.deviation = _per_channel(described.latents_std or ())
+        self.shift = _per_channel(described.latents_mean or ()) if described.latents_mean else described.shift_factor or None
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = z if self.deviation is None else z * self.deviation
+        z = z / self.scaling_factor
+        z = z if self.shift is None else z + self.shift
+        if self.autoencoder.post_quant_conv is not None:
+            z = self.autoencoder.post_quant_conv(z)
+        pixels: Tensor = self.autoencoder.decoder(z)
+        return pixels
+
+
+def _per_channel(values: tuple[float, ...]) -> Tensor | None:
+    """(C,) -> (1, C, 1, 1)."""
+    return torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1) if values else None
+
+
+def normalise_by_hand(module: torch.nn.Module) -> None:
+    """GroupNorm as means and products: its ONNX form, InstanceNormalization, is a plugin that needs cuDNN in TensorRT 8.6."""
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.GroupNorm):
+            setattr(module, name, GroupNorm(child))
+        else:
+            normalise_by_hand(child)
+
+
+class GroupNorm(torch.nn.Module):
+    """What `torch.nn.GroupNorm` computes, for one image (1, C, h, w) or (1, C, n)."""
+
+    def __init__(self, norm: torch.nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        grouped = x.reshape(1, self.groups, -1)
+        centred = grouped - grouped.mean(-1, keepdim=True)
+        variance = (centred * centred).mean(-1, keepdim=True)
+        scaled = (centred / torch.sqrt(variance + self.eps)).reshape(x.shape)
+        channels = (-1, *[1] * (x.ndim - 2))
+        return scaled * self.weight.reshape(channels) + self.bias.reshape(channels)
+
+
+def load(folder: Path) -> Any:
+    """The autoencoder in `folder`, in float32, whichever way its weights are stored.  Raises ModelError."""
+    diffusers = needs("diffusers", "diffusers")
+    chosen = finder.find(folder)
+    which = {"variant": chosen.variant or None, "use_safetensors": chosen.suffix == "safetensors"}
+    try:
+        found = diffusers.AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False, **which)
+    except Exception as error:  # a damaged configuration ends in errors of all kinds
+        raise ModelError(f"{folder} cannot be read as an {AUTOENCODER}: {_reason(error)}") from None
+    return found.float().eval()
+
+
+def write(folder: Path, described: DecoderRecord, channels: int, target: Path) -> None:
+    """Export the decoder to `target`, with its weights inside, in float32."""
+    model = Decoding(load(folder), described)
+    normalise_by_hand(model)
+    axes = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                model,
+                (torch.zeros(1, channels, *EXAMPLE),),
+                dynamo=True,
+                opset_version=EXPORTED,
+                dynamic_shapes=(axes,),
+                input_names=["z"],
+                output_names=["image"],
+                verbose=False,
+            )
+    except Exception as error:
+        raise ModelError(f"{folder}: its decoder does not run: {_reason(error)}") from None
+    assert program is not None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(downgrade(program.model_proto, "decoder").SerializeToString())
+
+
+def _reason(error: Exception) -> str:
+    """An error of another library in one line, the last cause where there are several."""
+    while error.__cause__ and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0]

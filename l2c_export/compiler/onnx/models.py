@@ -1,0 +1,107 @@
+"""Segments and graphs as standard ONNX models: plain operators of opset 17, and no functions, which not every reader knows.
+
+A segment is one model that any backend compiles, its weights inputs.  A step graph is a whole call, its weights those of
+`weights.safetensors`, so it opens in Netron and runs by itself wherever ONNX does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+from onnx import TensorProto, helper
+
+from ...ir.graph import PLAIN_OPS, WEIGHT, Graph, Node, Value
+from ...weights.layout import FILE, Layout
+from .opset import OPSET
+
+IR_VERSION = 8  # the one of opset 17
+TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int32": TensorProto.INT32,
+}
+Bodies = Mapping[str, onnx.ModelProto]
+
+
+def segment_model(name: str, segment: Graph, bodies: Bodies) -> onnx.ModelProto:
+    """A segment as a model of its own: symbolic batch, weights as inputs."""
+    inputs = [_typed(i, segment.values[i]) for i in segment.inputs]
+    outputs = [_typed(o, segment.values[o]) for o in segment.outputs]
+    model = _model(helper.make_graph(operators(segment, bodies), name, inputs, outputs))
+    onnx.checker.check_model(model)
+    return model
+
+
+def step_model(name: str, graph: Graph, bodies: Bodies, layout: Layout) -> onnx.ModelProto:
+    """A whole graph as a model: symbolic batch, weights as external data, which may not be bound yet."""
+    inputs = [_typed(i, graph.values[i]) for i in graph.inputs if graph.kind(i) != WEIGHT]
+    outputs = [_typed(o, graph.values[o]) for o in graph.outputs]
+    stored = [_external(i, layout) for i in graph.inputs if graph.kind(i) == WEIGHT]
+    return _model(helper.make_graph(operators(graph, bodies), name, inputs, outputs, initializer=stored))
+
+
+def operators(graph: Graph, bodies: Bodies) -> list[onnx.NodeProto]:
+    """A graph's operations as ONNX nodes, each kind's body in place of its name.
+
+    What is inside blocks.3.attn is called "blocks.3.attn/linear"; the constants of a kind are there once, as "attn/val_5".
+    """
+    nodes: list[onnx.NodeProto] = []
+    known: set[str] = set()  # kinds whose constants are there
+    for call in graph.nodes:
+        if call.op in PLAIN_OPS:
+            nodes.append(helper.make_node(call.op, list(call.inputs), list(call.outputs), name=call.name))
+            continue
+        body = bodies[call.op].graph
+        if call.op not in known:
+            nodes += _constants(call.op, body)
+            known.add(call.op)
+        nodes += _renamed(call, body)
+    return nodes
+
+
+def _constants(kind: str, body: onnx.GraphProto) -> list[onnx.NodeProto]:
+    found = []
+    for constant in body.initializer:
+        value = TensorProto()
+        value.CopyFrom(constant)
+        value.ClearField("name")
+        name = f"{kind}/{constant.name}"
+        found.append(helper.make_node("Constant", [], [name], name=name, value=value))
+    return found
+
+
+def _renamed(call: Node, body: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The operators of one call, each called after what it makes."""
+    names = {"": ""}  # an input that is left out
+    names |= {constant.name: f"{call.op}/{constant.name}" for constant in body.initializer}
+    names |= {i.name: given for i, given in zip(body.input, call.inputs, strict=True)}
+    names |= {o.name: made for o, made in zip(body.output, call.outputs, strict=True)}
+    nodes = []
+    for node in body.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [names.get(i, f"{call.name}/{i}") for i in node.input]
+        copy.output[:] = [names.get(o, f"{call.name}/{o}") for o in node.output]
+        copy.name = copy.output[0]
+        nodes.append(copy)
+    return nodes
+
+
+def _typed(name: str, value: Value) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TYPES[value.dtype], list(value.shape))
+
+
+def _external(weight: str, layout: Layout) -> TensorProto:
+    place = layout.place(weight)
+    tensor = TensorProto(name=weight, data_type=TYPES[layout.types.of(weight)], dims=place.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, entry in (("location", FILE), ("offset", str(place.offset)), ("length", str(place.bytes))):
+        tensor.external_data.add(key=key, value=entry)
+    return tensor
+
+
+def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="l2c-export")

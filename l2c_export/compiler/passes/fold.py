@@ -1,0 +1,160 @@
+"""Fold: a run of skipped sublayers becomes one tensor, computed by the call that filled the cache.
+
+Between two computed sublayers a cached call adds gate_j * cached_j for every skipped j.  The gates are
+known before the loop and the cached values are known to the filling call, so the whole sum is: the filling
+call emits it, and the cached call adds one tensor.  The addition is reassociated,
+(h + a) + b = h + (a + b), which is exact up to rounding.
+
+Like hoisting this is a question of binding time and is answered by data flow alone: whatever depends on the
+values of one filling call, and otherwise only on what is known before the loop, moves into that call.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from ...ir.graph import CACHE, INNER, LOOP, PLAIN_OPS, ROW, TIME, Graph, Node, Value, dependencies, live, producers, rename
+from ...ir.names import at, split_at
+
+
+class Fragment(NamedTuple):
+    """What a reading call wants its filling call to compute: one value, from that call's own values."""
+
+    name: str  # "run.blocks.0.attn..blocks.2.mlp", or "blocks.0.attn.gated" for a run of one
+    nodes: tuple[Node, ...]  # in the reading call's own naming
+    values: Mapping[str, Value]
+
+
+class Folded(NamedTuple):
+    call: Graph
+    fragments: tuple[tuple[int, Fragment], ...]  # how many calls ago it is to be computed, and what
+
+
+def fold(call: Graph) -> Folded:
+    """The reading side: the call with one cache read per run, and the fragments that fill them."""
+    call = reassociate(call)
+    filled = _filling_calls(call)
+    made = producers(call.nodes)
+    kept = [n for n in call.nodes if filled[n.outputs[0]] is None]
+    frontier = dict.fromkeys(i for n in kept for i in n.inputs if filled[i] is not None and call.kind(i) != CACHE)
+    values = dict(call.values)
+    fragments: list[tuple[int, Fragment]] = []
+    for name in frontier:
+        age = filled[name]
+        assert age is not None
+        values[at(name, -age)] = msgspec.structs.replace(call.values[name], kind=CACHE)
+        nodes = _closure(name, made)
+        used = {i for n in nodes for i in (*n.inputs, *n.outputs)}
+        fragments.append((age, Fragment(name, nodes, {i: call.values[i] for i in used})))
+
+    def read(name: str) -> str:
+        return at(name, -(filled[name] or 0)) if name in frontier else name
+
+    nodes = tuple(Node(n.op, n.name, tuple(map(read, n.inputs)), n.outputs) for n in kept)
+    return Folded(live(msgspec.structs.replace(call, nodes=nodes, values=values)), tuple(fragments))
+
+
+def fill(call: Graph, wanted: Iterable[tuple[int, Fragment]]) -> Graph:
+    """The filling side: the call that also computes `wanted`, the fragments of calls that come later.
+
+    A fragment of the call k later reads that call's rows (`gate@+k`) and this call's values; its result is
+    called `run...@+k`.
+    """
+    nodes, values, outputs = list(call.nodes), dict(call.values), list(call.outputs)
+    for k, fragment in wanted:
+
+        def here(name: str, k: int = k, values: Mapping[str, Value] = fragment.values) -> str:
+            if values[name].kind == CACHE:
+                return split_at(name)[0]  # what the later call reads from the cache is made here
+            return at(name, k) if values[name].kind in (INNER, ROW, TIME) else name
+
+        for node in rename(fragment.nodes, here):
+            if node not in nodes:  # without hoisting, two runs share the conditioning behind their gates
+                nodes.insert(_place(node, nodes), node)
+        for name, value in fragment.values.items():
+            values.setdefault(here(name), value)
+        outputs.append(at(fragment.name, k))
+    return msgspec.structs.replace(call, nodes=tuple(nodes), values=values, outputs=tuple(dict.fromkeys(outputs)))
+
+
+def _place(node: Node, nodes: Sequence[Node]) -> int:
+    """As early as its inputs allow, but behind the residual arithmetic of the sublayer that it reads."""
+    made = [i for i, n in enumerate(nodes) if not set(n.outputs).isdisjoint(node.inputs)]
+    place = max(made, default=-1) + 1
+    while place and place < len(nodes) and nodes[place].op in PLAIN_OPS:
+        place += 1
+    return place
+
+
+def reassociate(call: Graph) -> Graph:
+    """(h + a) + b -> h + (a + b), where a and b come from the same filling call.
+
+    A sum is called after the sublayers that it spans, so that equal sums of several readers have one name.
+    """
+    filled = _filling_calls(call)
+    uses = Counter(name for n in call.nodes for name in n.inputs) + Counter(call.outputs)
+    span = _spans(call)
+    nodes: list[Node] = []
+    made: dict[str, Node] = {}
+    values = dict(call.values)
+    for node in call.nodes:
+        if node.op == "Add":
+            stream, value = node.inputs
+            before = made.get(stream)
+            age = filled[value]
+            if before and before.op == "Add" and uses[stream] == 1 and age is not None and filled[before.inputs[1]] == age:
+                first, last = span[before.inputs[1]][0], span[value][1]
+                total = f"run.{first}..{last}"
+                nodes.remove(before)
+                nodes.append(Node("Add", total, (before.inputs[1], value), (total,)))
+                values[total] = msgspec.structs.replace(values[value], kind=INNER)
+                filled[total], span[total] = age, (first, last)
+                node = msgspec.structs.replace(node, inputs=(before.inputs[0], total))
+        nodes.append(node)
+        made[node.outputs[0]] = node
+    return live(msgspec.structs.replace(call, nodes=tuple(nodes), values=values))
+
+
+def _spans(call: Graph) -> dict[str, tuple[str, str]]:
+    """For each value that depends on cached values: the first and the last sublayer among them."""
+    column = {name: i for i, name in enumerate(call.sublayers)}
+    cached = dependencies(call, lambda name: column[split_at(name)[0]] if call.kind(name) == CACHE else -1)
+    found = {name: sorted(columns - {-1}) for name, columns in cached.items()}
+    return {name: (call.sublayers[c[0]], call.sublayers[c[-1]]) for name, c in found.items() if c}
+
+
+def _filling_calls(call: Graph) -> dict[str, int | None]:
+    """For each value: how many calls ago it could have been computed because all its inputs were known; None if
+    only now, or before the loop, or by several calls."""
+
+    def reach(name: str) -> object:
+        value = call.values[name]
+        if value.kind == CACHE:
+            return -split_at(name)[1]
+        return "now" if value.kind == LOOP else "early"
+
+    ages: dict[str, int | None] = {}
+    for name, found in dependencies(call, reach).items():
+        late = found - {"early"}
+        (age,) = late if len(late) == 1 else (None,)
+        ages[name] = age if isinstance(age, int) else None
+    return ages
+
+
+def _closure(name: str, made: Mapping[str, Node]) -> tuple[Node, ...]:
+    """All nodes that compute `name` from cached values and what is known before the loop, in order."""
+    order: dict[str, Node] = {}
+
+    def visit(value: str) -> None:
+        node = made.get(value)
+        if node and node.name not in order:
+            for i in node.inputs:
+                visit(i)
+            order[node.name] = node
+
+    visit(name)
+    return tuple(order.values())

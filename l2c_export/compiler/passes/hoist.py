@@ -1,0 +1,51 @@
+"""Hoist: what does not depend on the latents leaves the loop."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from ...ir.graph import INNER, LABEL, ROW, TIME, WEIGHT, Graph, Node, dependencies, live
+
+EARLY = frozenset({WEIGHT, TIME, LABEL})
+
+
+class Hoisted(NamedTuple):
+    """Three graphs with three binding times; together they are the call that went in."""
+
+    constants: Graph  # depends on the timesteps alone: evaluated once per loaded artefact
+    prologue: Graph  # depends on the request's labels too: evaluated once per request, for all calls
+    call: Graph  # the rest
+
+
+def hoist(call: Graph) -> Hoisted:
+    """Split a call by data flow: a value belongs to the earliest time at which its inputs are known.
+
+    A hoisted value that a later part reads becomes an input of kind ROW there.
+    """
+    needs = dependencies(call, call.kind)
+    constant = {name for name, kinds in needs.items() if kinds <= {WEIGHT, TIME} and TIME in kinds}
+    early = {name for name, kinds in needs.items() if kinds <= EARLY and kinds != {WEIGHT}}
+    hoisted = {n for node in call.nodes if node.outputs[0] in early for n in node.outputs}
+
+    def part(nodes: list[Node], outputs: tuple[str, ...]) -> Graph:
+        made = {name for node in nodes for name in node.outputs}
+
+        def kind(name: str) -> str:
+            value = call.values[name]
+            return ROW if value.kind == INNER and name not in made else value.kind
+
+        read = {name for node in nodes for name in node.inputs} | set(outputs)
+        values = {n: msgspec.structs.replace(call.values[n], kind=kind(n)) for n in read | made}
+        return live(Graph(tuple(nodes), values, outputs))
+
+    loop = part([n for n in call.nodes if n.outputs[0] not in hoisted], call.outputs)
+    loop = msgspec.structs.replace(loop, sublayers=call.sublayers)
+    wanted = tuple(n for n in loop.inputs if n in hoisted)
+    prologue_nodes = [n for n in call.nodes if n.outputs[0] in hoisted - constant]
+    prologue = part(prologue_nodes, tuple(n for n in wanted if n not in constant))
+    read = tuple(n for n in hoisted & constant if n in {*prologue.inputs, *loop.inputs})
+    order = [o for node in call.nodes for o in node.outputs if o in read]
+    constants = part([n for n in call.nodes if n.outputs[0] in hoisted & constant], tuple(order))
+    return Hoisted(constants, prologue, loop)

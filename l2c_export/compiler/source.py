@@ -1,0 +1,225 @@
+"""Files become a model, a schedule and weights: what a request means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from .. import demo
+from ..errors import ModelError, ScheduleError, UsageError
+from ..models import families, lookup
+from ..models.diffusers import pipeline_folder
+from ..models.diffusers.model_index import config
+from ..models.diffusers.pipeline_folder import Folder
+from ..models.evidence import ModelRequest, architecture
+from ..models.family import Family
+from ..samplers.reference import SAMPLERS, unlike
+from ..samplers.scheduler_config import KINDS, Scheduler, check_noise
+from ..schedules import routers
+from ..schedules.rules import from_rule, is_rule, mask_length, mask_rule
+from ..schedules.schedule import Schedule, content
+from ..support import file_kind
+from ..weights import notes, random
+from ..weights.checkpoint import Checkpoint
+from .request import FULL, Options, _is_config
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, its schedule, and where its weights come from (a file, a seed, or nothing yet)."""
+
+    family: Family
+    name: str | None
+    schedule: Schedule
+    guidance: str
+    scale: float  # of the guidance, used where none is given
+    checkpoint: Checkpoint | None
+    seed: int | None
+    folder: Folder | None = None  # the pipeline of diffusers that it is from
+    vae: Path | None = None  # an AutoencoderKL of diffusers
+    assumed: tuple[str, ...] = ()  # of the model, where nothing says it
+    own_vae: bool = False  # the pipeline's own, whose latents are decoded as the pipeline does it
+    notes: tuple[str, ...] = ()  # what of the folder the user should know
+
+    def describe(self) -> list[str]:
+        """Lines: what was understood, the architecture, and what of it was assumed."""
+        computed = sum(len(call.computed) for call in self.schedule.calls)
+        total = self.schedule.columns * len(self.schedule.calls)
+        bound = f"random weights, seed {self.seed}" if self.seed is not None else "no weights"
+        threshold = "" if self.schedule.threshold is None else f" at threshold {self.schedule.threshold:.9g}"
+        return [
+            f"{self.name or self.family.name}, {self.schedule.columns} sublayers, {self.schedule.sampler} with "
+            f"{self.schedule.steps} steps: {computed} of {total} sublayers computed{threshold}, "
+            f"{self.checkpoint.described if self.checkpoint else bound}",
+            *architecture(self.family, self.assumed),
+            *self.notes,
+        ]
+
+
+def resolve(options: Options) -> Source:
+    """Read the schedule and the weights' names, and find the model that fits both."""
+    if options.model == demo.NAME:
+        source = resolve(with_demo_files(options))
+        return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
+    seed = random.random_seed(options.weights) if options.weights else None
+    folder = _folder(options)
+    checkpoint = _checkpoint(options, folder) if seed is None else None
+    learned = _read(options.schedule or FULL)
+    kind, columns = (None, None) if isinstance(learned, str) else (learned.family, learned.columns)
+    asked = ModelRequest("dit") if folder else lookup.ask(options.model, kind, columns, checkpoint)
+    if kind not in (None, asked.kind):
+        raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {asked.kind}: check --model")
+    if folder:
+        family, name, assumed = lookup.Resolved(families.build("dit", folder.arch), folder.name)
+        if checkpoint:
+            notes.check_same(checkpoint, folder.arch)
+    else:
+        family, name, assumed = lookup.find(asked, checkpoint)
+        if options.weights and checkpoint:
+            pipeline_folder.check_weights(Path(options.weights), family.name, msgspec.structs.asdict(family.arch))
+    if checkpoint:
+        checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
+    _check_sublayers(options.fp32, family)
+    scheduler = _scheduler(options.sampler, folder)
+    schedule = _schedule(options, family, learned, scheduler)
+    if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
+        raise UsageError(f"--sampler {options.sampler}: {options.schedule} was made for {schedule.sampler}")
+    usual = "all" if folder else family.default_guidance[0]
+    guidance = options.guidance or (usual if family.null_label is not None else "none")
+    if guidance != "none" and family.null_label is None:
+        raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
+    schedule = schedule if options.cache else schedule.uncached()
+    scale = 1.0 if guidance == "none" else family.default_guidance[1]
+    vae, own = _vae(options, folder), options.vae is None
+    said = _notes(options, folder)
+    return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, vae, assumed, own, said)
+
+
+def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
+    for name in names:
+        if name not in family.sublayers:
+            raise UsageError(
+                f"--fp32 {name}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
+            )
+
+
+def with_demo_files(options: Options) -> Options:
+    """The same request, with the names of the demo model's files in place of its name."""
+    asked = options.schedule or demo.NAME
+    if asked.startswith(f"{demo.NAME}:") and asked not in demo.SCHEDULES:
+        raise ScheduleError(f"--schedule {asked}: the demo model has {' and '.join(demo.SCHEDULES)}; use one of them")
+    weights_file = options.weights or str(demo.WEIGHTS)
+    schedule = str(demo.SCHEDULES.get(asked, asked))
+    return replace(options, model=str(demo.CONFIG), weights=weights_file, schedule=schedule)
+
+
+def _vae(options: Options, folder: Folder | None) -> Path | None:
+    """The folder of the autoencoder whose decoder is wanted."""
+    if options.vae:
+        return pipeline_folder.chosen_autoencoder(options.vae)
+    if not options.with_vae:
+        return None
+    if folder is None:
+        raise UsageError("--with-vae: only a pipeline folder of diffusers has one: use --vae FOLDER")
+    return folder.autoencoder()
+
+
+def _folder(options: Options) -> Folder | None:
+    """The folder of diffusers that `--model` means, if it means one; without it that of `--weights`."""
+    if options.model is None:
+        described = pipeline_folder.describing(Path(options.weights)) if options.weights else None
+        return pipeline_folder.read(described) if described else None
+    found = None if families.is_name(options.model) else pipeline_folder.find(options.model, options.with_vae)
+    return pipeline_folder.read(found) if found else None
+
+
+def _checkpoint(options: Options, folder: Folder | None) -> Checkpoint | None:
+    """The weights that are asked for; of a folder's model under the names of its family."""
+    if folder is None:
+        return pipeline_folder.checkpoint(Path(options.weights)) if options.weights else None
+    if options.weights is None or (options.model is None and Path(options.weights).is_dir()):
+        return folder.checkpoint
+    return pipeline_folder.checkpoint_for(Path(options.weights), "dit", folder.arch)
+
+
+def _notes(options: Options, folder: Folder | None) -> tuple[str, ...]:
+    """What the user did not say, and no file does."""
+    if folder is None:
+        return ()
+    assumed = folder.assumed_scheduler if options.sampler is None else ""
+    return tuple(note for note in (folder.other_pipeline, assumed) if note)
+
+
+def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
+    """The scheduler of diffusers that is asked for, by default the folder's; None for a sampler of our own."""
+    if sampler in SAMPLERS:
+        if folder:
+            _check_trained_for(sampler, folder)
+        return None
+    if sampler and sampler not in KINDS and _is_config(sampler):
+        options = config(Path(sampler))
+        sort = file_kind.of_json(options)
+        if sort not in (None, file_kind.SCHEDULER):
+            raise ScheduleError(f"--sampler {sampler}: it is {sort.words}: {sort.remedy}")
+        return Scheduler.from_config(options, sampler)
+    if folder:
+        return folder.sampler(sampler)
+    # by its name alone: as DiT's own, which does not clip
+    return Scheduler.from_config({"clip_sample": False}, "--sampler", sampler) if sampler else None
+
+
+def _check_trained_for(sampler: str, folder: Folder) -> None:
+    check_noise(folder.scheduler.get("_class_name"), str(folder.path / "scheduler"))
+    if other := unlike(sampler, folder.scheduler):
+        raise UsageError(
+            f"--sampler {sampler}: the model of {folder.path} was trained with {other}: use no --sampler, or one of "
+            f"{', '.join(KINDS)}"
+        )
+
+
+def _name(options: Options, scheduler: Scheduler | None, family: Family) -> str:
+    return scheduler.kind if scheduler else options.sampler or family.default_sampler
+
+
+def _read(schedule: str) -> routers.Router | Schedule | str:
+    """A router, a schedule, or a rule."""
+    path = Path(schedule)
+    if is_rule(schedule):
+        return schedule
+    if not path.is_file():
+        raise ScheduleError(f"--schedule {path}: no such file (rules are every:K, full:0,A,B,.. and mask:1,0,..)")
+    if not file_kind.is_json(path):
+        return routers.read(path)
+    data = content(path)
+    return mask_rule(data) or Schedule.from_json(data, str(path))
+
+
+def _schedule(
+    options: Options, family: Family, learned: routers.Router | Schedule | str, scheduler: Scheduler | None
+) -> Schedule:
+    columns = len(family.sublayers)
+    if isinstance(learned, routers.Router):
+        threshold = options.threshold
+        if threshold is None:
+            threshold = routers.default_threshold(family.name, family.latent[1])
+        if scheduler and family.default_sampler != "ddim":
+            raise UsageError(f"--sampler {options.sampler}: a router of {family.name} is for {family.default_sampler}")
+        return learned.schedule(threshold, options.steps, columns, scheduler)
+    if options.threshold is not None:
+        raise UsageError(f"--threshold {options.threshold}: only a router has scores to compare with a threshold")
+    if isinstance(learned, str):
+        steps = mask_length(learned) if options.steps is None else options.steps
+        if steps is None:
+            raise UsageError(f"{f'--schedule {options.schedule}' if options.schedule else '--no-cache'} needs --steps")
+        return from_rule(learned, family.name, _name(options, scheduler, family), steps, columns, scheduler)
+    if learned.columns != columns:
+        raise ScheduleError(
+            f"{options.schedule}: {learned.columns} columns, but the model has {columns} sublayers: check --model"
+        )
+    if options.steps not in (None, learned.steps):
+        raise ScheduleError(
+            f"{options.schedule}: made for {learned.steps} steps, but --steps is {options.steps}: use no --steps"
+        )
+    return learned

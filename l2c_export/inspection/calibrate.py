@@ -1,0 +1,71 @@
+"""Measure an artefact's segments on this machine, with or without its weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..artefact.manifest import Manifest
+from ..backends.contract import Backend, Run, WeightView
+from ..ir.names import rows_of
+from ..runtime.loop import Loop
+from ..runtime.program import Bound, load_program
+from ..weights.layout import rounded
+
+SAMPLES = 7  # timings of a segment, at different places of the model
+
+
+def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: int) -> dict[str, float]:
+    """Median seconds of one run of every segment, for a batch of `images`."""
+    program = load_program(folder, manifest, backend, "shared", random_weights(manifest))
+    loop = Loop(program, images, manifest.guidance.mode != "none")
+    latent = (images, *manifest.model.latent)
+    places: dict[str, list[Run]] = defaultdict(list)
+    distinct = {call.graph: n for n, call in reversed(list(enumerate(manifest.calls)))}  # graph -> its first call
+
+    def collect(index: int, bound: Bound) -> None:
+        if index in distinct.values():
+            places[bound.engine].append(bound.run)
+
+    request = np.zeros(latent, np.float32), np.zeros(loop.rows, np.int32), np.zeros(latent[1], np.float32)
+    for _ in loop.denoise(*request, collect):
+        pass
+    return {name: statistics.median(seconds(runs)) for name, runs in places.items()}
+
+
+def seconds(runs: Sequence[Run]) -> list[float]:
+    """Time a few runs, at different places if there are any; the first run warms up."""
+    chosen = itertools.islice(itertools.cycle(runs[:: max(1, len(runs) // SAMPLES)]), SAMPLES + 1)
+    times = []
+    for run in chosen:
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return times[1:]
+
+
+def random_weights(manifest: Manifest) -> WeightView:
+    """Weights for timing only: slices of one pool, a new place each time, since in the loop no weight is in the cache."""
+    sizes = [math.prod(shape) for shape in manifest.tensors.values()]
+    numbers = np.random.default_rng(0).standard_normal(max(2 * max(sizes), 2**24), np.float32) * np.float32(0.02)
+    pools = {dtype: rounded("random", numbers, dtype) for dtype in {manifest.weight_types.of(n) for n in manifest.tensors}}
+    cursor = 0
+
+    def view(name: str) -> np.ndarray:
+        nonlocal cursor
+        tensor, rows = rows_of(name)
+        first, *rest = manifest.tensors[tensor]
+        shape = (len(range(*rows.indices(first))), *rest)
+        size = int(np.prod(shape))
+        start = cursor if cursor + size <= numbers.size else 0
+        cursor = start + size
+        return np.reshape(pools[manifest.weight_types.of(tensor)][start:cursor], shape)
+
+    return view

@@ -1,0 +1,199 @@
+"""Where does the time go: every engine run of the loop, by itself.
+
+The loop hands out every engine in its turn, which is run and timed.  With the shared link that is a run per segment; a static
+engine runs a whole call, and shows nothing of what is inside.
+
+`Profile` is what `l2c profile --json` writes; times are seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from ..artefact.manifest import Manifest
+from ..errors import UsageError
+from ..ir.graph import FP32
+from ..runtime.pipeline import Pipeline
+from ..runtime.program import Bound
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One engine run; `start` counts from the beginning of the loop."""
+
+    call: int  # a run of the prologue belongs to the call that needed it
+    name: str  # the sublayer, or what else the engine computes
+    engine: str
+    start: float
+    seconds: float
+
+    @property
+    def kind(self) -> str:
+        """What the engine computes first: "attn" of "attn-mul-add.3f2a9c"; a static engine is a "whole call"."""
+        found = self.engine.partition(".")[0].partition("-")[0].removesuffix(FP32)
+        return "whole call" if self.name == self.engine and found == "step" else found
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """One image's engine runs, and how long each call and all of it took."""
+
+    events: tuple[Event, ...]
+    calls: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.calls)
+
+    @property
+    def overhead(self) -> float:
+        """What the loop adds to its engine runs, as a share of them."""
+        return self.seconds / sum(event.seconds for event in self.events) - 1
+
+
+class KindProfile(msgspec.Struct, frozen=True):
+    """All runs of one kind of segment."""
+
+    kind: str
+    engines: int
+    runs: int
+    seconds: float
+    share: float  # of the whole loop
+
+
+class CallProfile(msgspec.Struct, frozen=True):
+    """One network evaluation; `seconds` include what lies between its engine runs."""
+
+    index: int
+    timestep: float
+    computed: int  # sublayers
+    runs: int
+    seconds: float
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """The image of median length among `rounds`, so that all its times add up."""
+
+    format: Literal["l2c-profile"] = "l2c-profile"
+    version: Literal[1] = 1
+    artefact: str
+    backend: str
+    link: str
+    precision: str
+    images: int
+    rounds: int
+    seconds: float
+    outside: float  # between the engine runs: the loop itself
+    kinds: tuple[KindProfile, ...]  # the longest first
+    calls: tuple[CallProfile, ...]
+    events: tuple[Event, ...]
+
+
+def profile(folder: Path, pipe: Pipeline, labels: Sequence[int], scale: float | None, seed: int, rounds: int,
+            progress: Callable[[], object] = lambda: None) -> Profile:  # fmt: skip
+    """Make `rounds` images of a batch, and sum up the one of median length."""
+    if rounds < 1:
+        raise UsageError(f"--rounds {rounds}: must be at least 1")
+    noise = pipe.noise(len(labels), seed)
+    found = []
+    for _ in range(rounds):
+        found.append(record(pipe, labels, scale, noise))
+        progress()
+    chosen = sorted(found, key=lambda each: each.seconds)[(rounds - 1) // 2]
+    manifest = pipe.manifest
+    return Profile(
+        artefact=str(folder),
+        backend=pipe.backend,
+        link=pipe.link,
+        precision=manifest.precision,
+        images=len(labels),
+        rounds=rounds,
+        seconds=chosen.seconds,
+        outside=chosen.seconds - sum(event.seconds for event in chosen.events),
+        kinds=tuple(kinds(chosen)),
+        calls=tuple(calls(chosen, manifest)),
+        events=chosen.events,
+    )
+
+
+def record(pipe: Pipeline, labels: Sequence[int], scale: float | None, noise: np.ndarray) -> Recording:
+    """Make one image, timing every engine run."""
+    asked = pipe.generation(labels, scale)
+    loop = asked.loop
+    for _ in loop.denoise(noise, asked.labels, asked.guidance):
+        pass  # binds and warms up
+    events: list[Event] = []
+    calls: list[float] = []
+
+    def timed(index: int, bound: Bound) -> None:
+        began = time.perf_counter()
+        bound.run()
+        loop.memory.finish()
+        events.append(Event(index, bound.name, bound.engine, began - started, time.perf_counter() - began))
+
+    started = before = time.perf_counter()
+    for _ in loop.denoise(noise, asked.labels, asked.guidance, timed):
+        now = time.perf_counter()
+        calls.append(now - before)
+        before = now
+    return Recording(tuple(events), tuple(calls))
+
+
+def kinds(found: Recording) -> list[KindProfile]:
+    """The runs of every kind of segment, the longest first."""
+    of: dict[str, list[Event]] = defaultdict(list)
+    for event in found.events:
+        of[event.kind].append(event)
+    made = []
+    for kind, events in of.items():
+        seconds = sum(event.seconds for event in events)
+        made.append(KindProfile(kind, len({e.engine for e in events}), len(events), seconds, seconds / found.seconds))
+    return sorted(made, key=lambda each: -each.seconds)
+
+
+def calls(found: Recording, manifest: Manifest) -> list[CallProfile]:
+    runs = [sum(event.call == n for event in found.events) for n in range(len(found.calls))]
+    return [
+        CallProfile(n, call.timestep, len(call.computed), runs[n], seconds)
+        for n, (call, seconds) in enumerate(zip(manifest.calls, found.calls, strict=True))
+    ]
+
+
+def kinds_table(found: Profile) -> list[tuple[object, ...]]:
+    rows = [
+        (k.kind, k.engines, k.runs, f"{1e3 * k.seconds:.2f}", f"{1e3 * k.seconds / k.runs:.3f}", f"{k.share:.1%}")
+        for k in found.kinds
+    ]
+    outside = ("the loop itself", "", "", f"{1e3 * found.outside:.2f}", "", f"{found.outside / found.seconds:.1%}")
+    return [("segment", "engines", "runs", "ms in all", "ms a run", "share"), *rows, outside]
+
+
+def calls_table(found: Profile) -> list[tuple[object, ...]]:
+    rows = [(c.index, f"{c.timestep:.2f}", c.computed, c.runs, f"{1e3 * c.seconds:.2f}") for c in found.calls]
+    return [("call", "timestep", "sublayers computed", "engine runs", "ms"), *rows]
+
+
+def trace(found: Profile) -> dict[str, Any]:
+    """The image in the Chrome trace format, for Perfetto: a row of calls, and a row of engine runs below it."""
+    events = [named("process_name", 0, found.artefact), named("thread_name", 1, "calls"), named("thread_name", 2, "engines")]
+    starts = np.cumsum([0.0, *(call.seconds for call in found.calls)]).tolist()
+    for call, start in zip(found.calls, starts, strict=False):
+        events.append(span(1, f"call {call.index}", "call", start, call.seconds, msgspec.structs.asdict(call)))
+    for event in found.events:
+        args = {"call": event.call, "sublayer": event.name, "engine": event.engine}
+        events.append(span(2, event.name, event.kind, event.start, event.seconds, args))
+    return {"displayTimeUnit": "ms", "traceEvents": events}
+
+
+def named(what: str, row: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": what, "pid": 1, "tid": row, "args": {"name": name}}
+
+
+def span(row: int, name: str, kind: str, start: float, seconds: float, args: Mapping[str, object]) -> dict[str, Any]:
+    """The format counts in microseconds."""
+    return {"ph": "X", "pid": 1, "tid": row, "name": name, "cat": kind, "ts": 1e6 * start, "dur": 1e6 * seconds, "args": args}

@@ -1,0 +1,157 @@
+"""What an artefact, a schedule or a router says about every call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..artefact import store
+from ..artefact.manifest import Manifest, image_range
+from ..errors import UsageError
+from ..schedules import rules, schedule
+from ..schedules.schedule import Schedule
+from ..support import file_kind
+from ..support.words import counted
+from .predict import graph_weight_bytes
+
+
+@dataclass(frozen=True)
+class CallView:
+    """One network evaluation.  Bytes are for the largest batch; None where only a schedule is known."""
+
+    index: int
+    timestep: float
+    computed: list[int]
+    reused: list[int]
+    graph: str | None = None
+    weight_bytes: int | None = None
+    cache_bytes_read: int | None = None
+    cache_bytes_written: int | None = None
+    milliseconds: float | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """A whole schedule, and the artefact's summary if there is one."""
+
+    title: str
+    sublayers: list[str]
+    calls: list[CallView]
+    artefact: dict[str, Any] | None = None
+    timing: str | None = None  # "predicted for h100", "measured here"
+
+    def table(self) -> list[tuple[Any, ...]]:
+        head: tuple[Any, ...] = ("call", "timestep", "computed", "reused")
+        rows: list[tuple[Any, ...]] = [(c.index, round(c.timestep, 2), len(c.computed), len(c.reused)) for c in self.calls]
+        if self.artefact is not None:
+            head += ("graph", "weights MB", "cache read KB", "cache written KB")
+            rows = [
+                (*row, c.graph, round((c.weight_bytes or 0) / 1e6, 1), round((c.cache_bytes_read or 0) / 1e3),
+                 round((c.cache_bytes_written or 0) / 1e3))
+                for row, c in zip(rows, self.calls, strict=True)
+            ]  # fmt: skip
+        if all(c.milliseconds is not None for c in self.calls):
+            head += (f"ms, {self.timing}",)
+            rows = [(*row, f"{c.milliseconds:.2f}") for row, c in zip(rows, self.calls, strict=True)]
+        return [head, *rows]
+
+    def notes(self) -> list[str]:
+        """What stands below the table: sums, and the engines for GPUs."""
+        computed, total = sum(len(c.computed) for c in self.calls), len(self.calls) * len(self.sublayers)
+        times = [c.milliseconds for c in self.calls if c.milliseconds is not None]
+        found = [f"{computed} of {total} sublayers computed" + (f", {sum(times):.4g} ms in all" if times else "")]
+        for name, build in (self.artefact["builds"] if self.artefact else {}).items():
+            size = f"{build['bytes'] / 2**20:.1f} MB"
+            found.append(f"{name}: {counted(build['engines'], 'engine')}, {size}, for {image_range(build['images'])}")
+        return found
+
+    def timed(self, seconds: Sequence[float], timing: str) -> View:
+        """The same with the time of every call, and where the times come from."""
+        calls = [replace(c, milliseconds=1e3 * s) for c, s in zip(self.calls, seconds, strict=True)]
+        return replace(self, calls=calls, timing=timing)
+
+
+def inspect(path: Path, threshold: float | None = None) -> View:
+    """Look at an artefact's folder, a schedule (JSON) or a router file."""
+    if threshold is not None and (path.is_dir() or file_kind.is_json(path)):
+        raise UsageError(f"--threshold {threshold:g}: only a router has scores; the schedule of {path} was made with one")
+    if path.is_dir():
+        return of_artefact(store.read(path, verify=False))
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file or folder: give an artefact, a schedule or a router")
+    if file_kind.is_json(path):
+        text = schedule.content(path)
+        if rules.mask_rule(text):
+            raise UsageError(f"{path}: is a steps mask, which has no model yet: compile it with l2c-export --schedule {path}")
+        return of_schedule(Schedule.from_json(text, str(path)), str(path))
+    from ..support.extras import needs
+
+    needs("torch", "export")
+    from ..schedules import routers
+
+    router = routers.read(path)
+    small, large = (routers.default_threshold(router.family, size) for size in (32, 64))
+    chosen = small if threshold is None else threshold
+    note = f" (if its model makes 512 px: --threshold {large})" if threshold is None and large != small else ""
+    return of_schedule(router.schedule(chosen, None), f"{path}: {router.family} router, threshold {chosen}{note}")
+
+
+def of_schedule(schedule: Schedule, title: str) -> View:
+    calls = [CallView(n, c.timestep, list(c.computed), list(c.reused)) for n, c in enumerate(schedule.calls)]
+    names = [f"{j // 2}.{'mlp' if j % 2 else 'attn'}" for j in range(schedule.columns)]
+    return View(title, names, calls)
+
+
+def of_artefact(manifest: Manifest) -> View:
+    """Calls with the bytes that they move: weights, and cached values read and written."""
+    rows = manifest.batch * (1 if manifest.guidance.mode == "none" else 2)
+    weights = {name: graph_weight_bytes(manifest, name) for name in manifest.graphs}
+    calls = [
+        CallView(
+            index=n,
+            timestep=call.timestep,
+            computed=list(call.computed),
+            reused=list(call.reused),
+            graph=call.graph,
+            weight_bytes=weights[call.graph],
+            cache_bytes_read=sum(manifest.value_bytes(name, rows) for name in call.reads),
+            cache_bytes_written=sum(manifest.value_bytes(name, rows) for name in call.writes),
+        )
+        for n, call in enumerate(manifest.calls)
+    ]
+    bound = manifest.weights
+    summary = {
+        "tool": manifest.tool,
+        "family": manifest.model.family,
+        "model": manifest.model.name,
+        "sampler": manifest.sampler,
+        "guidance": manifest.guidance.mode,
+        "precision": manifest.precision,
+        "batch": manifest.batch,
+        "backend": manifest.backend,
+        "link": manifest.link,
+        "passes": list(manifest.passes),
+        "graphs": len(manifest.step_graphs),
+        "segments": len(manifest.segments),
+        "weights": None if bound is None else bound.source,
+        "random_weights": bool(bound and bound.random is not None),
+        "prologue_weight_bytes": sum(weights[n] for n in (manifest.constants, manifest.prologue) if n),
+        "cache_bytes": rows * sum(manifest.cache_bytes),
+        "scratch_bytes": rows * max(sum(manifest.graphs[name].slot_bytes) for name in manifest.step_graphs),
+        "bytes": sum(f.bytes for f in manifest.files.values()),
+        "builds": {
+            name: {
+                "targets": list(build.targets),
+                "images": list(build.images),
+                "engines": len(build.engines),
+                "bytes": sum(manifest.files[file].bytes for file in build.engines.values()),
+            }
+            for name, build in manifest.builds.items()
+        },
+    }
+    state = "unlinked" if bound is None else "RANDOM weights" if bound.random is not None else f"weights {bound.source}"
+    name = manifest.model.name or manifest.model.family
+    title = f"{name}, {manifest.sampler}, {manifest.precision}, {manifest.link} link, {state}"
+    return View(title, list(manifest.model.sublayers), calls, summary)

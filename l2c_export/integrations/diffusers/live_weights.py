@@ -1,0 +1,144 @@
+"""The transformer of a live pipeline as a checkpoint: its own weights, whatever PyTorch and diffusers have put around them.
+
+What computes the same is looked through: torch.compile, offloading by accelerate, fused projections, a merged LoRA.  What does
+something else than its weights say, or keeps them so coarsely that they cannot be told from others, is refused in one line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import UsageError
+from ...support.tensors import is_tensor
+from ...weights.checkpoint import Checkpoint
+
+MODELS = ("DiTTransformer2DModel", "Transformer2DModel")
+# how far a weight may be from itself, relatively, after both sides have rounded it
+ROUNDING = {"float64": 2.0**-21, "float32": 2.0**-21, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+# what computes attention as it is defined; others may do something else with the same weights
+PROCESSORS = (
+    "AttnProcessor", "AttnProcessor2_0", "AttnProcessorNPU", "FusedAttnProcessor2_0", "SlicedAttnProcessor",
+    "XFormersAttnProcessor", "XLAFlashAttnProcessor2_0",
+)  # fmt: skip
+AROUND = re.compile(r"\b(_orig_mod|base_layer)\.")  # torch.compile and adapters around a layer
+ADAPTER = re.compile(r"\.lora_\w+\.|\.lora_\w+$")
+HOOKS = ("_hf_hook", "_diffusers_hook")  # of accelerate and diffusers: they move weights and call the own forward
+NAME = "pipe.transformer"
+
+
+def unwrapped(transformer: Any) -> Any:
+    """The transformer itself.  Raises UsageError for another model, or for one with a forward of its own."""
+    while hasattr(transformer, "_orig_mod"):
+        transformer = transformer._orig_mod
+    kind = type(transformer)
+    if not any(c.__name__ in MODELS and _is_diffusers(c) for c in kind.__mro__):
+        raise UsageError(f"{NAME} is a {kind.__name__}: compiled calls need a {MODELS[0]} of diffusers to compare with")
+    home = next(c for c in kind.__mro__ if "forward" in vars(c))
+    if home.__name__ not in MODELS or not _is_diffusers(vars(home)["forward"]):
+        raise UsageError(
+            f"{NAME} is a {kind.__name__} with a forward of its own, which compiled calls would not use: give a "
+            f"{MODELS[0]} as diffusers has it"
+        )
+    return transformer
+
+
+def checkpoint(transformer: Any, folder: Path) -> tuple[Checkpoint, float]:
+    """The weights of an unwrapped transformer, read as they are used, and how coarse they are."""
+    _check_layers(transformer, folder)
+    state = {AROUND.sub("", name): tensor for name, tensor in _state(transformer).items() if not ADAPTER.search(name)}
+    state = dict(_split(state))
+    coarse = max((_rounding(name, tensor, folder) for name, tensor in state.items()), default=0.0)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return Checkpoint(Path(NAME), shapes, lambda name: np.asarray(state[name].detach().float().cpu().numpy())), coarse
+
+
+def mark(transformer: Any) -> tuple[tuple[Any, ...], ...]:
+    """Something that is another one when a weight or a layer was exchanged, or changed in place."""
+    layers = ((n, id(m), id(getattr(m, "processor", None)), id(vars(m).get("forward"))) for n, m in transformer.named_modules())
+    weights = ((n, id(p), 0 if p.is_inference() else p._version) for n, p in transformer.named_parameters())
+    return (*layers, *weights)
+
+
+def _is_diffusers(thing: Any) -> bool:
+    return str(getattr(thing, "__module__", "")).startswith("diffusers.")
+
+
+def is_let_go(transformer: Any) -> bool:
+    """Whether nothing of it is left but its shapes, as after `.to("meta")`."""
+    return all(p.device.type == "meta" for p in transformer.parameters()) and not any(
+        hasattr(module, "_hf_hook") for module in transformer.modules()
+    )
+
+
+def _check_layers(transformer: Any, folder: Path) -> None:
+    for name, module in transformer.named_modules():
+        own = vars(module).get("forward")  # hooks and torch.compile put one there that calls the class's
+        if own and not any(hasattr(module, hook) for hook in HOOKS) and not hasattr(own, "_torchdynamo_orig_callable"):
+            raise UsageError(
+                f"{NAME} has a forward of its own ({name or 'the whole'}), which compiled calls would not use: call enable_l2c "
+                "before it is changed, or without that"
+            )
+        if hasattr(module, "base_layer") and bool(getattr(module, "merged", False)) == bool(
+            getattr(module, "disable_adapters", False)
+        ):
+            raise UsageError(
+                f"{NAME} carries an adapter such as a LoRA ({name}), which {folder} was compiled without: merge it "
+                f"(fuse_lora or merge_and_unload), save the pipeline, and run l2c link {folder} --weights .."
+            )
+        kind = type(getattr(module, "processor", None))
+        if kind is not type(None) and (kind.__name__ not in PROCESSORS or not _is_diffusers(kind)):
+            raise UsageError(
+                f"{NAME} has the attention processor {kind.__name__} ({name}), which compiled calls would not use: "
+                "set one of diffusers', such as AttnProcessor2_0"
+            )
+
+
+def _state(transformer: Any) -> dict[str, Any]:
+    """The tensors by name, those that are offloaded from where they are kept meanwhile."""
+    found = dict(transformer.state_dict())
+    modules = dict(transformer.named_modules())
+    for name, tensor in found.items():
+        if is_tensor(tensor) and tensor.device.type == "meta":
+            found[name] = _kept(modules, name)
+    return found
+
+
+def _kept(modules: dict[str, Any], name: str) -> Any:
+    """An offloaded tensor: the hook of its module, or of one around that, knows where it is."""
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, -1, -1):
+        hook = getattr(modules[".".join(parts[:cut])], "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            kept = getattr(each, "weights_map", None)
+            inside = ".".join(parts[cut:])
+            if kept is not None and inside in kept:
+                return kept[inside]
+    raise UsageError(f"{NAME} has no weights ({name} is on the meta device): load the pipeline with them before enable_l2c")
+
+
+def _split(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Fused projections, which are what computes where there are some, as those that they were made of."""
+    fused = {name: tensor for name, tensor in state.items() if ".to_qkv." in name}
+    parts = {
+        name.replace("to_qkv", f"to_{head}"): part
+        for name, tensor in fused.items()
+        for head, part in zip("qkv", tensor.chunk(3), strict=True)
+    }
+    yield from ((name, tensor) for name, tensor in {**state, **parts}.items() if name not in fused)
+
+
+def _rounding(name: str, tensor: Any, folder: Path) -> float:
+    kind = str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
+    plain = is_tensor(tensor) and type(tensor).__module__ in ("torch", "torch.nn.parameter")
+    if not plain or kind not in ROUNDING:
+        stored = kind if plain or not is_tensor(tensor) else type(tensor).__name__
+        raise UsageError(
+            f"{NAME} keeps {name} as {stored}, which is too coarse to be told from other weights: call enable_l2c before "
+            f"quantising or layerwise casting, with the weights of {folder}"
+        )
+    return ROUNDING[kind]

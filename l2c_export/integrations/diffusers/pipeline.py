@@ -1,0 +1,180 @@
+"""An artefact behind the call of diffusers' DiTPipeline.  Neither diffusers nor torch is imported here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...artefact import staging, store
+from ...artefact.manifest import FILE, Manifest
+from ...errors import UsageError
+from ...runtime import pipeline, request
+from ...support.tensors import loaded, scalar
+from . import script_options
+
+Shape = tuple[int, ...]
+Callback = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class ImageOutput:
+    """`images`: a list of PIL images, an array (B, H, W, C) or a tensor (B, C, H, W) in 0..1, or latents (B, C, H, W)."""
+
+    images: Any
+
+
+class L2CPipeline:
+    """A compiled sampler that is called like a DiTPipeline, with its names and defaults."""
+
+    def __init__(self, pipe: pipeline.Pipeline, folder: Path) -> None:
+        self.pipe, self._folder = pipe, folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> L2CPipeline:
+        """Load an artefact; `options` are those of `l2c_export.load`, and those of diffusers that mean something here.
+
+        `device_map` is where to load it; `torch_dtype` must be what was compiled; options about downloads are ignored.
+        """
+        place = request.folder(folder).absolute()
+        known = script_options.for_load(options)
+        for name in ("torch_dtype", "dtype"):
+            script_options.check_type(options.get(name), store.read(place, verify=False).precision)
+        return cls(pipeline.load(place, **known), place)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Copy the artefact.  Raises ArtefactError if `folder` holds anything else, or if the artefact was replaced."""
+        script_options.check_saving(options)
+        store.check_unchanged(self._folder, self.manifest)
+        with staging.staged(request.folder(folder)) as stage:
+            for name in (*self.manifest.files, FILE):
+                (stage / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self._folder / name, stage / name)
+            store.check_unchanged(self._folder, self.manifest)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.pipe.manifest
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class names and their numbers."""
+        return dict(sorted((self.manifest.model.names or {}).items()))
+
+    def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
+        """The numbers of class names, however many.  Raises UsageError for one that does not exist."""
+        names = [label] if isinstance(label, str) else request.listed(label, "class labels")
+        return [request.named(self.manifest.model, name) for name in names]
+
+    @property
+    def device(self) -> Any:
+        """Where it computes: as PyTorch says it where that is loaded, else its name."""
+        name = self.pipe.device
+        return loaded().device(name) if loaded() else name
+
+    @property
+    def dtype(self) -> Any:
+        """What it computes in, likewise."""
+        name = script_options.TYPES[self.manifest.precision]
+        return getattr(loaded(), name) if loaded() else name
+
+    def to(self, *where: Any, **named: Any) -> L2CPipeline:
+        """Itself, where the device and the type asked for are its own.  Raises UsageError for others."""
+        for each in (*where, *(named.get(name) for name in ("device", "dtype", "torch_dtype"))):
+            if script_options.is_type(each):
+                script_options.check_type(each, self.manifest.precision)
+            elif each is not None and not isinstance(each, bool):
+                script_options.check_device(each, self.pipe.device)
+        return self
+
+    def without_effect(self, *_: Any, **__: Any) -> None:
+        """Settings of PyTorch's memory and of a progress bar, neither of which there is here; images would be the same."""
+
+    set_progress_bar_config = without_effect
+    enable_model_cpu_offload = enable_sequential_cpu_offload = enable_group_offload = without_effect
+    enable_attention_slicing = disable_attention_slicing = set_attention_slice = without_effect
+    enable_xformers_memory_efficient_attention = disable_xformers_memory_efficient_attention = without_effect
+    enable_vae_slicing = disable_vae_slicing = fuse_qkv_projections = unfuse_qkv_projections = without_effect
+    maybe_free_model_hooks = remove_all_hooks = reset_device_map = without_effect
+
+    def __getattr__(self, name: str) -> Any:
+        raise script_options.NotThere(name, type(self).__name__)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in script_options.COMPILED:
+            raise script_options.NotThere(name, type(self).__name__)
+        super().__setattr__(name, value)
+
+    def __call__(
+        self,
+        class_labels: request.Labels,
+        guidance_scale: float | None = None,
+        generator: Any = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        latents: Any = None,
+        callback_on_step_end: Callback | None = None,
+    ) -> ImageOutput | tuple[Any]:
+        """Generate one image per label.
+
+        A `guidance_scale` of 1 or less turns guidance off, as in diffusers.  `generator` is one of numpy's or torch's, a
+        seed, or a list with one for every image; without it the noise is new each time.  `num_inference_steps` must be what
+        was compiled.  `output_type` is "pil", "np", "pt" (where torch is loaded) or "latent".
+        """
+        check_steps(num_inference_steps, self.manifest)
+        labels = self.pipe.labels(class_labels)
+        scale = None if guidance_scale is None else guidance(guidance_scale)
+        kind = "np" if output_type == "pt" and loaded() else output_type
+        request.check_output(self.manifest, kind)
+        if latents is None:
+            latents = noise((len(labels), *self.manifest.model.latent), generator, self.pipe)
+        callback = callback_on_step_end and self._own(callback_on_step_end)
+        done = self.pipe(labels, scale, latents=latents, output_type=kind, callback_on_step_end=callback)
+        images = done.latents if kind in ("latent", "device") else done.images
+        if output_type == "pt":
+            images = loaded().from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        return ImageOutput(images) if return_dict else (images,)
+
+    def _own(self, callback: Callback) -> pipeline.Callback:
+        return lambda _, step, timestep, values: callback(self, step, timestep, values)
+
+
+def guidance(scale: Any) -> float:
+    """diffusers guides only above 1."""
+    return max(request.number(scale), 1.0)
+
+
+def check_steps(given: Any, manifest: Manifest) -> None:
+    steps = scalar(given)
+    if steps is not None and not (request.whole(steps) and steps == manifest.steps):
+        raise UsageError(
+            f"num_inference_steps {given}: this artefact was compiled for {manifest.steps}: use that, "
+            f"or compile another one with l2c-export --steps {given}"
+        )
+
+
+def noise(shape: Shape, generator: Any, pipe: pipeline.Pipeline) -> np.ndarray:
+    """Standard normal latents of a shape (B, C, H, W), float32."""
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != shape[0]:
+            raise UsageError(f"generator: a list of {len(generator)} for {shape[0]} images: give one, or one per image")
+        return np.concatenate([noise((1, *shape[1:]), one, pipe) for one in generator])
+    if request.whole(seed := scalar(generator)):
+        return pipe.noise(shape[0], seed)
+    if is_torch(generator):
+        torch = loaded()
+        drawn: np.ndarray = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).cpu().numpy()
+        return drawn
+    if generator is not None and not isinstance(generator, np.random.Generator):
+        raise UsageError(f"generator {generator!r}: use one of numpy's or torch's, or a seed")
+    return (generator or np.random.default_rng()).standard_normal(shape, np.float32)
+
+
+def is_torch(generator: Any) -> bool:
+    """Whether it is a torch.Generator, which only who has imported torch can have."""
+    return loaded() is not None and isinstance(generator, loaded().Generator)

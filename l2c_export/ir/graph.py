@@ -1,0 +1,145 @@
+"""The intermediate representation: one denoising call as a list of named operations.
+
+A `Graph` is what every compiler pass takes and returns, what is written as ONNX, and (grouped into
+segments) what the runtime executes.  Everything is frozen; a pass builds a new graph.
+
+Names are the interface.  `blocks.3.attn` is the module, the value, the cache slot and the manifest key:
+
+    blocks.3.attn              the value computed in this call
+    blocks.3.attn@-1           the value that the call before computed, read from the cache
+    blocks.3.attn.gate@+1      the value that belongs to the next call (hoisted rows only)
+    blocks.3.fc.weight[0:384]  the rows 0..383 of a weight tensor
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from .dtypes import BYTES
+from .names import split_at
+
+T = TypeVar("T")
+
+# Where a graph's input comes from.  Everything else is computed by a node.
+WEIGHT = "weight"  # a tensor of the checkpoint, or some rows of one
+TIME = "time"  # the timestep of the call: known when compiling
+LABEL = "label"  # the class labels: known when a request arrives
+LOOP = "loop"  # the latents and whatever else changes inside the loop
+CACHE = "cache"  # a value filled by an earlier call
+ROW = "row"  # a hoisted value: computed by the prologue, one row block per call
+INNER = ""  # computed by a node of the graph itself
+FP32 = "_fp32"  # ends the operation of a sublayer that is kept in float32, weights and all
+
+
+class Value(msgspec.Struct, frozen=True):
+    """The type of a named value: its shape (int, "B" images or "R" rows of the model's batch) and dtype."""
+
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+    kind: str = INNER
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes per image or row, for a value with a batch axis."""
+        return math.prod(n for n in self.shape if isinstance(n, int)) * BYTES[self.dtype]
+
+
+class Node(msgspec.Struct, frozen=True, array_like=True):
+    """One operation: a segment kind of the family (`attn`), or the plain ONNX `Add` and `Mul`."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+PLAIN_OPS = frozenset({"Add", "Mul"})
+
+
+class Graph(msgspec.Struct, frozen=True):
+    """Nodes in topological order, the values' types, what is read and what is written.
+
+    `sublayers` names the cacheable values, in the order of the router's columns.
+    """
+
+    nodes: tuple[Node, ...]
+    values: Mapping[str, Value]
+    outputs: tuple[str, ...]
+    sublayers: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names that are read before they are computed, in order of first use."""
+        made = {name for node in self.nodes for name in node.outputs}
+        read = [name for node in self.nodes for name in node.inputs] + list(self.outputs)
+        return tuple(dict.fromkeys(name for name in read if name not in made))
+
+    def kind(self, name: str) -> str:
+        return self.values[name].kind
+
+
+NOTHING = Graph((), {}, ())
+
+
+def live(graph: Graph) -> Graph:
+    """Drop every node whose outputs nobody reads (dead code elimination), and the types of dropped values."""
+    wanted, kept = set(graph.outputs), []
+    for node in reversed(graph.nodes):
+        if wanted.intersection(node.outputs):
+            kept.append(node)
+            wanted.update(node.inputs)
+    nodes = tuple(reversed(kept))
+    names = {name for node in nodes for name in (*node.inputs, *node.outputs)} | set(graph.outputs)
+    values = {name: value for name, value in graph.values.items() if name in names}
+    return msgspec.structs.replace(graph, nodes=nodes, values=values)
+
+
+def rename(nodes: Iterable[Node], name: Callable[[str], str]) -> tuple[Node, ...]:
+    """The same nodes under other value names; a node is called after what it makes."""
+    return tuple(Node(n.op, name(n.name), tuple(map(name, n.inputs)), tuple(map(name, n.outputs))) for n in nodes)
+
+
+def producers(nodes: Iterable[Node]) -> dict[str, Node]:
+    """Which node computes which value."""
+    return {name: node for node in nodes for name in node.outputs}
+
+
+def dependencies(graph: Graph, reach: Callable[[str], T]) -> dict[str, frozenset[T]]:
+    """Data flow: for every value, the set of reach(input) over all inputs that it depends on."""
+    found: dict[str, frozenset[T]] = {name: frozenset([reach(name)]) for name in graph.inputs}
+    for node in graph.nodes:
+        joined: frozenset[T] = frozenset().union(*(found[name] for name in node.inputs))
+        found.update(dict.fromkeys(node.outputs, joined))
+    return found
+
+
+def check(graph: Graph, stage: str) -> Graph:
+    """The contract between stages: every name has a type, is made once and before it is read."""
+    made = set(graph.inputs)
+    for node in graph.nodes:
+        missing = [n for n in (*node.inputs, *node.outputs) if n not in graph.values]
+        late = [n for n in node.inputs if n not in made]
+        twice = [n for n in node.outputs if n in made]
+        if missing or late or twice:
+            raise AssertionError(f"{stage}: {node.name}: {missing=} {late=} {twice=}")
+        made.update(node.outputs)
+    wrong = [n for n in graph.inputs if graph.kind(n) == INNER or (graph.kind(n) == CACHE and split_at(n)[1] >= 0)]
+    assert not wrong, f"{stage}: read but never made: {wrong}"
+    return graph
+
+
+def text(graph: Graph) -> str:
+    """The graph in ONNX's text notation, weights left out of the signature."""
+
+    def typed(name: str) -> str:
+        value = graph.values[name]
+        return f"{value.dtype}[{','.join(map(str, value.shape))}] {name}"
+
+    inputs = [typed(n) for n in graph.inputs if graph.kind(n) != WEIGHT]
+    lines = [f"  {', '.join(n.outputs)} = {n.op}({', '.join(n.inputs)})" for n in graph.nodes]
+    outputs = [typed(n) for n in graph.outputs]
+    return "\n".join([f"({', '.join(inputs)}) => ({', '.join(outputs)}) {{", *lines, "}"]) + "\n"

@@ -1,0 +1,206 @@
+"""The weights of diffusers' DiTTransformer2DModel under the names of the DiT family.
+
+Query, key and value are separate there, every block has embedders of its own (the released checkpoints hold the same ones in
+each), and the position embedding is not stored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from ...errors import ModelError, WeightsError
+from ...weights.checkpoint import Checkpoint
+from .model_index import PIPELINE, TRANSFORMER, config
+
+# our names -> theirs, in a block and outside
+BLOCK = {
+    "t_embedder.mlp.0": "norm1.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "norm1.emb.timestep_embedder.linear_2",
+    "y_embedder.embedding_table": "norm1.emb.class_embedder.embedding_table",
+    "attn.qkv": "attn1.to_",
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+    "adaLN_modulation.1": "norm1.linear",
+}
+OUTSIDE = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+EMBEDDERS = ("t_embedder.", "y_embedder.")
+# What must be so for it to be a DiT; diffusers ignores options of other models, which older configurations have.
+NEEDED: dict[str, Any] = {
+    "norm_type": "ada_norm_zero",
+    "activation_fn": "gelu-approximate",
+    "norm_elementwise_affine": False,
+    "attention_bias": True,
+}
+
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**20)]  # more than any model has
+
+
+class TransformerConfig(msgspec.Struct, frozen=True):
+    """What of the transformer's `config.json` shapes a DiT."""
+
+    num_attention_heads: Size = 16
+    attention_head_dim: Size = 72
+    in_channels: Size = 4
+    out_channels: Size | None = None
+    num_layers: Size = 28
+    sample_size: Size = 32
+    patch_size: Size = 2
+    num_embeds_ada_norm: Size = 1000
+    norm_eps: float = 1e-5
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    def arch(self, block_embeddings: bool) -> dict[str, Any]:
+        """The same as an architecture of the DiT family."""
+        return {
+            "input_size": self.sample_size,
+            "patch_size": self.patch_size,
+            "in_channels": self.in_channels,
+            "hidden_size": self.width,
+            "depth": self.num_layers,
+            "num_heads": self.num_attention_heads,
+            "num_classes": self.num_embeds_ada_norm,
+            "learn_sigma": self.out_channels == 2 * self.in_channels,
+            "mlp_eps": self.norm_eps,
+            "frequency_shift": 1,
+            "block_embeddings": block_embeddings,
+        }
+
+    @staticmethod
+    def of(arch: Mapping[str, Any]) -> TransformerConfig:
+        """The configuration that has this architecture."""
+        return TransformerConfig(
+            num_attention_heads=arch["num_heads"],
+            attention_head_dim=arch["hidden_size"] // arch["num_heads"],
+            in_channels=arch["in_channels"],
+            out_channels=arch["in_channels"] * (2 if arch["learn_sigma"] else 1),
+            num_layers=arch["depth"],
+            sample_size=arch["input_size"],
+            patch_size=arch["patch_size"],
+            num_embeds_ada_norm=arch["num_classes"],
+            norm_eps=arch["mlp_eps"],
+        )
+
+
+def read_config(path: Path, kind: str = TRANSFORMER, pipeline: str | None = None) -> TransformerConfig:
+    """A transformer's configuration, read as diffusers reads it for the class `kind`.  Raises ModelError if it is no DiT."""
+    found = config(path)
+    if (
+        kind != TRANSFORMER and found.get("norm_type") != NEEDED["norm_type"]
+    ):  # diffusers tells by it what the older class means
+        found = {"norm_type": "layer_norm", **found}
+    of = f" (of a {pipeline})" if pipeline not in (None, PIPELINE) else ""
+    return shape_of(found, f"{path}{of}")
+
+
+def shape_of(options: Mapping[str, Any], where: str) -> TransformerConfig:
+    """What a transformer's options say.  Raises ModelError if it is no DiT."""
+    for option, needed in NEEDED.items():
+        if options.get(option, needed) != needed:
+            raise ModelError(f"{where}: {option} = {options[option]!r} is not supported: a DiT has {needed!r}")
+    try:
+        shape = msgspec.convert(
+            {k: v for k, v in options.items() if k in TransformerConfig.__struct_fields__}, TransformerConfig
+        )
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{where} does not describe a DiT: {error}") from None
+    if shape.out_channels not in (None, shape.in_channels, 2 * shape.in_channels):
+        raise ModelError(f"{where}: out_channels = {shape.out_channels}: must be once or twice the {shape.in_channels} inputs")
+    return shape
+
+
+def for_model(found: Checkpoint, family: str, arch: Mapping[str, Any]) -> Checkpoint:
+    """The same under the names of a model that was read from a folder, if it has those of diffusers: a fine-tuned transformer.
+
+    Raises WeightsError where it is of another model.
+    """
+    theirs = any(name.startswith("transformer_blocks.") for name in found.shapes)
+    if family != "dit" or not theirs or not arch.get("frequency_shift"):
+        return found
+    shape = TransformerConfig.of(arch)
+    check_blocks(found, shape)
+    if not arch["block_embeddings"] and not same_embedders(found, shape):
+        raise WeightsError(
+            f"{found.path}: its blocks differ in how they embed the timestep: compile it from its pipeline folder"
+        )
+    return renamed(found, shape, bool(arch["block_embeddings"]))
+
+
+def check_blocks(stored: Checkpoint, shape: TransformerConfig) -> None:
+    """Refuse a depth that the weights do not have, before anything of that length is made."""
+    found = {name.split(".")[1] for name in stored.shapes if name.startswith("transformer_blocks.")}
+    if len(found) != shape.num_layers:
+        raise WeightsError(
+            f"{stored.path} does not fit its model: it has {len(found)} blocks, not {shape.num_layers} (num_layers)"
+        )
+
+
+def same_embedders(stored: Checkpoint, shape: TransformerConfig) -> bool:
+    """Whether all blocks embed timestep and label with the same weights."""
+    names = [n for n in stored.shapes if n.startswith("transformer_blocks.0.norm1.emb.")]
+    for name in names:
+        first = stored.read(name)
+        for i in range(1, shape.num_layers):
+            other = name.replace(".0.", f".{i}.", 1)
+            if stored.shapes.get(other) != first.shape or not np.array_equal(stored.read(other), first):
+                return False
+    return True
+
+
+def renamed(stored: Checkpoint, shape: TransformerConfig, block_embeddings: bool) -> Checkpoint:
+    """The weights under the DiT family's names.  Raises WeightsError for tensors that no DiT has."""
+    sources = {f"{ours}.{part}": [f"{theirs}.{part}"] for ours, theirs in OUTSIDE.items() for part in ("weight", "bias")}
+    for i in range(shape.num_layers):
+        for ours, theirs in BLOCK.items():
+            at = "" if not block_embeddings and ours.startswith(EMBEDDERS) else f"blocks.{i}."
+            for part in ("weight",) if ours.startswith("y_") else ("weight", "bias"):
+                heads = ("q", "k", "v") if theirs.endswith("_") else ("",)
+                names = [f"transformer_blocks.{i}.{theirs}{head}.{part}" for head in heads]
+                sources.setdefault(f"{at}{ours}.{part}", names)
+    used = {name for names in sources.values() for name in names}
+    shared = re.compile(r"transformer_blocks\.\d+\.norm1\.emb\.") if not block_embeddings else None
+    left = [
+        n for n in sorted(stored.shapes) if n not in used and n != "pos_embed.pos_embed" and not (shared and shared.match(n))
+    ]
+    missing = [n for n in sorted(used) if n not in stored.shapes]
+    if left or missing:
+        what = f"{missing[0]} is missing" if missing else f"{left[0]} is not part of a DiT"
+        raise WeightsError(f"{stored.path} does not fit its model: {what}")
+    position = position_embedding(shape)
+
+    def read(name: str) -> np.ndarray:
+        if name == "pos_embed":
+            return position
+        return (
+            np.concatenate([stored.read(n) for n in sources[name]]) if len(sources[name]) > 1 else stored.read(sources[name][0])
+        )
+
+    shapes: dict[str, tuple[int, ...]] = {"pos_embed": position.shape}
+    for ours, names in sources.items():
+        first, *rest = stored.shapes[names[0]]
+        shapes[ours] = (first * len(names), *rest)
+    return stored._replace(shapes=shapes, read=read)
+
+
+def position_embedding(shape: TransformerConfig) -> np.ndarray:
+    """Sines and cosines of the column, then of the row, of every patch: (1, T, D) float32, from float64."""
+    side, quarter = shape.sample_size // shape.patch_size, shape.width // 4
+    frequencies = 1 / 10000 ** (np.arange(quarter) / quarter)
+    angles = np.arange(side)[:, None] * frequencies
+    axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    rows, columns = np.repeat(np.arange(side), side), np.tile(np.arange(side), side)
+    return np.concatenate([axis[columns], axis[rows]], axis=1)[None].astype(np.float32)

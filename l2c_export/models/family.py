@@ -1,0 +1,154 @@
+"""What a model family is: its tensors, its operations, and one description of its call, which is recorded or executed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import msgspec
+from torch import Tensor
+
+from ..errors import ModelError
+from ..ir.graph import FP32
+from . import layers
+from .updates import UPDATES
+
+
+class Operation(NamedTuple):
+    """A kind of operation: a pure function of activations, then weights.
+
+    `weights` are the names of the weights under the module that the operation is called at.
+    """
+
+    function: Callable[..., Any]
+    weights: tuple[str, ...] = ()
+
+
+class Runner(Protocol):
+    """What a family's `call` is written against.  Values are opaque to it."""
+
+    def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
+        """Run a segment kind with the weights of module `at`."""
+
+    def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
+        """The same for a cacheable attention or MLP."""
+
+    def chunks(self, op: str, value: Any, at: str, names: Sequence[str]) -> tuple[Any, ...]:
+        """A linear layer whose rows are several independent projections, one per name."""
+
+    def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
+        """stream + gate * value."""
+
+
+class Family(Protocol):
+    """A model family: its architecture, tensors, segment kinds and one denoising call.
+
+    Its class also has `arch_type`, `named` and `from_tensors`, and may have `shown`, the fields of the architecture that
+    tensors show, and `unshown`, which says of the others what follows from published models and what must be asked.
+    """
+
+    name: ClassVar[str]
+    default_sampler: ClassVar[str]
+    default_guidance: ClassVar[tuple[str, float]]
+    arch: Any
+    latent: tuple[int, int, int]  # channels, height, width
+    labels: int  # valid class labels are 0 .. labels-1
+    null_label: int | None  # the label of the unconditional half, None without one
+    sublayers: tuple[str, ...]  # router column -> value name
+    segments: Mapping[str, Operation]
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of a checkpoint."""
+
+    def call(self, run: Runner, x: Any, rows: Any, t: Any, y: Any) -> Any:
+        """Predict the noise.
+
+        x (B, C, H, W) float32 latents; rows (R,) int32: which latent each row of the model's batch
+        uses; t (R,) float32 timesteps; y (R,) int32 labels.  Returns (R, C or 2C, H, W).
+        """
+
+
+def operation_of(family: Family, op: str) -> Operation:
+    """The kind of operation; with the suffix `FP32` it computes in float32 whatever it is given."""
+    if op in UPDATES:
+        return Operation(UPDATES[op])
+    segment = family.segments[op.removesuffix(FP32)]
+    return segment._replace(function=in_float32(segment.function)) if op.endswith(FP32) else segment
+
+
+def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def widened(h: Tensor, *others: Tensor) -> Tensor:
+        return function(layers.wide(h), *map(layers.wide, others)).to(h.dtype)
+
+    return widened
+
+
+# Keys of the reference's own configurations that change no number: what saves memory in training.
+WITHOUT_EFFECT = {"use_checkpoint"}
+
+
+def fields_of(arch_type: type, given: Mapping[str, Any]) -> Any:
+    """Build an architecture record from a configuration.  Raises ModelError for a key that is not known."""
+    known = [f.name for f in msgspec.structs.fields(arch_type)]
+    check_keys(given, known, WITHOUT_EFFECT)
+    return msgspec.convert({k: v for k, v in given.items() if k in known}, arch_type)
+
+
+def check_keys(given: Mapping[str, Any], known: Sequence[str], tolerated: Collection[str] = ()) -> None:
+    """Raise ModelError naming the first key that is not known, and the nearest that is."""
+    for key in given:
+        if key not in known and key not in tolerated:
+            close = difflib.get_close_matches(key, known, 1)
+            raise ModelError(f"unknown key {key!r}: {f'use {close[0]}' if close else 'known are ' + ', '.join(known)}")
+
+
+# What no model comes near, and what would take forever to find out.
+LARGEST, DEEPEST, MOST_PARAMETERS, MOST_PIXELS = 2**20, 2**10, 2**40, 2**20
+
+
+def check_sizes(arch: Any, may_be_zero: Collection[str] = ()) -> None:
+    """Raise ModelError for a size that is no size."""
+    for name, value in msgspec.structs.asdict(arch).items():
+        if isinstance(value, (bool, str)):
+            continue
+        if value <= 0 and name not in may_be_zero:
+            raise ModelError(f"the model's {name} is {shown(value)}: must be more than 0")
+        most = DEEPEST if name == "depth" else LARGEST
+        if not 0 <= value <= most:
+            raise ModelError(f"the model's {name} is {shown(value)}: must be from 0 to {most}")
+
+
+def check_total(family: Family) -> None:
+    """Raise ModelError for a model whose sizes are possible one by one, but not together."""
+    shapes = family.tensors()
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    _, height, width = family.latent
+    if parameters > MOST_PARAMETERS or height * width > MOST_PIXELS:
+        raise ModelError(f"{family.name}: {parameters:,} parameters and latents of {height}x{width}: check --model")
+
+
+def width_of(arch: Any) -> int:
+    """The width of the tokens, by whatever name; 0 without one."""
+    return int(getattr(arch, "hidden_size", getattr(arch, "embed_dim", 0)))
+
+
+def summary(family: Family) -> str:
+    """One line: depth x width, heads, classes and picture size."""
+    arch, width = family.arch, width_of(family.arch)
+    size = [f"{arch.depth} x {width}"] if width and hasattr(arch, "depth") else [f"{len(family.sublayers)} sublayers"]
+    heads = [f"{arch.num_heads} heads"] if hasattr(arch, "num_heads") else []
+    classes = f"{family.labels} classes {'without' if family.null_label is None else '+'} null"
+    channels, height, wide = family.latent
+    if channels in (1, 3):
+        picture = f"pictures of {height} x {wide} pixels"
+    else:
+        of = f"pictures of {8 * height} x {8 * wide}, " if channels == 4 else ""
+        picture = f"{of}latents {channels} x {height} x {wide}"
+    return ", ".join([family.name, *size, *heads, classes, picture])
+
+
+def shown(number: float) -> str:
+    """A number that may have thousands of digits."""
+    return f"{number}" if abs(number) < 10**18 else "a number of more than 18 digits"

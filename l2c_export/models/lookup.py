@@ -1,0 +1,104 @@
+"""Which model is meant: by a name, by a JSON file, or by the weights alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ..errors import ModelError
+from ..support.file_kind import MODEL, json_text, of_json
+from ..weights.checkpoint import Checkpoint
+from ..weights.notes import size
+from . import foreign
+from .evidence import ModelRequest, described, of_weights
+from .families import FAMILIES
+from .family import Family, check_keys, check_total, fields_of
+
+RECORDED = "router_file"  # a key of a recorded run's configuration, which says more than its model
+REMEDY = "give a JSON file with family and arch"
+EXAMPLES = "DiT-XL/2, DiT-S/4@512, U-ViT-H/2, a pipeline folder of diffusers, or a JSON file with family and arch"
+
+
+class Resolved(NamedTuple):
+    """A model, its name if it has a published one, and what of it nothing says."""
+
+    family: Family
+    name: str | None
+    assumed: tuple[str, ...] = ()
+
+
+def resolve(
+    model: str | None, router_family: str | None, router_columns: int | None, checkpoint: Checkpoint | None
+) -> Resolved:
+    """The model that the user means: `ask`, then `find`."""
+    return find(ask(model, router_family, router_columns, checkpoint), checkpoint)
+
+
+def ask(
+    model: str | None, router_family: str | None, router_columns: int | None, checkpoint: Checkpoint | None
+) -> ModelRequest:
+    """What the user says of the model: `--model`, a name or a JSON file.
+
+    Left out, the weights say the family, and without weights a router's width is that of a published model.
+    """
+    if model is not None:
+        is_file = Path(model).suffix == ".json" or Path(model).is_file()
+        return _from_file(Path(model)) if is_file else _from_name(model, checkpoint)
+    if checkpoint is not None:
+        return ModelRequest(_family_of(checkpoint))
+    default = {("dit", 56): "DiT-XL/2", ("uvit", 58): "U-ViT-H/2"}.get((router_family or "", router_columns or 0))
+    if default is None:
+        wide = f"a router of width {router_columns}" if router_columns else "this schedule"
+        raise ModelError(f"{wide} does not say which model it is for: give --model ({EXAMPLES}) or --weights")
+    assumed = f"the model {default}, which has the router's {router_columns} columns"
+    return _from_name(default, None)._replace(assumed=(assumed,))
+
+
+def find(asked: ModelRequest, checkpoint: Checkpoint | None) -> Resolved:
+    """The model that fits what was asked for and the checkpoint.  Raises ModelError where these do not say all of it."""
+    family = FAMILIES[asked.kind]
+    arch, assumed = of_weights(family, asked, checkpoint) if checkpoint else described(family, asked)
+    made = family(arch)
+    check_total(made)
+    return Resolved(made, asked.name if asked.name and family.named(asked.name) == arch else None, assumed)
+
+
+def _from_name(model: str, checkpoint: Checkpoint | None) -> ModelRequest:
+    """A name stands for a size; for a size of pictures, too, if it says one, and without weights for all of a model."""
+    for kind, family in FAMILIES.items():
+        if (arch := family.named(model)) is not None:
+            fields: dict[str, Any] = msgspec.structs.asdict(arch)
+            pixels = {name: value for name, value in fields.items() if name in ("input_size", "img_size") and "@" in model}
+            return ModelRequest(kind, fields if checkpoint is None else {**size(arch), **pixels}, model)
+    raise ModelError(f"unknown model {model!r}: use for example {EXAMPLES}")
+
+
+def _from_file(path: Path) -> ModelRequest:
+    try:
+        config = msgspec.json.decode(json_text(path, REMEDY), type=dict[str, Any])
+        if (other := of_json(config)) not in (None, MODEL):
+            raise ModelError(f"does not describe a model: {other.instead(REMEDY)}")
+        kind, arch = config["family"], config["arch"]
+        if not isinstance(kind, str) or kind not in FAMILIES:
+            raise ModelError(f"{path}: unknown family {kind!r}: known are {', '.join(FAMILIES)}")
+        if RECORDED not in config:
+            check_keys(config, ("family", "arch"))
+        known = msgspec.structs.asdict(fields_of(FAMILIES[kind].arch_type, arch))
+        return ModelRequest(kind, {name: value for name, value in known.items() if name in arch}, described=True)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ModelError(f"--model {path}: {error.strerror}: use for example {EXAMPLES}") from None
+    except KeyError as error:
+        raise ModelError(f"{path}: the key {error} is missing: a model needs family and arch") from None
+    except (msgspec.MsgspecError, AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} does not describe a model: {error}") from None
+
+
+def _family_of(checkpoint: Checkpoint) -> str:
+    for kind, mark in (("dit", "x_embedder.proj.weight"), ("uvit", "patch_embed.proj.weight")):
+        if mark in checkpoint.shapes:
+            return kind
+    raise ModelError(f"{checkpoint.path}: l2c-export knows DiT and U-ViT, and {foreign.what(checkpoint.shapes)}")

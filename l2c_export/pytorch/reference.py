@@ -1,0 +1,114 @@
+"""The PyTorch side of verification: the cached model in float64, given one request of an artefact."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..artefact import given_weights
+from ..artefact.manifest import Manifest
+from ..errors import UsageError
+from ..models import families
+from ..weights.layout import FILE, Layout, rounded
+from .eager import Denoiser, TracingDenoiser
+
+
+class Reference:
+    """What every call of an artefact should make of `noise` (B, C, H, W), `labels` and a guidance scale.
+
+    The weights are the artefact's own, unless a checkpoint is given (then an error in the artefact's copy shows too).
+    `recorded` (solver steps, B, C, H, W) replaces the latents at the end of every solver step.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, noise: np.ndarray, labels: Sequence[int], guidance_scale: float,
+                 checkpoint: Path | None = None, recorded: np.ndarray | None = None) -> None:  # fmt: skip
+        self.noise, self.labels, self.guidance_scale = noise, list(labels), guidance_scale
+        self.setting = {
+            "reference": "cached PyTorch, float64",
+            "weights": str(checkpoint or "the artefact's own"),
+            "labels": self.labels,
+            "guidance_scale": guidance_scale,
+        }
+        self._manifest, self._recorded = manifest, recorded
+        self._family = families.build(manifest.model.family, manifest.model.arch)
+        self._tensors = stored(folder, manifest) if checkpoint is None else given(checkpoint, manifest)
+
+    @functools.cached_property
+    def _model(self) -> TracingDenoiser:
+        return TracingDenoiser(self._family, {name: tensor.double() for name, tensor in self._tensors.items()})
+
+    @functools.cache  # noqa: B019  (one per verification)
+    def latents(self) -> list[np.ndarray]:
+        """After every call, (B, C, H, W) float64."""
+        found = [x.numpy().copy() for x in self._run(self._model, torch.float64)]
+        if self._recorded is not None:
+            ends = [n for n, call in enumerate(self._manifest.calls) if call.ends_step]
+            for n, x in zip(ends, self._recorded, strict=True):
+                found[n] = x.astype(np.float64)
+        return found
+
+    def float32_errors(self) -> list[float]:
+        """The relative error of PyTorch in float32, every call fed the latents of this reference."""
+        single = Denoiser(self._family, {name: tensor.float() for name, tensor in self._tensors.items()})
+        errors = []
+        for x, want in zip(self._run(single, torch.float32), self.latents(), strict=True):
+            errors.append(float(np.abs(x.double().numpy() - want).max() / np.abs(want).max()))
+            x.copy_(torch.from_numpy(want))
+        return errors
+
+    def traces(self, keep: frozenset[int]) -> dict[int, dict[str, np.ndarray]]:
+        """Every value of some calls, by its name in the compiled graphs, when each call is fed the latents."""
+        self._model.keep, self._model.traces = keep, {}
+        for n, (x, want) in enumerate(zip(self._run(self._model, torch.float64), self.latents(), strict=True)):
+            x.copy_(torch.from_numpy(want))
+            if n >= max(keep):
+                break
+        return {n: {k: v.numpy() for k, v in seen.items()} for n, seen in self._model.traces.items()}
+
+    def _run(self, model: Denoiser, dtype: torch.dtype):  # type: ignore[no-untyped-def]
+        null = self._manifest.model.null_label
+        guided = self.guidance_scale != 1
+        labels = torch.tensor(self.labels + [null] * len(self.labels) if guided else self.labels, dtype=torch.int32)
+        channels = torch.tensor(self._manifest.guidance.channels(self._manifest.model.latent[0]), dtype=dtype)
+        guidance = (self.guidance_scale - 1) * channels.reshape(1, -1, 1, 1)
+        noise = torch.from_numpy(self.noise).to(dtype) * float(np.float32(self._manifest.noise_scale or 1))
+        return model.steps(self._manifest.calls, noise, labels, guidance)
+
+
+def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The artefact's weights, in the type in which they are stored."""
+    layout, memory = Layout(manifest.tensors, manifest.weight_types), np.fromfile(folder / FILE, np.uint8)
+    return {
+        name: torch.from_numpy(layout.view(memory, name)).view(getattr(torch, layout.types.of(name)))
+        for name in manifest.tensors
+    }
+
+
+def given(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
+    found = given_weights.tensors(checkpoint, manifest)
+    return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in found}
+
+
+def of_case(case: Path, folder: Path, manifest: Manifest, checkpoint: Path | None = None) -> Reference:
+    """A recorded run of the reference implementation: its noise, labels, guidance, and the latents after every step."""
+    try:
+        config = json.loads((case / "config.json").read_text())
+        golden = np.load(case / "golden.npz")
+        scale = config["cfg"]["scale"]
+        count = min(config["batch"], manifest.batch)
+        labels, noise = golden["y"][:count].tolist(), golden["x_T"][:count]
+        full = all(not call.reused for call in manifest.calls)
+        recorded = golden["full_x" if full else "cached_x"][:, :count]
+    except (OSError, KeyError, ValueError) as error:
+        raise UsageError(f"--golden {case}: not a recorded case (config.json and golden.npz): {error}") from None
+    if len(recorded) != manifest.steps_of_solver or noise.shape[1:] != manifest.model.latent:
+        raise UsageError(f"--golden {case}: {len(recorded)} steps of {noise.shape[1:]} latents, not what {folder} was made for")
+    # U-ViT's reference writes c + s (c - u); a guidance scale in the usual sense is 1 + s
+    usual = 1.0 if scale is None else 1.0 + scale if config["family"] == "uvit" else float(scale)
+    return Reference(folder, manifest, noise, labels, usual, checkpoint, recorded)

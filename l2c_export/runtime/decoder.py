@@ -1,0 +1,93 @@
+"""Latents to pixels on any backend: the decoder that `--with-vae` has exported, whole or in tiles that overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..artefact.manifest import DecoderRecord as Described
+from ..artefact.manifest import FileInfo
+from ..backends.contract import Array, Backend, Run, SegmentFile
+from ..errors import UsageError
+
+OVERLAP = 0.25  # of a tile with the next one, as in diffusers' AutoencoderKL
+
+
+def check_tile(tile: int | None, described: Described | None) -> None:
+    """Refuse a tile that no decoder can be asked for; None decodes pictures whole."""
+    if tile is None:
+        return
+    if described is None:
+        raise UsageError(f"tile {tile}: this artefact has no decoder: compile with --with-vae, or leave the tile out")
+    if tile < 2 * described.scale or tile % described.scale:
+        raise UsageError(f"tile {tile}: must be a multiple of {described.scale} pixels, and at least {2 * described.scale}")
+
+
+class Decoder:
+    """Latents (B, C, h, w) -> pixels (B, 3, scale h, scale w), image by image: a batch is no faster and needs more memory.
+
+    `tile` is the side in pixels of the parts that larger pictures are decoded in; None decodes them whole.
+    """
+
+    def __init__(
+        self, folder: Path, described: Described, backend: Backend, tile: int | None, info: FileInfo | None = None
+    ) -> None:
+        self._described, self._backend = described, backend
+        self._tile = tile // described.scale if tile else None
+        file = SegmentFile(folder / described.file, ("z",), ("image",), info, weights_inside=True)
+        self._engine = backend.load(file)
+        self._bound: dict[tuple[int, ...], tuple[Array, Array, Run]] = {}
+
+    def __call__(self, latents: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._image(z[None]) for z in latents])
+
+    def _image(self, z: np.ndarray) -> np.ndarray:
+        if self._tile is None or max(z.shape[2:]) <= self._tile:
+            return self._decode(z)
+        return in_tiles(self._decode, z, self._tile, self._described.scale)
+
+    def _decode(self, z: np.ndarray) -> np.ndarray:
+        if z.shape not in self._bound:
+            self._bound[z.shape] = self._bind(z.shape)
+        given, made, run = self._bound[z.shape]
+        self._backend.memory.put(given, z)
+        run()
+        pixels: np.ndarray = self._backend.memory.get(made).copy()
+        return pixels
+
+    def _bind(self, shape: tuple[int, ...]) -> tuple[Array, Array, Run]:
+        memory, scale = self._backend.memory, self._described.scale
+        given = memory.empty(shape, "float32")
+        made = memory.empty((1, self._described.channels, shape[2] * scale, shape[3] * scale), "float32")
+        return given, made, self._engine.bind({"z": given}, {"image": made})
+
+
+def in_tiles(decode: Callable[[np.ndarray], np.ndarray], z: np.ndarray, tile: int, scale: int) -> np.ndarray:
+    """Decode z (1, C, h, w) in squares of `tile` latents, and fade from one to the next (AutoencoderKL.tiled_decode)."""
+    stride = int(tile * (1 - OVERLAP))
+    kept, fade = stride * scale, (tile - stride) * scale  # pixels of a tile before the next one begins, and those that fade
+    above: list[np.ndarray] = []
+    bands = []
+    for i in range(0, z.shape[2], stride):
+        row: list[np.ndarray] = []
+        for n, j in enumerate(range(0, z.shape[3], stride)):
+            part = decode(z[:, :, i : i + tile, j : j + tile])
+            if above:
+                part = faded(above[n], part, fade, axis=2)
+            row.append(faded(row[-1], part, fade, axis=3) if row else part)
+        bands.append(np.concatenate([part[:, :, :kept, :kept] for part in row], axis=3))
+        above = row
+    return np.concatenate(bands, axis=2)
+
+
+def faded(before: np.ndarray, part: np.ndarray, length: int, axis: int) -> np.ndarray:
+    """`part`, whose first rows or columns go over from the last ones of `before`."""
+    length = min(length, before.shape[axis], part.shape[axis])
+    weight = (np.arange(length, dtype=np.float32) / length).reshape([-1 if a == axis else 1 for a in range(part.ndim)])
+    ending, beginning = (slice(before.shape[axis] - length, None), slice(length))
+    old, new = (np.moveaxis(v, axis, 0)[s] for v, s in ((before, ending), (part, beginning)))
+    made: np.ndarray = part.copy()
+    np.moveaxis(made, axis, 0)[beginning] = old * (1 - np.moveaxis(weight, axis, 0)) + new * np.moveaxis(weight, axis, 0)
+    return made

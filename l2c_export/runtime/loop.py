@@ -1,0 +1,201 @@
+"""The denoising loop over compiled engines.  It needs numpy and one backend; torch ended before here.
+
+Every buffer gets its place and every call is bound once for a batch size; `denoise` and `whole` are the loop.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ..artefact.manifest import CallRecord
+from ..backends.contract import Array, Run
+from ..ir.dtypes import stored
+from ..ir.graph import Value
+from ..ir.names import split_at
+from ..support.ending import stop
+from ..support.words import counted
+from .program import Bound, Program, aligned, bind_graph, concrete, filled
+from .prologue import Prologue
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a call leaves behind, on the host."""
+
+    call: CallRecord
+    index: int
+    x: np.ndarray  # (B, C, H, W) float32: the latents for the next call, a copy
+
+
+Execute = Callable[[int, Bound], None]  # what is done with every engine of a call, instead of only running it
+
+
+def execute(index: int, bound: Bound) -> None:
+    """Run an engine of call `index`."""
+    bound.run()
+
+
+class LatentTurn(NamedTuple):
+    """Which of the three latent buffers a call reads, and which it fills."""
+
+    now: int
+    base: int  # the latents at the start of the solver step
+    after: int
+
+
+def turns(calls: Sequence[CallRecord]) -> list[LatentTurn]:
+    """Rotate the buffers so that no call overwrites latents that are still needed."""
+    now, base, found = 0, 0, []
+    for call in calls:
+        after = next(i for i in range(3) if i not in (now, base))
+        found.append(LatentTurn(now, base, after))
+        now, base = after, after if call.ends_step else base
+    return found
+
+
+class Loop:
+    """Every call of a program bound for one batch: `images` latents and `rows` rows of the model's batch."""
+
+    def __init__(self, program: Program, images: int, guided: bool) -> None:
+        self.program, self.manifest, self.images = program, program.manifest, images
+        self.memory = program.backend.memory
+        self.rows = images * (2 if guided else 1)
+        latent = (images, *self.manifest.model.latent)
+        steps = {call.graph: self.manifest.graphs[call.graph].slot_bytes for call in self.manifest.calls}
+        scratch_bytes, cache_bytes = max(map(self._size, steps.values())), self._size(self.manifest.cache_bytes)
+        predictions = self.manifest.history + 1 if self.manifest.history else 0
+        states = 4 * math.prod(latent) * (3 + predictions)
+        self.memory.reserve(scratch_bytes + cache_bytes + states, f"the buffers of {counted(images, 'image')}")
+        self.states = [self.memory.empty(latent, "float32") for _ in range(3)]
+        self.history = [self.memory.empty(latent, "float32") for _ in range(predictions)]
+        index = np.arange(images, dtype=np.int32)
+        self.inputs = {
+            "rows": self._new(np.tile(index, self.rows // images)),
+            "conditional": self._new(index),
+            "unconditional": self._new(index + (self.rows - images)),
+            "guidance": self._new(np.zeros((1, latent[1], 1, 1), np.float32)),
+        }
+        scratch = self.memory.empty((scratch_bytes,), "uint8")
+        self.slots = {name: self._cut(scratch, sizes) for name, sizes in steps.items()}
+        caches = self.memory.empty((cache_bytes,), "uint8")
+        self.caches = self._cut(caches, self.manifest.cache_bytes)
+        self.hoisted = Prologue(program, self.rows)
+        self.inputs["y"] = self.hoisted.y[: self.rows]
+        self._turns = turns(self.manifest.calls)
+        self._bound: dict[int, list[Bound]] = {}
+        self._whole: Run | None = None
+
+    def _new(self, values: np.ndarray) -> Array:
+        return filled(self.program.backend, values)
+
+    def _size(self, row_bytes: tuple[int, ...]) -> int:
+        return sum(aligned(size * self.rows) for size in row_bytes)
+
+    def _cut(self, memory: Array, row_bytes: tuple[int, ...]) -> list[Array]:
+        """Consecutive aligned slots of the given bytes per row."""
+        starts = np.cumsum([0, *(aligned(size * self.rows) for size in row_bytes)]).tolist()
+        return [memory[a:b] for a, b in itertools.pairwise(starts)]
+
+    def denoise(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray, execute: Execute = execute) -> Iterator[Step]:
+        """Run the calls in order.  The latents of a yielded step may be changed before the next is asked for.
+
+        `execute` is given every engine in its turn, to run it: for those who measure it or look at what it reads and makes.
+        """
+        self.start(x, labels, guidance)
+        for index in range(len(self.manifest.calls)):
+            for bound in self.engines(index):
+                stop()
+                execute(index, bound)
+            step = self.after(index)
+            yield step
+            self.go_on_from(step)
+
+    def whole(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> None:
+        """All calls without a stop between them; `after` the last one are the latents."""
+        if self._whole is None:
+            self.start(x, labels, guidance)  # a backend may rehearse, on inputs that are allowed
+            runs = [bound.run for index in range(len(self.manifest.calls)) for bound in self.engines(index)]
+            self._whole = self.program.backend.sequence(runs)
+        self.start(x, labels, guidance)
+        self._whole()
+
+    @property
+    def latents(self) -> Array:
+        """Where the last call leaves the latents."""
+        return self.states[self._turns[-1].after]
+
+    def timed(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> list[float]:
+        """The seconds of every call, on the clock of the device that runs them, which nothing holds up between two calls."""
+        self.start(x, labels, guidance)
+        clock = self.memory.clock()
+        clock.mark()
+        for index in range(len(self.manifest.calls)):
+            for bound in self.engines(index):
+                bound.run()
+            clock.mark()
+        return clock.seconds()
+
+    def start(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> None:
+        """Take a request: latents (B, C, H, W), labels (R,), and the guidance of every latent channel (C,)."""
+        scale = np.float32(self.manifest.noise_scale or 1)
+        self.memory.put(self.states[0], np.multiply(x, scale, dtype=np.float32))
+        for predicted in self.history:  # what the first calls read of before them counts nothing
+            self.memory.put(predicted, np.zeros(predicted.shape, np.float32))
+        self.memory.put(self.inputs["guidance"], guidance.reshape(1, -1, 1, 1))
+        self.hoisted.labels(labels)
+
+    def after(self, index: int) -> Step:
+        """What call `index` leaves behind."""
+        return Step(self.manifest.calls[index], index, self.memory.get(self.states[self._turns[index].after]).copy())
+
+    def go_on_from(self, step: Step) -> None:
+        """Take the latents of a step as they are now, in case that somebody has changed them."""
+        self.memory.put(self.states[self._turns[step.index].after], step.x)
+
+    def engines(self, index: int) -> list[Bound]:
+        """What runs for call `index`, in order: what has to be computed before it, and its own engines."""
+        return [*self.hoisted.before(index), *self.bound(index)]
+
+    def bound(self, index: int) -> list[Bound]:
+        """A call's own engines, bound to its buffers on first use."""
+        if index not in self._bound:
+            graph = self.manifest.calls[index].graph
+            self._bound[index] = bind_graph(self.program, graph, lambda name: self.array(index, name))
+        return self._bound[index]
+
+    def array(self, index: int, name: str) -> Array:
+        """The memory behind a name in call `index`."""
+        call, turn = self.manifest.calls[index], self._turns[index]
+        graph = self.manifest.graphs[call.graph]
+        base, offset = split_at(name)
+        state = {"x": turn.now, "base": turn.base, "x.next": turn.after}
+        if name in state:
+            return self.states[state[name]]
+        if base == "x.data":
+            return self.history[(index + offset) % len(self.history)]
+        if name in self.inputs:
+            return self.inputs[name]
+        if name == "coefficients":
+            return self._new(np.array(call.coefficients, np.float32))
+        if name in graph.slots:
+            return self._typed(self.slots[call.graph][graph.slots[name]], self.manifest.values[base])
+        if name in call.reads or name in call.writes:
+            slot = call.reads[name] if name in call.reads else call.writes[name]
+            return self._typed(self.caches[slot], self.manifest.values[base])
+        if base == "t":
+            later = self.manifest.calls[min(index + offset, len(self.manifest.calls) - 1)]
+            return self._new(np.full(self.rows, later.timestep, np.float32))
+        if base in self.manifest.values:
+            return self.hoisted.row(base, index + offset, of=index)
+        return self.program.weights(name)
+
+    def _typed(self, memory: Array, value: Value) -> Array:
+        shape = concrete(value, self.images, self.rows)
+        size = value.row_bytes * shape[0]
+        return memory[:size].view(stored(value.dtype)).reshape(shape)

@@ -1,0 +1,272 @@
+"""What a user holds: `load` an artefact, call it, get latents (and images, where the model works on pixels)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+
+from ..artefact import store
+from ..artefact.manifest import LINKS, Manifest
+from ..backends.choose import Opened, open_backend
+from ..backends.contract import BUILT, Request
+from ..errors import RunError, UsageError
+from ..support import ending
+from ..support.neighbours import BUSY, Watch
+from ..weights import layout
+from . import decoder
+from . import request as asked
+from .images import to_images
+from .lock import Turn
+from .loop import Loop, Step
+from .program import Program, load_program
+
+LOG = logging.getLogger(__name__)
+Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Output:
+    """`latents` (B, C, H, W) float32; `images`, if asked for: (B, H, W, C) floats in 0..1, or PIL images.
+
+    The latents of "device" are where the backend computes: a `cuda.DeviceArray` on a GPU, which `torch.from_dlpack` and others
+    read without a copy; elsewhere a numpy array as always.
+    """
+
+    latents: Any
+    images: Any = None
+
+
+class Generation(NamedTuple):
+    """What a request asks of the loop, besides the noise."""
+
+    loop: Loop
+    labels: np.ndarray  # (R,) int32, the unconditional half last
+    guidance: np.ndarray  # (C,) float32: scale - 1, or 0 for an unguided channel
+
+
+@ending.computing()
+def load(
+    path: str | Path,
+    backend: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    verify: bool = True,
+    link: str | None = None,
+    tile: int | None = None,
+) -> Pipeline:
+    """Load an artefact.
+
+    `backend` defaults to the artefact's own, where "auto" is the first that works here (see `Pipeline.backend`);
+    `device` to the CPU, `threads` to all cores.  Every file is
+    checked against its hash before it is used; `verify=False` skips that for the weights, of an artefact that you trust.
+    `link` is "shared" or "static" instead of what it was compiled for, where engines are made when they are loaded.
+    `tile` is the side in pixels of the parts in which an artefact with a decoder decodes larger pictures, to save memory.
+    Where others keep the processors busy a warning is logged if fewer threads may be faster: their number decides the bits of
+    an image, so it does not depend on the moment.
+    Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
+    """
+    folder, others = asked.folder(path), Watch()
+    manifest = store.read(folder, trusted=() if verify else (layout.FILE,))
+    store.check_linked(folder, manifest)
+    if link not in (None, *LINKS):
+        raise UsageError(f"--link {link}: use one of {', '.join(LINKS)}")
+    decoder.check_tile(tile, manifest.decoder or None)
+    request = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()), manifest.files)
+    opened = open_backend(backend or manifest.backend, request)
+    if link not in (None, manifest.link) and opened.backend.name in BUILT:
+        raise UsageError(f"--link {link}: the engines of {opened.backend.name} were built for --link {manifest.link}")
+    program = load_program(folder.absolute(), manifest, opened.backend, link)  # the process may go elsewhere
+    store.check_unchanged(folder, manifest)
+    if threads is None and opened.backend.spins:
+        advise(others.share())
+    return Pipeline(program, opened, tile)
+
+
+def advise(share: float | None) -> None:
+    """Warn if others want so much of the processors that threads which spin wait for them."""
+    if share is not None and share > BUSY:
+        LOG.warning("other programs use %.0f%% of the processors: one thread (--threads 1) may be faster here", 100 * share)
+
+
+def alone(method: Callable[P, R]) -> Callable[P, R]:
+    """A method of `Pipeline` that uses its buffers: one at a time."""
+
+    @functools.wraps(method)
+    def run(*given: P.args, **named: P.kwargs) -> R:
+        pipeline = given[0]
+        assert isinstance(pipeline, Pipeline)
+        with pipeline._alone():
+            return method(*given, **named)
+
+    return run
+
+
+class Pipeline:
+    """A compiled sampler.  It makes one generation at a time: other threads wait for their turn.
+
+    As a context manager it is closed at the end.
+    """
+
+    def __init__(self, program: Program, opened: Opened, tile: int | None = None) -> None:
+        self.manifest: Manifest = program.manifest
+        self._program: Program | None = program
+        self._tile = tile
+        self._decoder: decoder.Decoder | None = None
+        self._turn = Turn(opened.backend.forks)
+        self._started: weakref.WeakSet[Generator[Step, None, None]] = weakref.WeakSet()
+        self.link = program.link
+        memory = opened.backend.memory
+        self.device = "cpu" if memory.on_host else f"cuda:{getattr(memory, 'index', 0)}"  # where latents are
+        self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
+        self._loops: dict[tuple[int, bool], Loop] = {}
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for generation in list(self._started) if self._turn.mine else ():
+            generation.close()  # what was left half way; otherwise its error would hide the one that ended the block
+        self.close()
+
+    def __reduce__(self) -> str:
+        raise RunError("a pipeline cannot be copied or sent to another process: load the artefact there")
+
+    def close(self) -> None:
+        """Free the engines, the buffers and the weights, when the generation that runs has ended.  Closing twice is fine."""
+        with self._turn.taken():
+            self._program = self._decoder = None
+            self._loops.clear()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The buffers for oneself, on the pipeline's own device."""
+        self._turn.check_process()
+        with self._turn.taken():
+            try:
+                if self._program:
+                    self._program.backend.memory.enter()
+                yield
+            except MemoryError:
+                raise RunError("out of memory: generate fewer images at once, or free some memory") from None
+
+    @alone
+    def __call__(
+        self,
+        class_labels: asked.Labels,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] = 0,
+        latents: np.ndarray | None = None,
+        output_type: str = "latent",
+        callback_on_step_end: Callback | None = None,
+        check_finite: bool = False,
+    ) -> Output:
+        """Generate one image per label: a number, or a name where the artefact has names.
+
+        `guidance_scale` 1 turns guidance off.  Without `latents` (B, C, H, W), image i starts from the noise of
+        seed + i, or of seed[i].  `callback_on_step_end(pipe, step, timestep, {"latents": x})` may return new latents.
+        `output_type` is "latent", "device" (left where they were computed, see `Output`), or with a model of pixels "np" or
+        "pil".
+        `check_finite` raises RunError naming the call whose latents are the first to hold NaN or Inf.
+        """
+        labels = self.labels(class_labels)
+        asked.check_output(self.manifest, output_type)
+        noise = self.noise(len(labels), seed) if latents is None else asked.latents(self.manifest, latents, len(labels))
+        generation = self.generation(labels, guidance_scale)
+        if callback_on_step_end or check_finite:
+            self._stepwise(generation, noise, callback_on_step_end, check_finite)
+        else:
+            generation.loop.whole(noise, generation.labels, generation.guidance)
+        memory, final = generation.loop.memory, generation.loop.latents
+        if output_type == "device":
+            return Output(memory.copy(final))
+        latents = memory.get(final).copy()
+        if output_type == "latent":
+            return Output(latents)
+        return Output(latents, to_images(self._decode(generation.loop.program, latents), output_type))
+
+    def _decode(self, program: Program, latents: np.ndarray) -> np.ndarray:
+        """Latents (B, C, H, W) -> pixels (B, 3, scale H, scale W) around -1..1; they are pixels already without a decoder."""
+        if not self.manifest.decoder:
+            return latents
+        if self._decoder is None:
+            info = self.manifest.files[self.manifest.decoder.file]
+            store.check_same(program.folder, self.manifest.decoder.file, info)  # it is read now that it is needed
+            self._decoder = decoder.Decoder(program.folder, self.manifest.decoder, program.backend, self._tile, info)
+        return self._decoder(latents)
+
+    def _stepwise(self, generation: Generation, noise: np.ndarray, callback: Callback | None, check_finite: bool) -> None:
+        """The loop with a stop after every call."""
+        step = -1
+        for done in generation.loop.denoise(noise, generation.labels, generation.guidance):
+            if check_finite and not np.isfinite(done.x).all():
+                raise RunError(f"call {done.index} (timestep {done.call.timestep:g}) made NaN or infinite latents")
+            if not done.call.ends_step:
+                continue
+            step += 1
+            if callback:
+                with ending.resting():
+                    given = callback(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
+                changed = asked.returned(self.manifest, given, len(noise))
+                if changed is not None:
+                    done.x[...] = changed
+                    if check_finite and not np.isfinite(done.x).all():
+                        raise RunError(f"the callback after step {step} returned NaN or infinite latents")
+
+    def steps(
+        self, labels: Sequence[int | str], guidance_scale: float | None, noise: np.ndarray
+    ) -> Generator[Step, None, None]:
+        """The loop itself, for callers that want progress or timing: one item per network evaluation.
+
+        From its first item to its end, or until it is closed, the pipeline is busy with it.
+        """
+        numbers = self.labels(labels)
+        made = self._steps(numbers, guidance_scale, asked.latents(self.manifest, noise, len(numbers)))
+        self._started.add(made)
+        return made
+
+    def _steps(self, labels: list[int], guidance_scale: float | None, noise: np.ndarray) -> Generator[Step, None, None]:
+        with self._alone():
+            generation = self.generation(labels, guidance_scale)
+            for step in generation.loop.denoise(noise, generation.labels, generation.guidance):
+                with self._turn.rest():
+                    yield step
+                generation.loop.memory.enter()  # perhaps in another thread
+
+    def generation(self, labels: Sequence[int], guidance_scale: float | None) -> Generation:
+        """The loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
+        if self._program is None:
+            raise RunError("this pipeline is closed: load the artefact again")
+        guidance = self.manifest.guidance
+        scale = asked.scale(guidance, guidance_scale)
+        guided = scale != 1
+        key = len(labels), guided
+        if key not in self._loops:
+            self._loops.clear()  # buffers of one batch size at a time
+            self._loops[key] = Loop(self._program, *key)
+        null = [self.manifest.model.null_label] * len(labels) if guided else []
+        strength = (scale - 1) * np.array(guidance.channels(self.manifest.model.latent[0]), np.float32)
+        return Generation(self._loops[key], np.array([*labels, *null], np.int32), strength)
+
+    def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
+        """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""
+        return asked.noise(self.manifest, count, seed)
+
+    def labels(self, given: asked.Labels) -> list[int]:
+        """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
+        return asked.labels(self.manifest, given)
+
+    def _step_timestep(self, index: int) -> float:
+        """The timestep at which the solver step began that ends with call `index`."""
+        while index and not self.manifest.calls[index - 1].ends_step:
+            index -= 1
+        return self.manifest.calls[index].timestep

@@ -1,0 +1,115 @@
+"""A loaded artefact, and its engines bound to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from ..artefact import integrity
+from ..artefact.manifest import Manifest, SegmentRecord
+from ..backends.contract import ALIGNED, FUSED, Array, Backend, Engine, Run, SegmentFile, WeightView
+from ..ir.graph import Value
+from ..support.ending import stop
+from ..weights.layout import FILE, Layout
+
+
+class Program(NamedTuple):
+    """An artefact's engines and weights, ready to be bound: what all batch sizes have in common."""
+
+    folder: Path
+    manifest: Manifest
+    backend: Backend
+    link: str  # as it was loaded, which need not be what it was compiled for
+    weights: WeightView
+    engines: Mapping[str, Engine]  # segments (shared link) or whole graphs (static link), by name
+
+
+class Bound(NamedTuple):
+    """An engine bound to arrays: a node of a graph, or with the static link the whole graph."""
+
+    name: str  # the sublayer, or what else the engine computes; the graph's with the static link
+    engine: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Run
+
+
+def load_program(
+    folder: Path, manifest: Manifest, backend: Backend, link: str | None = None, view: WeightView | None = None
+) -> Program:
+    """Load every engine that a link needs, by default the one that the artefact was compiled for.
+
+    The weights are memory-mapped, or those of `view`.
+    """
+    link, view = link or manifest.link, view or mapped_weights(folder, manifest)
+    files = {name: segment_file(folder, manifest, segment) for name, segment in manifest.segments.items()}
+    if link == "shared":
+        names = {i for graph in manifest.graphs.values() for i in graph.inputs if manifest.is_weight(i)}
+        there = backend.memory.weights(view, names)
+        engines = {}
+        for name, file in files.items():
+            stop()
+            engines[name] = backend.load(file)
+        return Program(folder, manifest, backend, link, there, engines)
+    whole = {}
+    for name, graph in manifest.graphs.items():
+        stop()
+        stored = {i: view(i) for i in graph.inputs if manifest.is_weight(i)}
+        integrity.check_closed((folder / graph.file).read_bytes(), folder / graph.file)
+        whole[name] = backend.link(folder / graph.file, graph.nodes, files, graph.outputs, stored)
+    return Program(folder, manifest, backend, link, view, whole)
+
+
+def segment_file(folder: Path, manifest: Manifest, segment: SegmentRecord) -> SegmentFile:
+    """A segment on disk, with what its file and its fused form must look like."""
+    fused = str(PurePosixPath(segment.file).with_suffix(FUSED))
+    known = manifest.files.get
+    return SegmentFile(folder / segment.file, segment.inputs, segment.outputs, known(segment.file), known(fused))
+
+
+def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:
+    """Weights by name, as views of the file.
+
+    Nothing writes to them; the mapping is copy-on-write because some libraries do not take read-only memory.
+    """
+    layout = Layout(manifest.tensors, manifest.weight_types)
+    memory = np.memmap(folder / FILE, mode="c")
+    return lambda name: layout.view(memory, name)
+
+
+def filled(backend: Backend, values: np.ndarray) -> Array:
+    """A new array of the backend's with these values."""
+    array = backend.memory.empty(values.shape, str(values.dtype))
+    backend.memory.put(array, values)
+    return array
+
+
+def bind_graph(program: Program, name: str, array: Callable[[str], Array]) -> list[Bound]:
+    """Bind a graph's engines to arrays found by name: one per segment call, or one for the whole graph."""
+    manifest, graph = program.manifest, program.manifest.graphs[name]
+    if program.link == "static":
+        read = tuple(i for i in graph.inputs if not manifest.is_weight(i))
+        run = program.engines[name].bind({i: array(i) for i in read}, {o: array(o) for o in graph.outputs})
+        return [Bound(name, name, read, graph.outputs, run)]
+    bound = []
+    for node in graph.nodes:
+        segment = manifest.segments[node.op]
+        inputs = {i: array(given) for i, given in zip(segment.inputs, node.inputs, strict=True)}
+        outputs = {o: array(made) for o, made in zip(segment.outputs, node.outputs, strict=True)}
+        run = program.engines[node.op].bind(inputs, outputs)
+        bound.append(Bound(node.name, node.op, node.inputs, node.outputs, run))
+    return bound
+
+
+def concrete(value: Value, images: int, rows: int) -> tuple[int, ...]:
+    """A value's shape with the batch axes filled in."""
+    sizes = {"B": images, "R": rows}
+    return tuple(sizes[n] if isinstance(n, str) else n for n in value.shape)
+
+
+def aligned(size: int) -> int:
+    """The next size at which something else may begin."""
+    return -(-size // ALIGNED) * ALIGNED

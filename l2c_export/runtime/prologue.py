@@ -1,0 +1,84 @@
+"""What leaves the loop: evaluated before it, for many calls at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..backends.contract import Array
+from ..ir.dtypes import stored
+from ..ir.names import split_at
+from .program import Bound, Program, bind_graph, concrete, filled
+
+# Hoisted rows of more calls than fit in here are computed in several chunks.
+HOISTED_BYTES = 256 * 2**20
+
+
+class Prologue:
+    """The values that leave the loop: constants once, the prologue's rows once per request, chunk by chunk.
+
+    A chunk is a window of calls whose rows fit into memory; the calls at its end are also the first of the next one, as
+    far as calls read the rows of later ones.
+    """
+
+    def __init__(self, program: Program, rows: int) -> None:
+        self.manifest, self.program, self.rows = program.manifest, program, rows
+        self.calls = len(self.manifest.calls)
+        ahead = max((split_at(i)[1] for g in self.manifest.graphs.values() for i in g.inputs), default=0)
+        names = self.manifest.graphs[self.manifest.prologue].outputs if self.manifest.prologue else ()
+        per_call = rows * sum(self.manifest.values[n].row_bytes for n in names)
+        fits = HOISTED_BYTES // max(per_call, 1)
+        self.window = self.calls if fits >= self.calls else max(fits, ahead + 1)
+        self.step = self.window if self.window >= self.calls else self.window - ahead
+        chunks = range(0, self.calls, self.step)
+        program.backend.memory.reserve(self.window * per_call, f"what is computed before the loop for {rows} rows")
+        self.y = filled(program.backend, np.zeros(self.window * rows, np.int32))
+        self._constants = self._evaluate_constants(chunks[-1] + self.window) if self.manifest.constants else {}
+        self._rows = {n: self._many(n, self.window * rows) for n in names}
+        self.prologue = [self._bind_prologue(first) for first in chunks] if self.manifest.prologue else [[] for _ in chunks]
+
+    def labels(self, y: np.ndarray) -> None:
+        """New labels: nothing that was computed before holds any more."""
+        self.program.backend.memory.put(self.y, np.tile(y, self.window))
+
+    def before(self, index: int) -> list[Bound]:
+        """What has to run before call `index`: calls run in order."""
+        return [] if index % self.step else self.prologue[index // self.step]
+
+    def row(self, name: str, index: int, of: int) -> Array:
+        """The rows of a hoisted value for call `index`, as call `of` reads them.
+
+        Past the last call there are only sums that nobody reads; they are made of the last call's rows.
+        """
+        index = min(index, self.calls - 1)
+        known = name in self._constants
+        first = index if known else index - of // self.step * self.step
+        return (self._constants if known else self._rows)[name][first * self.rows : (first + 1) * self.rows]
+
+    def _many(self, name: str, rows: int) -> Array:
+        value = self.manifest.values[name]
+        return self.program.backend.memory.empty(concrete(value, rows, rows), stored(value.dtype))
+
+    def _evaluate_constants(self, padded: int) -> dict[str, Array]:
+        """What depends on the timesteps alone: `padded` times `rows` rows, those past the last call as of the last."""
+        assert self.manifest.constants
+        backend = self.program.backend
+        values = {n: self._many(n, self.calls) for n in self.manifest.graphs[self.manifest.constants].outputs}
+        times = filled(backend, np.array([call.timestep for call in self.manifest.calls], np.float32))
+        for bound in self._bind(self.manifest.constants, {**values, "t": times}, self.calls):
+            bound.run()
+        order = np.repeat(np.minimum(np.arange(padded), self.calls - 1), self.rows)
+        return {name: filled(backend, backend.memory.get(value)[order]) for name, value in values.items()}
+
+    def _bind_prologue(self, first: int) -> list[Bound]:
+        assert self.manifest.prologue
+        rows = slice(first * self.rows, (first + self.window) * self.rows)
+        constants = {name: values[rows] for name, values in self._constants.items()}
+        return self._bind(self.manifest.prologue, {**constants, **self._rows, "y": self.y}, self.window * self.rows)
+
+    def _bind(self, name: str, known: Mapping[str, Array], rows: int) -> list[Bound]:
+        nodes = self.manifest.graphs[name].nodes
+        inner = {n: self._many(n, rows) for node in nodes for n in node.outputs if n not in known}
+        arrays = {**known, **inner}
+        return bind_graph(self.program, name, lambda n: arrays[n] if n in arrays else self.program.weights(n))

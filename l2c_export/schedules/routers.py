@@ -1,0 +1,157 @@
+"""Trained Learning-to-Cache routers: the two file formats of the reference, read into a Schedule."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..errors import ScheduleError, UsageError
+from ..models.families import FAMILIES
+from ..models.family import Family
+from ..samplers.scheduler_config import Scheduler
+from ..support.files import small
+from ..support.words import counted
+from ..weights import containers, torch_file
+from ..weights.checkpoint import FLOATS
+from .schedule import Schedule, ScheduleSource, file_source, make
+
+REMEDY = "give a .pt file that the router's training has saved"
+LEAST_ROWS = {"ddim": 1, "dpm-solver++": 2}  # one per network evaluation, of which a step of DPM-Solver++ makes two
+MOST_ROWS, MOST_COLUMNS = 1000, 2**14  # samplers have no more steps, models no more sublayers
+
+
+class Router(NamedTuple):
+    """The logits of a router file: one row per step, two columns per block."""
+
+    path: Path
+    family: str
+    logits: torch.Tensor  # (rows, columns) float32
+    source: ScheduleSource
+
+    @property
+    def sampler(self) -> str:
+        """The one that a router of this family is made for."""
+        return str(FAMILIES[self.family].default_sampler)
+
+    @property
+    def columns(self) -> int:
+        return int(self.logits.shape[1])
+
+    def schedule(
+        self, threshold: float, steps: int | None, columns: int | None = None, scheduler: Scheduler | None = None
+    ) -> Schedule:
+        """Sublayer j of row i is computed iff sigmoid(logit) > threshold, strictly, in float32.
+
+        `columns` is the model's number of sublayers; a U-ViT of odd depth has two fewer than its router.
+        """
+        rows, width = self.logits.shape
+        steps = rows if steps is None else steps
+        if rows != steps:
+            raise ScheduleError(f"{self.path}: the router has {rows} rows, but --steps is {steps}: they must be equal")
+        columns = width if columns is None else columns
+        spare = 2 if self.family == "uvit" else 0
+        if columns not in (width, width - spare):
+            raise ScheduleError(
+                f"{self.path}: the router is {width} wide, but the model has {columns} sublayers "
+                f"({columns // 2} blocks): give the model that the router was trained for with --model"
+            )
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"--threshold {threshold}: must be between 0 and 1")
+        active = torch.sigmoid(self.logits) > torch.tensor(threshold, dtype=torch.float32)
+        computed = [row[:columns].nonzero().flatten().tolist() for row in active]
+        try:
+            return from_scores(self.family, self.sampler, steps, computed, columns, threshold, self.source, scheduler)
+        except UsageError as error:  # it speaks of an option that the router speaks for
+            why = str(error).partition(": ")[2]
+            raise ScheduleError(f"{self.path}: the router has {counted(rows, 'row')}, one per step: {why}: {REMEDY}") from None
+
+
+def read(path: Path) -> Router:
+    """Read a router file.  Raises ScheduleError for anything that is not one."""
+    try:
+        source = file_source(path, small(path))
+    except OSError as error:
+        raise ScheduleError(f"{path}: cannot be read: {error.strerror}: {REMEDY}") from None
+    state = torch_file.load(path, ScheduleError, "a router", REMEDY)
+    family = "uvit"
+    if isinstance(state, Mapping) and "routers" in state:
+        state, family = state["routers"], state.get("family", "dit")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ScheduleError(f"{path}: a router of unknown family {family!r}: known are {', '.join(FAMILIES)}")
+    rows = _rows(path, state)
+    logits = torch.from_numpy(np.stack([row.float32() for row in rows]))
+    if not logits.isfinite().all():
+        raise ScheduleError(f"{path}: the router holds NaN or infinite logits: {REMEDY}")
+    router = Router(path, family, logits, source)
+    if len(rows) < (least := LEAST_ROWS.get(router.sampler, 1)):
+        raise ScheduleError(f"{path} is not a router: {len(rows)} row, where a {family} has {least} or more: {REMEDY}")
+    return router
+
+
+def _rows(path: Path, state: object) -> list[torch_file.Tensor]:
+    """The rows of a router in their order, all of one type and length."""
+    if not isinstance(state, Mapping) or not state:
+        raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..: {REMEDY}")
+    expected = [f"{i}.prob" for i in range(len(state))]
+    if odd := next((str(k) for k in state if k not in expected), None):
+        remedy = "give weights with --weights" if containers.holds_model(state, (torch_file.Tensor,)) else REMEDY
+        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob, 1.prob, ..: {remedy}")
+    rows = [state[name] for name in expected]
+    if any(not isinstance(row, torch_file.Tensor) or row.dtype not in FLOATS or len(row.shape) != 1 for row in rows):
+        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
+    columns = rows[0].shape[0]
+    if len(rows) > MOST_ROWS or columns > MOST_COLUMNS:
+        raise ScheduleError(f"{path} is not a router: {len(rows)} rows of {columns} are more than any model has: {REMEDY}")
+    if columns % 2 or any(row.shape != rows[0].shape for row in rows):
+        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
+    return rows
+
+
+def encode(family: str, logits: torch.Tensor, optimizer: Mapping[str, Any], args: argparse.Namespace) -> bytes:
+    """A router file in the reference's layout: logits (rows, columns) float32, as `read` takes them.
+
+    U-ViT's has the rows alone.  DiT's is that of all others, too, which say whose it is.
+    """
+    rows = {f"{i}.prob": row.clone() for i, row in enumerate(logits)}
+    whole = {"routers": rows, "opt": dict(optimizer), "args": args}
+    data = io.BytesIO()
+    torch.save(rows if family == "uvit" else whole if family == "dit" else {**whole, "family": family}, data)
+    return data.getvalue()
+
+
+def width(family: Family) -> int:
+    """The columns of a router file: two per block, and for a U-ViT of odd depth two that nobody reads."""
+    return len(family.sublayers) + (2 if family.name == "uvit" and family.arch.depth % 2 else 0)
+
+
+def default_threshold(family: str, latent_size: int) -> float:
+    """The thresholds of the released routers: 0.1 for DiT at 256 px, 0.9 at 512 px and for U-ViT."""
+    return 0.1 if family == "dit" and latent_size < 64 else 0.9
+
+
+def router_rows(sampler: str, steps: int) -> tuple[int | None, ...]:
+    """The row of a Learning-to-Cache router that every call follows, None for a full call (SEMANTICS of the reference):
+
+    With DDIM, call n uses row i = steps - 1 - n; it is a cached call if i is even, except the first.  So it is with
+    a scheduler of diffusers, which also evaluates once per step, at other timesteps.
+    With DPM-Solver++, the first evaluation of solver step j >= 1 uses row j; the midpoints are full.
+    """
+    if sampler == "dpm-solver++":
+        return tuple(j // 2 if j % 2 == 0 and j else None for j in range(steps // 2 * 2))
+    return tuple(i if i % 2 == 0 and i != steps - 1 else None for i in reversed(range(steps)))
+
+
+def from_scores(
+    family: str, sampler: str, steps: int, computed_of_row: Sequence[Sequence[int]], columns: int, threshold: float,
+    source: ScheduleSource, scheduler: Scheduler | None = None,
+) -> Schedule:  # fmt: skip
+    """A router's rows placed at the calls of its family's sampler, or of a scheduler of diffusers in its place."""
+    sampler = scheduler.kind if scheduler else sampler
+    computed = [range(columns) if row is None else computed_of_row[row] for row in router_rows(sampler, steps)]
+    return make(family, sampler, steps, columns, computed, threshold, source, scheduler)

@@ -1,0 +1,158 @@
+"""The schedule: for every call of the sampler, which sublayers are computed and which are reused.
+
+This is what was learned (or chosen), free of any framework; `to_json` is its portable form:
+
+    {"format": "l2c-schedule", "version": 1, "family": "dit", "sampler": "ddim", "steps": 4, "columns": 6,
+     "calls": [{"timestep": 999.0, "computed": [0, 1, 2, 3, 4, 5], "reused": []},
+               {"timestep": 666.0, "computed": [0, 3], "reused": [1, 2, 4, 5]}, ..],
+     "threshold": 0.1, "source": {"file": "router.pt", "sha256": ".."}}
+
+`calls` are network evaluations in sampling order.  Column 2b is the attention of block b, column 2b + 1 its MLP
+(U-ViT: in blocks, the middle, out blocks).  A reused value is the one of the most recent call that computed it.
+With a scheduler of diffusers, `sampler` is its class and `scheduler` what its configuration says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ..errors import ScheduleError, UsageError
+from ..samplers.scheduler_config import Scheduler
+from ..samplers.table import table
+from ..samplers.update import Table
+from ..support import file_kind
+
+REMEDY = "give the schedule.json of an artefact"
+
+
+class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One network evaluation: its timestep (0..1000), the computed and the reused columns, ascending."""
+
+    timestep: float
+    computed: tuple[int, ...]
+    reused: tuple[int, ...]
+
+
+class ScheduleSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a schedule came from: the file's name and hash, or the rule, such as "every:2"."""
+
+    file: str | None = None
+    sha256: str | None = None
+    rule: str | None = None
+
+
+class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What runs in every call.  Raises ScheduleError when it contradicts itself."""
+
+    format: Literal["l2c-schedule"] = "l2c-schedule"
+    version: Literal[1] = 1
+    family: str
+    sampler: str
+    steps: int
+    columns: int
+    calls: tuple[Call, ...]
+    threshold: float | None = None
+    source: ScheduleSource = ScheduleSource()
+    scheduler: Scheduler | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        try:
+            updates = self.table().updates
+        except UsageError as error:
+            raise ScheduleError(f"schedule: {str(error).removeprefix('--')}") from None
+        if self.scheduler and self.sampler != self.scheduler.kind:
+            raise ScheduleError(f"schedule: the sampler is {self.sampler}, but the scheduler a {self.scheduler.kind}")
+        if len(self.calls) != len(updates):
+            raise ScheduleError(
+                f"schedule: {len(self.calls)} calls, but {self.sampler} with {self.steps} steps makes {len(updates)}"
+            )
+        for n, (call, update) in enumerate(zip(self.calls, updates, strict=True)):
+            listed = call.computed + call.reused
+            if len(listed) != self.columns or sorted(listed) != list(range(self.columns)):
+                raise ScheduleError(
+                    f"schedule: call {n} must list each of the columns 0..{self.columns - 1} once, as computed or reused"
+                )
+            if abs(call.timestep - update.timestep) > 1e-2:
+                raise ScheduleError(f"schedule: call {n} has timestep {call.timestep}, {self.sampler} has {update.timestep}")
+        if self.calls[0].reused:
+            raise ScheduleError("schedule: call 0 reuses columns, but nothing is cached before it")
+
+    def table(self) -> Table:
+        """What the sampler does in every call."""
+        return table(self.sampler, self.steps, self.scheduler or None)
+
+    def to_json(self) -> bytes:
+        """The portable form, one line per call."""
+        text = msgspec.json.format(msgspec.json.encode(self), indent=0).decode()
+        head, calls = text.split('"calls":', 1)
+        return (head + '"calls":' + calls).encode()
+
+    @staticmethod
+    def from_json(data: bytes, name: str = "schedule") -> Schedule:
+        try:
+            return msgspec.json.decode(data, type=Schedule)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            other = _other_kind(data)
+            reason = other.instead(REMEDY) if other else f"{error}; give one like the schedule.json of an artefact"
+            raise ScheduleError(f"{name} is not a schedule: {reason}") from None
+
+    def uncached(self) -> Schedule:
+        """The twin that computes everything in every call."""
+        full = [range(self.columns)] * len(self.calls)
+        source = ScheduleSource(rule="no-cache")
+        return make(self.family, self.sampler, self.steps, self.columns, full, source=source, scheduler=self.scheduler or None)
+
+
+def read(path: Path) -> Schedule:
+    """The schedule in a JSON file.  Raises ScheduleError."""
+    return Schedule.from_json(content(path), str(path))
+
+
+def content(path: Path) -> bytes:
+    """The JSON in a schedule's file, UTF-8.  Raises ScheduleError for what is no such file, or far too large."""
+    try:
+        return file_kind.json_text(path, REMEDY)
+    except file_kind.NotJson as error:
+        raise ScheduleError(f"{path} is not a schedule: {error}") from None
+    except OSError as error:
+        raise ScheduleError(f"{path}: cannot be read: {error.strerror}: {REMEDY}") from None
+
+
+def _other_kind(data: bytes) -> file_kind.Kind | None:
+    """What JSON is that is meant for another option."""
+    try:
+        kind = file_kind.of_json(msgspec.json.decode(data))
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return None
+    return None if kind == file_kind.SCHEDULE else kind
+
+
+def make(
+    family: str,
+    sampler: str,
+    steps: int,
+    columns: int,
+    computed: Iterable[Iterable[int]],
+    threshold: float | None = None,
+    source: ScheduleSource = ScheduleSource(),  # noqa: B008  (frozen)
+    scheduler: Scheduler | None = None,
+) -> Schedule:
+    """A schedule from the computed columns of every call."""
+    calls = []
+    for update, run in zip(table(sampler, steps, scheduler).updates, computed, strict=True):
+        chosen = sorted(set(run))
+        reused = tuple(j for j in range(columns) if j not in set(chosen))
+        calls.append(Call(update.timestep, tuple(chosen), reused))
+    return Schedule(
+        family=family, sampler=sampler, steps=steps, columns=columns, calls=tuple(calls), threshold=threshold, source=source,
+        scheduler=scheduler or msgspec.UNSET,
+    )  # fmt: skip
+
+
+def file_source(path: Path, data: bytes) -> ScheduleSource:
+    return ScheduleSource(file=path.name, sha256=hashlib.sha256(data).hexdigest())

@@ -1,0 +1,111 @@
+"""Is it right?  An artefact against the cached PyTorch model, call by call, and the first place where it is not.
+
+Every call is fed the reference's latents, so that errors do not add up, and the free trajectory is followed as well.
+The reference is the same model in PyTorch, in float64, with the reference implementation's caching (models/eager.py);
+its own float32 run beside it shows what float32 can do.  A call that leaves the tolerance is run again engine by engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..artefact.manifest import Manifest
+from ..models import families
+from ..models.evidence import architecture
+from ..runtime import pipeline
+
+if TYPE_CHECKING:
+    from ..pytorch.reference import Reference
+from .error import TOLERANCE, Error, Tolerance
+from .locate import Suspect, locate
+
+
+@dataclass(frozen=True)
+class CallCheck:
+    """One network evaluation: fed the reference's latents, and in the free trajectory."""
+
+    index: int
+    timestep: float
+    fed: Error
+    free: Error
+    pytorch_float32: float | None  # what PyTorch in float32 reaches, fed, relative
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    passed: bool
+    atol: float
+    rtol: float
+    calls: tuple[CallCheck, ...]
+    place: Suspect | None
+    setting: dict[str, object]
+
+
+def verify(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = None, rtol: float | None = None) -> Verdict:
+    """Compare a pipeline with a reference that was made for the same request."""
+    default = TOLERANCE[pipe.manifest.precision]
+    tolerance = Tolerance(default if atol is None else atol, default if rtol is None else rtol)
+    asked = pipe.generation(reference.labels, reference.guidance_scale)
+    want, limits = reference.latents(), reference.float32_errors()
+    fed = trajectory(asked, reference.noise, want)
+    free = trajectory(asked, reference.noise, None)
+    calls = []
+    for n, call in enumerate(pipe.manifest.calls):
+        error = Error.between(fed[n], want[n])
+        calls.append(CallCheck(n, call.timestep, error, Error.between(free[n], want[n]), limits[n],
+                               tolerance.share(error, want[n]) <= 1))  # fmt: skip
+    wrong = next((check.index for check in calls if not check.passed), None)
+    place = None if wrong is None else locate(asked, reference, want, wrong, tolerance)
+    setting = {"backend": pipe.backend, "link": pipe.link, "precision": pipe.manifest.precision,
+               "assumed": list(pipe.manifest.model.assumed or ()), **reference.setting}  # fmt: skip
+    return Verdict(wrong is None, tolerance.atol, tolerance.rtol, tuple(calls), place, setting)
+
+
+def trajectory(asked: pipeline.Generation, noise: np.ndarray, fed: Sequence[np.ndarray] | None) -> list[np.ndarray]:
+    """The latents after every call; the next call reads `fed` instead, if given."""
+    seen = []
+    for done in asked.loop.denoise(noise, asked.labels, asked.guidance):
+        seen.append(done.x.copy())
+        if fed is not None:
+            done.x[...] = fed[done.index]
+    return seen
+
+
+def table(verdict: Verdict) -> list[tuple[object, ...]]:
+    """Call by call: fed the reference's latents, then the free trajectory."""
+    head = ("call", "timestep", "largest error", "relative", "PyTorch fp32", "cosine", "PSNR dB", "free, relative", "within")
+    rows = [
+        (c.index, f"{c.timestep:.2f}", f"{c.fed.largest:.1e}", f"{c.fed.relative:.1e}", f"{c.pytorch_float32:.1e}",
+         f"{c.fed.cosine:.9f}", f"{c.fed.psnr:.1f}", f"{c.free.relative:.1e}", "yes" if c.passed else "NO")
+        for c in verdict.calls
+    ]  # fmt: skip
+    return [head, *rows]
+
+
+def basis(manifest: Manifest) -> list[str]:
+    """Lines: what was assumed of the architecture, if anything was; the reference has the same, so no comparison shows it."""
+    if not manifest.model.assumed:
+        return []
+    lines = architecture(families.build(manifest.model.family, manifest.model.arch), manifest.model.assumed)
+    return [*lines, "the reference assumes the same: if that is wrong, so are both"]
+
+
+def summary(verdict: Verdict) -> str:
+    """One line: the verdict, and where the first wrong value is."""
+    worst = max(check.fed.relative for check in verdict.calls)
+    allowed = f"atol {verdict.atol:g} + rtol {verdict.rtol:g}"
+    if verdict.passed:
+        end = f"left to itself it ends {verdict.calls[-1].free.relative:.1e} off"
+        return f"right: worst relative error of a call {worst:.1e}, within {allowed}; {end}"
+    first = next(check for check in verdict.calls if not check.passed)
+    where = f"call {first.index} (timestep {first.timestep:g}) is the first that leaves {allowed}"
+    place = verdict.place
+    if place is None:
+        return f"{where}; every engine of it is right by itself"
+    how = f"is off by {place.relative:.1e}" if place.finite else "is NaN or infinite"
+    return f"{where}: in {place.sublayer} (engine {place.engine}), {place.value} {how}; {place.cause}"

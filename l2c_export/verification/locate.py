@@ -1,0 +1,164 @@
+"""The first value that is wrong, and why: a call that leaves the tolerance is run again engine by engine."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..artefact.manifest import Manifest
+from ..ir.names import split_at
+from ..runtime import pipeline
+from ..runtime.loop import Loop
+from ..runtime.program import Bound, load_program
+
+if TYPE_CHECKING:
+    from ..pytorch.reference import Reference
+from .error import Error, Tolerance
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """The first value that is wrong, and what made it so."""
+
+    call: int
+    timestep: float
+    sublayer: str  # or what else the engine computes
+    engine: str
+    value: str
+    relative: float
+    finite: bool
+    cause: str
+
+
+def locate(
+    asked: pipeline.Generation, reference: Reference, want: Sequence[np.ndarray], wrong: int, tolerance: Tolerance
+) -> Suspect | None:
+    """Run call `wrong` engine by engine, and name the first value that is not the reference's."""
+    loop = shared(asked.loop)
+    search = Search(loop, Expected(loop.manifest, reference, wrong), tolerance)
+    for done in loop.denoise(reference.noise, asked.labels, asked.guidance, search.execute):
+        if done.index == wrong:
+            break
+        done.x[...] = want[done.index]
+    return search.place
+
+
+class Search:
+    """Looks at every value of one call as its engine makes it; `place` is the first that is wrong.
+
+    A small error stands until a large one is met, which the rest of the call may have made of it.
+    """
+
+    def __init__(self, loop: Loop, expected: Expected, tolerance: Tolerance) -> None:
+        self.loop, self.expected, self.tolerance = loop, expected, tolerance
+        self.inner = tolerance.inner(loop.manifest.precision)
+        self.graph = loop.manifest.graphs[loop.manifest.calls[expected.call].graph]
+        self.place: Suspect | None = None
+        self._ended = False
+
+    def execute(self, index: int, bound: Bound) -> None:
+        """Run an engine of the loop, and look at it if it is one of the call's own."""
+        if index != self.expected.call or self._ended or self._made.isdisjoint(bound.outputs):
+            bound.run()
+            return
+        manifest, call = self.loop.manifest, self.loop.manifest.calls[index]
+        late = [name for name in bound.inputs if name in call.reads or is_hoisted(manifest, name)]
+        before = {name: self._value(name).copy() for name in late}
+        bound.run()
+        for name in bound.outputs:
+            value = self._value(name)
+            known = self.expected.value(name)
+            scale = value if known is None else known
+            error = Error.between(value, scale)
+            large = self.tolerance.share(error, scale) > 1
+            if large or (self.place is None and self.inner.share(error, scale) > 1):
+                finite = math.isfinite(error.largest)
+                cause = blame(before, manifest, self.expected, self.inner, bound, finite)
+                self.place = Suspect(index, call.timestep, bound.name, bound.engine, name, error.relative, finite, cause)
+            if large:
+                self._ended = True
+                return
+
+    @functools.cached_property
+    def _made(self) -> frozenset[str]:
+        """What the call itself computes; the rest runs before the loop."""
+        return frozenset(name for node in self.graph.nodes for name in node.outputs)
+
+    def _value(self, name: str) -> np.ndarray:
+        return decoded(self.loop.memory.get(self.loop.array(self.expected.call, name)), self.loop.manifest, name)
+
+
+def shared(loop: Loop) -> Loop:
+    """The loop with an engine per segment: a whole graph shows none of its inner values."""
+    if loop.program.link == "shared":
+        return loop
+    program = load_program(loop.program.folder, loop.manifest, loop.program.backend, "shared")
+    return Loop(program, loop.images, loop.rows > loop.images)
+
+
+def blame(
+    given: dict[str, np.ndarray], manifest: Manifest, expected: Expected, tolerance: Tolerance, bound: Bound, finite: bool
+) -> str:
+    """Why a value is wrong: something that came from outside the call, or the engine that made it."""
+    for name, value in given.items():
+        known = expected.value(name)
+        if known is None or tolerance.share(Error.between(value, known), known) <= 1:
+            continue
+        base, offset = split_at(name)
+        if offset < 0:
+            return f"it reads {base} from the cache, which call {expected.call + offset} filled: that value is wrong or stale"
+        return f"it reads {name}, which was computed before the loop: that value is wrong"
+    if not finite and bound.name in manifest.model.sublayers and manifest.precision != "fp32":
+        return f"it overflows in {manifest.precision}: compile with --fp32 {bound.name}"
+    weights = [name for name in bound.inputs if manifest.is_weight(name)]
+    return f"what it reads is right: look at the engine or its weights ({', '.join(weights[:4]) or 'none'})"
+
+
+def is_hoisted(manifest: Manifest, name: str) -> bool:
+    graphs = [manifest.graphs[g] for g in (manifest.constants, manifest.prologue) if g]
+    return any(split_at(name)[0] in graph.outputs for graph in graphs)
+
+
+def decoded(array: np.ndarray, manifest: Manifest, name: str) -> np.ndarray:
+    """The numbers of a value; bfloat16 is kept as its 16 bits."""
+    if manifest.values[split_at(name)[0]].dtype == "bfloat16":
+        return np.left_shift(array.astype(np.uint32), 16).view(np.float32)
+    return array
+
+
+class Expected:
+    """What values of one call should be, by their names in the compiled graphs."""
+
+    def __init__(self, manifest: Manifest, reference: Reference, call: int) -> None:
+        names = [n for node in manifest.graphs[manifest.calls[call].graph].nodes for n in (*node.inputs, *node.outputs)]
+        offsets = {split_at(name)[1] for name in names if not manifest.is_weight(name)}
+        near = {call + offset for offset in offsets} & set(range(len(manifest.calls)))
+        self.call, self._columns = call, list(manifest.model.sublayers)
+        self._traces = reference.traces(frozenset(near | {call}))
+
+    def value(self, name: str) -> np.ndarray | None:
+        """The reference's value; None if it has none of that name (or belongs to a call past the end)."""
+        base, offset = split_at(name)
+        made, reads = (self.call + offset, self.call) if offset < 0 else (self.call, self.call + offset)
+        if made not in self._traces or reads not in self._traces:
+            return None
+        if base.startswith("run."):
+            first, _, last = base.removeprefix("run.").partition("..")
+            span = self._columns[self._columns.index(first) : self._columns.index(last) + 1]
+            summed: np.ndarray = np.sum([self._gated(sublayer, made, reads) for sublayer in span], axis=0)
+            return summed
+        if base.endswith(".gated") and base.removesuffix(".gated") in self._columns:
+            return self._gated(base.removesuffix(".gated"), made, reads)
+        trace: dict[str, np.ndarray] = self._traces[made if base in self._columns else reads]
+        return trace.get(base)
+
+    def _gated(self, sublayer: str, made: int, reads: int) -> np.ndarray:
+        """gate * value: the value of the call that made it, the gate of the one that reads it."""
+        gate = self._traces[reads].get(f"{sublayer}.gate", np.ones(()))
+        product: np.ndarray = gate * self._traces[made][sublayer]
+        return product

@@ -1,0 +1,106 @@
+"""The one copy of the weights: `weights.safetensors`, written tensor by tensor and read through a memory map.
+
+Its layout follows from the names and shapes alone (sorted by name, no gaps), so step graphs can point into
+it before there are any weights, and weights can be bound or swapped later without touching a graph.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import WeightsError
+from ..ir.dtypes import BYTES, Types, stored
+from ..ir.names import rows_of
+from ..support.files import replacing
+
+FILE = "weights.safetensors"
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we write
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+Tensors = Iterable[tuple[str, np.ndarray]]
+Progress = Callable[[int], object]  # told the number of bytes that were just written
+
+
+class Place(NamedTuple):
+    """Where a weight, or some rows of one, lies in the file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    bytes: int
+
+
+class Layout:
+    """The file's header and the place of every weight, for tensors of the given shapes and types."""
+
+    def __init__(self, shapes: Shapes, types: Types = Types()) -> None:  # noqa: B008  (frozen)
+        self.types = types
+        table: dict[str, dict[str, object]] = {}
+        position = 0
+        starts: dict[str, int] = {}
+        for name in sorted(shapes):
+            size = BYTES[types.of(name)] * int(np.prod(shapes[name]))
+            table[name] = {
+                "dtype": CODES[types.of(name)],
+                "shape": list(shapes[name]),
+                "data_offsets": [position, position + size],
+            }
+            starts[name] = position
+            position += size
+        text = json.dumps(table, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % 64)
+        self.header = len(text).to_bytes(8, "little") + text
+        self.bytes = len(self.header) + position
+        self._starts = {name: len(self.header) + start for name, start in starts.items()}
+        self._shapes = dict(shapes)
+
+    def place(self, weight: str) -> Place:
+        """The place of "name" or of "name[first:last]"."""
+        name, rows = rows_of(weight)
+        shape = self._shapes[name]
+        row = BYTES[self.types.of(name)] * int(np.prod(shape[1:]))
+        first, last, _ = rows.indices(shape[0])
+        return Place(self._starts[name] + first * row, (last - first, *shape[1:]), (last - first) * row)
+
+    def view(self, memory: np.ndarray, weight: str) -> np.ndarray:
+        """The weight as an array inside `memory`, the file's bytes; bfloat16 as its 16 bits."""
+        offset, shape, size = self.place(weight)
+        return memory[offset : offset + size].view(stored(self.types.of(weight))).reshape(shape)
+
+
+def write(path: Path, layout: Layout, tensors: Tensors, progress: Progress = id) -> None:
+    """Write the file whole or not at all.  Raises WeightsError for NaN, infinite or overflowing values."""
+    with replacing(path) as file:
+        file.write(layout.header)
+        for name, value in tensors:
+            data = rounded(name, value, layout.types.of(name))
+            file.write(data.data)
+            progress(data.nbytes)
+
+
+def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    """A finite tensor in the given type, rounded to the nearest.  Raises WeightsError naming the tensor."""
+    if not np.isfinite(value).all():
+        count = int(np.size(value) - np.isfinite(value).sum())
+        raise WeightsError(f"weights: {count} values of {name} are NaN or infinite: export the checkpoint again")
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
+        data = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)  # ties to even
+        check_fits(name, (data & 0x7F80) != 0x7F80, dtype)  # an exponent of ones is infinite
+        return data.reshape(np.shape(value))
+    with np.errstate(over="ignore"):
+        data = np.ascontiguousarray(value, dtype=dtype)
+    check_fits(name, np.isfinite(data), dtype)
+    return data
+
+
+def check_fits(name: str, finite: np.ndarray, dtype: str) -> None:
+    if not finite.all():
+        count = int(np.size(finite) - finite.sum())
+        remedy = "use --precision bf16, or --fp32 for its sublayer" if dtype == "float16" else "use --precision fp32"
+        raise WeightsError(f"weights: {count} values of {name} do not fit into {dtype}: {remedy}")

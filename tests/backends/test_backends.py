@@ -1,0 +1,364 @@
+"""The contract of backends, the same for every one that is installed, and what is special about each."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import OWN_CASES, Case, case
+
+import l2c_export
+from l2c_export.artefact import store
+from l2c_export.artefact.manifest import Build
+from l2c_export.backends import doctor
+from l2c_export.backends.choose import open_backend
+from l2c_export.backends.contract import BACKENDS, Request, SegmentFile
+from l2c_export.compiler.compile import compile_artefact
+from l2c_export.compiler.request import Options
+from l2c_export.errors import BackendError, MissingExtra, RunError, UsageError
+from l2c_export.runtime.loop import Loop
+from l2c_export.runtime.program import concrete, load_program, mapped_weights
+from l2c_export.support import machine
+
+TOLERANCE = 5e-5  # of max(1, max|x|): see test_golden
+
+
+def missing(name):
+    return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
+
+
+needs_openvino = missing("openvino")
+installed = pytest.mark.parametrize("name", [pytest.param(n, marks=missing(n)) for n in BACKENDS])
+
+
+def segments(tiny):
+    """Every segment of the tiny artefact with the types of what its first caller gives and takes."""
+    folder, _ = tiny
+    manifest = store.read(folder)
+    view = mapped_weights(folder, manifest)
+    found = {}
+    for graph in manifest.graphs.values():
+        for node in graph.nodes:
+            segment = manifest.segments[node.op]
+            file = SegmentFile(folder / segment.file, segment.inputs, segment.outputs)
+            found.setdefault(node.op, (manifest, view, node, file))
+    return found
+
+
+def arguments(manifest, view, node, file, images, seed=0):
+    """(inputs, outputs) of a segment for some images with guidance: its weights as mapped, the rest random."""
+    rng, rows = np.random.default_rng(seed), 2 * images
+    indices = {"rows": np.arange(rows) % images, "conditional": np.arange(images), "unconditional": images + np.arange(images)}
+
+    def array(name):
+        base = name.partition("@")[0]
+        if manifest.is_weight(name):
+            return view(name)
+        value = manifest.values[base]
+        shape = concrete(value, images, rows)
+        if base in indices:
+            return indices[base].astype(np.int32)
+        if value.dtype == "int32":
+            return rng.integers(0, manifest.model.labels, shape, np.int32)
+        return rng.standard_normal(shape, np.float32)
+
+    inputs = {i: array(given) for i, given in zip(file.inputs, node.inputs, strict=True)}
+    shapes = [concrete(manifest.values[made.partition("@")[0]], images, rows) for made in node.outputs]
+    return inputs, {o: np.full(s, np.nan, np.float32) for o, s in zip(file.outputs, shapes, strict=True)}
+
+
+def result(backend, file, inputs, outputs):
+    backend.load(file).bind(inputs, outputs)()
+    return outputs
+
+
+@installed
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_every_segment_fills_the_bound_arrays_and_equals_onnx_runtime(name, images, tiny):
+    pytest.importorskip("onnxruntime")
+    reference, backend = open_backend("onnxruntime").backend, open_backend(name).backend
+    for manifest, view, node, file in segments(tiny).values():
+        inputs, outputs = arguments(manifest, view, node, file, images)
+        before = {i: a.copy() for i, a in inputs.items()}
+        got = result(backend, file, inputs, outputs)
+        want = result(reference, file, *arguments(manifest, view, node, file, images))
+        for o in outputs:
+            assert np.abs(got[o] - want[o]).max() <= 1e-5 * max(1, np.abs(want[o]).max()), (node.op, o)
+        assert all(np.array_equal(inputs[i], before[i]) for i in inputs), f"{node.op} changed an input"
+
+
+@installed
+def test_one_engine_runs_any_batch_in_any_order(name, tiny):
+    backend = open_backend(name).backend
+    parts = next(p for op, p in segments(tiny).items() if op.startswith("attn"))
+    engine = backend.load(parts[-1])
+    bound = {n: arguments(*parts, images=n, seed=n) for n in (2, 1, 5)}
+    runs = {n: engine.bind(*given) for n, given in bound.items()}
+    first = {}
+    for n in (2, 1, 5, 1, 2):  # the bindings live side by side
+        runs[n]()
+        made = next(iter(bound[n][1].values()))
+        assert np.isfinite(made).all()
+        assert np.array_equal(made, first.setdefault(n, made.copy()))
+        made[...] = np.nan
+
+
+@installed
+def test_a_run_reads_its_inputs_anew(name, tiny):
+    parts = next(p for op, p in segments(tiny).items() if op.startswith("mlp"))
+    inputs, outputs = arguments(*parts, images=1)
+    run = open_backend(name).backend.load(parts[-1]).bind(inputs, outputs)
+    run()
+    before = {o: a.copy() for o, a in outputs.items()}
+    inputs["i0"] += 1
+    run()
+    assert not all(np.allclose(outputs[o], before[o]) for o in outputs)
+
+
+@installed
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of this process from /proc")
+def test_the_shared_link_does_not_copy_the_weights(name, tmp_path):
+    options = {"schedule": "every:2", "steps": 2, "model": "DiT-S/2", "weights": "random", "out": tmp_path / "e"}
+    compile_artefact(Options(**options))
+    manifest = store.read(tmp_path / "e")
+    size = manifest.files["weights.safetensors"].bytes
+
+    before = private_bytes()
+    program = load_program(tmp_path / "e", manifest, open_backend(name).backend)
+    loop = Loop(program, images=1, guided=False)
+    shape = (1, *manifest.model.latent)
+    list(loop.denoise(np.zeros(shape, np.float32), np.zeros(1, np.int32), np.zeros(4, np.float32)))
+    assert private_bytes() - before < size / 2, f"{size} bytes of weights"
+
+
+def private_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+@needs_openvino
+@pytest.mark.parametrize("link", ["shared", "static"])
+@pytest.mark.parametrize("name", sorted(p.name for p in OWN_CASES.iterdir()))
+def test_openvino_equals_the_cached_reference(name, link, tmp_path):
+    chosen: Case = case(name)
+    compile_artefact(chosen.options(tmp_path / "e", link=link, backend="onnxruntime"))
+    golden, n, seen = chosen.golden, chosen.config["batch"], []
+    pipe = l2c_export.load(tmp_path / "e", backend="openvino")  # compiled for another backend: the files are the same
+    pipe(
+        class_labels=golden["y"].tolist()[:n],
+        latents=golden["x_T"][:n],
+        guidance_scale=chosen.scale,
+        callback_on_step_end=lambda p, s, t, v: seen.append(v["latents"]),
+    )
+    want = golden["cached_x"][:, :n]
+    assert np.abs(np.stack(seen) - want).max() < TOLERANCE * max(1, np.abs(want).max())
+
+
+@installed
+def test_a_batch_of_one_is_the_first_of_a_larger_batch(name, tiny):
+    folder, _ = tiny
+    pipe = l2c_export.load(folder, backend=name)
+    count = pipe.manifest.batch
+    many = pipe(class_labels=list(range(count)), seed=3).latents
+    assert np.allclose(pipe(class_labels=[0], seed=3).latents, many[:1], rtol=1e-4, atol=1e-5)
+
+
+@installed
+def test_an_unknown_device_is_one_line_that_names_the_known_ones(name):
+    with pytest.raises(BackendError, match=r"tpu.*cpu") as caught:
+        open_backend(name, Request(device="tpu"))
+    assert "\n" not in str(caught.value)
+
+
+@installed
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_must_be_positive(name, threads):
+    with pytest.raises(UsageError, match="at least 1"):
+        open_backend(name, Request(threads=threads))
+
+
+@installed
+def test_a_damaged_model_is_one_line_that_names_the_file(name, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"garbage")
+    with pytest.raises(BackendError, match=r"cannot (load|read) .*bad\.onnx: \S+") as caught:
+        open_backend(name).backend.load(SegmentFile(tmp_path / "bad.onnx", (), ()))
+    assert "\n" not in str(caught.value)
+
+
+@installed
+def test_a_run_that_fails_is_one_line(name, tiny):
+    parts = next(p for op, p in segments(tiny).items() if op.startswith("mlp"))
+    inputs, outputs = arguments(*parts, images=2)
+    run = open_backend(name).backend.load(parts[-1]).bind({**inputs, "i0": inputs["i0"][:3]}, outputs)
+    with pytest.raises(RunError) as caught:
+        run()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_library_that_writes_to_its_weights_does_not_write_to_the_file(tiny, tmp_path):
+    folder = shutil.copytree(tiny[0], tmp_path / "e")
+    manifest = store.read(folder)
+    mapped_weights(folder, manifest)(next(iter(manifest.tensors)))[...] = 0
+    assert store.read(folder) == manifest, "and its hash is the same"
+
+
+@missing("onnxruntime")
+def test_onnxruntime_has_fp16_but_refuses_bf16_and_says_what_has_it():
+    assert open_backend("onnxruntime", Request(precision="fp16")).backend.name == "onnxruntime"
+    with pytest.raises(BackendError, match=r"bf16.*openvino"):
+        open_backend("onnxruntime", Request(precision="bf16"))
+
+
+def test_the_compiler_refuses_a_precision_that_its_backend_has_not():
+    with pytest.raises(UsageError, match=r"--precision bf16: .*use --backend .*openvino"):
+        Options(schedule="every:2", backend="onnxruntime", precision="bf16")
+    Options(schedule="every:2", backend="auto", precision="bf16")
+    Options(schedule="every:2", backend="onnxruntime", precision="fp16")
+
+
+@needs_openvino
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_openvino_refuses_what_the_processor_has_no_instructions_for(precision):
+    import openvino
+
+    if precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert open_backend("openvino", Request(precision=precision)).backend.name == "openvino"
+    else:
+        with pytest.raises(BackendError, match=f"no {precision}.*fp32"):
+            open_backend("openvino", Request(precision=precision))
+
+
+@needs_openvino
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_auto_takes_a_backend_that_has_the_precision_or_says_why_none_has(precision):
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision.upper() in able:
+        assert open_backend("auto", Request(precision=precision)).backend.name == "openvino"
+    elif precision == "fp16":
+        opened = open_backend("auto", Request(precision=precision))
+        assert opened.backend.name == "onnxruntime"
+        assert "openvino: this CPU has no fp16" in opened.why
+    else:
+        with pytest.raises(BackendError, match=rf"openvino: .*no {precision}.*onnxruntime: "):
+            open_backend("auto", Request(precision=precision))
+
+
+def test_auto_takes_the_first_that_works_and_says_why_not_the_others(monkeypatch, tiny):
+    import l2c_export.backends as backends
+
+    pytest.importorskip("onnxruntime")
+    real = backends.importlib.import_module
+
+    def without_openvino(module):
+        if module.endswith("openvino_backend"):
+            raise MissingExtra("openvino", "openvino")
+        return real(module)
+
+    monkeypatch.setattr(backends.importlib, "import_module", without_openvino)
+    opened = open_backend("auto", Request(precision="fp16"))
+    assert opened.backend.name == "onnxruntime"
+    assert "openvino is not installed: pip install 'l2c-export[openvino]'" in opened.why
+    with pytest.raises(MissingExtra, match="openvino"):
+        l2c_export.load(tiny[0], backend="openvino")
+    assert [f.works for f in doctor.examine() if f.name in ("openvino", "onnxruntime")] == [False, True]
+
+
+def test_auto_tries_no_gpu_where_a_cpu_was_asked_for(tiny):
+    build = Build(backend="tensorrt", version="10.3.0", targets=("sm90",), images=(1, 1, 1), level=None,
+                  version_compatible=False, hardware_compatible=False, engines={})  # fmt: skip
+    assert "tensorrt" in open_backend("auto", Request(folder=tiny[0], builds=(build,))).why
+    assert "tensorrt" not in open_backend("auto", Request(device="cpu", folder=tiny[0], builds=(build,))).why
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_nothing_is_reported_to_anybody(tiny, tmp_path, backend):
+    """Both libraries write files of their telemetry to the user's home, and look its hosts up, unless they are told not to."""
+    pytest.importorskip(backend)
+    environment = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "L2C_CACHE", "XDG_CACHE_HOME")}
+    words = [sys.executable, "-m", "l2c_export", "run", str(tiny[0]), "--backend", backend, "--class-label", "1"]
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(words, check=True, capture_output=True, env=environment, cwd=tmp_path)
+    written = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*") if path.is_file()}
+    assert written <= {("latents.npy",), (".cache", "l2c-export")}
+    assert ("latents.npy",) in written
+
+
+@pytest.mark.parametrize(("files", "share"), [
+    ({"cpu.max": "50000 100000"}, 0.5), ({"cpu.max": "max 100000"}, None), ({"cpu.max": ""}, None), ({}, None),
+    ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.5),
+    ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+])  # fmt: skip
+def test_a_container_has_the_cores_that_its_limit_allows(tmp_path, monkeypatch, files, share):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert machine.quota(tmp_path) == share
+    monkeypatch.setattr(machine, "quota", lambda _: share)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    assert machine.cores() == {0.5: 1, None: 4, 2.5: 2}[share]
+
+
+def test_auto_prefers_onnx_runtime_in_float32_on_a_cpu(tiny):
+    pytest.importorskip("onnxruntime")
+    assert open_backend("auto").backend.name == "onnxruntime"
+    assert "the first that works" in l2c_export.load(tiny[0], backend="auto").backend
+
+
+@needs_openvino
+def test_openvino_keeps_compiled_segments_but_never_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
+    sizes = {}
+    for link in ("shared", "static"):
+        compile_artefact(case("dit_tiny_odd_resetN").options(tmp_path / link, link=link))
+        before = set((tmp_path / "cache").glob("openvino/*"))
+        l2c_export.load(tmp_path / link, backend="openvino")
+        sizes[link] = len(set((tmp_path / "cache").glob("openvino/*")) - before)
+    assert sizes["shared"] > 0
+    assert sizes["static"] == 0
+
+
+@needs_openvino
+def test_openvino_works_where_the_cache_cannot_be_written(tmp_path, monkeypatch, tiny):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "file"))
+    l2c_export.load(tiny[0], backend="openvino")(class_labels=[1])
+
+
+@installed
+def test_backends_run_without_the_compiler(name, tiny):
+    """Loading and running imports neither PyTorch nor onnx."""
+    script = (
+        f"import sys, l2c_export; l2c_export.load({str(tiny[0])!r}, backend={name!r})([1]);"
+        "print([m for m in ('torch', 'onnx', 'onnxscript') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@missing("onnxruntime")
+def test_a_backend_may_rehearse_a_generation_before_it_is_asked_for(tiny):
+    """As a CUDA graph is captured: everything runs once before, and must leave no trace in the result."""
+    folder, _ = tiny
+    pipe = l2c_export.load(folder, backend="onnxruntime")
+    backend = pipe._program.backend
+    plain = backend.sequence
+    rehearsed = []
+
+    def sequence(runs):
+        plain(runs)()
+        rehearsed.append(len(runs))
+        return plain(runs)
+
+    backend.sequence = sequence
+    stepwise = list(pipe.steps([1, 2], 3.0, pipe.noise(2, 0)))[-1].x.copy()
+    for _ in range(2):
+        assert np.array_equal(pipe([1, 2], 3.0, seed=0).latents, stepwise)
+    assert len(rehearsed) == 1
