@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""Draws the same digits with several artefacts of the demo model, side by side, and prints how long each took.
+"""Draws the same digits with several artefacts of the demo model, a row for each, and the seconds that each takes per image.
 
-python scripts/draw_demo.py engines/demo-uncached engines/demo --out digits.png
+    python scripts/draw_demo.py engines/demo-uncached engines/demo --out digits.png
+
+The artefacts are compiled with --batch 10 at least.  All draw from the same noise.  The seconds are medians of interleaved
+rounds; under the picture stands what they were measured on, which should have nothing else to do meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
+import re
 import statistics
 import time
 from pathlib import Path
@@ -14,57 +19,79 @@ from pathlib import Path
 import numpy as np
 
 import l2c_export
-from l2c_export.runtime.pipeline import Pipeline
 
-ROWS, COLUMNS = 10, 6  # a row per class
+CLASSES = range(10)
 ROUNDS = 9
 
 
-def computed(pipe: Pipeline) -> float:
+def computed(pipe: l2c_export.Pipeline) -> float:
     """The share of sublayers that are computed."""
     calls = pipe.manifest.calls
     return sum(len(call.computed) for call in calls) / (len(calls) * len(pipe.manifest.model.sublayers))
 
 
-def milliseconds(pipes: list[Pipeline]) -> list[float]:
+def seconds(pipes: list[l2c_export.Pipeline]) -> list[float]:
     """For one image, the median of interleaved rounds after a warm-up."""
     times: list[list[float]] = [[] for _ in pipes]
     for n in range(ROUNDS + 1):
         for pipe, kept in zip(pipes, times, strict=True):
             started = time.perf_counter()
-            pipe([n % ROWS], seed=n)
-            kept.append(1e3 * (time.perf_counter() - started))
+            pipe([CLASSES[n % 10]], seed=n)
+            kept.append(time.perf_counter() - started)
     return [statistics.median(kept[1:]) for kept in times]
 
 
-def picture(pipe: Pipeline) -> np.ndarray:
-    """Digits in rows and columns, (H, W) from 0 (ink) to 1."""
-    labels = np.repeat(np.arange(ROWS), COLUMNS).tolist()
-    ink = pipe(labels, output_type="np").images[..., 0]
-    _, height, width = ink.shape
-    return 1 - ink.reshape(ROWS, COLUMNS, height, width).transpose(0, 2, 1, 3).reshape(ROWS * height, COLUMNS * width)
+def strip(pipe: l2c_export.Pipeline, seed: int) -> np.ndarray:
+    """A digit of every class side by side, (H, 10 W) from 0 (ink) to 1."""
+    ink = pipe(list(CLASSES), seed=seed, output_type="np").images[..., 0]
+    return 1 - np.concatenate(list(ink), axis=1)
+
+
+def processor() -> str:
+    """Its name, as the system gives it."""
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def draw(file: Path, strips: list[np.ndarray], captions: list[str], below: str) -> None:
+    """A row for each strip, its caption at the left."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 0.72 * len(strips) + 0.3), dpi=200)
+    rows = figure.subplots(len(strips), 1, squeeze=False)[:, 0]
+    figure.subplots_adjust(left=0.22, right=1, top=1, bottom=0.3 / figure.get_figheight(), hspace=0.02)
+    for axes, pixels, caption in zip(rows, strips, captions, strict=True):
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="lanczos")
+        axes.set_axis_off()
+        axes.text(-0.015, 0.5, caption, transform=axes.transAxes, ha="right", va="center", fontsize=10, linespacing=1.4)
+    figure.text(1 - 0.01, 0.03, below, ha="right", va="bottom", fontsize=7.5, color="#666666")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
 
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("engines", type=Path, nargs="+", help=f"artefacts compiled with --batch {ROWS * COLUMNS}")
+    ap.add_argument("engines", type=Path, nargs="+", help="artefacts; the others are compared with the first")
+    ap.add_argument("--seed", type=int, default=40, help="of the first digit's noise [default: 40]")
     ap.add_argument("--out", type=Path, default=Path("digits.png"))
     args = ap.parse_args()
     pipes = [l2c_export.load(folder) for folder in args.engines]
-    times = milliseconds(pipes)
-    grids = [picture(pipe) for pipe in pipes]
-    from l2c_export.support.figure import new_figure, write  # after the measurement
-
-    figure = new_figure(3.3 * len(pipes), 5.9)
-    for axes, pipe, ms, grid in zip(np.atleast_1d(figure.subplots(1, len(pipes))), pipes, times, grids, strict=True):
-        axes.imshow(grid, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(f"{computed(pipe):.0%} computed: {ms:.0f} ms per image", fontsize=10, pad=8)
-        axes.set_axis_off()
-    write(figure, args.out)
-    for folder, pipe, ms, grid in zip(args.engines, pipes, times, grids, strict=True):
-        against = f", {times[0] / ms:.2f}x as fast as {args.engines[0]}" if folder != args.engines[0] else ""
-        apart = f", pixels differ by {np.abs(grid - grids[0]).mean():.3f} on average (of 1)" if against else ""
-        print(f"{folder}: {computed(pipe):.0%} of the sublayers computed, {ms:.1f} ms per image{against}{apart}")
+    times = seconds(pipes)
+    strips = [strip(pipe, args.seed) for pipe in pipes]
+    shares = [computed(pipe) for pipe in pipes]
+    captions = [
+        f"{'uncached' if share == 1 else f'cached, {share:.0%} computed'}\n{t:.3f} s an image"
+        for share, t in zip(shares, times, strict=True)
+    ]
+    library = pipes[0].backend.partition("),")[0] + ")"
+    draw(args.out, strips, captions, f"{library} on {processor()}")
+    for folder, share, t, pixels in zip(args.engines, shares, times, strips, strict=True):
+        against = f", {times[0] / t:.2f}x as fast as {args.engines[0]}" if folder != args.engines[0] else ""
+        apart = f", pixels differ by {np.abs(pixels - strips[0]).mean():.3f} on average (of 1)" if against else ""
+        print(f"{folder}: {share:.0%} of the sublayers computed, {t:.3f} s per image{against}{apart}")
     print(f"{args.out}: drawn by {pipes[0].backend}")
 
 

@@ -1,7 +1,9 @@
-"""The README's commands do what it says, and its JSON is a schedule."""
+"""The pages: their commands do what they say, their links lead somewhere, and the files that they name exist."""
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import re
 import shlex
@@ -11,44 +13,161 @@ from pathlib import Path
 
 import pytest
 
-from l2c_export.cli.compile import export
-from l2c_export.cli.train import train
-from l2c_export.schedules.schedule import Schedule
-
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PACKAGE = ROOT / "l2c_export"
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in sorted([*ROOT.glob("*.md"), *(ROOT / ".github").glob("*.md"), *(ROOT / "engines").glob("*.md"),
+                        *(ROOT / "scripts").rglob("*.md"), *PACKAGE.rglob("*.md")])
+}  # fmt: skip
+README, MAP = PAGES["README.md"], PAGES["l2c_export/ARCHITECTURE.md"]
+COMMAND = re.compile(r"(?:^|[`(|] ?| {4})(l2c-export|l2c) ?([a-z]*)([^`|#\n]*)", re.MULTILINE)
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
+
+
+def python(folder: Path, *words: str) -> str:
+    """What Python prints in a folder, with this package in its path."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout
+
+
+def cli(folder: Path, line: str) -> str:
+    tool, *words = shlex.split(line)
+    return python(folder, "-m", "l2c_export", *(["export"] if tool == "l2c-export" else []), *words)
+
+
+# the first page
+
+
+def test_the_first_page_is_short():
+    assert len(README.splitlines()) <= 170
 
 
 def test_the_commands_to_try_work(tmp_path):
-    for line in blocks("bash")[0].strip().splitlines():
-        tool, *words = shlex.split(line)
-        command = [sys.executable, "-m", "l2c_export", *(["export"] if tool == "l2c-export" else []), *words]
-        done = subprocess.run(
-            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{line}: {done.stderr}"
+    for line in blocks("README.md", "bash")[0].strip().splitlines():
+        cli(tmp_path, line)
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "schedule.png").stat().st_size > 1000
 
 
-def test_the_schedule_in_the_readme_is_one():
-    assert Schedule.from_json(blocks("json")[0].encode()).steps == 2
+def test_the_lines_of_python_end_in_a_picture(tmp_path):
+    code = blocks("README.md", "python")[0]
+    assert len(code.replace("\n\n", "\n").strip().splitlines()) <= 5
+    python(tmp_path, "-c", code)
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_install_line_names_extras_that_exist():
+    text = (ROOT / "pyproject.toml").read_text()
+    for page, words in PAGES.items():
+        for extras in re.findall(r"pip install '\.\[([\w,-]+)\]'", words):
+            for extra in extras.split(","):
+                assert f"\n{extra} = [" in text, f"{page}: {extra}"
+
+
+# what the other pages show
+
+
+def test_the_schedule_that_is_shown_is_one(tmp_path):
+    shown = blocks("l2c_export/schedules/README.md", "json")[0]
+    (tmp_path / "schedule.json").write_text(shown)
+    found = json.loads(cli(tmp_path, "l2c inspect schedule.json --json"))
+    assert [call["computed"] for call in found["calls"]] == [call["computed"] for call in json.loads(shown)["calls"]]
+
+
+def test_the_model_that_is_shown_is_one(tmp_path):
+    (tmp_path / "model.json").write_text(blocks("l2c_export/models/README.md", "json")[0])
+    cli(tmp_path, "l2c-export --model model.json --weights random --schedule every:2 --steps 4 --dry-run")
+
+
+# options
+
+
+@functools.cache
+def options(command: str) -> frozenset[str]:
+    """All that the help of a command mentions."""
+    return frozenset(OPTION.findall(python(ROOT, "-m", "l2c_export", command, "--help")))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_of_a_command_exists(page):
+    for tool, command, rest in COMMAND.findall(PAGES[page]):
+        name = "export" if tool == "l2c-export" else command
+        mentioned = set(OPTION.findall(rest))
+        assert not mentioned or mentioned <= options(name), f"{page}: {tool} {command}{rest}"
 
 
 @pytest.mark.parametrize(
-    ("command", "begins", "ends"),
-    [
-        (export, "## What you can give it", "## What the compiler does"),
-        (train, "The model is frozen.", "## With diffusers"),
-    ],
+    ("page", "command"), [("l2c_export/compiler/README.md", "export"), ("l2c_export/training/README.md", "train")]
 )
-def test_every_option_of_the_readme_exists(command, begins, ends):
-    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    text = README[README.index(begins) : README.index(ends)].replace("`torchrun --standalone --nproc-per-node", "")
-    mentioned = set(re.findall(r"`(--[a-z0-9-]+)", text)) | set(re.findall(r" (--[a-z0-9-]+) ", text))
+def test_every_option_of_a_page_exists(page, command):
+    text = re.sub(r"`[^`]*torchrun[^`]*`", "", PAGES[page]).replace("l2c cache --prune", "").replace("l2c inspect --json", "")
+    mentioned = {found for found in OPTION.findall(text) if command == "export" or f"`{found}" in text}
     assert mentioned
-    assert mentioned <= known
+    assert mentioned <= options(command)
+
+
+def test_the_table_of_options_is_complete():
+    table = PAGES["l2c_export/compiler/README.md"]
+    known = options("export") - {"--help", "--verbose", "--json", "--cache", "--hoist", "--fold"}
+    assert all(option in table for option in known), known - set(OPTION.findall(table))
+
+
+# links and files
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    plain = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", plain, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) + re.findall(r'<img src="([^"]+)"', PAGES[page])
+    for link in links:
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{page}: {link}"
+
+
+def test_every_page_is_linked():
+    linked = set()
+    for page, text in PAGES.items():
+        names = [name for name in re.findall(r"\]\(([^)\s#]+\.md)", text) if not name.startswith("http")]
+        linked |= {((ROOT / page).parent / name).resolve() for name in names}
+    assert [page for page in PAGES if (ROOT / page).resolve() not in linked] == ["README.md"]
+
+
+def named(text: str) -> set[str]:
+    """Files and folders in code: `ir/graph.py`, `backends/cuda/`, but not patterns."""
+    return set(re.findall(r"`([\w./-]*(?:\w\.py|\w/))`", text))
+
+
+def test_every_file_of_the_map_exists():
+    assert len(named(MAP)) > 60
+    missing = [name for name in named(MAP) if not (PACKAGE / name).exists() and not (ROOT / name).exists()]
+    assert not [name for name in missing if "NAME" not in name]
+
+
+def test_the_map_has_every_folder():
+    folders = {path.parent.name for path in PACKAGE.glob("*/*.py")}
+    table = MAP[MAP.index("| folder") : MAP.index("## From a schedule")]
+    assert folders <= {name.strip("/") for name in named(table)}
+
+
+def test_pages_are_shipped():
+    text = (ROOT / "pyproject.toml").read_text()
+    assert '"*" = ["*.md", "py.typed"]' in text
+    assert (PACKAGE / "py.typed").is_file()
