@@ -7,16 +7,14 @@ told of every layer.
 from __future__ import annotations
 
 import functools
-import inspect
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import BackendError, UsageError
+from ...support.source_hash import source_hash
 from ..ports import Port, Range
-from . import pointwise, types
 from .backend import library, logger
 from .monitor import Interrupt, Watch, monitor
 from .pointwise import give_to_myelin
@@ -25,6 +23,7 @@ from .types import fix_interface, multiplies, state_types
 # Builder optimisation of 8.6: for products of matrices in the loop, and for the rest.  The library's own 3 takes three times
 # as long for DiT-XL/2 on an H100, and what it makes is no faster.
 LEVEL, QUICK_LEVEL = 2, 0
+SOURCES = ("backends/tensorrt", "backends/ports.py")  # the code that decides what a plan is
 WORKSPACE = 128 * 2**20  # bytes of scratch that a kernel may ask for
 
 
@@ -88,8 +87,7 @@ class Builder:
     @property
     def identity(self) -> tuple[object, ...]:
         """All that its plans depend on but the model and the GPU."""
-        sources = [inspect.getsource(module) for module in (sys.modules[__name__], types, pointwise)]
-        return (self.name, self.version, self.settings, *sources)
+        return (self.name, self.version, self.settings, source_hash(*SOURCES))
 
     def build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range], once: bool = False) -> bytes:
         """The plan of an ONNX model; one that runs `once`, before the loop, is not tuned.
