@@ -53,7 +53,7 @@ def _model(manifest: Manifest) -> Iterator[str]:
         yield f"latents of shape {manifest.model.latent}"
     if not 0 <= (manifest.model.null_label or 0) <= manifest.model.labels or manifest.weight_dtype not in BYTES:
         yield f"null label {manifest.model.null_label}, weights of type {manifest.weight_dtype}"
-    if manifest.model.null_label is None and manifest.guidance.mode != "none":
+    if manifest.model.null_label is None and manifest.guidance.halves == 2:
         yield "guidance without a null label"
     if not math.isfinite(manifest.guidance.scale):
         yield f"guidance scale {manifest.guidance.scale}"

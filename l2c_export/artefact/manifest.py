@@ -60,6 +60,11 @@ class Guidance(Record, frozen=True, kw_only=True):
     mode: Literal["first3", "all", "none"]
     scale: float  # used where none is given
 
+    @property
+    def halves(self) -> int:
+        """Rows of the model's batch for an image: with its label, and without it where the artefact guides."""
+        return 1 if self.mode == "none" else 2
+
     def channels(self, count: int) -> list[float]:
         """1 for every latent channel that is guided."""
         guided = {"first3": 3, "all": count, "none": 0}[self.mode]
@@ -185,6 +190,10 @@ class Manifest(Record, frozen=True, kw_only=True):
     @property
     def weight_types(self) -> Types:
         return Types(self.weight_dtype, self.fp32)
+
+    def rows(self, images: int, guided: bool = True) -> int:
+        """Rows of the model's batch for so many images; a request may do without the guidance that the artefact has."""
+        return images * (self.guidance.halves if guided else 1)
 
     def is_weight(self, name: str) -> bool:
         """Whether an input of a graph is a tensor of the checkpoint, or some rows of one."""

@@ -52,12 +52,11 @@ def units(manifest: Manifest, sizes: Range) -> dict[str, Unit]:
 
 def batch_axes(manifest: Manifest, graph: str, sizes: Range) -> dict[str, Range]:
     """The sizes of the axes B and R in a graph.  What runs before the loop does so for many calls at once."""
-    guided = 1 if manifest.guidance.mode == "none" else 2
     calls = len(manifest.calls)
     if graph == manifest.constants:
         return {"B": Range(1, 1, 1), "R": Range(1, calls, calls)}
     at_once = calls if graph == manifest.prologue else 1
-    rows = Range(sizes.least, guided * at_once * sizes.usual, guided * at_once * sizes.most)
+    rows = Range(sizes.least, at_once * manifest.rows(sizes.usual), at_once * manifest.rows(sizes.most))
     return {"B": sizes, "R": rows}
 
 

@@ -75,8 +75,7 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
 
 
 def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) -> Loaded:
-    import numpy as np
-
+    from ..artefact.guidance import guided_labels
     from ..support.extras import needs
 
     needs("torch", "export")
@@ -87,20 +86,18 @@ def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     compiled = contender.runtime == "torch-compile"
     model = baseline.Baseline(Path(contender.folder), manifest, compiled, request.threads, request.device, contender.cached)
     calls = manifest.calls if contender.cached else baseline.uncached(manifest.calls)
-    null = [manifest.model.null_label] * len(labels) if scale != 1 else []
     noise = standard_normal(manifest.model.latent, range(request.seed, request.seed + request.images))
-    y, guided = np.array([*labels, *null], np.int32), manifest.guidance.channels(manifest.model.latent[0])
-    guidance = np.float32(scale - 1) * np.array(guided, np.float32)
+    halves = guided_labels(manifest, labels, scale)
     settings = _settings(task, manifest, calls, labels, scale, model.runtime)
 
     def on_its_clock() -> Timed:
-        whole = seconds_of(lambda: model.finish(model.steps(calls, noise, y, guidance)))
-        return Timed(whole, tuple(model.timed(model.steps(calls, noise, y, guidance))))
+        whole = seconds_of(lambda: model.finish(model.steps(calls, noise, *halves)))
+        return Timed(whole, tuple(model.timed(model.steps(calls, noise, *halves))))
 
     return Loaded(
         settings=msgspec.structs.replace(settings, passes=(), link="none"),
         artefact_bytes=manifest.files[WEIGHTS].bytes,
-        image=on_its_clock if model.on_gpu else lambda: call_by_call(model.steps(calls, noise, y, guidance)),
+        image=on_its_clock if model.on_gpu else lambda: call_by_call(model.steps(calls, noise, *halves)),
         overhead=lambda: None,
     )
 

@@ -25,7 +25,7 @@ SAMPLES = 7  # timings of a segment, at different places of the model
 def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: int) -> dict[str, float]:
     """Median seconds of one run of every segment, for a batch of `images`."""
     program = load_program(folder, manifest, backend, "shared", random_weights(manifest))
-    loop = Loop(program, images, manifest.guidance.mode != "none")
+    loop = Loop(program, images, guided=True)
     latent = (images, *manifest.model.latent)
     places: dict[str, list[Run]] = defaultdict(list)
     distinct = {call.graph: n for n, call in reversed(list(enumerate(manifest.calls)))}  # graph -> its first call

@@ -95,7 +95,7 @@ def predict(manifest: Manifest, device: str = "cpu", images: int = 1, times: Tim
     """Predict for a device of `DEVICES`, or from `times` that were measured on this machine."""
     if device not in DEVICES and times is None:
         raise UsageError(f"--device {device}: known are {', '.join(DEVICES)}")
-    rows = images * (1 if manifest.guidance.mode == "none" else 2)
+    rows = manifest.rows(images)
     count = len(manifest.calls)
 
     def graph_cost(name: str | None, rows: int) -> Cost:

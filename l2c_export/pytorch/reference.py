@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..artefact import given_weights
+from ..artefact.guidance import guided_labels
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..models import families
@@ -72,11 +73,8 @@ class Reference:
         return {n: {k: v.numpy() for k, v in seen.items()} for n, seen in self._model.traces.items()}
 
     def _run(self, model: Denoiser, dtype: torch.dtype):  # type: ignore[no-untyped-def]
-        null = self._manifest.model.null_label
-        guided = self.guidance_scale != 1
-        labels = torch.tensor(self.labels + [null] * len(self.labels) if guided else self.labels, dtype=torch.int32)
-        channels = torch.tensor(self._manifest.guidance.channels(self._manifest.model.latent[0]), dtype=dtype)
-        guidance = (self.guidance_scale - 1) * channels.reshape(1, -1, 1, 1)
+        labels, strength = map(torch.from_numpy, guided_labels(self._manifest, self.labels, self.guidance_scale, "float64"))
+        guidance = strength.to(dtype).reshape(1, -1, 1, 1)
         noise = torch.from_numpy(self.noise).to(dtype) * float(np.float32(self._manifest.noise_scale or 1))
         return model.steps(self._manifest.calls, noise, labels, guidance)
 
