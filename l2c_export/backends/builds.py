@@ -17,7 +17,7 @@ from ..artefact import integrity, staging, store
 from ..artefact.manifest import FILE, Build, Manifest, image_range
 from ..errors import BackendError, UsageError
 from ..support.cache import cache_folder, cached, keep, kept
-from ..support.files import check_place
+from ..support.files import Report, check_place
 from ..support.words import counted
 from ..weights.layout import FILE as WEIGHTS
 from .contract import BUILT
@@ -28,7 +28,6 @@ from .tensorrt.monitor import Watch
 from .units import Unit, units
 
 RTX_TARGETS = ("sm86", "sm89", "sm120")  # the consumer and edge GPUs of the last three generations
-Report = Callable[[str], object]
 
 
 def images(text: str | None, manifest: Manifest) -> Range:

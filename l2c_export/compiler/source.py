@@ -61,7 +61,8 @@ class Source:
 def resolve(options: Options) -> Source:
     """Read the schedule and the weights' names, and find the model that fits both."""
     if options.model == demo.NAME:
-        source = resolve(with_demo_files(options))
+        model, weights = demo.files(options.model, options.weights)
+        source = resolve(replace(options, model=model, weights=weights, schedule=demo.schedule(options.schedule)))
         return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = random.random_seed(options.weights) if options.weights else None
     folder = _folder(options)
@@ -103,16 +104,6 @@ def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
             raise UsageError(
                 f"--fp32 {name}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
             )
-
-
-def with_demo_files(options: Options) -> Options:
-    """The same request, with the names of the demo model's files in place of its name."""
-    asked = options.schedule or demo.NAME
-    if asked.startswith(f"{demo.NAME}:") and asked not in demo.SCHEDULES:
-        raise ScheduleError(f"--schedule {asked}: the demo model has {' and '.join(demo.SCHEDULES)}; use one of them")
-    weights_file = options.weights or str(demo.WEIGHTS)
-    schedule = str(demo.SCHEDULES.get(asked, asked))
-    return replace(options, model=str(demo.CONFIG), weights=weights_file, schedule=schedule)
 
 
 def _vae(options: Options, folder: Folder | None) -> Path | None:

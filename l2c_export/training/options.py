@@ -118,9 +118,8 @@ class TrainingTask(NamedTuple):
 
 def with_demo_files(options: TrainingOptions) -> TrainingOptions:
     """The same request, with the demo model's files in place of its name."""
-    if options.model != demo.NAME:
-        return options
-    return dataclasses.replace(options, model=str(demo.CONFIG), weights=options.weights or str(demo.WEIGHTS))
+    model, weights = demo.files(options.model, options.weights)
+    return dataclasses.replace(options, model=model, weights=weights)
 
 
 def resolve(options: TrainingOptions) -> TrainingTask:
@@ -161,5 +160,5 @@ def check_target(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArtefactError(f"--out {folder}: is a file, not a folder")
     for path in sorted(folder.iterdir()) if folder.exists() else ():
-        if path.name.removesuffix(".partial") not in FILES and path.name not in staging.TOLERATED:
+        if path.name not in FILES and path.suffix != ".partial" and path.name not in staging.TOLERATED:
             raise ArtefactError(f"--out {folder}: holds {path.name}, which is not ours: choose an empty folder")

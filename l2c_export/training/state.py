@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArtefactError
+from ..support.files import replacing
 from ..weights import torch_file
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.csv"
@@ -45,15 +45,10 @@ class StateFile(NamedTuple):
 
 def replace(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with replacing(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ArtefactError(f"{path}: cannot be written: {error.strerror or error}: choose another --out") from None
 
 
