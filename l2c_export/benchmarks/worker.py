@@ -59,12 +59,12 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     backend = pipe.backend.partition(" ")[0]
     version = sys.modules[backend.replace("-", "_")].__version__.partition("-")[0]  # of what was loaded, if two are installed
     settings = _settings(task, manifest, manifest.calls, labels, scale, f"{backend} {version}".strip())
-    asked = pipe.generation(labels, scale)
-    on_gpu = not asked.loop.memory.on_host
+    generation = pipe.generation(labels, scale)
+    on_gpu = not generation.loop.memory.on_host
 
     def on_its_clock() -> Timed:
-        whole = seconds_of(lambda: pipe(labels, scale, latents=noise))
-        return Timed(whole, tuple(asked.loop.timed(noise, asked.labels, asked.guidance)))
+        seconds = seconds_of(lambda: pipe(labels, scale, latents=noise))
+        return Timed(seconds, tuple(generation.loop.timed(noise, generation.labels, generation.guidance)))
 
     return Loaded(
         settings=msgspec.structs.replace(settings, device=request.device or "cuda") if on_gpu else settings,
@@ -91,8 +91,8 @@ def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     settings = _settings(task, manifest, calls, labels, scale, model.runtime)
 
     def on_its_clock() -> Timed:
-        whole = seconds_of(lambda: model.finish(model.steps(calls, noise, *halves)))
-        return Timed(whole, tuple(model.timed(model.steps(calls, noise, *halves))))
+        seconds = seconds_of(lambda: model.finish(model.steps(calls, noise, *halves)))
+        return Timed(seconds, tuple(model.timed(model.steps(calls, noise, *halves))))
 
     return Loaded(
         settings=msgspec.structs.replace(settings, passes=(), link="none"),
@@ -131,9 +131,9 @@ def _settings(
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
 def call_by_call(steps: Iterator[object]) -> Timed:
@@ -163,9 +163,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # libraries print to stdout
 
-    def say(made: Callable[[], object]) -> None:
+    def say(answer_of: Callable[[], object]) -> None:
         try:
-            text = msgspec.json.encode({"answer": made()})
+            text = msgspec.json.encode({"answer": answer_of()})
         except L2CError as error:
             text = msgspec.json.encode({"error": str(error)})
         answers.write(text + b"\n")
@@ -174,9 +174,9 @@ def main() -> None:
     loaded: list[Loaded] = []
 
     def first() -> Ready:
-        started = time.perf_counter()
+        start = time.perf_counter()
         loaded.append(load(task))
-        ready = Ready(loaded[0].settings, time.perf_counter() - started, loaded[0].artefact_bytes)
+        ready = Ready(loaded[0].settings, time.perf_counter() - start, loaded[0].artefact_bytes)
         loaded[0].image()
         return ready
 

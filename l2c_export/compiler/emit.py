@@ -69,7 +69,7 @@ def describe(
         )
         for call, graph, update, wires in zip(schedule.calls, linked.calls, table.updates, wiring, strict=True)
     )
-    on = [name for name in ("hoist", "fold") if getattr(options, name)]
+    passes = [name for name in ("hoist", "fold") if getattr(options, name)]
     return manifest.Manifest(
         tool=f"l2c-export {__version__}",
         model=manifest.Model(
@@ -95,7 +95,7 @@ def describe(
         batch=options.batch,
         backend=options.backend,
         link=options.link,  # type: ignore[arg-type]
-        passes=tuple(on),
+        passes=tuple(passes),
         weights=described_weights(source),
         tensors=family.tensors(),
         values=values,

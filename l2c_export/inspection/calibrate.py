@@ -42,12 +42,12 @@ def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: in
 
 def seconds(runs: Sequence[Run]) -> list[float]:
     """Time a few runs, at different places if there are any; the first run warms up."""
-    chosen = itertools.islice(itertools.cycle(runs[:: max(1, len(runs) // SAMPLES)]), SAMPLES + 1)
+    sample = itertools.islice(itertools.cycle(runs[:: max(1, len(runs) // SAMPLES)]), SAMPLES + 1)
     times = []
-    for run in chosen:
-        started = time.perf_counter()
+    for run in sample:
+        start = time.perf_counter()
         run()
-        times.append(time.perf_counter() - started)
+        times.append(time.perf_counter() - start)
     return times[1:]
 
 

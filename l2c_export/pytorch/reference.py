@@ -47,30 +47,30 @@ class Reference:
     @functools.cache  # noqa: B019  (one per verification)
     def latents(self) -> list[np.ndarray]:
         """After every call, (B, C, H, W) float64."""
-        found = [x.numpy().copy() for x in self._run(self._model, torch.float64)]
+        trajectory = [x.numpy().copy() for x in self._run(self._model, torch.float64)]
         if self._recorded is not None:
             ends = [n for n, call in enumerate(self._manifest.calls) if call.ends_step]
             for n, x in zip(ends, self._recorded, strict=True):
-                found[n] = x.astype(np.float64)
-        return found
+                trajectory[n] = x.astype(np.float64)
+        return trajectory
 
     def float32_errors(self) -> list[float]:
         """The relative error of PyTorch in float32, every call fed the latents of this reference."""
         single = Denoiser(self._family, {name: tensor.float() for name, tensor in self._tensors.items()})
         errors = []
-        for x, want in zip(self._run(single, torch.float32), self.latents(), strict=True):
-            errors.append(float(np.abs(x.double().numpy() - want).max() / np.abs(want).max()))
-            x.copy_(torch.from_numpy(want))
+        for x, expected in zip(self._run(single, torch.float32), self.latents(), strict=True):
+            errors.append(float(np.abs(x.double().numpy() - expected).max() / np.abs(expected).max()))
+            x.copy_(torch.from_numpy(expected))
         return errors
 
     def traces(self, keep: frozenset[int]) -> dict[int, dict[str, np.ndarray]]:
         """Every value of some calls, by its name in the compiled graphs, when each call is fed the latents."""
         self._model.keep, self._model.traces = keep, {}
-        for n, (x, want) in enumerate(zip(self._run(self._model, torch.float64), self.latents(), strict=True)):
-            x.copy_(torch.from_numpy(want))
+        for n, (x, expected) in enumerate(zip(self._run(self._model, torch.float64), self.latents(), strict=True)):
+            x.copy_(torch.from_numpy(expected))
             if n >= max(keep):
                 break
-        return {n: {k: v.numpy() for k, v in seen.items()} for n, seen in self._model.traces.items()}
+        return {n: {k: v.numpy() for k, v in values.items()} for n, values in self._model.traces.items()}
 
     def _run(self, model: Denoiser, dtype: torch.dtype):  # type: ignore[no-untyped-def]
         labels, strength = map(torch.from_numpy, guided_labels(self._manifest, self.labels, self.guidance_scale, "float64"))
@@ -89,8 +89,8 @@ def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
 
 
 def given(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
-    found = given_weights.tensors(checkpoint, manifest)
-    return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in found}
+    tensors = given_weights.tensors(checkpoint, manifest)
+    return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in tensors}
 
 
 def of_case(case: Path, folder: Path, manifest: Manifest, checkpoint: Path | None = None) -> Reference:

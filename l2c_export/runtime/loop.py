@@ -51,12 +51,12 @@ class LatentTurn(NamedTuple):
 
 def turns(calls: Sequence[CallRecord]) -> list[LatentTurn]:
     """Rotate the buffers so that no call overwrites latents that are still needed."""
-    now, base, found = 0, 0, []
+    now, base, result = 0, 0, []
     for call in calls:
         after = next(i for i in range(3) if i not in (now, base))
-        found.append(LatentTurn(now, base, after))
+        result.append(LatentTurn(now, base, after))
         now, base = after, after if call.ends_step else base
-    return found
+    return result
 
 
 class Loop:

@@ -73,10 +73,10 @@ class Builder:
             raise UsageError("--version-compatible: the engines of tensorrt-rtx are for its own version: build them with each")
         if self.name == "tensorrt-rtx" and self.settings.hardware_compatible:
             raise UsageError("--hardware-compatible: tensorrt-rtx builds for the GPUs that --target names")
-        known = getattr(self._trt, "ComputeCapability", None)
+        capabilities = getattr(self._trt, "ComputeCapability", None)
         for target in self.settings.targets:
             # Turing has no float32 products there, and the last layer is one in any precision
-            names = [n.lower() for n in known.__members__ if n.startswith("SM") and n != "SM75"] if known else []
+            names = [n.lower() for n in capabilities.__members__ if n.startswith("SM") and n != "SM75"] if capabilities else []
             if target not in names:
                 raise UsageError(f"--target {target}: {self.name} {self.version} builds for {', '.join(names)}")
 
@@ -94,10 +94,10 @@ class Builder:
 
         Raises BackendError naming the model and the node that is not supported.
         """
-        started = time.perf_counter()
+        start = time.perf_counter()
         with self._interrupt:
             plan = self._build(model, ports, ranges, once)
-        self.seconds[model.name] = time.perf_counter() - started
+        self.seconds[model.name] = time.perf_counter() - start
         return plan
 
     def _build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range], once: bool) -> bytes:
@@ -130,8 +130,8 @@ class Builder:
 
     def timing_cache(self) -> bytes:
         """What was measured so far; it makes the next build faster.  Nothing new is empty."""
-        measured = vars(self).get("_cache")
-        return b"" if measured is None else bytes(measured.serialize())
+        cache = vars(self).get("_cache")
+        return b"" if cache is None else bytes(cache.serialize())
 
     def _config(self) -> Any:
         trt, config = self._trt, self._builder.create_builder_config()
@@ -170,9 +170,9 @@ class Builder:
 
 def reasons(parser: Any) -> str:
     """The parser's errors on one line, each with its node."""
-    found = []
+    errors = []
     for i in range(parser.num_errors):
         error = parser.get_error(i)
         operator = f"{error.node_operator()} " if hasattr(error, "node_operator") else ""
-        found.append(f"{' '.join(error.desc().split())} ({operator}node {error.node()})")
-    return "; ".join(found) or "no reason given"
+        errors.append(f"{' '.join(error.desc().split())} ({operator}node {error.node()})")
+    return "; ".join(errors) or "no reason given"
