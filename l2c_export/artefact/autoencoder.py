@@ -41,8 +41,12 @@ class Config(msgspec.Struct, frozen=True):
     @property
     def moments(self) -> dict[str, Any]:
         """What moves its latents, beside the factor: the options that are set."""
-        named = {"shift_factor": self.shift_factor or None, "latents_mean": self.latents_mean, "latents_std": self.latents_std}
-        return {name: value for name, value in named.items() if value is not None}
+        options = {
+            "shift_factor": self.shift_factor or None,
+            "latents_mean": self.latents_mean,
+            "latents_std": self.latents_std,
+        }
+        return {name: value for name, value in options.items() if value is not None}
 
 
 def read(folder: Path) -> Config:
@@ -94,10 +98,9 @@ def _check_moments(folder: Path, moments: Mapping[str, Any], channels: int) -> N
 def digest(folder: Path, moments: Mapping[str, Any]) -> str:
     """A sha256 of all that a decoder is made from: equal ones are the same decoder."""
     options = {name: value for name, value in config(folder / "config.json").items() if not name.startswith("_")}
-    chosen = finder.find(folder)
-    files = finder.files(folder, chosen)
-    said = [options, dict(moments), [sha256(file) for file in files]]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    files = finder.files(folder, finder.find(folder))
+    content = [options, dict(moments), [sha256(file) for file in files]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def said(folder: Path, described: DecoderRecord) -> str:

@@ -35,12 +35,11 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for name, graph in manifest.graphs.items():
         yield from (f"graph {name}: {wrong}" for wrong in _graph(manifest, graph))
     hoisted: set[str] = set()
-    for where, given in ((manifest.constants, "t"), (manifest.prologue, "y")):
-        before = manifest.graphs.get(where or "")
-        if before:
-            made = {given, *hoisted, *(name for node in before.nodes for name in node.outputs)}
-            yield from (f"{where}: nothing makes {name!r}" for name in _values(manifest, before) if name not in made)
-            hoisted |= set(before.outputs)
+    for part, source in ((manifest.constants, "t"), (manifest.prologue, "y")):
+        if early := manifest.graphs.get(part or ""):
+            sources = {source, *hoisted, *(name for node in early.nodes for name in node.outputs)}
+            yield from (f"{part}: nothing makes {name!r}" for name in _values(manifest, early) if name not in sources)
+            hoisted |= set(early.outputs)
     history = ("x.data",) if manifest.history else ()  # earlier data predictions
     for index, call in enumerate(manifest.calls):
         yield from (f"call {index}: {wrong}" for wrong in _call(manifest, call, {"t", *history, *hoisted}))
@@ -53,7 +52,7 @@ def _model(manifest: Manifest) -> Iterator[str]:
         yield f"latents of shape {manifest.model.latent}"
     if not 0 <= (manifest.model.null_label or 0) <= manifest.model.labels or manifest.weight_dtype not in BYTES:
         yield f"null label {manifest.model.null_label}, weights of type {manifest.weight_dtype}"
-    if manifest.model.null_label is None and manifest.guidance.mode != "none":
+    if manifest.model.null_label is None and manifest.guidance.halves == 2:
         yield "guidance without a null label"
     if not math.isfinite(manifest.guidance.scale):
         yield f"guidance scale {manifest.guidance.scale}"
@@ -70,18 +69,18 @@ def _model(manifest: Manifest) -> Iterator[str]:
 
 def _covers(manifest: Manifest) -> bool:
     """Whether every call computes what was asked of it."""
-    asked = manifest.asked.computed if manifest.asked else ()
-    return len(asked) == len(manifest.calls) and all(
-        set(wanted) <= set(call.computed) for wanted, call in zip(asked, manifest.calls, strict=True)
+    computed = manifest.asked.computed if manifest.asked else ()
+    return len(computed) == len(manifest.calls) and all(
+        set(columns) <= set(call.computed) for columns, call in zip(computed, manifest.calls, strict=True)
     )
 
 
 def _files(manifest: Manifest) -> Iterator[str]:
-    used = {s.file for s in manifest.segments.values()} | {g.file for g in manifest.graphs.values()}
-    used |= {FILE} if manifest.weights else set()
-    used |= {manifest.decoder.file} if manifest.decoder else set()
-    used |= {file for build in manifest.builds.values() for file in build.engines.values()}
-    yield from (f"it does not list {name}, which it uses" for name in sorted(used - set(manifest.files)))
+    names = {s.file for s in manifest.segments.values()} | {g.file for g in manifest.graphs.values()}
+    names |= {FILE} if manifest.weights else set()
+    names |= {manifest.decoder.file} if manifest.decoder else set()
+    names |= {file for build in manifest.builds.values() for file in build.engines.values()}
+    yield from (f"it does not list {name}, which it uses" for name in sorted(names - set(manifest.files)))
     if manifest.weights and FILE in manifest.files:
         size = Layout(manifest.tensors, manifest.weight_types).bytes
         if manifest.files[FILE].bytes != size:
@@ -109,8 +108,8 @@ def _call(manifest: Manifest, call: CallRecord, hoisted: Collection[str]) -> Ite
     if graph is None or call.graph in (manifest.constants, manifest.prologue) or LATENTS not in graph.outputs:
         yield f"no graph {call.graph!r} makes latents for it"
     else:
-        known = {*GIVEN, *graph.slots, *call.reads, *call.writes}
-        names = [name for name in _values(manifest, graph) if name not in known]
+        places = {*GIVEN, *graph.slots, *call.reads, *call.writes}
+        names = [name for name in _values(manifest, graph) if name not in places]
         yield from (f"{name!r} has no place" for name in names if split_at(name)[0] not in hoisted)
     if not all(abs(number) < LARGEST_FLOAT for number in (call.timestep, *call.coefficients)):
         yield "its numbers are not finite"
@@ -122,8 +121,8 @@ def _call(manifest: Manifest, call: CallRecord, hoisted: Collection[str]) -> Ite
 
 def _values(manifest: Manifest, graph: GraphRecord) -> list[str]:
     """Everything that a graph reads or makes, but the weights."""
-    named = (name for node in graph.nodes for name in (*node.inputs, *node.outputs))
-    return [name for name in dict.fromkeys((*named, *graph.inputs, *graph.outputs)) if not manifest.is_weight(name)]
+    names = (name for node in graph.nodes for name in (*node.inputs, *node.outputs))
+    return [name for name in dict.fromkeys((*names, *graph.inputs, *graph.outputs)) if not manifest.is_weight(name)]
 
 
 def _placed(manifest: Manifest, slots: Mapping[str, int], sizes: tuple[int, ...]) -> Iterator[str]:

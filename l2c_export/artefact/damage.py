@@ -53,7 +53,7 @@ def _other_case(path: Path) -> Path | None:
     while not missing.parent.exists():
         missing = missing.parent
     try:
-        return next((found for found in missing.parent.iterdir() if found.name.lower() == missing.name.lower()), None)
+        return next((entry for entry in missing.parent.iterdir() if entry.name.lower() == missing.name.lower()), None)
     except OSError:
         return None
 
@@ -66,8 +66,8 @@ def changed(path: Path, info: FileInfo) -> str:
         size = os.stat(path).st_size
     except OSError as error:
         return unreadable(error)
-    if found := stand_in(head):
-        return f"is {found}"
+    if other_kind := stand_in(head):
+        return f"is {other_kind}"
     if size <= MOST_TEXT and hashlib.sha256(head.replace(b"\r", b"")).hexdigest() == info.sha256:
         return f"has other line ends: switch off what changes them (git config core.autocrlf false); {AGAIN}"
     if size != info.bytes:

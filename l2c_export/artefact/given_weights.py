@@ -6,15 +6,18 @@ from pathlib import Path
 
 from ..models.diffusers import pipeline_folder
 from ..weights import notes
+from ..weights.checkpoint import Checkpoint
 from ..weights.layout import Tensors
 from .manifest import Manifest
 
 
-def tensors(source: Path, manifest: Manifest) -> Tensors:
-    """Name and values of every tensor of an artefact's model, from what `--weights` means.
+def checkpoint(source: Path, manifest: Manifest) -> Checkpoint:
+    """What `--weights` means for an artefact's model.  Raises WeightsError or ModelError for weights of another one."""
+    opened = pipeline_folder.checkpoint_for(source, manifest.model.family, manifest.model.arch)
+    notes.check_same(opened, manifest.model.arch)
+    return opened
 
-    Raises WeightsError or ModelError for those of another model.
-    """
-    checkpoint = pipeline_folder.checkpoint_for(source, manifest.model.family, manifest.model.arch)
-    notes.check_same(checkpoint, manifest.model.arch)
-    return checkpoint.tensors(manifest.tensors)
+
+def tensors(source: Path, manifest: Manifest) -> Tensors:
+    """Name and values of every tensor of the model, from there."""
+    return checkpoint(source, manifest).tensors(manifest.tensors)

@@ -91,5 +91,5 @@ def inside(folder: Path, name: str) -> bool:
 
     The file itself may be one: a new file takes the link's place, and what it leads to stays as it is.
     """
-    above = list(PurePosixPath(name).parents)[:-1]
-    return bool(NAME.fullmatch(name)) and not any((folder / part).is_symlink() for part in above)
+    parents = list(PurePosixPath(name).parents)[:-1]
+    return bool(NAME.fullmatch(name)) and not any((folder / part).is_symlink() for part in parents)

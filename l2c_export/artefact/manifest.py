@@ -60,6 +60,11 @@ class Guidance(Record, frozen=True, kw_only=True):
     mode: Literal["first3", "all", "none"]
     scale: float  # used where none is given
 
+    @property
+    def halves(self) -> int:
+        """Rows of the model's batch for an image: with its label, and without it where the artefact guides."""
+        return 1 if self.mode == "none" else 2
+
     def channels(self, count: int) -> list[float]:
         """1 for every latent channel that is guided."""
         guided = {"first3": 3, "all": count, "none": 0}[self.mode]
@@ -121,8 +126,8 @@ class Build(Record, frozen=True, kw_only=True):
     def runs_on(self, architecture: str, version: str) -> bool:
         """Whether a GPU and a version of the library can run these engines."""
         same = self.version == version
-        made, here = (tuple(map(int, re.findall(r"\d+", v)[:3])) for v in (self.version, version))
-        newer = self.version_compatible and made[:1] == here[:1] and made <= here
+        own, present = (tuple(map(int, re.findall(r"\d+", v)[:3])) for v in (self.version, version))
+        newer = self.version_compatible and own[:1] == present[:1] and own <= present
         ampere = self.hardware_compatible and int(architecture.removeprefix("sm")) >= 80
         return (same or newer) and (architecture in self.targets or ampere)
 
@@ -186,6 +191,10 @@ class Manifest(Record, frozen=True, kw_only=True):
     def weight_types(self) -> Types:
         return Types(self.weight_dtype, self.fp32)
 
+    def rows(self, images: int, guided: bool = True) -> int:
+        """Rows of the model's batch for so many images; a request may do without the guidance that the artefact has."""
+        return images * (self.guidance.halves if guided else 1)
+
     def is_weight(self, name: str) -> bool:
         """Whether an input of a graph is a tensor of the checkpoint, or some rows of one."""
         return split_at(name)[0] not in self.values
@@ -205,9 +214,9 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     def without_builds(self, names: Collection[str]) -> Manifest:
         """The same artefact less some builds and their files."""
-        gone = {file for name in names if name in self.builds for file in self.builds[name].engines.values()}
+        dropped = {file for name in names if name in self.builds for file in self.builds[name].engines.values()}
         builds = {name: build for name, build in self.builds.items() if name not in names}
-        files = {name: file for name, file in self.files.items() if name not in gone}
+        files = {name: file for name, file in self.files.items() if name not in dropped}
         return msgspec.structs.replace(self, builds=builds, files=files)
 
     @property

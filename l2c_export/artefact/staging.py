@@ -63,15 +63,15 @@ def check_target(folder: Path, report: Report = id) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    known = {FILE, *TOLERATED, *ours(folder)}
+    own = {FILE, *TOLERATED, *ours(folder)}
     others = [path.parent for path in folder.glob(f"*/{FILE}") if not path.parent.is_symlink() and ours(path.parent)]
     for path in sorted(folder.rglob("*")):
         if any(path.is_relative_to(other) for other in others):  # engines/demo in engines/
             continue
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() and not path.is_symlink() and any(o.startswith(name + "/") for o in known):
+        if path.is_dir() and not path.is_symlink() and any(o.startswith(name + "/") for o in own):
             continue
-        if name not in known and not name.startswith(PARTIAL) and not LITTER.fullmatch(name):
+        if name not in own and not name.startswith(PARTIAL) and not LITTER.fullmatch(name):
             raise ArtefactError(f"--out {folder}: holds {name}, which is not ours: choose an empty folder")
 
 
@@ -115,8 +115,8 @@ def writing(folder: Path, what: str, remedy: str = "choose another folder") -> I
 def _stage(folder: Path, report: Report, whole: bool) -> Iterator[Path]:
     with locked(folder, report) as alone:
         _finish(folder)
-        for left in folder.glob(f"{PARTIAL}*") if alone else ():  # by somebody who was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for remainder in folder.glob(f"{PARTIAL}*") if alone else ():  # by somebody who was killed
+            shutil.rmtree(remainder, ignore_errors=True)
         if whole:
             _refuse_foreign(folder)
         stage = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))

@@ -89,16 +89,16 @@ def parse(data: bytes, where: str) -> Manifest:
         if not isinstance(raw, dict) or raw.get("format") != "l2c-export":
             raise ArtefactError(f"{where} was not written by l2c-export")
         if raw.get("version") != VERSION:
-            found = repr(raw.get("version"))[:20]
-            raise ArtefactError(f"{where} has format version {found}, this release reads {VERSION}: run l2c-export again")
+            version = repr(raw.get("version"))[:20]
+            raise ArtefactError(f"{where} has format version {version}, this release reads {VERSION}: run l2c-export again")
         manifest = DECODER.decode(data)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        found = damage.stand_in(data) or f"damaged: {error}; run l2c-export again"
-        raise ArtefactError(f"{where} is {found}") from None
+        reason = damage.stand_in(data) or f"damaged: {error}; run l2c-export again"
+        raise ArtefactError(f"{where} is {reason}") from None
     if manifest.checksum != checksum(raw):
         raise ArtefactError(f"{where} does not match its checksum: it was damaged or edited; run l2c-export again")
-    if wrong := check.problem(manifest):
-        raise ArtefactError(f"{where} contradicts itself: {wrong}; run l2c-export again")
+    if contradiction := check.problem(manifest):
+        raise ArtefactError(f"{where} contradicts itself: {contradiction}; run l2c-export again")
     return manifest
 
 
@@ -120,8 +120,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def write_json(path: Path, manifest: Manifest) -> Manifest:
     """Replace the manifest in one step; returned is what was written, with its checksum."""
     raw = msgspec.json.decode(msgspec.json.encode(manifest))
-    summed = msgspec.structs.replace(manifest, checksum=checksum(raw))
-    data = msgspec.json.encode(summed)
+    complete = msgspec.structs.replace(manifest, checksum=checksum(raw))
+    data = msgspec.json.encode(complete)
     try:
         msgspec.json.decode(data, type=type(manifest))
     except msgspec.ValidationError as error:  # JSON has no NaN and no infinity
@@ -130,4 +130,4 @@ def write_json(path: Path, manifest: Manifest) -> Manifest:
         ) from None
     with replacing(path) as file:
         file.write(data)
-    return summed
+    return complete

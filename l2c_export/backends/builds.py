@@ -17,7 +17,7 @@ from ..artefact import integrity, staging, store
 from ..artefact.manifest import FILE, Build, Manifest, image_range
 from ..errors import BackendError, UsageError
 from ..support.cache import cache_folder, cached, keep, kept
-from ..support.files import check_place
+from ..support.files import Report, check_place
 from ..support.words import counted
 from ..weights.layout import FILE as WEIGHTS
 from .contract import BUILT
@@ -28,15 +28,14 @@ from .tensorrt.monitor import Watch
 from .units import Unit, units
 
 RTX_TARGETS = ("sm86", "sm89", "sm120")  # the consumer and edge GPUs of the last three generations
-Report = Callable[[str], object]
 
 
 def images(text: str | None, manifest: Manifest) -> Range:
     """`--batch` as MIN:OPT:MAX images; by default 1 to what the artefact was compiled for, which is also the usual."""
     if text is None:
         return Range(1, manifest.batch, manifest.batch)
-    given = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9})", text)
-    sizes = Range(*map(int, given.groups())) if given else Range(0, 0, 0)
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9})", text)
+    sizes = Range(*map(int, match.groups())) if match else Range(0, 0, 0)
     if not 1 <= sizes.least <= sizes.usual <= sizes.most:
         raise UsageError(f"--batch {text}: give MIN:OPT:MAX images, for example 1:1:{manifest.batch}")
     if sizes.most > manifest.batch:
@@ -69,7 +68,7 @@ def build(
     if timing_cache:
         check_place(timing_cache, "--timing-cache")
     settings = settings._replace(targets=tuple(sorted(set(settings.targets), key=lambda t: (len(t), t))))
-    started = time.perf_counter()
+    start = time.perf_counter()
     with staging.changed(folder, report) as stage:
         manifest = store.read(folder)
         if manifest.link == "static":
@@ -83,12 +82,12 @@ def build(
         name = f"{backend}-{builder.version}-{'-'.join(targets)}"
         (stage / name).mkdir()
         engines = {}
-        for unit, wanted in units(manifest, sizes).items():
-            engines[unit] = f"{name}/{unit}.plan"
-            (stage / engines[unit]).write_bytes(_plan(folder, manifest, builder, (*targets, card), wanted))
+        for part, unit in units(manifest, sizes).items():
+            engines[part] = f"{name}/{part}.plan"
+            (stage / engines[part]).write_bytes(_plan(folder, manifest, builder, (*targets, card), unit))
             progress()
         keep(cache, builder.timing_cache())
-        made = Build(
+        record = Build(
             backend=backend,
             version=builder.version,
             targets=targets,
@@ -98,12 +97,12 @@ def build(
             hardware_compatible=settings.hardware_compatible,
             engines=engines,
         )
-        result = _add(manifest, name, made, stage)
+        result = _add(manifest, name, record, stage)
     size = sum(result.files[file].bytes for file in engines.values())
-    took = time.perf_counter() - started
-    report(f"{name}: {counted(len(engines), 'engine')}, {size / 2**20:.1f} MB in {took:.1f} s; {_longest(builder.seconds)}")
-    if (old := manifest.builds.get(name)) and old.images != made.images:
-        report(f"they replace those for {image_range(old.images)}: they are for {image_range(made.images)}")
+    seconds = time.perf_counter() - start
+    report(f"{name}: {counted(len(engines), 'engine')}, {size / 2**20:.1f} MB in {seconds:.1f} s; {_longest(builder.seconds)}")
+    if (old := manifest.builds.get(name)) and old.images != record.images:
+        report(f"they replace those for {image_range(old.images)}: they are for {image_range(record.images)}")
     return result
 
 
@@ -141,11 +140,11 @@ def _plan(folder: Path, manifest: Manifest, builder: Builder, gpus: tuple[str, .
         raise BackendError(f"{error}: compile it with --link shared, whose engines are smaller") from None
 
 
-def _add(manifest: Manifest, name: str, made: Build, stage: Path) -> Manifest:
+def _add(manifest: Manifest, name: str, build: Build, stage: Path) -> Manifest:
     """Write the manifest with this build, instead of one of the same name."""
     rest = manifest.without_builds([name])
-    files = rest.files | {file: integrity.info(stage / file) for file in made.engines.values()}
-    builds = rest.builds | {name: made}  # the newest is the last
+    files = rest.files | {file: integrity.info(stage / file) for file in build.engines.values()}
+    builds = rest.builds | {name: build}  # the newest is the last
     return store.write_json(stage / FILE, msgspec.structs.replace(rest, builds=builds, files=files))
 
 

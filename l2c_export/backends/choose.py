@@ -42,23 +42,23 @@ def open_backend(name: str, request: Request = Request()) -> Opened:  # noqa: B0
 
 
 def _fastest(request: Request) -> Opened:
-    refused = []
+    reasons = []
     for name, device in _candidates(request):
         try:
             backend = open_backend(name, request._replace(device=device)).backend
         except L2CError as error:
-            refused.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
+            reasons.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
         else:
-            return Opened(backend, f"the first that works here{'; ' if refused else ''}{'; '.join(refused)}")
-    raise BackendError(f"no backend can run this: {'; '.join(refused) or f'none is for device {request.device}'}")
+            return Opened(backend, f"the first that works here{'; ' if reasons else ''}{'; '.join(reasons)}")
+    raise BackendError(f"no backend can run this: {'; '.join(reasons) or f'none is for device {request.device}'}")
 
 
 def _candidates(request: Request) -> Iterator[tuple[str, str | None]]:
     """What is worth a try, and a word if it fails, with the device to use."""
-    built = {build.backend for build in request.builds}
+    backends = {build.backend for build in request.builds}
     on_gpu = (request.device or "").startswith("cuda")
     if on_gpu or request.device is None:
-        yield from ((name, request.device) for name in BUILT if name in built)
+        yield from ((name, request.device) for name in BUILT if name in backends)
     if on_gpu or (request.device is None and version("onnxruntime-gpu")):
         yield "onnxruntime", request.device or "cuda"
     if not on_gpu:  # in float32 ONNX Runtime is the faster one (scripts/results/cpu_xeon.json, cpu_epyc.json)

@@ -43,8 +43,8 @@ class HostMemory:
             array[...] = values
 
     def get(self, array: Array) -> np.ndarray:
-        found: np.ndarray = array
-        return found
+        values: np.ndarray = array
+        return values
 
     def copy(self, array: Array) -> Array:
         return array.copy()

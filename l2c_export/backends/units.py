@@ -28,36 +28,35 @@ def count(manifest: Manifest) -> int:
 
 def units(manifest: Manifest, sizes: Range) -> dict[str, Unit]:
     """What has to be built, with the shapes that each part of the program uses it with."""
-    found: dict[str, Unit] = {}
+    result: dict[str, Unit] = {}
     for name, graph in manifest.graphs.items():
         ranges, once = batch_axes(manifest, name, sizes), name in (manifest.constants, manifest.prologue)
         if manifest.link == "static":
             ports = [_port(manifest, i, i) for i in graph.inputs if not manifest.is_weight(i)]
-            found[name] = Unit(graph.file, tuple(ports), ranges, once)
+            result[name] = Unit(graph.file, tuple(ports), ranges, once)
             continue
         for node in graph.nodes:
             segment = manifest.segments[node.op]
-            ports = [_port(manifest, i, given) for i, given in zip(segment.inputs, node.inputs, strict=True)]
-            if known := found.get(node.op):
-                found[node.op] = Unit(segment.file, tuple(ports), _union(known.ranges, ranges), known.once and once)
+            ports = [_port(manifest, i, value) for i, value in zip(segment.inputs, node.inputs, strict=True)]
+            if unit := result.get(node.op):
+                result[node.op] = Unit(segment.file, tuple(ports), _union(unit.ranges, ranges), unit.once and once)
             else:
-                found[node.op] = Unit(segment.file, tuple(ports), ranges, once)
+                result[node.op] = Unit(segment.file, tuple(ports), ranges, once)
     if manifest.decoder:
         channels, height, width = manifest.model.latent
         port = Port("z", (1, channels, "H", "W"))
         # from the smallest tile that may be left over at an edge
-        found[DECODER] = Unit(manifest.decoder.file, (port,), {"H": Range(1, height, height), "W": Range(1, width, width)})
-    return found
+        result[DECODER] = Unit(manifest.decoder.file, (port,), {"H": Range(1, height, height), "W": Range(1, width, width)})
+    return result
 
 
 def batch_axes(manifest: Manifest, graph: str, sizes: Range) -> dict[str, Range]:
     """The sizes of the axes B and R in a graph.  What runs before the loop does so for many calls at once."""
-    guided = 1 if manifest.guidance.mode == "none" else 2
     calls = len(manifest.calls)
     if graph == manifest.constants:
         return {"B": Range(1, 1, 1), "R": Range(1, calls, calls)}
     at_once = calls if graph == manifest.prologue else 1
-    rows = Range(sizes.least, guided * at_once * sizes.usual, guided * at_once * sizes.most)
+    rows = Range(sizes.least, at_once * manifest.rows(sizes.usual), at_once * manifest.rows(sizes.most))
     return {"B": sizes, "R": rows}
 
 
@@ -66,10 +65,10 @@ def _union(a: Mapping[str, Range], b: Mapping[str, Range]) -> dict[str, Range]:
             for axis in a}  # fmt: skip
 
 
-def _port(manifest: Manifest, name: str, given: str) -> Port:
-    """An engine's input called `name`, which is given the value or weight `given`."""
-    if not manifest.is_weight(given):
-        return Port(name, manifest.values[split_at(given)[0]].shape)
-    tensor, rows = rows_of(given)
+def _port(manifest: Manifest, name: str, value: str) -> Port:
+    """An engine's input called `name`, which is given the value or weight `value`."""
+    if not manifest.is_weight(value):
+        return Port(name, manifest.values[split_at(value)[0]].shape)
+    tensor, rows = rows_of(value)
     first, *rest = manifest.tensors[tensor]
     return Port(name, (len(range(*rows.indices(first))), *rest))

@@ -85,11 +85,11 @@ def chosen(names: str | None) -> list[str]:
     """The contenders of a list like "pytorch,uncached"; all that are known without one.  Raises UsageError."""
     if names is None:
         return list(KNOWN)
-    found = [name.strip() for name in names.split(",") if name.strip()]
-    for name in found:
+    contenders = [name.strip() for name in names.split(",") if name.strip()]
+    for name in contenders:
         if name not in (*KNOWN, *TWINS):
             raise UsageError(f"--against {name}: known are {', '.join((*KNOWN, *(t for t in TWINS if t not in KNOWN)))}")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(contenders))
 
 
 def twins_of(manifest: Manifest) -> list[str]:

@@ -114,7 +114,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     attribution: Attribution | None
 
     def of(self, name: str) -> Measured | None:
-        return next((each for each in self.contenders if each.name == name), None)
+        return next((contender for contender in self.contenders if contender.name == name), None)
 
 
 def ratio(slow: Measured, fast: Measured, allowed: frozenset[str] = COMPARED) -> Ratio:
@@ -136,18 +136,18 @@ def times(ratio: Ratio) -> str:
 
 def disturbances(contenders: Sequence[Measured], others: Sequence[float | None]) -> tuple[str, ...]:
     """Why the times are not those of a quiet machine: nobody was left alone, or some contender was not often enough."""
-    found, share = [], mean(others)
+    reasons, share = [], mean(others)
     if share is not None and share > BUSY:
-        found.append(f"busy: other programs wanted {share:.0%} of the processors during the rounds")
-    apart = {each.name: each.quiet / each.per_image.fastest - 1 for each in contenders}
-    worst = max(apart, key=lambda name: apart[name])
-    if apart[worst] > UNSTEADY:
-        found.append(f"unsteady: even in its quiet rounds {worst} took {apart[worst]:.0%} longer than in its fastest")
-    return tuple(found)
+        reasons.append(f"busy: other programs wanted {share:.0%} of the processors during the rounds")
+    distances = {contender.name: contender.quiet / contender.per_image.fastest - 1 for contender in contenders}
+    worst = max(distances, key=lambda name: distances[name])
+    if distances[worst] > UNSTEADY:
+        reasons.append(f"unsteady: even in its quiet rounds {worst} took {distances[worst]:.0%} longer than in its fastest")
+    return tuple(reasons)
 
 
 def summed_up(
-    folder: str, request: BenchRequest, here: Machine, orders: tuple[tuple[str, ...], ...], others: tuple[float | None, ...],
+    folder: str, request: BenchRequest, machine: Machine, orders: tuple[tuple[str, ...], ...], others: tuple[float | None, ...],
     contenders: Sequence[Measured], left_out: Sequence[LeftOut],
 ) -> Result:  # fmt: skip
     """What follows from the contenders' times, ours first.  Where the rounds were disturbed no ratio has a value."""
@@ -160,11 +160,11 @@ def summed_up(
         orders=orders,
         others=others,
         disturbed=disturbed,
-        machine=here,
+        machine=machine,
         contenders=tuple(contenders),
         left_out=tuple(left_out),
-        ratios=tuple(msgspec.structs.replace(each, value=None) if disturbed else each for each in ratios),
-        attribution=None if disturbed else attribute({each.name: each for each in contenders}),
+        ratios=tuple(msgspec.structs.replace(r, value=None) if disturbed else r for r in ratios),
+        attribution=None if disturbed else attribute({contender.name: contender for contender in contenders}),
     )
 
 
@@ -178,14 +178,17 @@ PARTS = (
 )
 
 
-def attribute(found: Mapping[str, Measured]) -> Attribution | None:
+def attribute(contenders: Mapping[str, Measured]) -> Attribution | None:
     """Where the speed-up over PyTorch comes from; None without both ends and the twin between, comparable ones."""
-    if not {"pytorch", "uncached", OURS} <= set(found):
+    if not {"pytorch", "uncached", OURS} <= set(contenders):
         return None
-    total = ratio(found["pytorch"], found[OURS])
-    links = [(name, whole, a, b) for name, whole, a, b in (*CHAIN, *PARTS) if a in found and b in found]
+    total = ratio(contenders["pytorch"], contenders[OURS])
+    links = [(name, parent, a, b) for name, parent, a, b in (*CHAIN, *PARTS) if a in contenders and b in contenders]
     same = COMPARED - {"runtime"}  # a twin that runs on something else would give the schedule the runtime's gain
-    factors = [Factor(n, whole, ratio(found[a], found[b], COMPARED if a == "pytorch" else same)) for n, whole, a, b in links]
+    factors = [
+        Factor(n, parent, ratio(contenders[a], contenders[b], COMPARED if a == "pytorch" else same))
+        for n, parent, a, b in links
+    ]
     if None in (total.value, *(factor.ratio.value for factor in factors if factor.part_of is None)):
         return None
     return Attribution(total, tuple(factors))

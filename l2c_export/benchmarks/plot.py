@@ -50,18 +50,18 @@ def loop_svg(result: Result, view: View) -> str:
 def bars(axes: Any, result: Result) -> None:
     """Seconds per image: on a quiet machine as a bar, a line to the median, and what ours is against it."""
     ratios = {ratio.slow: ratio for ratio in result.ratios}
-    found = sorted(result.contenders, key=lambda each: each.quiet)
-    longest = max(max(each.per_image.median, each.quiet) for each in found)
-    for row, each in enumerate(found):
-        seconds, ours = each.per_image, each.name == OURS
-        axes.barh(row, each.quiet, height=0.68, color=DARK if ours else OTHER)
-        axes.plot([each.quiet, seconds.median], [row, row], color=GREY, linewidth=1.2, solid_capstyle="butt")
-        compared = "" if ours or result.disturbed else f"   ours is {times(ratios[each.name])}"
-        text = f"{each.quiet:.3g} s{compared}"
-        right = max(seconds.median, each.quiet) + 0.012 * longest
+    contenders = sorted(result.contenders, key=lambda contender: contender.quiet)
+    longest = max(max(contender.per_image.median, contender.quiet) for contender in contenders)
+    for row, contender in enumerate(contenders):
+        seconds, ours = contender.per_image, contender.name == OURS
+        axes.barh(row, contender.quiet, height=0.68, color=DARK if ours else OTHER)
+        axes.plot([contender.quiet, seconds.median], [row, row], color=GREY, linewidth=1.2, solid_capstyle="butt")
+        words = "" if ours or result.disturbed else f"   ours is {times(ratios[contender.name])}"
+        text = f"{contender.quiet:.3g} s{words}"
+        right = max(seconds.median, contender.quiet) + 0.012 * longest
         weight, color = ("bold", DARK) if ours else ("normal", "#333333")
         axes.text(right, row, text, va="center", fontsize=9, fontweight=weight, color=color)
-    axes.set_yticks(range(len(found)), [each.name for each in found], fontsize=9)
+    axes.set_yticks(range(len(contenders)), [contender.name for contender in contenders], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.38 * longest)
     state = "disturbed: not those of a quiet machine" if result.disturbed else "on the quiet machine"
@@ -83,8 +83,8 @@ def timeline(axes: Any, result: Result) -> None:
     clean(axes)
 
 
-def legend(each: Measured) -> str:
-    return f"{each.name}, {1e3 * sum(each.timeline):.4g} ms in all"
+def legend(contender: Measured) -> str:
+    return f"{contender.name}, {1e3 * sum(contender.timeline):.4g} ms in all"
 
 
 def rival(result: Result) -> Measured | None:

@@ -92,10 +92,10 @@ class Process:
         line = self._process.stdout.readline()
         if not line:
             raise BackendError(f"{self.name}: its process ended with code {self._process.wait()}: {self._last_words()}")
-        found: dict[str, Any] = msgspec.json.decode(line)
-        if "error" in found:
-            raise BackendError(found["error"])
-        return msgspec.convert(found["answer"], kind)
+        answer: dict[str, Any] = msgspec.json.decode(line)
+        if "error" in answer:
+            raise BackendError(answer["error"])
+        return msgspec.convert(answer["answer"], kind)
 
     def _last_words(self) -> str:
         self._log.seek(0)

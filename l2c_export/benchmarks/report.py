@@ -19,21 +19,22 @@ def speed_table(result: Result) -> list[tuple[Any, ...]]:
     head = ("contender", "ours is", "in the rounds", "s/image", "median", "p90", "p99", "images/s", "ms/call", "p90", "p99")
     ratios = {ratio.slow: ratio for ratio in result.ratios}
     rows = []
-    for each in result.contenders:
-        of = ratios.get(each.name)
-        times_as_fast, quiet, per_second = times(of) if of else "", f"{each.quiet:.4g}", f"{each.images_per_second:.4g}"
-        image, call = spread(each.per_image), spread(each.per_call, 1e3)
-        rows.append((each.name, times_as_fast, between(of), quiet, *image, per_second, *call))
+    for contender in result.contenders:
+        ratio = ratios.get(contender.name)
+        times_as_fast = times(ratio) if ratio else ""
+        quiet, per_second = f"{contender.quiet:.4g}", f"{contender.images_per_second:.4g}"
+        image, call = spread(contender.per_image), spread(contender.per_call, 1e3)
+        rows.append((contender.name, times_as_fast, between(ratio), quiet, *image, per_second, *call))
     return [head, *rows]
 
 
 def cost_table(result: Result) -> list[tuple[Any, ...]]:
     head = ("contender", "runs on", "computed", "first image s", "load s", "compile s", "peak MB", "GPU MB", "on disk MB")
     rows = [
-        (each.name, each.settings.runtime, f"{each.settings.computed:.0%}", f"{each.first_image_seconds:.1f}",
-         f"{each.load_seconds:.1f}", number(each.compile_seconds), number(each.host_bytes, 1e6), number(each.gpu_bytes, 1e6),
-         number(each.artefact_bytes, 1e6))
-        for each in result.contenders
+        (c.name, c.settings.runtime, f"{c.settings.computed:.0%}", f"{c.first_image_seconds:.1f}",
+         f"{c.load_seconds:.1f}", number(c.compile_seconds), number(c.host_bytes, 1e6), number(c.gpu_bytes, 1e6),
+         number(c.artefact_bytes, 1e6))
+        for c in result.contenders
     ]  # fmt: skip
     return [head, *rows]
 
@@ -71,17 +72,17 @@ def warnings(result: Result) -> list[str]:
 
 def sentences(result: Result) -> list[str]:
     """What the tables do not say: where it was measured, what is missing, and in the end what was found."""
-    here, lines = result.machine, notes(result)
+    machine, lines = result.machine, notes(result)
     if result.contenders[0].settings.random_weights:
         lines.append("the weights are RANDOM: the times are those of trained ones, the images mean nothing")
-    environment = [here.describe(), f"{here.os}, {', '.join(f'{k} {v}' for k, v in here.versions.items())}"]
+    environment = [machine.describe(), f"{machine.os}, {', '.join(f'{k} {v}' for k, v in machine.versions.items())}"]
     return [*environment, f"other programs: {others(result)}", *lines, *closing(result)]
 
 
 def notes(result: Result) -> list[str]:
     """Who is missing, and why."""
     lines = [f"not comparable with {ratio.slow}: {ratio.refused}" for ratio in result.ratios if ratio.refused]
-    return lines + [f"left out: {each.contender}: {each.reason}" for each in result.left_out]
+    return lines + [f"left out: {entry.contender}: {entry.reason}" for entry in result.left_out]
 
 
 def others(result: Result) -> str:
@@ -97,20 +98,20 @@ def closing(result: Result) -> list[str]:
         return ["no ratio: stop what else runs and measure again, or use more --rounds where it comes and goes"]
     if result.attribution:
         return attribution_lines(result.attribution)
-    found = [f"{times(ratio)} as {ratio.slow}" for ratio in result.ratios if ratio.value is not None]
-    return [f"{OURS} is {', '.join(found)}"] if found else []
+    ratios = [f"{times(ratio)} as {ratio.slow}" for ratio in result.ratios if ratio.value is not None]
+    return [f"{OURS} is {', '.join(ratios)}"] if ratios else []
 
 
-def attribution_lines(found: Attribution) -> list[str]:
-    lines = [f"{OURS} is {found.total.value:.2f}x as fast as pytorch = {product(found, None)}"]
-    for whole in (factor for factor in found.factors if factor.part_of is None):
-        if parts := product(found, whole.name):
-            lines.append(f"{whole.name} {whole.ratio.value:.2f}x = {parts}")
+def attribution_lines(attribution: Attribution) -> list[str]:
+    lines = [f"{OURS} is {attribution.total.value:.2f}x as fast as pytorch = {product(attribution, None)}"]
+    for parent in (factor for factor in attribution.factors if factor.part_of is None):
+        if parts := product(attribution, parent.name):
+            lines.append(f"{parent.name} {parent.ratio.value:.2f}x = {parts}")
     return lines
 
 
-def product(found: Attribution, whole: str | None) -> str:
-    return " x ".join(f"{factor.name} {factor.ratio.value:.2f}" for factor in found.factors if factor.part_of == whole)
+def product(attribution: Attribution, parent: str | None) -> str:
+    return " x ".join(f"{factor.name} {factor.ratio.value:.2f}" for factor in attribution.factors if factor.part_of == parent)
 
 
 def page(result: Result, view: View) -> str:
@@ -118,16 +119,16 @@ def page(result: Result, view: View) -> str:
     from . import plot
 
     ours = result.contenders[0]
-    here = result.machine
+    machine = result.machine
     environment = [
         ("what", "value"),
-        ("processor", here.describe()),
-        ("clock", f"{here.clock_mhz:.0f} MHz when the run began" if here.clock_mhz else "not readable"),
-        *(("GPU", f"{g.name}, driver {g.driver}, {g.clock_mhz} of {g.max_clock_mhz} MHz") for g in here.gpus),
-        ("memory", f"{number(here.memory_bytes, 2**30)} GiB"),
-        ("system", here.os),
+        ("processor", machine.describe()),
+        ("clock", f"{machine.clock_mhz:.0f} MHz when the run began" if machine.clock_mhz else "not readable"),
+        *(("GPU", f"{g.name}, driver {g.driver}, {g.clock_mhz} of {g.max_clock_mhz} MHz") for g in machine.gpus),
+        ("memory", f"{number(machine.memory_bytes, 2**30)} GiB"),
+        ("system", machine.os),
         ("other programs", others(result)),
-        ("versions", ", ".join(f"{name} {version}" for name, version in here.versions.items())),
+        ("versions", ", ".join(f"{name} {version}" for name, version in machine.versions.items())),
     ]
     parts = [
         f"<header><h1>{text(ours.settings.model)}: how fast, and why</h1><p>{text(settings_line(result))}</p></header>",
@@ -160,13 +161,13 @@ def how(result: Result) -> str:
 def cards(result: Result) -> str:
     """The numbers to read first."""
     ours = result.contenders[0]
-    shown = [(f"{ours.quiet:.3g} s", "per image, on a disturbed machine" if result.disturbed else "per image")]
-    if found := result.attribution:
-        shown.append((f"{found.total.value:.2f}x", "as fast as PyTorch"))
-        shown += [card(factor) for factor in found.factors if factor.part_of is None]
+    entries = [(f"{ours.quiet:.3g} s", "per image, on a disturbed machine" if result.disturbed else "per image")]
+    if attribution := result.attribution:
+        entries.append((f"{attribution.total.value:.2f}x", "as fast as PyTorch"))
+        entries += [card(factor) for factor in attribution.factors if factor.part_of is None]
     else:
-        shown += [(f"{r.value:.2f}x", f"as fast as {r.slow}") for r in result.ratios[:3] if r.value]
-    return f'<div class="cards">{"".join(f"<div><b>{text(a)}</b><span>{text(b)}</span></div>" for a, b in shown)}</div>'
+        entries += [(f"{r.value:.2f}x", f"as fast as {r.slow}") for r in result.ratios[:3] if r.value]
+    return f'<div class="cards">{"".join(f"<div><b>{text(a)}</b><span>{text(b)}</span></div>" for a, b in entries)}</div>'
 
 
 def card(factor: Factor) -> tuple[str, str]:
@@ -176,10 +177,10 @@ def card(factor: Factor) -> tuple[str, str]:
 def boxes(result: Result) -> str:
     """Above all numbers: red for what makes them wrong."""
     lines = warnings(result)
-    found = f'<div class="disturbed">{"".join(f"<p>{text(line)}</p>" for line in lines)}</div>' if lines else ""
+    parts = f'<div class="disturbed">{"".join(f"<p>{text(line)}</p>" for line in lines)}</div>' if lines else ""
     if result.contenders[0].settings.random_weights:
-        found += '<p class="warning">Random weights: good for latency, the images mean nothing.</p>'
-    return found
+        parts += '<p class="warning">Random weights: good for latency, the images mean nothing.</p>'
+    return parts
 
 
 def section(title: str, *inside: str) -> str:

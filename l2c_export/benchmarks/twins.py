@@ -32,9 +32,9 @@ def contender(
     if name == OURS:
         return Contender(name=name, folder=str(folder)), None
     report(f"{name}: compiling")
-    started = time.perf_counter()
+    start = time.perf_counter()
     compile_twin(folder, manifest, root / name, **TWINS[name])
-    return Contender(name=name, folder=str(root / name)), time.perf_counter() - started
+    return Contender(name=name, folder=str(root / name)), time.perf_counter() - start
 
 
 def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -> None:
@@ -67,21 +67,21 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
         "hoist": "hoist" in manifest.passes,
         "fold": "fold" in manifest.passes,
     }
-    made = compile_artefact(Options(out=out, **{**options, **changes}))
-    if changes.get("cache", True) and [call.graph for call in made.calls] != [call.graph for call in manifest.calls]:
+    twin = compile_artefact(Options(out=out, **{**options, **changes}))
+    if changes.get("cache", True) and [call.graph for call in twin.calls] != [call.graph for call in manifest.calls]:
         raise ArtefactError(f"{folder}: another release has merged its calls in another way: run l2c-export again")
-    store.write_json(out / FILE, msgspec.structs.replace(made, model=manifest.model, weights=manifest.weights))
+    store.write_json(out / FILE, msgspec.structs.replace(twin, model=manifest.model, weights=manifest.weights))
     for build in manifest.builds.values():
         build_like(build, out)
 
 
 def asked_schedule(folder: Path, manifest: Manifest) -> Schedule:
     """The schedule that an artefact was asked to follow, before calls were merged."""
-    found = read(folder / "schedule.json")
+    schedule = read(folder / "schedule.json")
     if not manifest.asked:
-        return found
-    known = (found.family, found.sampler, found.steps, found.columns)
-    return make(*known, manifest.asked.computed, found.threshold, found.source, found.scheduler or None)
+        return schedule
+    head = (schedule.family, schedule.sampler, schedule.steps, schedule.columns)
+    return make(*head, manifest.asked.computed, schedule.threshold, schedule.source, schedule.scheduler or None)
 
 
 def build_like(build: Build, out: Path) -> None:

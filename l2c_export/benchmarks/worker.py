@@ -59,12 +59,12 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     backend = pipe.backend.partition(" ")[0]
     version = sys.modules[backend.replace("-", "_")].__version__.partition("-")[0]  # of what was loaded, if two are installed
     settings = _settings(task, manifest, manifest.calls, labels, scale, f"{backend} {version}".strip())
-    asked = pipe.generation(labels, scale)
-    on_gpu = not asked.loop.memory.on_host
+    generation = pipe.generation(labels, scale)
+    on_gpu = not generation.loop.memory.on_host
 
     def on_its_clock() -> Timed:
-        whole = seconds_of(lambda: pipe(labels, scale, latents=noise))
-        return Timed(whole, tuple(asked.loop.timed(noise, asked.labels, asked.guidance)))
+        seconds = seconds_of(lambda: pipe(labels, scale, latents=noise))
+        return Timed(seconds, tuple(generation.loop.timed(noise, generation.labels, generation.guidance)))
 
     return Loaded(
         settings=msgspec.structs.replace(settings, device=request.device or "cuda") if on_gpu else settings,
@@ -75,8 +75,7 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
 
 
 def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) -> Loaded:
-    import numpy as np
-
+    from ..artefact.guidance import guided_labels
     from ..support.extras import needs
 
     needs("torch", "export")
@@ -87,20 +86,18 @@ def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     compiled = contender.runtime == "torch-compile"
     model = baseline.Baseline(Path(contender.folder), manifest, compiled, request.threads, request.device, contender.cached)
     calls = manifest.calls if contender.cached else baseline.uncached(manifest.calls)
-    null = [manifest.model.null_label] * len(labels) if scale != 1 else []
     noise = standard_normal(manifest.model.latent, range(request.seed, request.seed + request.images))
-    y, guided = np.array([*labels, *null], np.int32), manifest.guidance.channels(manifest.model.latent[0])
-    guidance = np.float32(scale - 1) * np.array(guided, np.float32)
+    halves = guided_labels(manifest, labels, scale)
     settings = _settings(task, manifest, calls, labels, scale, model.runtime)
 
     def on_its_clock() -> Timed:
-        whole = seconds_of(lambda: model.finish(model.steps(calls, noise, y, guidance)))
-        return Timed(whole, tuple(model.timed(model.steps(calls, noise, y, guidance))))
+        seconds = seconds_of(lambda: model.finish(model.steps(calls, noise, *halves)))
+        return Timed(seconds, tuple(model.timed(model.steps(calls, noise, *halves))))
 
     return Loaded(
         settings=msgspec.structs.replace(settings, passes=(), link="none"),
         artefact_bytes=manifest.files[WEIGHTS].bytes,
-        image=on_its_clock if model.on_gpu else lambda: call_by_call(model.steps(calls, noise, y, guidance)),
+        image=on_its_clock if model.on_gpu else lambda: call_by_call(model.steps(calls, noise, *halves)),
         overhead=lambda: None,
     )
 
@@ -134,9 +131,9 @@ def _settings(
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
 def call_by_call(steps: Iterator[object]) -> Timed:
@@ -166,9 +163,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # libraries print to stdout
 
-    def say(made: Callable[[], object]) -> None:
+    def say(answer_of: Callable[[], object]) -> None:
         try:
-            text = msgspec.json.encode({"answer": made()})
+            text = msgspec.json.encode({"answer": answer_of()})
         except L2CError as error:
             text = msgspec.json.encode({"error": str(error)})
         answers.write(text + b"\n")
@@ -177,9 +174,9 @@ def main() -> None:
     loaded: list[Loaded] = []
 
     def first() -> Ready:
-        started = time.perf_counter()
+        start = time.perf_counter()
         loaded.append(load(task))
-        ready = Ready(loaded[0].settings, time.perf_counter() - started, loaded[0].artefact_bytes)
+        ready = Ready(loaded[0].settings, time.perf_counter() - start, loaded[0].artefact_bytes)
         loaded[0].image()
         return ready
 

@@ -17,7 +17,7 @@ from ..ir.names import split_at
 from ..schedules.schedule import Schedule
 from ..support.files import Report
 from ..version import __version__
-from ..weights import random
+from ..weights import origin
 from ..weights.layout import FILE, Layout, write
 from .onnx import decoder, models
 from .onnx.fuse import fused
@@ -31,16 +31,13 @@ if TYPE_CHECKING:
 
 def bind_weights(folder: Path, source: Source, layout: Layout, report: Report) -> None:
     """Write the weights, if there are any yet."""
-    shapes = source.family.tensors()
-    path = folder / FILE
-    if source.checkpoint:
-        report(f"weights from {source.checkpoint.path}")
-        write(path, layout, source.checkpoint.tensors(shapes))
-    elif source.seed is not None:
-        report(f"RANDOM weights, seed {source.seed}: good for latency, the images mean nothing")
-        write(path, layout, random.random(shapes, source.seed))
-    else:
+    tensors = origin.tensors(source.family.tensors(), source.checkpoint, source.seed)
+    if tensors is None:
         report("no weights yet: bind them with l2c link ENGINES --weights PATH")
+        return
+    random = f"RANDOM weights, seed {source.seed}: good for latency, the images mean nothing"
+    report(f"weights from {source.checkpoint.path}" if source.checkpoint else random)
+    write(folder / FILE, layout, tensors)
 
 
 def write_decoder(folder: Path, source: Source, described: Manifest, report: Report) -> None:
@@ -72,7 +69,7 @@ def describe(
         )
         for call, graph, update, wires in zip(schedule.calls, linked.calls, table.updates, wiring, strict=True)
     )
-    on = [name for name in ("hoist", "fold") if getattr(options, name)]
+    passes = [name for name in ("hoist", "fold") if getattr(options, name)]
     return manifest.Manifest(
         tool=f"l2c-export {__version__}",
         model=manifest.Model(
@@ -98,7 +95,7 @@ def describe(
         batch=options.batch,
         backend=options.backend,
         link=options.link,  # type: ignore[arg-type]
-        passes=tuple(on),
+        passes=tuple(passes),
         weights=described_weights(source),
         tensors=family.tensors(),
         values=values,

@@ -17,8 +17,7 @@ from ..samplers.scheduler_config import check_noise
 from ..schedules.schedule import Schedule
 from ..support.extras import needs
 from ..support.files import Report
-from ..weights import layout as weights_layout
-from ..weights import random
+from ..weights import layout, origin, random
 
 
 def bind(folder: Path, source: str, report: Report = id) -> Manifest:
@@ -32,14 +31,15 @@ def bind(folder: Path, source: str, report: Report = id) -> Manifest:
     seed = random.random_seed(source)
     with staging.changed(folder, report) as stage:
         manifest = store.read(folder, verify=False)
-        tensors = random.random(manifest.tensors, seed) if seed is not None else given_weights.tensors(Path(source), manifest)
+        checkpoint = given_weights.checkpoint(Path(source), manifest) if seed is None else None
+        tensors = origin.tensors(manifest.tensors, checkpoint, seed)
+        assert tensors is not None
         pipeline = Path(source) if seed is None and (Path(source) / INDEX).is_file() else None
         if pipeline:
             _check_training(folder, pipeline)
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
-        layout = weights_layout.Layout(manifest.tensors, manifest.weight_types)
-        weights_layout.write(stage / weights_layout.FILE, layout, tensors)
-        written = {weights_layout.FILE: integrity.info(stage / weights_layout.FILE)}
+        layout.write(stage / layout.FILE, layout.Layout(manifest.tensors, manifest.weight_types), tensors)
+        written = {layout.FILE: integrity.info(stage / layout.FILE)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
         name = "random" if seed is not None else Path(source).name

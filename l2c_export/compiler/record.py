@@ -57,12 +57,12 @@ class Recorder:
 
     def chunks(self, op: str, value: Traced, at: str, names: Sequence[str]) -> tuple[Traced, ...]:
         rows = self.family.tensors()[f"{at}.weight"][0] // len(names)
-        made = []
+        values = []
         for i, name in enumerate(names):
             cut = f"[{i * rows}:{(i + 1) * rows}]"
             weights = [self._weight(f"{at}.{w}", cut) for w in self.family.segments[op].weights]
-            made.append(self._node(op, name, self.family.segments[op].function, [value, *weights]))
-        return tuple(made)
+            values.append(self._node(op, name, self.family.segments[op].function, [value, *weights]))
+        return tuple(values)
 
     def residual(self, stream: Traced, value: Traced, at: str, gate: Traced | None = None) -> Traced:
         if gate is not None:
@@ -80,10 +80,10 @@ class Recorder:
         self.nodes.append(Node(op, name, tuple(i.name for i in inputs), (name,)))
         plain = op.removesuffix(FP32)
         with FlopCounterMode(display=False) if plain not in self.flops else contextlib.nullcontext() as counter:
-            made = function(*(i.meta for i in inputs))
+            result = function(*(i.meta for i in inputs))
         if counter:
             self.flops[plain] = counter.get_total_flops() // ROWS
-        return self._made(name, made, INNER)
+        return self._made(name, result, INNER)
 
     def _made(self, name: str, meta: Tensor, kind: str) -> Traced:
         symbols: dict[int, int | str] = {IMAGES: "B", ROWS: "R"}
@@ -112,15 +112,15 @@ def record(family: Family, types: Types = Types(), history: int = 0) -> Recorded
     rows = run.input("rows", LOOP, (ROWS,), torch.int32)
     t, y = run.input("t", TIME, (ROWS,)), run.input("y", LABEL, (ROWS,), torch.int32)
     noise = family.call(run, x, rows, t, y)
-    chosen = [run.input(n, LOOP, (IMAGES,), torch.int32) for n in ("conditional", "unconditional")]
+    halves = [run.input(n, LOOP, (IMAGES,), torch.int32) for n in ("conditional", "unconditional")]
     guidance = run.input("guidance", LOOP, (1, channels, 1, 1))
     coefficients = run.input("coefficients", LOOP, (4 + history if history else 3,))
     if history:
-        predicted = run._node("data", "x.data", UPDATES["data"], [noise, x, *chosen, guidance, coefficients])
-        older = [run.input(at("x.data", -k), LOOP, images) for k in range(1, history + 1)]
-        run._node("multistep", "x.next", UPDATES["multistep"], [x, predicted, *older, coefficients])
+        predicted = run._node("data", "x.data", UPDATES["data"], [noise, x, *halves, guidance, coefficients])
+        earlier = [run.input(at("x.data", -k), LOOP, images) for k in range(1, history + 1)]
+        run._node("multistep", "x.next", UPDATES["multistep"], [x, predicted, *earlier, coefficients])
     else:
         base = run.input("base", LOOP, images)
-        run._node("update", "x.next", UPDATES["update"], [noise, x, base, *chosen, guidance, coefficients])
+        run._node("update", "x.next", UPDATES["update"], [noise, x, base, *halves, guidance, coefficients])
     outputs = ("x.next", "x.data") if history else ("x.next",)
     return Recorded(Graph(tuple(run.nodes), run.values, outputs, family.sublayers), run.flops)

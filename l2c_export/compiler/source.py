@@ -47,12 +47,12 @@ class Source:
         """Lines: what was understood, the architecture, and what of it was assumed."""
         computed = sum(len(call.computed) for call in self.schedule.calls)
         total = self.schedule.columns * len(self.schedule.calls)
-        bound = f"random weights, seed {self.seed}" if self.seed is not None else "no weights"
+        weights = f"random weights, seed {self.seed}" if self.seed is not None else "no weights"
         threshold = "" if self.schedule.threshold is None else f" at threshold {self.schedule.threshold:.9g}"
         return [
             f"{self.name or self.family.name}, {self.schedule.columns} sublayers, {self.schedule.sampler} with "
             f"{self.schedule.steps} steps: {computed} of {total} sublayers computed{threshold}, "
-            f"{self.checkpoint.described if self.checkpoint else bound}",
+            f"{self.checkpoint.described if self.checkpoint else weights}",
             *architecture(self.family, self.assumed),
             *self.notes,
         ]
@@ -61,40 +61,41 @@ class Source:
 def resolve(options: Options) -> Source:
     """Read the schedule and the weights' names, and find the model that fits both."""
     if options.model == demo.NAME:
-        source = resolve(with_demo_files(options))
+        model, weights = demo.files(options.model, options.weights)
+        source = resolve(replace(options, model=model, weights=weights, schedule=demo.schedule(options.schedule)))
         return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = random.random_seed(options.weights) if options.weights else None
     folder = _folder(options)
     checkpoint = _checkpoint(options, folder) if seed is None else None
-    learned = _read(options.schedule or FULL)
-    kind, columns = (None, None) if isinstance(learned, str) else (learned.family, learned.columns)
-    asked = ModelRequest("dit") if folder else lookup.ask(options.model, kind, columns, checkpoint)
-    if kind not in (None, asked.kind):
-        raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {asked.kind}: check --model")
+    origin = _read(options.schedule or FULL)
+    kind, columns = (None, None) if isinstance(origin, str) else (origin.family, origin.columns)
+    request = ModelRequest("dit") if folder else lookup.ask(options.model, kind, columns, checkpoint)
+    if kind not in (None, request.kind):
+        raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {request.kind}: check --model")
     if folder:
         family, name, assumed = lookup.Resolved(families.build("dit", folder.arch), folder.name)
         if checkpoint:
             notes.check_same(checkpoint, folder.arch)
     else:
-        family, name, assumed = lookup.find(asked, checkpoint)
+        family, name, assumed = lookup.find(request, checkpoint)
         if options.weights and checkpoint:
             pipeline_folder.check_weights(Path(options.weights), family.name, msgspec.structs.asdict(family.arch))
     if checkpoint:
         checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
     _check_sublayers(options.fp32, family)
     scheduler = _scheduler(options.sampler, folder)
-    schedule = _schedule(options, family, learned, scheduler)
+    schedule = _schedule(options, family, origin, scheduler)
     if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
         raise UsageError(f"--sampler {options.sampler}: {options.schedule} was made for {schedule.sampler}")
-    usual = "all" if folder else family.default_guidance[0]
-    guidance = options.guidance or (usual if family.null_label is not None else "none")
+    mode = "all" if folder else family.default_guidance[0]
+    guidance = options.guidance or (mode if family.null_label is not None else "none")
     if guidance != "none" and family.null_label is None:
         raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
     schedule = schedule if options.cache else schedule.uncached()
     scale = 1.0 if guidance == "none" else family.default_guidance[1]
-    vae, own = _vae(options, folder), options.vae is None
-    said = _notes(options, folder)
-    return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, vae, assumed, own, said)
+    vae, is_own = _vae(options, folder), options.vae is None
+    lines = _notes(options, folder)
+    return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
 
 
 def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
@@ -103,16 +104,6 @@ def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
             raise UsageError(
                 f"--fp32 {name}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
             )
-
-
-def with_demo_files(options: Options) -> Options:
-    """The same request, with the names of the demo model's files in place of its name."""
-    asked = options.schedule or demo.NAME
-    if asked.startswith(f"{demo.NAME}:") and asked not in demo.SCHEDULES:
-        raise ScheduleError(f"--schedule {asked}: the demo model has {' and '.join(demo.SCHEDULES)}; use one of them")
-    weights_file = options.weights or str(demo.WEIGHTS)
-    schedule = str(demo.SCHEDULES.get(asked, asked))
-    return replace(options, model=str(demo.CONFIG), weights=weights_file, schedule=schedule)
 
 
 def _vae(options: Options, folder: Folder | None) -> Path | None:
@@ -129,10 +120,10 @@ def _vae(options: Options, folder: Folder | None) -> Path | None:
 def _folder(options: Options) -> Folder | None:
     """The folder of diffusers that `--model` means, if it means one; without it that of `--weights`."""
     if options.model is None:
-        described = pipeline_folder.describing(Path(options.weights)) if options.weights else None
-        return pipeline_folder.read(described) if described else None
-    found = None if families.is_name(options.model) else pipeline_folder.find(options.model, options.with_vae)
-    return pipeline_folder.read(found) if found else None
+        place = pipeline_folder.describing(Path(options.weights)) if options.weights else None
+        return pipeline_folder.read(place) if place else None
+    place = None if families.is_name(options.model) else pipeline_folder.find(options.model, options.with_vae)
+    return pipeline_folder.read(place) if place else None
 
 
 def _checkpoint(options: Options, folder: Folder | None) -> Checkpoint | None:
@@ -160,9 +151,9 @@ def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
         return None
     if sampler and sampler not in KINDS and _is_config(sampler):
         options = config(Path(sampler))
-        sort = file_kind.of_json(options)
-        if sort not in (None, file_kind.SCHEDULER):
-            raise ScheduleError(f"--sampler {sampler}: it is {sort.words}: {sort.remedy}")
+        kind = file_kind.of_json(options)
+        if kind not in (None, file_kind.SCHEDULER):
+            raise ScheduleError(f"--sampler {sampler}: it is {kind.words}: {kind.remedy}")
         return Scheduler.from_config(options, sampler)
     if folder:
         return folder.sampler(sampler)
@@ -197,29 +188,29 @@ def _read(schedule: str) -> routers.Router | Schedule | str:
 
 
 def _schedule(
-    options: Options, family: Family, learned: routers.Router | Schedule | str, scheduler: Scheduler | None
+    options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None
 ) -> Schedule:
     columns = len(family.sublayers)
-    if isinstance(learned, routers.Router):
+    if isinstance(origin, routers.Router):
         threshold = options.threshold
         if threshold is None:
             threshold = routers.default_threshold(family.name, family.latent[1])
         if scheduler and family.default_sampler != "ddim":
             raise UsageError(f"--sampler {options.sampler}: a router of {family.name} is for {family.default_sampler}")
-        return learned.schedule(threshold, options.steps, columns, scheduler)
+        return origin.schedule(threshold, options.steps, columns, scheduler)
     if options.threshold is not None:
         raise UsageError(f"--threshold {options.threshold}: only a router has scores to compare with a threshold")
-    if isinstance(learned, str):
-        steps = mask_length(learned) if options.steps is None else options.steps
+    if isinstance(origin, str):
+        steps = mask_length(origin) if options.steps is None else options.steps
         if steps is None:
             raise UsageError(f"{f'--schedule {options.schedule}' if options.schedule else '--no-cache'} needs --steps")
-        return from_rule(learned, family.name, _name(options, scheduler, family), steps, columns, scheduler)
-    if learned.columns != columns:
+        return from_rule(origin, family.name, _name(options, scheduler, family), steps, columns, scheduler)
+    if origin.columns != columns:
         raise ScheduleError(
-            f"{options.schedule}: {learned.columns} columns, but the model has {columns} sublayers: check --model"
+            f"{options.schedule}: {origin.columns} columns, but the model has {columns} sublayers: check --model"
         )
-    if options.steps not in (None, learned.steps):
+    if options.steps not in (None, origin.steps):
         raise ScheduleError(
-            f"{options.schedule}: made for {learned.steps} steps, but --steps is {options.steps}: use no --steps"
+            f"{options.schedule}: made for {origin.steps} steps, but --steps is {options.steps}: use no --steps"
         )
-    return learned
+    return origin

@@ -25,7 +25,7 @@ SAMPLES = 7  # timings of a segment, at different places of the model
 def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: int) -> dict[str, float]:
     """Median seconds of one run of every segment, for a batch of `images`."""
     program = load_program(folder, manifest, backend, "shared", random_weights(manifest))
-    loop = Loop(program, images, manifest.guidance.mode != "none")
+    loop = Loop(program, images, guided=True)
     latent = (images, *manifest.model.latent)
     places: dict[str, list[Run]] = defaultdict(list)
     distinct = {call.graph: n for n, call in reversed(list(enumerate(manifest.calls)))}  # graph -> its first call
@@ -42,12 +42,12 @@ def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: in
 
 def seconds(runs: Sequence[Run]) -> list[float]:
     """Time a few runs, at different places if there are any; the first run warms up."""
-    chosen = itertools.islice(itertools.cycle(runs[:: max(1, len(runs) // SAMPLES)]), SAMPLES + 1)
+    sample = itertools.islice(itertools.cycle(runs[:: max(1, len(runs) // SAMPLES)]), SAMPLES + 1)
     times = []
-    for run in chosen:
-        started = time.perf_counter()
+    for run in sample:
+        start = time.perf_counter()
         run()
-        times.append(time.perf_counter() - started)
+        times.append(time.perf_counter() - start)
     return times[1:]
 
 

@@ -51,7 +51,7 @@ def heatmap(axes: Any, view: View) -> None:
 
 
 def label_calls(axes: Any, view: View) -> None:
-    every = max(1, round(len(view.calls) / 20))
-    axes.set_xticks([n + 0.5 for n in range(0, len(view.calls), every)])
-    axes.set_xticklabels([f"{c.timestep:.0f}" for c in view.calls[::every]], rotation=90, fontsize=8)
+    step = max(1, round(len(view.calls) / 20))
+    axes.set_xticks([n + 0.5 for n in range(0, len(view.calls), step)])
+    axes.set_xticklabels([f"{c.timestep:.0f}" for c in view.calls[::step]], rotation=90, fontsize=8)
     axes.set_xlabel("timestep of the call, in sampling order")

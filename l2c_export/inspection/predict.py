@@ -95,7 +95,7 @@ def predict(manifest: Manifest, device: str = "cpu", images: int = 1, times: Tim
     """Predict for a device of `DEVICES`, or from `times` that were measured on this machine."""
     if device not in DEVICES and times is None:
         raise UsageError(f"--device {device}: known are {', '.join(DEVICES)}")
-    rows = images * (1 if manifest.guidance.mode == "none" else 2)
+    rows = manifest.rows(images)
     count = len(manifest.calls)
 
     def graph_cost(name: str | None, rows: int) -> Cost:
@@ -125,12 +125,12 @@ def predict(manifest: Manifest, device: str = "cpu", images: int = 1, times: Tim
 def node_cost(manifest: Manifest, node: Node, rows: int, device: Device | None, times: Times | None) -> Cost:
     """One segment call: measured if `times` knows it, else limited by its arithmetic or by its traffic."""
     flops = manifest.segments[node.op].flops * rows
-    moved = sum(manifest.value_bytes(name, rows) for name in (*node.inputs, *node.outputs))
+    traffic = sum(manifest.value_bytes(name, rows) for name in (*node.inputs, *node.outputs))
     if times is not None and node.op in times:
-        return Cost(flops, moved, times[node.op])
+        return Cost(flops, traffic, times[node.op])
     if device is None:
-        return Cost(flops, moved, 0.0)
-    return Cost(flops, moved, max(flops / device.flops, moved / device.bandwidth) + device.call)
+        return Cost(flops, traffic, 0.0)
+    return Cost(flops, traffic, max(flops / device.flops, traffic / device.bandwidth) + device.call)
 
 
 def graph_weight_bytes(manifest: Manifest, name: str) -> int:

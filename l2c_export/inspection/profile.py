@@ -36,8 +36,8 @@ class Event(msgspec.Struct, frozen=True):
     @property
     def kind(self) -> str:
         """What the engine computes first: "attn" of "attn-mul-add.3f2a9c"; a static engine is a "whole call"."""
-        found = self.engine.partition(".")[0].partition("-")[0].removesuffix(FP32)
-        return "whole call" if self.name == self.engine and found == "step" else found
+        first = self.engine.partition(".")[0].partition("-")[0].removesuffix(FP32)
+        return "whole call" if self.name == self.engine and first == "step" else first
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -100,11 +100,11 @@ def profile(folder: Path, pipe: Pipeline, labels: Sequence[int], scale: float | 
     if rounds < 1:
         raise UsageError(f"--rounds {rounds}: must be at least 1")
     noise = pipe.noise(len(labels), seed)
-    found = []
+    recordings = []
     for _ in range(rounds):
-        found.append(record(pipe, labels, scale, noise))
+        recordings.append(record(pipe, labels, scale, noise))
         progress()
-    chosen = sorted(found, key=lambda each: each.seconds)[(rounds - 1) // 2]
+    median = sorted(recordings, key=lambda recording: recording.seconds)[(rounds - 1) // 2]
     manifest = pipe.manifest
     return Profile(
         artefact=str(folder),
@@ -113,78 +113,78 @@ def profile(folder: Path, pipe: Pipeline, labels: Sequence[int], scale: float | 
         precision=manifest.precision,
         images=len(labels),
         rounds=rounds,
-        seconds=chosen.seconds,
-        outside=chosen.seconds - sum(event.seconds for event in chosen.events),
-        kinds=tuple(kinds(chosen)),
-        calls=tuple(calls(chosen, manifest)),
-        events=chosen.events,
+        seconds=median.seconds,
+        outside=median.seconds - sum(event.seconds for event in median.events),
+        kinds=tuple(kinds(median)),
+        calls=tuple(calls(median, manifest)),
+        events=median.events,
     )
 
 
 def record(pipe: Pipeline, labels: Sequence[int], scale: float | None, noise: np.ndarray) -> Recording:
     """Make one image, timing every engine run."""
-    asked = pipe.generation(labels, scale)
-    loop = asked.loop
-    for _ in loop.denoise(noise, asked.labels, asked.guidance):
+    generation = pipe.generation(labels, scale)
+    loop = generation.loop
+    for _ in loop.denoise(noise, generation.labels, generation.guidance):
         pass  # binds and warms up
     events: list[Event] = []
     calls: list[float] = []
 
     def timed(index: int, bound: Bound) -> None:
-        began = time.perf_counter()
+        begin = time.perf_counter()
         bound.run()
         loop.memory.finish()
-        events.append(Event(index, bound.name, bound.engine, began - started, time.perf_counter() - began))
+        events.append(Event(index, bound.name, bound.engine, begin - start, time.perf_counter() - begin))
 
-    started = before = time.perf_counter()
-    for _ in loop.denoise(noise, asked.labels, asked.guidance, timed):
+    start = last = time.perf_counter()
+    for _ in loop.denoise(noise, generation.labels, generation.guidance, timed):
         now = time.perf_counter()
-        calls.append(now - before)
-        before = now
+        calls.append(now - last)
+        last = now
     return Recording(tuple(events), tuple(calls))
 
 
-def kinds(found: Recording) -> list[KindProfile]:
+def kinds(recording: Recording) -> list[KindProfile]:
     """The runs of every kind of segment, the longest first."""
-    of: dict[str, list[Event]] = defaultdict(list)
-    for event in found.events:
-        of[event.kind].append(event)
-    made = []
-    for kind, events in of.items():
+    events_of: dict[str, list[Event]] = defaultdict(list)
+    for event in recording.events:
+        events_of[event.kind].append(event)
+    profiles = []
+    for kind, events in events_of.items():
         seconds = sum(event.seconds for event in events)
-        made.append(KindProfile(kind, len({e.engine for e in events}), len(events), seconds, seconds / found.seconds))
-    return sorted(made, key=lambda each: -each.seconds)
+        profiles.append(KindProfile(kind, len({e.engine for e in events}), len(events), seconds, seconds / recording.seconds))
+    return sorted(profiles, key=lambda entry: -entry.seconds)
 
 
-def calls(found: Recording, manifest: Manifest) -> list[CallProfile]:
-    runs = [sum(event.call == n for event in found.events) for n in range(len(found.calls))]
+def calls(recording: Recording, manifest: Manifest) -> list[CallProfile]:
+    runs = [sum(event.call == n for event in recording.events) for n in range(len(recording.calls))]
     return [
         CallProfile(n, call.timestep, len(call.computed), runs[n], seconds)
-        for n, (call, seconds) in enumerate(zip(manifest.calls, found.calls, strict=True))
+        for n, (call, seconds) in enumerate(zip(manifest.calls, recording.calls, strict=True))
     ]
 
 
-def kinds_table(found: Profile) -> list[tuple[object, ...]]:
+def kinds_table(profile: Profile) -> list[tuple[object, ...]]:
     rows = [
         (k.kind, k.engines, k.runs, f"{1e3 * k.seconds:.2f}", f"{1e3 * k.seconds / k.runs:.3f}", f"{k.share:.1%}")
-        for k in found.kinds
+        for k in profile.kinds
     ]
-    outside = ("the loop itself", "", "", f"{1e3 * found.outside:.2f}", "", f"{found.outside / found.seconds:.1%}")
+    outside = ("the loop itself", "", "", f"{1e3 * profile.outside:.2f}", "", f"{profile.outside / profile.seconds:.1%}")
     return [("segment", "engines", "runs", "ms in all", "ms a run", "share"), *rows, outside]
 
 
-def calls_table(found: Profile) -> list[tuple[object, ...]]:
-    rows = [(c.index, f"{c.timestep:.2f}", c.computed, c.runs, f"{1e3 * c.seconds:.2f}") for c in found.calls]
+def calls_table(profile: Profile) -> list[tuple[object, ...]]:
+    rows = [(c.index, f"{c.timestep:.2f}", c.computed, c.runs, f"{1e3 * c.seconds:.2f}") for c in profile.calls]
     return [("call", "timestep", "sublayers computed", "engine runs", "ms"), *rows]
 
 
-def trace(found: Profile) -> dict[str, Any]:
+def trace(profile: Profile) -> dict[str, Any]:
     """The image in the Chrome trace format, for Perfetto: a row of calls, and a row of engine runs below it."""
-    events = [named("process_name", 0, found.artefact), named("thread_name", 1, "calls"), named("thread_name", 2, "engines")]
-    starts = np.cumsum([0.0, *(call.seconds for call in found.calls)]).tolist()
-    for call, start in zip(found.calls, starts, strict=False):
+    events = [named("process_name", 0, profile.artefact), named("thread_name", 1, "calls"), named("thread_name", 2, "engines")]
+    starts = np.cumsum([0.0, *(call.seconds for call in profile.calls)]).tolist()
+    for call, start in zip(profile.calls, starts, strict=False):
         events.append(span(1, f"call {call.index}", "call", start, call.seconds, msgspec.structs.asdict(call)))
-    for event in found.events:
+    for event in profile.events:
         args = {"call": event.call, "sublayer": event.name, "engine": event.engine}
         events.append(span(2, event.name, event.kind, event.start, event.seconds, args))
     return {"displayTimeUnit": "ms", "traceEvents": events}

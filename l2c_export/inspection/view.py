@@ -106,7 +106,7 @@ def of_schedule(schedule: Schedule, title: str) -> View:
 
 def of_artefact(manifest: Manifest) -> View:
     """Calls with the bytes that they move: weights, and cached values read and written."""
-    rows = manifest.batch * (1 if manifest.guidance.mode == "none" else 2)
+    rows = manifest.rows(manifest.batch)
     weights = {name: graph_weight_bytes(manifest, name) for name in manifest.graphs}
     calls = [
         CallView(

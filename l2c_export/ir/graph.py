@@ -74,9 +74,9 @@ class Graph(msgspec.Struct, frozen=True):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names that are read before they are computed, in order of first use."""
-        made = {name for node in self.nodes for name in node.outputs}
-        read = [name for node in self.nodes for name in node.inputs] + list(self.outputs)
-        return tuple(dict.fromkeys(name for name in read if name not in made))
+        computed = {name for node in self.nodes for name in node.outputs}
+        names = [name for node in self.nodes for name in node.inputs] + list(self.outputs)
+        return tuple(dict.fromkeys(name for name in names if name not in computed))
 
     def kind(self, name: str) -> str:
         return self.values[name].kind
@@ -87,12 +87,12 @@ NOTHING = Graph((), {}, ())
 
 def live(graph: Graph) -> Graph:
     """Drop every node whose outputs nobody reads (dead code elimination), and the types of dropped values."""
-    wanted, kept = set(graph.outputs), []
+    needed, alive = set(graph.outputs), []
     for node in reversed(graph.nodes):
-        if wanted.intersection(node.outputs):
-            kept.append(node)
-            wanted.update(node.inputs)
-    nodes = tuple(reversed(kept))
+        if needed.intersection(node.outputs):
+            alive.append(node)
+            needed.update(node.inputs)
+    nodes = tuple(reversed(alive))
     names = {name for node in nodes for name in (*node.inputs, *node.outputs)} | set(graph.outputs)
     values = {name: value for name, value in graph.values.items() if name in names}
     return msgspec.structs.replace(graph, nodes=nodes, values=values)
@@ -110,25 +110,25 @@ def producers(nodes: Iterable[Node]) -> dict[str, Node]:
 
 def dependencies(graph: Graph, reach: Callable[[str], T]) -> dict[str, frozenset[T]]:
     """Data flow: for every value, the set of reach(input) over all inputs that it depends on."""
-    found: dict[str, frozenset[T]] = {name: frozenset([reach(name)]) for name in graph.inputs}
+    reached: dict[str, frozenset[T]] = {name: frozenset([reach(name)]) for name in graph.inputs}
     for node in graph.nodes:
-        joined: frozenset[T] = frozenset().union(*(found[name] for name in node.inputs))
-        found.update(dict.fromkeys(node.outputs, joined))
-    return found
+        joined: frozenset[T] = frozenset().union(*(reached[name] for name in node.inputs))
+        reached.update(dict.fromkeys(node.outputs, joined))
+    return reached
 
 
 def check(graph: Graph, stage: str) -> Graph:
     """The contract between stages: every name has a type, is made once and before it is read."""
-    made = set(graph.inputs)
+    defined = set(graph.inputs)
     for node in graph.nodes:
         missing = [n for n in (*node.inputs, *node.outputs) if n not in graph.values]
-        late = [n for n in node.inputs if n not in made]
-        twice = [n for n in node.outputs if n in made]
+        late = [n for n in node.inputs if n not in defined]
+        twice = [n for n in node.outputs if n in defined]
         if missing or late or twice:
             raise AssertionError(f"{stage}: {node.name}: {missing=} {late=} {twice=}")
-        made.update(node.outputs)
-    wrong = [n for n in graph.inputs if graph.kind(n) == INNER or (graph.kind(n) == CACHE and split_at(n)[1] >= 0)]
-    assert not wrong, f"{stage}: read but never made: {wrong}"
+        defined.update(node.outputs)
+    undefined = [n for n in graph.inputs if graph.kind(n) == INNER or (graph.kind(n) == CACHE and split_at(n)[1] >= 0)]
+    assert not undefined, f"{stage}: read but never made: {undefined}"
     return graph
 
 

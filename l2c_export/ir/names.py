@@ -14,11 +14,11 @@ def at(name: str, offset: int) -> str:
 
 def split_at(name: str) -> tuple[str, int]:
     """The inverse of `at`: ("a", 1) for "a@+1", ("a", 0) for "a"."""
-    found = _SUFFIX.search(name)
-    return (name[: found.start()], int(found.group(1))) if found else (name, 0)
+    suffix = _SUFFIX.search(name)
+    return (name[: suffix.start()], int(suffix.group(1))) if suffix else (name, 0)
 
 
 def rows_of(weight: str) -> tuple[str, slice]:
     """Split a weight's name into its tensor and its rows: ("w", slice(0, 32)) for "w[0:32]"."""
-    found = re.search(r"\[(\d+):(\d+)\]$", weight)
-    return (weight[: found.start()], slice(int(found.group(1)), int(found.group(2)))) if found else (weight, slice(None))
+    rows = re.search(r"\[(\d+):(\d+)\]$", weight)
+    return (weight[: rows.start()], slice(int(rows.group(1)), int(rows.group(2)))) if rows else (weight, slice(None))

@@ -91,8 +91,8 @@ class DiT:
     def from_tensors(shapes: Mapping[str, tuple[int, ...]], arch: DiTArch) -> DiTArch:
         """The architecture that a checkpoint's shapes show; what they cannot show comes from `arch`."""
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
-        own = "blocks.0.t_embedder.mlp.0.weight" in shapes
-        rows, _ = shapes[f"{'blocks.0.' if own else ''}y_embedder.embedding_table.weight"]
+        block_embeddings = "blocks.0.t_embedder.mlp.0.weight" in shapes
+        rows, _ = shapes[f"{'blocks.0.' if block_embeddings else ''}y_embedder.embedding_table.weight"]
         return msgspec.structs.replace(
             arch,
             input_size=side(shapes["pos_embed"][1]) * patch,
@@ -103,23 +103,23 @@ class DiT:
             mlp_ratio=layers.mlp_ratio(width, shapes["blocks.0.mlp.fc1.weight"][0]),
             num_classes=rows - (arch.class_dropout_prob > 0),
             learn_sigma=shapes["final_layer.linear.weight"][0] == 2 * channels * patch**2,
-            block_embeddings=own,
+            block_embeddings=block_embeddings,
         )
 
     @staticmethod
-    def unshown(arch: DiTArch, said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Unshown:
+    def unshown(arch: DiTArch, fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Unshown:
         """The number of heads, and whether the last row of the class table is a class."""
-        found = Unshown().with_heads(SIZES, arch.depth, arch.hidden_size, said)
+        gaps = Unshown().with_heads(SIZES, arch.depth, arch.hidden_size, fields)
         rows = shapes[f"{'blocks.0.' if arch.block_embeddings else ''}y_embedder.embedding_table.weight"][0]
-        null = rows > said["num_classes"] if "num_classes" in said else rows == IMAGENET + 1 or None
-        null = said["class_dropout_prob"] > 0 if "class_dropout_prob" in said else null
-        if said.get("num_classes", rows - bool(null)) != rows - bool(null):
-            classes = f"num_classes {said['num_classes']}{' and a null class' if null else ''}"
+        null = rows > fields["num_classes"] if "num_classes" in fields else rows == IMAGENET + 1 or None
+        null = fields["class_dropout_prob"] > 0 if "class_dropout_prob" in fields else null
+        if fields.get("num_classes", rows - bool(null)) != rows - bool(null):
+            classes = f"num_classes {fields['num_classes']}{' and a null class' if null else ''}"
             raise ModelError(f"{classes} contradict the weights, whose class table has {rows} rows: check --model")
         if null is not None:
-            return found.and_known(num_classes=rows - null, class_dropout_prob=0.1 if null else 0.0)
+            return gaps.and_known(num_classes=rows - null, class_dropout_prob=0.1 if null else 0.0)
         usual = {"num_classes": rows - 1, "class_dropout_prob": 0.1}
-        return found.and_missing("num_classes", last_row(rows, f"num_classes {rows - 1}", f"num_classes {rows}"), usual)
+        return gaps.and_missing("num_classes", last_row(rows, f"num_classes {rows - 1}", f"num_classes {rows}"), usual)
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         a = self.arch

@@ -34,9 +34,9 @@ class ModelRequest(NamedTuple):
 
     def question(self, unknown: Iterable[str]) -> str:
         """What to do: the description that would be enough, with what is unknown in capitals."""
-        known = {} if self.name else self.fields
-        said = [f'"{name}": {json.dumps(value)}' for name, value in known.items()]
-        arch = ", ".join([*said, *(f'"{name}": {name.upper()}' for name in unknown)])
+        fields = {} if self.name else self.fields
+        entries = [f'"{name}": {json.dumps(value)}' for name, value in fields.items()]
+        arch = ", ".join([*entries, *(f'"{name}": {name.upper()}' for name in unknown)])
         return f'say it with --model FILE.json, and use in it {{"family": "{self.kind}", "arch": {{{arch}}}}}'
 
 
@@ -49,63 +49,63 @@ class Evidence(NamedTuple):
 
 def architecture(family: Family, assumed: Iterable[str]) -> list[str]:
     """A line of sizes, and one for each thing that was assumed."""
-    return [summary(family), *(f"assumed: {each}" for each in assumed)]
+    return [summary(family), *(f"assumed: {assumption}" for assumption in assumed)]
 
 
-def described(family: Any, asked: ModelRequest) -> Evidence:
+def described(family: Any, request: ModelRequest) -> Evidence:
     """The architecture without any weights: what is left out is the family's default, but for the number of heads."""
-    arch = family.arch_type(**asked.fields)
-    found = unshown(family, arch, asked.fields, family(of_any_heads(arch)).tensors())
-    if why := found.missing.get("num_heads"):
-        raise ModelError(f"nothing says {why}: {asked.question(['num_heads'])}")
-    arch = msgspec.structs.replace(arch, **{**found.known, **asked.fields})
-    assumed = [f"{name} {getattr(arch, name)}: nothing says {why}" for name, why in found.missing.items()]
-    return Evidence(arch, (*asked.assumed, *assumed))
+    arch = family.arch_type(**request.fields)
+    gaps = unshown(family, arch, request.fields, family(of_any_heads(arch)).tensors())
+    if why := gaps.missing.get("num_heads"):
+        raise ModelError(f"nothing says {why}: {request.question(['num_heads'])}")
+    arch = msgspec.structs.replace(arch, **{**gaps.known, **request.fields})
+    assumed = [f"{name} {getattr(arch, name)}: nothing says {why}" for name, why in gaps.missing.items()]
+    return Evidence(arch, (*request.assumed, *assumed))
 
 
-def of_weights(family: Any, asked: ModelRequest, checkpoint: Checkpoint) -> Evidence:
+def of_weights(family: Any, request: ModelRequest, checkpoint: Checkpoint) -> Evidence:
     """The architecture of a checkpoint.  Raises ModelError for evidence that is missing, or contradicts itself."""
     notes.check(checkpoint)
-    noted = notes.fields(family, checkpoint)
+    training = notes.fields(family, checkpoint)
     try:
-        seen = family.from_tensors(checkpoint.shapes, family.arch_type(**{**noted, **asked.fields}))
+        arch = family.from_tensors(checkpoint.shapes, family.arch_type(**{**training, **request.fields}))
     except ModelError as error:
         raise ModelError(f"{checkpoint.path}: {error}") from None
     except (KeyError, ArithmeticError, ValueError, IndexError) as error:
-        if asked.described:  # what does not fit a description is named where the weights are read
-            return Evidence(family.arch_type(**asked.fields))
+        if request.described:  # what does not fit a description is named where the weights are read
+            return Evidence(family.arch_type(**request.fields))
         why = f"there is no {error}" if isinstance(error, KeyError) else "its tensors have other shapes"
-        raise ModelError(f"{checkpoint.path} holds no {asked.kind} model: {why}: give another, or check --model") from None
-    if asked.described and contradictions(family, asked.fields, seen):  # so is this
-        return Evidence(msgspec.structs.replace(seen, **asked.fields))
-    if not asked.described:
-        check_foreign(family, asked, seen, checkpoint)
-    if asked.name:
+        raise ModelError(f"{checkpoint.path} holds no {request.kind} model: {why}: give another, or check --model") from None
+    if request.described and contradictions(family, request.fields, arch):  # so is this
+        return Evidence(msgspec.structs.replace(arch, **request.fields))
+    if not request.described:
+        check_foreign(family, request, arch, checkpoint)
+    if request.name:
         check_agrees(
-            family, asked.fields, seen, f"--model {asked.name}", str(checkpoint.path), "use no --model, or other weights"
+            family, request.fields, arch, f"--model {request.name}", str(checkpoint.path), "use no --model, or other weights"
         )
-    elif not asked.described:
-        notes.check_name(checkpoint, asked.question(["num_heads"]))
-        said = f"what the training of {checkpoint.path} noted"
-        check_agrees(family, noted, seen, said, "tensors of it", asked.question(["num_heads"]))
-        notes.check_pictures(checkpoint, family(of_any_heads(seen)).latent)
-    return completed(family, asked, noted, seen, checkpoint)
+    elif not request.described:
+        notes.check_name(checkpoint, request.question(["num_heads"]))
+        origin = f"what the training of {checkpoint.path} noted"
+        check_agrees(family, training, arch, origin, "tensors of it", request.question(["num_heads"]))
+        notes.check_pictures(checkpoint, family(of_any_heads(arch)).latent)
+    return completed(family, request, training, arch, checkpoint)
 
 
-def completed(family: Any, asked: ModelRequest, noted: Fields, seen: Any, checkpoint: Checkpoint) -> Evidence:
+def completed(family: Any, request: ModelRequest, training: Fields, seen: Any, checkpoint: Checkpoint) -> Evidence:
     """What the tensors show, with what they do not show from what is said, noted or published."""
-    said = {**{name: value for name, value in noted.items() if name not in shown(family)}, **asked.fields}
-    found = unshown(family, seen, said, checkpoint.shapes)
-    published = asked.name or family.named(notes.model_name(checkpoint))
-    usual = {name: value for name, value in found.usual.items() if published and name in found.missing}
-    if unknown := [name for name in found.missing if name not in usual]:
-        why = "; ".join(found.missing[name] for name in unknown)
-        raise ModelError(f"{checkpoint.path} does not show {why}: {asked.question(unknown)}")
-    assumed = [f"{name} {value}, as is usual: nothing says {found.missing[name]}" for name, value in usual.items()]
-    if asked.kind == "dit" and not (asked.name or asked.described or notes.predicts_noise(checkpoint)):
+    fields = {**{name: value for name, value in training.items() if name not in shown(family)}, **request.fields}
+    gaps = unshown(family, seen, fields, checkpoint.shapes)
+    published = request.name or family.named(notes.model_name(checkpoint))
+    usual = {name: value for name, value in gaps.usual.items() if published and name in gaps.missing}
+    if unknown := [name for name in gaps.missing if name not in usual]:
+        why = "; ".join(gaps.missing[name] for name in unknown)
+        raise ModelError(f"{checkpoint.path} does not show {why}: {request.question(unknown)}")
+    assumed = [f"{name} {value}, as is usual: nothing says {gaps.missing[name]}" for name, value in usual.items()]
+    if request.kind == "dit" and not (request.name or request.described or notes.predicts_noise(checkpoint)):
         assumed.append(PREDICTION)
-    arch = msgspec.structs.replace(seen, **{**found.usual, **found.known, **said})
-    if "mlp_ratio" in said and is_rounded(said["mlp_ratio"], seen):
+    arch = msgspec.structs.replace(seen, **{**gaps.usual, **gaps.known, **fields})
+    if "mlp_ratio" in fields and is_rounded(fields["mlp_ratio"], seen):
         arch = msgspec.structs.replace(arch, mlp_ratio=seen.mlp_ratio)
     return Evidence(arch, tuple(assumed))
 
@@ -115,10 +115,10 @@ def shown(family: Any) -> tuple[str, ...]:
     return getattr(family, "shown", ())
 
 
-def unshown(family: Any, arch: Any, said: Fields, shapes: Shapes) -> Unshown:
+def unshown(family: Any, arch: Any, fields: Fields, shapes: Shapes) -> Unshown:
     """What tensors do not show.  A family without such fields need not say so."""
-    found: Unshown = family.unshown(arch, said, shapes) if hasattr(family, "unshown") else Unshown()
-    return found
+    gaps: Unshown = family.unshown(arch, fields, shapes) if hasattr(family, "unshown") else Unshown()
+    return gaps
 
 
 def of_any_heads(arch: Any) -> Any:
@@ -126,27 +126,27 @@ def of_any_heads(arch: Any) -> Any:
     return msgspec.structs.replace(arch, num_heads=1) if hasattr(arch, "num_heads") else arch
 
 
-def is_rounded(ratio: float, seen: Any) -> bool:
+def is_rounded(ratio: float, arch: Any) -> bool:
     """Whether an `mlp_ratio` is the one that the tensors show, but for the rounding of a quotient."""
-    return bool(abs(ratio - seen.mlp_ratio) * width_of(seen) < 1)
+    return bool(abs(ratio - arch.mlp_ratio) * width_of(arch) < 1)
 
 
-def check_foreign(family: Any, asked: ModelRequest, seen: Any, checkpoint: Checkpoint) -> None:
+def check_foreign(family: Any, request: ModelRequest, arch: Any, checkpoint: Checkpoint) -> None:
     """Refuse tensors that no model of the family has, as those of a relative of DiT."""
-    known = family(of_any_heads(seen)).tensors()
-    if extra := next((name for name in checkpoint.shapes if name not in known), None):
-        raise ModelError(f"{checkpoint.path} holds no {asked.kind} model: {extra} is no part of one: give a DiT or a U-ViT")
+    tensors = family(of_any_heads(arch)).tensors()
+    if extra := next((name for name in checkpoint.shapes if name not in tensors), None):
+        raise ModelError(f"{checkpoint.path} holds no {request.kind} model: {extra} is no part of one: give a DiT or a U-ViT")
 
 
-def contradictions(family: Any, said: Fields, seen: Any) -> list[str]:
+def contradictions(family: Any, fields: Fields, arch: Any) -> list[str]:
     """The fields that somebody says otherwise than the tensors show them."""
-    wrong = [name for name in said if name in shown(family) and said[name] != getattr(seen, name)]
-    return [name for name in wrong if name != "mlp_ratio" or not is_rounded(said[name], seen)]
+    names = [name for name in fields if name in shown(family) and fields[name] != getattr(arch, name)]
+    return [name for name in names if name != "mlp_ratio" or not is_rounded(fields[name], arch)]
 
 
-def check_agrees(family: Any, said: Fields, seen: Any, one: str, other: str, remedy: str) -> None:
+def check_agrees(family: Any, fields: Fields, arch: Any, one: str, other: str, remedy: str) -> None:
     """Refuse a size that somebody says and the tensors contradict, naming both."""
-    if wrong := contradictions(family, said, seen):
-        first = ", ".join(f"{name} {said[name]}" for name in wrong)
-        second = ", ".join(f"{name} {getattr(seen, name)}" for name in wrong)
+    if names := contradictions(family, fields, arch):
+        first = ", ".join(f"{name} {fields[name]}" for name in names)
+        second = ", ".join(f"{name} {getattr(arch, name)}" for name in names)
         raise ModelError(f"{one} ({first}) contradicts the {other} ({second}): {remedy}")

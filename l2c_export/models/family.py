@@ -89,16 +89,16 @@ def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 WITHOUT_EFFECT = {"use_checkpoint"}
 
 
-def fields_of(arch_type: type, given: Mapping[str, Any]) -> Any:
+def fields_of(arch_type: type, config: Mapping[str, Any]) -> Any:
     """Build an architecture record from a configuration.  Raises ModelError for a key that is not known."""
-    known = [f.name for f in msgspec.structs.fields(arch_type)]
-    check_keys(given, known, WITHOUT_EFFECT)
-    return msgspec.convert({k: v for k, v in given.items() if k in known}, arch_type)
+    names = [f.name for f in msgspec.structs.fields(arch_type)]
+    check_keys(config, names, WITHOUT_EFFECT)
+    return msgspec.convert({k: v for k, v in config.items() if k in names}, arch_type)
 
 
-def check_keys(given: Mapping[str, Any], known: Sequence[str], tolerated: Collection[str] = ()) -> None:
+def check_keys(config: Mapping[str, Any], known: Sequence[str], tolerated: Collection[str] = ()) -> None:
     """Raise ModelError naming the first key that is not known, and the nearest that is."""
-    for key in given:
+    for key in config:
         if key not in known and key not in tolerated:
             close = difflib.get_close_matches(key, known, 1)
             raise ModelError(f"unknown key {key!r}: {f'use {close[0]}' if close else 'known are ' + ', '.join(known)}")

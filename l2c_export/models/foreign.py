@@ -25,8 +25,8 @@ MARKS = (
 
 def what(names: Iterable[str]) -> str:
     """The end of a sentence: what this seems to be and what to do."""
-    found = sorted(names)
+    keys = sorted(names)
     for mark, sentence in MARKS:
-        if any(mark in name for name in found):
+        if any(mark in name for name in keys):
             return sentence
-    return f"this begins with {found[0]}: give weights of one of them" if found else "this holds no tensors: give other weights"
+    return f"this begins with {keys[0]}: give weights of one of them" if keys else "this holds no tensors: give other weights"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 def exporting() -> bool:
     """Whether the exporter is tracing; eager PyTorch gets its own fused operations, to be a fair baseline."""
-    asked = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the former is new in 2.7
-    return bool(asked())
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the former is new in 2.7
+    return bool(is_exporting())
 
 
 def wide(x: Tensor) -> Tensor:

@@ -56,13 +56,13 @@ def ask(
     return _from_name(default, None)._replace(assumed=(assumed,))
 
 
-def find(asked: ModelRequest, checkpoint: Checkpoint | None) -> Resolved:
+def find(request: ModelRequest, checkpoint: Checkpoint | None) -> Resolved:
     """The model that fits what was asked for and the checkpoint.  Raises ModelError where these do not say all of it."""
-    family = FAMILIES[asked.kind]
-    arch, assumed = of_weights(family, asked, checkpoint) if checkpoint else described(family, asked)
-    made = family(arch)
-    check_total(made)
-    return Resolved(made, asked.name if asked.name and family.named(asked.name) == arch else None, assumed)
+    family = FAMILIES[request.kind]
+    arch, assumed = of_weights(family, request, checkpoint) if checkpoint else described(family, request)
+    model = family(arch)
+    check_total(model)
+    return Resolved(model, request.name if request.name and family.named(request.name) == arch else None, assumed)
 
 
 def _from_name(model: str, checkpoint: Checkpoint | None) -> ModelRequest:
@@ -85,8 +85,8 @@ def _from_file(path: Path) -> ModelRequest:
             raise ModelError(f"{path}: unknown family {kind!r}: known are {', '.join(FAMILIES)}")
         if RECORDED not in config:
             check_keys(config, ("family", "arch"))
-        known = msgspec.structs.asdict(fields_of(FAMILIES[kind].arch_type, arch))
-        return ModelRequest(kind, {name: value for name, value in known.items() if name in arch}, described=True)
+        fields = msgspec.structs.asdict(fields_of(FAMILIES[kind].arch_type, arch))
+        return ModelRequest(kind, {name: value for name, value in fields.items() if name in arch}, described=True)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     except OSError as error:

@@ -23,9 +23,11 @@ class Unshown(NamedTuple):
     def and_missing(self, name: str, words: str, usual: Mapping[str, Any] = NOTHING) -> Unshown:
         return self._replace(missing={**self.missing, name: words}, usual={**self.usual, **usual})
 
-    def with_heads(self, sizes: Mapping[str, tuple[int, int, int]], depth: int, width: int, said: Mapping[str, Any]) -> Unshown:
+    def with_heads(
+        self, sizes: Mapping[str, tuple[int, int, int]], depth: int, width: int, fields: Mapping[str, Any]
+    ) -> Unshown:
         """The number of heads of a published (depth, width, heads), where nobody has said it."""
-        if "num_heads" in said:
+        if "num_heads" in fields:
             return self
         heads = next((h for d, w, h in sizes.values() if (d, w) == (depth, width)), None)
         if heads is None:
@@ -39,7 +41,7 @@ def last_row(rows: int, null: str, label: str) -> str:
 
 def side(count: int) -> int:
     """The side of a square of so many patches.  Raises ValueError for another number."""
-    found = math.isqrt(max(count, 0))
-    if found * found != count:
+    root = math.isqrt(max(count, 0))
+    if root * root != count:
         raise ValueError(f"{count} patches are no square")
-    return found
+    return root

@@ -125,18 +125,18 @@ class UViT:
         )
 
     @staticmethod
-    def unshown(arch: UViTArch, said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Unshown:
+    def unshown(arch: UViTArch, fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Unshown:
         """The number of heads, whether the last row of the class table is a class, and the noise schedule."""
-        found = Unshown()
-        if "noise_schedule" not in said and arch.in_chans != LATENTS:
-            found = found.and_missing("noise_schedule", PIXELS.format(arch.in_chans))
-        found = found.with_heads(SIZES, arch.depth, arch.embed_dim, said)
+        gaps = Unshown()
+        if "noise_schedule" not in fields and arch.in_chans != LATENTS:
+            gaps = gaps.and_missing("noise_schedule", PIXELS.format(arch.in_chans))
+        gaps = gaps.with_heads(SIZES, arch.depth, arch.embed_dim, fields)
         rows = shapes["label_emb.weight"][0]
-        if "null_class" not in said and rows == IMAGENET + 1:
-            found = found.and_known(null_class=True)
-        elif "null_class" not in said and "num_classes" not in said:
-            found = found.and_missing("null_class", last_row(rows, "null_class true", "null_class false"), {"null_class": True})
-        return found
+        if "null_class" not in fields and rows == IMAGENET + 1:
+            gaps = gaps.and_known(null_class=True)
+        elif "null_class" not in fields and "num_classes" not in fields:
+            gaps = gaps.and_missing("null_class", last_row(rows, "null_class true", "null_class false"), {"null_class": True})
+        return gaps
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         a = self.arch

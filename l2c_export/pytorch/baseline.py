@@ -73,12 +73,12 @@ class Baseline:
 
 def uncached(calls: Sequence[CallRecord]) -> tuple[CallRecord, ...]:
     """The same calls, all of them computing everything."""
-    every = tuple(sorted(calls[0].computed + calls[0].reused))
-    return tuple(msgspec.structs.replace(call, computed=every, reused=()) for call in calls)
+    columns = tuple(sorted(calls[0].computed + calls[0].reused))
+    return tuple(msgspec.structs.replace(call, computed=columns, reused=()) for call in calls)
 
 
 def torch_device(name: str | None) -> torch.device:
-    wanted = torch.device({None: "cpu", "gpu": "cuda"}.get(name, name or "cpu"))
-    if wanted.type == "cuda" and not torch.cuda.is_available():
+    device = torch.device({None: "cpu", "gpu": "cuda"}.get(name, name or "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"pytorch: no CUDA device on this machine for --device {name}: use --device cpu")
-    return wanted
+    return device

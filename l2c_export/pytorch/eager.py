@@ -31,8 +31,8 @@ class Eager:
     def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
         segment = self.family.segments[op]
         weights = [self.weights[f"{at}.{w}" if at else w] for w in segment.weights]
-        made: Tensor = segment.function(*inputs, *weights)
-        return made.to(weights[0].dtype) if weights else made
+        value: Tensor = segment.function(*inputs, *weights)
+        return value.to(weights[0].dtype) if weights else value
 
     def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
         name = f"{at}.{op}"
@@ -68,8 +68,8 @@ class Parameters(torch.nn.Module):
             self.register_parameter(name.replace(".", "/"), torch.nn.Parameter(tensor, requires_grad=False))
 
     def __getitem__(self, name: str) -> Tensor:
-        found: Tensor = getattr(self, name.replace(".", "/"))
-        return found
+        tensor: Tensor = getattr(self, name.replace(".", "/"))
+        return tensor
 
 
 class EagerCall(torch.nn.Module):
@@ -114,8 +114,8 @@ class Denoiser:
         for n, call in enumerate(calls):
             reused = frozenset(self.family.sublayers[j] for j in call.reused)
             t = torch.full((rows,), call.timestep, device=x.device)
-            read = {name: cache[name] for name in sorted(reused)}
-            noise, cache = self._evaluate(n, reused, sampler.x, row, t, labels, read)
+            cached = {name: cache[name] for name in sorted(reused)}
+            noise, cache = self._evaluate(n, reused, sampler.x, row, t, labels, cached)
             coefficients = torch.tensor(call.coefficients, device=x.device, dtype=x.dtype)
             yield sampler.take(noise, coefficients, call.ends_step)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..artefact import given_weights
+from ..artefact.guidance import guided_labels
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..models import families
@@ -46,37 +47,34 @@ class Reference:
     @functools.cache  # noqa: B019  (one per verification)
     def latents(self) -> list[np.ndarray]:
         """After every call, (B, C, H, W) float64."""
-        found = [x.numpy().copy() for x in self._run(self._model, torch.float64)]
+        trajectory = [x.numpy().copy() for x in self._run(self._model, torch.float64)]
         if self._recorded is not None:
             ends = [n for n, call in enumerate(self._manifest.calls) if call.ends_step]
             for n, x in zip(ends, self._recorded, strict=True):
-                found[n] = x.astype(np.float64)
-        return found
+                trajectory[n] = x.astype(np.float64)
+        return trajectory
 
     def float32_errors(self) -> list[float]:
         """The relative error of PyTorch in float32, every call fed the latents of this reference."""
         single = Denoiser(self._family, {name: tensor.float() for name, tensor in self._tensors.items()})
         errors = []
-        for x, want in zip(self._run(single, torch.float32), self.latents(), strict=True):
-            errors.append(float(np.abs(x.double().numpy() - want).max() / np.abs(want).max()))
-            x.copy_(torch.from_numpy(want))
+        for x, expected in zip(self._run(single, torch.float32), self.latents(), strict=True):
+            errors.append(float(np.abs(x.double().numpy() - expected).max() / np.abs(expected).max()))
+            x.copy_(torch.from_numpy(expected))
         return errors
 
     def traces(self, keep: frozenset[int]) -> dict[int, dict[str, np.ndarray]]:
         """Every value of some calls, by its name in the compiled graphs, when each call is fed the latents."""
         self._model.keep, self._model.traces = keep, {}
-        for n, (x, want) in enumerate(zip(self._run(self._model, torch.float64), self.latents(), strict=True)):
-            x.copy_(torch.from_numpy(want))
+        for n, (x, expected) in enumerate(zip(self._run(self._model, torch.float64), self.latents(), strict=True)):
+            x.copy_(torch.from_numpy(expected))
             if n >= max(keep):
                 break
-        return {n: {k: v.numpy() for k, v in seen.items()} for n, seen in self._model.traces.items()}
+        return {n: {k: v.numpy() for k, v in values.items()} for n, values in self._model.traces.items()}
 
     def _run(self, model: Denoiser, dtype: torch.dtype):  # type: ignore[no-untyped-def]
-        null = self._manifest.model.null_label
-        guided = self.guidance_scale != 1
-        labels = torch.tensor(self.labels + [null] * len(self.labels) if guided else self.labels, dtype=torch.int32)
-        channels = torch.tensor(self._manifest.guidance.channels(self._manifest.model.latent[0]), dtype=dtype)
-        guidance = (self.guidance_scale - 1) * channels.reshape(1, -1, 1, 1)
+        labels, strength = map(torch.from_numpy, guided_labels(self._manifest, self.labels, self.guidance_scale, "float64"))
+        guidance = strength.to(dtype).reshape(1, -1, 1, 1)
         noise = torch.from_numpy(self.noise).to(dtype) * float(np.float32(self._manifest.noise_scale or 1))
         return model.steps(self._manifest.calls, noise, labels, guidance)
 
@@ -91,8 +89,8 @@ def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
 
 
 def given(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
-    found = given_weights.tensors(checkpoint, manifest)
-    return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in found}
+    tensors = given_weights.tensors(checkpoint, manifest)
+    return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in tensors}
 
 
 def of_case(case: Path, folder: Path, manifest: Manifest, checkpoint: Path | None = None) -> Reference:

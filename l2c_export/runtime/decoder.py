@@ -51,34 +51,34 @@ class Decoder:
     def _decode(self, z: np.ndarray) -> np.ndarray:
         if z.shape not in self._bound:
             self._bound[z.shape] = self._bind(z.shape)
-        given, made, run = self._bound[z.shape]
-        self._backend.memory.put(given, z)
+        latents, image, run = self._bound[z.shape]
+        self._backend.memory.put(latents, z)
         run()
-        pixels: np.ndarray = self._backend.memory.get(made).copy()
+        pixels: np.ndarray = self._backend.memory.get(image).copy()
         return pixels
 
     def _bind(self, shape: tuple[int, ...]) -> tuple[Array, Array, Run]:
         memory, scale = self._backend.memory, self._described.scale
-        given = memory.empty(shape, "float32")
-        made = memory.empty((1, self._described.channels, shape[2] * scale, shape[3] * scale), "float32")
-        return given, made, self._engine.bind({"z": given}, {"image": made})
+        latents = memory.empty(shape, "float32")
+        image = memory.empty((1, self._described.channels, shape[2] * scale, shape[3] * scale), "float32")
+        return latents, image, self._engine.bind({"z": latents}, {"image": image})
 
 
 def in_tiles(decode: Callable[[np.ndarray], np.ndarray], z: np.ndarray, tile: int, scale: int) -> np.ndarray:
     """Decode z (1, C, h, w) in squares of `tile` latents, and fade from one to the next (AutoencoderKL.tiled_decode)."""
     stride = int(tile * (1 - OVERLAP))
-    kept, fade = stride * scale, (tile - stride) * scale  # pixels of a tile before the next one begins, and those that fade
-    above: list[np.ndarray] = []
+    side, fade = stride * scale, (tile - stride) * scale  # pixels of a tile before the next one begins, and those that fade
+    row_above: list[np.ndarray] = []
     bands = []
     for i in range(0, z.shape[2], stride):
         row: list[np.ndarray] = []
         for n, j in enumerate(range(0, z.shape[3], stride)):
             part = decode(z[:, :, i : i + tile, j : j + tile])
-            if above:
-                part = faded(above[n], part, fade, axis=2)
+            if row_above:
+                part = faded(row_above[n], part, fade, axis=2)
             row.append(faded(row[-1], part, fade, axis=3) if row else part)
-        bands.append(np.concatenate([part[:, :, :kept, :kept] for part in row], axis=3))
-        above = row
+        bands.append(np.concatenate([part[:, :, :side, :side] for part in row], axis=3))
+        row_above = row
     return np.concatenate(bands, axis=2)
 
 
@@ -87,7 +87,7 @@ def faded(before: np.ndarray, part: np.ndarray, length: int, axis: int) -> np.nd
     length = min(length, before.shape[axis], part.shape[axis])
     weight = (np.arange(length, dtype=np.float32) / length).reshape([-1 if a == axis else 1 for a in range(part.ndim)])
     ending, beginning = (slice(before.shape[axis] - length, None), slice(length))
-    old, new = (np.moveaxis(v, axis, 0)[s] for v, s in ((before, ending), (part, beginning)))
-    made: np.ndarray = part.copy()
-    np.moveaxis(made, axis, 0)[beginning] = old * (1 - np.moveaxis(weight, axis, 0)) + new * np.moveaxis(weight, axis, 0)
-    return made
+    last, first = (np.moveaxis(v, axis, 0)[s] for v, s in ((before, ending), (part, beginning)))
+    blend: np.ndarray = part.copy()
+    np.moveaxis(blend, axis, 0)[beginning] = last * (1 - np.moveaxis(weight, axis, 0)) + first * np.moveaxis(weight, axis, 0)
+    return blend

@@ -51,12 +51,12 @@ class LatentTurn(NamedTuple):
 
 def turns(calls: Sequence[CallRecord]) -> list[LatentTurn]:
     """Rotate the buffers so that no call overwrites latents that are still needed."""
-    now, base, found = 0, 0, []
+    now, base, result = 0, 0, []
     for call in calls:
         after = next(i for i in range(3) if i not in (now, base))
-        found.append(LatentTurn(now, base, after))
+        result.append(LatentTurn(now, base, after))
         now, base = after, after if call.ends_step else base
-    return found
+    return result
 
 
 class Loop:
@@ -65,7 +65,7 @@ class Loop:
     def __init__(self, program: Program, images: int, guided: bool) -> None:
         self.program, self.manifest, self.images = program, program.manifest, images
         self.memory = program.backend.memory
-        self.rows = images * (2 if guided else 1)
+        self.rows = self.manifest.rows(images, guided)
         latent = (images, *self.manifest.model.latent)
         steps = {call.graph: self.manifest.graphs[call.graph].slot_bytes for call in self.manifest.calls}
         scratch_bytes, cache_bytes = max(map(self._size, steps.values())), self._size(self.manifest.cache_bytes)

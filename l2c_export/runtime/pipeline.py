@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 
 from ..artefact import store
+from ..artefact.guidance import guided_labels
 from ..artefact.manifest import LINKS, Manifest
 from ..backends.choose import Opened, open_backend
 from ..backends.contract import BUILT, Request
@@ -253,9 +254,7 @@ class Pipeline:
         if key not in self._loops:
             self._loops.clear()  # buffers of one batch size at a time
             self._loops[key] = Loop(self._program, *key)
-        null = [self.manifest.model.null_label] * len(labels) if guided else []
-        strength = (scale - 1) * np.array(guidance.channels(self.manifest.model.latent[0]), np.float32)
-        return Generation(self._loops[key], np.array([*labels, *null], np.int32), strength)
+        return Generation(self._loops[key], *guided_labels(self.manifest, labels, scale))
 
     def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
         """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""

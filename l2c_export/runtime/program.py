@@ -48,26 +48,26 @@ def load_program(
     files = {name: segment_file(folder, manifest, segment) for name, segment in manifest.segments.items()}
     if link == "shared":
         names = {i for graph in manifest.graphs.values() for i in graph.inputs if manifest.is_weight(i)}
-        there = backend.memory.weights(view, names)
+        device_view = backend.memory.weights(view, names)
         engines = {}
         for name, file in files.items():
             stop()
             engines[name] = backend.load(file)
-        return Program(folder, manifest, backend, link, there, engines)
-    whole = {}
+        return Program(folder, manifest, backend, link, device_view, engines)
+    engines = {}
     for name, graph in manifest.graphs.items():
         stop()
-        stored = {i: view(i) for i in graph.inputs if manifest.is_weight(i)}
+        constants = {i: view(i) for i in graph.inputs if manifest.is_weight(i)}
         integrity.check_closed((folder / graph.file).read_bytes(), folder / graph.file)
-        whole[name] = backend.link(folder / graph.file, graph.nodes, files, graph.outputs, stored)
-    return Program(folder, manifest, backend, link, view, whole)
+        engines[name] = backend.link(folder / graph.file, graph.nodes, files, graph.outputs, constants)
+    return Program(folder, manifest, backend, link, view, engines)
 
 
 def segment_file(folder: Path, manifest: Manifest, segment: SegmentRecord) -> SegmentFile:
     """A segment on disk, with what its file and its fused form must look like."""
     fused = str(PurePosixPath(segment.file).with_suffix(FUSED))
-    known = manifest.files.get
-    return SegmentFile(folder / segment.file, segment.inputs, segment.outputs, known(segment.file), known(fused))
+    info_of = manifest.files.get
+    return SegmentFile(folder / segment.file, segment.inputs, segment.outputs, info_of(segment.file), info_of(fused))
 
 
 def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:
@@ -91,14 +91,14 @@ def bind_graph(program: Program, name: str, array: Callable[[str], Array]) -> li
     """Bind a graph's engines to arrays found by name: one per segment call, or one for the whole graph."""
     manifest, graph = program.manifest, program.manifest.graphs[name]
     if program.link == "static":
-        read = tuple(i for i in graph.inputs if not manifest.is_weight(i))
-        run = program.engines[name].bind({i: array(i) for i in read}, {o: array(o) for o in graph.outputs})
-        return [Bound(name, name, read, graph.outputs, run)]
+        names = tuple(i for i in graph.inputs if not manifest.is_weight(i))
+        run = program.engines[name].bind({i: array(i) for i in names}, {o: array(o) for o in graph.outputs})
+        return [Bound(name, name, names, graph.outputs, run)]
     bound = []
     for node in graph.nodes:
         segment = manifest.segments[node.op]
-        inputs = {i: array(given) for i, given in zip(segment.inputs, node.inputs, strict=True)}
-        outputs = {o: array(made) for o, made in zip(segment.outputs, node.outputs, strict=True)}
+        inputs = {i: array(value) for i, value in zip(segment.inputs, node.inputs, strict=True)}
+        outputs = {o: array(value) for o, value in zip(segment.outputs, node.outputs, strict=True)}
         run = program.engines[node.op].bind(inputs, outputs)
         bound.append(Bound(node.name, node.op, node.inputs, node.outputs, run))
     return bound

@@ -52,9 +52,9 @@ class Prologue:
         Past the last call there are only sums that nobody reads; they are made of the last call's rows.
         """
         index = min(index, self.calls - 1)
-        known = name in self._constants
-        first = index if known else index - of // self.step * self.step
-        return (self._constants if known else self._rows)[name][first * self.rows : (first + 1) * self.rows]
+        is_constant = name in self._constants
+        first = index if is_constant else index - of // self.step * self.step
+        return (self._constants if is_constant else self._rows)[name][first * self.rows : (first + 1) * self.rows]
 
     def _many(self, name: str, rows: int) -> Array:
         value = self.manifest.values[name]
@@ -77,8 +77,8 @@ class Prologue:
         constants = {name: values[rows] for name, values in self._constants.items()}
         return self._bind(self.manifest.prologue, {**constants, **self._rows, "y": self.y}, self.window * self.rows)
 
-    def _bind(self, name: str, known: Mapping[str, Array], rows: int) -> list[Bound]:
+    def _bind(self, name: str, outer: Mapping[str, Array], rows: int) -> list[Bound]:
         nodes = self.manifest.graphs[name].nodes
-        inner = {n: self._many(n, rows) for node in nodes for n in node.outputs if n not in known}
-        arrays = {**known, **inner}
+        inner = {n: self._many(n, rows) for node in nodes for n in node.outputs if n not in outer}
+        arrays = {**outer, **inner}
         return bind_graph(self.program, name, lambda n: arrays[n] if n in arrays else self.program.weights(n))

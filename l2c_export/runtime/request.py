@@ -30,36 +30,36 @@ LARGEST_SCALE = 1000.0  # guided predictions beyond keep less than four decimal 
 Labels = Sequence[int | str] | int | str | Any
 
 
-def folder(given: Any) -> Path:
+def folder(path: Any) -> Path:
     """The folder of an artefact, as a path or as text."""
-    if not isinstance(given, (str, os.PathLike)) or "\0" in str(given):
-        raise UsageError(f"{given!r}: no folder can have this name: give the one that l2c-export wrote")
-    return Path(given)
+    if not isinstance(path, (str, os.PathLike)) or "\0" in str(path):
+        raise UsageError(f"{path!r}: no folder can have this name: give the one that l2c-export wrote")
+    return Path(path)
 
 
-def labels(manifest: Manifest, given: Labels) -> list[int]:
+def labels(manifest: Manifest, values: Labels) -> list[int]:
     """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
-    given = scalar(given)
-    found = [given] if isinstance(given, str) else listed(given, "class labels")
-    if not 1 <= len(found) <= manifest.batch:
-        remedy = f"ask for fewer, or compile it with l2c-export --batch {len(found)}" if found else "give at least one"
+    values = scalar(values)
+    entries = [values] if isinstance(values, str) else listed(values, "class labels")
+    if not 1 <= len(entries) <= manifest.batch:
+        remedy = f"ask for fewer, or compile it with l2c-export --batch {len(entries)}" if entries else "give at least one"
         able = "1 image" if manifest.batch == 1 else f"1 to {manifest.batch} images"
-        raise UsageError(f"{len(found)} class labels: this artefact makes {able} at once: {remedy}")
-    return [_label(manifest.model, scalar(label)) for label in found]
+        raise UsageError(f"{len(entries)} class labels: this artefact makes {able} at once: {remedy}")
+    return [_label(manifest.model, scalar(label)) for label in entries]
 
 
-def _label(model: Model, given: Any) -> int:
+def _label(model: Model, label: Any) -> int:
     """The number of a class.  Text is the name of one, or else a number in digits, as at the command line."""
-    if isinstance(given, str) and given in (model.names or {}):
-        return named(model, given)
-    if isinstance(given, str) and re.fullmatch(r"-?\d{1,18}", given, re.ASCII):
-        given = int(given)
-    if isinstance(given, str) and model.names:
-        return named(model, given)
-    if not whole(given) or not 0 <= given < model.labels:
-        each = ", every label on its own" if isinstance(given, str) and "," in given else ""
-        raise UsageError(f"class label {given!r}: must be a whole number from 0 to {model.labels - 1}{each}")
-    return int(given)
+    if isinstance(label, str) and label in (model.names or {}):
+        return named(model, label)
+    if isinstance(label, str) and re.fullmatch(r"-?\d{1,18}", label, re.ASCII):
+        label = int(label)
+    if isinstance(label, str) and model.names:
+        return named(model, label)
+    if not whole(label) or not 0 <= label < model.labels:
+        hint = ", every label on its own" if isinstance(label, str) and "," in label else ""
+        raise UsageError(f"class label {label!r}: must be a whole number from 0 to {model.labels - 1}{hint}")
+    return int(label)
 
 
 def named(model: Model, name: Any) -> int:
@@ -71,28 +71,28 @@ def named(model: Model, name: Any) -> int:
     return names[name]
 
 
-def number(given: Any) -> float:
+def number(scale: Any) -> float:
     """A guidance scale as it is given, which must be a finite number of moderate size."""
-    value = scalar(given)
+    value = scalar(scale)
     try:
-        found = float(value) if isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) else math.nan
+        amount = float(value) if isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) else math.nan
     except OverflowError:
-        found = math.inf
-    if not abs(found) <= LARGEST_SCALE:
+        amount = math.inf
+    if not abs(amount) <= LARGEST_SCALE:
         raise UsageError(
-            f"guidance_scale {repr(given)[:40]}: must be a finite number from {-LARGEST_SCALE:g} to {LARGEST_SCALE:g}"
+            f"guidance_scale {repr(scale)[:40]}: must be a finite number from {-LARGEST_SCALE:g} to {LARGEST_SCALE:g}"
         )
-    return found
+    return amount
 
 
-def scale(guidance: Guidance, given: Any) -> float:
+def scale(guidance: Guidance, value: Any) -> float:
     """A guidance scale; None is the artefact's."""
-    if given is None:
+    if value is None:
         return guidance.scale
-    found = number(given)
-    if guidance.mode == "none" and found != 1:
-        raise UsageError(f"guidance_scale {found:g}: this artefact was compiled with --guidance none: use 1")
-    return found
+    amount = number(value)
+    if guidance.mode == "none" and amount != 1:
+        raise UsageError(f"guidance_scale {amount:g}: this artefact was compiled with --guidance none: use 1")
+    return amount
 
 
 def noise(manifest: Manifest, count: int, seed: Any) -> np.ndarray:
@@ -100,38 +100,38 @@ def noise(manifest: Manifest, count: int, seed: Any) -> np.ndarray:
     return standard_normal(manifest.model.latent, seeds(count, seed))
 
 
-def seeds(count: int, given: Any) -> list[int]:
+def seeds(count: int, seed: Any) -> list[int]:
     """The seed of every image."""
-    one = scalar(given)
-    found = [int(one) + i for i in range(count)] if whole(one) else [scalar(each) for each in listed(one, "seed")]
-    if len(found) != count or not all(whole(each) and each >= 0 for each in found):
-        raise UsageError(f"seed {given!r}: give one whole number >= 0, or one per image ({count})")
-    return [int(each) for each in found]
+    first = scalar(seed)
+    entries = [int(first) + i for i in range(count)] if whole(first) else [scalar(entry) for entry in listed(first, "seed")]
+    if len(entries) != count or not all(whole(entry) and entry >= 0 for entry in entries):
+        raise UsageError(f"seed {seed!r}: give one whole number >= 0, or one per image ({count})")
+    return [int(entry) for entry in entries]
 
 
-def latents(manifest: Manifest, given: Any, count: int) -> np.ndarray:
+def latents(manifest: Manifest, values: Any, count: int) -> np.ndarray:
     """Latents of a user as float32 (count, C, H, W): an array, or a tensor of PyTorch."""
     shape = (count, *manifest.model.latent)
     try:
-        found = np.asarray(on_host(given))
+        array = np.asarray(on_host(values))
     except (ValueError, TypeError, RuntimeError):  # the latter two are those of tensors in a list
         raise UsageError(f"latents: not an array: this model and {count} labels need numbers of shape {shape}") from None
-    if found.shape != shape:
-        raise UsageError(f"latents of shape {found.shape}: this model and {count} labels need {shape}")
-    if found.dtype.newbyteorder("=") not in (np.float32, np.float64, np.float16):
-        raise UsageError(f"latents of dtype {found.dtype}: use float32")
-    if found.dtype.itemsize == 8 and np.any(np.isfinite(found) & (np.abs(found) > LARGEST)):
+    if array.shape != shape:
+        raise UsageError(f"latents of shape {array.shape}: this model and {count} labels need {shape}")
+    if array.dtype.newbyteorder("=") not in (np.float32, np.float64, np.float16):
+        raise UsageError(f"latents of dtype {array.dtype}: use float32")
+    if array.dtype.itemsize == 8 and np.any(np.isfinite(array) & (np.abs(array) > LARGEST)):
         raise UsageError("latents: they hold numbers that are too large for float32")
-    return found.astype(np.float32, copy=False)
+    return array.astype(np.float32, copy=False)
 
 
-def returned(manifest: Manifest, given: Any, count: int) -> np.ndarray | None:
+def returned(manifest: Manifest, result: Any, count: int) -> np.ndarray | None:
     """The latents that a callback returns, if it returns any: nothing, or a mapping that may hold "latents"."""
-    if given is None:
+    if result is None:
         return None
-    if not isinstance(given, Mapping):
-        raise UsageError(f'the callback returned a {type(given).__name__}: return None, or {{"latents": ..}}')
-    return latents(manifest, given["latents"], count) if "latents" in given else None
+    if not isinstance(result, Mapping):
+        raise UsageError(f'the callback returned a {type(result).__name__}: return None, or {{"latents": ..}}')
+    return latents(manifest, result["latents"], count) if "latents" in result else None
 
 
 def check_output(manifest: Manifest, output_type: Any) -> None:
@@ -152,14 +152,14 @@ def whole(value: object) -> TypeGuard[int]:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def listed(given: Any, what: str) -> list[Any]:
+def listed(values: Any, what: str) -> list[Any]:
     """One value, or the values of something that has an order."""
-    given = scalar(given)
-    if isinstance(given, (Set, Mapping, bytes, bytearray)):
-        raise UsageError(f"{what}: a {type(given).__name__} is no list of them: give a list")
-    if isinstance(given, np.ndarray) and given.ndim > 1:
-        raise UsageError(f"{what} of shape {given.shape}: give one dimension")
+    values = scalar(values)
+    if isinstance(values, (Set, Mapping, bytes, bytearray)):
+        raise UsageError(f"{what}: a {type(values).__name__} is no list of them: give a list")
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        raise UsageError(f"{what} of shape {values.shape}: give one dimension")
     try:
-        return list(given)
+        return list(values)
     except TypeError:
-        return [given]
+        return [values]

@@ -24,33 +24,33 @@ Pair = tuple[float, float]  # of the latents, of the model's output
 
 def _ddim(s: Scheduler, steps: int) -> Table:
     """next = sqrt(a') data + sqrt(1 - a') noise, with a' of the timestep one stride before."""
-    kept, times = _kept(s), _timesteps(s, steps)
-    made = []
+    signal, times = _kept(s), _timesteps(s, steps)
+    updates = []
     for t in times.tolist():
         before = t - s.num_train_timesteps // steps
-        a = kept[t]
-        after = kept[before] if before >= 0 else (1.0 if s.set_alpha_to_one else kept[0])
-        data, noise = predictions(s, math.sqrt(a), math.sqrt(1 - a))
-        x, out = (math.sqrt(after) * d + math.sqrt(1 - after) * n for d, n in zip(data, noise, strict=True))
-        made.append(Update(float(t), _float32(0.0, x, out), True, math.sqrt(a), math.sqrt(1 - a)))
-    return Table(tuple(made))
+        signal_now = signal[t]
+        signal_next = signal[before] if before >= 0 else (1.0 if s.set_alpha_to_one else signal[0])
+        data, noise = predictions(s, math.sqrt(signal_now), math.sqrt(1 - signal_now))
+        x, out = (math.sqrt(signal_next) * d + math.sqrt(1 - signal_next) * n for d, n in zip(data, noise, strict=True))
+        updates.append(Update(float(t), _float32(0.0, x, out), True, math.sqrt(signal_now), math.sqrt(1 - signal_now)))
+    return Table(tuple(updates))
 
 
 def _euler(s: Scheduler, steps: int) -> Table:
     """In diffusers' scale y = x / alpha: next y = y + (sigma' - sigma) noise, and the model sees y / sqrt(sigma^2 + 1)."""
-    kept, times = _kept(s), _timesteps(s, steps).astype(np.float32)
-    all_sigmas = _noise_to_data(kept)
-    sigmas = [*np.interp(times, np.arange(len(kept)), all_sigmas).tolist(), _last_sigma(s, kept)]
+    signal, times = _kept(s), _timesteps(s, steps).astype(np.float32)
+    all_sigmas = _noise_to_data(signal)
+    sigmas = [*np.interp(times, np.arange(len(signal)), all_sigmas).tolist(), _last_sigma(s, signal)]
     scales = [math.sqrt(sigma**2 + 1) for sigma in sigmas[:-1]] + [1.0]  # the last latents are y itself
-    made = []
+    updates = []
     for n, t in enumerate(times.tolist()):
         _, noise = predictions(s, 1 / scales[n], sigmas[n] / scales[n])
         x, out = ((sigmas[n + 1] - sigmas[n]) * part / scales[n + 1] for part in noise)
         update = _float32(0.0, x + scales[n] / scales[n + 1], out)
-        made.append(Update(t, update, True, 1 / scales[n], sigmas[n] / scales[n]))
+        updates.append(Update(t, update, True, 1 / scales[n], sigmas[n] / scales[n]))
     first = max(sigmas)
     spread = math.sqrt(first**2 + 1) if s.timestep_spacing == "leading" else first
-    return Table(tuple(made), noise_scale=float(np.float32(spread / scales[0])))
+    return Table(tuple(updates), noise_scale=float(np.float32(spread / scales[0])))
 
 
 def _dpm_solver(s: Scheduler, steps: int) -> Table:
@@ -58,22 +58,22 @@ def _dpm_solver(s: Scheduler, steps: int) -> Table:
 
     Coefficients: data = c[0] x + c[1] output;  next = c[2] x + c[3] data + c[4] data@-1 + c[5] data@-2.
     """
-    kept, times = _kept(s), _timesteps(s, steps)
-    sigmas = np.interp(times, np.arange(len(kept)), _noise_to_data(kept)).tolist()
-    points = [_Point.at(sigma) for sigma in (*sigmas, _last_sigma(s, kept))]
-    made = []
+    signal, times = _kept(s), _timesteps(s, steps)
+    sigmas = np.interp(times, np.arange(len(signal)), _noise_to_data(signal)).tolist()
+    points = [_Point.at(sigma) for sigma in (*sigmas, _last_sigma(s, signal))]
+    updates = []
     for n, t in enumerate(times.tolist()):
         order = _order(s, n, steps)
         data, _ = predictions(s, points[n].alpha, points[n].sigma)
-        before = [points[n - k] for k in range(min(order, n + 1))]
-        of_x, weights = _multistep(s, order, points[n + 1], before)
+        history = [points[n - k] for k in range(min(order, n + 1))]
+        of_x, weights = _multistep(s, order, points[n + 1], history)
         if s.solver_order == 1:
             coefficients = _float32(0.0, of_x + weights[0] * data[0], weights[0] * data[1])
         else:
             padded = [*weights, *[0.0] * (s.solver_order - len(weights))]
             coefficients = _float32(*data, of_x, *padded)
-        made.append(Update(float(t), coefficients, True, points[n].alpha, points[n].sigma))
-    return Table(tuple(made), history=s.solver_order - 1)
+        updates.append(Update(float(t), coefficients, True, points[n].alpha, points[n].sigma))
+    return Table(tuple(updates), history=s.solver_order - 1)
 
 
 class _Point(NamedTuple):
@@ -97,20 +97,20 @@ def _order(s: Scheduler, n: int, steps: int) -> int:
     return min(s.solver_order, n + 1)
 
 
-def _multistep(s: Scheduler, order: int, to: _Point, before: list[_Point]) -> tuple[float, list[float]]:
+def _multistep(s: Scheduler, order: int, to: _Point, history: list[_Point]) -> tuple[float, list[float]]:
     """The weights of the latents and of the data predictions, newest first (arXiv 2211.01095, algorithm 2; 2206.00927)."""
-    now = before[0]
+    now = history[0]
     h = to.lam - now.lam
     shrink = math.expm1(-h)  # exp(-inf) is 0
     first = -to.alpha * shrink
     if order == 1:
         return to.sigma / now.sigma, [first]
-    r0 = (now.lam - before[1].lam) / h
+    r0 = (now.lam - history[1].lam) / h
     heun = to.alpha * (shrink / h + 1)
     if order == 2:
         slope = (0.5 * first if s.solver_type == "midpoint" else heun) / r0
         return to.sigma / now.sigma, [first + slope, -slope]
-    r1 = (before[1].lam - before[2].lam) / h
+    r1 = (history[1].lam - history[2].lam) / h
     curve = -to.alpha * ((shrink + h) / h**2 - 0.5) / (r0 + r1)
     newer, older = 1 / r0, 1 / r1  # D1_0 = newer (m0 - m1), D1_1 = older (m1 - m2)
     blend = r0 / (r0 + r1)
@@ -136,16 +136,16 @@ def _timesteps(s: Scheduler, steps: int) -> np.ndarray:
     more = s.kind == DPM  # it has one more interval than steps
     if s.timestep_spacing == "linspace":
         spread = np.linspace(0, total - 1, steps + more)[::-1][:steps]
-        chosen = spread if s.kind == EULER else spread.round().astype(np.int64)
+        timesteps = spread if s.kind == EULER else spread.round().astype(np.int64)
     elif s.timestep_spacing == "leading":
-        chosen = np.arange(steps + more)[::-1][:steps] * (total // (steps + more)) + s.steps_offset
+        timesteps = np.arange(steps + more)[::-1][:steps] * (total // (steps + more)) + s.steps_offset
     else:
-        chosen = np.arange(total, 0, -total / steps).round().astype(np.int64) - 1
-    if chosen.max() >= total:
-        raise ScheduleError(f"steps_offset = {s.steps_offset}: with {steps} steps the first timestep is {chosen.max()}")
-    if chosen.min() < 0 or len(set(chosen.tolist())) != steps:
+        timesteps = np.arange(total, 0, -total / steps).round().astype(np.int64) - 1
+    if timesteps.max() >= total:
+        raise ScheduleError(f"steps_offset = {s.steps_offset}: with {steps} steps the first timestep is {timesteps.max()}")
+    if timesteps.min() < 0 or len(set(timesteps.tolist())) != steps:
         raise UsageError(f"--steps {steps}: {s.timestep_spacing} spacing makes no {steps} timesteps: use more or fewer")
-    return chosen
+    return timesteps
 
 
 def _kept(s: Scheduler) -> np.ndarray:

@@ -28,18 +28,18 @@ def ddim(steps: int) -> tuple[Update, ...]:
     """
     if not 2 <= steps <= 1000:
         raise UsageError(f"--steps {steps}: DDIM takes 2 to 1000 steps")
-    chosen, position = [], 0.0
+    timesteps, position = [], 0.0
     for _ in range(steps):
-        chosen.append(round(position))
+        timesteps.append(round(position))
         position += 999 / (steps - 1)
-    kept = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))[chosen]
+    signal = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))[timesteps]
     # the respaced process is defined by its betas, and its products are taken again
-    betas = 1.0 - kept / np.append(1.0, kept[:-1])
+    betas = 1.0 - signal / np.append(1.0, signal[:-1])
     alpha = np.cumprod(1.0 - betas)
     before = np.append(1.0, alpha[:-1])
     of_x = np.sqrt(before / alpha)
     of_noise = np.sqrt(1.0 - before) - np.sqrt(before) * np.sqrt(1.0 / alpha - 1.0)
-    rows = zip(chosen, of_x, of_noise, np.sqrt(alpha).tolist(), np.sqrt(1.0 - alpha).tolist(), strict=True)
+    rows = zip(timesteps, of_x, of_noise, np.sqrt(alpha).tolist(), np.sqrt(1.0 - alpha).tolist(), strict=True)
     return tuple(Update(float(t), _float32(0.0, x, e), True, *noised) for t, x, e, *noised in reversed(list(rows)))
 
 
@@ -108,10 +108,10 @@ def unlike(sampler: str, config: Mapping[str, Any]) -> str:
 def trained_otherwise(trained: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """The first option of a scheduler's configuration that tells of another training than `trained` does; or nothing."""
     for option, usual in UNSAID.items():
-        found = usual if config.get(option) is None else config[option]
-        found = tuple(found) if isinstance(found, list) else found
-        if found != trained.get(option, usual):
-            return f"{option} = {found!r}"
+        value = usual if config.get(option) is None else config[option]
+        value = tuple(value) if isinstance(value, list) else value
+        if value != trained.get(option, usual):
+            return f"{option} = {value!r}"
     return ""
 
 

@@ -106,11 +106,11 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         check_noise(own, where)
         kind = kind or own
         if kind not in KINDS:
-            named = "has no _class_name" if kind is None else f"{kind} is not supported"
-            raise ScheduleError(f"{where}: {named}: use --sampler {', '.join(KINDS)}")
-        read = _as_read(_as_read(config, own), kind) if own != kind else _as_read(config, kind)
-        _check(read, kind, where)
-        options = {k: v for k, v in read.items() if k in HAS[kind]}
+            complaint = "has no _class_name" if kind is None else f"{kind} is not supported"
+            raise ScheduleError(f"{where}: {complaint}: use --sampler {', '.join(KINDS)}")
+        values = _as_read(_as_read(config, own), kind) if own != kind else _as_read(config, kind)
+        _check(values, kind, where)
+        options = {k: v for k, v in values.items() if k in HAS[kind]}
         try:
             return msgspec.convert({"kind": kind, "timestep_spacing": SPACING[kind], **options}, Scheduler)
         except msgspec.ValidationError as error:
@@ -135,21 +135,21 @@ def check_noise(kind: object, where: str) -> None:
 
 def _as_read(config: Mapping[str, Any], kind: object) -> Mapping[str, Any]:
     """A configuration after a class has read it."""
-    known = ALIASES.get(str(kind), {})
-    read = {option: known.get(option, {}).get(str(value), value) for option, value in config.items()}
+    aliases = ALIASES.get(str(kind), {})
+    values = {option: aliases.get(option, {}).get(str(value), value) for option, value in config.items()}
     # DPM-Solver takes "deis" for its own algorithm, but checks how it may end before that
-    if kind == DPM and read.get("algorithm_type") == "deis" and read.get("final_sigmas_type") == "sigma_min":
-        read["algorithm_type"] = "dpmsolver++"
-    return read
+    if kind == DPM and values.get("algorithm_type") == "deis" and values.get("final_sigmas_type") == "sigma_min":
+        values["algorithm_type"] = "dpmsolver++"
+    return values
 
 
 def _check(config: Mapping[str, Any], kind: str, where: str) -> None:
     for option, allowed in REFUSED[kind].items():
-        found = config.get(option, DEFAULTS.get((kind, option), allowed[0]))
-        if found not in allowed:
+        value = config.get(option, DEFAULTS.get((kind, option), allowed[0]))
+        if value not in allowed:
             absent = "" if option in config else ", the default,"
             other = "" if unlike("ddim", config) else ", or use --sampler ddim"
             raise ScheduleError(
-                f"{where}: {option} = {found!r}{absent} is not supported: it must be {allowed[0]!r} (give --sampler a "
+                f"{where}: {option} = {value!r}{absent} is not supported: it must be {allowed[0]!r} (give --sampler a "
                 f"scheduler_config.json that says so, if the model does without){other}"
             )

@@ -22,14 +22,14 @@ def table(sampler: str, steps: int, scheduler: Scheduler | None = None) -> Table
         raise UsageError(f"--steps {steps}: {scheduler.kind} takes {least} to {scheduler.num_train_timesteps} steps")
     try:
         with np.errstate(all="ignore"):
-            made = {DDIM: _ddim, DPM: _dpm_solver, EULER: _euler}[scheduler.kind](scheduler, steps)
+            rows = {DDIM: _ddim, DPM: _dpm_solver, EULER: _euler}[scheduler.kind](scheduler, steps)
     except L2CError:  # which may be a ValueError, too
         raise
     except (ArithmeticError, ValueError):  # a timestep with no noise, or with nothing else
-        made = Table(())
-    if not made.updates or not all(math.isfinite(n) for u in made.updates for n in (u.timestep, *u.coefficients)):
+        rows = Table(())
+    if not rows.updates or not all(math.isfinite(n) for u in rows.updates for n in (u.timestep, *u.coefficients)):
         raise ScheduleError(
             f"{scheduler.kind} with {steps} steps has a step that is not a finite number: check its betas, prediction_type and "
             "timestep_spacing"
         )
-    return made
+    return rows

@@ -119,9 +119,9 @@ def encode(family: str, logits: torch.Tensor, optimizer: Mapping[str, Any], args
     U-ViT's has the rows alone.  DiT's is that of all others, too, which say whose it is.
     """
     rows = {f"{i}.prob": row.clone() for i, row in enumerate(logits)}
-    whole = {"routers": rows, "opt": dict(optimizer), "args": args}
+    content = {"routers": rows, "opt": dict(optimizer), "args": args}
     data = io.BytesIO()
-    torch.save(rows if family == "uvit" else whole if family == "dit" else {**whole, "family": family}, data)
+    torch.save(rows if family == "uvit" else content if family == "dit" else {**content, "family": family}, data)
     return data.getvalue()
 
 

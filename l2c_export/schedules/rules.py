@@ -52,10 +52,10 @@ def mask_length(rule: str) -> int | None:
 def mask_rule(data: bytes) -> str | None:
     """The rule of a steps mask in JSON: a list of 0 and 1, or one under the key `steps_computation_mask` (as in cache-dit)."""
     try:
-        found = msgspec.json.decode(data)
+        content = msgspec.json.decode(data)
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
-    mask = _mask(found)
+    mask = _mask(content)
     if not isinstance(mask, list):
         return None
     if not mask:
@@ -66,10 +66,10 @@ def mask_rule(data: bytes) -> str | None:
     return "mask:" + ",".join(str(int(entry)) for entry in mask)
 
 
-def _mask(found: object) -> object:
+def _mask(content: object) -> object:
     """What stands where a mask may stand."""
-    if not isinstance(found, dict):
-        return list(map(int, found)) if isinstance(found, str) and found and set(found) <= {"0", "1"} else found
-    inner = found.get(NESTED)
-    held = inner if isinstance(inner, dict) else found
-    return next((held[key] for key in MASKS if key in held), None)
+    if not isinstance(content, dict):
+        return list(map(int, content)) if isinstance(content, str) and content and set(content) <= {"0", "1"} else content
+    inner = content.get(NESTED)
+    place = inner if isinstance(inner, dict) else content
+    return next((place[key] for key in MASKS if key in place), None)

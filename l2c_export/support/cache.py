@@ -65,8 +65,8 @@ def entries() -> Iterator[Entry]:
         for path in _below(cache_folder(kind)):
             with contextlib.suppress(OSError):  # another process has removed it
                 if path.is_file() and not path.is_symlink():
-                    found = path.stat()
-                    yield Entry(kind, path, found.st_size, found.st_mtime)
+                    status = path.stat()
+                    yield Entry(kind, path, status.st_size, status.st_mtime)
 
 
 def _below(folder: Path) -> list[Path]:
@@ -78,16 +78,16 @@ def _below(folder: Path) -> list[Path]:
 
 def prune(limit: int) -> list[Entry]:
     """Remove the entries that were used longest ago until the rest has at most `limit` bytes; returned is what went."""
-    found = sorted(entries(), key=lambda entry: entry.used)
-    excess, gone = sum(entry.bytes for entry in found) - limit, []
-    for entry in found:
+    oldest = sorted(entries(), key=lambda entry: entry.used)
+    excess, removed = sum(entry.bytes for entry in oldest) - limit, []
+    for entry in oldest:
         if excess <= 0:
             break
         with contextlib.suppress(OSError):
             entry.path.unlink()
             excess -= entry.bytes
-            gone.append(entry)
-    return gone
+            removed.append(entry)
+    return removed
 
 
 def kept(path: Path) -> bytes:

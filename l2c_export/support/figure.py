@@ -49,5 +49,5 @@ def svg(figure: Any) -> str:
     """A figure as an <svg> element for a page: without the prologue and the namespaces, which only a file of its own needs."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    found = text.getvalue()
-    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", found[found.index("<svg") :])
+    picture = text.getvalue()
+    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", picture[picture.index("<svg") :])

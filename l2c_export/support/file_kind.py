@@ -134,12 +134,12 @@ def _is_text(head: bytes) -> bool:
 
 def is_json(path: Path) -> bool:
     """Whether a file holds JSON, or is called so and holds no tensors: its reader then says what is wrong with it."""
-    named = path.suffix.lower() == ".json"
+    is_named_json = path.suffix.lower() == ".json"
     try:
         kind = of(path)
     except OSError:
-        return named
-    return kind in (JSON, UTF16) or (named and kind not in (TORCH, LEGACY_TORCH))
+        return is_named_json
+    return kind in (JSON, UTF16) or (is_named_json and kind not in (TORCH, LEGACY_TORCH))
 
 
 class NotJson(ValueError):
@@ -175,10 +175,10 @@ JSON_KINDS: tuple[tuple[str, Kind], ...] = (
 )
 
 
-def of_json(found: object) -> Kind | None:
+def of_json(content: object) -> Kind | None:
     """What decoded JSON is, as far as it is of a kind that somebody may confuse with another."""
-    if not isinstance(found, Mapping):
+    if not isinstance(content, Mapping):
         return None
-    if "Scheduler" in str(found.get("_class_name")):
+    if "Scheduler" in str(content.get("_class_name")):
         return SCHEDULER
-    return next((kind for key, kind in JSON_KINDS if key in found), None)
+    return next((kind for key, kind in JSON_KINDS if key in content), None)

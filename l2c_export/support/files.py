@@ -40,11 +40,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def check_place(path: Path, option: str = "") -> None:
     """Refuse, before a long piece of work, a file that could not be written after it.  Raises UsageError."""
-    named = f"{option} {path}".strip()
+    place = f"{option} {path}".strip()
     if not path.parent.is_dir():
-        raise UsageError(f"{named}: there is no folder {path.parent}: make it first")
+        raise UsageError(f"{place}: there is no folder {path.parent}: make it first")
     if path.is_dir() or not os.access(path.parent if _is_replaced(path) else path, os.W_OK):
-        raise UsageError(f"{named}: cannot be written: choose another file")
+        raise UsageError(f"{place}: cannot be written: choose another file")
 
 
 def write(path: Path, data: bytes, option: str = "") -> None:
@@ -56,8 +56,8 @@ def write(path: Path, data: bytes, option: str = "") -> None:
         else:
             path.write_bytes(data)
     except OSError as error:
-        named = f"{option} {path}".strip()
-        raise RunError(f"{named}: cannot be written: {error.strerror or error}: choose another file") from None
+        place = f"{option} {path}".strip()
+        raise RunError(f"{place}: cannot be written: {error.strerror or error}: choose another file") from None
 
 
 def _is_replaced(path: Path) -> bool:

@@ -109,10 +109,10 @@ def nvidia_smi(*fields: str) -> list[list[str]]:
     """One row per GPU; none where the tool is missing or fails."""
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    return [[cell.strip() for cell in line.split(",")] for line in process.stdout.splitlines() if line.strip()]
 
 
 def number(text: str) -> int | None:

@@ -68,15 +68,15 @@ def share(before: Moment, after: Moment) -> float | None:
 
 def mean(shares: Sequence[float | None]) -> float | None:
     """Of shares in equal times; None if one is unknown."""
-    known = [share for share in shares if share is not None]
-    return sum(known) / len(known) if known and len(known) == len(shares) else None
+    measured = [share for share in shares if share is not None]
+    return sum(measured) / len(measured) if measured and len(measured) == len(shares) else None
 
 
 def everybody() -> float | None:
-    ours = {f"cpu{n}" for n in processors()}
+    own_rows = {f"cpu{n}" for n in processors()}
     try:
         rows = [line.split() for line in (PROC / "stat").read_text().splitlines()]
-        counted = [[int(row[1 + n]) for n in COUNTED] for row in rows if row and row[0] in ours]
+        counted = [[int(row[1 + n]) for n in COUNTED] for row in rows if row and row[0] in own_rows]
     except (OSError, ValueError, IndexError):
         return None
     total = sum(map(sum, counted))
@@ -92,9 +92,9 @@ def ours() -> float:
         except OSError:  # it has just ended
             continue
         parents[int(pid)], used[int(pid)] = int(row[1]), sum(map(int, row[11:15]))
-    family, found = {os.getpid()}, 0
-    while len(family) > found:
-        found = len(family)
+    family, size = {os.getpid()}, 0
+    while len(family) > size:
+        size = len(family)
         family |= {pid for pid, parent in parents.items() if parent in family}
     return sum(used.get(pid, 0) for pid in family) / ticks() if used else 0.0
 

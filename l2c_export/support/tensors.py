@@ -9,6 +9,8 @@ import numpy as np
 
 from ..errors import UsageError
 
+FLOATS = ("torch.float16", "torch.float32", "torch.float64")  # that numpy has, too
+
 
 def loaded() -> Any:
     """PyTorch where somebody has imported it, else None."""
@@ -28,8 +30,8 @@ def on_host(value: Any) -> Any:
         return value
     try:
         tensor = value.detach().cpu()
-        lacking = tensor.is_floating_point() and str(tensor.dtype) not in ("torch.float16", "torch.float32", "torch.float64")
-        return (tensor.float() if lacking else tensor).numpy()
+        unsupported = tensor.is_floating_point() and str(tensor.dtype) not in FLOATS
+        return (tensor.float() if unsupported else tensor).numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise UsageError(f"a tensor of PyTorch that numpy cannot read: {str(error).partition(chr(10))[0]}") from None
 

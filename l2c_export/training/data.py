@@ -140,9 +140,9 @@ def array(path: Path) -> np.ndarray:
 def in_folder(path: Path, family: Family) -> Samples:
     """Features and labels that have the same file names."""
     features, labels = (_by_name(path, end) for end in (FEATURES, LABELS))
-    if odd := sorted(set(features) ^ set(labels), key=_order):
-        has, lacks = ("features", "label") if odd[0] in features else ("a label", "features")
-        raise UsageError(f"--data {path}: {odd[0]} has {has}, but no {lacks}: give one of each for every image")
+    if unpaired := sorted(set(features) ^ set(labels), key=_order):
+        has, lacks = ("features", "label") if unpaired[0] in features else ("a label", "features")
+        raise UsageError(f"--data {path}: {unpaired[0]} has {has}, but no {lacks}: give one of each for every image")
     names = sorted(features, key=_order)
     values = Files(tuple(features[name] for name in names), family.latent)
     values[[0]]  # refuse another model's at once
@@ -152,9 +152,9 @@ def in_folder(path: Path, family: Family) -> Samples:
 def _by_name(path: Path, end: str) -> Mapping[str, Path]:
     folders = [p for p in sorted(path.iterdir()) if p.is_dir() and p.name.endswith(end)]
     if len(folders) != 1:
-        found = ", ".join(p.name for p in folders) or "none"
+        names = ", ".join(p.name for p in folders) or "none"
         raise UsageError(
-            f"--data {path}: must hold one folder *{FEATURES} and one *{LABELS}, of *{end} it has {found}: {REMEDY}"
+            f"--data {path}: must hold one folder *{FEATURES} and one *{LABELS}, of *{end} it has {names}: {REMEDY}"
         )
     files = {p.name: p for p in folders[0].glob("*.npy")}
     if not files:
@@ -169,10 +169,10 @@ def _order(name: str) -> list[tuple[int, str]]:
 
 def _labels(paths: Sequence[Path]) -> np.ndarray:
     """One number of each file, (1,), (1, 1) or ()."""
-    found = []
+    labels = []
     for path in paths:
         label = array(path)
         if label.size != 1:
             raise UsageError(f"--data {path}: {label.dtype} of shape {label.shape}: use one whole number")
-        found.append(label.reshape(()))
-    return np.stack(found)
+        labels.append(label.reshape(()))
+    return np.stack(labels)

@@ -104,8 +104,8 @@ class FromModel:
     device: torch.device
 
     def lessons(self, draw: Draw) -> Iterator[Lesson]:
-        asked = ask(self.observer.family, self.guidance, draw, self.device)
-        yield from self.observer.lessons(self.calls, dict(enumerate(self.pairs)), 0, self.pairs[-1].cached, *asked)
+        request = ask(self.observer.family, self.guidance, draw, self.device)
+        yield from self.observer.lessons(self.calls, dict(enumerate(self.pairs)), 0, self.pairs[-1].cached, *request)
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,13 @@ class FromData:
         strength = torch.zeros(1, family.latent[0], 1, 1, device=self.device)
         for index, pair in enumerate(self.pairs):
             chances, start = draw.generators(index), self.calls[pair.start]
-            chosen = [int(chance.integers(len(self.samples.labels))) for chance in chances]
+            picks = [int(chance.integers(len(self.samples.labels))) for chance in chances]
             noise = np.stack([chance.standard_normal(family.latent, np.float32) for chance in chances])
-            labels = with_dropped(family, self.samples.labels[chosen].tolist(), chances)
-            x = np.float32(start.signal) * self.samples.values[chosen] + np.float32(start.noise) * noise
+            labels = with_dropped(family, self.samples.labels[picks].tolist(), chances)
+            x = np.float32(start.signal) * self.samples.values[picks] + np.float32(start.noise) * noise
             y = torch.tensor(labels, dtype=torch.int32, device=self.device)
-            there = torch.from_numpy(x).to(self.device)
-            yield from self.observer.lessons(self.calls, {index: pair}, pair.start, pair.cached, there, y, strength)
+            latents = torch.from_numpy(x).to(self.device)
+            yield from self.observer.lessons(self.calls, {index: pair}, pair.start, pair.cached, latents, y, strength)
 
 
 def with_dropped(family: Family, labels: Sequence[int], chances: Sequence[np.random.Generator]) -> list[int]:

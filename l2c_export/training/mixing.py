@@ -44,6 +44,6 @@ class Mixing(AsCompiled):
 
 def mixed_output(family: Family, weights: Any, lesson: Lesson, scores: Tensor) -> Tensor:
     """What the model makes of a lesson's inputs with scores (columns,) in 0..1: (R, C or 2C, H, W) float32."""
-    named = dict(zip(family.sublayers, scores.unbind(), strict=True))
-    output: Tensor = family.call(Mixing(family, weights, frozenset(), lesson.cache, {}, named), *lesson.inputs)
+    scores_of = dict(zip(family.sublayers, scores.unbind(), strict=True))
+    output: Tensor = family.call(Mixing(family, weights, frozenset(), lesson.cache, {}, scores_of), *lesson.inputs)
     return output

@@ -75,18 +75,18 @@ class TrainingOptions:
             raise UsageError(f"--threshold {self.threshold}: --target-reduction chooses it: give one of the two")
         if self.weights is None and self.model != demo.NAME:
             raise UsageError("--weights is missing: give the model's checkpoint (only --model demo brings its own)")
-        for name, known in (("precision", tuple(DTYPES)), ("guidance", GUIDANCE), ("error", ERRORS)):
-            if getattr(self, name) not in (None, *known):
-                raise UsageError(f"--{name} {getattr(self, name)}: use one of {', '.join(known)}")
+        for name, choices in (("precision", tuple(DTYPES)), ("guidance", GUIDANCE), ("error", ERRORS)):
+            if getattr(self, name) not in (None, *choices):
+                raise UsageError(f"--{name} {getattr(self, name)}: use one of {', '.join(choices)}")
 
     def fixed(self, family: Family) -> dict[str, str]:
         """What decides what the router becomes, by option, but for lambda: a training that goes on must agree."""
-        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in FREE}
-        chosen["model"] = (family.name, msgspec.structs.asdict(family.arch))
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in FREE}
+        values["model"] = (family.name, msgspec.structs.asdict(family.arch))
         for name in ("weights", "data"):
-            if Path(chosen[name]).is_file():
-                chosen[name] = integrity.sha256(Path(chosen[name]))
-        return {name.replace("_", "-"): str(value) for name, value in chosen.items()}
+            if Path(values[name]).is_file():
+                values[name] = integrity.sha256(Path(values[name]))
+        return {name.replace("_", "-"): str(value) for name, value in values.items()}
 
 
 class TrainingTask(NamedTuple):
@@ -105,12 +105,12 @@ class TrainingTask(NamedTuple):
 
     def describe(self) -> list[str]:
         """Lines: what was understood, the architecture, and what of it was assumed."""
-        found = f"random weights, seed {self.weights_seed}" if self.checkpoint is None else str(self.checkpoint.path)
+        weights = f"random weights, seed {self.weights_seed}" if self.checkpoint is None else str(self.checkpoint.path)
         source = (
             f"{len(self.samples.labels)} samples" if self.samples else f"its own trajectories, guidance {self.guidance.scale:g}"
         )
         return [
-            f"{self.name or self.family.name}, {found}: {len(self.pairs)} cached of {len(self.calls)} calls, "
+            f"{self.name or self.family.name}, {weights}: {len(self.pairs)} cached of {len(self.calls)} calls, "
             f"{len(self.family.sublayers)} sublayers in each, trained on {source}",
             *architecture(self.family, self.assumed),
         ]
@@ -118,9 +118,8 @@ class TrainingTask(NamedTuple):
 
 def with_demo_files(options: TrainingOptions) -> TrainingOptions:
     """The same request, with the demo model's files in place of its name."""
-    if options.model != demo.NAME:
-        return options
-    return dataclasses.replace(options, model=str(demo.CONFIG), weights=options.weights or str(demo.WEIGHTS))
+    model, weights = demo.files(options.model, options.weights)
+    return dataclasses.replace(options, model=model, weights=weights)
 
 
 def resolve(options: TrainingOptions) -> TrainingTask:
@@ -161,5 +160,5 @@ def check_target(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArtefactError(f"--out {folder}: is a file, not a folder")
     for path in sorted(folder.iterdir()) if folder.exists() else ():
-        if path.name.removesuffix(".partial") not in FILES and path.name not in staging.TOLERATED:
+        if path.name not in FILES and path.suffix != ".partial" and path.name not in staging.TOLERATED:
             raise ArtefactError(f"--out {folder}: holds {path.name}, which is not ours: choose an empty folder")

@@ -44,12 +44,12 @@ def make_pairs(family: Family, steps: int) -> tuple[Pair, ...]:
         family.name, family.default_sampler, steps, [()] * steps, len(family.sublayers), 0.0, ScheduleSource()
     )
     ages = [key.sources[0] for key in make_plan(nothing).keys]
-    found = []
+    pairs = []
     for n, row in enumerate(router_rows(family.default_sampler, steps)):
         if row is not None:
             fill = n - ages[n]
             start = next(k for k in range(fill, -1, -1) if k == 0 or calls[k - 1].ends_step)
-            found.append(Pair(row, start, fill, n))
-    if not found:
+            pairs.append(Pair(row, start, fill, n))
+    if not pairs:
         raise UsageError(f"--steps {steps}: no call of {family.name} would run from the cache: use 4 steps or more")
-    return tuple(found)
+    return tuple(pairs)

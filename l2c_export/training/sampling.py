@@ -49,11 +49,11 @@ def influence(sampler: Trajectories, curriculum: Curriculum, draw: Draw) -> Tens
             (mixed_output(observer.family, observer.weights, lesson, nothing) - lesson.target).square().mean()
             for lesson in curriculum.lessons(draw)
         ])  # fmt: skip
-    uncached, found = sampler.latents(draw, sampler.everything), []
+    uncached, errors = sampler.latents(draw, sampler.everything), []
     for index in range(len(sampler.pairs)):
         keep = sampler.everything
         keep[index] = False
-        found.append((sampler.latents(draw, keep) - uncached).square().mean())
-    of_output, of_latents = workers.mean(of_output), workers.mean(torch.stack(found))
+        errors.append((sampler.latents(draw, keep) - uncached).square().mean())
+    of_output, of_latents = workers.mean(of_output), workers.mean(torch.stack(errors))
     ratio = torch.where(of_output > 0, of_latents / of_output.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
     return ratio / ratio.mean() if ratio.any() else torch.ones_like(ratio)

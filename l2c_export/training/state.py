@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArtefactError
+from ..support.files import replacing
 from ..weights import torch_file
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.csv"
@@ -45,15 +45,10 @@ class StateFile(NamedTuple):
 
 def replace(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with replacing(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ArtefactError(f"{path}: cannot be written: {error.strerror or error}: choose another --out") from None
 
 
@@ -71,18 +66,18 @@ def restore(folder: Path, options: Mapping[str, str], lambda_: float | None = No
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    found = torch_file.load(path, ArtefactError, "a training's checkpoint", REMEDY)
+    content = torch_file.load(path, ArtefactError, "a training's checkpoint", REMEDY)
     try:
-        found = as_torch(found)
-        theirs = dict(found.pop("options"))
-        state = State(**found)
+        content = as_torch(content)
+        stored = dict(content.pop("options"))
+        state = State(**content)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise ArtefactError(f"{path} is not a training's checkpoint: {REMEDY}") from None
-    theirs["lambda"] = f"{state.lambda_:g}"
-    ours = {**options, "lambda": theirs["lambda"] if lambda_ is None else f"{lambda_:g}"}
-    for name in sorted({*ours, *theirs}):
-        if theirs.get(name) != ours.get(name):
-            then, now = (short(each.get(name)) for each in (theirs, ours))
+    stored["lambda"] = f"{state.lambda_:g}"
+    current = {**options, "lambda": stored["lambda"] if lambda_ is None else f"{lambda_:g}"}
+    for name in sorted({*current, *stored}):
+        if stored.get(name) != current.get(name):
+            then, now = (short(values.get(name)) for values in (stored, current))
             raise ArtefactError(
                 f"{folder} holds a training with --{name} {then}, not {now}: go on with that, or choose another --out"
             )
@@ -94,7 +89,7 @@ def as_torch(value: Any) -> Any:
     if isinstance(value, torch_file.Tensor):
         return torch.from_numpy(value.array().copy())
     if isinstance(value, dict):
-        return {key: as_torch(each) for key, each in value.items()}
+        return {key: as_torch(item) for key, item in value.items()}
     return type(value)(map(as_torch, value)) if isinstance(value, (list, tuple)) else value
 
 
@@ -107,11 +102,11 @@ class Log:
     """The lines of a training that goes on after `iteration`; what a killed one had logged beyond that is dropped."""
 
     def __init__(self, folder: Path, iteration: int) -> None:
-        self._path, kept = folder / LOG, []
+        self._path, rows = folder / LOG, []
         if iteration and self._path.exists():
-            kept = list(csv.reader(io.StringIO(self._path.read_text())))[1:][:iteration]
+            rows = list(csv.reader(io.StringIO(self._path.read_text())))[1:][:iteration]
         text = io.StringIO()
-        csv.writer(text).writerows([StateFile._fields, *kept])
+        csv.writer(text).writerows([StateFile._fields, *rows])
         replace(self._path, text.getvalue().encode())
 
     def add(self, entry: StateFile) -> None:

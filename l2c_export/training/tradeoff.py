@@ -59,31 +59,31 @@ def measure(
     sampler: Trajectories, scores: np.ndarray, thresholds: list[float], lessons: Iterable[Lesson], draw: Draw
 ) -> tuple[Point, ...]:
     """Run every lesson, and sample the draw, with the sublayers removed that each threshold removes."""
-    kept = [scores > np.float32(threshold) for threshold in thresholds]
-    mse = sampler.workers.mean(output_errors(sampler, kept, lessons)).tolist()
+    masks = [scores > np.float32(threshold) for threshold in thresholds]
+    mse = sampler.workers.mean(output_errors(sampler, masks, lessons)).tolist()
     uncached = sampler.latents(draw, sampler.everything)
     latents = torch.stack(
-        [(sampler.latents(draw, keep) - uncached).square().mean() for keep in kept] + [uncached.square().mean()]
+        [(sampler.latents(draw, keep) - uncached).square().mean() for keep in masks] + [uncached.square().mean()]
     )
     *errors, power = sampler.workers.mean(latents).tolist()
     return tuple(
         Point(threshold=threshold, removed=float(1 - keep.mean()), mse=of_output, error=math.sqrt(of_latents / power))
-        for threshold, keep, of_output, of_latents in zip(thresholds, kept, mse, errors, strict=True)
+        for threshold, keep, of_output, of_latents in zip(thresholds, masks, mse, errors, strict=True)
     )
 
 
 @torch.no_grad()
-def output_errors(sampler: Trajectories, kept: list[np.ndarray], lessons: Iterable[Lesson]) -> Tensor:
+def output_errors(sampler: Trajectories, masks: list[np.ndarray], lessons: Iterable[Lesson]) -> Tensor:
     """The mean squared error of the outputs of all lessons, for each choice of what is kept (pairs, columns)."""
     family, weights = sampler.observer.family, sampler.observer.weights
-    errors, outputs = torch.zeros(len(kept), device=sampler.workers.device), 0
+    errors, outputs = torch.zeros(len(masks), device=sampler.workers.device), 0
     for lesson in lessons:
-        found: dict[frozenset[str], Tensor] = {}  # neighbouring thresholds often agree about a call
-        for n, keep in enumerate(kept):
-            reused = frozenset(name for name, stays in zip(family.sublayers, keep[lesson.pair], strict=True) if not stays)
-            if reused not in found:
+        errors_of: dict[frozenset[str], Tensor] = {}  # neighbouring thresholds often agree about a call
+        for n, keep in enumerate(masks):
+            reused = frozenset(name for name, computed in zip(family.sublayers, keep[lesson.pair], strict=True) if not computed)
+            if reused not in errors_of:
                 output = family.call(AsCompiled(family, weights, reused, lesson.cache, {}), *lesson.inputs)
-                found[reused] = (output - lesson.target).square().mean()
-            errors[n] += found[reused]
+                errors_of[reused] = (output - lesson.target).square().mean()
+            errors[n] += errors_of[reused]
         outputs += 1
     return errors / outputs

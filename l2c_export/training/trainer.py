@@ -51,7 +51,7 @@ class Trainer:
 
         The loss of a row is influence * mean squared error + lambda * sum of its scores.
         """
-        started = time.perf_counter()
+        start = time.perf_counter()
         mse, gradient = self.errors(self.logits, self.lessons(TRAIN, self.iteration))
         scores = torch.sigmoid(self.logits.detach())
         loss = self.influence * mse + self.lambda_ * scores.sum(1)
@@ -64,7 +64,7 @@ class Trainer:
             self.logits.clamp_(-CLAMP, CLAMP)
             computed = float((torch.sigmoid(self.logits) > threshold).float().mean())
         self.iteration += 1
-        return StateFile(self.iteration, float(loss.mean()), float(mse.mean()), computed, time.perf_counter() - started)
+        return StateFile(self.iteration, float(loss.mean()), float(mse.mean()), computed, time.perf_counter() - start)
 
     def errors(self, logits: Tensor, lessons: Iterable[Lesson]) -> tuple[Tensor, Tensor]:
         """The mean squared error of every pair's output (pairs,), and its gradient (pairs, columns).

@@ -32,8 +32,8 @@ class Workers:
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""
-        found: Tensor = reduce(value, reduction="mean")
-        return found
+        mean: Tensor = reduce(value, reduction="mean")
+        return mean
 
     def describe(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"

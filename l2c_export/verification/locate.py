@@ -36,15 +36,15 @@ class Suspect:
 
 
 def locate(
-    asked: pipeline.Generation, reference: Reference, want: Sequence[np.ndarray], wrong: int, tolerance: Tolerance
+    generation: pipeline.Generation, reference: Reference, expected: Sequence[np.ndarray], call: int, tolerance: Tolerance
 ) -> Suspect | None:
-    """Run call `wrong` engine by engine, and name the first value that is not the reference's."""
-    loop = shared(asked.loop)
-    search = Search(loop, Expected(loop.manifest, reference, wrong), tolerance)
-    for done in loop.denoise(reference.noise, asked.labels, asked.guidance, search.execute):
-        if done.index == wrong:
+    """Run call `call` engine by engine, and name the first value that is not the reference's."""
+    loop = shared(generation.loop)
+    search = Search(loop, Expected(loop.manifest, reference, call), tolerance)
+    for step in loop.denoise(reference.noise, generation.labels, generation.guidance, search.execute):
+        if step.index == call:
             break
-        done.x[...] = want[done.index]
+        step.x[...] = expected[step.index]
     return search.place
 
 
@@ -67,18 +67,18 @@ class Search:
             bound.run()
             return
         manifest, call = self.loop.manifest, self.loop.manifest.calls[index]
-        late = [name for name in bound.inputs if name in call.reads or is_hoisted(manifest, name)]
-        before = {name: self._value(name).copy() for name in late}
+        names = [name for name in bound.inputs if name in call.reads or is_hoisted(manifest, name)]
+        early = {name: self._value(name).copy() for name in names}
         bound.run()
         for name in bound.outputs:
             value = self._value(name)
-            known = self.expected.value(name)
-            scale = value if known is None else known
+            reference = self.expected.value(name)
+            scale = value if reference is None else reference
             error = Error.between(value, scale)
             large = self.tolerance.share(error, scale) > 1
             if large or (self.place is None and self.inner.share(error, scale) > 1):
                 finite = math.isfinite(error.largest)
-                cause = blame(before, manifest, self.expected, self.inner, bound, finite)
+                cause = blame(early, manifest, self.expected, self.inner, bound, finite)
                 self.place = Suspect(index, call.timestep, bound.name, bound.engine, name, error.relative, finite, cause)
             if large:
                 self._ended = True
@@ -102,12 +102,12 @@ def shared(loop: Loop) -> Loop:
 
 
 def blame(
-    given: dict[str, np.ndarray], manifest: Manifest, expected: Expected, tolerance: Tolerance, bound: Bound, finite: bool
+    early: dict[str, np.ndarray], manifest: Manifest, expected: Expected, tolerance: Tolerance, bound: Bound, finite: bool
 ) -> str:
     """Why a value is wrong: something that came from outside the call, or the engine that made it."""
-    for name, value in given.items():
-        known = expected.value(name)
-        if known is None or tolerance.share(Error.between(value, known), known) <= 1:
+    for name, value in early.items():
+        reference = expected.value(name)
+        if reference is None or tolerance.share(Error.between(value, reference), reference) <= 1:
             continue
         base, offset = split_at(name)
         if offset < 0:
@@ -144,21 +144,21 @@ class Expected:
     def value(self, name: str) -> np.ndarray | None:
         """The reference's value; None if it has none of that name (or belongs to a call past the end)."""
         base, offset = split_at(name)
-        made, reads = (self.call + offset, self.call) if offset < 0 else (self.call, self.call + offset)
-        if made not in self._traces or reads not in self._traces:
+        filling, reading = (self.call + offset, self.call) if offset < 0 else (self.call, self.call + offset)
+        if filling not in self._traces or reading not in self._traces:
             return None
         if base.startswith("run."):
             first, _, last = base.removeprefix("run.").partition("..")
             span = self._columns[self._columns.index(first) : self._columns.index(last) + 1]
-            summed: np.ndarray = np.sum([self._gated(sublayer, made, reads) for sublayer in span], axis=0)
+            summed: np.ndarray = np.sum([self._gated(sublayer, filling, reading) for sublayer in span], axis=0)
             return summed
         if base.endswith(".gated") and base.removesuffix(".gated") in self._columns:
-            return self._gated(base.removesuffix(".gated"), made, reads)
-        trace: dict[str, np.ndarray] = self._traces[made if base in self._columns else reads]
+            return self._gated(base.removesuffix(".gated"), filling, reading)
+        trace: dict[str, np.ndarray] = self._traces[filling if base in self._columns else reading]
         return trace.get(base)
 
-    def _gated(self, sublayer: str, made: int, reads: int) -> np.ndarray:
+    def _gated(self, sublayer: str, filling: int, reading: int) -> np.ndarray:
         """gate * value: the value of the call that made it, the gate of the one that reads it."""
-        gate = self._traces[reads].get(f"{sublayer}.gate", np.ones(()))
-        product: np.ndarray = gate * self._traces[made][sublayer]
+        gate = self._traces[reading].get(f"{sublayer}.gate", np.ones(()))
+        product: np.ndarray = gate * self._traces[filling][sublayer]
         return product

@@ -64,9 +64,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tree = _tree(path, (file_kind.JSON, *FILES))
     model = containers.find(tree, (torch_file.Tensor, Slice), path, REMEDY)
     for name, tensor in model.tensors.items():
-        known = READABLE if isinstance(tensor, Slice) else FLOATS
-        if tensor.dtype not in known:
-            raise WeightsError(f"{path}: {name} has dtype {tensor.dtype}: use one of {', '.join(known)}")
+        allowed = READABLE if isinstance(tensor, Slice) else FLOATS
+        if tensor.dtype not in allowed:
+            raise WeightsError(f"{path}: {name} has dtype {tensor.dtype}: use one of {', '.join(allowed)}")
     shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
     args = pickled.plain(tree.get("args")) if isinstance(tree, Mapping) else {}
     return Checkpoint(path, shapes, lambda name: model.tensors[name].float32(), args, model.taken)
@@ -91,9 +91,9 @@ def _sharded(path: Path) -> dict[str, Any]:
     """Several files, of which an index says where every tensor is."""
     try:
         text = file_kind.json_text(path)
-        other = file_kind.of_json(msgspec.json.decode(text))
-        if other not in (None, file_kind.INDEX):
-            raise WeightsError(f"{path} is not a checkpoint: {other.instead(REMEDY)}")
+        kind = file_kind.of_json(msgspec.json.decode(text))
+        if kind not in (None, file_kind.INDEX):
+            raise WeightsError(f"{path} is not a checkpoint: {kind.instead(REMEDY)}")
         places = msgspec.json.decode(text, type=ShardIndex).weight_map
     except OSError as error:
         raise WeightsError(f"--weights {path}: cannot be read: {error.strerror or error}: {REMEDY}") from None
@@ -117,17 +117,17 @@ class Slice(NamedTuple):
 def _safetensors(path: Path) -> dict[str, Slice]:
     try:
         file = safetensors.safe_open(path, framework="numpy")
-        stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is not a safetensors file, or is truncated: {error}: {REMEDY}") from None
-    widened = _BFloat16(path) if any(tensor.get_dtype() == "BF16" for tensor in stored.values()) else None
+    bfloat16 = _BFloat16(path) if any(tensor.get_dtype() == "BF16" for tensor in slices.values()) else None
 
     def read(name: str) -> np.ndarray:
-        if widened and stored[name].get_dtype() == "BF16":
-            return widened.read(name)
+        if bfloat16 and slices[name].get_dtype() == "BF16":
+            return bfloat16.read(name)
         return np.asarray(file.get_tensor(name)).astype(np.float32)
 
-    return {name: Slice(tuple(tensor.get_shape()), tensor.get_dtype(), partial(read, name)) for name, tensor in stored.items()}
+    return {name: Slice(tuple(tensor.get_shape()), tensor.get_dtype(), partial(read, name)) for name, tensor in slices.items()}
 
 
 class _BFloat16:

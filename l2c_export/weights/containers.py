@@ -58,17 +58,17 @@ def find(tree: Any, sorts: Sorts, path: object, remedy: str) -> Contained:
     """
     groups = dict(_groups(tree, sorts))
     places = [p for keys, names in groups.items() for p in _places(keys, names) if not TRAINING.search(p.label)]
-    marked = bool(places)
-    if not marked:
+    recognised = bool(places)
+    if not recognised:
         places = [_plainest(groups, tree, path, remedy)]
-    best = [p for p in places if p.is_average] or places
-    if len(best) > 1:
-        listed = ", ".join(p.label or "the file itself" for p in best)
+    candidates = [p for p in places if p.is_average] or places
+    if len(candidates) > 1:
+        listed = ", ".join(p.label or "the file itself" for p in candidates)
         raise WeightsError(f"{path} holds several models ({listed}): save the one that you want as a file of its own")
-    place = best[0]
-    held = groups[place.keys]
-    tensors = {n.removeprefix(place.prefix): t for n, t in held.items() if n.startswith(place.prefix)}
-    if marked:
+    place = candidates[0]
+    group = groups[place.keys]
+    tensors = {n.removeprefix(place.prefix): t for n, t in group.items() if n.startswith(place.prefix)}
+    if recognised:
         tensors = {n: t for n, t in tensors.items() if not _is_counter(n, t)}
     return Contained(tensors, place.label if len(places) > 1 else "")
 
@@ -124,13 +124,13 @@ def _plainest(groups: Mapping[tuple[str, ...], Any], tree: Any, path: object, re
 def _described(tree: Any) -> str:
     """The keys of a file, or what it is instead of a mapping."""
     if isinstance(tree, Placeholder):
-        whole = isinstance(tree.state, Mapping) and "_modules" in tree.state
-        return f"a whole module ({tree.kind}) instead of its state_dict()" if whole else f"an object of {tree.kind}"
+        is_module = isinstance(tree.state, Mapping) and "_modules" in tree.state
+        return f"a whole module ({tree.kind}) instead of its state_dict()" if is_module else f"an object of {tree.kind}"
     if not isinstance(tree, Mapping):
         return f"a {type(tree).__name__}"
     modules = [k for k, v in tree.items() if isinstance(v, Placeholder) and "_modules" in (v.state or ())]
-    shown = [str(key)[:40] for key in list(tree)[:SHOWN]]
+    keys = [str(key)[:40] for key in list(tree)[:SHOWN]]
     more = f" and {len(tree) - SHOWN} more" if len(tree) > SHOWN else ""
-    return f"{', '.join(shown) or 'nothing'}{more}" + (
+    return f"{', '.join(keys) or 'nothing'}{more}" + (
         f" ({modules[0]} is a whole module instead of its state_dict())" if modules else ""
     )

@@ -40,26 +40,26 @@ class WeightFile(NamedTuple):
     @property
     def rank(self) -> tuple[bool, int, int, bool, int]:
         """The least is taken: the most precise, safetensors, and an index before a single file, as in diffusers."""
-        known = self.variant in PRECISE
-        precision = PRECISE.index(self.variant) if known else 0
-        return (not known, precision, SUFFIXES.index(self.suffix), not self.is_index, STEMS.index(self.stem))
+        is_precise = self.variant in PRECISE
+        precision = PRECISE.index(self.variant) if is_precise else 0
+        return (not is_precise, precision, SUFFIXES.index(self.suffix), not self.is_index, STEMS.index(self.stem))
 
 
 def parsed(name: str) -> WeightFile | None:
     """What a file's name says; None for one that no weights have."""
-    found = NAME.fullmatch(name)
-    if found is None:
+    match = NAME.fullmatch(name)
+    if match is None:
         return None
-    variant = found["variant"] or found["old"] or found["new"] or ""
-    return WeightFile(name, found["stem"], variant, found["suffix"], bool(found["index"]))
+    variant = match["variant"] or match["old"] or match["new"] or ""
+    return WeightFile(name, match["stem"], variant, match["suffix"], bool(match["index"]))
 
 
 def choose(names: Iterable[str]) -> WeightFile | None:
     """The weights among a folder's files; None if there are none.  Raises WeightsError where one is as good as another."""
-    found = sorted((file for name in names if (file := parsed(name))), key=lambda file: (file.rank, file.name))
-    if len(found) > 1 and found[0].rank == found[1].rank:
-        raise WeightsError(f"{found[0].name} and {found[1].name} are different weights: give one of them as --weights")
-    return found[0] if found else None
+    ranked = sorted((file for name in names if (file := parsed(name))), key=lambda file: (file.rank, file.name))
+    if len(ranked) > 1 and ranked[0].rank == ranked[1].rank:
+        raise WeightsError(f"{ranked[0].name} and {ranked[1].name} are different weights: give one of them as --weights")
+    return ranked[0] if ranked else None
 
 
 def find(folder: Path) -> WeightFile:
@@ -69,15 +69,15 @@ def find(folder: Path) -> WeightFile:
     except OSError as error:
         raise WeightsError(f"{folder}: cannot be read: {error.strerror}: download or save it again") from None
     try:
-        chosen = choose(names)
+        file = choose(names)
     except WeightsError as error:
         raise WeightsError(f"{folder}: {error}") from None
-    if chosen is not None:
-        return chosen
+    if file is not None:
+        return file
     if shard := next((name for name in names if SHARD.fullmatch(name)), None):
         raise WeightsError(f"{folder} holds {shard}, but no index of its parts (.index.json): download or save it again")
-    wanted = ", ".join(f"{STEMS[0]}.{suffix}" for suffix in SUFFIXES)
-    raise WeightsError(f"{folder} holds no weights: one of {wanted}, or of their variants and indices, must be there")
+    expected = ", ".join(f"{STEMS[0]}.{suffix}" for suffix in SUFFIXES)
+    raise WeightsError(f"{folder} holds no weights: one of {expected}, or of their variants and indices, must be there")
 
 
 def path(place: Path) -> Path:
@@ -94,9 +94,9 @@ def named(index: Path) -> list[str]:
     return sorted({Path(place).name for place in places})
 
 
-def files(folder: Path, chosen: WeightFile) -> list[Path]:
+def files(folder: Path, file: WeightFile) -> list[Path]:
     """The weights and, of an index, what it names.  Raises WeightsError for what is not there."""
-    shards = [folder / name for name in named(folder / chosen.name)] if chosen.is_index else []
-    if lost := next((shard for shard in shards if not shard.is_file()), None):
-        raise WeightsError(f"{lost}: no such file, but {chosen.name} names it: download or save it again")
-    return [folder / chosen.name, *shards]
+    shards = [folder / name for name in named(folder / file.name)] if file.is_index else []
+    if absent := next((shard for shard in shards if not shard.is_file()), None):
+        raise WeightsError(f"{absent}: no such file, but {file.name} names it: download or save it again")
+    return [folder / file.name, *shards]

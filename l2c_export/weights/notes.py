@@ -19,23 +19,23 @@ SIZE = ("depth", "hidden_size", "embed_dim", "patch_size", "num_heads")
 
 def options(checkpoint: Checkpoint) -> dict[str, Any]:
     """The training's options, and those of its model where they are kept apart."""
-    inner = [given for name in ("model", "nnet") if isinstance(given := checkpoint.args.get(name), Mapping)]
-    return {str(key): value for given in (checkpoint.args, *inner) for key, value in given.items()}
+    nested = [mapping for name in ("model", "nnet") if isinstance(mapping := checkpoint.args.get(name), Mapping)]
+    return {str(key): value for mapping in (checkpoint.args, *nested) for key, value in mapping.items()}
 
 
 def model_name(checkpoint: Checkpoint) -> str:
     """The model's name in the options; empty without one."""
-    found = checkpoint.args.get("model")
-    return found if isinstance(found, str) else ""
+    name = checkpoint.args.get("model")
+    return name if isinstance(name, str) else ""
 
 
 def fields(family: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     """The fields of an architecture that the options tell, those of a published name among them."""
-    noted, usual = options(checkpoint), family.arch_type()
-    named = family.named(model_name(checkpoint))
+    training, usual = options(checkpoint), family.arch_type()
+    published = family.named(model_name(checkpoint))
     return {
-        **size(named),
-        **{f: noted[f] for f in usual.__struct_fields__ if f in noted and _alike(noted[f], getattr(usual, f))},
+        **size(published),
+        **{f: training[f] for f in usual.__struct_fields__ if f in training and _alike(training[f], getattr(usual, f))},
     }
 
 
@@ -55,17 +55,22 @@ def predicts_noise(checkpoint: Checkpoint) -> bool:
 
 def check(checkpoint: Checkpoint) -> None:
     """Raise ModelError for a model that was trained to predict something else than noise, as far as one can see."""
-    noted = options(checkpoint)
-    wrong = {key: noted[key] for key in OTHERS if noted.get(key) not in (None, False)}
-    wrong |= {key: noted[key] for key in PREDICTIONS if isinstance(noted.get(key), str) and noted[key].lower() not in NOISE}
-    wrong |= {key: noted[key] for key, usual in USUAL.items() if type(noted.get(key)) is type(usual) and noted[key] != usual}
+    training = options(checkpoint)
+    unsupported = {key: training[key] for key in OTHERS if training.get(key) not in (None, False)}
+    unsupported |= {
+        key: training[key] for key in PREDICTIONS if isinstance(training.get(key), str) and training[key].lower() not in NOISE
+    }
+    unsupported |= {
+        key: training[key] for key, usual in USUAL.items() if type(training.get(key)) is type(usual) and training[key] != usual
+    }
     sit = SIT.search(model_name(checkpoint))
-    wrong = {"model": model_name(checkpoint), **wrong} if sit else wrong
-    if wrong:
-        kind = "flow matching" if sit or "path_type" in wrong or wrong.get("prediction") in ("v", "velocity") else "what it is"
-        said = ", ".join(f"{key} {value!r}" for key, value in wrong.items())
-        raise ModelError(f"{checkpoint.path}: {kind} is not supported yet (its training noted {said}): give a DiT or a U-ViT")
-    if not noted and SIT.search(checkpoint.path.name):
+    unsupported = {"model": model_name(checkpoint), **unsupported} if sit else unsupported
+    if unsupported:
+        flow = sit or "path_type" in unsupported or unsupported.get("prediction") in ("v", "velocity")
+        kind = "flow matching" if flow else "what it is"
+        words = ", ".join(f"{key} {value!r}" for key, value in unsupported.items())
+        raise ModelError(f"{checkpoint.path}: {kind} is not supported yet (its training noted {words}): give a DiT or a U-ViT")
+    if not training and SIT.search(checkpoint.path.name):
         raise ModelError(f"{checkpoint.path}: a SiT by its name: flow matching is not supported yet: rename it if it is a DiT")
 
 
@@ -89,10 +94,10 @@ def check_pictures(checkpoint: Checkpoint, latent: tuple[int, int, int]) -> None
 def check_same(checkpoint: Checkpoint, arch: Mapping[str, Any]) -> None:
     """Raise ModelError for weights whose training noted another model than the architecture of an artefact."""
     check(checkpoint)
-    noted = options(checkpoint)
+    training = options(checkpoint)
     for name in ("num_heads", "num_classes"):
-        if type(noted.get(name)) is int and noted[name] != arch.get(name, noted[name]):
+        if type(training.get(name)) is int and training[name] != arch.get(name, training[name]):
             raise ModelError(
-                f"{checkpoint.path} is of another model: its training noted {name} {noted[name]}, the artefact has "
+                f"{checkpoint.path} is of another model: its training noted {name} {training[name]}, the artefact has "
                 f"{arch[name]}: compile it again with these weights"
             )

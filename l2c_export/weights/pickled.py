@@ -109,15 +109,15 @@ class _Machine:
         self.stack = []
 
     def to_mark(self) -> list[Any]:
-        above, self.stack = self.stack, self.below.pop()
-        return above
+        values, self.stack = self.stack, self.below.pop()
+        return values
 
     def forget(self, _: Any) -> None:
         self.to_mark()
 
     def close(self, _: Any) -> None:
-        above = self.to_mark()
-        self.stack.append(tuple(above))
+        values = self.to_mark()
+        self.stack.append(tuple(values))
 
     def pop(self, _: Any) -> None:
         if self.stack:
@@ -128,23 +128,23 @@ class _Machine:
     def take(self, count: int) -> tuple[Any, ...]:
         if len(self.stack) < count:
             raise IndexError("empty stack")
-        taken = tuple(self.stack[-count:])
+        values = tuple(self.stack[-count:])
         del self.stack[-count:]
-        return taken
+        return values
 
     def named(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise Refused("its pickle names a class with something that is no text")
-        found = Global(RENAMED.get(module, module), name)
-        if found.module.partition(".")[0] in PROGRAMS or str(found) in FUNCTIONS:
-            raise Refused(f"it wants to import {found}, which no tensor needs")
-        self.stack.append(found)
+        target = Global(RENAMED.get(module, module), name)
+        if target.module.partition(".")[0] in PROGRAMS or str(target) in FUNCTIONS:
+            raise Refused(f"it wants to import {target}, which no tensor needs")
+        self.stack.append(target)
 
     def call(self, function: object, arguments: object, options: object = ()) -> None:
         if not isinstance(function, (Global, Placeholder)) or not isinstance(arguments, tuple):
             raise Refused("its pickle calls something that is no function")
-        ours = self.calls.get(str(function)) if isinstance(function, Global) and not options else None
-        self.stack.append(ours(*arguments) if ours else Placeholder(_name(function), arguments))
+        known_call = self.calls.get(str(function)) if isinstance(function, Global) and not options else None
+        self.stack.append(known_call(*arguments) if known_call else Placeholder(_name(function), arguments))
 
     def build(self, _: Any) -> None:
         state = self.stack.pop()
@@ -215,8 +215,8 @@ def plain(value: Any) -> dict[str, Any]:
 
     What is anything else is left out.
     """
-    found = _Plain().of(value, 8)
-    return found if isinstance(found, dict) else {}
+    values = _Plain().of(value, 8)
+    return values if isinstance(values, dict) else {}
 
 
 class _Plain:
@@ -233,10 +233,10 @@ class _Plain:
         if isinstance(value, Placeholder):
             return self.of_object(value, depth)
         if isinstance(value, dict):
-            made = {key: self.of(each, depth - 1) for key, each in value.items() if isinstance(key, str)}
-            return {key: each for key, each in made.items() if each is not None or value[key] is None}
+            values = {key: self.of(item, depth - 1) for key, item in value.items() if isinstance(key, str)}
+            return {key: item for key, item in values.items() if item is not None or value[key] is None}
         if isinstance(value, (list, tuple)) and not isinstance(value, Global):
-            items = [self.of(each, depth - 1) for each in value[: self.left + 1]]
+            items = [self.of(item, depth - 1) for item in value[: self.left + 1]]
             return None if any(i is None and v is not None for i, v in zip(items, value, strict=False)) else items
         return None
 

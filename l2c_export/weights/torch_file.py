@@ -93,22 +93,22 @@ class Records:
     tensors: list[Tensor] = field(default_factory=list)
     storages: dict[str, Storage] = field(default_factory=dict)
 
-    def persistent(self, what: Any) -> Any:
+    def persistent(self, reference: Any) -> Any:
         """A storage, from what torch.save notes of it."""
-        if not isinstance(what, tuple) or not what:
+        if not isinstance(reference, tuple) or not reference:
             raise Refused("its pickle refers to something that is no storage")
-        if what[0] == "module":  # of a whole model, its class and the text of that
-            return what[1]
-        kind, sort, key, _, numbers, *view = what
+        if reference[0] == "module":  # of a whole model, its class and the text of that
+            return reference[1]
+        kind, sort, key, _, numbers, *view = reference
         if kind != "storage" or not isinstance(sort, Global) or not isinstance(key, str):
             raise Refused("its pickle refers to something that is no storage")
         name = sort.name.removesuffix("Storage").removeprefix("_")
-        made = Storage(self, key, STORAGES.get(name, name.lower()), _size(numbers))
-        self.storages.setdefault(key, made)
+        storage = Storage(self, key, STORAGES.get(name, name.lower()), _size(numbers))
+        self.storages.setdefault(key, storage)
         if view and view[0] is not None:
             _, first, count = view[0]
-            made = Storage(self, key, made.dtype, _size(count), _size(first))
-        return made
+            storage = Storage(self, key, storage.dtype, _size(count), _size(first))
+        return storage
 
     def rebuild(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any, dtype: str = "") -> Tensor:
         if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
@@ -116,9 +116,9 @@ class Records:
         if len(shape) != len(strides) or len(shape) > MOST_AXES:
             raise Refused(f"a tensor has {len(shape)} axes and {len(strides)} strides")
         sizes, steps = tuple(map(_size, shape)), tuple(map(_size, strides))
-        made = Tensor(dtype or storage.dtype, sizes, storage, _size(offset), steps)
-        self.tensors.append(made)
-        return made
+        tensor = Tensor(dtype or storage.dtype, sizes, storage, _size(offset), steps)
+        self.tensors.append(tensor)
+        return tensor
 
     def rebuild_v3(
         self, storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
@@ -128,12 +128,12 @@ class Records:
 
     def rebuild_from_type(self, function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
         """A tensor of a subclass, or with attributes."""
-        ours = (
+        rebuild = (
             self.calls().get(str(function)) if isinstance(function, Global) and function.name.startswith("_rebuild_t") else None
         )
-        if ours is None or not isinstance(arguments, tuple):
+        if rebuild is None or not isinstance(arguments, tuple):
             return Tensor("wrapped")
-        return ours(*arguments)
+        return rebuild(*arguments)
 
     def calls(self) -> dict[str, Callable[..., Any]]:
         """The only functions that a pickle may call, all ours."""
@@ -164,10 +164,10 @@ class Records:
             if storage.key not in self.data:
                 raise Refused(f"the numbers of storage {storage.key} are missing")
             item, unit = (np.dtype(STORED.get(kind, "u1")).itemsize for kind in (tensor.dtype, storage.dtype))
-            held = min(storage.numbers * unit, len(self.data[storage.key]) - storage.first * unit)
+            bytes_held = min(storage.numbers * unit, len(self.data[storage.key]) - storage.first * unit)
             count = math.prod(tensor.shape)
             last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
-            if count and ((last + 1) * item > held or count * item > held):
+            if count and ((last + 1) * item > bytes_held or count * item > bytes_held):
                 raise Refused(f"a tensor of shape {list(tensor.shape)} claims more numbers than it has")
 
 
@@ -226,10 +226,10 @@ def _archive(path: Path) -> Any:
     _check_list(memory)
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-        listed = archive.infolist()
-    if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in listed):
+        infos = archive.infolist()
+    if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in infos):
         raise Refused("its archive is packed, which torch.save does not do")
-    if sum(e.file_size for e in listed) > len(memory):
+    if sum(e.file_size for e in infos) > len(memory):
         raise Refused("the entries of its archive are larger than the file")
     (main,) = (name for name in entries if name.rpartition("/")[2] == "data.pkl")
     folder = main.removesuffix("data.pkl")
@@ -242,12 +242,12 @@ def _archive(path: Path) -> Any:
     body = _record(memory, entries[main])
     if len(body) > MOST_PICKLED:
         raise Refused(f"its pickle has {len(body) >> 20} MB")
-    found = pickled.load(io.BytesIO(bytes(body)), records.calls(), records.persistent)
+    content = pickled.load(io.BytesIO(bytes(body)), records.calls(), records.persistent)
     for key in records.storages:
         if entry := entries.get(f"{folder}data/{key}"):
             records.data[key] = _record(memory, entry)
     records.check()
-    return found
+    return content
 
 
 def _check_list(memory: np.ndarray) -> None:
@@ -279,7 +279,7 @@ def _legacy(path: Path) -> Any:
     """Four pickles (a magic number, a version, the system, the object), a list of keys, and the storages in its order."""
     memory = np.memmap(path, mode="r")
     file, records = io.BytesIO(bytes(memory[:MOST_PICKLED])), Records()
-    magic, version, system, found, keys = (pickled.load(file, records.calls(), records.persistent) for _ in range(5))
+    magic, version, system, content, keys = (pickled.load(file, records.calls(), records.persistent) for _ in range(5))
     if magic != MAGIC or version != PROTOCOL or not isinstance(keys, list):
         raise Refused("it is of another version of torch.save")
     records.little = not isinstance(system, dict) or system.get("little_endian") is not False
@@ -293,4 +293,4 @@ def _legacy(path: Path) -> Any:
             raise Refused("it is truncated")
         at += 8 + size
     records.check()
-    return found
+    return content

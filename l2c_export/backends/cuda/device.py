@@ -121,24 +121,24 @@ class Cuda:
             )
 
     def put(self, array: DeviceArray, values: np.ndarray) -> None:
-        given = np.ascontiguousarray(values, array.dtype)
-        assert given.nbytes == array.nbytes, (given.shape, array.shape)
+        dense = np.ascontiguousarray(values, array.dtype)
+        assert dense.nbytes == array.nbytes, (dense.shape, array.shape)
         down = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpyAsync", array.pointer, given.ctypes.data, given.nbytes, down, self.stream)
+        self._call("cudaMemcpyAsync", array.pointer, dense.ctypes.data, dense.nbytes, down, self.stream)
 
     def get(self, array: DeviceArray) -> np.ndarray:
-        found = np.empty(array.shape, array.dtype)
+        values = np.empty(array.shape, array.dtype)
         up = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._call("cudaMemcpyAsync", found.ctypes.data, array.pointer, found.nbytes, up, self.stream)
+        self._call("cudaMemcpyAsync", values.ctypes.data, array.pointer, values.nbytes, up, self.stream)
         self.finish()
-        return found
+        return values
 
     def copy(self, array: DeviceArray) -> DeviceArray:
-        made = self.empty(array.shape, str(array.dtype))
+        duplicate = self.empty(array.shape, str(array.dtype))
         across = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._call("cudaMemcpyAsync", made.pointer, array.pointer, made.nbytes, across, self.stream)
+        self._call("cudaMemcpyAsync", duplicate.pointer, array.pointer, duplicate.nbytes, across, self.stream)
         self.finish()
-        return made
+        return duplicate
 
     def weights(self, view: WeightView, names: Collection[str]) -> WeightView:
         """One allocation with a copy of every weight, each at an address that engines accept."""
@@ -213,10 +213,10 @@ class EventClock:
 
     def seconds(self) -> list[float]:
         call(self._cudart, "cudaStreamSynchronize", self._stream)
-        found = [1e-3 * call(self._cudart, "cudaEventElapsedTime", a, b) for a, b in itertools.pairwise(self._events)]
+        times = [1e-3 * call(self._cudart, "cudaEventElapsedTime", a, b) for a, b in itertools.pairwise(self._events)]
         while self._events:
             call(self._cudart, "cudaEventDestroy", self._events.pop())
-        return found
+        return times
 
 
 def call(cudart: Any, function: str, *arguments: Any) -> Any:
@@ -233,17 +233,17 @@ def explained(cudart: Any, error: Any, function: str, arguments: tuple[Any, ...]
     codes = cudart.cudaError_t
     if error == codes.cudaErrorMemoryAllocation:
         _, free, total = cudart.cudaMemGetInfo()
-        wanted = f"{arguments[0] / 2**20:,.0f} MB more, but " if function == "cudaMalloc" else ""
-        have = f"{free / 2**20:,.0f} of {total / 2**20:,.0f} MB are free"
-        return RunError(f"the GPU is out of memory: it needs {wanted}{have}: {SMALLER}")
+        request = f"{arguments[0] / 2**20:,.0f} MB more, but " if function == "cudaMalloc" else ""
+        available = f"{free / 2**20:,.0f} of {total / 2**20:,.0f} MB are free"
+        return RunError(f"the GPU is out of memory: it needs {request}{available}: {SMALLER}")
     if error in (codes.cudaErrorInsufficientDriver, codes.cudaErrorNoDevice):
         (_, driver), (_, runtime) = cudart.cudaDriverGetVersion(), cudart.cudaRuntimeGetVersion()
         if error == codes.cudaErrorNoDevice or not driver:
             return BackendError(
                 "CUDA: no GPU and driver on this machine: look at nvidia-smi, or use what needs none (l2c doctor)"
             )
-        have, needed = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, runtime))
+        own, needed = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, runtime))
         return BackendError(
-            f"CUDA: the driver is for CUDA {have}, needed is {needed}: update it, or pip install 'cuda-bindings<={have}.99'"
+            f"CUDA: the driver is for CUDA {own}, needed is {needed}: update it, or pip install 'cuda-bindings<={own}.99'"
         )
     return BackendError(f"CUDA: {function} failed with {error.name}: check the driver with nvidia-smi and l2c doctor")

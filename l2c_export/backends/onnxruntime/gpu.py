@@ -39,10 +39,10 @@ class OrtCudaEngine:
         self._coded = {port.name: BFLOAT16 for port in ports if port.type == "tensor(bfloat16)"}
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
-        binding, where = self.session.io_binding(), self._backend.where
+        binding, device = self.session.io_binding(), self._backend.where
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, array in arrays.items():
-                bind(name, *where, self._coded.get(name, array.dtype), array.shape, array.pointer)
+                bind(name, *device, self._coded.get(name, array.dtype), array.shape, array.pointer)
         return OrtCudaRun(self, binding, self._backend.run_options, (dict(inputs), dict(outputs)))
 
 
@@ -105,12 +105,12 @@ class OrtCudaBackend:
         self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
     ) -> OrtCudaEngine:
         options, new = self._options(), [name for name in weights if name not in self._weights]
-        there = self.memory.weights(weights.__getitem__, new)
-        self._weights |= {name: ort.OrtValue.from_dlpack(there(name)) for name in new}
-        used = {name: self._weights[name] for name in weights}
-        for name, value in used.items():
+        device_weights = self.memory.weights(weights.__getitem__, new)
+        self._weights |= {name: ort.OrtValue.from_dlpack(device_weights(name)) for name in new}
+        values = {name: self._weights[name] for name in weights}
+        for name, value in values.items():
             options.add_initializer(name, value)
-        return self._session(path, str(path), options, {**used, **linked_weights(options, path)})
+        return self._session(path, str(path), options, {**values, **linked_weights(options, path)})
 
     def _options(self) -> Any:
         options = ort.SessionOptions()
@@ -180,11 +180,11 @@ def small_workspace() -> Iterator[None]:
     Thirteen sessions of DiT-XL/2 take 1.6 GB so, not 2.4, and are as fast (scripts/results/tensorrt_h200.json).
     https://docs.nvidia.com/cuda/cublas/index.html#results-reproducibility
     """
-    chosen = WORKSPACE in os.environ
-    if not chosen:
+    is_set = WORKSPACE in os.environ
+    if not is_set:
         os.environ[WORKSPACE] = ":16:8"
     try:
         yield
     finally:
-        if not chosen:
+        if not is_set:
             del os.environ[WORKSPACE]

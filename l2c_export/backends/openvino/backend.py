@@ -49,26 +49,26 @@ class OpenVinoEngine:
 
     def _bind(self, inputs: Arrays, outputs: Arrays) -> Run:
         requests: list[Any] = []
-        handed: list[tuple[Any, int, Any, int]] = []  # which input is which output of an earlier part
-        made: dict[str, tuple[Any, int]] = {}
+        links: list[tuple[Any, int, Any, int]] = []  # which input is which output of an earlier part
+        sources: dict[str, tuple[Any, int]] = {}
         for part in self._parts:
             request = part.compiled.create_infer_request()
             for i, (name, port) in enumerate(zip(part.inputs, part.compiled.inputs, strict=True)):
                 if name in inputs:
                     request.set_input_tensor(i, tensor(inputs[name], port.get_element_type()))
                 else:  # made by an earlier part, which gives it a shape when it first runs
-                    handed.append((request, i, *made[name]))
+                    links.append((request, i, *sources[name]))
             for i, (name, port) in enumerate(zip(part.outputs, part.compiled.outputs, strict=True)):
                 if name in outputs:
                     request.set_output_tensor(i, tensor(outputs[name], port.get_element_type()))
-                made[name] = request, i
+                sources[name] = request, i
             requests.append(request)
         keep = (dict(inputs), dict(outputs))
 
         def run() -> None:
             _ = keep  # the requests hold addresses only
             for request in requests:
-                for reader, i, maker, j in handed:
+                for reader, i, maker, j in links:
                     if reader is request:
                         request.set_input_tensor(i, maker.get_output_tensor(j))
                 try:
@@ -100,22 +100,22 @@ class OpenVinoBackend(OnHost):
     def _check(self) -> None:
         """Refuse what the device has no instructions for: OpenVINO would take the hint and silently run in float32."""
         if self._device not in self._core.available_devices:
-            found = ", ".join(d.lower() for d in self._core.available_devices)
-            raise BackendError(f"openvino: no device {self._device.lower()!r} on this machine: use {found}")
-        able = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
-        if self._precision.upper() not in (*able, "FP32"):
+            devices = ", ".join(d.lower() for d in self._core.available_devices)
+            raise BackendError(f"openvino: no device {self._device.lower()!r} on this machine: use {devices}")
+        capabilities = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        if self._precision.upper() not in (*capabilities, "FP32"):
             raise BackendError(f"openvino: this {self._device} has no {self._precision} and runs fp32: compile with that")
 
     def describe(self) -> str:
-        able = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
-        extra = "bf16 too" if "BF16" in able else "no bf16: refused"
+        capabilities = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        extra = "bf16 too" if "BF16" in capabilities else "no bf16: refused"
         return f"{self._core.get_property(self._device, 'FULL_DEVICE_NAME')}, {counted(self._threads, 'thread')}, {extra}"
 
     def load(self, segment: SegmentFile) -> OpenVinoEngine:
         """Segments are the same for all weights and kept compiled, in our own cache: OpenVINO's would run a damaged entry."""
         if segment.weights_inside:
-            whole = self._compile(segment.path, self._read(segment), self._settings("", "fp32"))
-            return OpenVinoEngine([Part(whole, segment.inputs, segment.outputs)])
+            model = self._compile(segment.path, self._read(segment), self._settings("", "fp32"))
+            return OpenVinoEngine([Part(model, segment.inputs, segment.outputs)])
         data, settings = segment.read(), self._settings(segment.path.name)
         name = self._core.get_property(self._device, "FULL_DEVICE_NAME")
         key = [hashlib.sha256(data).hexdigest(), settings, ov.__version__, self._device, name]
@@ -139,36 +139,36 @@ class OpenVinoBackend(OnHost):
         The precision is a property of a compiled model, so the float32 islands are models of their own.
         """
         parts = [tuple(part) for _, part in itertools.groupby(nodes, lambda node: self._precision_of(node.op))]
-        read = [set(outputs)]  # what is read after a part
+        readers = [set(outputs)]  # what is read after a part
         for part in reversed(parts):
-            read.insert(0, read[0] | {name for node in part for name in node.inputs})
+            readers.insert(0, readers[0] | {name for node in part for name in node.inputs})
         compiled = []
-        for part, later in zip(parts, read[1:], strict=True):
-            made = [name for node in part for name in node.outputs if name in later]
-            compiled.append(self._stitch(path, part, segments, tuple(made), weights))
+        for part, later in zip(parts, readers[1:], strict=True):
+            names = [name for node in part for name in node.outputs if name in later]
+            compiled.append(self._stitch(path, part, segments, tuple(names), weights))
         return OpenVinoEngine(compiled)
 
     def _stitch(
         self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
     ) -> Part:
         """One compiled model of some nodes, the weights shared in place."""
-        read = {name: self._read(segments[name]) for name in {node.op for node in nodes}}
-        used = {name for node in nodes for name in node.inputs if name in weights}
-        kinds = {n: ov.Type.bf16 if weights[n].dtype == np.uint16 else None for n in used}
-        made: dict[str, Any] = {n: ov.op.Constant(tensor(weights[n], kinds[n]), shared_memory=True).output(0) for n in used}
+        models = {name: self._read(segments[name]) for name in {node.op for node in nodes}}
+        names = {name for node in nodes for name in node.inputs if name in weights}
+        kinds = {n: ov.Type.bf16 if weights[n].dtype == np.uint16 else None for n in names}
+        ports: dict[str, Any] = {n: ov.op.Constant(tensor(weights[n], kinds[n]), shared_memory=True).output(0) for n in names}
         parameters = {}
         for node in nodes:
-            model = read[node.op].clone()
+            model = models[node.op].clone()
             for parameter, name in zip(model.get_parameters(), node.inputs, strict=True):
-                if name not in made:
-                    parameters[name], made[name] = parameter, parameter.output(0)
+                if name not in ports:
+                    parameters[name], ports[name] = parameter, parameter.output(0)
                 else:
                     for reader in parameter.output(0).get_target_inputs():
-                        reader.replace_source_output(made[name])
-            made.update(zip(node.outputs, (result.input_value(0) for result in model.get_results()), strict=True))
-        whole = ov.Model([made[name] for name in outputs], list(parameters.values()), path.stem)
+                        reader.replace_source_output(ports[name])
+            ports.update(zip(node.outputs, (result.input_value(0) for result in model.get_results()), strict=True))
+        stitched = ov.Model([ports[name] for name in outputs], list(parameters.values()), path.stem)
         # never cached: a compiled graph holds its weights, so every graph of every checkpoint would stay on the disk
-        return Part(self._compile(path, whole, self._settings(nodes[0].op)), tuple(parameters), outputs)
+        return Part(self._compile(path, stitched, self._settings(nodes[0].op)), tuple(parameters), outputs)
 
     def _precision_of(self, segment: str) -> str:
         return "fp32" if segment.startswith(ALWAYS_FP32) or FP32 in segment else self._precision

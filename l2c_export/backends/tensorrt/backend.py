@@ -96,19 +96,19 @@ class TensorRtBackend:
         """The build of the artefact that this GPU and this library can run; None when there is no artefact yet."""
         if request.folder is None:
             return None
-        here, version = self.memory.architecture, self._trt.__version__
-        mine = [build for build in request.builds if build.backend == self.name]
-        for build in reversed(mine):  # the newest
-            if build.runs_on(here, version):
+        architecture, version = self.memory.architecture, self._trt.__version__
+        builds = [build for build in request.builds if build.backend == self.name]
+        for build in reversed(builds):  # the newest
+            if build.runs_on(architecture, version):
                 return build
-        found = "; ".join(f"{b.version} for {', '.join(b.targets)}" for b in mine) or "no such engines"
+        present = "; ".join(f"{b.version} for {', '.join(b.targets)}" for b in builds) or "no such engines"
         remedy = self._remedy(request.folder)
-        raise BackendError(f"{self.name}: the artefact has {found}, needed are {version} for {here}: {remedy}")
+        raise BackendError(f"{self.name}: the artefact has {present}, needed are {version} for {architecture}: {remedy}")
 
     def _remedy(self, folder: Path) -> str:
-        chosen = f"CUDA_VISIBLE_DEVICES={self.memory.index} " if self.memory.index and self.name == "tensorrt" else ""
-        where = "on this machine" if self.name == "tensorrt" else f"--target {self.memory.architecture}"
-        return f"run {chosen}l2c build {folder} --backend {self.name} {where}"
+        variables = f"CUDA_VISIBLE_DEVICES={self.memory.index} " if self.memory.index and self.name == "tensorrt" else ""
+        target = "on this machine" if self.name == "tensorrt" else f"--target {self.memory.architecture}"
+        return f"run {variables}l2c build {folder} --backend {self.name} {target}"
 
     def describe(self) -> str:
         return f"{self.memory.name} ({self.memory.architecture}), {self._trt.__version__}"
@@ -130,17 +130,17 @@ class TensorRtBackend:
         data = verified(plan, info) if info else plan.read_bytes()
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
-            found = f"{plan} cannot be read by {self.name} {self._trt.__version__}: {self.log.last}"
-            raise ArtefactError(f"{found}: {self._remedy(self._folder)}")
+            problem = f"{plan} cannot be read by {self.name} {self._trt.__version__}: {self.log.last}"
+            raise ArtefactError(f"{problem}: {self._remedy(self._folder)}")
         self._largest = max(self._largest, self._size(engine))
         if self.name == "tensorrt":
             return TrtEngine(self, engine, model.name, None)
         place = f"{self.memory.architecture}-{self._trt.__version__}"
         kernels = cache_folder("kernels") / place / f"{hashlib.sha256(data).hexdigest()[:24]}.cache"
         config = self._rtx_config(engine)
-        loaded = TrtEngine(self, engine, model.name, config)
-        keep_kernels(config, kernels, loaded)
-        return loaded
+        result = TrtEngine(self, engine, model.name, config)
+        keep_kernels(config, kernels, result)
+        return result
 
     # TensorRT 8 and later name the same things differently.
 
@@ -186,15 +186,15 @@ class TensorRtBackend:
 
 def keep_kernels(config: Any, path: Path, owner: object) -> None:
     """Give an engine the kernels that were compiled for this GPU before, and write them down when its owner is dropped."""
-    cache, before = config.create_runtime_cache(), kept(path)
-    if before:
-        cache.deserialize(before)  # the library itself refuses what was made for another GPU, driver or version
+    cache, stored = config.create_runtime_cache(), kept(path)
+    if stored:
+        cache.deserialize(stored)  # the library itself refuses what was made for another GPU, driver or version
     config.set_runtime_cache(cache)
 
     def write() -> None:
-        after = bytes(cache.serialize())
-        if after != before:
-            keep(path, after)
+        present = bytes(cache.serialize())
+        if present != stored:
+            keep(path, present)
 
     weakref.finalize(owner, write)
 

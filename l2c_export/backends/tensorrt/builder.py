@@ -7,16 +7,14 @@ told of every layer.
 from __future__ import annotations
 
 import functools
-import inspect
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import BackendError, UsageError
+from ...support.source_hash import source_hash
 from ..ports import Port, Range
-from . import pointwise, types
 from .backend import library, logger
 from .monitor import Interrupt, Watch, monitor
 from .pointwise import give_to_myelin
@@ -25,6 +23,7 @@ from .types import fix_interface, multiplies, state_types
 # Builder optimisation of 8.6: for products of matrices in the loop, and for the rest.  The library's own 3 takes three times
 # as long for DiT-XL/2 on an H100, and what it makes is no faster.
 LEVEL, QUICK_LEVEL = 2, 0
+SOURCES = ("backends/tensorrt", "backends/ports.py")  # the code that decides what a plan is
 WORKSPACE = 128 * 2**20  # bytes of scratch that a kernel may ask for
 
 
@@ -74,10 +73,10 @@ class Builder:
             raise UsageError("--version-compatible: the engines of tensorrt-rtx are for its own version: build them with each")
         if self.name == "tensorrt-rtx" and self.settings.hardware_compatible:
             raise UsageError("--hardware-compatible: tensorrt-rtx builds for the GPUs that --target names")
-        known = getattr(self._trt, "ComputeCapability", None)
+        capabilities = getattr(self._trt, "ComputeCapability", None)
         for target in self.settings.targets:
             # Turing has no float32 products there, and the last layer is one in any precision
-            names = [n.lower() for n in known.__members__ if n.startswith("SM") and n != "SM75"] if known else []
+            names = [n.lower() for n in capabilities.__members__ if n.startswith("SM") and n != "SM75"] if capabilities else []
             if target not in names:
                 raise UsageError(f"--target {target}: {self.name} {self.version} builds for {', '.join(names)}")
 
@@ -88,18 +87,17 @@ class Builder:
     @property
     def identity(self) -> tuple[object, ...]:
         """All that its plans depend on but the model and the GPU."""
-        sources = [inspect.getsource(module) for module in (sys.modules[__name__], types, pointwise)]
-        return (self.name, self.version, self.settings, *sources)
+        return (self.name, self.version, self.settings, source_hash(*SOURCES))
 
     def build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range], once: bool = False) -> bytes:
         """The plan of an ONNX model; one that runs `once`, before the loop, is not tuned.
 
         Raises BackendError naming the model and the node that is not supported.
         """
-        started = time.perf_counter()
+        start = time.perf_counter()
         with self._interrupt:
             plan = self._build(model, ports, ranges, once)
-        self.seconds[model.name] = time.perf_counter() - started
+        self.seconds[model.name] = time.perf_counter() - start
         return plan
 
     def _build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range], once: bool) -> bytes:
@@ -132,8 +130,8 @@ class Builder:
 
     def timing_cache(self) -> bytes:
         """What was measured so far; it makes the next build faster.  Nothing new is empty."""
-        measured = vars(self).get("_cache")
-        return b"" if measured is None else bytes(measured.serialize())
+        cache = vars(self).get("_cache")
+        return b"" if cache is None else bytes(cache.serialize())
 
     def _config(self) -> Any:
         trt, config = self._trt, self._builder.create_builder_config()
@@ -172,9 +170,9 @@ class Builder:
 
 def reasons(parser: Any) -> str:
     """The parser's errors on one line, each with its node."""
-    found = []
+    errors = []
     for i in range(parser.num_errors):
         error = parser.get_error(i)
         operator = f"{error.node_operator()} " if hasattr(error, "node_operator") else ""
-        found.append(f"{' '.join(error.desc().split())} ({operator}node {error.node()})")
-    return "; ".join(found) or "no reason given"
+        errors.append(f"{' '.join(error.desc().split())} ({operator}node {error.node()})")
+    return "; ".join(errors) or "no reason given"

@@ -74,22 +74,22 @@ def computed_in(trt: Any, network: Any, layers: Sequence[Any]) -> tuple[list[Any
     floats, moves = (trt.float32, trt.float16), kinds(trt, MOVES)
     types = {network.get_input(i).name: network.get_input(i).dtype for i in range(network.num_inputs)}
     origins = dict(types)
-    found = []
+    layer_types = []
     for layer in layers:
-        given = [tensor for j in range(layer.num_inputs) if (tensor := layer.get_input(j)) is not None]
+        inputs = [tensor for j in range(layer.num_inputs) if (tensor := layer.get_input(j)) is not None]
         if layer.type == trt.LayerType.CAST:
             layer.__class__ = trt.ICastLayer
             kind = layer.to_type
         else:
-            read = [types[tensor.name] for tensor in given if tensor.name in types]
-            kind = next((t for t in read if t in floats), layer.get_output(0).dtype)
-        moved = given[0].name if given and layer.type in moves else ""
+            dtypes = [types[tensor.name] for tensor in inputs if tensor.name in types]
+            kind = next((t for t in dtypes if t in floats), layer.get_output(0).dtype)
+        origin = inputs[0].name if inputs and layer.type in moves else ""
         for j in range(layer.num_outputs):
             output = layer.get_output(j)
             types[output.name] = kind if output.dtype in floats else output.dtype
-            origins[output.name] = origins.get(moved, types[output.name])
-        found.append(kind)
-    return found, origins
+            origins[output.name] = origins.get(origin, types[output.name])
+        layer_types.append(kind)
+    return layer_types, origins
 
 
 def kinds(trt: Any, names: Sequence[str]) -> set[Any]:

@@ -22,12 +22,12 @@ EXAMPLE = (6, 10)  # the height and width of the latents that it is traced with
 class Decoding(torch.nn.Module):
     """Latents (1, C, h, w) as the sampler makes them -> pixels (1, 3, scale h, scale w) around -1..1."""
 
-    def __init__(self, autoencoder: Any, described: DecoderRecord) -> None:
+    def __init__(self, autoencoder: Any, record: DecoderRecord) -> None:
         super().__init__()
         self.autoencoder: Any = autoencoder
-        self.scaling_factor = described.scaling_factor
-        self.deviation = _per_channel(described.latents_std or ())
-        self.shift = _per_channel(described.latents_mean or ()) if described.latents_mean else described.shift_factor or None
+        self.scaling_factor = record.scaling_factor
+        self.deviation = _per_channel(record.latents_std or ())
+        self.shift = _per_channel(record.latents_mean or ()) if record.latents_mean else record.shift_factor or None
 
     def forward(self, z: Tensor) -> Tensor:
         z = z if self.deviation is None else z * self.deviation
@@ -73,18 +73,18 @@ class GroupNorm(torch.nn.Module):
 def load(folder: Path) -> Any:
     """The autoencoder in `folder`, in float32, whichever way its weights are stored.  Raises ModelError."""
     diffusers = needs("diffusers", "diffusers")
-    chosen = finder.find(folder)
-    which = {"variant": chosen.variant or None, "use_safetensors": chosen.suffix == "safetensors"}
+    file = finder.find(folder)
+    options = {"variant": file.variant or None, "use_safetensors": file.suffix == "safetensors"}
     try:
-        found = diffusers.AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False, **which)
+        autoencoder = diffusers.AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False, **options)
     except Exception as error:  # a damaged configuration ends in errors of all kinds
         raise ModelError(f"{folder} cannot be read as an {AUTOENCODER}: {_reason(error)}") from None
-    return found.float().eval()
+    return autoencoder.float().eval()
 
 
-def write(folder: Path, described: DecoderRecord, channels: int, target: Path) -> None:
+def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> None:
     """Export the decoder to `target`, with its weights inside, in float32."""
-    model = Decoding(load(folder), described)
+    model = Decoding(load(folder), record)
     normalise_by_hand(model)
     axes = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     try:

@@ -7,10 +7,8 @@ second export of the same architecture does not export again.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import logging
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -19,14 +17,13 @@ import onnx
 import torch
 
 from ...ir.graph import PLAIN_OPS, Graph, Value
-from ...models import family as base
-from ...models import layers, updates
-from ...models.family import Family
+from ...models.family import Family, operation_of
 from ...support.cache import cached
-from . import opset
+from ...support.source_hash import source_hash
 from .opset import EXPORTED, downgrade
 
 EXAMPLE = {"B": 2, "R": 3}  # a batch of one would be specialised
+SOURCES = ("ir", "models", "compiler/onnx")  # the folders whose code decides what is exported
 
 
 def export_bodies(family: Family, call: Graph) -> dict[str, onnx.ModelProto]:
@@ -42,11 +39,9 @@ def export_bodies(family: Family, call: Graph) -> dict[str, onnx.ModelProto]:
 
 
 def _cached(family: Family, op: str, inputs: Sequence[Value]) -> onnx.ModelProto:
-    modules = (sys.modules[type(family).__module__], base, updates, layers, opset, sys.modules[__name__])
-    sources = [inspect.getsource(module) for module in modules]
     versions = (str(torch.__version__), onnx.__version__, *map(version, ("onnxscript", "onnx-ir")))
-    key = (*versions, op, family.arch, inputs, *sources)
-    export = lambda: _export(base.operation_of(family, op).function, op, inputs).SerializeToString()  # noqa: E731
+    key = (*versions, family.name, op, family.arch, inputs, source_hash(*SOURCES))
+    export = lambda: _export(operation_of(family, op).function, op, inputs).SerializeToString()  # noqa: E731
     return onnx.load_from_string(cached("segments", key, export))
 
 

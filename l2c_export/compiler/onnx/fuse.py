@@ -52,8 +52,8 @@ class Nodes:
         if not (scores and mixed and joined):
             return
         scaled = self._above(scores.input[0], "Mul")
-        whole = (scores.input[0] if scaled is None else scaled.input[0], scores.input[1], mixed.input[1])
-        parts = [part for name in whole if (part := self._above(name, "Transpose", "Reshape"))]
+        operands = (scores.input[0] if scaled is None else scaled.input[0], scores.input[1], mixed.input[1])
+        parts = [part for name in operands if (part := self._above(name, "Transpose", "Reshape"))]
         if scaled is None or len(parts) < 3:
             return
         _, tokens, heads, size = self._constant(parts[0].input[1]).tolist()
@@ -80,12 +80,12 @@ class Nodes:
     def live(self) -> list[onnx.NodeProto]:
         """The nodes with the fused ones in their places, without those that nobody reads any more."""
         nodes = [new for node in self._nodes for new in self.made.get(node.output[0], [node])]
-        wanted, kept = set(self._outputs), []
+        needed, alive = set(self._outputs), []
         for node in reversed(nodes):
-            if wanted.intersection(node.output):
-                kept.append(node)
-                wanted.update(node.input)
-        return kept[::-1]
+            if needed.intersection(node.output):
+                alive.append(node)
+                needed.update(node.input)
+        return alive[::-1]
 
     def _above(self, name: str, *kinds: str) -> onnx.NodeProto | None:
         """The node at the end of a chain of first inputs of these kinds, casts between them aside."""
@@ -119,5 +119,5 @@ class Nodes:
             yield node.op_type
 
     def _constant(self, name: str) -> np.ndarray:
-        found: np.ndarray = numpy_helper.to_array(self._maker[name].attribute[0].t)
-        return found
+        values: np.ndarray = numpy_helper.to_array(self._maker[name].attribute[0].t)
+        return values

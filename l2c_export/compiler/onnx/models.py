@@ -38,8 +38,8 @@ def step_model(name: str, graph: Graph, bodies: Bodies, layout: Layout) -> onnx.
     """A whole graph as a model: symbolic batch, weights as external data, which may not be bound yet."""
     inputs = [_typed(i, graph.values[i]) for i in graph.inputs if graph.kind(i) != WEIGHT]
     outputs = [_typed(o, graph.values[o]) for o in graph.outputs]
-    stored = [_external(i, layout) for i in graph.inputs if graph.kind(i) == WEIGHT]
-    return _model(helper.make_graph(operators(graph, bodies), name, inputs, outputs, initializer=stored))
+    initializers = [_external(i, layout) for i in graph.inputs if graph.kind(i) == WEIGHT]
+    return _model(helper.make_graph(operators(graph, bodies), name, inputs, outputs, initializer=initializers))
 
 
 def operators(graph: Graph, bodies: Bodies) -> list[onnx.NodeProto]:
@@ -48,36 +48,36 @@ def operators(graph: Graph, bodies: Bodies) -> list[onnx.NodeProto]:
     What is inside blocks.3.attn is called "blocks.3.attn/linear"; the constants of a kind are there once, as "attn/val_5".
     """
     nodes: list[onnx.NodeProto] = []
-    known: set[str] = set()  # kinds whose constants are there
+    kinds: set[str] = set()  # kinds whose constants are there
     for call in graph.nodes:
         if call.op in PLAIN_OPS:
             nodes.append(helper.make_node(call.op, list(call.inputs), list(call.outputs), name=call.name))
             continue
         body = bodies[call.op].graph
-        if call.op not in known:
+        if call.op not in kinds:
             nodes += _constants(call.op, body)
-            known.add(call.op)
+            kinds.add(call.op)
         nodes += _renamed(call, body)
     return nodes
 
 
 def _constants(kind: str, body: onnx.GraphProto) -> list[onnx.NodeProto]:
-    found = []
+    nodes = []
     for constant in body.initializer:
         value = TensorProto()
         value.CopyFrom(constant)
         value.ClearField("name")
         name = f"{kind}/{constant.name}"
-        found.append(helper.make_node("Constant", [], [name], name=name, value=value))
-    return found
+        nodes.append(helper.make_node("Constant", [], [name], name=name, value=value))
+    return nodes
 
 
 def _renamed(call: Node, body: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The operators of one call, each called after what it makes."""
     names = {"": ""}  # an input that is left out
     names |= {constant.name: f"{call.op}/{constant.name}" for constant in body.initializer}
-    names |= {i.name: given for i, given in zip(body.input, call.inputs, strict=True)}
-    names |= {o.name: made for o, made in zip(body.output, call.outputs, strict=True)}
+    names |= {i.name: name for i, name in zip(body.input, call.inputs, strict=True)}
+    names |= {o.name: name for o, name in zip(body.output, call.outputs, strict=True)}
     nodes = []
     for node in body.node:
         copy = onnx.NodeProto()

@@ -15,22 +15,22 @@ from .specialise import specialise
 
 def specialise_calls(call: Graph, plan: Plan, folding: bool) -> dict[Key, Graph]:
     """The distinct calls: each prunes what it reuses, and computes what later calls read."""
-    reading = {}
+    folded = {}
     for sources in {s for key in plan.keys for s in (key.sources, *(r for _, r in key.readers))}:
         pruned = check(specialise(call, sources), "specialise")
-        reading[sources] = fold(pruned) if folding else Folded(pruned, ())
-        check(reading[sources].call, "fold")
-    return {key: check(fill_for_readers(key, reading), "fill") for key in plan.distinct()}
+        folded[sources] = fold(pruned) if folding else Folded(pruned, ())
+        check(folded[sources].call, "fold")
+    return {key: check(fill_for_readers(key, folded), "fill") for key in plan.distinct()}
 
 
-def fill_for_readers(key: Key, reading: Mapping[tuple[int, ...], Folded]) -> Graph:
+def fill_for_readers(key: Key, folded: Mapping[tuple[int, ...], Folded]) -> Graph:
     """A call with everything that its readers want from it: folded sums, and values as they are."""
-    graph = reading[key.sources].call
+    graph = folded[key.sources].call
     fragments, plain = [], []
     for offset, sources in key.readers:
-        reader = reading[sources]
+        reader = folded[sources]
         fragments += [(offset, fragment) for age, fragment in reader.fragments if age == offset]
-        whole = [split_at(name) for name in reader.call.inputs if reader.call.kind(name) == CACHE]
-        plain += [name for name, back in whole if back == -offset and name in graph.sublayers]
+        names = [split_at(name) for name in reader.call.inputs if reader.call.kind(name) == CACHE]
+        plain += [name for name, back in names if back == -offset and name in graph.sublayers]
     outputs = tuple(dict.fromkeys((*graph.outputs, *plain)))
     return fill(msgspec.structs.replace(graph, outputs=outputs), fragments)

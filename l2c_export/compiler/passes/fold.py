@@ -38,34 +38,34 @@ def fold(call: Graph) -> Folded:
     """The reading side: the call with one cache read per run, and the fragments that fill them."""
     call = reassociate(call)
     filled = _filling_calls(call)
-    made = producers(call.nodes)
-    kept = [n for n in call.nodes if filled[n.outputs[0]] is None]
-    frontier = dict.fromkeys(i for n in kept for i in n.inputs if filled[i] is not None and call.kind(i) != CACHE)
+    maker = producers(call.nodes)
+    rest = [n for n in call.nodes if filled[n.outputs[0]] is None]
+    frontier = dict.fromkeys(i for n in rest for i in n.inputs if filled[i] is not None and call.kind(i) != CACHE)
     values = dict(call.values)
     fragments: list[tuple[int, Fragment]] = []
     for name in frontier:
         age = filled[name]
         assert age is not None
         values[at(name, -age)] = msgspec.structs.replace(call.values[name], kind=CACHE)
-        nodes = _closure(name, made)
+        nodes = _closure(name, maker)
         used = {i for n in nodes for i in (*n.inputs, *n.outputs)}
         fragments.append((age, Fragment(name, nodes, {i: call.values[i] for i in used})))
 
     def read(name: str) -> str:
         return at(name, -(filled[name] or 0)) if name in frontier else name
 
-    nodes = tuple(Node(n.op, n.name, tuple(map(read, n.inputs)), n.outputs) for n in kept)
+    nodes = tuple(Node(n.op, n.name, tuple(map(read, n.inputs)), n.outputs) for n in rest)
     return Folded(live(msgspec.structs.replace(call, nodes=nodes, values=values)), tuple(fragments))
 
 
-def fill(call: Graph, wanted: Iterable[tuple[int, Fragment]]) -> Graph:
-    """The filling side: the call that also computes `wanted`, the fragments of calls that come later.
+def fill(call: Graph, fragments: Iterable[tuple[int, Fragment]]) -> Graph:
+    """The filling side: the call that also computes the `fragments` that later calls read.
 
     A fragment of the call k later reads that call's rows (`gate@+k`) and this call's values; its result is
     called `run...@+k`.
     """
     nodes, values, outputs = list(call.nodes), dict(call.values), list(call.outputs)
-    for k, fragment in wanted:
+    for k, fragment in fragments:
 
         def here(name: str, k: int = k, values: Mapping[str, Value] = fragment.values) -> str:
             if values[name].kind == CACHE:
@@ -83,8 +83,8 @@ def fill(call: Graph, wanted: Iterable[tuple[int, Fragment]]) -> Graph:
 
 def _place(node: Node, nodes: Sequence[Node]) -> int:
     """As early as its inputs allow, but behind the residual arithmetic of the sublayer that it reads."""
-    made = [i for i, n in enumerate(nodes) if not set(n.outputs).isdisjoint(node.inputs)]
-    place = max(made, default=-1) + 1
+    sources = [i for i, n in enumerate(nodes) if not set(n.outputs).isdisjoint(node.inputs)]
+    place = max(sources, default=-1) + 1
     while place and place < len(nodes) and nodes[place].op in PLAIN_OPS:
         place += 1
     return place
@@ -99,23 +99,23 @@ def reassociate(call: Graph) -> Graph:
     uses = Counter(name for n in call.nodes for name in n.inputs) + Counter(call.outputs)
     span = _spans(call)
     nodes: list[Node] = []
-    made: dict[str, Node] = {}
+    maker: dict[str, Node] = {}
     values = dict(call.values)
     for node in call.nodes:
         if node.op == "Add":
             stream, value = node.inputs
-            before = made.get(stream)
+            inner = maker.get(stream)
             age = filled[value]
-            if before and before.op == "Add" and uses[stream] == 1 and age is not None and filled[before.inputs[1]] == age:
-                first, last = span[before.inputs[1]][0], span[value][1]
+            if inner and inner.op == "Add" and uses[stream] == 1 and age is not None and filled[inner.inputs[1]] == age:
+                first, last = span[inner.inputs[1]][0], span[value][1]
                 total = f"run.{first}..{last}"
-                nodes.remove(before)
-                nodes.append(Node("Add", total, (before.inputs[1], value), (total,)))
+                nodes.remove(inner)
+                nodes.append(Node("Add", total, (inner.inputs[1], value), (total,)))
                 values[total] = msgspec.structs.replace(values[value], kind=INNER)
                 filled[total], span[total] = age, (first, last)
-                node = msgspec.structs.replace(node, inputs=(before.inputs[0], total))
+                node = msgspec.structs.replace(node, inputs=(inner.inputs[0], total))
         nodes.append(node)
-        made[node.outputs[0]] = node
+        maker[node.outputs[0]] = node
     return live(msgspec.structs.replace(call, nodes=tuple(nodes), values=values))
 
 
@@ -123,8 +123,8 @@ def _spans(call: Graph) -> dict[str, tuple[str, str]]:
     """For each value that depends on cached values: the first and the last sublayer among them."""
     column = {name: i for i, name in enumerate(call.sublayers)}
     cached = dependencies(call, lambda name: column[split_at(name)[0]] if call.kind(name) == CACHE else -1)
-    found = {name: sorted(columns - {-1}) for name, columns in cached.items()}
-    return {name: (call.sublayers[c[0]], call.sublayers[c[-1]]) for name, c in found.items() if c}
+    columns_of = {name: sorted(columns - {-1}) for name, columns in cached.items()}
+    return {name: (call.sublayers[c[0]], call.sublayers[c[-1]]) for name, c in columns_of.items() if c}
 
 
 def _filling_calls(call: Graph) -> dict[str, int | None]:
@@ -138,19 +138,19 @@ def _filling_calls(call: Graph) -> dict[str, int | None]:
         return "now" if value.kind == LOOP else "early"
 
     ages: dict[str, int | None] = {}
-    for name, found in dependencies(call, reach).items():
-        late = found - {"early"}
-        (age,) = late if len(late) == 1 else (None,)
+    for name, reached in dependencies(call, reach).items():
+        loop = reached - {"early"}
+        (age,) = loop if len(loop) == 1 else (None,)
         ages[name] = age if isinstance(age, int) else None
     return ages
 
 
-def _closure(name: str, made: Mapping[str, Node]) -> tuple[Node, ...]:
+def _closure(name: str, maker: Mapping[str, Node]) -> tuple[Node, ...]:
     """All nodes that compute `name` from cached values and what is known before the loop, in order."""
     order: dict[str, Node] = {}
 
     def visit(value: str) -> None:
-        node = made.get(value)
+        node = maker.get(value)
         if node and node.name not in order:
             for i in node.inputs:
                 visit(i)

@@ -30,22 +30,22 @@ def hoist(call: Graph) -> Hoisted:
     hoisted = {n for node in call.nodes if node.outputs[0] in early for n in node.outputs}
 
     def part(nodes: list[Node], outputs: tuple[str, ...]) -> Graph:
-        made = {name for node in nodes for name in node.outputs}
+        computed = {name for node in nodes for name in node.outputs}
 
         def kind(name: str) -> str:
             value = call.values[name]
-            return ROW if value.kind == INNER and name not in made else value.kind
+            return ROW if value.kind == INNER and name not in computed else value.kind
 
-        read = {name for node in nodes for name in node.inputs} | set(outputs)
-        values = {n: msgspec.structs.replace(call.values[n], kind=kind(n)) for n in read | made}
+        names = {name for node in nodes for name in node.inputs} | set(outputs)
+        values = {n: msgspec.structs.replace(call.values[n], kind=kind(n)) for n in names | computed}
         return live(Graph(tuple(nodes), values, outputs))
 
     loop = part([n for n in call.nodes if n.outputs[0] not in hoisted], call.outputs)
     loop = msgspec.structs.replace(loop, sublayers=call.sublayers)
-    wanted = tuple(n for n in loop.inputs if n in hoisted)
+    rows = tuple(n for n in loop.inputs if n in hoisted)
     prologue_nodes = [n for n in call.nodes if n.outputs[0] in hoisted - constant]
-    prologue = part(prologue_nodes, tuple(n for n in wanted if n not in constant))
-    read = tuple(n for n in hoisted & constant if n in {*prologue.inputs, *loop.inputs})
-    order = [o for node in call.nodes for o in node.outputs if o in read]
+    prologue = part(prologue_nodes, tuple(n for n in rows if n not in constant))
+    inner = tuple(n for n in hoisted & constant if n in {*prologue.inputs, *loop.inputs})
+    order = [o for node in call.nodes for o in node.outputs if o in inner]
     constants = part([n for n in call.nodes if n.outputs[0] in hoisted & constant], tuple(order))
     return Hoisted(constants, prologue, loop)

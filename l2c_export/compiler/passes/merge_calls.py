@@ -43,7 +43,7 @@ def share(schedule: Schedule, most: int, cost: Sequence[float]) -> Shared:
     """Merge the cheapest pair of calls until at most `most` graphs are left; cost[j] is that of sublayer j."""
     computed = [frozenset(call.computed) for call in schedule.calls]
     written: list[set[int]] = [{n} for n in range(len(computed))]  # calls that write the same sums
-    before, extra = sum(cost[j] for run in computed for j in run), 0.0
+    total, extra = sum(cost[j] for run in computed for j in run), 0.0
     plan = make_plan(schedule)
     while len(plan.distinct()) > most:
         price, merge = min([*_computed_merges(computed, cost), *_written_merges(plan, cost)], key=lambda m: m[0])
@@ -53,10 +53,10 @@ def share(schedule: Schedule, most: int, cost: Sequence[float]) -> Shared:
         else:
             union = merge.a | merge.b
             computed = [union if run in merge else run for run in computed]
-        known = (schedule.family, schedule.sampler, schedule.steps, schedule.columns)
-        schedule = make(*known, computed, schedule.threshold, schedule.source, schedule.scheduler or None)
+        head = (schedule.family, schedule.sampler, schedule.steps, schedule.columns)
+        schedule = make(*head, computed, schedule.threshold, schedule.source, schedule.scheduler or None)
         plan = _with_joint_writes(make_plan(schedule), written)
-    return Shared(schedule, plan, extra / before)
+    return Shared(schedule, plan, extra / total)
 
 
 class Computes(NamedTuple):

@@ -52,11 +52,11 @@ def assign(lives: Mapping[K, Life]) -> tuple[dict[K, int], list[int]]:
 
 def temporaries(graph: Graph, size: Mapping[str, int]) -> tuple[dict[str, int], list[int]]:
     """Slots of the values that live inside one call: made by a node, and not an output."""
-    made = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name not in graph.outputs}
-    last = dict(made)
+    first = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name not in graph.outputs}
+    last = dict(first)
     for i, node in enumerate(graph.nodes):
-        last.update({name: i for name in node.inputs if name in made})
-    return assign({name: Life(made[name], last[name], size[name]) for name in made})
+        last.update({name: i for name in node.inputs if name in first})
+    return assign({name: Life(first[name], last[name], size[name]) for name in first})
 
 
 class Wiring(NamedTuple):
@@ -70,16 +70,16 @@ def caches(calls: Sequence[Graph], size: Mapping[str, int]) -> tuple[list[Wiring
     """Slots of the cached values over the whole loop."""
     reads: list[dict[str, tuple[int, str]]] = []
     for n, graph in enumerate(calls):
-        found = {}
+        sources = {}
         for name in graph.inputs:
             if graph.kind(name) == CACHE:
                 base, back = split_at(name)
                 filling = calls[n + back]
-                found[name] = (n + back, at(base, -back) if at(base, -back) in filling.outputs else base)
-        reads.append(found)
+                sources[name] = (n + back, at(base, -back) if at(base, -back) in filling.outputs else base)
+        reads.append(sources)
     ends: dict[tuple[int, str], int] = {}
-    for n, found in enumerate(reads):
-        ends.update(dict.fromkeys(found.values(), n))
+    for n, sources in enumerate(reads):
+        ends.update(dict.fromkeys(sources.values(), n))
     for n, graph in enumerate(calls):  # a call that shares its graph may write what nobody reads
         ends.update({(n, name): n for name in graph.outputs if (n, name) not in ends and name not in STATES})
     slots, sizes = assign({key: Life(key[0], end, size[split_at(key[1])[0]]) for key, end in ends.items()})

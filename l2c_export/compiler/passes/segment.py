@@ -34,13 +34,13 @@ class Linked:
 def cut(parts: Hoisted, calls: Mapping[Key, Graph], plan: Plan) -> Linked:
     """Cut every graph into segments and share the equal ones."""
     names = {key: f"step-{i:03d}" for i, key in enumerate(calls)}
-    whole = {n: live(g) for n, g in (("constants", parts.constants), ("prologue", parts.prologue)) if g.nodes}
-    whole |= {names[key]: live(graph) for key, graph in calls.items()}
+    uncut = {n: live(g) for n, g in (("constants", parts.constants), ("prologue", parts.prologue)) if g.nodes}
+    uncut |= {names[key]: live(graph) for key, graph in calls.items()}
     graphs, segments = {}, {}
-    for name, graph in whole.items():
-        graphs[name], found = group(graph)
-        segments.update(found)
-    return Linked(segments, graphs, whole, tuple(names[key] for key in plan.keys))
+    for name, graph in uncut.items():
+        graphs[name], own = group(graph)
+        segments.update(own)
+    return Linked(segments, graphs, uncut, tuple(names[key] for key in plan.keys))
 
 
 def group(graph: Graph) -> tuple[Graph, dict[str, Graph]]:
@@ -83,22 +83,22 @@ def _between_calls(node: Node, graph: Graph) -> bool:
 
 
 def _interface(nodes: list[Node], graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    made = [name for n in nodes for name in n.outputs]
-    inputs = dict.fromkeys(name for n in nodes for name in n.inputs if name not in made)
+    computed = [name for n in nodes for name in n.outputs]
+    inputs = dict.fromkeys(name for n in nodes for name in n.inputs if name not in computed)
     inside = {n.name for n in nodes}
     outside = {name for n in graph.nodes if n.name not in inside for name in n.inputs} | set(graph.outputs)
-    return tuple(inputs), tuple(name for name in made if name in outside)
+    return tuple(inputs), tuple(name for name in computed if name in outside)
 
 
 def _canonical(nodes: list[Node], inputs: tuple[str, ...], outputs: tuple[str, ...], values: Mapping[str, Value]) -> Graph:
-    made = [name for n in nodes for name in n.outputs]
+    computed = [name for n in nodes for name in n.outputs]
     names = {name: f"i{i}" for i, name in enumerate(inputs)}
-    names |= {name: f"v{i}" for i, name in enumerate(made)}
+    names |= {name: f"v{i}" for i, name in enumerate(computed)}
     names |= {name: f"o{i}" for i, name in enumerate(outputs)}
     body = tuple(
         Node(n.op, names[n.outputs[0]], tuple(names[i] for i in n.inputs), tuple(names[o] for o in n.outputs)) for n in nodes
     )
-    types = {names[n]: msgspec.structs.replace(values[n], kind="") for n in (*inputs, *made)}
+    types = {names[n]: msgspec.structs.replace(values[n], kind="") for n in (*inputs, *computed)}
     return Graph(body, types, tuple(names[o] for o in outputs))
 
 

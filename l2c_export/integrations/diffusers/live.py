@@ -47,8 +47,8 @@ def enable_l2c(pipe: Any, engines: str | Path, **options: Any) -> Any:
     live.check_transformer(pipe.transformer)
     live.check_scheduler(pipe.scheduler)
     # under the same name, so that the pipeline still saves itself as what it is
-    made = type(base.__name__, (base,), {"__call__": _call, "disable_l2c": _disable, "__module__": base.__module__})
-    object.__setattr__(pipe, "__class__", made)
+    compiled_kind = type(base.__name__, (base,), {"__call__": _call, "disable_l2c": _disable, "__module__": base.__module__})
+    object.__setattr__(pipe, "__class__", compiled_kind)
     object.__setattr__(pipe, ATTRIBUTE, live)
     return pipe
 
@@ -88,11 +88,11 @@ class Live:
     def check_transformer(self, transformer: Any) -> None:
         """Whether it still is what was compiled: pipelines let one exchange it, load a LoRA into it, train it."""
         plain = live_weights.unwrapped(transformer)
-        found = live_weights.mark(plain)
-        if found == self._mark or (self._mark and live_weights.is_let_go(plain)):  # compiled calls do without it
+        mark = live_weights.mark(plain)
+        if mark == self._mark or (self._mark and live_weights.is_let_go(plain)):  # compiled calls do without it
             return
         _check_transformer(plain, self.compiled.manifest, self.folder)
-        self._mark = found
+        self._mark = mark
 
     def check_scheduler(self, scheduler: Any) -> None:
         """Whether it still is the scheduler that was compiled: pipelines let one exchange it."""
@@ -154,8 +154,8 @@ def _device(pipe: Any) -> Any:
 def _compiled_scheduler(folder: Path, manifest: Manifest) -> Scheduler:
     scheduler = Schedule.from_json((folder / "schedule.json").read_bytes()).scheduler
     if not scheduler or manifest.guidance.mode == "first3":
-        found = f"--guidance {manifest.guidance.mode}" if scheduler else f"--sampler {manifest.sampler}"
-        raise UsageError(f"{folder} was compiled with {found}, which no DiTPipeline has: compile from its folder with --model")
+        option = f"--guidance {manifest.guidance.mode}" if scheduler else f"--sampler {manifest.sampler}"
+        raise UsageError(f"{folder} was compiled with {option}, which no DiTPipeline has: compile from its folder with --model")
     return scheduler
 
 
@@ -165,18 +165,18 @@ def _check_transformer(transformer: Any, manifest: Manifest, folder: Path) -> No
         raise UsageError(
             f"{folder} was compiled from a {manifest.model.family}, which no DiTPipeline has: compile it from its folder"
         )
-    own = bool(manifest.model.arch.get("block_embeddings", False))
-    shape = _shape(transformer, manifest, folder, own)
-    stored, theirs = live_weights.checkpoint(transformer, folder)
-    mine = renamed(stored, shape, own)
+    block_embeddings = bool(manifest.model.arch.get("block_embeddings", False))
+    shape = _shape(transformer, manifest, folder, block_embeddings)
+    stored, rounding = live_weights.checkpoint(transformer, folder)
+    weights = renamed(stored, shape, block_embeddings)
     view = program.mapped_weights(folder, manifest)
     for name in manifest.tensors:
         array = view(name)
-        ours = ROUNDING["bfloat16" if array.dtype == np.uint16 else str(array.dtype)]
+        own_rounding = ROUNDING["bfloat16" if array.dtype == np.uint16 else str(array.dtype)]
         if array.dtype == np.uint16:
             array = np.left_shift(array.astype(np.uint32), 16).view(np.float32)
-        given = mine.read(name)
-        if array.shape != given.shape or not np.allclose(array, given, rtol=max(ours, theirs), atol=1e-6):
+        other = weights.read(name)
+        if array.shape != other.shape or not np.allclose(array, other, rtol=max(own_rounding, rounding), atol=1e-6):
             raise UsageError(f"{NAME} has other weights than {folder} ({name}): run l2c link {folder} --weights ..")
 
 

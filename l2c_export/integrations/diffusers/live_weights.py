@@ -77,8 +77,8 @@ def is_let_go(transformer: Any) -> bool:
 
 def _check_layers(transformer: Any, folder: Path) -> None:
     for name, module in transformer.named_modules():
-        own = vars(module).get("forward")  # hooks and torch.compile put one there that calls the class's
-        if own and not any(hasattr(module, hook) for hook in HOOKS) and not hasattr(own, "_torchdynamo_orig_callable"):
+        forward = vars(module).get("forward")  # hooks and torch.compile put one there that calls the class's
+        if forward and not any(hasattr(module, hook) for hook in HOOKS) and not hasattr(forward, "_torchdynamo_orig_callable"):
             raise UsageError(
                 f"{NAME} has a forward of its own ({name or 'the whole'}), which compiled calls would not use: call enable_l2c "
                 "before it is changed, or without that"
@@ -100,12 +100,12 @@ def _check_layers(transformer: Any, folder: Path) -> None:
 
 def _state(transformer: Any) -> dict[str, Any]:
     """The tensors by name, those that are offloaded from where they are kept meanwhile."""
-    found = dict(transformer.state_dict())
+    tensors = dict(transformer.state_dict())
     modules = dict(transformer.named_modules())
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if is_tensor(tensor) and tensor.device.type == "meta":
-            found[name] = _kept(modules, name)
-    return found
+            tensors[name] = _kept(modules, name)
+    return tensors
 
 
 def _kept(modules: dict[str, Any], name: str) -> Any:
@@ -113,11 +113,11 @@ def _kept(modules: dict[str, Any], name: str) -> Any:
     parts = name.split(".")
     for cut in range(len(parts) - 1, -1, -1):
         hook = getattr(modules[".".join(parts[:cut])], "_hf_hook", None)
-        for each in getattr(hook, "hooks", (hook,)):
-            kept = getattr(each, "weights_map", None)
+        for part in getattr(hook, "hooks", (hook,)):
+            offloaded = getattr(part, "weights_map", None)
             inside = ".".join(parts[cut:])
-            if kept is not None and inside in kept:
-                return kept[inside]
+            if offloaded is not None and inside in offloaded:
+                return offloaded[inside]
     raise UsageError(f"{NAME} has no weights ({name} is on the meta device): load the pipeline with them before enable_l2c")
 
 
@@ -134,11 +134,11 @@ def _split(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _rounding(name: str, tensor: Any, folder: Path) -> float:
     kind = str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
-    plain = is_tensor(tensor) and type(tensor).__module__ in ("torch", "torch.nn.parameter")
-    if not plain or kind not in ROUNDING:
-        stored = kind if plain or not is_tensor(tensor) else type(tensor).__name__
+    is_plain = is_tensor(tensor) and type(tensor).__module__ in ("torch", "torch.nn.parameter")
+    if not is_plain or kind not in ROUNDING:
+        words = kind if is_plain or not is_tensor(tensor) else type(tensor).__name__
         raise UsageError(
-            f"{NAME} keeps {name} as {stored}, which is too coarse to be told from other weights: call enable_l2c before "
+            f"{NAME} keeps {name} as {words}, which is too coarse to be told from other weights: call enable_l2c before "
             f"quantising or layerwise casting, with the weights of {folder}"
         )
     return ROUNDING[kind]

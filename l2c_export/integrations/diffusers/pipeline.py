@@ -40,11 +40,11 @@ class L2CPipeline:
 
         `device_map` is where to load it; `torch_dtype` must be what was compiled; options about downloads are ignored.
         """
-        place = request.folder(folder).absolute()
-        known = script_options.for_load(options)
+        path = request.folder(folder).absolute()
+        load_options = script_options.for_load(options)
         for name in ("torch_dtype", "dtype"):
-            script_options.check_type(options.get(name), store.read(place, verify=False).precision)
-        return cls(pipeline.load(place, **known), place)
+            script_options.check_type(options.get(name), store.read(path, verify=False).precision)
+        return cls(pipeline.load(path, **load_options), path)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Copy the artefact.  Raises ArtefactError if `folder` holds anything else, or if the artefact was replaced."""
@@ -82,13 +82,13 @@ class L2CPipeline:
         name = script_options.TYPES[self.manifest.precision]
         return getattr(loaded(), name) if loaded() else name
 
-    def to(self, *where: Any, **named: Any) -> L2CPipeline:
+    def to(self, *targets: Any, **options: Any) -> L2CPipeline:
         """Itself, where the device and the type asked for are its own.  Raises UsageError for others."""
-        for each in (*where, *(named.get(name) for name in ("device", "dtype", "torch_dtype"))):
-            if script_options.is_type(each):
-                script_options.check_type(each, self.manifest.precision)
-            elif each is not None and not isinstance(each, bool):
-                script_options.check_device(each, self.pipe.device)
+        for target in (*targets, *(options.get(name) for name in ("device", "dtype", "torch_dtype"))):
+            if script_options.is_type(target):
+                script_options.check_type(target, self.manifest.precision)
+            elif target is not None and not isinstance(target, bool):
+                script_options.check_device(target, self.pipe.device)
         return self
 
     def without_effect(self, *_: Any, **__: Any) -> None:
@@ -134,8 +134,8 @@ class L2CPipeline:
         if latents is None:
             latents = noise((len(labels), *self.manifest.model.latent), generator, self.pipe)
         callback = callback_on_step_end and self._own(callback_on_step_end)
-        done = self.pipe(labels, scale, latents=latents, output_type=kind, callback_on_step_end=callback)
-        images = done.latents if kind in ("latent", "device") else done.images
+        output = self.pipe(labels, scale, latents=latents, output_type=kind, callback_on_step_end=callback)
+        images = output.latents if kind in ("latent", "device") else output.images
         if output_type == "pt":
             images = loaded().from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         return ImageOutput(images) if return_dict else (images,)
@@ -149,12 +149,12 @@ def guidance(scale: Any) -> float:
     return max(request.number(scale), 1.0)
 
 
-def check_steps(given: Any, manifest: Manifest) -> None:
-    steps = scalar(given)
+def check_steps(value: Any, manifest: Manifest) -> None:
+    steps = scalar(value)
     if steps is not None and not (request.whole(steps) and steps == manifest.steps):
         raise UsageError(
-            f"num_inference_steps {given}: this artefact was compiled for {manifest.steps}: use that, "
-            f"or compile another one with l2c-export --steps {given}"
+            f"num_inference_steps {value}: this artefact was compiled for {manifest.steps}: use that, "
+            f"or compile another one with l2c-export --steps {value}"
         )
 
 

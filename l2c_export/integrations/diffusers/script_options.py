@@ -31,13 +31,13 @@ class NotThere(UsageError, AttributeError):
     """A part of a DiTPipeline that an artefact does not have as an object."""
 
     def __init__(self, name: str, kind: str) -> None:
-        known = f": it is part of the compiled artefact: {COMPILED[name]}" if name in COMPILED else ""
-        super().__init__(f"{kind!r} object has no attribute {name!r}{known}")
+        hint = f": it is part of the compiled artefact: {COMPILED[name]}" if name in COMPILED else ""
+        super().__init__(f"{kind!r} object has no attribute {name!r}{hint}")
 
 
 def for_load(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `l2c_export.load` among those of a `from_pretrained`.  Raises UsageError for what has no meaning here."""
-    found = {name: value for name, value in options.items() if name in OWN}
+    load_options = {name: value for name, value in options.items() if name in OWN}
     for name in options.keys() - OWN - DOWNLOADS - {"torch_dtype", "dtype", "device_map"}:
         if name in COMPILED:
             raise UsageError(f"from_pretrained({name}=..): it is part of the compiled artefact: {COMPILED[name]}")
@@ -47,8 +47,8 @@ def for_load(options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(place, Mapping):
         raise UsageError("device_map: an artefact is on one device: give its name")
     if place not in ANYWHERE:
-        found.setdefault("device", device(place))
-    return found
+        load_options.setdefault("device", device(place))
+    return load_options
 
 
 def is_type(value: Any) -> bool:
@@ -56,30 +56,30 @@ def is_type(value: Any) -> bool:
     return type(value).__name__ == "dtype" or str(value).removeprefix("torch.") in TYPES.values()
 
 
-def check_type(asked: Any, precision: str) -> None:
+def check_type(dtype: Any, precision: str) -> None:
     """Raise UsageError for a torch_dtype, or a mapping of them, that is not what was compiled."""
-    for each in asked.values() if isinstance(asked, Mapping) else (asked,):
-        name = str(each).removeprefix("torch.")
-        if each is None or name in ("auto", TYPES[precision]):
+    for entry in dtype.values() if isinstance(dtype, Mapping) else (dtype,):
+        name = str(entry).removeprefix("torch.")
+        if entry is None or name in ("auto", TYPES[precision]):
             continue
         other = next((p for p, known in TYPES.items() if known == name), None)
         remedy = f"leave it out, or compile another one with l2c-export --precision {other}" if other else "leave it out"
-        raise UsageError(f"type {each}: this artefact was compiled with --precision {precision}: {remedy}")
+        raise UsageError(f"type {entry}: this artefact was compiled with --precision {precision}: {remedy}")
 
 
-def check_device(asked: Any, own: str) -> None:
+def check_device(target: Any, own: str) -> None:
     """Raise UsageError for a device that the pipeline is not on."""
-    name = device(asked)
+    name = device(target)
     kind, _, number = name.partition(":")
     if kind != own.partition(":")[0] or (number and kind != "cpu" and name != own):
         raise UsageError(f"to({name!r}): this pipeline is on {own}: load it there with from_pretrained(.., device={name!r})")
 
 
-def device(asked: Any) -> str:
+def device(value: Any) -> str:
     """A device's name, as text or as PyTorch has it."""
-    if isinstance(asked, bool) or not (isinstance(asked, (str, int)) or type(asked).__name__ == "device"):
-        raise UsageError(f"device {asked!r}: use the name of one, such as cpu or cuda")
-    return f"cuda:{asked}" if isinstance(asked, int) else str(asked)
+    if isinstance(value, bool) or not (isinstance(value, (str, int)) or type(value).__name__ == "device"):
+        raise UsageError(f"device {value!r}: use the name of one, such as cpu or cuda")
+    return f"cuda:{value}" if isinstance(value, int) else str(value)
 
 
 def check_saving(options: Mapping[str, Any]) -> None:

@@ -58,16 +58,16 @@ def _cached(hub: Any, repository: str) -> Path | None:
 
 def _check(index: Path) -> None:
     """Refuse another model by its index, and by the transformer's configuration as soon as that is there."""
-    found = model_index.read(index)
-    model_index.check_is_dit(found)
-    described = index.parent / CONFIGS[0]
-    if described.is_file():
-        tensor_names.read_config(described, found.part("transformer"), found.pipeline)
+    parts = model_index.read(index)
+    model_index.check_is_dit(parts)
+    configuration = index.parent / CONFIGS[0]
+    if configuration.is_file():
+        tensor_names.read_config(configuration, parts.part("transformer"), parts.pipeline)
 
 
-def _is_whole(found: Path, parts: tuple[str, ...]) -> bool:
+def _is_whole(folder: Path, parts: tuple[str, ...]) -> bool:
     """Whether nothing is left to download."""
-    return all((found / name).is_file() for name in CONFIGS) and all(_has_weights(found / part) for part in parts)
+    return all((folder / name).is_file() for name in CONFIGS) and all(_has_weights(folder / part) for part in parts)
 
 
 def _has_weights(part: Path) -> bool:
@@ -79,21 +79,21 @@ def _has_weights(part: Path) -> bool:
 
 def _downloaded(hub: Any, repository: str, parts: tuple[str, ...]) -> Path:
     """Its configurations, and of every part one file of weights, or the index of several and then those."""
-    there = hub.list_repo_files(repository)
-    weights = {part: _weights(repository, part, there) for part in parts}
-    wanted = [INDEX, *CONFIGS, *(f"{part}/{name}" for part, file in weights.items() for name in (CONFIG, file.name))]
-    found = Path(hub.snapshot_download(repository, allow_patterns=wanted))
-    shards = [f"{part}/{n}" for part, file in weights.items() if file.is_index for n in finder.named(found / part / file.name)]
+    names = hub.list_repo_files(repository)
+    weights = {part: _weights(repository, part, names) for part in parts}
+    patterns = [INDEX, *CONFIGS, *(f"{part}/{name}" for part, file in weights.items() for name in (CONFIG, file.name))]
+    folder = Path(hub.snapshot_download(repository, allow_patterns=patterns))
+    shards = [f"{part}/{n}" for part, file in weights.items() if file.is_index for n in finder.named(folder / part / file.name)]
     if shards:
         hub.snapshot_download(repository, allow_patterns=shards)
-    return found
+    return folder
 
 
-def _weights(repository: str, part: str, there: Iterable[str]) -> finder.WeightFile:
-    chosen = finder.choose(name.removeprefix(f"{part}/") for name in there if name.startswith(f"{part}/"))
-    if chosen is None:
+def _weights(repository: str, part: str, names: Iterable[str]) -> finder.WeightFile:
+    file = finder.choose(name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/"))
+    if file is None:
         raise WeightsError(f"{repository!r} holds no weights in {part}/ that diffusers would load: give another one")
-    return chosen
+    return file
 
 
 def _reach(hub: Any, repository: str) -> None:

@@ -29,16 +29,16 @@ KNOWN = f"l2c-export knows DiT and U-ViT; give a {PIPELINE} or its {TRANSFORMER}
 def config(path: Path) -> Mapping[str, Any]:
     """A configuration file; diffusers writes infinity into some, which strict readers of JSON refuse.  Raises ModelError."""
     try:
-        found = json.loads(json_text(path, "download or save it again"))
+        content = json.loads(json_text(path, "download or save it again"))
     except NotJson as error:
         raise ModelError(f"{path} is no configuration: {error}") from None
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}: the folder is not complete: download or save it again") from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is damaged: {error}: download or save it again") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ModelError(f"{path} is damaged: it holds no configuration: download or save it again")
-    return found
+    return content
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class PipelineIndex:
 
 def read(path: Path) -> PipelineIndex:
     """The index of a pipeline folder.  Raises ModelError if it is damaged."""
-    found = config(path)
-    name = found.get("_class_name")
+    content = config(path)
+    name = content.get("_class_name")
     custom = isinstance(name, list)
     names = [n for n in (name if isinstance(name, list) else [name]) if isinstance(n, str)]
-    pairs = {k: v for k, v in found.items() if isinstance(v, list) and len(v) == 2 and not k.startswith("_")}
+    pairs = {k: v for k, v in content.items() if isinstance(v, list) and len(v) == 2 and not k.startswith("_")}
     parts = {k: (v[0], v[1]) for k, v in pairs.items() if isinstance(v[0], str) and isinstance(v[1], str)}
-    return PipelineIndex(path, names[-1] if names else None, custom, parts, _labels(found, path))
+    return PipelineIndex(path, names[-1] if names else None, custom, parts, _labels(content, path))
 
 
 def check_is_dit(index: PipelineIndex) -> None:
@@ -90,10 +90,10 @@ def _a(kind: str) -> str:
     return kind if kind.startswith("no ") else f"a {kind}"
 
 
-def _labels(index: Mapping[str, Any], where: Path) -> dict[str, int]:
+def _labels(index: Mapping[str, Any], path: Path) -> dict[str, int]:
     """Class names and their numbers; several names of a class are parted by commas."""
     try:
-        kept = msgspec.convert(index.get("id2label") or {}, dict[int, str], strict=False)
+        names_of = msgspec.convert(index.get("id2label") or {}, dict[int, str], strict=False)
     except msgspec.ValidationError as error:
-        raise ModelError(f"{where}: id2label is damaged: {error}: download or save it again") from None
-    return {name.strip(): number for number, names in kept.items() for name in names.split(",")}
+        raise ModelError(f"{path}: id2label is damaged: {error}: download or save it again") from None
+    return {name.strip(): number for number, names in names_of.items() for name in names.split(",")}

@@ -82,14 +82,14 @@ def describing(path: Path) -> Path | None:
     if path.is_dir():
         return path if (path / INDEX).is_file() or (path / CONFIG).is_file() else None
     beside = path.parent / CONFIG
-    known = finder.parsed(path.name) and beside.is_file() and config(beside).get("_class_name") in TRANSFORMERS
-    return path.parent if known else None
+    is_transformer = finder.parsed(path.name) and beside.is_file() and config(beside).get("_class_name") in TRANSFORMERS
+    return path.parent if is_transformer else None
 
 
 def checkpoint(path: Path) -> Checkpoint:
     """What `--weights` means: a checkpoint, a pipeline or transformer folder, or a folder that holds weights alone."""
-    described = path.is_dir() and describing(path)
-    return read(path).checkpoint if described else open_checkpoint(finder.path(path))
+    folder = path.is_dir() and describing(path)
+    return read(path).checkpoint if folder else open_checkpoint(finder.path(path))
 
 
 def checkpoint_for(path: Path, family: str, arch: Mapping[str, Any]) -> Checkpoint:
@@ -105,11 +105,11 @@ def check_weights(path: Path, family: str, arch: Mapping[str, Any]) -> Folder | 
 
     Returns the folder that they lie in, if it says of which model they are.  Raises WeightsError.
     """
-    described = describing(path)
-    found = read(described) if described else None
-    if found:
-        _check_same_model(found, family, arch)
-    return found
+    place = describing(path)
+    folder = read(place) if place else None
+    if folder:
+        _check_same_model(folder, family, arch)
+    return folder
 
 
 def read(path: Path) -> Folder:
@@ -150,14 +150,14 @@ def _folder(
 ) -> Folder:
     stored = open_checkpoint(finder.path(transformer))
     check_blocks(stored, shape)
-    own = not same_embedders(stored, shape)
-    arch, named = shape.arch(own), renamed(stored, shape, own)
+    block_embeddings = not same_embedders(stored, shape)
+    arch, checkpoint = shape.arch(block_embeddings), renamed(stored, shape, block_embeddings)
     return Folder(
         path,
         Path(model_index.called(path.resolve())).name,
         arch,
         stored,
-        named,
+        checkpoint,
         scheduler,
         index.labels if index else {},
         index,

@@ -98,20 +98,20 @@ class TransformerConfig(msgspec.Struct, frozen=True):
 
 def read_config(path: Path, kind: str = TRANSFORMER, pipeline: str | None = None) -> TransformerConfig:
     """A transformer's configuration, read as diffusers reads it for the class `kind`.  Raises ModelError if it is no DiT."""
-    found = config(path)
+    options = config(path)
     if (
-        kind != TRANSFORMER and found.get("norm_type") != NEEDED["norm_type"]
+        kind != TRANSFORMER and options.get("norm_type") != NEEDED["norm_type"]
     ):  # diffusers tells by it what the older class means
-        found = {"norm_type": "layer_norm", **found}
-    of = f" (of a {pipeline})" if pipeline not in (None, PIPELINE) else ""
-    return shape_of(found, f"{path}{of}")
+        options = {"norm_type": "layer_norm", **options}
+    pipeline_words = f" (of a {pipeline})" if pipeline not in (None, PIPELINE) else ""
+    return shape_of(options, f"{path}{pipeline_words}")
 
 
 def shape_of(options: Mapping[str, Any], where: str) -> TransformerConfig:
     """What a transformer's options say.  Raises ModelError if it is no DiT."""
-    for option, needed in NEEDED.items():
-        if options.get(option, needed) != needed:
-            raise ModelError(f"{where}: {option} = {options[option]!r} is not supported: a DiT has {needed!r}")
+    for option, value in NEEDED.items():
+        if options.get(option, value) != value:
+            raise ModelError(f"{where}: {option} = {options[option]!r} is not supported: a DiT has {value!r}")
     try:
         shape = msgspec.convert(
             {k: v for k, v in options.items() if k in TransformerConfig.__struct_fields__}, TransformerConfig
@@ -123,29 +123,29 @@ def shape_of(options: Mapping[str, Any], where: str) -> TransformerConfig:
     return shape
 
 
-def for_model(found: Checkpoint, family: str, arch: Mapping[str, Any]) -> Checkpoint:
+def for_model(stored: Checkpoint, family: str, arch: Mapping[str, Any]) -> Checkpoint:
     """The same under the names of a model that was read from a folder, if it has those of diffusers: a fine-tuned transformer.
 
     Raises WeightsError where it is of another model.
     """
-    theirs = any(name.startswith("transformer_blocks.") for name in found.shapes)
-    if family != "dit" or not theirs or not arch.get("frequency_shift"):
-        return found
+    of_diffusers = any(name.startswith("transformer_blocks.") for name in stored.shapes)
+    if family != "dit" or not of_diffusers or not arch.get("frequency_shift"):
+        return stored
     shape = TransformerConfig.of(arch)
-    check_blocks(found, shape)
-    if not arch["block_embeddings"] and not same_embedders(found, shape):
+    check_blocks(stored, shape)
+    if not arch["block_embeddings"] and not same_embedders(stored, shape):
         raise WeightsError(
-            f"{found.path}: its blocks differ in how they embed the timestep: compile it from its pipeline folder"
+            f"{stored.path}: its blocks differ in how they embed the timestep: compile it from its pipeline folder"
         )
-    return renamed(found, shape, bool(arch["block_embeddings"]))
+    return renamed(stored, shape, bool(arch["block_embeddings"]))
 
 
 def check_blocks(stored: Checkpoint, shape: TransformerConfig) -> None:
     """Refuse a depth that the weights do not have, before anything of that length is made."""
-    found = {name.split(".")[1] for name in stored.shapes if name.startswith("transformer_blocks.")}
-    if len(found) != shape.num_layers:
+    blocks = {name.split(".")[1] for name in stored.shapes if name.startswith("transformer_blocks.")}
+    if len(blocks) != shape.num_layers:
         raise WeightsError(
-            f"{stored.path} does not fit its model: it has {len(found)} blocks, not {shape.num_layers} (num_layers)"
+            f"{stored.path} does not fit its model: it has {len(blocks)} blocks, not {shape.num_layers} (num_layers)"
         )
 
 
@@ -171,15 +171,17 @@ def renamed(stored: Checkpoint, shape: TransformerConfig, block_embeddings: bool
                 heads = ("q", "k", "v") if theirs.endswith("_") else ("",)
                 names = [f"transformer_blocks.{i}.{theirs}{head}.{part}" for head in heads]
                 sources.setdefault(f"{at}{ours}.{part}", names)
-    used = {name for names in sources.values() for name in names}
+    names_used = {name for names in sources.values() for name in names}
     shared = re.compile(r"transformer_blocks\.\d+\.norm1\.emb\.") if not block_embeddings else None
-    left = [
-        n for n in sorted(stored.shapes) if n not in used and n != "pos_embed.pos_embed" and not (shared and shared.match(n))
+    surplus = [
+        n
+        for n in sorted(stored.shapes)
+        if n not in names_used and n != "pos_embed.pos_embed" and not (shared and shared.match(n))
     ]
-    missing = [n for n in sorted(used) if n not in stored.shapes]
-    if left or missing:
-        what = f"{missing[0]} is missing" if missing else f"{left[0]} is not part of a DiT"
-        raise WeightsError(f"{stored.path} does not fit its model: {what}")
+    missing = [n for n in sorted(names_used) if n not in stored.shapes]
+    if surplus or missing:
+        problem = f"{missing[0]} is missing" if missing else f"{surplus[0]} is not part of a DiT"
+        raise WeightsError(f"{stored.path} does not fit its model: {problem}")
     position = position_embedding(shape)
 
     def read(name: str) -> np.ndarray:
