@@ -20,8 +20,8 @@ class Finding:
     note: str
 
 
-def examine() -> list[Finding]:
-    """Try to open every backend."""
+def doctor() -> tuple[Finding, ...]:
+    """What works on this machine, by trying: every backend is opened."""
     findings = []
     for backend, device in PLACES:
         name = f"{backend} {device}" if device else backend
@@ -32,7 +32,7 @@ def examine() -> list[Finding]:
             findings.append(Finding(name, False, version_of(backend), f"{error}{builds}"))
         else:
             findings.append(Finding(name, True, version_of(backend), found.describe()))
-    return findings
+    return tuple(findings)
 
 
 def version_of(backend: str) -> str | None:
