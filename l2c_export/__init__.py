@@ -29,15 +29,12 @@ from .version import __version__
 if TYPE_CHECKING:
     from .backends.doctor import doctor
     from .benchmarks.bench import bench
-    from .compiler.build import build
-    from .compiler.compile import compile
-    from .compiler.link import link
+    from .compiler.artefact import Artefact, build, compile, link
     from .inspection.dry_run import dry_run
     from .inspection.profile import profile
     from .inspection.view import inspect
     from .integrations.diffusers.live import enable_l2c
     from .integrations.diffusers.pipeline import L2CPipeline
-    from .runtime.artefact import Artefact
     from .runtime.images import Output
     from .runtime.pipeline import Pipeline, load
     from .schedules.schedule import Schedule
@@ -75,29 +72,23 @@ __all__ = [
 ]
 
 HOMES = {
-    "Artefact": "runtime.artefact",
+    "Artefact": "compiler.artefact",
     "L2CPipeline": "integrations.diffusers.pipeline",
     "Output": "runtime.images",
     "Pipeline": "runtime.pipeline",
     "Schedule": "schedules.schedule",
     "bench": "benchmarks.bench",
-    "build": "compiler.build",
-    "compile": "compiler.compile",
+    "build": "compiler.artefact",
+    "compile": "compiler.artefact",
     "doctor": "backends.doctor",
     "dry_run": "inspection.dry_run",
     "enable_l2c": "integrations.diffusers.live",
     "inspect": "inspection.view",
-    "link": "compiler.link",
+    "link": "compiler.artefact",
     "load": "runtime.pipeline",
     "profile": "inspection.profile",
     "train": "training.train",
     "verify": "verification.compare",
-}
-EXTRAS = {  # what the home of a name imports that is not installed with the package: packages, and the extra that has them
-    "compile": (("torch", "onnx"), "export"),
-    "dry_run": (("torch", "onnx"), "export"),
-    "train": (("torch", "accelerate", "matplotlib"), "train"),
-    "verify": (("torch",), "export"),
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -109,12 +100,6 @@ def __getattr__(name: str) -> Any:
 
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in EXTRAS:
-        from .support.extras import needs
-
-        packages, extra = EXTRAS[name]
-        for package in packages:
-            needs(package, extra)
     return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
 
 

@@ -6,21 +6,22 @@ import dataclasses
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..backends.choose import open_backend
 from ..backends.contract import Request
-from ..compiler import emit
-from ..compiler.compile import Lowered, lower
-from ..compiler.onnx.export import export_bodies
 from ..compiler.request import Options, options_of
-from ..compiler.source import Source, resolve
 from ..schedules.schedule import Schedule
+from ..support.extras import needs
 from ..support.files import Report
 from ..support.log import logged
 from ..weights.layout import Layout
 from .calibrate import segment_times
 from .predict import Prediction, predict
+
+if TYPE_CHECKING:
+    from ..compiler.compile import Lowered
+    from ..compiler.source import Source
 
 
 class Predictions(NamedTuple):
@@ -43,10 +44,15 @@ def dry_run(
     Nothing is written but the cache of exported segments.  `device` is "cpu", "h100", "rtx4090" or "orin"; `calibrate` exports
     the segments to a temporary folder and times them on this machine instead.  Raises what `compile` does.
     """
+    for package in ("torch", "onnx"):
+        needs(package, "export")
     return predict_both(options_of(schedule, **options), device, calibrate, report)
 
 
 def predict_both(options: Options, device: str, calibrated: bool, report: Report = id) -> Predictions:
+    from ..compiler.compile import lower
+    from ..compiler.source import resolve
+
     source = resolve(options)
     for line in source.describe():
         report(line)
@@ -60,6 +66,9 @@ def predict_both(options: Options, device: str, calibrated: bool, report: Report
 
 
 def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, float]:
+    from ..compiler import emit
+    from ..compiler.onnx.export import export_bodies
+
     bodies = export_bodies(source.family, lowered.whole)
     backend = open_backend(options.backend, Request(precision=options.precision)).backend
     with tempfile.TemporaryDirectory() as folder:

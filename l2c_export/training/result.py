@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
@@ -14,7 +15,9 @@ from . import plot
 from .state import replace
 from .tradeoff import Tradeoff, candidates, measure, threshold_for
 from .trainer import EVALUATE
-from .training import Training
+
+if TYPE_CHECKING:
+    from .training import Training
 
 TOLERATED = 0.02  # that more may be removed than was asked for
 

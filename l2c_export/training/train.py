@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..support.extras import needs
 from ..support.files import Report
 from ..support.log import logged
 from ..support.progress import Progress, unseen
-from .options import TrainingOptions
-from .result import Summary, finish
-from .training import Training
+
+if TYPE_CHECKING:
+    from .result import Summary
 
 
 def train(
@@ -49,6 +51,12 @@ def train(
     `report` is told in lines what is understood and done, by default the log; `progress` of the iterations.
     Raises L2CError: UsageError for a value or data that do not fit, ArtefactError for a folder that is not ours to write.
     """
+    for package in ("torch", "accelerate", "matplotlib"):
+        needs(package, "train")
+    from .options import TrainingOptions
+    from .result import finish
+    from .training import Training
+
     options = TrainingOptions(
         steps=steps, data=os.fspath(data), out=Path(out), model=None if model is None else os.fspath(model),
         weights=None if weights is None else os.fspath(weights), lambda_=lambda_, threshold=threshold,

@@ -11,18 +11,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
-from ..models import families
-from ..models.evidence import architecture
-from ..pytorch.reference import Reference, of_case
 from ..runtime import pipeline, request
 from ..runtime.request import Labels
+from ..support.extras import needs
 from .error import TOLERANCE, Error, Tolerance
 from .locate import Suspect, locate
+
+if TYPE_CHECKING:
+    from ..pytorch.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def verify(
     2e-2 (fp16) or 5e-2 (bf16).  `backend`, `device` and `threads` are those of `load`.
     Raises UsageError for a request that it cannot meet, and what `load` raises; what is wrong is said by the verdict.
     """
+    needs("torch", "export")
     check_tolerances(atol=atol, rtol=rtol)
     pipe = path if isinstance(path, pipeline.Pipeline) else pipeline.load(path, backend, device, threads)
     reference = _reference(pipe, class_labels, guidance_scale, seed, path_of(weights), path_of(golden))
@@ -91,6 +94,8 @@ def check_tolerances(**given: float | None) -> None:
 def _reference(pipe: pipeline.Pipeline, class_labels: Labels | None, guidance_scale: float | None, seed: int,
                weights: Path | None, golden: Path | None) -> Reference:  # fmt: skip
     """The PyTorch side of a request."""
+    from ..pytorch.reference import Reference, of_case
+
     manifest = pipe.manifest
     if golden:
         return of_case(golden, pipe.path, manifest, weights)
@@ -145,6 +150,9 @@ def basis(manifest: Manifest) -> list[str]:
     """Lines: what was assumed of the architecture, if anything was; the reference has the same, so no comparison shows it."""
     if not manifest.model.assumed:
         return []
+    from ..models import families
+    from ..models.evidence import architecture
+
     lines = architecture(families.build(manifest.model.family, manifest.model.arch), manifest.model.assumed)
     return [*lines, "the reference assumes the same: if that is wrong, so are both"]
 

@@ -6,16 +6,19 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..artefact.manifest import Manifest
 from ..ir.names import split_at
-from ..pytorch.reference import Reference
 from ..runtime import pipeline
 from ..runtime.loop import Loop
 from ..runtime.program import Bound, load_program
 from .error import Error, Tolerance
+
+if TYPE_CHECKING:
+    from ..pytorch.reference import Reference
 
 
 @dataclass(frozen=True)
