@@ -28,7 +28,7 @@ def doctor() -> tuple[Finding, ...]:
         try:
             found = open_backend(backend, Request(device=device)).backend
         except L2CError as error:
-            builds = "; l2c build works here all the same" if backend == "tensorrt-rtx" and version(backend) else ""
+            builds = "; l2c_export.build works here all the same" if backend == "tensorrt-rtx" and version(backend) else ""
             findings.append(Finding(name, False, version_of(backend), f"{error}{builds}"))
         else:
             findings.append(Finding(name, True, version_of(backend), found.describe()))

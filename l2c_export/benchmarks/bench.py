@@ -80,9 +80,9 @@ def contest(
     if request.guidance_scale is None:  # one for all: a twin that is compiled again has its family's
         request = msgspec.structs.replace(request, guidance_scale=manifest.guidance.scale)
     if not 1 <= request.images <= manifest.batch:
-        raise UsageError(f"--images {request.images}: this artefact was compiled for 1 to {manifest.batch} (--batch)")
+        raise UsageError(f"images={request.images}: this artefact was compiled for 1 to {manifest.batch} (batch=..)")
     if rounds is not None and rounds < 1:
-        raise UsageError(f"--rounds {rounds}: must be at least 1")
+        raise UsageError(f"rounds={rounds}: must be at least 1")
     here = machine.examine()
     wanted = list(dict.fromkeys((OURS, *names, *(["uncached", *twins_of(manifest)] if passes else []))))
     left_out: list[LeftOut] = []
@@ -136,7 +136,7 @@ def expected(started: Sequence[Started], rounds: int) -> float:
 
 def announced(started: Sequence[Started], rounds: int) -> str:
     what = f"{counted(rounds, 'round')} of {counted(len(started), 'contender')}"
-    return f"measuring {what}: about {duration(expected(started, rounds))}; --rounds N for more or fewer"
+    return f"measuring {what}: about {duration(expected(started, rounds))}; rounds=N for more or fewer"
 
 
 def start(

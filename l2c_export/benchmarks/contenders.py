@@ -34,7 +34,7 @@ class BenchRequest(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name, value, least in (("images", self.images, 1), ("threads", self.threads, 1), ("seed", self.seed, 0)):
             if value < least:
-                raise UsageError(f"--{name} {value}: must be at least {least}")
+                raise UsageError(f"{name}={value}: must be at least {least}")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +89,7 @@ def chosen(names: str | Sequence[str] | None) -> list[str]:
     found = [name.strip() for name in listed if name.strip()]
     for name in found:
         if name not in (*KNOWN, *TWINS):
-            raise UsageError(f"--against {name}: known are {', '.join((*KNOWN, *(t for t in TWINS if t not in KNOWN)))}")
+            raise UsageError(f"against={name!r}: known are {', '.join((*KNOWN, *(t for t in TWINS if t not in KNOWN)))}")
     return list(dict.fromkeys(found))
 
 

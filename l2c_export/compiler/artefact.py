@@ -134,7 +134,7 @@ def compile(
 def check_built(backend: str) -> None:
     """Refuse, before long work for it, a backend that builds nothing or whose library is missing.  Raises L2CError."""
     if backend not in BUILT:
-        raise UsageError(f"--backend {backend}: nothing to build; use one of {', '.join(BUILT)}")
+        raise UsageError(f"backend={backend!r}: nothing to build; use one of {', '.join(BUILT)}")
     library(backend)
 
 

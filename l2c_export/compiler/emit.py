@@ -41,7 +41,7 @@ def bind_weights(folder: Path, source: Source, layout: Layout, report: Report, p
         report(f"RANDOM weights, seed {source.seed}: good for latency, the images mean nothing")
         write(path, layout, random.random(shapes, source.seed), progress(len(shapes)))
     else:
-        report("no weights yet: bind them with l2c link ENGINES --weights PATH")
+        report("no weights yet: bind them with l2c_export.link('ENGINES', weights='PATH')")
 
 
 def write_decoder(folder: Path, source: Source, described: Manifest, report: Report) -> None:

@@ -109,4 +109,6 @@ def _write_decoder(stage: Path, source: Path, decoder: DecoderRecord, manifest: 
 
 def _tell_of_stale(stale: Mapping[str, Build], folder: Path, report: Report) -> None:
     for build in stale.values():
-        report(f"its engines for {build.backend} held the old weights: run l2c build {folder} --backend {build.backend} again")
+        report(
+            f"its engines for {build.backend} held the old weights: run l2c_export.build({str(folder)!r}, backend={build.backend!r}) again"
+        )

@@ -70,7 +70,7 @@ def resolve(options: Options) -> Source:
     kind, columns = (None, None) if isinstance(learned, str) else (learned.family, learned.columns)
     asked = ModelRequest("dit") if folder else lookup.ask(options.model, kind, columns, checkpoint)
     if kind not in (None, asked.kind):
-        raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {asked.kind}: check --model")
+        raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {asked.kind}: check model=..")
     if folder:
         family, name, assumed = lookup.Resolved(families.build("dit", folder.arch), folder.name)
         if checkpoint:
@@ -85,11 +85,11 @@ def resolve(options: Options) -> Source:
     scheduler = _scheduler(options.sampler, folder)
     schedule = _schedule(options, family, learned, scheduler)
     if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
-        raise UsageError(f"--sampler {options.sampler}: {options.schedule} was made for {schedule.sampler}")
+        raise UsageError(f"sampler={options.sampler!r}: {options.schedule} was made for {schedule.sampler}")
     usual = "all" if folder else family.default_guidance[0]
     guidance = options.guidance or (usual if family.null_label is not None else "none")
     if guidance != "none" and family.null_label is None:
-        raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
+        raise UsageError(f"guidance={guidance!r}: the model was trained without a null class: use guidance='none'")
     schedule = schedule if options.cache else schedule.uncached()
     scale = 1.0 if guidance == "none" else family.default_guidance[1]
     vae, own = _vae(options, folder), options.vae is None
@@ -101,7 +101,7 @@ def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
     for name in names:
         if name not in family.sublayers:
             raise UsageError(
-                f"--fp32 {name}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
+                f"fp32={name!r}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
             )
 
 
@@ -112,7 +112,7 @@ def with_demo_files(options: Options) -> Options:
     if isinstance(asked, Schedule):
         return replace(options, model=str(demo.CONFIG), weights=weights_file)
     if asked.startswith(f"{demo.NAME}:") and asked not in demo.SCHEDULES:
-        raise ScheduleError(f"--schedule {asked}: the demo model has {' and '.join(demo.SCHEDULES)}; use one of them")
+        raise ScheduleError(f"schedule={asked!r}: the demo model has {' and '.join(demo.SCHEDULES)}; use one of them")
     schedule = str(demo.SCHEDULES.get(asked, asked))
     return replace(options, model=str(demo.CONFIG), weights=weights_file, schedule=schedule)
 
@@ -124,7 +124,7 @@ def _vae(options: Options, folder: Folder | None) -> Path | None:
     if not options.with_vae:
         return None
     if folder is None:
-        raise UsageError("--with-vae: only a pipeline folder of diffusers has one: use --vae FOLDER")
+        raise UsageError("with_vae=True: only a pipeline folder of diffusers has one: use vae='FOLDER'")
     return folder.autoencoder()
 
 
@@ -164,19 +164,19 @@ def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
         options = config(Path(sampler))
         sort = file_kind.of_json(options)
         if sort not in (None, file_kind.SCHEDULER):
-            raise ScheduleError(f"--sampler {sampler}: it is {sort.words}: {sort.remedy}")
+            raise ScheduleError(f"sampler={sampler!r}: it is {sort.words}: {sort.remedy}")
         return Scheduler.from_config(options, sampler)
     if folder:
         return folder.sampler(sampler)
     # by its name alone: as DiT's own, which does not clip
-    return Scheduler.from_config({"clip_sample": False}, "--sampler", sampler) if sampler else None
+    return Scheduler.from_config({"clip_sample": False}, "sampler", sampler) if sampler else None
 
 
 def _check_trained_for(sampler: str, folder: Folder) -> None:
     check_noise(folder.scheduler.get("_class_name"), str(folder.path / "scheduler"))
     if other := unlike(sampler, folder.scheduler):
         raise UsageError(
-            f"--sampler {sampler}: the model of {folder.path} was trained with {other}: use no --sampler, or one of "
+            f"sampler={sampler!r}: the model of {folder.path} was trained with {other}: use no sampler=.., or one of "
             f"{', '.join(KINDS)}"
         )
 
@@ -193,7 +193,7 @@ def _read(schedule: str | Schedule) -> routers.Router | Schedule | str:
     if is_rule(schedule):
         return schedule
     if not path.is_file():
-        raise ScheduleError(f"--schedule {path}: no such file (rules are every:K, full:0,A,B,.. and mask:1,0,..)")
+        raise ScheduleError(f"schedule={str(path)!r}: no such file (rules are every:K, full:0,A,B,.. and mask:1,0,..)")
     if not file_kind.is_json(path):
         return routers.read(path)
     data = content(path)
@@ -209,24 +209,22 @@ def _schedule(
         if threshold is None:
             threshold = routers.default_threshold(family.name, family.latent[1])
         if scheduler and family.default_sampler != "ddim":
-            raise UsageError(f"--sampler {options.sampler}: a router of {family.name} is for {family.default_sampler}")
+            raise UsageError(f"sampler={options.sampler!r}: a router of {family.name} is for {family.default_sampler}")
         return learned.schedule(threshold, options.steps, columns, scheduler)
     if options.threshold is not None:
-        raise UsageError(f"--threshold {options.threshold}: only a router has scores to compare with a threshold")
+        raise UsageError(f"threshold={options.threshold}: only a router has scores to compare with a threshold")
     if isinstance(learned, str):
         steps = mask_length(learned) if options.steps is None else options.steps
         if steps is None:
-            raise UsageError(f"{f'--schedule {options.schedule}' if options.schedule else '--no-cache'} needs --steps")
+            raise UsageError(f"{f'schedule={options.schedule!r}' if options.schedule else 'cache=False'} needs steps=..")
         sampler = _name(options, scheduler, family)
         return Schedule.from_rule(
             learned, family=family.name, steps=steps, columns=columns, sampler=sampler, scheduler=scheduler
         )
     if learned.columns != columns:
         raise ScheduleError(
-            f"{options.schedule}: {learned.columns} columns, but the model has {columns} sublayers: check --model"
+            f"{options.schedule}: {learned.columns} columns, but the model has {columns} sublayers: check model=.."
         )
     if options.steps not in (None, learned.steps):
-        raise ScheduleError(
-            f"{options.schedule}: made for {learned.steps} steps, but --steps is {options.steps}: use no --steps"
-        )
+        raise ScheduleError(f"{options.schedule}: made for {learned.steps} steps, but steps={options.steps}: use no steps=..")
     return learned

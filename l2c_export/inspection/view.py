@@ -88,7 +88,7 @@ def inspect(path: str | os.PathLike[str] | Schedule, threshold: float | None = N
         return of_schedule(path, repr(path).strip("<>"))
     path = Path(path)
     if threshold is not None and (path.is_dir() or file_kind.is_json(path)):
-        raise UsageError(f"--threshold {threshold:g}: only a router has scores; the schedule of {path} was made with one")
+        raise UsageError(f"threshold={threshold:g}: only a router has scores; the schedule of {path} was made with one")
     if path.is_dir():
         return of_artefact(store.read(path, verify=False))
     if not path.is_file():
@@ -96,7 +96,9 @@ def inspect(path: str | os.PathLike[str] | Schedule, threshold: float | None = N
     if file_kind.is_json(path):
         text = content(path)
         if rules.mask_rule(text):
-            raise UsageError(f"{path}: is a steps mask, which has no model yet: compile it with l2c-export --schedule {path}")
+            raise UsageError(
+                f"{path}: is a steps mask, which has no model yet: compile it with l2c_export.compile(schedule={str(path)!r})"
+            )
         return of_schedule(Schedule.from_json(text, str(path)), str(path))
     from ..support.extras import needs
 
@@ -106,7 +108,7 @@ def inspect(path: str | os.PathLike[str] | Schedule, threshold: float | None = N
     router = routers.read(path)
     small, large = (routers.default_threshold(router.family, size) for size in (32, 64))
     chosen = small if threshold is None else threshold
-    note = f" (if its model makes 512 px: --threshold {large})" if threshold is None and large != small else ""
+    note = f" (if its model makes 512 px: threshold={large})" if threshold is None and large != small else ""
     return of_schedule(router.schedule(chosen, None), f"{path}: {router.family} router, threshold {chosen}{note}")
 
 

@@ -116,7 +116,7 @@ class DiT:
         null = said["class_dropout_prob"] > 0 if "class_dropout_prob" in said else null
         if said.get("num_classes", rows - bool(null)) != rows - bool(null):
             classes = f"num_classes {said['num_classes']}{' and a null class' if null else ''}"
-            raise ModelError(f"{classes} contradict the weights, whose class table has {rows} rows: check --model")
+            raise ModelError(f"{classes} contradict the weights, whose class table has {rows} rows: check model=..")
         if null is not None:
             return found.and_known(num_classes=rows - null, class_dropout_prob=0.1 if null else 0.0)
         usual = {"num_classes": rows - 1, "class_dropout_prob": 0.1}

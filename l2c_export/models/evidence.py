@@ -37,7 +37,7 @@ class ModelRequest(NamedTuple):
         known = {} if self.name else self.fields
         said = [f'"{name}": {json.dumps(value)}' for name, value in known.items()]
         arch = ", ".join([*said, *(f'"{name}": {name.upper()}' for name in unknown)])
-        return f'say it with --model FILE.json, and use in it {{"family": "{self.kind}", "arch": {{{arch}}}}}'
+        return f'say it with model=\'FILE.json\', and use in it {{"family": "{self.kind}", "arch": {{{arch}}}}}'
 
 
 class Evidence(NamedTuple):
@@ -75,14 +75,14 @@ def of_weights(family: Any, asked: ModelRequest, checkpoint: Checkpoint) -> Evid
         if asked.described:  # what does not fit a description is named where the weights are read
             return Evidence(family.arch_type(**asked.fields))
         why = f"there is no {error}" if isinstance(error, KeyError) else "its tensors have other shapes"
-        raise ModelError(f"{checkpoint.path} holds no {asked.kind} model: {why}: give another, or check --model") from None
+        raise ModelError(f"{checkpoint.path} holds no {asked.kind} model: {why}: give another, or check model=..") from None
     if asked.described and contradictions(family, asked.fields, seen):  # so is this
         return Evidence(msgspec.structs.replace(seen, **asked.fields))
     if not asked.described:
         check_foreign(family, asked, seen, checkpoint)
     if asked.name:
         check_agrees(
-            family, asked.fields, seen, f"--model {asked.name}", str(checkpoint.path), "use no --model, or other weights"
+            family, asked.fields, seen, f"model={asked.name!r}", str(checkpoint.path), "use no model=.., or other weights"
         )
     elif not asked.described:
         notes.check_name(checkpoint, asked.question(["num_heads"]))

@@ -67,12 +67,12 @@ def load(
     manifest = store.read(folder, trusted=() if verify else (layout.FILE,))
     store.check_linked(folder, manifest)
     if link not in (None, *LINKS):
-        raise UsageError(f"--link {link}: use one of {', '.join(LINKS)}")
+        raise UsageError(f"link={link!r}: use one of {', '.join(LINKS)}")
     decoder.check_tile(tile, manifest.decoder or None)
     request = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()), manifest.files)
     opened = open_backend(backend or manifest.backend, request)
     if link not in (None, manifest.link) and opened.backend.name in BUILT:
-        raise UsageError(f"--link {link}: the engines of {opened.backend.name} were built for --link {manifest.link}")
+        raise UsageError(f"link={link!r}: the engines of {opened.backend.name} were built for link={manifest.link!r}")
     program = load_program(folder.absolute(), manifest, opened.backend, link)  # the process may go elsewhere
     store.check_unchanged(folder, manifest)
     if threads is None and opened.backend.spins:

@@ -43,7 +43,7 @@ def labels(manifest: Manifest, given: Labels) -> list[int]:
     given = scalar(given)
     found = [given] if isinstance(given, str) else listed(given, "class labels")
     if not 1 <= len(found) <= manifest.batch:
-        remedy = f"ask for fewer, or compile it with l2c-export --batch {len(found)}" if found else "give at least one"
+        remedy = f"ask for fewer, or compile it with batch={len(found)}" if found else "give at least one"
         able = "1 image" if manifest.batch == 1 else f"1 to {manifest.batch} images"
         raise UsageError(f"{len(found)} class labels: this artefact makes {able} at once: {remedy}")
     return [_label(manifest.model, scalar(label)) for label in found]
@@ -81,7 +81,7 @@ def number(given: Any) -> float:
         found = math.inf
     if not abs(found) <= LARGEST_SCALE:
         raise UsageError(
-            f"guidance_scale {repr(given)[:40]}: must be a finite number from {-LARGEST_SCALE:g} to {LARGEST_SCALE:g}"
+            f"guidance_scale={repr(given)[:40]}: must be a finite number from {-LARGEST_SCALE:g} to {LARGEST_SCALE:g}"
         )
     return found
 
@@ -92,7 +92,7 @@ def scale(guidance: Guidance, given: Any) -> float:
         return guidance.scale
     found = number(given)
     if guidance.mode == "none" and found != 1:
-        raise UsageError(f"guidance_scale {found:g}: this artefact was compiled with --guidance none: use 1")
+        raise UsageError(f"guidance_scale={found:g}: this artefact was compiled with guidance='none': use guidance_scale=1")
     return found
 
 
@@ -106,7 +106,7 @@ def seeds(count: int, given: Any) -> list[int]:
     one = scalar(given)
     found = [int(one) + i for i in range(count)] if whole(one) else [scalar(each) for each in listed(one, "seed")]
     if len(found) != count or not all(whole(each) and each >= 0 for each in found):
-        raise UsageError(f"seed {given!r}: give one whole number >= 0, or one per image ({count})")
+        raise UsageError(f"seed={given!r}: give one whole number >= 0, or one per image ({count})")
     return [int(each) for each in found]
 
 

@@ -144,7 +144,7 @@ def _timesteps(s: Scheduler, steps: int) -> np.ndarray:
     if chosen.max() >= total:
         raise ScheduleError(f"steps_offset = {s.steps_offset}: with {steps} steps the first timestep is {chosen.max()}")
     if chosen.min() < 0 or len(set(chosen.tolist())) != steps:
-        raise UsageError(f"--steps {steps}: {s.timestep_spacing} spacing makes no {steps} timesteps: use more or fewer")
+        raise UsageError(f"steps={steps}: {s.timestep_spacing} spacing makes no {steps} timesteps: use more or fewer")
     return chosen
 
 

@@ -68,7 +68,8 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         try:
             updates = self.table().updates
         except UsageError as error:
-            raise ScheduleError(f"schedule: {str(error).removeprefix('--')}") from None
+            why = str(error).partition(": ")[2]
+            raise ScheduleError(f"schedule: {counted(self.steps, 'step')}: {why}") from None
         if self.scheduler and self.sampler != self.scheduler.kind:
             raise ScheduleError(f"schedule: the sampler is {self.sampler}, but the scheduler a {self.scheduler.kind}")
         if len(self.calls) != len(updates):

@@ -33,8 +33,8 @@ def write(figure: Any, path: Path) -> None:
 def check_picture(path: Path) -> None:
     """Refuse what `write` could not do, before a long measurement."""
     if path.suffix not in PICTURES:
-        raise UsageError(f"--plot {path}: use one of {', '.join(PICTURES)}")
-    files.check_place(path, "--plot")
+        raise UsageError(f"{path}: a picture is one of {', '.join(PICTURES)}")
+    files.check_place(path)
 
 
 def clean(axes: Any) -> None:

@@ -75,7 +75,7 @@ def trade_off(training: Training) -> Tradeoff:
     if target is not None and chosen.removed > target + TOLERATED:
         training.report(
             f"{chosen.removed:.0%} of the sublayers are removed, not {target:.0%}: many scores are equal; "
-            f"use another --lambda than {trainer.lambda_:.3g}"
+            f"use another than lambda_={trainer.lambda_:.3g}"
         )
     return Tradeoff(family=task.family.name, steps=training.options.steps, iterations=trainer.iteration,
                     lambda_=trainer.lambda_, chosen=chosen, points=points)  # fmt: skip

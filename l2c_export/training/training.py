@@ -62,8 +62,8 @@ class Training:
                 self._weigh()
             self._iterate(step)
         except torch.OutOfMemoryError:
-            problem = f"--batch {self.options.batch}: does not fit into the GPU's memory"
-            raise RunError(f"{problem}: use a smaller one, or --precision bf16") from None
+            problem = f"batch={self.options.batch}: does not fit into the GPU's memory"
+            raise RunError(f"{problem}: use a smaller one, or precision='bf16'") from None
 
     def _iterate(self, step: Step) -> None:
         threshold = self.task.threshold if self.options.target_reduction is None else MIDDLE

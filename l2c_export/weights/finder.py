@@ -58,7 +58,7 @@ def choose(names: Iterable[str]) -> WeightFile | None:
     """The weights among a folder's files; None if there are none.  Raises WeightsError where one is as good as another."""
     found = sorted((file for name in names if (file := parsed(name))), key=lambda file: (file.rank, file.name))
     if len(found) > 1 and found[0].rank == found[1].rank:
-        raise WeightsError(f"{found[0].name} and {found[1].name} are different weights: give one of them as --weights")
+        raise WeightsError(f"{found[0].name} and {found[1].name} are different weights: give one of them as weights=..")
     return found[0] if found else None
 
 

@@ -102,5 +102,5 @@ def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
 def check_fits(name: str, finite: np.ndarray, dtype: str) -> None:
     if not finite.all():
         count = int(np.size(finite) - finite.sum())
-        remedy = "use --precision bf16, or --fp32 for its sublayer" if dtype == "float16" else "use --precision fp32"
+        remedy = "use precision='bf16', or fp32=.. with its sublayer" if dtype == "float16" else "use precision='fp32'"
         raise WeightsError(f"weights: {count} values of {name} do not fit into {dtype}: {remedy}")

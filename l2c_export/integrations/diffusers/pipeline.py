@@ -154,7 +154,7 @@ def check_steps(given: Any, manifest: Manifest) -> None:
     if steps is not None and not (request.whole(steps) and steps == manifest.steps):
         raise UsageError(
             f"num_inference_steps {given}: this artefact was compiled for {manifest.steps}: use that, "
-            f"or compile another one with l2c-export --steps {given}"
+            f"or compile another one with steps={given}"
         )
 
 
