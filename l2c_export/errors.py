@@ -72,11 +72,11 @@ class RunError(L2CError):
 
 
 OPTIONS = frozenset({
-    "against", "atol", "backend", "batch", "cache", "checkpoint_every", "class_labels", "data", "device", "dump", "fold", "fp32",
-    "golden", "guidance", "guidance_scale", "hardware_compatible", "hoist", "images", "iterations", "lambda_", "level", "link",
-    "lr", "max_graphs", "model", "out", "precision", "rounds", "rtol", "sampler", "schedule", "seed", "steps",
-    "target_reduction", "targets", "threads", "threshold", "tile", "timing_cache", "vae", "verify", "version_compatible",
-    "weights", "with_vae",
+    "against", "atol", "backend", "batch", "cache", "checkpoint_every", "class_labels", "data", "device", "dump",
+    "fold", "fp32", "golden", "guidance", "guidance_scale", "hardware_compatible", "hoist", "images", "iterations",
+    "lambda_", "level", "link", "lr", "max_graphs", "model", "out", "precision", "rounds", "rtol", "sampler",
+    "schedule", "seed", "steps", "target_reduction", "targets", "threads", "threshold", "tile", "timing_cache", "vae",
+    "verify", "version_compatible", "weights", "with_vae",
 })  # fmt: skip
 SPELLED = {"class_labels": "class-label", "lambda_": "lambda", "level": "optimization-level", "targets": "target"}
 TEXT = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""

@@ -109,6 +109,5 @@ def _write_decoder(stage: Path, source: Path, decoder: DecoderRecord, manifest: 
 
 def _tell_of_stale(stale: Mapping[str, Build], folder: Path, report: Report) -> None:
     for build in stale.values():
-        report(
-            f"its engines for {build.backend} held the old weights: run l2c_export.build({str(folder)!r}, backend={build.backend!r}) again"
-        )
+        again = f"run l2c_export.build({str(folder)!r}, backend={build.backend!r}) again"
+        report(f"its engines for {build.backend} held the old weights: {again}")
