@@ -232,7 +232,7 @@ def texts(folder: Path, engines: Path) -> Iterator[Hostile]:
     for name, data in SCHEDULES.items():
         path = folder / f"schedule-{name}.json"
         path.write_bytes(data)
-        yield Hostile(f"schedule {name}", lambda path=path: schedule.read(path))
+        yield Hostile(f"schedule {name}", lambda path=path: schedule.Schedule.read(path))
     for name, given in CONFIGS.items():
         path = folder / f"config-{name}.json"
         path.write_bytes(given if isinstance(given, bytes) else json.dumps({"family": "dit", "arch": given}).encode())

@@ -111,4 +111,4 @@ def said(folder: Path, described: DecoderRecord) -> str:
     if described.shift_factor:
         line += f" + {described.shift_factor:g} (shift_factor)"
     ignored = [name for name in read(folder).moments if not getattr(described, name)]
-    return line + (f"; {' and '.join(ignored)} ignored as a {PIPELINE} does (--vae applies it)" if ignored else "")
+    return line + (f"; {' and '.join(ignored)} ignored as a {PIPELINE} does (vae=.. applies it)" if ignored else "")

@@ -25,9 +25,7 @@ def check_file(folder: Path, name: str, info: FileInfo, hashed: bool) -> None:
         raise ArtefactError(f"{path} is in a folder that is a link: put the folder itself there (cp -rL)")
     damage.check_regular(path)
     if not hashed and leaves(folder, path):
-        raise ArtefactError(
-            f"{path} is a link out of the artefact, to what would not be checked: load it without verify=False (--trust)"
-        )
+        raise ArtefactError(f"{path} is a link out of the artefact, to what would not be checked: load it without verify=False")
     try:
         same = path.stat().st_size == info.bytes and not (hashed and sha256(path) != info.sha256)
     except OSError as error:

@@ -52,12 +52,12 @@ def ours(folder: Path) -> set[str]:
 def check_target(folder: Path, report: Report = id) -> None:
     """Refuse an output folder that holds anything but artefacts of ours, when nobody is writing to it any more."""
     if folder.exists() and not folder.is_dir():
-        raise ArtefactError(f"--out {folder}: is a file, not a folder")
+        raise ArtefactError(f"out={str(folder)!r}: is a file, not a folder")
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(place, os.W_OK):
-        raise ArtefactError(f"--out {folder}: {place} cannot be written to: choose another folder")
+        raise ArtefactError(f"out={str(folder)!r}: {place} cannot be written to: choose another folder")
     if folder.exists():
-        with writing(folder, f"--out {folder}"), locked(folder, report):
+        with writing(folder, f"out={str(folder)!r}"), locked(folder, report):
             _finish(folder)
             _refuse_foreign(folder)
 
@@ -72,7 +72,7 @@ def _refuse_foreign(folder: Path) -> None:
         if path.is_dir() and not path.is_symlink() and any(o.startswith(name + "/") for o in own):
             continue
         if name not in own and not name.startswith(PARTIAL) and not LITTER.fullmatch(name):
-            raise ArtefactError(f"--out {folder}: holds {name}, which is not ours: choose an empty folder")
+            raise ArtefactError(f"out={str(folder)!r}: holds {name}, which is not ours: choose an empty folder")
 
 
 @contextlib.contextmanager
@@ -82,10 +82,10 @@ def staged(folder: Path, report: Report = id) -> Iterator[Path]:
     After an error nothing has changed.  Another writer waits for this one.
     """
     if folder.exists() and not folder.is_dir():
-        raise ArtefactError(f"--out {folder}: is a file, not a folder")
+        raise ArtefactError(f"out={str(folder)!r}: is a file, not a folder")
     existed = folder.exists()
     try:
-        with writing(folder, f"--out {folder}"), _stage(folder, report, whole=True) as stage:
+        with writing(folder, f"out={str(folder)!r}"), _stage(folder, report, whole=True) as stage:
             yield stage
     finally:
         if not existed:
@@ -141,7 +141,7 @@ def recover(folder: Path) -> None:
     except OSError as error:
         raise ArtefactError(
             f"{folder}: its replacement was interrupted and cannot be finished: {error.strerror or error}: "
-            f"run l2c inspect {folder} where it can be written"
+            f"run l2c_export.inspect({str(folder)!r}) where it can be written"
         ) from None
 
 

@@ -58,14 +58,14 @@ def _nothing(folder: Path) -> str:
     if folder.is_file():
         return f"{folder} is a file: give the artefact's folder, {folder.parent}"
     below = sorted(path.parent for path in folder.glob(f"*/{FILE}"))
-    remedy = f"give {below[0]}, which has one" if below else f"run l2c-export --out {folder}"
+    remedy = f"give {below[0]}, which has one" if below else f"run l2c_export.compile(out={str(folder)!r})"
     return f"{folder} holds no complete artefact ({FILE} is missing): {remedy}"
 
 
 def check_linked(folder: Path, manifest: Manifest) -> None:
     """Raise ArtefactError if the artefact has no weights to run with."""
     if manifest.weights is None:
-        raise ArtefactError(f"{folder} has no weights yet: bind them with l2c link {folder} --weights PATH")
+        raise ArtefactError(f"{folder} has no weights yet: bind them with l2c_export.link({str(folder)!r}, weights='PATH')")
 
 
 def check_unchanged(folder: Path, manifest: Manifest) -> None:

@@ -18,13 +18,13 @@ from ..artefact.manifest import FILE, Build, Manifest, image_range
 from ..errors import BackendError, UsageError
 from ..support.cache import cache_folder, cached, keep, kept
 from ..support.files import Report, check_place
+from ..support.progress import Watch, unwatched
 from ..support.words import counted
 from ..weights.layout import FILE as WEIGHTS
 from .contract import BUILT
 from .cuda.device import Cuda
 from .ports import Range
 from .tensorrt.builder import Builder, BuildSettings
-from .tensorrt.monitor import Watch
 from .units import Unit, units
 
 RTX_TARGETS = ("sm86", "sm89", "sm120")  # the consumer and edge GPUs of the last three generations
@@ -37,9 +37,9 @@ def images(text: str | None, manifest: Manifest) -> Range:
     match = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9})", text)
     sizes = Range(*map(int, match.groups())) if match else Range(0, 0, 0)
     if not 1 <= sizes.least <= sizes.usual <= sizes.most:
-        raise UsageError(f"--batch {text}: give MIN:OPT:MAX images, for example 1:1:{manifest.batch}")
+        raise UsageError(f"batch={text!r}: give MIN:OPT:MAX images, for example 1:1:{manifest.batch}")
     if sizes.most > manifest.batch:
-        raise UsageError(f"--batch {text}: the artefact was compiled for at most {counted(manifest.batch, 'image')}")
+        raise UsageError(f"batch={text!r}: the artefact was compiled for at most {counted(manifest.batch, 'image')}")
     return sizes
 
 
@@ -51,7 +51,7 @@ def build(
     timing_cache: Path | None = None,
     report: Report = id,
     progress: Callable[[], object] = lambda: None,
-    watch: Watch = lambda *_: None,
+    watch: Watch = unwatched,
 ) -> Manifest:
     """Build every engine that the artefact's link needs and add them to it, replacing a build of the same name.
 
@@ -59,14 +59,14 @@ def build(
     Raises ArtefactError, BackendError or UsageError; the artefact is complete, without the new build, after an error.
     """
     if backend not in BUILT:
-        raise UsageError(f"--backend {backend}: nothing to build; use one of {', '.join(BUILT)}")
+        raise UsageError(f"backend={backend!r}: nothing to build; use one of {', '.join(BUILT)}")
     store.read(folder, verify=False)  # refuse what is no artefact before anything is written
     if backend == "tensorrt-rtx" and not settings.targets:
         settings = settings._replace(targets=RTX_TARGETS)
     if timing_cache and backend == "tensorrt-rtx":
-        raise UsageError(f"--timing-cache {timing_cache}: tensorrt-rtx measures nothing when it builds: leave it out")
+        raise UsageError(f"timing_cache={str(timing_cache)!r}: tensorrt-rtx measures nothing when it builds: leave it out")
     if timing_cache:
-        check_place(timing_cache, "--timing-cache")
+        check_place(timing_cache, "timing_cache")
     settings = settings._replace(targets=tuple(sorted(set(settings.targets), key=lambda t: (len(t), t))))
     start = time.perf_counter()
     with staging.changed(folder, report) as stage:
@@ -137,7 +137,7 @@ def _plan(folder: Path, manifest: Manifest, builder: Builder, gpus: tuple[str, .
     except BackendError as error:
         if manifest.link == "shared":
             raise
-        raise BackendError(f"{error}: compile it with --link shared, whose engines are smaller") from None
+        raise BackendError(f"{error}: compile it with link='shared', whose engines are smaller") from None
 
 
 def _add(manifest: Manifest, name: str, build: Build, stage: Path) -> Manifest:
@@ -165,4 +165,4 @@ def remove(folder: Path, names: Sequence[str], report: Report = id) -> Manifest:
 
 
 def _listed(manifest: Manifest) -> str:
-    return f"it holds {', '.join(manifest.builds)}" if manifest.builds else "no build is left: l2c build adds one"
+    return f"it holds {', '.join(manifest.builds)}" if manifest.builds else "no build is left: l2c_export.build adds one"

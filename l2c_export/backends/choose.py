@@ -32,7 +32,7 @@ def open_backend(name: str, request: Request = Request()) -> Opened:  # noqa: B0
     """
     most = os.cpu_count() or 1
     if request.threads is not None and not 1 <= request.threads <= most:
-        raise UsageError(f"--threads {request.threads}: must be at least 1, and at most {most}, the processors of this machine")
+        raise UsageError(f"threads={request.threads}: must be at least 1, and at most {most}, the processors of this machine")
     if name == AUTO:
         return _fastest(request)
     if name not in BACKENDS:

@@ -20,19 +20,19 @@ class Finding:
     note: str
 
 
-def examine() -> list[Finding]:
-    """Try to open every backend."""
+def doctor() -> tuple[Finding, ...]:
+    """What works on this machine, by trying: every backend is opened."""
     findings = []
     for backend, device in PLACES:
         name = f"{backend} {device}" if device else backend
         try:
             found = open_backend(backend, Request(device=device)).backend
         except L2CError as error:
-            builds = "; l2c build works here all the same" if backend == "tensorrt-rtx" and version(backend) else ""
+            builds = "; l2c_export.build works here all the same" if backend == "tensorrt-rtx" and version(backend) else ""
             findings.append(Finding(name, False, version_of(backend), f"{error}{builds}"))
         else:
             findings.append(Finding(name, True, version_of(backend), found.describe()))
-    return findings
+    return tuple(findings)
 
 
 def version_of(backend: str) -> str | None:

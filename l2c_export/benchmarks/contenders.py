@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -34,7 +34,7 @@ class BenchRequest(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name, value, least in (("images", self.images, 1), ("threads", self.threads, 1), ("seed", self.seed, 0)):
             if value < least:
-                raise UsageError(f"--{name} {value}: must be at least {least}")
+                raise UsageError(f"{name}={value}: must be at least {least}")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,14 +81,15 @@ TWINS: Mapping[str, Mapping[str, bool]] = {
 KNOWN = (*PYTORCH, *BACKENDS, "uncached")
 
 
-def chosen(names: str | None) -> list[str]:
-    """The contenders of a list like "pytorch,uncached"; all that are known without one.  Raises UsageError."""
+def chosen(names: str | Sequence[str] | None) -> list[str]:
+    """The contenders of a list, or of text like "pytorch,uncached"; all that are known without one.  Raises UsageError."""
     if names is None:
         return list(KNOWN)
-    contenders = [name.strip() for name in names.split(",") if name.strip()]
+    listed = names.split(",") if isinstance(names, str) else names
+    contenders = [name.strip() for name in listed if name.strip()]
     for name in contenders:
         if name not in (*KNOWN, *TWINS):
-            raise UsageError(f"--against {name}: known are {', '.join((*KNOWN, *(t for t in TWINS if t not in KNOWN)))}")
+            raise UsageError(f"against={name!r}: known are {', '.join((*KNOWN, *(t for t in TWINS if t not in KNOWN)))}")
     return list(dict.fromkeys(contenders))
 
 

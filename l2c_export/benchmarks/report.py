@@ -95,7 +95,7 @@ def others(result: Result) -> str:
 def closing(result: Result) -> list[str]:
     """The line to take away."""
     if result.disturbed:
-        return ["no ratio: stop what else runs and measure again, or use more --rounds where it comes and goes"]
+        return ["no ratio: stop what else runs and measure again, or in more rounds where it comes and goes"]
     if result.attribution:
         return attribution_lines(result.attribution)
     ratios = [f"{times(ratio)} as {ratio.slow}" for ratio in result.ratios if ratio.value is not None]

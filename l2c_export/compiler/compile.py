@@ -13,6 +13,7 @@ from ..artefact.manifest import Manifest
 from ..ir.graph import NOTHING, Graph, check
 from ..schedules.schedule import Schedule
 from ..support.files import Report
+from ..support.progress import Progress, unseen
 from ..support.words import counted
 from ..weights.layout import Layout
 from . import dump, emit
@@ -52,19 +53,19 @@ def lower(options: Options, source: Source, report: Report = id) -> Lowered:
     return Lowered(shared.schedule, whole, linked, manifest, stages(whole, parts, calls))
 
 
-def compile_artefact(options: Options, report: Report = id) -> Manifest:
+def compile_artefact(options: Options, report: Report = id, progress: Progress = unseen) -> Manifest:
     """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
     staging.check_target(options.out, report)
     source = resolve(options)  # files -> a model and a schedule
     for line in source.describe():
         report(line)
     lowered = lower(options, source, report)
-    bodies = export_bodies(source.family, lowered.whole)  # PyTorch -> ONNX, once per operation kind
+    bodies = export_bodies(source.family, lowered.whole, progress)  # PyTorch -> ONNX, once per operation kind
     layout = Layout(source.family.tensors(), options.weight_types)
     with staging.staged(options.out, report) as folder:
         emit.write_models(folder, lowered.linked, bodies, layout)
         emit.write_schedule(folder, lowered.schedule)
-        bind_weights(folder, source, layout, report)
+        bind_weights(folder, source, layout, report, progress)
         write_decoder(folder, source, lowered.manifest, report)
         store.write_manifest(folder, lowered.manifest)
         if options.dump:

@@ -32,4 +32,4 @@ def dump(folder: Path, schedule: Schedule, stages: Mapping[str, Graph], linked: 
         for name, graph in graphs.items():
             (folder / f"{name}.txt").write_text(text(graph))
     except OSError as error:
-        raise ArtefactError(f"--dump {folder}: cannot be written: {error.strerror}: choose another folder") from None
+        raise ArtefactError(f"dump={str(folder)!r}: cannot be written: {error.strerror}: choose another folder") from None

@@ -16,6 +16,7 @@ from ..ir.graph import FP32, WEIGHT, Graph, Value
 from ..ir.names import split_at
 from ..schedules.schedule import Schedule
 from ..support.files import Report
+from ..support.progress import Progress
 from ..version import __version__
 from ..weights import origin
 from ..weights.layout import FILE, Layout, write
@@ -29,15 +30,15 @@ if TYPE_CHECKING:
     from .source import Source
 
 
-def bind_weights(folder: Path, source: Source, layout: Layout, report: Report) -> None:
+def bind_weights(folder: Path, source: Source, layout: Layout, report: Report, progress: Progress) -> None:
     """Write the weights, if there are any yet."""
     tensors = origin.tensors(source.family.tensors(), source.checkpoint, source.seed)
     if tensors is None:
-        report("no weights yet: bind them with l2c link ENGINES --weights PATH")
+        report("no weights yet: bind them with l2c_export.link('ENGINES', weights='PATH')")
         return
     random = f"RANDOM weights, seed {source.seed}: good for latency, the images mean nothing"
     report(f"weights from {source.checkpoint.path}" if source.checkpoint else random)
-    write(folder / FILE, layout, tensors)
+    write(folder / FILE, layout, tensors, progress(len(source.family.tensors())))
 
 
 def write_decoder(folder: Path, source: Source, described: Manifest, report: Report) -> None:

@@ -17,10 +17,11 @@ from ..samplers.scheduler_config import check_noise
 from ..schedules.schedule import Schedule
 from ..support.extras import needs
 from ..support.files import Report
+from ..support.progress import Progress, unseen
 from ..weights import layout, origin, random
 
 
-def bind(folder: Path, source: str, report: Report = id) -> Manifest:
+def bind(folder: Path, source: str, report: Report = id, progress: Progress = unseen) -> Manifest:
     """Write `source` as the weights of the artefact in `folder`: the path of a checkpoint, of a folder of diffusers, or
     "random[:SEED]".  A pipeline folder brings its decoder, too, where the artefact has one.
 
@@ -38,7 +39,8 @@ def bind(folder: Path, source: str, report: Report = id) -> Manifest:
         if pipeline:
             _check_training(folder, pipeline)
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
-        layout.write(stage / layout.FILE, layout.Layout(manifest.tensors, manifest.weight_types), tensors)
+        places = layout.Layout(manifest.tensors, manifest.weight_types)
+        layout.write(stage / layout.FILE, places, tensors, progress(len(manifest.tensors)))
         written = {layout.FILE: integrity.info(stage / layout.FILE)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
@@ -108,4 +110,5 @@ def _write_decoder(stage: Path, source: Path, decoder: DecoderRecord, manifest: 
 
 def _tell_of_stale(stale: Mapping[str, Build], folder: Path, report: Report) -> None:
     for build in stale.values():
-        report(f"its engines for {build.backend} held the old weights: run l2c build {folder} --backend {build.backend} again")
+        again = f"run l2c_export.build({str(folder)!r}, backend={build.backend!r}) again"
+        report(f"its engines for {build.backend} held the old weights: {again}")

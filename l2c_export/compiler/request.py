@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import demo
 from ..artefact.manifest import LINKS
@@ -12,6 +14,7 @@ from ..errors import UsageError
 from ..ir.dtypes import DTYPES, Types
 from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import KINDS
+from ..schedules.schedule import Schedule
 
 GUIDANCE = ("first3", "all", "none")
 FULL = "every:1"  # the rule that caches nothing
@@ -21,7 +24,7 @@ FULL = "every:1"  # the rule that caches nothing
 class Options:
     """The options of `l2c-export`; the command's help describes each."""
 
-    schedule: str | None = None  # the demo model's own, or every call in full where nothing is cached
+    schedule: str | Schedule | None = None  # the demo model's own, or every call in full where nothing is cached
     out: Path = Path("engines")
     model: str | None = None
     weights: str | None = None
@@ -45,33 +48,43 @@ class Options:
     def __post_init__(self) -> None:
         brings_its_own = self.model == demo.NAME or not self.cache
         if self.schedule == "" or (self.schedule is None and not brings_its_own):
-            wrong = "is missing" if self.schedule is None else "'' is empty"
-            raise UsageError(f"--schedule {wrong}: give a router, a schedule or a rule (only --model demo brings its own)")
+            wrong = "schedule=.. is missing" if self.schedule is None else "schedule='' is empty"
+            raise UsageError(f"{wrong}: give a router, a schedule or a rule (only model='demo' brings its own)")
         if self.batch < 1:
-            raise UsageError(f"--batch {self.batch}: must be at least 1")
+            raise UsageError(f"batch={self.batch}: must be at least 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UsageError(f"--threshold {self.threshold}: must be between 0 and 1")
+            raise UsageError(f"threshold={self.threshold}: must be between 0 and 1")
         if self.max_graphs is not None and self.max_graphs < 1:
-            raise UsageError(f"--max-graphs {self.max_graphs}: must be at least 1")
+            raise UsageError(f"max_graphs={self.max_graphs}: must be at least 1")
         if self.sampler not in (None, *SAMPLERS, *KINDS) and not _is_config(str(self.sampler)):
             names = ", ".join((*SAMPLERS, *KINDS))
-            raise UsageError(f"--sampler {self.sampler}: use one of {names}, or a scheduler_config.json")
+            raise UsageError(f"sampler={self.sampler!r}: use one of {names}, or a scheduler_config.json")
         if self.backend not in (AUTO, *BACKENDS):
-            raise UsageError(f"--backend {self.backend}: use one of {', '.join((AUTO, *BACKENDS))}")
+            raise UsageError(f"backend={self.backend!r}: use one of {', '.join((AUTO, *BACKENDS))}")
         precisions = tuple(dict.fromkeys(p for able in PRECISIONS.values() for p in able))
         chosen = (("guidance", GUIDANCE), ("precision", precisions), ("link", LINKS))
         for name, known in chosen:
             if getattr(self, name) not in (None, *known):
-                raise UsageError(f"--{name} {getattr(self, name)}: use one of {', '.join(known)}")
+                raise UsageError(f"{name}={getattr(self, name)!r}: use one of {', '.join(known)}")
         if self.fp32 and self.precision == "fp32":
-            raise UsageError(f"--fp32 {self.fp32[0]}: all of the model is float32: use it with --precision fp16 or bf16")
+            raise UsageError(f"fp32={self.fp32[0]!r}: all of the model is float32: use it with precision='fp16' or bf16")
         if self.precision not in PRECISIONS.get(self.backend, precisions):
             able = " or ".join(name for name, known in PRECISIONS.items() if self.precision in known)
-            raise UsageError(f"--precision {self.precision}: --backend {self.backend} has none: use --backend {able}")
+            raise UsageError(f"precision={self.precision!r}: backend={self.backend!r} has none: use backend={able!r}")
 
     @property
     def weight_types(self) -> Types:
         return Types(DTYPES[self.precision], self.fp32)
+
+
+def options_of(schedule: str | os.PathLike[str] | Schedule | None, **given: Any) -> Options:
+    """The options of a call in Python, where paths may be of any kind, and a sublayer stand for a list of one."""
+    texts = {name: os.fspath(given[name]) for name in ("model", "weights", "sampler") if given.get(name) is not None}
+    paths = {name: Path(given[name]) for name in ("out", "vae", "dump") if given.get(name) is not None}
+    kept = given.get("fp32", ())
+    fp32 = (kept,) if isinstance(kept, str) else tuple(kept)
+    read = schedule if schedule is None or isinstance(schedule, Schedule) else os.fspath(schedule)
+    return Options(**{**given, **texts, **paths, "fp32": fp32, "schedule": read})
 
 
 def _is_config(sampler: str) -> bool:

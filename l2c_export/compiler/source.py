@@ -18,7 +18,7 @@ from ..models.family import Family
 from ..samplers.reference import SAMPLERS, unlike
 from ..samplers.scheduler_config import KINDS, Scheduler, check_noise
 from ..schedules import routers
-from ..schedules.rules import from_rule, is_rule, mask_length, mask_rule
+from ..schedules.rules import is_rule, mask_length, mask_rule
 from ..schedules.schedule import Schedule, content
 from ..support import file_kind
 from ..weights import notes, random
@@ -62,7 +62,8 @@ def resolve(options: Options) -> Source:
     """Read the schedule and the weights' names, and find the model that fits both."""
     if options.model == demo.NAME:
         model, weights = demo.files(options.model, options.weights)
-        source = resolve(replace(options, model=model, weights=weights, schedule=demo.schedule(options.schedule)))
+        schedule = options.schedule if isinstance(options.schedule, Schedule) else demo.schedule(options.schedule)
+        source = resolve(replace(options, model=model, weights=weights, schedule=schedule))
         return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = random.random_seed(options.weights) if options.weights else None
     folder = _folder(options)
@@ -71,7 +72,7 @@ def resolve(options: Options) -> Source:
     kind, columns = (None, None) if isinstance(origin, str) else (origin.family, origin.columns)
     request = ModelRequest("dit") if folder else lookup.ask(options.model, kind, columns, checkpoint)
     if kind not in (None, request.kind):
-        raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {request.kind}: check --model")
+        raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {request.kind}: check model=..")
     if folder:
         family, name, assumed = lookup.Resolved(families.build("dit", folder.arch), folder.name)
         if checkpoint:
@@ -86,11 +87,11 @@ def resolve(options: Options) -> Source:
     scheduler = _scheduler(options.sampler, folder)
     schedule = _schedule(options, family, origin, scheduler)
     if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
-        raise UsageError(f"--sampler {options.sampler}: {options.schedule} was made for {schedule.sampler}")
+        raise UsageError(f"sampler={options.sampler!r}: {options.schedule} was made for {schedule.sampler}")
     mode = "all" if folder else family.default_guidance[0]
     guidance = options.guidance or (mode if family.null_label is not None else "none")
     if guidance != "none" and family.null_label is None:
-        raise UsageError(f"--guidance {guidance}: the model was trained without a null class: use --guidance none")
+        raise UsageError(f"guidance={guidance!r}: the model was trained without a null class: use guidance='none'")
     schedule = schedule if options.cache else schedule.uncached()
     scale = 1.0 if guidance == "none" else family.default_guidance[1]
     vae, is_own = _vae(options, folder), options.vae is None
@@ -102,7 +103,7 @@ def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
     for name in names:
         if name not in family.sublayers:
             raise UsageError(
-                f"--fp32 {name}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
+                f"fp32={name!r}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
             )
 
 
@@ -113,7 +114,7 @@ def _vae(options: Options, folder: Folder | None) -> Path | None:
     if not options.with_vae:
         return None
     if folder is None:
-        raise UsageError("--with-vae: only a pipeline folder of diffusers has one: use --vae FOLDER")
+        raise UsageError("with_vae=True: only a pipeline folder of diffusers has one: use vae='FOLDER'")
     return folder.autoencoder()
 
 
@@ -153,19 +154,19 @@ def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
         options = config(Path(sampler))
         kind = file_kind.of_json(options)
         if kind not in (None, file_kind.SCHEDULER):
-            raise ScheduleError(f"--sampler {sampler}: it is {kind.words}: {kind.remedy}")
+            raise ScheduleError(f"sampler={sampler!r}: it is {kind.words}: {kind.remedy}")
         return Scheduler.from_config(options, sampler)
     if folder:
         return folder.sampler(sampler)
     # by its name alone: as DiT's own, which does not clip
-    return Scheduler.from_config({"clip_sample": False}, "--sampler", sampler) if sampler else None
+    return Scheduler.from_config({"clip_sample": False}, "sampler", sampler) if sampler else None
 
 
 def _check_trained_for(sampler: str, folder: Folder) -> None:
     check_noise(folder.scheduler.get("_class_name"), str(folder.path / "scheduler"))
     if other := unlike(sampler, folder.scheduler):
         raise UsageError(
-            f"--sampler {sampler}: the model of {folder.path} was trained with {other}: use no --sampler, or one of "
+            f"sampler={sampler!r}: the model of {folder.path} was trained with {other}: use no sampler=.., or one of "
             f"{', '.join(KINDS)}"
         )
 
@@ -174,13 +175,15 @@ def _name(options: Options, scheduler: Scheduler | None, family: Family) -> str:
     return scheduler.kind if scheduler else options.sampler or family.default_sampler
 
 
-def _read(schedule: str) -> routers.Router | Schedule | str:
+def _read(schedule: str | Schedule) -> routers.Router | Schedule | str:
     """A router, a schedule, or a rule."""
+    if isinstance(schedule, Schedule):
+        return schedule
     path = Path(schedule)
     if is_rule(schedule):
         return schedule
     if not path.is_file():
-        raise ScheduleError(f"--schedule {path}: no such file (rules are every:K, full:0,A,B,.. and mask:1,0,..)")
+        raise ScheduleError(f"schedule={str(path)!r}: no such file (rules are every:K, full:0,A,B,.. and mask:1,0,..)")
     if not file_kind.is_json(path):
         return routers.read(path)
     data = content(path)
@@ -196,21 +199,22 @@ def _schedule(
         if threshold is None:
             threshold = routers.default_threshold(family.name, family.latent[1])
         if scheduler and family.default_sampler != "ddim":
-            raise UsageError(f"--sampler {options.sampler}: a router of {family.name} is for {family.default_sampler}")
+            raise UsageError(f"sampler={options.sampler!r}: a router of {family.name} is for {family.default_sampler}")
         return origin.schedule(threshold, options.steps, columns, scheduler)
     if options.threshold is not None:
-        raise UsageError(f"--threshold {options.threshold}: only a router has scores to compare with a threshold")
+        raise UsageError(f"threshold={options.threshold}: only a router has scores to compare with a threshold")
     if isinstance(origin, str):
         steps = mask_length(origin) if options.steps is None else options.steps
         if steps is None:
-            raise UsageError(f"{f'--schedule {options.schedule}' if options.schedule else '--no-cache'} needs --steps")
-        return from_rule(origin, family.name, _name(options, scheduler, family), steps, columns, scheduler)
+            raise UsageError(f"{f'schedule={options.schedule!r}' if options.schedule else 'cache=False'} needs steps=..")
+        sampler = _name(options, scheduler, family)
+        return Schedule.from_rule(origin, family=family.name, steps=steps, columns=columns, sampler=sampler, scheduler=scheduler)
     if origin.columns != columns:
         raise ScheduleError(
-            f"{options.schedule}: {origin.columns} columns, but the model has {columns} sublayers: check --model"
+            f"{options.schedule}: {origin.columns} columns, but the model has {columns} sublayers: check model=.."
         )
     if options.steps not in (None, origin.steps):
         raise ScheduleError(
-            f"{options.schedule}: made for {origin.steps} steps, but --steps is {options.steps}: use no --steps"
+            f"{options.schedule}: made for {origin.steps} steps, but steps={options.steps}: use no steps=.."
         )
     return origin

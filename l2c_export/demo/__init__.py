@@ -25,5 +25,5 @@ def schedule(name: str | None) -> str:
     """What `--schedule` names where the model is the demo's.  Raises ScheduleError for a schedule that it does not have."""
     name = name or NAME
     if name.startswith(f"{NAME}:") and name not in SCHEDULES:
-        raise ScheduleError(f"--schedule {name}: the demo model has {' and '.join(SCHEDULES)}; use one of them")
+        raise ScheduleError(f"schedule={name!r}: the demo model has {' and '.join(SCHEDULES)}; use one of them")
     return str(SCHEDULES.get(name, name))

@@ -94,7 +94,7 @@ Times = Mapping[str, float]  # seconds of one call of each segment
 def predict(manifest: Manifest, device: str = "cpu", images: int = 1, times: Times | None = None) -> Prediction:
     """Predict for a device of `DEVICES`, or from `times` that were measured on this machine."""
     if device not in DEVICES and times is None:
-        raise UsageError(f"--device {device}: known are {', '.join(DEVICES)}")
+        raise UsageError(f"device={device!r}: known are {', '.join(DEVICES)}")
     rows = manifest.rows(images)
     count = len(manifest.calls)
 

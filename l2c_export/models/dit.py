@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ModelError
+from ..samplers.reference import OF_FAMILY
 from . import layers
 from .family import Operation, Runner, check_sizes
 from .unshown import IMAGENET, Unshown, last_row, side
@@ -44,7 +45,7 @@ class DiT:
 
     name: ClassVar[str] = "dit"
     arch_type: ClassVar[type] = DiTArch
-    default_sampler: ClassVar[str] = "ddim"
+    default_sampler: ClassVar[str] = OF_FAMILY["dit"]
     default_guidance: ClassVar[tuple[str, float]] = ("first3", 4.0)
     shown: ClassVar[tuple[str, ...]] = (
         "input_size", "patch_size", "in_channels", "hidden_size", "depth", "mlp_ratio", "learn_sigma", "block_embeddings",
@@ -115,7 +116,7 @@ class DiT:
         null = fields["class_dropout_prob"] > 0 if "class_dropout_prob" in fields else null
         if fields.get("num_classes", rows - bool(null)) != rows - bool(null):
             classes = f"num_classes {fields['num_classes']}{' and a null class' if null else ''}"
-            raise ModelError(f"{classes} contradict the weights, whose class table has {rows} rows: check --model")
+            raise ModelError(f"{classes} contradict the weights, whose class table has {rows} rows: check model=..")
         if null is not None:
             return gaps.and_known(num_classes=rows - null, class_dropout_prob=0.1 if null else 0.0)
         usual = {"num_classes": rows - 1, "class_dropout_prob": 0.1}

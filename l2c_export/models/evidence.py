@@ -37,7 +37,7 @@ class ModelRequest(NamedTuple):
         fields = {} if self.name else self.fields
         entries = [f'"{name}": {json.dumps(value)}' for name, value in fields.items()]
         arch = ", ".join([*entries, *(f'"{name}": {name.upper()}' for name in unknown)])
-        return f'say it with --model FILE.json, and use in it {{"family": "{self.kind}", "arch": {{{arch}}}}}'
+        return f'say it with model=\'FILE.json\', and use in it {{"family": "{self.kind}", "arch": {{{arch}}}}}'
 
 
 class Evidence(NamedTuple):
@@ -75,14 +75,14 @@ def of_weights(family: Any, request: ModelRequest, checkpoint: Checkpoint) -> Ev
         if request.described:  # what does not fit a description is named where the weights are read
             return Evidence(family.arch_type(**request.fields))
         why = f"there is no {error}" if isinstance(error, KeyError) else "its tensors have other shapes"
-        raise ModelError(f"{checkpoint.path} holds no {request.kind} model: {why}: give another, or check --model") from None
+        raise ModelError(f"{checkpoint.path} holds no {request.kind} model: {why}: give another, or check model=..") from None
     if request.described and contradictions(family, request.fields, arch):  # so is this
         return Evidence(msgspec.structs.replace(arch, **request.fields))
     if not request.described:
         check_foreign(family, request, arch, checkpoint)
     if request.name:
         check_agrees(
-            family, request.fields, arch, f"--model {request.name}", str(checkpoint.path), "use no --model, or other weights"
+            family, request.fields, arch, f"model={request.name!r}", str(checkpoint.path), "use no model=.., or other weights"
         )
     elif not request.described:
         notes.check_name(checkpoint, request.question(["num_heads"]))

@@ -126,7 +126,7 @@ def check_total(family: Family) -> None:
     parameters = sum(math.prod(shape) for shape in shapes.values())
     _, height, width = family.latent
     if parameters > MOST_PARAMETERS or height * width > MOST_PIXELS:
-        raise ModelError(f"{family.name}: {parameters:,} parameters and latents of {height}x{width}: check --model")
+        raise ModelError(f"{family.name}: {parameters:,} parameters and latents of {height}x{width}: check model=..")
 
 
 def width_of(arch: Any) -> int:

@@ -11,15 +11,15 @@ MARKS = (
     ("single_transformer_blocks.", "this looks like FLUX: it is not supported"),
     ("caption_projection.", "this looks like a text-to-image transformer of diffusers: it is not supported"),
     ("joint_blocks.", "this looks like Stable Diffusion 3: it is not supported"),
-    ("down_blocks.", "this looks like a U-Net or an autoencoder of diffusers: neither is supported as --weights"),
+    ("down_blocks.", "this looks like a U-Net or an autoencoder of diffusers: neither is supported as weights=.."),
     ("input_blocks.", "this looks like a U-Net: it is not supported"),
-    ("encoder.down.", "this looks like an autoencoder: give its folder with --vae"),
+    ("encoder.down.", "this looks like an autoencoder: give its folder with vae=.."),
     ("text_model.", "this looks like a text encoder: give the transformer"),
     (
         "transformer_blocks.",
-        "these are names of diffusers, whose architecture is in a folder: give that of the pipeline with --model FOLDER",
+        "these are names of diffusers, whose architecture is in a folder: give that of the pipeline with model='FOLDER'",
     ),
-    (".prob", "this looks like a router: give it with --schedule"),
+    (".prob", "this looks like a router: give it with schedule=.."),
 )
 
 

@@ -51,7 +51,7 @@ def ask(
     default = {("dit", 56): "DiT-XL/2", ("uvit", 58): "U-ViT-H/2"}.get((router_family or "", router_columns or 0))
     if default is None:
         wide = f"a router of width {router_columns}" if router_columns else "this schedule"
-        raise ModelError(f"{wide} does not say which model it is for: give --model ({EXAMPLES}) or --weights")
+        raise ModelError(f"{wide} does not say which model it is for: give model=.. ({EXAMPLES}) or weights=..")
     assumed = f"the model {default}, which has the router's {router_columns} columns"
     return _from_name(default, None)._replace(assumed=(assumed,))
 
@@ -90,7 +90,7 @@ def _from_file(path: Path) -> ModelRequest:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     except OSError as error:
-        raise ModelError(f"--model {path}: {error.strerror}: use for example {EXAMPLES}") from None
+        raise ModelError(f"model={str(path)!r}: {error.strerror}: use for example {EXAMPLES}") from None
     except KeyError as error:
         raise ModelError(f"{path}: the key {error} is missing: a model needs family and arch") from None
     except (msgspec.MsgspecError, AttributeError, RecursionError, TypeError, ValueError) as error:

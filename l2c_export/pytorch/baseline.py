@@ -28,7 +28,7 @@ class Baseline:
         self, folder: Path, manifest: Manifest, compiled: bool, threads: int, device: str | None, cached: bool = True
     ) -> None:
         if manifest.fp32:
-            raise BackendError(f"pytorch: has no layers kept in float32 (--fp32 {manifest.fp32[0]}): compile without --fp32")
+            raise BackendError(f"pytorch: has no layers kept in float32 (fp32={manifest.fp32[0]!r}): compile without")
         torch.set_num_threads(threads)
         self.device = torch_device(device)
         # CUDA graphs overwrite what they returned before, so only a loop without a cache can use them
@@ -80,5 +80,5 @@ def uncached(calls: Sequence[CallRecord]) -> tuple[CallRecord, ...]:
 def torch_device(name: str | None) -> torch.device:
     device = torch.device({None: "cpu", "gpu": "cuda"}.get(name, name or "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"pytorch: no CUDA device on this machine for --device {name}: use --device cpu")
+        raise BackendError(f"pytorch: no CUDA device on this machine for device={name!r}: use device='cpu'")
     return device

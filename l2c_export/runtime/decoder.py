@@ -20,9 +20,9 @@ def check_tile(tile: int | None, described: Described | None) -> None:
     if tile is None:
         return
     if described is None:
-        raise UsageError(f"tile {tile}: this artefact has no decoder: compile with --with-vae, or leave the tile out")
+        raise UsageError(f"tile={tile}: this artefact has no decoder: compile it with with_vae=True, or leave the tile out")
     if tile < 2 * described.scale or tile % described.scale:
-        raise UsageError(f"tile {tile}: must be a multiple of {described.scale} pixels, and at least {2 * described.scale}")
+        raise UsageError(f"tile={tile}: must be a multiple of {described.scale} pixels, and at least {2 * described.scale}")
 
 
 class Decoder:

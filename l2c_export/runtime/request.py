@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence, Set
+from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -42,7 +43,7 @@ def labels(manifest: Manifest, values: Labels) -> list[int]:
     values = scalar(values)
     entries = [values] if isinstance(values, str) else listed(values, "class labels")
     if not 1 <= len(entries) <= manifest.batch:
-        remedy = f"ask for fewer, or compile it with l2c-export --batch {len(entries)}" if entries else "give at least one"
+        remedy = f"ask for fewer, or compile it with batch={len(entries)}" if entries else "give at least one"
         able = "1 image" if manifest.batch == 1 else f"1 to {manifest.batch} images"
         raise UsageError(f"{len(entries)} class labels: this artefact makes {able} at once: {remedy}")
     return [_label(manifest.model, scalar(label)) for label in entries]
@@ -80,7 +81,7 @@ def number(scale: Any) -> float:
         amount = math.inf
     if not abs(amount) <= LARGEST_SCALE:
         raise UsageError(
-            f"guidance_scale {repr(scale)[:40]}: must be a finite number from {-LARGEST_SCALE:g} to {LARGEST_SCALE:g}"
+            f"guidance_scale={repr(scale)[:40]}: must be a finite number from {-LARGEST_SCALE:g} to {LARGEST_SCALE:g}"
         )
     return amount
 
@@ -91,7 +92,7 @@ def scale(guidance: Guidance, value: Any) -> float:
         return guidance.scale
     amount = number(value)
     if guidance.mode == "none" and amount != 1:
-        raise UsageError(f"guidance_scale {amount:g}: this artefact was compiled with --guidance none: use 1")
+        raise UsageError(f"guidance_scale={amount:g}: this artefact was compiled with guidance='none': use guidance_scale=1")
     return amount
 
 
@@ -105,7 +106,7 @@ def seeds(count: int, seed: Any) -> list[int]:
     first = scalar(seed)
     entries = [int(first) + i for i in range(count)] if whole(first) else [scalar(entry) for entry in listed(first, "seed")]
     if len(entries) != count or not all(whole(entry) and entry >= 0 for entry in entries):
-        raise UsageError(f"seed {seed!r}: give one whole number >= 0, or one per image ({count})")
+        raise UsageError(f"seed={seed!r}: give one whole number >= 0, or one per image ({count})")
     return [int(entry) for entry in entries]
 
 
@@ -134,14 +135,18 @@ def returned(manifest: Manifest, result: Any, count: int) -> np.ndarray | None:
     return latents(manifest, result["latents"], count) if "latents" in result else None
 
 
-def check_output(manifest: Manifest, output_type: Any) -> None:
-    if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
-        raise UsageError(f"output_type {output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
-    if output_type in ("np", "pil") and not makes_pixels(manifest):
+def output_type(manifest: Manifest, given: Any) -> str:
+    """What comes out: as it is given, by default images where the artefact makes them, and latents elsewhere."""
+    if given is None:
+        return ("pil" if find_spec("PIL") else "np") if makes_pixels(manifest) else "latent"
+    if not isinstance(given, str) or given not in OUTPUT_TYPES:
+        raise UsageError(f"output_type={given!r}: use one of {', '.join(OUTPUT_TYPES)}")
+    if given in ("np", "pil") and not makes_pixels(manifest):
         raise UsageError(
-            f"output_type {output_type!r}: this model makes latents, not pixels, and the artefact has no decoder: "
-            'compile it with --with-vae, or use output_type="latent"'
+            f"output_type={given!r}: this model makes latents, not pixels, and the artefact has no decoder: "
+            'compile it with with_vae=True, or use output_type="latent"'
         )
+    return given
 
 
 def makes_pixels(manifest: Manifest) -> bool:

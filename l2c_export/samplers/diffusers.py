@@ -144,7 +144,7 @@ def _timesteps(s: Scheduler, steps: int) -> np.ndarray:
     if timesteps.max() >= total:
         raise ScheduleError(f"steps_offset = {s.steps_offset}: with {steps} steps the first timestep is {timesteps.max()}")
     if timesteps.min() < 0 or len(set(timesteps.tolist())) != steps:
-        raise UsageError(f"--steps {steps}: {s.timestep_spacing} spacing makes no {steps} timesteps: use more or fewer")
+        raise UsageError(f"steps={steps}: {s.timestep_spacing} spacing makes no {steps} timesteps: use more or fewer")
     return timesteps
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from ..errors import UsageError
 from .update import Update
 
+OF_FAMILY = {"dit": "ddim", "uvit": "dpm-solver++"}  # what the references of these families sample with
+
 
 def ddim(steps: int) -> tuple[Update, ...]:
     """DDIM with eta = 0 (arXiv 2010.02502) over the linear schedule of guided-diffusion, `steps` of 1000 timesteps.
@@ -27,7 +29,7 @@ def ddim(steps: int) -> tuple[Update, ...]:
     x0 = r1 x - r2 noise;  next = sqrt(a') x0 + sqrt(1 - a') noise,  with r1 = sqrt(1/a), r2 = sqrt(1/a - 1).
     """
     if not 2 <= steps <= 1000:
-        raise UsageError(f"--steps {steps}: DDIM takes 2 to 1000 steps")
+        raise UsageError(f"steps={steps}: DDIM takes 2 to 1000 steps")
     timesteps, position = [], 0.0
     for _ in range(steps):
         timesteps.append(round(position))
@@ -50,7 +52,7 @@ def dpm_solver_pp(steps: int) -> tuple[Update, ...]:
     step the data prediction of the first cancels (r1 = 1/2), so both are affine in (base, x, noise).
     """
     if not 2 <= steps <= 1000:
-        raise UsageError(f"--steps {steps}: DPM-Solver++ takes 2 to 1000 network evaluations")
+        raise UsageError(f"steps={steps}: DPM-Solver++ takes 2 to 1000 network evaluations")
     betas = (np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).astype(np.float32)
     # float32 logarithms, summed in float64: what PyTorch's cumsum does on a CPU
     table = (0.5 * np.cumsum(np.log(np.float32(1) - betas), dtype=np.float64)).astype(np.float32).astype(np.float64)

@@ -107,7 +107,7 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         kind = kind or own
         if kind not in KINDS:
             complaint = "has no _class_name" if kind is None else f"{kind} is not supported"
-            raise ScheduleError(f"{where}: {complaint}: use --sampler {', '.join(KINDS)}")
+            raise ScheduleError(f"{where}: {complaint}: use one of {', '.join(KINDS)} as sampler=..")
         values = _as_read(_as_read(config, own), kind) if own != kind else _as_read(config, kind)
         _check(values, kind, where)
         options = {k: v for k, v in values.items() if k in HAS[kind]}
@@ -148,8 +148,8 @@ def _check(config: Mapping[str, Any], kind: str, where: str) -> None:
         value = config.get(option, DEFAULTS.get((kind, option), allowed[0]))
         if value not in allowed:
             absent = "" if option in config else ", the default,"
-            other = "" if unlike("ddim", config) else ", or use --sampler ddim"
+            other = "" if unlike("ddim", config) else ", or use sampler='ddim'"
             raise ScheduleError(
-                f"{where}: {option} = {value!r}{absent} is not supported: it must be {allowed[0]!r} (give --sampler a "
+                f"{where}: {option} = {value!r}{absent} is not supported: it must be {allowed[0]!r} (give sampler=.. a "
                 f"scheduler_config.json that says so, if the model does without){other}"
             )

@@ -19,7 +19,7 @@ def table(sampler: str, steps: int, scheduler: Scheduler | None = None) -> Table
         return Table(updates(sampler, steps))
     least = 2 if scheduler.kind == DPM else 1
     if not least <= steps <= scheduler.num_train_timesteps:
-        raise UsageError(f"--steps {steps}: {scheduler.kind} takes {least} to {scheduler.num_train_timesteps} steps")
+        raise UsageError(f"steps={steps}: {scheduler.kind} takes {least} to {scheduler.num_train_timesteps} steps")
     try:
         with np.errstate(all="ignore"):
             rows = {DDIM: _ddim, DPM: _dpm_solver, EULER: _euler}[scheduler.kind](scheduler, steps)

@@ -53,16 +53,16 @@ class Router(NamedTuple):
         rows, width = self.logits.shape
         steps = rows if steps is None else steps
         if rows != steps:
-            raise ScheduleError(f"{self.path}: the router has {rows} rows, but --steps is {steps}: they must be equal")
+            raise ScheduleError(f"{self.path}: the router has {rows} rows, but steps={steps}: they must be equal")
         columns = width if columns is None else columns
         spare = 2 if self.family == "uvit" else 0
         if columns not in (width, width - spare):
             raise ScheduleError(
                 f"{self.path}: the router is {width} wide, but the model has {columns} sublayers "
-                f"({columns // 2} blocks): give the model that the router was trained for with --model"
+                f"({columns // 2} blocks): give the model that the router was trained for with model=.."
             )
         if not 0 <= threshold <= 1:
-            raise UsageError(f"--threshold {threshold}: must be between 0 and 1")
+            raise UsageError(f"threshold={threshold}: must be between 0 and 1")
         active = torch.sigmoid(self.logits) > torch.tensor(threshold, dtype=torch.float32)
         computed = [row[:columns].nonzero().flatten().tolist() for row in active]
         try:
@@ -100,7 +100,7 @@ def _rows(path: Path, state: object) -> list[torch_file.Tensor]:
         raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..: {REMEDY}")
     expected = [f"{i}.prob" for i in range(len(state))]
     if odd := next((str(k) for k in state if k not in expected), None):
-        remedy = "give weights with --weights" if containers.holds_model(state, (torch_file.Tensor,)) else REMEDY
+        remedy = "give weights with weights=.." if containers.holds_model(state, (torch_file.Tensor,)) else REMEDY
         raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob, 1.prob, ..: {remedy}")
     rows = [state[name] for name in expected]
     if any(not isinstance(row, torch_file.Tensor) or row.dtype not in FLOATS or len(row.shape) != 1 for row in rows):

@@ -5,14 +5,11 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UsageError
 from . import files
 from .extras import needs
-
-if TYPE_CHECKING:
-    pass
 
 PICTURES = (".png", ".svg", ".pdf")
 DARK, LIGHT, OTHER, RIVAL, GREY = "#27527d", "#e6ebf2", "#a9bace", "#d9822b", "#5b6875"
@@ -36,8 +33,8 @@ def write(figure: Any, path: Path) -> None:
 def check_picture(path: Path) -> None:
     """Refuse what `write` could not do, before a long measurement."""
     if path.suffix not in PICTURES:
-        raise UsageError(f"--plot {path}: use one of {', '.join(PICTURES)}")
-    files.check_place(path, "--plot")
+        raise UsageError(f"{path}: a picture is one of {', '.join(PICTURES)}")
+    files.check_place(path)
 
 
 def clean(axes: Any) -> None:

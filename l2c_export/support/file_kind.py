@@ -28,7 +28,7 @@ class Kind(NamedTuple):
 
 AGAIN = "download the file itself"
 UNPACK = "give the file that is inside"
-SAFETENSORS = Kind("a .safetensors file", "give weights with --weights")
+SAFETENSORS = Kind("a .safetensors file", "give weights with weights=..")
 TORCH = Kind("a file of torch.save")
 LEGACY_TORCH = Kind("a file of torch.save in its old format")
 JSON = Kind("JSON")
@@ -158,10 +158,10 @@ def json_text(path: Path, remedy: str = "give JSON") -> bytes:
     return data.removeprefix(b"\xef\xbb\xbf")
 
 
-INDEX = Kind("an index of weights", "give it with --weights")
-SCHEDULE = Kind("a schedule", "give it with --schedule")
-MODEL = Kind("a description of a model", "give it with --model")
-SCHEDULER = Kind("the configuration of a scheduler", "give it with --sampler")
+INDEX = Kind("an index of weights", "give it with weights=..")
+SCHEDULE = Kind("a schedule", "give it with schedule=..")
+MODEL = Kind("a description of a model", "give it with model=..")
+SCHEDULER = Kind("the configuration of a scheduler", "give it with sampler=..")
 # what files of JSON are, by a key that only they have, and the option that takes each
 JSON_KINDS: tuple[tuple[str, Kind], ...] = (
     ("checksum", Kind("the manifest of an artefact", "give the schedule.json that lies beside it")),
@@ -170,8 +170,8 @@ JSON_KINDS: tuple[tuple[str, Kind], ...] = (
     ("calls", SCHEDULE),
     ("beta_schedule", SCHEDULER),
     ("num_train_timesteps", SCHEDULER),
-    ("transformer", Kind("the index of a pipeline", "give its folder with --model")),
-    ("_class_name", Kind("a configuration of diffusers", "give the pipeline's folder with --model")),
+    ("transformer", Kind("the index of a pipeline", "give its folder with model=..")),
+    ("_class_name", Kind("a configuration of diffusers", "give the pipeline's folder with model=..")),
 )
 
 

@@ -44,7 +44,7 @@ def read(path: Path, family: Family) -> Samples:
     name = next((n for n in ("latents", "images") if n in arrays), None)
     if name is None or "labels" not in arrays:
         missing = "neither `latents` nor `images`" if name is None else "no `labels`"
-        raise UsageError(f"--data {path}: holds {missing} (but {', '.join(arrays) or 'nothing'}): {REMEDY}")
+        raise UsageError(f"data={str(path)!r}: holds {missing} (but {', '.join(arrays) or 'nothing'}): {REMEDY}")
     values = as_floats(path, name, without_axis(arrays[name], family))
     check_values(path, name, values, family)
     return Samples(values, checked_labels(path, arrays["labels"], len(values), family))
@@ -52,17 +52,17 @@ def read(path: Path, family: Family) -> Samples:
 
 def load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise UsageError(f"--data {path}: no such file: {REMEDY}, or self for the model's own trajectories")
+        raise UsageError(f"data={str(path)!r}: no such file: {REMEDY}, or self for the model's own trajectories")
     try:
         kind = file_kind.of(path)
         if kind != file_kind.NPZ:
-            raise UsageError(f"--data {path}: cannot be read: {kind.instead(REMEDY)}")
+            raise UsageError(f"data={str(path)!r}: cannot be read: {kind.instead(REMEDY)}")
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
     except UsageError:
         raise
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"--data {path}: cannot be read: {_reason(error)}: {REMEDY}") from None
+        raise UsageError(f"data={str(path)!r}: cannot be read: {_reason(error)}: {REMEDY}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -81,26 +81,30 @@ def as_floats(path: Path, name: str, values: np.ndarray) -> np.ndarray:
         return np.asarray(floats / 127.5 - 1, np.float32)
     if not np.issubdtype(values.dtype, np.floating):
         kinds = "floats in -1..1 or uint8" if name == "images" else "floats"
-        raise UsageError(f"--data {path}: `{name}` are {values.dtype} of shape {values.shape}: use {kinds}")
+        raise UsageError(f"data={str(path)!r}: `{name}` are {values.dtype} of shape {values.shape}: use {kinds}")
     return np.ascontiguousarray(values, np.float32)
 
 
 def check_values(path: Path, name: str, values: np.ndarray, family: Family) -> None:
     if values.shape[1:] != family.latent or not len(values):
-        raise UsageError(f"--data {path}: `{name}` are {values.shape} as (N, C, H, W): the model needs (N, *{family.latent})")
+        raise UsageError(
+            f"data={str(path)!r}: `{name}` are {values.shape} as (N, C, H, W): the model needs (N, *{family.latent})"
+        )
     if not np.isfinite(values).all():
-        raise UsageError(f"--data {path}: `{name}` hold NaN or infinite values: leave those out")
+        raise UsageError(f"data={str(path)!r}: `{name}` hold NaN or infinite values: leave those out")
     if name == "images" and np.abs(values).max() > 1 + 1e-3:
-        raise UsageError(f"--data {path}: `images` reach {np.abs(values).max():.3g}: scale them to -1..1, or save uint8")
+        raise UsageError(f"data={str(path)!r}: `images` reach {np.abs(values).max():.3g}: scale them to -1..1, or save uint8")
 
 
 def checked_labels(path: Path, labels: np.ndarray, count: int, family: Family) -> np.ndarray:
     """(N,) int64 from (N,) or (N, 1) whole numbers."""
     flat = labels[:, 0] if labels.shape == (count, 1) else labels
     if flat.shape != (count,) or not np.issubdtype(flat.dtype, np.integer):
-        raise UsageError(f"--data {path}: `labels` are {labels.dtype} of shape {labels.shape}: use {count} whole numbers")
+        raise UsageError(f"data={str(path)!r}: `labels` are {labels.dtype} of shape {labels.shape}: use {count} whole numbers")
     if flat.min() < 0 or flat.max() >= family.labels:
-        raise UsageError(f"--data {path}: `labels` from {flat.min()} to {flat.max()}: the model has 0 to {family.labels - 1}")
+        raise UsageError(
+            f"data={str(path)!r}: `labels` from {flat.min()} to {flat.max()}: the model has 0 to {family.labels - 1}"
+        )
     return flat.astype(np.int64)
 
 
@@ -121,10 +125,10 @@ class Files:
         values = array(path)
         if values.shape not in (self.shape, (1, *self.shape)) or not np.issubdtype(values.dtype, np.floating):
             raise UsageError(
-                f"--data {path}: {values.dtype} of shape {values.shape}: the model needs floats (1, *{self.shape})"
+                f"data={str(path)!r}: {values.dtype} of shape {values.shape}: the model needs floats (1, *{self.shape})"
             )
         if not np.isfinite(values).all():
-            raise UsageError(f"--data {path}: holds NaN or infinite values: leave it out, with its label")
+            raise UsageError(f"data={str(path)!r}: holds NaN or infinite values: leave it out, with its label")
         return np.asarray(values, np.float32).reshape(self.shape)
 
 
@@ -133,7 +137,7 @@ def array(path: Path) -> np.ndarray:
         return np.asarray(np.load(path, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(
-            f"--data {path}: cannot be read: {_reason(error)}: leave it out, with its label, or save it again"
+            f"data={str(path)!r}: cannot be read: {_reason(error)}: leave it out, with its label, or save it again"
         ) from None
 
 
@@ -142,7 +146,7 @@ def in_folder(path: Path, family: Family) -> Samples:
     features, labels = (_by_name(path, end) for end in (FEATURES, LABELS))
     if unpaired := sorted(set(features) ^ set(labels), key=_order):
         has, lacks = ("features", "label") if unpaired[0] in features else ("a label", "features")
-        raise UsageError(f"--data {path}: {unpaired[0]} has {has}, but no {lacks}: give one of each for every image")
+        raise UsageError(f"data={str(path)!r}: {unpaired[0]} has {has}, but no {lacks}: give one of each for every image")
     names = sorted(features, key=_order)
     values = Files(tuple(features[name] for name in names), family.latent)
     values[[0]]  # refuse another model's at once
@@ -154,11 +158,11 @@ def _by_name(path: Path, end: str) -> Mapping[str, Path]:
     if len(folders) != 1:
         names = ", ".join(p.name for p in folders) or "none"
         raise UsageError(
-            f"--data {path}: must hold one folder *{FEATURES} and one *{LABELS}, of *{end} it has {names}: {REMEDY}"
+            f"data={str(path)!r}: must hold one folder *{FEATURES} and one *{LABELS}, of *{end} it has {names}: {REMEDY}"
         )
     files = {p.name: p for p in folders[0].glob("*.npy")}
     if not files:
-        raise UsageError(f"--data {folders[0]}: holds no .npy files: {REMEDY}")
+        raise UsageError(f"data={str(folders[0])!r}: holds no .npy files: {REMEDY}")
     return files
 
 
@@ -173,6 +177,6 @@ def _labels(paths: Sequence[Path]) -> np.ndarray:
     for path in paths:
         label = array(path)
         if label.size != 1:
-            raise UsageError(f"--data {path}: {label.dtype} of shape {label.shape}: use one whole number")
+            raise UsageError(f"data={str(path)!r}: {label.dtype} of shape {label.shape}: use one whole number")
         labels.append(label.reshape(()))
     return np.stack(labels)

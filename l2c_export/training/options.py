@@ -58,26 +58,26 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("iterations", "batch", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+                raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.seed < 0:
-            raise UsageError(f"--seed {self.seed}: must be at least 0")
+            raise UsageError(f"seed={self.seed}: must be at least 0")
         if not 0 < self.lr < float("inf"):
-            raise UsageError(f"--lr {self.lr}: must be more than 0")
+            raise UsageError(f"lr={self.lr}: must be more than 0")
         if self.lambda_ is not None and not 0 <= self.lambda_ < float("inf"):
-            raise UsageError(f"--lambda {self.lambda_}: must be at least 0")
+            raise UsageError(f"lambda_={self.lambda_}: must be at least 0")
         if self.guidance_scale is not None and not abs(self.guidance_scale) < 1e38:
-            raise UsageError(f"--guidance-scale {self.guidance_scale}: must be a finite number")
+            raise UsageError(f"guidance_scale={self.guidance_scale}: must be a finite number")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UsageError(f"--threshold {self.threshold}: must be between 0 and 1")
+            raise UsageError(f"threshold={self.threshold}: must be between 0 and 1")
         if self.target_reduction is not None and not 0 < self.target_reduction < 1:
-            raise UsageError(f"--target-reduction {self.target_reduction}: must be between 0 and 1, like 0.4")
+            raise UsageError(f"target_reduction={self.target_reduction}: must be between 0 and 1, like 0.4")
         if self.threshold is not None and self.target_reduction is not None:
-            raise UsageError(f"--threshold {self.threshold}: --target-reduction chooses it: give one of the two")
+            raise UsageError(f"threshold={self.threshold}: target_reduction=.. chooses it: give one of the two")
         if self.weights is None and self.model != demo.NAME:
-            raise UsageError("--weights is missing: give the model's checkpoint (only --model demo brings its own)")
+            raise UsageError("weights=.. is missing: give the model's checkpoint (only model='demo' brings its own)")
         for name, choices in (("precision", tuple(DTYPES)), ("guidance", GUIDANCE), ("error", ERRORS)):
             if getattr(self, name) not in (None, *choices):
-                raise UsageError(f"--{name} {getattr(self, name)}: use one of {', '.join(choices)}")
+                raise UsageError(f"{name}={getattr(self, name)!r}: use one of {', '.join(choices)}")
 
     def fixed(self, family: Family) -> dict[str, str]:
         """What decides what the router becomes, by option, but for lambda: a training that goes on must agree."""
@@ -129,7 +129,7 @@ def resolve(options: TrainingOptions) -> TrainingTask:
     checkpoint = open_checkpoint(Path(options.weights)) if seed is None else None
     if options.model and Path(options.model).is_dir():
         raise UsageError(
-            f"--model {options.model}: training knows no pipeline folders: give a name like DiT-XL/2, and --weights"
+            f"model={options.model!r}: training knows no pipeline folders: give a name like DiT-XL/2, and weights=.."
         )
     family, name, assumed = lookup.resolve(options.model, None, None, checkpoint)
     pairs = make_pairs(family, options.steps)
@@ -147,7 +147,7 @@ def resolve(options: TrainingOptions) -> TrainingTask:
 def guidance_of(options: TrainingOptions, family: Family) -> Guidance:
     if family.null_label is None:
         if options.guidance not in (None, "none"):
-            raise UsageError(f"--guidance {options.guidance}: the model was trained without a null class: use --guidance none")
+            raise UsageError(f"guidance={options.guidance!r}: the model was trained without a null class: use guidance='none'")
         return Guidance(mode="none", scale=1.0)
     mode, scale = family.default_guidance
     mode = options.guidance or mode
@@ -158,7 +158,7 @@ def guidance_of(options: TrainingOptions, family: Family) -> Guidance:
 def check_target(folder: Path) -> None:
     """Refuse an output folder that holds anything but a training of ours."""
     if folder.exists() and not folder.is_dir():
-        raise ArtefactError(f"--out {folder}: is a file, not a folder")
+        raise ArtefactError(f"out={str(folder)!r}: is a file, not a folder")
     for path in sorted(folder.iterdir()) if folder.exists() else ():
         if path.name not in FILES and path.suffix != ".partial" and path.name not in staging.TOLERATED:
-            raise ArtefactError(f"--out {folder}: holds {path.name}, which is not ours: choose an empty folder")
+            raise ArtefactError(f"out={str(folder)!r}: holds {path.name}, which is not ours: choose an empty folder")

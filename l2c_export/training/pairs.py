@@ -51,5 +51,5 @@ def make_pairs(family: Family, steps: int) -> tuple[Pair, ...]:
             start = next(k for k in range(fill, -1, -1) if k == 0 or calls[k - 1].ends_step)
             pairs.append(Pair(row, start, fill, n))
     if not pairs:
-        raise UsageError(f"--steps {steps}: no call of {family.name} would run from the cache: use 4 steps or more")
+        raise UsageError(f"steps={steps}: no call of {family.name} would run from the cache: use 4 steps or more")
     return tuple(pairs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
@@ -12,8 +14,10 @@ from ..support import machine
 from . import plot
 from .state import replace
 from .tradeoff import Tradeoff, candidates, measure, threshold_for
-from .train import Training
 from .trainer import EVALUATE
+
+if TYPE_CHECKING:
+    from .training import Training
 
 TOLERATED = 0.02  # that more may be removed than was asked for
 
@@ -41,6 +45,16 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename={"lambda_": "lam
     peak_host_bytes: int | None
     random_weights: bool
 
+    @property
+    def schedule(self) -> Path:
+        """The schedule that was learned, for `compile`."""
+        return Path(self.out) / "schedule.json"
+
+    @property
+    def router(self) -> Path:
+        """The scores of all sublayers, for `compile` with another threshold."""
+        return Path(self.out) / "router.pt"
+
 
 def finish(training: Training) -> Summary:
     """Choose the threshold, measure the trade-off around it, and write everything."""
@@ -61,7 +75,7 @@ def trade_off(training: Training) -> Tradeoff:
     if target is not None and chosen.removed > target + TOLERATED:
         training.report(
             f"{chosen.removed:.0%} of the sublayers are removed, not {target:.0%}: many scores are equal; "
-            f"use another --lambda than {trainer.lambda_:.3g}"
+            f"use another than lambda_={trainer.lambda_:.3g}"
         )
     return Tradeoff(family=task.family.name, steps=training.options.steps, iterations=trainer.iteration,
                     lambda_=trainer.lambda_, chosen=chosen, points=points)  # fmt: skip

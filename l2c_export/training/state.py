@@ -49,7 +49,7 @@ def replace(path: Path, data: bytes) -> None:
         with replacing(path) as file:
             file.write(data)
     except OSError as error:
-        raise ArtefactError(f"{path}: cannot be written: {error.strerror or error}: choose another --out") from None
+        raise ArtefactError(f"{path}: cannot be written: {error.strerror or error}: choose another out=..") from None
 
 
 def save(folder: Path, state: State, options: Mapping[str, str]) -> None:
@@ -79,9 +79,14 @@ def restore(folder: Path, options: Mapping[str, str], lambda_: float | None = No
         if stored.get(name) != current.get(name):
             then, now = (short(values.get(name)) for values in (stored, current))
             raise ArtefactError(
-                f"{folder} holds a training with --{name} {then}, not {now}: go on with that, or choose another --out"
+                f"{folder} holds a training with {parameter(name)}={then}, not {now}: go on with that, or choose another out=.."
             )
     return state
+
+
+def parameter(name: str) -> str:
+    """The parameter of `train` that a checkpoint knows by another name."""
+    return "lambda_" if name == "lambda" else name.replace("-", "_")
 
 
 def as_torch(value: Any) -> Any:

@@ -58,7 +58,7 @@ class Trainer:
         self.logits.grad = self.influence[:, None] * gradient + self.lambda_ * scores * (1 - scores)
         if not (loss.isfinite().all() and self.logits.grad.isfinite().all()):
             problem = f"iteration {self.iteration}: the loss is NaN or infinite"
-            raise RunError(f"{problem}: use --precision bf16 or fp32, or check --weights")
+            raise RunError(f"{problem}: use precision='bf16' or fp32, or check weights=..")
         self._optimizer.step()
         with torch.no_grad():
             self.logits.clamp_(-CLAMP, CLAMP)

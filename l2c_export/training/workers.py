@@ -15,9 +15,9 @@ class Workers:
 
     def __init__(self, device: str | None) -> None:
         if device not in (None, "cpu", "cuda"):
-            raise UsageError(f"--device {device}: use cpu or cuda (CUDA_VISIBLE_DEVICES chooses among GPUs)")
+            raise UsageError(f"device={device!r}: use cpu or cuda (CUDA_VISIBLE_DEVICES chooses among GPUs)")
         if device == "cuda" and not torch.cuda.is_available():
-            raise BackendError("--device cuda: PyTorch finds no CUDA device on this machine: use --device cpu")
+            raise BackendError("device='cuda': PyTorch finds no CUDA device on this machine: use device='cpu'")
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         self._state = PartialState(cpu=on_cpu)
         self.device = torch.device("cpu") if on_cpu else self._state.device
@@ -27,7 +27,7 @@ class Workers:
         """This process's part of a batch."""
         count = self._state.num_processes
         if batch % count:
-            raise UsageError(f"--batch {batch}: cannot be split over {count} processes: use a multiple of {count}")
+            raise UsageError(f"batch={batch}: cannot be split over {count} processes: use a multiple of {count}")
         return range(self._state.process_index * batch // count, (self._state.process_index + 1) * batch // count)
 
     def mean(self, value: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from ..ir.names import split_at
 from ..runtime import pipeline
 from ..runtime.loop import Loop
 from ..runtime.program import Bound, load_program
+from .error import Error, Tolerance
 
 if TYPE_CHECKING:
     from ..pytorch.reference import Reference
-from .error import Error, Tolerance
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def blame(
             return f"it reads {base} from the cache, which call {expected.call + offset} filled: that value is wrong or stale"
         return f"it reads {name}, which was computed before the loop: that value is wrong"
     if not finite and bound.name in manifest.model.sublayers and manifest.precision != "fp32":
-        return f"it overflows in {manifest.precision}: compile with --fp32 {bound.name}"
+        return f"it overflows in {manifest.precision}: compile with fp32={bound.name!r}"
     weights = [name for name in bound.inputs if manifest.is_weight(name)]
     return f"what it reads is right: look at the engine or its weights ({', '.join(weights[:4]) or 'none'})"
 

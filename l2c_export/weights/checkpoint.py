@@ -75,11 +75,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _tree(path: Path, allowed: tuple[file_kind.Kind, ...]) -> Any:
     """What a file holds: a mapping with tensors somewhere below it, in most cases."""
     if not path.is_file():
-        raise WeightsError(f"--weights {path}: no such file: {REMEDY}")
+        raise WeightsError(f"weights={str(path)!r}: no such file: {REMEDY}")
     try:
         kind = file_kind.of(path)
     except OSError as error:
-        raise WeightsError(f"--weights {path}: cannot be read: {error.strerror or error}: {REMEDY}") from None
+        raise WeightsError(f"weights={str(path)!r}: cannot be read: {error.strerror or error}: {REMEDY}") from None
     if kind not in allowed:
         raise WeightsError(f"{path} is not a checkpoint: {kind.instead(REMEDY)}")
     if kind == file_kind.JSON:
@@ -96,7 +96,7 @@ def _sharded(path: Path) -> dict[str, Any]:
             raise WeightsError(f"{path} is not a checkpoint: {kind.instead(REMEDY)}")
         places = msgspec.json.decode(text, type=ShardIndex).weight_map
     except OSError as error:
-        raise WeightsError(f"--weights {path}: cannot be read: {error.strerror or error}: {REMEDY}") from None
+        raise WeightsError(f"weights={str(path)!r}: cannot be read: {error.strerror or error}: {REMEDY}") from None
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise WeightsError(f"{path}: weight_map is damaged: {error}: download or save it again") from None
     files = {name: _tree(path.parent / Path(name).name, FILES) for name in sorted(set(places.values()))}

@@ -108,7 +108,7 @@ def _plainest(groups: Mapping[tuple[str, ...], Any], tree: Any, path: object, re
     """Where no known model is: the only tensors there are."""
     if any(ROUTER.fullmatch(n) for names in groups.values() for n in names):
         raise WeightsError(
-            f"{path} is not a checkpoint: expected named tensors of a model, but it is a router: give it with --schedule"
+            f"{path} is not a checkpoint: expected named tensors of a model, but it is a router: give it with schedule=.."
         )
     keys = [k for k in groups if not TRAINING.search(ModelPlace(k).label)]
     keys = [k for k in keys if not k] or [k for k in keys if ModelPlace(k).is_average] or keys

@@ -58,7 +58,7 @@ def choose(names: Iterable[str]) -> WeightFile | None:
     """The weights among a folder's files; None if there are none.  Raises WeightsError where one is as good as another."""
     ranked = sorted((file for name in names if (file := parsed(name))), key=lambda file: (file.rank, file.name))
     if len(ranked) > 1 and ranked[0].rank == ranked[1].rank:
-        raise WeightsError(f"{ranked[0].name} and {ranked[1].name} are different weights: give one of them as --weights")
+        raise WeightsError(f"{ranked[0].name} and {ranked[1].name} are different weights: give one of them as weights=..")
     return ranked[0] if ranked else None
 
 

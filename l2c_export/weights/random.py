@@ -24,5 +24,5 @@ def random_seed(text: str) -> int | None:
     if kind != "random" or Path(text).exists():
         return None
     if seed and not seed.isdecimal():
-        raise UsageError(f"--weights {text}: use random or random:SEED with a whole number")
+        raise UsageError(f"weights={text!r}: use random or random:SEED with a whole number")
     return int(seed or 0)

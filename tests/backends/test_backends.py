@@ -216,7 +216,7 @@ def test_onnxruntime_has_fp16_but_refuses_bf16_and_says_what_has_it():
 
 
 def test_the_compiler_refuses_a_precision_that_its_backend_has_not():
-    with pytest.raises(UsageError, match=r"--precision bf16: .*use --backend .*openvino"):
+    with pytest.raises(UsageError, match=r"precision='bf16': .*use backend=.*openvino"):
         Options(schedule="every:2", backend="onnxruntime", precision="bf16")
     Options(schedule="every:2", backend="auto", precision="bf16")
     Options(schedule="every:2", backend="onnxruntime", precision="fp16")
@@ -268,7 +268,7 @@ def test_auto_takes_the_first_that_works_and_says_why_not_the_others(monkeypatch
     assert "openvino is not installed: pip install 'l2c-export[openvino]'" in opened.why
     with pytest.raises(MissingExtra, match="openvino"):
         l2c_export.load(tiny[0], backend="openvino")
-    assert [f.works for f in doctor.examine() if f.name in ("openvino", "onnxruntime")] == [False, True]
+    assert [f.works for f in doctor.doctor() if f.name in ("openvino", "onnxruntime")] == [False, True]
 
 
 def test_auto_tries_no_gpu_where_a_cpu_was_asked_for(tiny):

@@ -131,7 +131,7 @@ def test_an_unknown_gpu_is_refused_with_the_known_ones(cudart, device):
 
 def test_too_little_memory_is_told_before_and_after(memory, cudart):
     cudart.free = 100 * 2**20
-    with pytest.raises(RunError, match=r"the weights need 200 MB of GPU memory, but only 100 MB are free: .*--precision fp16"):
+    with pytest.raises(RunError, match=r"the weights need 200 MB of GPU memory, but only 100 MB are free: .*precision='fp16'"):
         memory.weights({"w": np.zeros(50 * 2**20, np.float32)}.__getitem__, ["w"])
     assert not cudart.held
     with pytest.raises(

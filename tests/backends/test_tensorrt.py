@@ -275,7 +275,7 @@ def test_a_graph_that_is_too_much_for_the_library_comes_with_a_way_out(tmp_path,
         raise BackendError("cannot build step-000.onnx: no implementation")
 
     monkeypatch.setattr(Builder, "build", cannot)
-    with pytest.raises(BackendError, match="no implementation: compile it with --link shared, whose engines are smaller"):
+    with pytest.raises(BackendError, match="no implementation: compile it with link='shared', whose engines are smaller"):
         backends_builds.build(folder, "tensorrt-rtx", BuildSettings())
 
 
@@ -294,10 +294,8 @@ def test_other_weights_take_static_engines_with_them(tmp_path):
         else:
             assert linked.builds == {}
             assert not any(plans)
-            assert (
-                said[-1]
-                == f"its engines for tensorrt-rtx held the old weights: run l2c build {folder} --backend tensorrt-rtx again"
-            )
+            again = f"run l2c_export.build({str(folder)!r}, backend='tensorrt-rtx') again"
+            assert said[-1] == f"its engines for tensorrt-rtx held the old weights: {again}"
 
 
 @pytest.fixture
@@ -397,14 +395,14 @@ def test_a_damaged_plan_is_not_loaded(half, tmp_path):
 @pytest.mark.parametrize(
     ("backend", "settings", "batch", "message"),
     [
-        ("onnxruntime", {}, None, "--backend onnxruntime: nothing to build; use one of tensorrt, tensorrt-rtx"),
-        ("tensorrt-rtx", {"targets": ("sm90",)}, None, r"--target sm90: tensorrt-rtx .* builds for sm80, .*sm120"),
-        ("tensorrt-rtx", {"targets": ("sm75",)}, None, r"--target sm75: tensorrt-rtx .* builds for sm80, "),
-        ("tensorrt-rtx", {}, "8", "--batch 8: give MIN:OPT:MAX images, for example 1:1:"),
-        ("tensorrt-rtx", {}, "2:1:2", "--batch 2:1:2: give MIN:OPT:MAX"),
-        ("tensorrt-rtx", {}, "1:1:99", "--batch 1:1:99: the artefact was compiled for at most"),
-        ("tensorrt-rtx", {"version_compatible": True}, None, "--version-compatible: the engines of tensorrt-rtx"),
-        ("tensorrt-rtx", {"hardware_compatible": True}, None, "--hardware-compatible: tensorrt-rtx builds for"),
+        ("onnxruntime", {}, None, "backend='onnxruntime': nothing to build; use one of tensorrt, tensorrt-rtx"),
+        ("tensorrt-rtx", {"targets": ("sm90",)}, None, r"targets='sm90': tensorrt-rtx .* builds for sm80, .*sm120"),
+        ("tensorrt-rtx", {"targets": ("sm75",)}, None, r"targets='sm75': tensorrt-rtx .* builds for sm80, "),
+        ("tensorrt-rtx", {}, "8", "batch='8': give MIN:OPT:MAX images, for example 1:1:"),
+        ("tensorrt-rtx", {}, "2:1:2", "batch='2:1:2': give MIN:OPT:MAX"),
+        ("tensorrt-rtx", {}, "1:1:99", "batch='1:1:99': the artefact was compiled for at most"),
+        ("tensorrt-rtx", {"version_compatible": True}, None, "version_compatible=True: the engines of tensorrt-rtx"),
+        ("tensorrt-rtx", {"hardware_compatible": True}, None, "hardware_compatible=True: tensorrt-rtx builds for"),
     ],
 )
 def test_wrong_wishes_are_refused(half, backend, settings, batch, message):
@@ -413,10 +411,10 @@ def test_wrong_wishes_are_refused(half, backend, settings, batch, message):
 
 
 def test_a_timing_cache_that_cannot_be_used_is_refused_before_the_work(half, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"--timing-cache t: tensorrt-rtx measures nothing when it builds: leave it out"):
+    with pytest.raises(UsageError, match=r"timing_cache='t': tensorrt-rtx measures nothing when it builds: leave it out"):
         backends_builds.build(half, "tensorrt-rtx", BuildSettings(), timing_cache=Path("t"))
     monkeypatch.setattr(backends_builds, "Cuda", None)
-    with pytest.raises(UsageError, match=r"--timing-cache .*/no/t: there is no folder .*/no: make it first"):
+    with pytest.raises(UsageError, match=r"timing_cache='.*/no/t': there is no folder .*/no: make it first"):
         backends_builds.build(half, "tensorrt", BuildSettings(), timing_cache=tmp_path / "no" / "t")
 
 
@@ -465,7 +463,7 @@ def test_engines_are_not_linked_in_another_way_than_they_were_built(cudart, half
     cudart.capability = 8, 6
     shutil.copytree(half, tmp_path / "e")
     backends_builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=("sm86",)))
-    with pytest.raises(UsageError, match="--link static: the engines of tensorrt-rtx were built for --link shared"):
+    with pytest.raises(UsageError, match="link='static': the engines of tensorrt-rtx were built for link='shared'"):
         l2c_export.load(tmp_path / "e", "tensorrt-rtx", link="static")
 
 
@@ -638,7 +636,7 @@ def backend_for(folder, build=None, **given):
     ],
 )
 def test_engines_for_others_are_refused_with_both_sides_and_the_remedy(cudart, builds, found, tmp_path):
-    remedy = f"run l2c build {tmp_path} --backend tensorrt-rtx --target sm90"
+    remedy = f"run l2c_export.build({str(tmp_path)!r}, backend='tensorrt-rtx', targets='sm90')"
     with pytest.raises(
         BackendError, match=f"the artefact has {found}, needed are {trt.__version__} for sm90: {remedy}"
     ) as caught:
@@ -650,7 +648,7 @@ def test_a_plan_that_the_library_does_not_take_is_one_line(cudart, tmp_path):
     (tmp_path / "s.plan").write_bytes(b"an older format")
     backend = backend_for(tmp_path)
     with pytest.raises(
-        ArtefactError, match=r"s\.plan cannot be read by tensorrt-rtx .*: run l2c build .* --target sm90"
+        ArtefactError, match=r"s\.plan cannot be read by tensorrt-rtx .*: run l2c_export.build.* targets='sm90'"
     ) as caught:
         backend.load(SegmentFile(tmp_path / "s.onnx", (), ()))
     assert "\n" not in str(caught.value)
@@ -742,7 +740,7 @@ def test_tensorrt_8_is_spoken_to_in_its_own_words(cudart, eight, tmp_path):
     assert backend.scratch().size == 2000
     context.execute_async_v3.assert_called_once_with(backend.memory.stream)
     context.set_input_shape.return_value = False
-    with pytest.raises(BackendError, match=r"s\.onnx was not built for a of shape \[3\]: .*l2c build --batch"):
+    with pytest.raises(BackendError, match=r"s\.onnx was not built for a of shape \[3\]: .*another batch=.."):
         backend.load(SegmentFile(tmp_path / "s.onnx", (), ())).bind({"a": backend.memory.empty((3,), "float32")}, {})
     cudart.free = 1000
     backend._largest = 3000

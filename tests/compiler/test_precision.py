@@ -97,7 +97,7 @@ def test_rounding_keeps_the_shape_and_reads_any_layout(dtype):
 
 
 def test_what_fp16_cannot_hold_is_counted_and_named():
-    with pytest.raises(WeightsError, match=r"2 values of blocks\.0\.w .*float16: use --precision bf16"):
+    with pytest.raises(WeightsError, match=r"2 values of blocks\.0\.w .*float16: use precision='bf16'"):
         rounded("blocks.0.w", np.array([1, 65520, -1e30, 65519]), "float16")
     assert rounded("w", np.array([65519.0, -65519.0]), "float16").tolist() == [65504, -65504]
 
@@ -245,7 +245,7 @@ def test_a_whole_generation_stays_close_to_float32(half, tiny, precision):
 
 
 def test_a_backend_without_the_artefacts_precision_refuses_it(half):
-    with pytest.raises(BackendError, match=r"bf16 is not supported.*--backend openvino"):
+    with pytest.raises(BackendError, match=r"bf16 is not supported.*backend='openvino'"):
         l2c_export.load(half("bf16"), backend="onnxruntime")
 
 

@@ -91,10 +91,10 @@ def test_latents_may_be_tensors(ours, want, latents):
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    ({"torch_dtype": torch.float16}, "type torch.float16: .* with --precision fp32: .* --precision fp16"),
+    ({"torch_dtype": torch.float16}, "type torch.float16: .* with precision='fp32': .* precision='fp16'"),
     ({"dtype": "bfloat16"}, "type bfloat16"), ({"torch_dtype": {"vae": torch.float32, "default": torch.float16}}, "float16"),
     ({"torch_dtype": torch.int8}, "torch.int8: .* leave it out"), ({"variant": "fp16"}, "variant=..*leave it out"),
-    ({"scheduler": object()}, "part of the compiled artefact: .*--sampler"), ({"device_map": {"": "cpu"}}, "on one device"),
+    ({"scheduler": object()}, "part of the compiled artefact: .*sampler=.."), ({"device_map": {"": "cpu"}}, "on one device"),
     ({"device_map": True}, "device True"),
 ], ids=named)  # fmt: skip
 def test_an_artefact_is_not_loaded_as_something_else(engines, monkeypatch, options, says):
@@ -111,7 +111,7 @@ def test_a_device_map_is_where_it_is_loaded(engines):
 
 @pytest.mark.parametrize(("where", "says"), [
     ("cuda", r"to\('cuda'\): this pipeline is on cpu: load it there with from_pretrained\(.., device='cuda'\)"),
-    (torch.device("cuda:1"), "cuda:1"), (0, "cuda:0"), (torch.float16, "--precision fp16"), ("bfloat16", "--precision bf16"),
+    (torch.device("cuda:1"), "cuda:1"), (0, "cuda:0"), (torch.float16, "precision='fp16'"), ("bfloat16", "precision='bf16'"),
     (object(), "use the name of one"),
 ], ids=named)  # fmt: skip
 def test_a_compiled_pipeline_stays_where_and_what_it_is(ours, where, says):

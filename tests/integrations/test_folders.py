@@ -417,7 +417,7 @@ def test_engines_of_another_decoder_go_with_it(engines, tmp_path, monkeypatch):
     assert not bind(engines, str(tmp_path / "other"), said.append).builds
     assert not (engines / "rtx").exists()
     assert (engines / "vae/decoder.onnx").read_bytes() == b"decoder"
-    assert f"run l2c build {engines} --backend tensorrt-rtx again" in said[-1]
+    assert f"run l2c_export.build({str(engines)!r}, backend='tensorrt-rtx') again" in said[-1]
 
 
 def test_without_torch_another_decoder_is_refused_and_nothing_changes(engines, tmp_path, monkeypatch):
@@ -524,7 +524,7 @@ def test_what_is_done_to_latents_is_said_and_kept(pipe):
     ignored, applied = (autoencoder.describe(s.vae, 4, s.own_vae) for s in (own, chosen))
     assert (ignored.shift_factor, applied.shift_factor) == (msgspec.UNSET, 0.0609)
     assert autoencoder.said(pipe / "vae", ignored).endswith(
-        "vae: latents / 0.18215; shift_factor ignored as a DiTPipeline does (--vae applies it)"
+        "vae: latents / 0.18215; shift_factor ignored as a DiTPipeline does (vae=.. applies it)"
     )
     assert autoencoder.said(pipe / "vae", applied).endswith("vae: latents / 0.18215 + 0.0609 (shift_factor)")
 
@@ -562,7 +562,7 @@ def test_the_index_says_the_autoencoders_class(pipe, index, config, says):
 def test_another_decoder_is_named_before_anything_is_done(pipe, tmp_path, kind):
     (tmp_path / "v").mkdir()
     written(tmp_path / "v/config.json", {"_class_name": kind, "latent_channels": 4})
-    with pytest.raises(ModelError, match=f"--vae .*: {kind} is not supported: only AutoencoderKL is"):
+    with pytest.raises(ModelError, match=f"vae=.*: {kind} is not supported: only AutoencoderKL is"):
         read(pipe, vae=tmp_path / "v")
 
 

@@ -244,7 +244,7 @@ def test_a_uvit_without_a_null_class_has_all_its_rows():
 
 
 @pytest.mark.parametrize(("names", "says"), [
-    (["transformer_blocks.0.attn1.to_q.weight", "pos_embed.proj.weight"], "give that of the pipeline with --model FOLDER"),
+    (["transformer_blocks.0.attn1.to_q.weight", "pos_embed.proj.weight"], "give that of the pipeline with model='FOLDER'"),
     (["double_blocks.0.img_attn.qkv.weight"], "looks like FLUX"),
     (["down_blocks.0.resnets.0.conv1.weight"], "looks like a U-Net"),
     (["unet.lora_A.weight"], "this is a LoRA"), (["w"], "this begins with w"), ([], "holds no tensors"),

@@ -77,7 +77,7 @@ def test_guidance_1_runs_half_the_rows_and_equals_an_artefact_without_guidance(p
     assert pipe.generation([1, 2], 1.5).loop.rows == 4
     assert close(pipe([1, 2], guidance_scale=1).latents, without([1, 2]).latents)
     assert without.manifest.guidance.scale == 1
-    with pytest.raises(UsageError, match="guidance_scale 4: this artefact was compiled with --guidance none: use 1"):
+    with pytest.raises(UsageError, match="guidance_scale=4: this artefact was compiled with guidance='none': use .*=1"):
         without([1, 2], guidance_scale=4)
 
 
@@ -492,7 +492,7 @@ BAD = {
     "no labels": ({"class_labels": []}, "0 class labels: .*1 to 2 images at once: give at least one"),
     "too many labels": (
         {"class_labels": [1, 2, 3]},
-        "3 class labels: .*1 to 2 images at once: .* compile it with l2c-export --batch 3",
+        "3 class labels: .*1 to 2 images at once: .* compile it with batch=3",
     ),
     "null class": ({"class_labels": [10]}, "class label 10: must be a whole number from 0 to 9"),
     "negative label": ({"class_labels": [-1]}, "class label -1: .* from 0 to 9"),
@@ -563,7 +563,7 @@ def test_an_artefact_may_be_named_as_text_and_its_weights_be_trusted(tiny, tmp_p
 @pytest.mark.parametrize(("asked", "says"), [
     ({"backend": "tensorflow"}, "unknown backend 'tensorflow': known are auto, .*onnxruntime"),
     ({"backend": "onnxruntime", "device": "tpu"}, "device 'tpu'.*use cpu"),
-    ({"threads": 0}, "--threads 0: must be at least 1"),
+    ({"threads": 0}, "threads=0: must be at least 1"),
 ])  # fmt: skip
 def test_what_cannot_be_loaded_is_named(tiny, asked, says):
     with pytest.raises(L2CError, match=says):
@@ -589,7 +589,7 @@ def test_a_process_has_one_pool_of_threads_for_onnxruntime(pipe, tiny, monkeypat
     same = l2c_export.load(tiny[0], "onnxruntime", threads=threads)
     assert close(same([1, 2]).latents, pipe([1, 2]).latents)
     monkeypatch.setattr(os, "cpu_count", lambda: threads + 1)
-    with pytest.raises(BackendError, match=f"a pool of {threads} threads already: use --threads {threads}"):
+    with pytest.raises(BackendError, match=f"a pool of {threads} threads already: use threads={threads}"):
         l2c_export.load(tiny[0], "onnxruntime", threads=threads + 1)
 
 
@@ -609,7 +609,7 @@ def test_a_busy_machine_is_told_where_threads_are_not_chosen(tiny, monkeypatch, 
     l2c_export.load(tiny[0], "onnxruntime", threads=threads)
     assert len(caplog.records) == told
     if told:
-        assert caplog.messages == ["other programs use 90% of the processors: one thread (--threads 1) may be faster here"]
+        assert caplog.messages == ["other programs use 90% of the processors: one thread instead of all may be faster here"]
 
 
 def test_the_command_tells_it_beside_a_neighbour(tiny, tmp_path, neighbour):
@@ -617,7 +617,7 @@ def test_the_command_tells_it_beside_a_neighbour(tiny, tmp_path, neighbour):
 
     def told(*threads):
         done = subprocess.run([*words, *threads, "--out", str(tmp_path / "x.npy")], capture_output=True, text=True, check=True)
-        return bool(re.search(r"^other programs use \d+% of the processors: .*--threads 1", done.stderr, re.MULTILINE))
+        return bool(re.search(r"^other programs use \d+% of the processors: one thread", done.stderr, re.MULTILINE))
 
     assert (told(), told("--threads", "1")) == (machine.cores() > 1, False)
 

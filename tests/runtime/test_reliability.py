@@ -24,7 +24,7 @@ from l2c_export.backends import builds, units
 from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
 from l2c_export.compiler.link import bind
 from l2c_export.errors import ArtefactError, RunError
-from l2c_export.runtime import images, loop, pipeline
+from l2c_export.runtime import loop, pipeline
 from l2c_export.support import cache, files
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1" / "engines"
@@ -464,7 +464,7 @@ def test_the_command_shows_and_empties_the_cache(empty_cache):
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "x.npy"
-    images.save(path, np.zeros(3))
+    images.Output(np.zeros(3)).save(path)
     before = path.read_bytes()
 
     def half():
@@ -492,11 +492,11 @@ def test_a_small_file_may_be_as_large_as_allowed_and_no_larger(tmp_path):
 
 def test_latents_that_do_not_fit_on_the_disk_leave_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.npy"
-    images.save(path, np.zeros(3))
+    images.Output(np.zeros(3)).save(path)
     before = tree(tmp_path)
     monkeypatch.setattr(os, "fsync", lambda _: no_space())
     with pytest.raises(RunError, match=r"x\.npy: cannot be written: No space left on device"):
-        images.save(path, np.ones(3))
+        images.Output(np.ones(3)).save(path)
     assert tree(tmp_path) == before
 
 
@@ -652,6 +652,6 @@ def test_a_file_is_whole_or_absent_and_a_pipe_is_written_to(tmp_path):
     files.write(tmp_path / "pipe", b"2")
     assert os.read(reader, 9) == b"2"
     os.close(reader)
-    with pytest.raises(RunError, match=r"--json .*/no/x: cannot be written: No such file or directory: choose another file"):
-        files.write(tmp_path / "no" / "x", b"3", "--json")
+    with pytest.raises(RunError, match=r"out='.*/no/x': cannot be written: No such file or directory: choose another file"):
+        files.write(tmp_path / "no" / "x", b"3", "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pipe", "x"]

@@ -18,7 +18,6 @@ from hypothesis.strategies import booleans, composite, integers, sampled_from
 from l2c_export.errors import L2CError, ScheduleError, UsageError
 from l2c_export.samplers.scheduler_config import DDIM, DPM, EULER, KINDS, Scheduler
 from l2c_export.samplers.table import table
-from l2c_export.schedules.rules import from_rule
 from l2c_export.schedules.schedule import Schedule
 
 SHAPE = (2, 4, 3, 3)
@@ -203,7 +202,7 @@ def test_models_of_other_noise_are_refused_under_every_scheduler(origin):
 
 
 def test_a_configuration_without_a_class_says_so():
-    with pytest.raises(ScheduleError, match="here: has no _class_name: use --sampler DDIMScheduler"):
+    with pytest.raises(ScheduleError, match="here: has no _class_name: use one of DDIMScheduler"):
         Scheduler.from_config({}, "here")
 
 
@@ -215,13 +214,16 @@ def test_options_that_a_class_has_not_are_no_difference():
 
 
 def test_a_schedule_keeps_its_scheduler():
-    made = from_rule("every:2", "dit", DPM, 4, 6, ours(theirs(DPM, solver_order=3)))
+    made = Schedule.from_rule(
+        "every:2", family="dit", sampler=DPM, steps=4, columns=6, scheduler=ours(theirs(DPM, solver_order=3))
+    )
     again = Schedule.from_json(made.to_json())
     assert again == made
     assert again.table().history == 2
     assert made.uncached().table() == made.table()
     assert b"solver_order" in made.to_json()
-    assert b"scheduler" not in from_rule("every:2", "dit", "ddim", 4, 6).to_json(), "readers of before know no such key"
+    plain = Schedule.every(2, family="dit", steps=4, columns=6)
+    assert b"scheduler" not in plain.to_json(), "readers of before know no such key"
 
 
 @pytest.mark.parametrize(("key", "value", "says"), [
@@ -229,7 +231,9 @@ def test_a_schedule_keeps_its_scheduler():
     ("scheduler", None, "is not a schedule|unknown sampler"), ("scheduler", {"kind": DPM}, "timestep_spacing"),
 ])  # fmt: skip
 def test_a_schedule_that_contradicts_its_scheduler(key, value, says):
-    made = json.loads(from_rule("every:2", "dit", DPM, 4, 6, ours(theirs(DPM))).to_json())
+    made = json.loads(
+        Schedule.from_rule("every:2", family="dit", sampler=DPM, steps=4, columns=6, scheduler=ours(theirs(DPM))).to_json()
+    )
     with pytest.raises(ScheduleError, match=says):
         Schedule.from_json(json.dumps({**made, key: value}).encode())
 
@@ -254,7 +258,7 @@ def test_an_option_that_no_table_can_follow_is_named(kind, option, value):
 
 
 def test_other_schedulers_are_refused():
-    with pytest.raises(ScheduleError, match="here: PNDMScheduler is not supported: use --sampler DDIMScheduler"):
+    with pytest.raises(ScheduleError, match="here: PNDMScheduler is not supported: use one of DDIMScheduler"):
         Scheduler.from_config({"_class_name": "PNDMScheduler"}, "here")
     with pytest.raises(ScheduleError, match="solver_order"):
         Scheduler.from_config({"solver_order": 4}, "here", DPM)
@@ -262,12 +266,12 @@ def test_other_schedulers_are_refused():
 
 @pytest.mark.parametrize(("kind", "steps"), [(DDIM, 0), (DDIM, 1001), (DPM, 1), (EULER, 0)])
 def test_numbers_of_steps_that_make_no_sense(kind, steps):
-    with pytest.raises(UsageError, match=f"--steps {steps}: {kind} takes"):
+    with pytest.raises(UsageError, match=f"steps={steps}: {kind} takes"):
         table(kind, steps, ours(theirs(kind)))
 
 
 def test_there_are_no_more_steps_than_the_training_had():
-    with pytest.raises(UsageError, match=f"--steps 201: {EULER} takes 1 to 200 steps"):
+    with pytest.raises(UsageError, match=f"steps=201: {EULER} takes 1 to 200 steps"):
         table(EULER, 201, ours(theirs(EULER, num_train_timesteps=200)))
 
 
@@ -277,7 +281,7 @@ def test_there_are_no_more_steps_than_the_training_had():
 def test_steps_that_a_spacing_does_not_make_are_refused(kind, spacing, steps):
     """diffusers goes on to timestep -1, or divides by zero."""
     scheduler = ours(theirs(kind, timestep_spacing=spacing))
-    with pytest.raises(UsageError, match=f"--steps {steps}: {spacing} spacing makes no {steps} timesteps"):
+    with pytest.raises(UsageError, match=f"steps={steps}: {spacing} spacing makes no {steps} timesteps"):
         table(kind, steps, scheduler)
     assert len(table(kind, steps - 1, scheduler).updates) == steps - 1
 

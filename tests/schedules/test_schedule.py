@@ -18,7 +18,7 @@ from l2c_export.errors import L2CError, ScheduleError, UsageError
 from l2c_export.samplers.reference import ddim, dpm_solver_pp, updates
 from l2c_export.samplers.scheduler_config import DDIM, Scheduler
 from l2c_export.schedules import routers
-from l2c_export.schedules.rules import from_rule, is_rule
+from l2c_export.schedules.rules import is_rule
 from l2c_export.schedules.schedule import Schedule, ScheduleSource, make
 
 
@@ -119,17 +119,15 @@ def test_nothing_is_cached_before_the_first_call():
 
 
 def test_rules():
-    every = from_rule("every:3", "dit", "ddim", 7, 2)
+    every = Schedule.every(3, family="dit", steps=7, columns=2)
     assert [len(c.computed) for c in every.calls] == [2, 0, 0, 2, 0, 0, 2]
-    full = from_rule("full:0,4", "uvit", "dpm-solver++", 6, 2)
+    full = Schedule.from_rule("full:0,4", family="uvit", steps=6, columns=2)
     assert [len(c.computed) for c in full.calls] == [2, 0, 0, 0, 2, 0]
-    assert (
-        from_rule("every:1", "dit", "ddim", 3, 2).calls
-        == every.uncached().calls[:0] + from_rule("every:1", "dit", "ddim", 3, 2).uncached().calls
-    )
+    assert (every.sampler, full.sampler) == ("ddim", "dpm-solver++"), "the family's"
+    assert Schedule.every(1, family="dit", steps=7, columns=2).calls == every.uncached().calls
     for wrong in ("every:0", "every:x", "full:1,2", "full:0,7", "every:", "full:"):
         with pytest.raises(UsageError):
-            from_rule(wrong, "dit", "ddim", 7, 2)
+            Schedule.from_rule(wrong, family="dit", steps=7, columns=2)
 
 
 # routers
@@ -191,7 +189,7 @@ def test_a_schedule_says_which_router_it_came_from(tmp_path):
 def test_rows_and_steps_must_agree(tmp_path):
     router = routers.read(save_router(tmp_path / "r.pt", [[0, 0]] * 4))
     for steps in (2, 3, 5):
-        with pytest.raises(ScheduleError, match=f"4 rows, but --steps is {steps}"):
+        with pytest.raises(ScheduleError, match=f"4 rows, but steps={steps}"):
             router.schedule(0.5, steps)
 
 

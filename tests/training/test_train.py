@@ -44,8 +44,8 @@ from l2c_export.training.result import trade_off
 from l2c_export.training.sampling import Trajectories, influence
 from l2c_export.training.state import Log, StateFile, restore
 from l2c_export.training.tradeoff import threshold_for
-from l2c_export.training.train import Training
 from l2c_export.training.trainer import CALIBRATE, TRAIN
+from l2c_export.training.training import Training
 from l2c_export.training.workers import Workers
 
 ROOT = Path(__file__).parents[2]
@@ -507,7 +507,7 @@ def test_processes_share_a_batch_evenly_or_refuse_it():
     workers = Workers("cpu")
     workers._state = Namespace(num_processes=2, process_index=1)
     assert workers.images(4) == range(2, 4)
-    with pytest.raises(UsageError, match="--batch 5: cannot be split over 2 processes: use a multiple of 2"):
+    with pytest.raises(UsageError, match="batch=5: cannot be split over 2 processes: use a multiple of 2"):
         workers.images(5)
 
 

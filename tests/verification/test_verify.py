@@ -146,7 +146,7 @@ def test_an_overflow_of_fp16_is_found_where_it_first_appears(tmp_path):
     verdict = verified()
     assert not verdict.place.finite
     assert verdict.place.sublayer == "blocks.1.mlp"
-    assert "--fp32 blocks.1.mlp" in summary(verdict)
+    assert "fp32='blocks.1.mlp'" in summary(verdict)
     kept = verified(fp32=("blocks.1.mlp",))
     assert kept.passed, summary(kept)
 

@@ -16,7 +16,7 @@ from ...support.extras import needs
 from ..contract import ALIGNED, Clock, WeightView
 from . import dlpack
 
-SMALLER = "generate fewer images at once, use --precision fp16, or free the GPU"
+SMALLER = "generate fewer images at once, use precision='fp16', or free the GPU"
 
 
 class Allocation:
@@ -240,10 +240,10 @@ def explained(cudart: Any, error: Any, function: str, arguments: tuple[Any, ...]
         (_, driver), (_, runtime) = cudart.cudaDriverGetVersion(), cudart.cudaRuntimeGetVersion()
         if error == codes.cudaErrorNoDevice or not driver:
             return BackendError(
-                "CUDA: no GPU and driver on this machine: look at nvidia-smi, or use what needs none (l2c doctor)"
+                "CUDA: no GPU and driver on this machine: look at nvidia-smi, or use what needs none (l2c_export.doctor())"
             )
         own, needed = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, runtime))
         return BackendError(
             f"CUDA: the driver is for CUDA {own}, needed is {needed}: update it, or pip install 'cuda-bindings<={own}.99'"
         )
-    return BackendError(f"CUDA: {function} failed with {error.name}: check the driver with nvidia-smi and l2c doctor")
+    return BackendError(f"CUDA: {function} failed with {error.name}: check the driver with nvidia-smi and l2c_export.doctor()")

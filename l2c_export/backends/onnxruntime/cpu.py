@@ -114,5 +114,5 @@ def open_backend(name: str, request: Request) -> Backend:
     if request.device not in (None, "cpu"):
         raise BackendError(f"onnxruntime: device {request.device!r} is not supported here: use cpu, or cuda for an NVIDIA GPU")
     if request.precision == "bf16":
-        raise BackendError("onnxruntime: bf16 is not supported on a CPU: use fp32, --backend openvino, or --device cuda")
+        raise BackendError("onnxruntime: bf16 is not supported on a CPU: use fp32, backend='openvino', or device='cuda'")
     return OrtBackend(request.threads, request.precision)

@@ -56,6 +56,6 @@ def share_pool(threads: int | None) -> int:
     if _global_threads and threads not in (None, _global_threads):
         raise BackendError(
             f"onnxruntime: this process has a pool of {_global_threads} threads already: "
-            f"use --threads {_global_threads}, leave it out, or load the other pipeline in another process"
+            f"use threads={_global_threads}, leave it out, or load the other pipeline in another process"
         )
     return _global_threads

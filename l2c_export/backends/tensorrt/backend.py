@@ -71,7 +71,7 @@ class TrtEngine:
                 if not context.set_input_shape(name, shape):
                     raise BackendError(
                         f"{self._backend.name}: {self._name} was not built for {name} of shape {list(shape)}: "
-                        "build it again with another l2c build --batch"
+                        "build it again with another batch=.."
                     )
             self._contexts[shapes] = context, scratch
         return self._contexts[shapes]
@@ -106,9 +106,11 @@ class TensorRtBackend:
         raise BackendError(f"{self.name}: the artefact has {present}, needed are {version} for {architecture}: {remedy}")
 
     def _remedy(self, folder: Path) -> str:
-        variables = f"CUDA_VISIBLE_DEVICES={self.memory.index} " if self.memory.index and self.name == "tensorrt" else ""
-        target = "on this machine" if self.name == "tensorrt" else f"--target {self.memory.architecture}"
-        return f"run {variables}l2c build {folder} --backend {self.name} {target}"
+        variable = f" with CUDA_VISIBLE_DEVICES={self.memory.index}" if self.memory.index and self.name == "tensorrt" else ""
+        on_this_machine = self.name == "tensorrt"
+        target = "" if on_this_machine else f", targets={self.memory.architecture!r}"
+        call = f"l2c_export.build({str(folder)!r}, backend={self.name!r}{target})"
+        return f"run {call}{' on this machine' if on_this_machine else ''}{variable}"
 
     def describe(self) -> str:
         return f"{self.memory.name} ({self.memory.architecture}), {self._trt.__version__}"

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import BackendError, UsageError
+from ...support.progress import Watch, unwatched
 from ...support.source_hash import source_hash
 from ..ports import Port, Range
 from .backend import library, logger
-from .monitor import Interrupt, Watch, monitor
+from .monitor import Interrupt, monitor
 from .pointwise import give_to_myelin
 from .types import fix_interface, multiplies, state_types
 
@@ -40,7 +41,7 @@ class BuildSettings(NamedTuple):
 class Builder:
     """One library and one set of settings, for any number of engines."""
 
-    def __init__(self, name: str, settings: BuildSettings, watch: Watch = lambda *_: None) -> None:
+    def __init__(self, name: str, settings: BuildSettings, watch: Watch = unwatched) -> None:
         self.name, self.settings = name, settings
         self._trt, self._log = library(name), logger(library(name))
         self.strong = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
@@ -66,19 +67,21 @@ class Builder:
 
     def _check(self) -> None:
         if self.settings.precision == "bf16" and not self.strong:
-            raise BackendError(f"{self.name} {self.version} has no bf16: use --precision fp16 or fp32")
+            raise BackendError(f"{self.name} {self.version} has no bf16: use precision='fp16' or fp32")
         if self.settings.targets and self.name != "tensorrt-rtx":
-            raise UsageError(f"--target {','.join(self.settings.targets)}: {self.name} builds for the GPU it runs on")
+            raise UsageError(f"targets={','.join(self.settings.targets)!r}: {self.name} builds for the GPU it runs on")
         if self.name == "tensorrt-rtx" and self.settings.version_compatible:
-            raise UsageError("--version-compatible: the engines of tensorrt-rtx are for its own version: build them with each")
+            raise UsageError(
+                "version_compatible=True: the engines of tensorrt-rtx are for its own version: build them with each"
+            )
         if self.name == "tensorrt-rtx" and self.settings.hardware_compatible:
-            raise UsageError("--hardware-compatible: tensorrt-rtx builds for the GPUs that --target names")
+            raise UsageError("hardware_compatible=True: tensorrt-rtx builds for the GPUs that targets=.. names")
         capabilities = getattr(self._trt, "ComputeCapability", None)
         for target in self.settings.targets:
             # Turing has no float32 products there, and the last layer is one in any precision
             names = [n.lower() for n in capabilities.__members__ if n.startswith("SM") and n != "SM75"] if capabilities else []
             if target not in names:
-                raise UsageError(f"--target {target}: {self.name} {self.version} builds for {', '.join(names)}")
+                raise UsageError(f"targets={target!r}: {self.name} {self.version} builds for {', '.join(names)}")
 
     @property
     def version(self) -> str:

@@ -25,7 +25,7 @@ def share_graphs(source: Source, most: int | None, flops: Mapping[str, int], rep
         return Shared(source.schedule, make_plan(source.schedule), 0.0)
     cost = [float(flops[name.rpartition(".")[2]]) for name in source.family.sublayers]
     shared = share(source.schedule, most, cost)
-    report(f"--max-graphs {most}: {shared.added:.2%} more computation than the schedule asks for")
+    report(f"max_graphs={most}: {shared.added:.2%} more computation than the schedule asks for")
     return shared
 
 

@@ -154,8 +154,8 @@ def _device(pipe: Any) -> Any:
 def _compiled_scheduler(folder: Path, manifest: Manifest) -> Scheduler:
     scheduler = Schedule.from_json((folder / "schedule.json").read_bytes()).scheduler
     if not scheduler or manifest.guidance.mode == "first3":
-        option = f"--guidance {manifest.guidance.mode}" if scheduler else f"--sampler {manifest.sampler}"
-        raise UsageError(f"{folder} was compiled with {option}, which no DiTPipeline has: compile from its folder with --model")
+        option = f"guidance={manifest.guidance.mode!r}" if scheduler else f"sampler={manifest.sampler!r}"
+        raise UsageError(f"{folder} was compiled with {option}, which no DiTPipeline has: compile its folder with model=..")
     return scheduler
 
 
@@ -177,7 +177,9 @@ def _check_transformer(transformer: Any, manifest: Manifest, folder: Path) -> No
             array = np.left_shift(array.astype(np.uint32), 16).view(np.float32)
         other = weights.read(name)
         if array.shape != other.shape or not np.allclose(array, other, rtol=max(own_rounding, rounding), atol=1e-6):
-            raise UsageError(f"{NAME} has other weights than {folder} ({name}): run l2c link {folder} --weights ..")
+            raise UsageError(
+                f"{NAME} has other weights than {folder} ({name}): run l2c_export.link({str(folder)!r}, weights='..')"
+            )
 
 
 def _shape(transformer: Any, manifest: Manifest, folder: Path, block_embeddings: bool) -> TransformerConfig:

@@ -88,7 +88,7 @@ def _check_layers(transformer: Any, folder: Path) -> None:
         ):
             raise UsageError(
                 f"{NAME} carries an adapter such as a LoRA ({name}), which {folder} was compiled without: merge it "
-                f"(fuse_lora or merge_and_unload), save the pipeline, and run l2c link {folder} --weights .."
+                f"(fuse_lora or merge_and_unload), save the pipeline, and run l2c_export.link({str(folder)!r}, weights='..')"
             )
         kind = type(getattr(module, "processor", None))
         if kind is not type(None) and (kind.__name__ not in PROCESSORS or not _is_diffusers(kind)):

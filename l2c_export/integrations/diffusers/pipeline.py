@@ -130,7 +130,7 @@ class L2CPipeline:
         labels = self.pipe.labels(class_labels)
         scale = None if guidance_scale is None else guidance(guidance_scale)
         kind = "np" if output_type == "pt" and loaded() else output_type
-        request.check_output(self.manifest, kind)
+        kind = request.output_type(self.manifest, kind)
         if latents is None:
             latents = noise((len(labels), *self.manifest.model.latent), generator, self.pipe)
         callback = callback_on_step_end and self._own(callback_on_step_end)
@@ -154,7 +154,7 @@ def check_steps(value: Any, manifest: Manifest) -> None:
     if steps is not None and not (request.whole(steps) and steps == manifest.steps):
         raise UsageError(
             f"num_inference_steps {value}: this artefact was compiled for {manifest.steps}: use that, "
-            f"or compile another one with l2c-export --steps {value}"
+            f"or compile another one with steps={value}"
         )
 
 

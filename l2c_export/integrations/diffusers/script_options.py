@@ -18,9 +18,9 @@ DOWNLOADS = frozenset({
 OWN = frozenset({"backend", "device", "threads", "verify", "link", "tile"})
 ANYWHERE = (None, "auto", "balanced")  # what a device_map may be without saying a device
 COMPILED = {
-    "scheduler": "compile another one with l2c-export --sampler",
-    "transformer": "swap its weights with l2c link",
-    "vae": "compile another one with l2c-export --vae; tile= of from_pretrained decodes in parts",
+    "scheduler": "compile another one with sampler=..",
+    "transformer": "swap its weights with l2c_export.link",
+    "vae": "compile another one with vae=..; tile= of from_pretrained decodes in parts",
     "config": "what was compiled is in .manifest",
     "components": "what was compiled is in .manifest",
     "id2label": "the names are in .labels",
@@ -63,8 +63,8 @@ def check_type(dtype: Any, precision: str) -> None:
         if entry is None or name in ("auto", TYPES[precision]):
             continue
         other = next((p for p, known in TYPES.items() if known == name), None)
-        remedy = f"leave it out, or compile another one with l2c-export --precision {other}" if other else "leave it out"
-        raise UsageError(f"type {entry}: this artefact was compiled with --precision {precision}: {remedy}")
+        remedy = f"leave it out, or compile another one with precision={other!r}" if other else "leave it out"
+        raise UsageError(f"type {entry}: this artefact was compiled with precision={precision!r}: {remedy}")
 
 
 def check_device(target: Any, own: str) -> None:

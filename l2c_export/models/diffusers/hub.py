@@ -129,7 +129,7 @@ def _explained(repository: str) -> Iterator[None]:
     except errors.EntryNotFoundError:
         raise ModelError(
             f"{repository!r} is no pipeline of diffusers (it has no {INDEX}): {model_index.KNOWN}; of another repository "
-            f"download the weights (hf download {repository}), and give them as --weights"
+            f"download the weights (hf download {repository}), and give them as weights=.."
         ) from None
     except Exception as error:  # of the network library, which is another one in every release
         raise ModelError(

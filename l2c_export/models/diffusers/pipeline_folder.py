@@ -47,7 +47,7 @@ class Folder:
         return (
             ""
             if self.index
-            else f"{self.path} has no scheduler: {DDIM} as in the released DiT pipelines is ASSUMED (--sampler)"
+            else f"{self.path} has no scheduler: {DDIM} as in the released DiT pipelines is ASSUMED (sampler=..)"
         )
 
     def sampler(self, kind: str | None = None) -> Scheduler:
@@ -57,7 +57,7 @@ class Folder:
     def autoencoder(self) -> Path:
         """The folder of the pipeline's autoencoder.  Raises ModelError if it has none."""
         if self.index is None:
-            raise ModelError(f"{self.path} is a transformer alone, without a decoder: use --vae FOLDER")
+            raise ModelError(f"{self.path} is a transformer alone, without a decoder: use vae='FOLDER'")
         return autoencoder(self.index)
 
 
@@ -179,7 +179,7 @@ def chosen_autoencoder(path: Path) -> Path:
         return autoencoder(model_index.read(path.parent / INDEX))
     kind = config(path / CONFIG).get("_class_name", model_index.AUTOENCODER)
     if kind != model_index.AUTOENCODER:
-        raise ModelError(f"--vae {path}: {kind} is not supported: only {model_index.AUTOENCODER} is")
+        raise ModelError(f"vae={str(path)!r}: {kind} is not supported: only {model_index.AUTOENCODER} is")
     return path
 
 

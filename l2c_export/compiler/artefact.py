@@ -1,0 +1,190 @@
+"""What a user calls to make an artefact or to change one: `compile`, `build` and `link`; an `Artefact` comes back."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..artefact import store
+from ..artefact.manifest import Manifest
+from ..backends import builds, units
+from ..backends.contract import BUILT
+from ..backends.tensorrt.backend import library
+from ..backends.tensorrt.builder import BuildSettings
+from ..errors import UsageError
+from ..runtime.pipeline import Pipeline, load
+from ..runtime.request import folder
+from ..schedules.schedule import Schedule
+from ..support.extras import needs
+from ..support.files import Report
+from ..support.log import logged
+from ..support.progress import Progress, Watch, unseen, unwatched
+from .link import bind
+from .request import options_of
+
+
+@dataclass(frozen=True, repr=False)
+class Artefact:
+    """A compiled model on disk.  It stands wherever a path may, so every function that takes a folder takes it, too.
+
+    `manifest` is what was written, when it was written: files that change later are found when they are loaded.
+    """
+
+    path: Path
+    manifest: Manifest = field(compare=False)
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> Artefact:
+        """The artefact in a folder, without a look at its files but the manifest.  Raises ArtefactError."""
+        return Artefact(folder(path), store.read(folder(path), verify=False))
+
+    @property
+    def bytes(self) -> int:
+        """The size of all its files."""
+        return sum(file.bytes for file in self.manifest.files.values())
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether its weights are random, so that its images mean nothing."""
+        return self.manifest.weights is not None and self.manifest.weights.random is not None
+
+    def load(self, **options: Any) -> Pipeline:
+        """The same as `l2c_export.load` with this folder."""
+        return load(self.path, **options)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        weights = "no weights yet" if manifest.weights is None else "random weights" if self.random_weights else "linked"
+        name = manifest.model.name or manifest.model.family
+        return (
+            f"<Artefact {self.path}: {name}, {len(manifest.calls)} calls, {len(manifest.step_graphs)} graphs, "
+            f"{manifest.precision}, batch {manifest.batch}, {weights}, {self.bytes / 2**20:.1f} MB>"
+        )
+
+
+def compile(
+    schedule: str | os.PathLike[str] | Schedule | None = None,
+    *,
+    out: str | os.PathLike[str] = "engines",
+    model: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    steps: int | None = None,
+    threshold: float | None = None,
+    sampler: str | os.PathLike[str] | None = None,
+    guidance: str | None = None,
+    batch: int = 1,
+    precision: str = "fp32",
+    fp32: str | Sequence[str] = (),
+    backend: str = "auto",
+    link: str = "shared",
+    cache: bool = True,
+    hoist: bool = True,
+    fold: bool = True,
+    max_graphs: int | None = None,
+    with_vae: bool = False,
+    vae: str | os.PathLike[str] | None = None,
+    dump: str | os.PathLike[str] | None = None,
+    report: Report = logged,
+    progress: Progress = unseen,
+    watch: Watch = unwatched,
+) -> Artefact:
+    """Compile a schedule and a diffusion transformer into the folder `out`, and return what is there now.
+
+    `schedule` is the path of a router, of a schedule (JSON) or of a steps mask, a rule such as "every:2", or a `Schedule`;
+    only the demo model brings its own.  `model` is a name ("DiT-XL/2", "demo"), the folder or id of a pipeline of diffusers,
+    or a JSON file; without it, what fits the weights.  `weights` is a checkpoint, a folder of diffusers, or "random[:SEED]";
+    without any, `link` binds them later.  `steps` are sampling steps (DiT) or network evaluations (U-ViT), `threshold` is a
+    router's, in 0..1; `guidance` is "first3", "all" or "none"; `batch` is the most images of one call.  `precision` is "fp32",
+    "fp16" or "bf16", `fp32` names sublayers that stay in float32.  `cache=False` compiles the uncached twin.  `max_graphs`
+    merges calls, which then compute more.  `with_vae` and `vae` add a decoder, so that images come out; `dump` is a folder for
+    every stage as text.  For a backend whose engines are built beforehand (tensorrt, tensorrt-rtx) they are.
+
+    `report` is told in lines what is understood and done, by default the log; `progress` how many parts there are and, part by
+    part, that they are done; `watch` how far an engine is that takes long to build.
+
+    Raises L2CError, with nothing written: UsageError for a value, ScheduleError, ModelError or WeightsError for a file,
+    ArtefactError for a folder that is not ours to write, BackendError for a library that is missing.
+    """
+    for package in ("torch", "onnx"):
+        needs(package, "export")
+    from .compile import compile_artefact
+
+    options = options_of(
+        schedule, out=out, model=model, weights=weights, steps=steps, threshold=threshold, sampler=sampler, guidance=guidance,
+        batch=batch, precision=precision, fp32=fp32, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
+        max_graphs=max_graphs, with_vae=with_vae, vae=vae, dump=dump,
+    )  # fmt: skip
+    if options.backend in BUILT:
+        check_built(options.backend)
+    started = time.perf_counter()
+    artefact = Artefact(options.out, compile_artefact(options, report, progress))
+    report(f"{options.out}: {artefact.bytes / 2**20:.1f} MB in {time.perf_counter() - started:.1f} s")
+    if options.backend not in BUILT:
+        return artefact
+    return build(artefact, options.backend, report=report, progress=progress, watch=watch)
+
+
+def check_built(backend: str) -> None:
+    """Refuse, before long work for it, a backend that builds nothing or whose library is missing.  Raises L2CError."""
+    if backend not in BUILT:
+        raise UsageError(f"backend={backend!r}: nothing to build; use one of {', '.join(BUILT)}")
+    library(backend)
+
+
+def build(
+    path: str | os.PathLike[str],
+    backend: str,
+    *,
+    targets: str | Sequence[str] = (),
+    batch: str | None = None,
+    level: int | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    version_compatible: bool = False,
+    hardware_compatible: bool = False,
+    report: Report = logged,
+    progress: Progress = unseen,
+    watch: Watch = unwatched,
+) -> Artefact:
+    """Add engines to the artefact in `path`, for "tensorrt" on this GPU or for "tensorrt-rtx" on `targets`, such as "sm86".
+
+    It needs neither torch nor onnx.  `batch` is "MIN:OPT:MAX" images, by default 1 to what the artefact was compiled for;
+    `level` (0 to 5) how long the library may search for fast kernels, and `timing_cache` a file for what it measured.
+    `version_compatible` engines run with later releases of the same major version, `hardware_compatible` ones on every GPU
+    from Ampere on, more slowly.  `report`, `progress` and `watch` are those of `compile`.
+    Raises ArtefactError, BackendError or UsageError; the artefact is complete, without the new build, after an error.
+    """
+    artefact = Artefact.read(path)
+    chosen = (targets,) if isinstance(targets, str) else tuple(targets)
+    settings = BuildSettings(
+        targets=chosen, level=level, version_compatible=version_compatible, hardware_compatible=hardware_compatible
+    )
+    cache = None if timing_cache is None else Path(timing_cache)
+    step = progress(units.count(artefact.manifest))
+    manifest = builds.build(artefact.path, backend, settings, batch, cache, report, step, watch)
+    return Artefact(artefact.path, manifest)
+
+
+def link(
+    path: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
+    *,
+    report: Report = logged,
+    progress: Progress = unseen,
+) -> Artefact:
+    """Bind weights to the artefact in `path`, or swap them; nothing is exported or built again.
+
+    `weights` is a checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or "random[:SEED]".  `report` is told of
+    assumptions and of engines that go, by default the log; `progress` of the number of tensors and of each that is written.
+    Raises ArtefactError or WeightsError; the artefact keeps the weights that it had, after an error.
+    """
+    folder = Artefact.read(path).path
+    artefact = Artefact(folder, bind(folder, os.fspath(weights), report, progress))
+    report(f"{folder}: linked with {os.fspath(weights)}")
+    return artefact
