@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -10,26 +9,34 @@ import click
 
 from ..errors import UsageError
 from ..support.words import counted
-from .console import FILE, FOLDER, command, progress, say
+from . import options
+from .console import Command, print_json, say
+from .options import group, option
+from .progress import progress
 
 
-@click.command()
-@click.argument("engines", type=FOLDER)
-@click.option(
-    "--class-label", "labels", multiple=True, required=True, help="One image of this class (number or name); repeat for more."
+@click.command(cls=Command, example="l2c run engines --class-label 207,360 --out dogs.png")
+@click.argument("engines", type=options.FOLDER)
+@group(
+    "What is made",
+    options.class_labels(required=True, help="An image of each of these classes, numbers or names; may be repeated."),
+    options.guidance_scale,
+    option("--seed", type=int, default=0, help="Noise of the first image; the next ones use seed+1, .."),
+    option("--out", type=click.Path(path_type=Path), default="latents.npy", help="A .npy of the latents, or a .png of pixels."),
 )
-@click.option("--guidance-scale", type=float, help="1 turns guidance off. [default: the artefact's]")
-@click.option("--seed", type=int, default=0, help="Noise of the first image; the next ones use seed+1, ..")
-@click.option("--out", type=FILE, default=Path("latents.npy"), help="A .npy of the latents, or a .png of pixels.")
-@click.option("--backend", help="[default: what the artefact was compiled for]")
-@click.option("--device", help="[default: cpu]")
-@click.option("--threads", type=int, help="[default: all cores]")
-@click.option("--link", help="shared or static. [default: what the artefact was compiled for]")
-@click.option("--tile", type=int, help="Decode large images in tiles of so many pixels. [default: whole]")
-@click.option("--trust", is_flag=True, help="Do not hash the weights: for an artefact of one's own on one's own disk.")
-@click.option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents.")
-@click.option("--json", "as_json", is_flag=True, help="Print times as JSON.")
-@command
+@group(
+    "Where it runs",
+    options.backend,
+    options.device,
+    options.threads,
+    options.link,
+    option("--tile", type=int, help="Decode large images in tiles of so many pixels. [default: whole]"),
+)
+@group(
+    "What is checked",
+    option("--trust", is_flag=True, help="Do not hash the weights: for an artefact of one's own on one's own disk."),
+    option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents."),
+)
 def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path, backend: str | None,
         device: str | None, threads: int | None, link: str | None, tile: int | None, trust: bool,
         check_finite: bool, as_json: bool) -> None:  # fmt: skip
@@ -54,7 +61,7 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
     say(f"{out}: {counted(len(labels), 'image')} in {finished - loaded:.2f} s")
     if as_json:
         times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(labels)}
-        click.echo(json.dumps({"out": str(out), **times}))
+        print_json({"out": str(out), **times})
 
 
 def check_request(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path) -> None:
