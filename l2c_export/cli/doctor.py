@@ -11,8 +11,8 @@ from .tables import print_table
 
 @click.command(cls=Command, example="l2c doctor")
 def doctor(as_json: bool) -> None:
-    """Which backends work on this machine, which do not, and why."""
-    from ..backends.doctor import examine
+    """Say what works on this machine, what does not, and why: backends, packages and the cache."""
+    from ..backends.doctor import any_backend, examine
 
     found = examine()
     if as_json:
@@ -20,5 +20,5 @@ def doctor(as_json: bool) -> None:
     else:
         rows = [(f.name, "yes" if f.works else "no", f.version or "-", f.note) for f in found]
         print_table("on this machine", [("what", "works", "version", "what to know"), *rows])
-    if not any(f.works for f in found):
+    if not any_backend(found):
         raise UsageError("no backend works: pip install 'l2c-export[onnxruntime]'")

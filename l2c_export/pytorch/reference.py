@@ -15,6 +15,7 @@ from ..artefact import given_weights
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..models import families
+from ..support.words import counted
 from ..weights.layout import FILE, Layout, rounded
 from .eager import Denoiser, TracingDenoiser
 
@@ -108,7 +109,9 @@ def of_case(case: Path, folder: Path, manifest: Manifest, checkpoint: Path | Non
     except (OSError, KeyError, ValueError) as error:
         raise UsageError(f"--golden {case}: not a recorded case (config.json and golden.npz): {error}") from None
     if len(recorded) != manifest.steps_of_solver or noise.shape[1:] != manifest.model.latent:
-        raise UsageError(f"--golden {case}: {len(recorded)} steps of {noise.shape[1:]} latents, not what {folder} was made for")
+        raise UsageError(
+            f"--golden {case}: {counted(len(recorded), 'step')} of {noise.shape[1:]} latents, not what {folder} was made for"
+        )
     # U-ViT's reference writes c + s (c - u); a guidance scale in the usual sense is 1 + s
     usual = 1.0 if scale is None else 1.0 + scale if config["family"] == "uvit" else float(scale)
     return Reference(folder, manifest, noise, labels, usual, checkpoint, recorded)

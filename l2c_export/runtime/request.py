@@ -20,6 +20,7 @@ from ..artefact.manifest import Guidance, Manifest, Model
 from ..errors import UsageError
 from ..samplers.noise import standard_normal
 from ..support.tensors import on_host, scalar
+from ..support.words import counted
 
 OUTPUT_TYPES = ("latent", "device", "np", "pil")
 LARGEST = float(np.finfo(np.float32).max)
@@ -115,9 +116,11 @@ def latents(manifest: Manifest, given: Any, count: int) -> np.ndarray:
     try:
         found = np.asarray(on_host(given))
     except (ValueError, TypeError, RuntimeError):  # the latter two are those of tensors in a list
-        raise UsageError(f"latents: not an array: this model and {count} labels need numbers of shape {shape}") from None
+        raise UsageError(
+            f"latents: not an array: this model and {counted(count, 'label')} need numbers of shape {shape}"
+        ) from None
     if found.shape != shape:
-        raise UsageError(f"latents of shape {found.shape}: this model and {count} labels need {shape}")
+        raise UsageError(f"latents of shape {found.shape}: this model and {counted(count, 'label')} need {shape}")
     if found.dtype.newbyteorder("=") not in (np.float32, np.float64, np.float16):
         raise UsageError(f"latents of dtype {found.dtype}: use float32")
     if found.dtype.itemsize == 8 and np.any(np.isfinite(found) & (np.abs(found) > LARGEST)):
