@@ -1,31 +1,122 @@
-"""Deploy diffusion transformers whose layers are cached by a learned schedule, without PyTorch."""
+"""Deploy diffusion transformers whose layers are cached by a learned schedule, without PyTorch.
+
+    artefact = l2c_export.compile("every:2", model="demo", out="engines/demo")
+    pipe = l2c_export.load(artefact)
+    pipe([3, 7], seed=0).save("digits.png")
+
+Every function takes values and returns a typed result; what is wrong is an `L2CError`.  What is done is logged by the standard
+library's `logging`, under "l2c_export".
+"""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
-from .errors import L2CError
+from .errors import (
+    ArtefactError,
+    BackendError,
+    L2CError,
+    MissingExtra,
+    ModelError,
+    RunError,
+    ScheduleError,
+    UsageError,
+    WeightsError,
+)
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .backends.doctor import doctor
+    from .benchmarks.bench import bench
+    from .compiler.build import build
+    from .compiler.compile import compile
+    from .compiler.link import link
+    from .inspection.dry_run import dry_run
+    from .inspection.profile import profile
+    from .inspection.view import inspect
     from .integrations.diffusers.live import enable_l2c
     from .integrations.diffusers.pipeline import L2CPipeline
-    from .runtime.pipeline import load
+    from .runtime.artefact import Artefact
+    from .runtime.images import Output
+    from .runtime.pipeline import Pipeline, load
     from .schedules.schedule import Schedule
+    from .training.train import train
+    from .verification.compare import verify
 
-__all__ = ["L2CError", "L2CPipeline", "Schedule", "__version__", "enable_l2c", "load"]
+__all__ = [
+    "Artefact",
+    "ArtefactError",
+    "BackendError",
+    "L2CError",
+    "L2CPipeline",
+    "MissingExtra",
+    "ModelError",
+    "Output",
+    "Pipeline",
+    "RunError",
+    "Schedule",
+    "ScheduleError",
+    "UsageError",
+    "WeightsError",
+    "__version__",
+    "bench",
+    "build",
+    "compile",
+    "doctor",
+    "dry_run",
+    "enable_l2c",
+    "inspect",
+    "link",
+    "load",
+    "profile",
+    "train",
+    "verify",
+]
+
+HOMES = {
+    "Artefact": "runtime.artefact",
+    "L2CPipeline": "integrations.diffusers.pipeline",
+    "Output": "runtime.images",
+    "Pipeline": "runtime.pipeline",
+    "Schedule": "schedules.schedule",
+    "bench": "benchmarks.bench",
+    "build": "compiler.build",
+    "compile": "compiler.compile",
+    "doctor": "backends.doctor",
+    "dry_run": "inspection.dry_run",
+    "enable_l2c": "integrations.diffusers.live",
+    "inspect": "inspection.view",
+    "link": "compiler.link",
+    "load": "runtime.pipeline",
+    "profile": "inspection.profile",
+    "train": "training.train",
+    "verify": "verification.compare",
+}
+EXTRAS = {  # what the home of a name imports that is not installed with the package: packages, and the extra that has them
+    "compile": (("torch", "onnx"), "export"),
+    "dry_run": (("torch", "onnx"), "export"),
+    "train": (("torch", "accelerate", "matplotlib"), "train"),
+    "verify": (("torch",), "export"),
+}
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: the compiler must not load the runtime, nor the runtime the compiler."""
     from importlib import import_module
 
-    homes = {
-        "load": "runtime.pipeline",
-        "Schedule": "schedules.schedule",
-        "L2CPipeline": "integrations.diffusers.pipeline",
-        "enable_l2c": "integrations.diffusers.live",
-    }
-    if name in homes:
-        return getattr(import_module(f"{__name__}.{homes[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in EXTRAS:
+        from .support.extras import needs
+
+        packages, extra = EXTRAS[name]
+        for package in packages:
+            needs(package, extra)
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,18 +17,17 @@ from ..artefact import integrity, staging, store
 from ..artefact.manifest import FILE, Build, Manifest, image_range
 from ..errors import BackendError, UsageError
 from ..support.cache import cache_folder, cached, keep, kept
-from ..support.files import check_place
+from ..support.files import Report, check_place
+from ..support.progress import Watch, unwatched
 from ..support.words import counted
 from ..weights.layout import FILE as WEIGHTS
 from .contract import BUILT
 from .cuda.device import Cuda
 from .ports import Range
 from .tensorrt.builder import Builder, BuildSettings
-from .tensorrt.monitor import Watch
 from .units import Unit, units
 
 RTX_TARGETS = ("sm86", "sm89", "sm120")  # the consumer and edge GPUs of the last three generations
-Report = Callable[[str], object]
 
 
 def images(text: str | None, manifest: Manifest) -> Range:
@@ -52,7 +51,7 @@ def build(
     timing_cache: Path | None = None,
     report: Report = id,
     progress: Callable[[], object] = lambda: None,
-    watch: Watch = lambda *_: None,
+    watch: Watch = unwatched,
 ) -> Manifest:
     """Build every engine that the artefact's link needs and add them to it, replacing a build of the same name.
 

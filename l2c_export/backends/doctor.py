@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import L2CError
@@ -32,12 +33,12 @@ class Finding:
     note: str
 
 
-def examine() -> list[Finding]:
-    """Try to open every backend, import every package, and look at the cache."""
-    return [*map(_backend, PLACES), _python(), *map(_package, PACKAGES), _cache()]
+def doctor() -> tuple[Finding, ...]:
+    """What works on this machine, by trying: every backend is opened, every package imported, and the cache looked at."""
+    return (*map(_backend, PLACES), _python(), *map(_package, PACKAGES), _cache())
 
 
-def any_backend(findings: list[Finding]) -> bool:
+def any_backend(findings: Sequence[Finding]) -> bool:
     """Whether one of the backends works."""
     return any(finding.works for finding in findings[: len(PLACES)])
 

@@ -11,10 +11,11 @@ only where enough rounds were left alone (see `measured.disturbances`).
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,8 +25,10 @@ from ..artefact import store
 from ..errors import L2CError, UsageError
 from ..support import machine, neighbours
 from ..support.files import Report
+from ..support.log import logged
+from ..support.progress import Progress, Step, unsaid, unseen
 from ..support.words import counted, duration
-from .contenders import OURS, BenchRequest, Contender, twins_of
+from .contenders import OURS, BenchRequest, Contender, chosen, twins_of
 from .measured import LeftOut, Measured, Result, Spread, summed_up
 from .process import Process, Ready, Timed
 from .twins import contender
@@ -34,12 +37,37 @@ PAUSE = 0.2  # seconds before every visit
 VISIT = 1.0  # seconds at least that a contender makes images for, before the next has its turn
 STARTS, QUICK = 3, 10.0  # processes that a contender has, one after the other, if its first image takes no more seconds
 ROUNDS, BUDGET = (3, 15), 30.0  # fewest and most rounds, and the seconds that the slowest contender may take, if nobody says
-Progress = Callable[[int], Callable[[], object]]  # told of the number of rounds, gives what is told of every one
 
 
 def bench(
+    path: str | os.PathLike[str],
+    *,
+    against: str | Sequence[str] | None = None,
+    passes: bool = False,
+    rounds: int | None = None,
+    images: int = 1,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str | None = None,
+    report: Report = logged,
+    progress: Progress = unseen,
+) -> Result:
+    """Measure the artefact in `path` beside PyTorch, other backends, and itself without its schedule.  Times are seconds.
+
+    `against` names contenders (`contenders.KNOWN`), in a list or with commas between; by default all that are installed.
+    `passes` adds twins that lack a pass of the compiler.  In each of `rounds` every contender makes images for a second;
+    without, there are 3 to 15.  `images` are made at a time, on `threads` (all cores) of `device` ("cpu" or "cuda").
+    Raises UsageError, and L2CError where the artefact itself cannot run; others are then left out, with the reason.
+    """
+    request = BenchRequest(images=images, seed=seed, guidance_scale=guidance_scale,
+                           threads=machine.cores() if threads is None else threads, device=device)  # fmt: skip
+    return contest(Path(path), chosen(against), request, rounds, against is None, passes, report, progress)
+
+
+def contest(
     folder: Path, names: Sequence[str], request: BenchRequest, rounds: int | None = None, distinct: bool = False,
-    passes: bool = False, report: Report = id, progress: Progress = lambda rounds: lambda: None,
+    passes: bool = False, report: Report = id, progress: Progress = unseen,
 ) -> Result:  # fmt: skip
     """Measure an artefact beside the contenders in `names`; who cannot take part is left out, with the reason.
 
@@ -137,7 +165,7 @@ class Rounds(msgspec.Struct, frozen=True):
         return Rounds(self.orders + later.orders, self.others + later.others, made)
 
 
-def measure(started: Sequence[Started], rounds: int, rng: random.Random, progress: Callable[[], object]) -> Rounds:
+def measure(started: Sequence[Started], rounds: int, rng: random.Random, step: Step) -> Rounds:
     """All rounds, in parts between which every contender that starts quickly does so again."""
     processes = [each.process for each in started]
     found = interleave(processes, 0, rng)
@@ -145,13 +173,11 @@ def measure(started: Sequence[Started], rounds: int, rng: random.Random, progres
         for each in started if part else ():
             if each.first_image_seconds <= QUICK:
                 each.process.renew()
-        found += interleave(processes, len(some), rng, progress)
+        found += interleave(processes, len(some), rng, step)
     return found
 
 
-def interleave(
-    processes: Sequence[Process], rounds: int, rng: random.Random, progress: Callable[[], object] = lambda: None
-) -> Rounds:
+def interleave(processes: Sequence[Process], rounds: int, rng: random.Random, step: Step = unsaid) -> Rounds:
     """Some rounds, in each of which every process makes images for a while."""
     orders, others, made = [], [], {process.name: list[list[Timed]]() for process in processes}
     for _ in range(rounds):
@@ -161,7 +187,7 @@ def interleave(
             made[process.name].append(visit(process))
         orders.append(tuple(process.name for process in order))
         others.append(neighbours.mean(shares))
-        progress()
+        step()
     return Rounds(tuple(orders), tuple(others), made)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -81,11 +81,12 @@ TWINS: Mapping[str, Mapping[str, bool]] = {
 KNOWN = (*PYTORCH, *BACKENDS, "uncached")
 
 
-def chosen(names: str | None) -> list[str]:
-    """The contenders of a list like "pytorch,uncached"; all that are known without one.  Raises UsageError."""
+def chosen(names: str | Sequence[str] | None) -> list[str]:
+    """The contenders of a list, or of text like "pytorch,uncached"; all that are known without one.  Raises UsageError."""
     if names is None:
         return list(KNOWN)
-    found = [name.strip() for name in names.split(",") if name.strip()]
+    listed = names.split(",") if isinstance(names, str) else names
+    found = [name.strip() for name in listed if name.strip()]
     for name in found:
         if name not in (*KNOWN, *TWINS):
             raise UsageError(f"--against {name}: known are {', '.join((*KNOWN, *(t for t in TWINS if t not in KNOWN)))}")

@@ -12,7 +12,7 @@ import msgspec
 from ..artefact import store
 from ..artefact.manifest import FILE, Build, Manifest
 from ..errors import ArtefactError
-from ..schedules.schedule import Schedule, make, read
+from ..schedules.schedule import Schedule, make
 from ..weights.layout import FILE as WEIGHTS
 from .contenders import BACKENDS, OURS, PYTORCH, TWINS, Contender
 
@@ -77,7 +77,7 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
 
 def asked_schedule(folder: Path, manifest: Manifest) -> Schedule:
     """The schedule that an artefact was asked to follow, before calls were merged."""
-    found = read(folder / "schedule.json")
+    found = Schedule.read(folder / "schedule.json")
     if not manifest.asked:
         return found
     known = (found.family, found.sampler, found.steps, found.columns)

@@ -16,6 +16,7 @@ from ..ir.graph import FP32, WEIGHT, Graph, Value
 from ..ir.names import split_at
 from ..schedules.schedule import Schedule
 from ..support.files import Report
+from ..support.progress import Progress
 from ..version import __version__
 from ..weights import random
 from ..weights.layout import FILE, Layout, write
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
     from .source import Source
 
 
-def bind_weights(folder: Path, source: Source, layout: Layout, report: Report) -> None:
+def bind_weights(folder: Path, source: Source, layout: Layout, report: Report, progress: Progress) -> None:
     """Write the weights, if there are any yet."""
     shapes = source.family.tensors()
     path = folder / FILE
     if source.checkpoint:
         report(f"weights from {source.checkpoint.path}")
-        write(path, layout, source.checkpoint.tensors(shapes))
+        write(path, layout, source.checkpoint.tensors(shapes), progress(len(shapes)))
     elif source.seed is not None:
         report(f"RANDOM weights, seed {source.seed}: good for latency, the images mean nothing")
-        write(path, layout, random.random(shapes, source.seed))
+        write(path, layout, random.random(shapes, source.seed), progress(len(shapes)))
     else:
         report("no weights yet: bind them with l2c link ENGINES --weights PATH")
 

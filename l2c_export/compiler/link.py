@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,16 +13,38 @@ from ..artefact.manifest import FILE, Build, DecoderRecord, FileInfo, Manifest, 
 from ..errors import ArtefactError, MissingExtra, WeightsError
 from ..models.diffusers import model_index, pipeline_folder
 from ..models.diffusers.model_index import INDEX
+from ..runtime.artefact import Artefact
 from ..samplers.reference import TRAINED, trained_otherwise
 from ..samplers.scheduler_config import check_noise
 from ..schedules.schedule import Schedule
 from ..support.extras import needs
 from ..support.files import Report
+from ..support.log import logged
+from ..support.progress import Progress, unseen
 from ..weights import layout as weights_layout
 from ..weights import random
 
 
-def bind(folder: Path, source: str, report: Report = id) -> Manifest:
+def link(
+    path: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
+    *,
+    report: Report = logged,
+    progress: Progress = unseen,
+) -> Artefact:
+    """Bind weights to the artefact in `path`, or swap them; nothing is exported or built again.
+
+    `weights` is a checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or "random[:SEED]".  `report` is told of
+    assumptions and of engines that go, by default the log; `progress` of the number of tensors and of each that is written.
+    Raises ArtefactError or WeightsError; the artefact keeps the weights that it had, after an error.
+    """
+    folder = Artefact.read(path).path
+    artefact = Artefact(folder, bind(folder, os.fspath(weights), report, progress))
+    report(f"{folder}: linked with {os.fspath(weights)}")
+    return artefact
+
+
+def bind(folder: Path, source: str, report: Report = id, progress: Progress = unseen) -> Manifest:
     """Write `source` as the weights of the artefact in `folder`: the path of a checkpoint, of a folder of diffusers, or
     "random[:SEED]".  A pipeline folder brings its decoder, too, where the artefact has one.
 
@@ -38,7 +61,7 @@ def bind(folder: Path, source: str, report: Report = id) -> Manifest:
             _check_training(folder, pipeline)
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
         layout = weights_layout.Layout(manifest.tensors, manifest.weight_types)
-        weights_layout.write(stage / weights_layout.FILE, layout, tensors)
+        weights_layout.write(stage / weights_layout.FILE, layout, tensors, progress(len(manifest.tensors)))
         written = {weights_layout.FILE: integrity.info(stage / weights_layout.FILE)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)

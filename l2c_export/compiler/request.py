@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import demo
 from ..artefact.manifest import LINKS
@@ -12,6 +14,7 @@ from ..errors import UsageError
 from ..ir.dtypes import DTYPES, Types
 from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import KINDS
+from ..schedules.schedule import Schedule
 
 GUIDANCE = ("first3", "all", "none")
 FULL = "every:1"  # the rule that caches nothing
@@ -21,7 +24,7 @@ FULL = "every:1"  # the rule that caches nothing
 class Options:
     """The options of `l2c-export`; the command's help describes each."""
 
-    schedule: str | None = None  # the demo model's own, or every call in full where nothing is cached
+    schedule: str | Schedule | None = None  # the demo model's own, or every call in full where nothing is cached
     out: Path = Path("engines")
     model: str | None = None
     weights: str | None = None
@@ -72,6 +75,16 @@ class Options:
     @property
     def weight_types(self) -> Types:
         return Types(DTYPES[self.precision], self.fp32)
+
+
+def options_of(schedule: str | os.PathLike[str] | Schedule | None, **given: Any) -> Options:
+    """The options of a call in Python, where paths may be of any kind, and a sublayer stand for a list of one."""
+    texts = {name: os.fspath(given[name]) for name in ("model", "weights", "sampler") if given.get(name) is not None}
+    paths = {name: Path(given[name]) for name in ("out", "vae", "dump") if given.get(name) is not None}
+    kept = given.get("fp32", ())
+    fp32 = (kept,) if isinstance(kept, str) else tuple(kept)
+    read = schedule if schedule is None or isinstance(schedule, Schedule) else os.fspath(schedule)
+    return Options(**{**given, **texts, **paths, "fp32": fp32, "schedule": read})
 
 
 def _is_config(sampler: str) -> bool:

@@ -18,7 +18,7 @@ from ..models.family import Family
 from ..samplers.reference import SAMPLERS, unlike
 from ..samplers.scheduler_config import KINDS, Scheduler, check_noise
 from ..schedules import routers
-from ..schedules.rules import from_rule, is_rule, mask_length, mask_rule
+from ..schedules.rules import is_rule, mask_length, mask_rule
 from ..schedules.schedule import Schedule, content
 from ..support import file_kind
 from ..support.words import counted
@@ -111,9 +111,11 @@ def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
 def with_demo_files(options: Options) -> Options:
     """The same request, with the names of the demo model's files in place of its name."""
     asked = options.schedule or demo.NAME
+    weights_file = options.weights or str(demo.WEIGHTS)
+    if isinstance(asked, Schedule):
+        return replace(options, model=str(demo.CONFIG), weights=weights_file)
     if asked.startswith(f"{demo.NAME}:") and asked not in demo.SCHEDULES:
         raise ScheduleError(f"--schedule {asked}: the demo model has {' and '.join(demo.SCHEDULES)}; use one of them")
-    weights_file = options.weights or str(demo.WEIGHTS)
     schedule = str(demo.SCHEDULES.get(asked, asked))
     return replace(options, model=str(demo.CONFIG), weights=weights_file, schedule=schedule)
 
@@ -193,8 +195,10 @@ def _name(options: Options, scheduler: Scheduler | None, family: Family) -> str:
     return scheduler.kind if scheduler else options.sampler or family.default_sampler
 
 
-def _read(schedule: str) -> routers.Router | Schedule | str:
+def _read(schedule: str | Schedule) -> routers.Router | Schedule | str:
     """A router, a schedule, or a rule."""
+    if isinstance(schedule, Schedule):
+        return schedule
     path = Path(schedule)
     if is_rule(schedule):
         return schedule
@@ -223,7 +227,10 @@ def _schedule(
         steps = mask_length(learned) if options.steps is None else options.steps
         if steps is None:
             raise UsageError(f"{f'--schedule {options.schedule}' if options.schedule else '--no-cache'} needs --steps")
-        return from_rule(learned, family.name, _name(options, scheduler, family), steps, columns, scheduler)
+        sampler = _name(options, scheduler, family)
+        return Schedule.from_rule(
+            learned, family=family.name, steps=steps, columns=columns, sampler=sampler, scheduler=scheduler
+        )
     if learned.columns != columns:
         raise ScheduleError(
             f"{options.schedule}: {counted(learned.columns, 'column')}, but the model has "

@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..backends.choose import open_backend
 from ..backends.contract import Request
 from ..compiler import emit
 from ..compiler.compile import Lowered, lower
 from ..compiler.onnx.export import export_bodies
-from ..compiler.request import Options
+from ..compiler.request import Options, options_of
 from ..compiler.source import Source, resolve
+from ..schedules.schedule import Schedule
 from ..support.files import Report
+from ..support.log import logged
 from ..weights.layout import Layout
 from .calibrate import segment_times
 from .predict import Prediction, predict
 
 
-def dry_run(options: Options, device: str, calibrated: bool, report: Report = id) -> tuple[Prediction, Prediction]:
-    """What the artefact would cost, and its uncached twin; nothing is written but the cache of exported segments.
+class Predictions(NamedTuple):
+    """What an artefact would cost, and what without its schedule."""
 
-    `calibrated` exports the segments to a temporary folder and times them on this machine.
+    schedule: Prediction
+    uncached: Prediction
+
+
+def dry_run(
+    schedule: str | os.PathLike[str] | Schedule | None = None,
+    *,
+    device: str = "cpu",
+    calibrate: bool = False,
+    report: Report = logged,
+    **options: Any,
+) -> Predictions:
+    """What `compile` with the same arguments would make, and its uncached twin: bytes, operations and seconds, predicted.
+
+    Nothing is written but the cache of exported segments.  `device` is "cpu", "h100", "rtx4090" or "orin"; `calibrate` exports
+    the segments to a temporary folder and times them on this machine instead.  Raises what `compile` does.
     """
+    return predict_both(options_of(schedule, **options), device, calibrate, report)
+
+
+def predict_both(options: Options, device: str, calibrated: bool, report: Report = id) -> Predictions:
     source = resolve(options)
     for line in source.describe():
         report(line)
@@ -33,7 +56,7 @@ def dry_run(options: Options, device: str, calibrated: bool, report: Report = id
         lowered = lower(how, each)
         times = _calibrate(how, each, lowered) if calibrated else None
         found.append(predict(lowered.manifest, device, options.batch, times))
-    return found[0], found[1]
+    return Predictions(*found)
 
 
 def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, float]:

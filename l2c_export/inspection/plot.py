@@ -1,17 +1,13 @@
-"""A schedule as a picture."""
+"""A schedule as a picture, with the times of its calls above it where they are known."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
+from ..schedules import picture
+from ..support.figure import DARK, new_figure, write
 from .view import View
-
-if TYPE_CHECKING:
-    pass
-from ..support.figure import DARK, LIGHT, new_figure, write
 
 
 def schedule_heatmap(view: View, path: Path) -> None:
@@ -31,27 +27,12 @@ def schedule_heatmap(view: View, path: Path) -> None:
 
 
 def heatmap_size(view: View) -> tuple[float, float]:
-    return min(16, 2.5 + 0.28 * len(view.calls)), min(14, 1.6 + 0.14 * len(view.sublayers))
+    return picture.size(len(view.sublayers), len(view.calls))
 
 
 def heatmap(axes: Any, view: View) -> None:
-    from matplotlib.colors import ListedColormap
-
-    grid = np.zeros((len(view.sublayers), len(view.calls)))
-    for call in view.calls:
-        grid[call.computed, call.index] = 1
-    axes.pcolormesh(grid, cmap=ListedColormap([LIGHT, DARK]), vmin=0, vmax=1, edgecolors="white", linewidth=0.3)
-    axes.invert_yaxis()
-    label_calls(axes, view)
-    step = max(1, round(len(view.sublayers) / 28))
-    axes.set_yticks([j + 0.5 for j in range(0, len(view.sublayers), step)])
-    axes.set_yticklabels(view.sublayers[::step], fontsize=7)
-    share = 1 - grid.mean()
-    axes.set_title(f"dark: computed, light: reused ({share:.1%} of {grid.size} sublayers)", fontsize=10)
+    picture.heatmap(axes, view.sublayers, view.timesteps, [call.computed for call in view.calls])
 
 
 def label_calls(axes: Any, view: View) -> None:
-    every = max(1, round(len(view.calls) / 20))
-    axes.set_xticks([n + 0.5 for n in range(0, len(view.calls), every)])
-    axes.set_xticklabels([f"{c.timestep:.0f}" for c in view.calls[::every]], rotation=90, fontsize=8)
-    axes.set_xlabel("timestep of the call, in sampling order")
+    picture.label_calls(axes, view.timesteps)

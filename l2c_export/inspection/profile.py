@@ -8,10 +8,10 @@ engine runs a whole call, and shows nothing of what is inside.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -20,8 +20,11 @@ import numpy as np
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..ir.graph import FP32
-from ..runtime.pipeline import Pipeline
+from ..runtime.pipeline import Pipeline, load
 from ..runtime.program import Bound
+from ..support.files import Report
+from ..support.log import logged
+from ..support.progress import Progress, unseen
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -94,20 +97,46 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...]
 
 
-def profile(folder: Path, pipe: Pipeline, labels: Sequence[int], scale: float | None, seed: int, rounds: int,
-            progress: Callable[[], object] = lambda: None) -> Profile:  # fmt: skip
+def profile(
+    path: str | os.PathLike[str],
+    *,
+    rounds: int = 5,
+    images: int = 1,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    link: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    report: Report = logged,
+    progress: Progress = unseen,
+) -> Profile:
+    """Where the time of the artefact in `path` goes: it makes `images` at a time, `rounds` times.  Times are seconds.
+
+    The other arguments are those of `load` and of a pipeline.  Raises UsageError, and what `load` raises.
+    """
+    pipe = load(path, backend, device, threads, link=link)
+    report(f"backend: {pipe.backend}")
+    labels = pipe.labels([(207 + n) % pipe.manifest.model.labels for n in range(images)])
+    return profile_pipeline(pipe, labels, guidance_scale, seed, rounds, progress)
+
+
+def profile_pipeline(
+    pipe: Pipeline, labels: Sequence[int], scale: float | None, seed: int, rounds: int, progress: Progress = unseen
+) -> Profile:
     """Make `rounds` images of a batch, and sum up the one of median length."""
     if rounds < 1:
-        raise UsageError(f"--rounds {rounds}: must be at least 1")
+        raise UsageError(f"rounds={rounds}: must be at least 1")
+    step = progress(rounds)
     noise = pipe.noise(len(labels), seed)
     found = []
     for _ in range(rounds):
         found.append(record(pipe, labels, scale, noise))
-        progress()
+        step()
     chosen = sorted(found, key=lambda each: each.seconds)[(rounds - 1) // 2]
     manifest = pipe.manifest
     return Profile(
-        artefact=str(folder),
+        artefact=str(pipe.path),
         backend=pipe.backend,
         link=pipe.link,
         precision=manifest.precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 from ..artefact import store
 from ..artefact.manifest import Manifest, image_range
 from ..errors import UsageError
-from ..schedules import rules, schedule
-from ..schedules.schedule import Schedule
+from ..schedules import rules
+from ..schedules.schedule import Schedule, content
 from ..support import file_kind
 from ..support.words import counted
 from .predict import graph_weight_bytes
@@ -41,6 +42,11 @@ class View:
     calls: list[CallView]
     artefact: dict[str, Any] | None = None
     timing: str | None = None  # "predicted for h100", "measured here"
+
+    @property
+    def timesteps(self) -> list[float]:
+        """Of every call, in 0..1000."""
+        return [call.timestep for call in self.calls]
 
     def table(self) -> list[tuple[Any, ...]]:
         head: tuple[Any, ...] = ("call", "timestep", "computed", "reused")
@@ -73,8 +79,14 @@ class View:
         return replace(self, calls=calls, timing=timing)
 
 
-def inspect(path: Path, threshold: float | None = None) -> View:
-    """Look at an artefact's folder, a schedule (JSON) or a router file."""
+def inspect(path: str | os.PathLike[str] | Schedule, threshold: float | None = None) -> View:
+    """Every call of an artefact, of a schedule (or its JSON file) or of a router, whose `threshold` is in 0..1.
+
+    Raises UsageError for what is none of them, ArtefactError or ScheduleError for one that cannot be read.
+    """
+    if isinstance(path, Schedule):
+        return of_schedule(path, repr(path).strip("<>"))
+    path = Path(path)
     if threshold is not None and (path.is_dir() or file_kind.is_json(path)):
         raise UsageError(f"--threshold {threshold:g}: only a router has scores; the schedule of {path} was made with one")
     if path.is_dir():
@@ -82,7 +94,7 @@ def inspect(path: Path, threshold: float | None = None) -> View:
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder: give an artefact, a schedule or a router")
     if file_kind.is_json(path):
-        text = schedule.content(path)
+        text = content(path)
         if rules.mask_rule(text):
             raise UsageError(f"{path}: is a steps mask, which has no model yet: compile it with l2c-export --schedule {path}")
         return of_schedule(Schedule.from_json(text, str(path)), str(path))
@@ -100,8 +112,7 @@ def inspect(path: Path, threshold: float | None = None) -> View:
 
 def of_schedule(schedule: Schedule, title: str) -> View:
     calls = [CallView(n, c.timestep, list(c.computed), list(c.reused)) for n, c in enumerate(schedule.calls)]
-    names = [f"{j // 2}.{'mlp' if j % 2 else 'attn'}" for j in range(schedule.columns)]
-    return View(title, names, calls)
+    return View(title, schedule.sublayers, calls)
 
 
 def of_artefact(manifest: Manifest) -> View:

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ModelError
+from ..samplers.reference import OF_FAMILY
 from . import layers
 from .family import Operation, Runner, check_sizes
 from .unshown import IMAGENET, Unshown, last_row, side
@@ -44,7 +45,7 @@ class DiT:
 
     name: ClassVar[str] = "dit"
     arch_type: ClassVar[type] = DiTArch
-    default_sampler: ClassVar[str] = "ddim"
+    default_sampler: ClassVar[str] = OF_FAMILY["dit"]
     default_guidance: ClassVar[tuple[str, float]] = ("first3", 4.0)
     shown: ClassVar[tuple[str, ...]] = (
         "input_size", "patch_size", "in_channels", "hidden_size", "depth", "mlp_ratio", "learn_sigma", "block_embeddings",

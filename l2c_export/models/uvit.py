@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ModelError
+from ..samplers.reference import OF_FAMILY
 from . import layers
 from .family import Operation, Runner, check_sizes
 from .unshown import IMAGENET, Unshown, last_row, side
@@ -48,7 +49,7 @@ class UViT:
 
     name: ClassVar[str] = "uvit"
     arch_type: ClassVar[type] = UViTArch
-    default_sampler: ClassVar[str] = "dpm-solver++"
+    default_sampler: ClassVar[str] = OF_FAMILY["uvit"]
     default_guidance: ClassVar[tuple[str, float]] = ("all", 1.4)
     shown: ClassVar[tuple[str, ...]] = (
         "img_size", "patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "mlp_time_embed", "num_classes",

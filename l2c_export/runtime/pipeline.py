@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
+import os
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -19,31 +18,20 @@ from ..backends.choose import Opened, open_backend
 from ..backends.contract import BUILT, Request
 from ..errors import RunError, UsageError
 from ..support import ending
+from ..support.log import LOG
 from ..support.neighbours import BUSY, Watch
+from ..support.words import counted
 from ..weights import layout
 from . import decoder
 from . import request as asked
-from .images import to_images
+from .images import Output, to_images
 from .lock import Turn
 from .loop import Loop, Step
 from .program import Program, load_program
 
-LOG = logging.getLogger(__name__)
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Output:
-    """`latents` (B, C, H, W) float32; `images`, if asked for: (B, H, W, C) floats in 0..1, or PIL images.
-
-    The latents of "device" are where the backend computes: a `cuda.DeviceArray` on a GPU, which `torch.from_dlpack` and others
-    read without a copy; elsewhere a numpy array as always.
-    """
-
-    latents: Any
-    images: Any = None
 
 
 class Generation(NamedTuple):
@@ -56,7 +44,7 @@ class Generation(NamedTuple):
 
 @ending.computing()
 def load(
-    path: str | Path,
+    path: str | os.PathLike[str],
     backend: str | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -64,7 +52,7 @@ def load(
     link: str | None = None,
     tile: int | None = None,
 ) -> Pipeline:
-    """Load an artefact.
+    """Load an artefact: the path of its folder, or what `compile` has returned.
 
     `backend` defaults to the artefact's own, where "auto" is the first that works here (see `Pipeline.backend`);
     `device` to the CPU, `threads` to all cores.  Every file is
@@ -75,7 +63,7 @@ def load(
     an image, so it does not depend on the moment.
     Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
     """
-    folder, others = asked.folder(path), Watch()
+    started, folder, others = time.perf_counter(), asked.folder(path), Watch()
     manifest = store.read(folder, trusted=() if verify else (layout.FILE,))
     store.check_linked(folder, manifest)
     if link not in (None, *LINKS):
@@ -89,13 +77,15 @@ def load(
     store.check_unchanged(folder, manifest)
     if threads is None and opened.backend.spins:
         advise(others.share())
-    return Pipeline(program, opened, tile)
+    pipe = Pipeline(program, opened, tile)
+    LOG.info("%s: loaded in %.2f s, backend %s", folder, time.perf_counter() - started, pipe.backend)
+    return pipe
 
 
 def advise(share: float | None) -> None:
     """Warn if others want so much of the processors that threads which spin wait for them."""
     if share is not None and share > BUSY:
-        LOG.warning("other programs use %.0f%% of the processors: one thread (--threads 1) may be faster here", 100 * share)
+        LOG.warning("other programs use %.0f%% of the processors: one thread instead of all may be faster here", 100 * share)
 
 
 def alone(method: Callable[P, R]) -> Callable[P, R]:
@@ -119,6 +109,7 @@ class Pipeline:
 
     def __init__(self, program: Program, opened: Opened, tile: int | None = None) -> None:
         self.manifest: Manifest = program.manifest
+        self.path = program.folder
         self._program: Program | None = program
         self._tile = tile
         self._decoder: decoder.Decoder | None = None
@@ -129,6 +120,19 @@ class Pipeline:
         self.device = "cpu" if memory.on_host else f"cuda:{getattr(memory, 'index', 0)}"  # where latents are
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
         self._loops: dict[tuple[int, bool], Loop] = {}
+
+    def __repr__(self) -> str:
+        """The model, the share of its schedule, and how it runs, on one line."""
+        manifest, model = self.manifest, self.manifest.model
+        computed = sum(len(call.computed) for call in manifest.calls) / (len(model.sublayers) * len(manifest.calls))
+        guidance = f"guidance {manifest.guidance.mode} {manifest.guidance.scale:g}"
+        name, calls = model.name or model.family, counted(len(manifest.calls), "call")
+        state = ", closed" if self._program is None else ""
+        return (
+            f"<Pipeline {name}: {computed:.0%} of the sublayers in {calls}, "
+            f"{manifest.sampler} with {counted(manifest.steps_of_solver, 'step')}, {manifest.precision}, "
+            f"{self.backend.partition(' ')[0]} on {self.device}, batch {manifest.batch}, {guidance}{state}>"
+        )
 
     def __enter__(self) -> Pipeline:
         return self
@@ -166,33 +170,45 @@ class Pipeline:
         guidance_scale: float | None = None,
         seed: int | Sequence[int] = 0,
         latents: np.ndarray | None = None,
-        output_type: str = "latent",
+        output_type: str | None = None,
         callback_on_step_end: Callback | None = None,
         check_finite: bool = False,
     ) -> Output:
         """Generate one image per label: a number, or a name where the artefact has names.
 
         `guidance_scale` 1 turns guidance off.  Without `latents` (B, C, H, W), image i starts from the noise of
-        seed + i, or of seed[i].  `callback_on_step_end(pipe, step, timestep, {"latents": x})` may return new latents.
-        `output_type` is "latent", "device" (left where they were computed, see `Output`), or with a model of pixels "np" or
-        "pil".
+        seed + i, or of seed[i].  `callback_on_step_end(pipe, step, timestep, {"latents": x})` may return new latents; timesteps
+        are 0..1000.
+        `output_type` is "pil" or "np" where there is a decoder or a model of pixels, which then is the default ("np" without
+        Pillow); "latent", the default elsewhere; or "device", latents left where they were computed (see `Output`).
         `check_finite` raises RunError naming the call whose latents are the first to hold NaN or Inf.
+        Raises UsageError for a request that this artefact cannot meet, before anything is computed.
         """
+        started = time.perf_counter()
         labels = self.labels(class_labels)
-        asked.check_output(self.manifest, output_type)
+        output_type = asked.output_type(self.manifest, output_type)
         noise = self.noise(len(labels), seed) if latents is None else asked.latents(self.manifest, latents, len(labels))
         generation = self.generation(labels, guidance_scale)
         if callback_on_step_end or check_finite:
             self._stepwise(generation, noise, callback_on_step_end, check_finite)
         else:
             generation.loop.whole(noise, generation.labels, generation.guidance)
+        denoised = time.perf_counter()
+        latents, images = self._finished(generation, output_type)
+        seconds = time.perf_counter() - started
+        LOG.info("%s in %.3f s", counted(len(labels), "image"), seconds)
+        LOG.debug("labels %s: %.3f s until the latents, %.3f s after", labels, denoised - started, seconds + started - denoised)
+        return Output(latents, images, seconds)
+
+    def _finished(self, generation: Generation, output_type: str) -> tuple[Any, Any]:
+        """The latents, and the images if they are wanted."""
         memory, final = generation.loop.memory, generation.loop.latents
         if output_type == "device":
-            return Output(memory.copy(final))
+            return memory.copy(final), None
         latents = memory.get(final).copy()
         if output_type == "latent":
-            return Output(latents)
-        return Output(latents, to_images(self._decode(generation.loop.program, latents), output_type))
+            return latents, None
+        return latents, to_images(self._decode(generation.loop.program, latents), output_type)
 
     def _decode(self, program: Program, latents: np.ndarray) -> np.ndarray:
         """Latents (B, C, H, W) -> pixels (B, 3, scale H, scale W) around -1..1; they are pixels already without a decoder."""

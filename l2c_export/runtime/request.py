@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence, Set
+from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -137,14 +138,18 @@ def returned(manifest: Manifest, given: Any, count: int) -> np.ndarray | None:
     return latents(manifest, given["latents"], count) if "latents" in given else None
 
 
-def check_output(manifest: Manifest, output_type: Any) -> None:
-    if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
-        raise UsageError(f"output_type {output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
-    if output_type in ("np", "pil") and not makes_pixels(manifest):
+def output_type(manifest: Manifest, given: Any) -> str:
+    """What comes out: as it is given, by default images where the artefact makes them, and latents elsewhere."""
+    if given is None:
+        return ("pil" if find_spec("PIL") else "np") if makes_pixels(manifest) else "latent"
+    if not isinstance(given, str) or given not in OUTPUT_TYPES:
+        raise UsageError(f"output_type={given!r}: use one of {', '.join(OUTPUT_TYPES)}")
+    if given in ("np", "pil") and not makes_pixels(manifest):
         raise UsageError(
-            f"output_type {output_type!r}: this model makes latents, not pixels, and the artefact has no decoder: "
-            'compile it with --with-vae, or use output_type="latent"'
+            f"output_type={given!r}: this model makes latents, not pixels, and the artefact has no decoder: "
+            'compile it with with_vae=True, or use output_type="latent"'
         )
+    return given
 
 
 def makes_pixels(manifest: Manifest) -> bool:

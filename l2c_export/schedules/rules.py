@@ -7,36 +7,29 @@ from pathlib import Path
 import msgspec
 
 from ..errors import ScheduleError, UsageError
-from ..samplers.scheduler_config import Scheduler
-from ..samplers.table import table
-from .schedule import Schedule, ScheduleSource, make
 
 MASKS = ("steps_computation_mask", "mask")  # another tool's choice of steps to compute
 NESTED = "cache_config"  # where that tool's configuration may hold it
 
 
-def from_rule(rule: str, family: str, sampler: str, steps: int, columns: int, scheduler: Scheduler | None = None) -> Schedule:
-    """A schedule without a router: "every:3" computes everything in calls 0, 3, 6, .. and nothing between;
-    "full:0,1,5" computes everything in those calls only, "mask:1,0,0,1" (or 1001) in those with a 1."""
-    count = len(table(sampler, steps, scheduler).updates)
+def full_calls(rule: str, count: int) -> set[int]:
+    """Which of `count` calls compute everything, where the others reuse everything: of "every:3" calls 0, 3, 6, ..;
+    of "full:0,1,5" those, of "mask:1,0,0,1" (or 1001) those with a 1.  Raises UsageError."""
     kind, _, rest = rule.partition(":")
     try:
         numbers = [int(n) for n in (rest.replace(",", "") if kind == "mask" else rest.split(","))]
     except ValueError:
         numbers = []
     if kind == "every" and len(numbers) == 1 and numbers[0] >= 1:
-        full = set(range(0, count, numbers[0]))
-    elif kind == "full" and numbers and numbers[0] == 0 and all(0 <= n < count for n in numbers):
-        full = set(numbers)
-    elif kind == "mask" and len(numbers) == count and numbers[0] == 1 and set(numbers) <= {0, 1}:
-        full = {n for n, computed in enumerate(numbers) if computed}
-    else:
-        raise UsageError(
-            f"--schedule {rule}: use every:K with K >= 1, full:0,A,B,.. with calls from 0 to {count - 1}, 0 first, or "
-            f"mask:1,.. with a 0 or 1 for each of the {count} calls, 1 first"
-        )
-    computed = [range(columns) if n in full else () for n in range(count)]
-    return make(family, sampler, steps, columns, computed, source=ScheduleSource(rule=rule), scheduler=scheduler)
+        return set(range(0, count, numbers[0]))
+    if kind == "full" and numbers and numbers[0] == 0 and all(0 <= n < count for n in numbers):
+        return set(numbers)
+    if kind == "mask" and len(numbers) == count and numbers[0] == 1 and set(numbers) <= {0, 1}:
+        return {n for n, computed in enumerate(numbers) if computed}
+    raise UsageError(
+        f"schedule={rule!r}: use every:K with K >= 1, full:0,A,B,.. with calls from 0 to {count - 1}, 0 first, or "
+        f"mask:1,.. with a 0 or 1 for each of the {count} calls, 1 first"
+    )
 
 
 def is_rule(text: str) -> bool:

@@ -15,6 +15,7 @@ With a scheduler of diffusers, `sampler` is its class and `scheduler` what its c
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -22,11 +23,13 @@ from typing import Literal
 import msgspec
 
 from ..errors import ScheduleError, UsageError
+from ..samplers.reference import OF_FAMILY
 from ..samplers.scheduler_config import Scheduler
 from ..samplers.table import table
 from ..samplers.update import Table
 from ..support import file_kind
 from ..support.words import counted
+from .rules import full_calls
 
 REMEDY = "give the schedule.json of an artefact"
 
@@ -103,16 +106,77 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             reason = other.instead(REMEDY) if other else f"{error}; give one like the schedule.json of an artefact"
             raise ScheduleError(f"{name} is not a schedule: {reason}") from None
 
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> Schedule:
+        """The schedule in a JSON file, such as the schedule.json of an artefact.  Raises ScheduleError."""
+        return Schedule.from_json(content(Path(path)), str(path))
+
+    @staticmethod
+    def every(k: int, *, family: str, steps: int, columns: int, sampler: str | None = None) -> Schedule:
+        """Everything is computed in calls 0, k, 2k, .. and nothing between: `from_rule` with "every:K"."""
+        return Schedule.from_rule(f"every:{k}", family=family, steps=steps, columns=columns, sampler=sampler)
+
+    @staticmethod
+    def from_rule(
+        rule: str, *, family: str, steps: int, columns: int, sampler: str | None = None, scheduler: Scheduler | None = None
+    ) -> Schedule:
+        """A schedule without a router: "every:3", "full:0,1,5" or "mask:1,0,0,1" (see `rules.full_calls`).
+
+        `family` is "dit" or "uvit", `steps` are sampling steps (DiT) or network evaluations (U-ViT), `columns` the model's
+        sublayers, two per block; `sampler` is the family's, "ddim" or "dpm-solver++", where none is given.  Raises UsageError.
+        """
+        if family not in OF_FAMILY:
+            raise UsageError(f"family={family!r}: use one of {', '.join(OF_FAMILY)}")
+        chosen = sampler or OF_FAMILY[family]
+        count = len(table(chosen, steps, scheduler).updates)
+        full = full_calls(rule, count)
+        computed = [range(columns) if n in full else () for n in range(count)]
+        return make(family, chosen, steps, columns, computed, source=ScheduleSource(rule=rule), scheduler=scheduler)
+
+    def with_computed(self, call: int, columns: Iterable[int]) -> Schedule:
+        """A copy in which call number `call` computes these columns and reuses the others.
+
+        What it came from no longer says what it is, so the copy has neither source nor threshold.  Raises UsageError for a
+        call or a column that the schedule does not have, ScheduleError if call 0 would reuse any.
+        """
+        computed = tuple(sorted(set(columns)))
+        if not 0 <= call < len(self.calls):
+            raise UsageError(f"call={call}: the schedule has calls 0 to {len(self.calls) - 1}")
+        if not set(computed) <= set(range(self.columns)):
+            raise UsageError(f"columns={computed}: the schedule has columns 0 to {self.columns - 1}")
+        reused = tuple(j for j in range(self.columns) if j not in computed)
+        changed = Call(self.calls[call].timestep, computed, reused)
+        calls = (*self.calls[:call], changed, *self.calls[call + 1 :])
+        return msgspec.structs.replace(self, calls=calls, threshold=None, source=ScheduleSource())
+
+    @property
+    def sublayers(self) -> list[str]:
+        """A name for every column: "0.attn", "0.mlp", "1.attn", .."""
+        return [f"{j // 2}.{'mlp' if j % 2 else 'attn'}" for j in range(self.columns)]
+
+    @property
+    def computed_share(self) -> float:
+        """Of all sublayers of all calls, 0..1."""
+        return sum(len(call.computed) for call in self.calls) / (self.columns * len(self.calls))
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw sublayers x calls as .png, .svg or .pdf: dark is computed, light is reused.  Raises UsageError or RunError."""
+        from .picture import draw
+
+        draw(Path(path), self.sublayers, [c.timestep for c in self.calls], [c.computed for c in self.calls])
+
+    def __repr__(self) -> str:
+        threshold = "" if self.threshold is None else f", threshold {self.threshold:.9g}"
+        return (
+            f"<Schedule {self.family}, {self.sampler}, {counted(self.steps, 'step')}, {counted(len(self.calls), 'call')} of "
+            f"{counted(self.columns, 'sublayer')}, {self.computed_share:.1%} computed{threshold}>"
+        )
+
     def uncached(self) -> Schedule:
         """The twin that computes everything in every call."""
         full = [range(self.columns)] * len(self.calls)
         source = ScheduleSource(rule="no-cache")
         return make(self.family, self.sampler, self.steps, self.columns, full, source=source, scheduler=self.scheduler or None)
-
-
-def read(path: Path) -> Schedule:
-    """The schedule in a JSON file.  Raises ScheduleError."""
-    return Schedule.from_json(content(path), str(path))
 
 
 def content(path: Path) -> bytes:

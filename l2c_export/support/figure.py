@@ -5,14 +5,11 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UsageError
 from . import files
 from .extras import needs
-
-if TYPE_CHECKING:
-    pass
 
 PICTURES = (".png", ".svg", ".pdf")
 DARK, LIGHT, OTHER, RIVAL, GREY = "#27527d", "#e6ebf2", "#a9bace", "#d9822b", "#5b6875"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 import msgspec
 import torch
@@ -12,8 +13,8 @@ from ..support import machine
 from . import plot
 from .state import replace
 from .tradeoff import Tradeoff, candidates, measure, threshold_for
-from .train import Training
 from .trainer import EVALUATE
+from .training import Training
 
 TOLERATED = 0.02  # that more may be removed than was asked for
 
@@ -40,6 +41,16 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename={"lambda_": "lam
     peak_gpu_bytes: int | None
     peak_host_bytes: int | None
     random_weights: bool
+
+    @property
+    def schedule(self) -> Path:
+        """The schedule that was learned, for `compile`."""
+        return Path(self.out) / "schedule.json"
+
+    @property
+    def router(self) -> Path:
+        """The scores of all sublayers, for `compile` with another threshold."""
+        return Path(self.out) / "router.pt"
 
 
 def finish(training: Training) -> Summary:

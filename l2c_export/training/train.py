@@ -1,134 +1,60 @@
-"""From options to a router: `Training` prepares and runs, result.py finishes."""
+"""Learn which sublayers may be reused, for a model whose weights stay as they are."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import os
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from ..errors import ArtefactError, RunError
-from ..ir.dtypes import DTYPES
-from ..schedules import routers
-from ..weights import layout, random
-from . import state
-from .lessons import Curriculum, FromData, FromModel, Observer
-from .options import LAMBDA, TrainingOptions, TrainingTask, resolve, with_demo_files
-from .sampling import Trajectories, influence
-from .state import State
-from .trainer import INFLUENCE, ROWS, Trainer
-from .workers import Workers
-
-MIDDLE = 0.5  # the threshold of the log, where the real one is chosen at the end
-Report = Callable[[str], object]
+from ..support.files import Report
+from ..support.log import logged
+from ..support.progress import Progress, unseen
+from .options import TrainingOptions
+from .result import Summary, finish
+from .training import Training
 
 
-class Training:
-    """The router of some options, from where it was left.  Raises L2CError, with nothing written, if they cannot be met."""
+def train(
+    *,
+    steps: int,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "routers",
+    model: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    lambda_: float | None = None,
+    threshold: float | None = None,
+    target_reduction: float | None = None,
+    error: str = "latents",
+    iterations: int = 500,
+    batch: int = 8,
+    lr: float = 0.01,
+    seed: int = 0,
+    guidance: str | None = None,
+    guidance_scale: float | None = None,
+    precision: str = "fp32",
+    device: str | None = None,
+    checkpoint_every: int = 50,
+    report: Report = logged,
+    progress: Progress = unseen,
+) -> Summary:
+    """Learn a schedule of `steps` (sampling steps of DiT, network evaluations of U-ViT), and write it to the folder `out`.
 
-    def __init__(self, options: TrainingOptions, report: Report) -> None:
-        options = with_demo_files(options)
-        self.options, self.workers = options, Workers(options.device)
-        images = self.workers.images(options.batch)
-        self.task = resolve(options)
-        self.report: Report = report if self.workers.leads else id
-        for line in self.task.describe():
-            self.report(line)
-        self._fixed = options.fixed(self.task.family)
-        found = state.restore(options.out, self._fixed, options.lambda_)
-        if found:
-            self.report(f"{options.out}: goes on after iteration {found.iteration}")
-        self.rows = untrained_rows(self.task, options)
-        self.observer = Observer(self.task.family, load_tensors(self.task, options.precision, self.workers.device))
-        strength = guidance_strength(self.task, self.workers.device)
-        self.sampler = Trajectories(self.observer, self.task.calls, self.task.pairs, strength, self.workers)
-        self._curriculum = make_curriculum(self.task, self.sampler)
-        self.trainer = Trainer(self.observer, self._curriculum, self.workers, images, options.seed, options.lr,
-                               found or first_state(self.task, self.rows))  # fmt: skip
-        self.seconds, self.trained = 0.0, 0  # in this run
+    `data` is an .npz with `latents` or `images` (N, C, H, W) and `labels` (N,), a folder of fast-DiT's, or "self": the model's
+    own trajectories.  `weights` is a checkpoint, or "random[:SEED]" to time it; the demo model brings its own.  `lambda_` is
+    the price of computing a sublayer; `threshold` (0..1) or `target_reduction` (the share of the cached calls' sublayers that
+    is to go) chooses the schedule; `error` is kept small, of the final "latents" or of every call's "output".  Every of
+    `iterations` trains all cached calls on one `batch` of images.  `precision` is the frozen model's, `device` "cpu" or "cuda".
+    A training that was interrupted goes on, from a checkpoint that is written `checkpoint_every` iterations.
 
-    @property
-    def left(self) -> int:
-        """How many iterations there are to do."""
-        return max(0, self.options.iterations - self.trainer.iteration)
-
-    def run(self, step: Callable[[], object] = lambda: None) -> None:
-        """All iterations that are left, with a checkpoint now and then and at the end."""
-        make_folder(self.options.out)
-        try:
-            if not self.trainer.iteration:
-                self._weigh()
-            self._iterate(step)
-        except torch.OutOfMemoryError:
-            problem = f"--batch {self.options.batch}: does not fit into the GPU's memory"
-            raise RunError(f"{problem}: use a smaller one, or --precision bf16") from None
-
-    def _iterate(self, step: Callable[[], object]) -> None:
-        threshold = self.task.threshold if self.options.target_reduction is None else MIDDLE
-        log = state.Log(self.options.out, self.trainer.iteration) if self.workers.leads else None
-        started, self.trained = time.perf_counter(), self.left
-        for left in reversed(range(self.trained)):
-            entry = self.trainer.step(threshold)
-            if log:
-                log.add(entry)
-                if not left or self.trainer.iteration % self.options.checkpoint_every == 0:
-                    state.save(self.options.out, self.trainer.state, self._fixed)
-            step()
-        self.seconds = time.perf_counter() - started
-
-    def _weigh(self) -> None:
-        """Decide what an error counts in every call, and what a sublayer costs."""
-        trainer, options = self.trainer, self.options
-        if options.error == "latents":
-            trainer.influence = influence(self.sampler, self._curriculum, trainer.draw(INFLUENCE, 0))
-        trainer.lambda_ = LAMBDA if options.lambda_ is None else options.lambda_
-        if options.lambda_ is None and options.target_reduction is not None:
-            trainer.lambda_ = trainer.calibrate(options.target_reduction)
-            self.report(f"lambda {trainer.lambda_:.3g}, which {options.target_reduction:.0%} of the sublayers are not worth")
-
-
-def untrained_rows(task: TrainingTask, options: TrainingOptions) -> Tensor:
-    """Logits (steps, router width) from a standard normal; those that no call reads stay as they are."""
-    shape = options.steps, routers.width(task.family)
-    return torch.from_numpy(np.random.default_rng([options.seed, ROWS]).standard_normal(shape, np.float32))
-
-
-def first_state(task: TrainingTask, rows: Tensor) -> State:
-    logits = rows[[pair.row for pair in task.pairs], : len(task.family.sublayers)]
-    return State(0, 0.0, torch.ones(len(logits)), logits, {})
-
-
-def load_tensors(task: TrainingTask, precision: str, device: torch.device) -> dict[str, Tensor]:
-    """The frozen weights in the given precision."""
-    shapes, dtype = task.family.tensors(), getattr(torch, DTYPES[precision])
-    found = random.random(shapes, task.weights_seed) if task.checkpoint is None else task.checkpoint.tensors(shapes)
-    made = {}
-    for name, value in found:
-        layout.rounded(name, value, DTYPES[precision])  # names the tensor that does not fit
-        made[name] = torch.from_numpy(np.ascontiguousarray(value)).to(device, dtype)
-    return made
-
-
-def guidance_strength(task: TrainingTask, device: torch.device) -> Tensor | None:
-    """(1, C, 1, 1) as in `updates.update`, None without guidance."""
-    if task.guidance.scale == 1:
-        return None
-    channels = torch.tensor(task.guidance.channels(task.family.latent[0]), device=device)
-    return (task.guidance.scale - 1) * channels.reshape(1, -1, 1, 1)
-
-
-def make_curriculum(task: TrainingTask, sampler: Trajectories) -> Curriculum:
-    device = sampler.workers.device
-    if task.samples is not None:
-        return FromData(sampler.observer, task.calls, task.pairs, task.samples, device)
-    return FromModel(sampler.observer, task.calls, task.pairs, sampler.guidance, device)
-
-
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtefactError(f"--out {folder}: cannot be written: {error.strerror}: choose another folder") from None
+    Under torchrun every process calls this and gets the summary, and the first one writes and reports.
+    `report` is told in lines what is understood and done, by default the log; `progress` of the iterations.
+    Raises L2CError: UsageError for a value or data that do not fit, ArtefactError for a folder that is not ours to write.
+    """
+    options = TrainingOptions(
+        steps=steps, data=os.fspath(data), out=Path(out), model=None if model is None else os.fspath(model),
+        weights=None if weights is None else os.fspath(weights), lambda_=lambda_, threshold=threshold,
+        target_reduction=target_reduction, error=error, iterations=iterations, batch=batch, lr=lr, seed=seed, guidance=guidance,
+        guidance_scale=guidance_scale, precision=precision, device=device, checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    training = Training(options, report)
+    training.run(progress(training.left))
+    return finish(training)

@@ -7,19 +7,20 @@ its own float32 run beside it shows what float32 can do.  A call that leaves the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
 from ..artefact.manifest import Manifest
+from ..errors import UsageError
 from ..models import families
 from ..models.evidence import architecture
-from ..runtime import pipeline
-
-if TYPE_CHECKING:
-    from ..pytorch.reference import Reference
+from ..pytorch.reference import Reference, of_case
+from ..runtime import pipeline, request
+from ..runtime.request import Labels
 from .error import TOLERANCE, Error, Tolerance
 from .locate import Suspect, locate
 
@@ -38,6 +39,8 @@ class CallCheck:
 
 @dataclass(frozen=True)
 class Verdict:
+    """What `verify` found: whether every call is within the tolerance, and the first wrong value if one is not."""
+
     passed: bool
     atol: float
     rtol: float
@@ -46,7 +49,58 @@ class Verdict:
     setting: dict[str, object]
 
 
-def verify(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = None, rtol: float | None = None) -> Verdict:
+def verify(
+    path: str | os.PathLike[str] | pipeline.Pipeline,
+    *,
+    class_labels: Labels | None = None,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    weights: str | os.PathLike[str] | None = None,
+    golden: str | os.PathLike[str] | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Verdict:
+    """Compare an artefact, or a pipeline that is loaded, with the cached PyTorch model in float64, call by call.
+
+    `class_labels`, `guidance_scale` and `seed` are those of a pipeline's call, by default as many labels as the batch;
+    `golden` is the folder of a recorded run (config.json, golden.npz) instead of them.  `weights` is a checkpoint to compare
+    with, by default the artefact's own.  A call passes if |error| <= `atol` + `rtol` * max |latents|, by default 3e-5 (fp32),
+    2e-2 (fp16) or 5e-2 (bf16).  `backend`, `device` and `threads` are those of `load`.
+    Raises UsageError for a request that it cannot meet, and what `load` raises; what is wrong is said by the verdict.
+    """
+    check_tolerances(atol=atol, rtol=rtol)
+    pipe = path if isinstance(path, pipeline.Pipeline) else pipeline.load(path, backend, device, threads)
+    reference = _reference(pipe, class_labels, guidance_scale, seed, path_of(weights), path_of(golden))
+    return compare(pipe, reference, atol, rtol)
+
+
+def path_of(given: str | os.PathLike[str] | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def check_tolerances(**given: float | None) -> None:
+    """Raises UsageError for what is no number of at least 0."""
+    for name, value in given.items():
+        if value is not None and not value >= 0:
+            raise UsageError(f"{name}={value}: must be a number of at least 0")
+
+
+def _reference(pipe: pipeline.Pipeline, class_labels: Labels | None, guidance_scale: float | None, seed: int,
+               weights: Path | None, golden: Path | None) -> Reference:  # fmt: skip
+    """The PyTorch side of a request."""
+    manifest = pipe.manifest
+    if golden:
+        return of_case(golden, pipe.path, manifest, weights)
+    usual = [(207 + n) % manifest.model.labels for n in range(manifest.batch)]
+    labels = usual if class_labels is None else pipe.labels(class_labels)
+    scale = request.scale(manifest.guidance, guidance_scale)
+    return Reference(pipe.path, manifest, pipe.noise(len(labels), seed), labels, scale, weights)
+
+
+def compare(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = None, rtol: float | None = None) -> Verdict:
     """Compare a pipeline with a reference that was made for the same request."""
     default = TOLERANCE[pipe.manifest.precision]
     tolerance = Tolerance(default if atol is None else atol, default if rtol is None else rtol)

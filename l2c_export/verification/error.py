@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
 
 # Largest error of a call that is fed the reference's latents, as a share of their largest value.  The first DDIM step
 # amplifies an error of the noise up to 150 times, so: about 3 times the worst of the 22 golden cases (fp32, fp16), and

@@ -6,18 +6,15 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..artefact.manifest import Manifest
 from ..ir.names import split_at
+from ..pytorch.reference import Reference
 from ..runtime import pipeline
 from ..runtime.loop import Loop
 from ..runtime.program import Bound, load_program
-
-if TYPE_CHECKING:
-    from ..pytorch.reference import Reference
 from .error import Error, Tolerance
 
 

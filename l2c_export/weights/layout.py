@@ -7,7 +7,7 @@ it before there are any weights, and weights can be bound or swapped later witho
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from ..errors import WeightsError
 from ..ir.dtypes import BYTES, Types, stored
 from ..ir.names import rows_of
 from ..support.files import replacing
+from ..support.progress import Step, unsaid
 from ..support.words import counted
 
 FILE = "weights.safetensors"
@@ -25,7 +26,6 @@ CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we writ
 
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Iterable[tuple[str, np.ndarray]]
-Progress = Callable[[int], object]  # told the number of bytes that were just written
 
 
 class Place(NamedTuple):
@@ -74,14 +74,14 @@ class Layout:
         return memory[offset : offset + size].view(stored(self.types.of(weight))).reshape(shape)
 
 
-def write(path: Path, layout: Layout, tensors: Tensors, progress: Progress = id) -> None:
+def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> None:
     """Write the file whole or not at all.  Raises WeightsError for NaN, infinite or overflowing values."""
     with replacing(path) as file:
         file.write(layout.header)
         for name, value in tensors:
             data = rounded(name, value, layout.types.of(name))
             file.write(data.data)
-            progress(data.nbytes)
+            step()
 
 
 def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import BackendError, UsageError
+from ...support.progress import Watch, unwatched
 from ..ports import Port, Range
 from . import pointwise, types
 from .backend import library, logger
-from .monitor import Interrupt, Watch, monitor
+from .monitor import Interrupt, monitor
 from .pointwise import give_to_myelin
 from .types import fix_interface, multiplies, state_types
 
@@ -41,7 +42,7 @@ class BuildSettings(NamedTuple):
 class Builder:
     """One library and one set of settings, for any number of engines."""
 
-    def __init__(self, name: str, settings: BuildSettings, watch: Watch = lambda *_: None) -> None:
+    def __init__(self, name: str, settings: BuildSettings, watch: Watch = unwatched) -> None:
         self.name, self.settings = name, settings
         self._trt, self._log = library(name), logger(library(name))
         self.strong = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")

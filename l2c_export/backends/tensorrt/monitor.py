@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
 from typing import Any
 
-Watch = Callable[[str, float], object]  # the phase that has begun, and the share of the engine's build that is done
+from ...support.progress import Watch
 
 
 class Interrupt:

@@ -18,26 +18,32 @@ from importlib.metadata import version
 import onnx
 import torch
 
-from ...ir.graph import PLAIN_OPS, Graph, Value
+from ...ir.graph import PLAIN_OPS, Graph, Node, Value
 from ...models import family as base
 from ...models import layers, updates
 from ...models.family import Family
 from ...support.cache import cached
+from ...support.progress import Progress, unseen
 from . import opset
 from .opset import EXPORTED, downgrade
 
 EXAMPLE = {"B": 2, "R": 3}  # a batch of one would be specialised
 
 
-def export_bodies(family: Family, call: Graph) -> dict[str, onnx.ModelProto]:
+def export_bodies(family: Family, call: Graph, progress: Progress = unseen) -> dict[str, onnx.ModelProto]:
     """An ONNX model for every operation kind that the call uses, keyed by kind.
 
-    Its graph inputs are i0, i1, .. and its output is o0; batch axes are symbolic.
+    Its graph inputs are i0, i1, .. and its output is o0; batch axes are symbolic.  `progress` counts kinds.
     """
-    bodies: dict[str, onnx.ModelProto] = {}
+    kinds: dict[str, Node] = {}
     for node in call.nodes:
-        if node.op not in bodies and node.op not in PLAIN_OPS:
-            bodies[node.op] = _cached(family, node.op, [call.values[i] for i in node.inputs])
+        if node.op not in PLAIN_OPS:
+            kinds.setdefault(node.op, node)
+    step = progress(len(kinds))
+    bodies: dict[str, onnx.ModelProto] = {}
+    for op, node in kinds.items():
+        bodies[op] = _cached(family, op, [call.values[i] for i in node.inputs])
+        step()
     return bodies
 
 

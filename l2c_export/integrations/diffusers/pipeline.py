@@ -131,7 +131,7 @@ class L2CPipeline:
         labels = self.pipe.labels(class_labels)
         scale = None if guidance_scale is None else guidance(guidance_scale)
         kind = "np" if output_type == "pt" and loaded() else output_type
-        request.check_output(self.manifest, kind)
+        kind = request.output_type(self.manifest, kind)
         if latents is None:
             latents = noise((len(labels), *self.manifest.model.latent), generator, self.pipe)
         callback = callback_on_step_end and self._own(callback_on_step_end)
