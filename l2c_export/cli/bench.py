@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..support.files import write
 from . import options
 from .console import Command, check_places, print_json, save_json, say
 from .options import FILE, FOLDER, group, option
-from .progress import progress
+from .progress import bars
 from .tables import print_table
 
 
@@ -47,23 +46,16 @@ def bench(engines: Path, against: str | None, passes: bool, rounds: int | None, 
           seed: int, threads: int | None, device: str | None, save: Path | None, plot: Path | None, html: Path | None,
           as_json: bool) -> None:  # fmt: skip
     """Measure an artefact beside PyTorch, other backends, and itself without its schedule."""
-    from ..benchmarks import bench as measuring
-    from ..benchmarks import contenders, report
-    from ..support import machine
+    from ..benchmarks import report
+    from ..benchmarks.bench import bench as measure
     from ..support.figure import check_picture
 
     check_places(save=save, html=html)
     if plot:
         check_picture(plot)
-    request = contenders.BenchRequest(images=images, seed=seed, guidance_scale=guidance_scale,
-                                 threads=machine.cores() if threads is None else threads, device=device)  # fmt: skip
-    with contextlib.ExitStack() as shown:
-
-        def measured(total: int) -> Any:
-            return shown.enter_context(progress("measuring", total))
-
-        names = contenders.chosen(against)
-        result = measuring.bench(engines, names, request, rounds, against is None, passes, say, measured)
+    with bars() as shown:
+        result = measure(engines, against=against, passes=passes, rounds=rounds, images=images, guidance_scale=guidance_scale,
+                         seed=seed, threads=threads, device=device, report=say, progress=shown.progress)  # fmt: skip
     if save:
         save_json(save, result)
     if plot or html:

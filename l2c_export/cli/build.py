@@ -12,7 +12,7 @@ from ..artefact.manifest import Manifest
 from ..backends.contract import BUILT
 from .console import Command, print_json, say
 from .options import FILE, FOLDER, Choice, group, option
-from .progress import progress
+from .progress import bars
 
 
 @click.command(cls=Command, example="l2c build engines --backend tensorrt-rtx --target sm86,sm120")
@@ -30,28 +30,17 @@ from .progress import progress
     option("--version-compatible", is_flag=True, help="Runs with later releases of the same major version, too."),
     option("--hardware-compatible", is_flag=True, help="Runs on every GPU from Ampere on, more slowly."),
 )
-def build(engines: Path, backend: str, targets: str | None, batch: str | None, timing_cache: Path | None, as_json: bool,
-          **choices: Any) -> None:  # fmt: skip
+def build(engines: Path, backend: str, targets: str | None, as_json: bool, **choices: Any) -> None:
     """Add engines for a GPU to an artefact; torch and onnx are not needed."""
+    from ..compiler.build import build as add
+
     started = time.perf_counter()
-    result = build_engines(engines, backend, tuple(targets.split(",")) if targets else (), batch, timing_cache, choices)
+    chosen = targets.split(",") if targets else ()
+    with bars() as shown:
+        artefact = add(engines, backend, targets=chosen, **choices, report=say, progress=shown.progress, watch=shown.watch)
     if as_json:
-        print_json({"out": str(engines), "seconds": time.perf_counter() - started, "builds": builds_of(result)})
-
-
-def build_engines(
-    folder: Path, backend: str, targets: tuple[str, ...] = (), batch: str | None = None, timing_cache: Path | None = None,
-    choices: dict[str, Any] | None = None,
-) -> Manifest:  # fmt: skip
-    from ..artefact import store
-    from ..backends import builds as backends_builds
-    from ..backends import units
-    from ..backends.tensorrt.builder import BuildSettings
-
-    total = units.count(store.read(folder, verify=False))
-    with progress("building engines", total) as step:
-        settings = BuildSettings(targets=targets, **(choices or {}))
-        return backends_builds.build(folder, backend, settings, batch, timing_cache, say, step, step.within)
+        seconds = time.perf_counter() - started
+        print_json({"out": str(engines), "seconds": seconds, "builds": builds_of(artefact.manifest)})
 
 
 def builds_of(manifest: Manifest) -> dict[str, dict[str, int]]:
@@ -64,8 +53,8 @@ def builds_of(manifest: Manifest) -> dict[str, dict[str, int]]:
 @click.argument("builds", nargs=-1, required=True, metavar="BUILD...")
 def remove(engines: Path, builds: tuple[str, ...], as_json: bool) -> None:
     """Take builds out of an artefact, by the names that l2c inspect gives them."""
-    from ..backends import builds as backends_builds
+    from ..backends.builds import remove as take
 
-    result = backends_builds.remove(engines, builds, say)
+    result = take(engines, builds, say)
     if as_json:
         print_json({"out": str(engines), "removed": builds, "builds": builds_of(result)})

@@ -9,15 +9,16 @@ from typing import Any
 import click
 
 from ..artefact.manifest import LINKS
-from ..backends.contract import AUTO, BACKENDS, BUILT, PRECISIONS
+from ..backends.contract import AUTO, BACKENDS, PRECISIONS
 from ..compiler.request import GUIDANCE
 from ..errors import UsageError
 from ..inspection.predict import DEVICES
 from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import KINDS
-from . import build
+from ..support.extras import needs
 from .console import Command, print_json, say
 from .options import FOLDER, Choice, group, names, option
+from .progress import bars
 from .tables import print_table
 
 PRECISION = tuple(dict.fromkeys(precision for able in PRECISIONS.values() for precision in able))
@@ -71,46 +72,35 @@ PRECISION = tuple(dict.fromkeys(precision for able in PRECISIONS.values() for pr
 )
 def export(dry_run: bool, device: str | None, calibrate: bool, as_json: bool, **options: Any) -> None:
     """Compile a learned schedule and its diffusion transformer into engines."""
-    from ..support.extras import needs
-
     for package in ("torch", "onnx"):
         needs(package, "export")
-    from ..compiler.compile import compile_artefact
-    from ..compiler.request import Options
-
-    chosen = Options(**options)
     if device and calibrate:
         raise UsageError(f"--device {device}: --calibrate is for this machine: use one of the two")
     if dry_run:
-        print_prediction(chosen, device or "cpu", calibrate, as_json)
+        print_prediction(options, device or "cpu", calibrate, as_json)
         return
     if device or calibrate:
         raise UsageError(
             f"{f'--device {device}' if device else '--calibrate'}: only for --dry-run; use l2c run --device to run"
         )
-    if chosen.backend in BUILT:
-        from ..backends.tensorrt.backend import library
+    from ..compiler.compile import compile
 
-        library(chosen.backend)  # say now if it is missing
     started = time.perf_counter()
-    result = compile_artefact(chosen, say)
-    seconds, size = time.perf_counter() - started, sum(f.bytes for f in result.files.values())
-    say(f"{chosen.out}: {size / 2**20:.1f} MB in {seconds:.1f} s")
-    if chosen.backend in BUILT:
-        build.build_engines(chosen.out, chosen.backend)
+    with bars() as shown:
+        artefact = compile(**options, report=say, progress=shown.progress, watch=shown.watch)
     if as_json:
-        print_json({"out": str(options["out"]), "bytes": size, "seconds": seconds, "calls": len(result.calls),
-                    "graphs": len(result.step_graphs), "segments": len(result.segments),
-                    "random_weights": bool(result.weights and result.weights.random is not None)})  # fmt: skip
+        manifest = artefact.manifest
+        print_json({"out": str(artefact.path), "bytes": artefact.bytes, "seconds": time.perf_counter() - started,
+                    "calls": len(manifest.calls), "graphs": len(manifest.step_graphs), "segments": len(manifest.segments),
+                    "random_weights": artefact.random_weights})  # fmt: skip
 
 
-def print_prediction(options: Any, device: str, calibrate: bool, as_json: bool) -> None:
+def print_prediction(options: dict[str, Any], device: str, calibrate: bool, as_json: bool) -> None:
     from ..inspection.dry_run import dry_run
     from ..inspection.predict import comparison
 
-    cached, uncached = dry_run(options, device, calibrate, say)
+    found = dry_run(**options, device=device, calibrate=calibrate, report=say)
     if as_json:
-        pair = (("schedule", cached), ("uncached", uncached))
-        print_json({name: {**dataclasses.asdict(each), "total": each.total} for name, each in pair})
+        print_json({name: {**dataclasses.asdict(each), "total": each.total} for name, each in found._asdict().items()})
     else:
-        print_table("prediction", comparison(cached, uncached))
+        print_table("prediction", comparison(found.schedule, found.uncached))

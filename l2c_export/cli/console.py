@@ -22,6 +22,7 @@ import msgspec
 from ..errors import L2CError
 from ..support.files import check_place, write
 from .progress import above
+from .spoken import options_of, spoken
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
 EVERYWHERE = "In every command"  # the heading of what all commands have
@@ -159,7 +160,7 @@ class Command(Help):
         except L2CError as error:
             if verbose:
                 traceback.print_exc()
-            fail(type(error).__name__, str(error), error.exit_code, as_json)
+            fail(type(error).__name__, spoken(str(error), options_of(ctx)), error.exit_code, as_json)
         except KeyboardInterrupt:
             fail("Interrupted", "interrupted", INTERRUPTED, as_json)
         except BrokenPipeError:  # whoever reads the output has seen enough

@@ -12,7 +12,8 @@ from .tables import print_table
 @click.command(cls=Command, example="l2c doctor")
 def doctor(as_json: bool) -> None:
     """Say what works on this machine, what does not, and why: backends, packages and the cache."""
-    from ..backends.doctor import any_backend, examine
+    from ..backends.doctor import any_backend
+    from ..backends.doctor import doctor as examine
 
     found = examine()
     if as_json:

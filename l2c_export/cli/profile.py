@@ -11,7 +11,7 @@ from ..support.files import write
 from . import options
 from .console import Command, check_places, print_json, save_json, say
 from .options import FILE, FOLDER, group, option
-from .progress import progress
+from .progress import bars
 from .tables import print_table
 
 
@@ -35,14 +35,12 @@ def profile(engines: Path, rounds: int, images: int, guidance_scale: float | Non
             as_json: bool) -> None:  # fmt: skip
     """Show where the time goes: by kind of segment, and call by call."""
     from ..inspection import profile as profiling
-    from ..runtime import pipeline
 
     check_places(save=save, trace=trace)
-    pipe = pipeline.load(engines, backend, device, threads, link=link)
-    say(f"backend: {pipe.backend}")
-    labels = pipe.labels([(207 + n) % pipe.manifest.model.labels for n in range(images)])
-    with progress("profiling", rounds) as step:
-        found = profiling.profile(engines, pipe, labels, guidance_scale, seed, rounds, step)
+    with bars() as shown:
+        found = profiling.profile(engines, rounds=rounds, images=images, guidance_scale=guidance_scale, seed=seed, link=link,
+                                  backend=backend, device=device, threads=threads, report=say,
+                                  progress=shown.progress)  # fmt: skip
     if found.link == "static":
         say("a static engine runs a whole call: --link shared shows what is inside, as segments")
     if save:

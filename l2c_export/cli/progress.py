@@ -7,74 +7,60 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ..support.progress import Step
+
 if TYPE_CHECKING:
-    from rich.progress import Progress as Display
+    from rich.progress import Progress, TaskID
 
-Done = Callable[[float], object]  # told of the amount that was just done
-Progress = Callable[[str, float | None], Done]  # begins a stage, of that size if it is known
-
-_shown: list[Display] = []  # the bars on the screen, of which there is one display at most
+_shown: list[Progress] = []  # what is on the screen now: one at most
 
 
-class Bar:
-    """One stage as a callback: one step further."""
+class Bars:
+    """The stages of some work: a bar each, in place of the one before."""
 
-    def __init__(self, display: Display, what: str, total: float | None) -> None:
-        self._display, self._what, self._done = display, what, 0.0
-        self._task = display.add_task(what, total=total)
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+        self._stage, self._done = "", 0.0
+        self._task: TaskID | None = None
 
-    def __call__(self, *_: object) -> None:
-        self.by(1)
+    def progress(self, stage: str, parts: int) -> Step:
+        if self._task is not None:
+            self._display.remove_task(self._task)
+        self._stage, self._done = stage, 0.0
+        self._task = self._display.add_task(stage, total=parts)
+        return self.step
 
-    def by(self, amount: float) -> None:
-        self._done += amount
-        self._display.update(self._task, completed=self._done, description=self._what)
+    def step(self, parts: int = 1) -> None:
+        self._done += parts
+        self._show(self._stage, self._done)
 
-    def within(self, phase: str, share: float) -> None:
-        """What the present step is doing, and the share of it that is done."""
-        self._display.update(self._task, completed=self._done + share, description=f"{self._what}: {phase}")
+    def watch(self, phase: str, share: float) -> None:
+        """What the present part is doing, and the share of it that is done."""
+        self._show(f"{self._stage}: {phase}", self._done + share)
 
-
-@contextlib.contextmanager
-def stages(visible: bool = True) -> Iterator[Progress]:
-    """Bars for work in stages: each takes the place of the one before."""
-    with _display(visible) as display:
-
-        def begin(stage: str, total: float | None) -> Done:
-            for task in display.task_ids:
-                display.remove_task(task)
-            return Bar(display, stage, total).by
-
-        yield begin
+    def _show(self, text: str, done: float) -> None:
+        if self._task is not None:
+            self._display.update(self._task, completed=done, description=text)
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, visible: bool = True) -> Iterator[Bar]:
-    """A bar for one stage."""
-    with _display(visible) as display:
-        yield Bar(display, what, total)
+def bars() -> Iterator[Bars]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    seen = sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), disable=not seen, transient=True) as display:
+        if seen:
+            _shown.append(display)
+        try:
+            yield Bars(display)
+        finally:
+            _shown.clear()
 
 
 def above() -> Callable[[str], object] | None:
-    """What prints a line above the bars, if there are some."""
+    """What prints a line above the bar, if there is one."""
     if not _shown:
         return None
-    console = _shown[-1].console
+    console = _shown[0].console
     return lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _display(visible: bool) -> Iterator[Display]:
-    from rich.console import Console
-    from rich.progress import Progress as Display
-
-    seen = visible and sys.stderr.isatty()
-    with Display(console=Console(stderr=True), disable=not seen, transient=True) as display:
-        if not seen:
-            yield display
-            return
-        _shown.append(display)
-        try:
-            yield display
-        finally:
-            _shown.remove(display)

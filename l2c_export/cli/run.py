@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
 from ..errors import UsageError
+from ..support.extras import needs
+from ..support.progress import Step
 from ..support.words import counted
 from . import options
 from .console import Command, print_json, say
-from .options import group, option
-from .progress import progress
+from .options import group, option, split_labels
+from .progress import bars
+
+if TYPE_CHECKING:
+    from ..runtime.images import Output
+    from ..runtime.pipeline import Pipeline
 
 
 @click.command(cls=Command, example="l2c run engines --class-label 207,360 --out dogs.png")
@@ -22,7 +30,12 @@ from .progress import progress
     options.class_labels(required=True, help="An image of each of these classes, numbers or names; may be repeated."),
     options.guidance_scale,
     option("--seed", type=int, default=0, help="Noise of the first image; the next ones use seed+1, .."),
-    option("--out", type=click.Path(path_type=Path), default="latents.npy", help="A .npy of the latents, or a .png of pixels."),
+    option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default="latents.npy",
+        help="A .npy of the latents, a .png of pixels, or a folder for a file per image.",
+    ),
 )
 @group(
     "Where it runs",
@@ -41,44 +54,71 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
         device: str | None, threads: int | None, link: str | None, tile: int | None, trust: bool,
         check_finite: bool, as_json: bool) -> None:  # fmt: skip
     """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
-    from ..runtime import pipeline
-    from ..runtime.images import check_target, is_picture, save
+    from ..runtime.images import check_target
+    from ..runtime.pipeline import load
 
     check_target(out)
-    check_request(engines, labels, guidance_scale, seed, out)
+    chunks, pixels = check_request(engines, labels, guidance_scale, seed, out)
     started = time.perf_counter()
-    pipe = pipeline.load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
+    pipe = load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
     if pipe.manifest.weights and pipe.manifest.weights.random is not None:
         say("the weights are RANDOM: good for latency, the images mean nothing")
     loaded = time.perf_counter()
     say(f"backend: {pipe.backend}")
-    image = is_picture(out)
-    with progress("denoising", pipe.manifest.steps_of_solver) as step:
-        done = pipe(labels, guidance_scale, seed, output_type="np" if image else "latent",
-                    callback_on_step_end=step, check_finite=check_finite)  # fmt: skip
+    with bars() as shown:
+        step = shown.progress("denoising", len(chunks) * pipe.manifest.steps_of_solver)
+        made = generate(pipe, chunks, guidance_scale, seed, "np" if pixels else "latent", check_finite, step)
     finished = time.perf_counter()
-    save(out, done.images if image else done.latents)
-    say(f"{out}: {counted(len(labels), 'image')} in {finished - loaded:.2f} s")
+    made.save(out)
+    count = counted(len(made.latents), "image")
+    say(f"{out}: {count} in {finished - loaded:.2f} s")
     if as_json:
-        times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(labels)}
+        times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(made.latents)}
         print_json({"out": str(out), **times})
 
 
-def check_request(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path) -> None:
-    """Refuse what an artefact cannot do before its engines are loaded, and say which digits are a name."""
+def generate(pipe: Pipeline, chunks: list[list[str]], scale: float | None, seed: int, output_type: str, check_finite: bool,
+             step: Step) -> Output:  # fmt: skip
+    """All images, a batch at a time: image i has the noise of seed + i, whatever the batch."""
+    from ..runtime.images import Output
+
+    def advance(*_: object) -> None:
+        step()
+
+    made = list[Output]()
+    for n, chunk in enumerate(chunks):
+        first = seed + n * pipe.manifest.batch
+        made.append(pipe(chunk, scale, first, output_type=output_type, check_finite=check_finite,
+                         callback_on_step_end=advance))  # fmt: skip
+    images = np.concatenate([each.images for each in made]) if output_type == "np" else None
+    return Output(np.concatenate([each.latents for each in made]), images, sum(each.seconds for each in made))
+
+
+def check_request(
+    engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path
+) -> tuple[list[list[str]], bool]:
+    """Refuse what an artefact cannot do before its engines are loaded, and say which digits are a name.
+
+    Returned are the labels in batches, and whether pixels are wanted.
+    """
     from ..artefact import store
     from ..runtime import request
-    from ..runtime.images import is_picture
+    from ..runtime.images import is_folder, is_picture
 
     manifest = store.read(engines, verify=False)
-    numbers = request.labels(manifest, labels)
+    given = split_labels(labels, manifest.model.names or {})
+    chunks = [given[n : n + manifest.batch] for n in range(0, len(given), manifest.batch)]
     request.scale(manifest.guidance, guidance_scale)
-    request.seeds(len(numbers), seed)
+    request.seeds(len(given), seed)
     if is_picture(out) and not request.makes_pixels(manifest):
         raise UsageError(
             f"--out {out}: this model makes latents, not pixels, and the artefact has no decoder: use a .npy, or compile it "
             "with --with-vae"
         )
-    for label, number in zip(labels, numbers, strict=True):
+    for label, number in zip(given, [n for chunk in chunks for n in request.labels(manifest, chunk)], strict=True):
         if label.isdecimal() and int(label) != number:
             say(f"--class-label {label}: the class of this name, which is number {number}")
+    pixels = is_picture(out) or (is_folder(out) and request.makes_pixels(manifest))
+    if pixels:
+        needs("PIL.Image", "images")
+    return chunks, pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ from ..ir.dtypes import DTYPES
 from ..support.extras import needs
 from .console import Command, print_json, say
 from .options import FOLDER, Choice, group, option
-from .progress import progress
+from .progress import bars
 
 
 @click.command(cls=Command, example="l2c train --model demo --steps 20 --data self")
@@ -54,23 +55,9 @@ def train(as_json: bool, **options: Any) -> None:
     """
     for package in ("torch", "accelerate", "matplotlib"):
         needs(package, "train")
-    from ..training.options import TrainingOptions
-    from ..training.result import finish
-    from ..training.train import Training
+    from ..training.train import train as learn
 
-    training = Training(TrainingOptions(**options), say)
-    with progress("training", training.left, training.workers.leads) as step:
-        training.run(step)
-    found = finish(training)
-    if not training.workers.leads:
-        return
-    if found.steps_per_second:
-        memory = f", {found.peak_gpu_bytes / 2**30:.1f} GiB" if found.peak_gpu_bytes else ""
-        say(f"{found.seconds:.0f} s, {found.steps_per_second:.3g} steps per second on {found.device}{memory}")
-    say(
-        f"{found.out}: threshold {found.threshold:.9g} removes {found.removed:.1%} of the cached calls' sublayers "
-        f"({found.removed_of_all:.1%} of all); error of the latents {found.error:.2%}"
-    )
-    say(f"compile it with l2c-export --schedule {found.out}/schedule.json, or router.pt --threshold {found.threshold:.9g}")
-    if as_json:
+    with bars() as shown:
+        found = learn(**options, report=say, progress=shown.progress)
+    if as_json and os.environ.get("RANK", "0") == "0":  # the first of the processes of torchrun
         print_json(found)

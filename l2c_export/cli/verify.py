@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 
 import click
 
-from ..errors import UsageError
+from ..support.extras import needs
 from . import options
 from .console import Command, print_json, say
 from .options import FOLDER, group, option, split_labels
@@ -37,26 +36,15 @@ def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None,
            golden: Path | None, atol: float | None, rtol: float | None, backend: str | None, device: str | None,
            threads: int | None, as_json: bool) -> None:  # fmt: skip
     """Compare every call with the cached PyTorch model in float64; exit code 1 if one leaves the tolerance."""
-    from ..runtime import pipeline
-    from ..support.extras import needs
-
     needs("torch", "export")
-    from ..pytorch import reference
+    from ..runtime.pipeline import load
     from ..verification import compare
 
-    for name, value in (("atol", atol), ("rtol", rtol)):
-        if value is not None and math.isnan(value):
-            raise UsageError(f"--{name} {value}: must be a number of at least 0")
-    pipe = pipeline.load(engines, backend, device, threads)
-    model = pipe.manifest.model
-    if golden:
-        asked = reference.of_case(golden, engines, pipe.manifest, weights)
-    else:
-        given = split_labels(labels, model.names or {})
-        chosen = pipe.labels(given) if given else [(207 + n) % model.labels for n in range(pipe.manifest.batch)]
-        scale = pipe.manifest.guidance.scale if guidance_scale is None else guidance_scale
-        asked = reference.Reference(engines, pipe.manifest, pipe.noise(len(chosen), seed), chosen, scale, weights)
-    verdict = compare.verify(pipe, asked, atol, rtol)
+    compare.check_tolerances(atol=atol, rtol=rtol)
+    pipe = load(engines, backend, device, threads)
+    chosen = split_labels(labels, pipe.manifest.model.names or {}) or None
+    verdict = compare.verify(pipe, class_labels=chosen, guidance_scale=guidance_scale, seed=seed, weights=weights,
+                             golden=golden, atol=atol, rtol=rtol)  # fmt: skip
     for line in compare.basis(pipe.manifest):
         say(line)
     if as_json:

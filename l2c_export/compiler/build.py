@@ -52,6 +52,6 @@ def build(
         targets=chosen, level=level, version_compatible=version_compatible, hardware_compatible=hardware_compatible
     )
     cache = None if timing_cache is None else Path(timing_cache)
-    step = progress(units.count(artefact.manifest))
+    step = progress("building engines", units.count(artefact.manifest))
     manifest = builds.build(artefact.path, backend, settings, batch, cache, report, step, watch)
     return Artefact(artefact.path, manifest)

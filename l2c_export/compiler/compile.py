@@ -72,8 +72,8 @@ def compile(
     merges calls, which then compute more.  `with_vae` and `vae` add a decoder, so that images come out; `dump` is a folder for
     every stage as text.  For a backend whose engines are built beforehand (tensorrt, tensorrt-rtx) they are.
 
-    `report` is told in lines what is understood and done, by default the log; `progress` how many parts there are and, part by
-    part, that they are done; `watch` how far an engine is that takes long to build.
+    `report` is told in lines what is understood and done, by default the log; `progress` which stage begins, how many
+    parts it has and, part by part, that they are done; `watch` how far an engine is that takes long to build.
 
     Raises L2CError, with nothing written: UsageError for a value, ScheduleError, ModelError or WeightsError for a file,
     ArtefactError for a folder that is not ours to write, BackendError for a library that is missing.
@@ -113,7 +113,8 @@ def lower(options: Options, source: Source, report: Report = id) -> Lowered:
     calls = specialise_calls(parts.call, shared.plan, options.fold)  # one graph per distinct call
     linked = cut(parts, calls, shared.plan)  # into segments; equal ones are one
     manifest = emit.describe(options, source, shared.schedule, linked, flops)  # buffers get their places
-    report(f"{counted(len(linked.calls), 'call')}: {counted(len(calls), 'distinct graph')} of {len(linked.segments)} segments")
+    kinds = counted(len(linked.segments), "segment")
+    report(f"{counted(len(linked.calls), 'call')}: {counted(len(calls), 'distinct graph')} of {kinds}")
     return Lowered(shared.schedule, whole, linked, manifest, stages(whole, parts, calls))
 
 

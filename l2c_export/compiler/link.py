@@ -35,7 +35,7 @@ def link(
     """Bind weights to the artefact in `path`, or swap them; nothing is exported or built again.
 
     `weights` is a checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or "random[:SEED]".  `report` is told of
-    assumptions and of engines that go, by default the log; `progress` of the number of tensors and of each that is written.
+    assumptions and of engines that go, by default the log; `progress` of the bytes that are written.
     Raises ArtefactError or WeightsError; the artefact keeps the weights that it had, after an error.
     """
     folder = Artefact.read(path).path
@@ -61,7 +61,7 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
             _check_training(folder, pipeline)
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
         layout = weights_layout.Layout(manifest.tensors, manifest.weight_types)
-        weights_layout.write(stage / weights_layout.FILE, layout, tensors, progress(len(manifest.tensors)))
+        weights_layout.write(stage / weights_layout.FILE, layout, tensors, progress("writing weights", layout.bytes))
         written = {weights_layout.FILE: integrity.info(stage / weights_layout.FILE)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..support.files import Report
 from ..support.log import logged
-from ..support.progress import Progress, unseen
+from ..support.progress import Progress, unsaid, unseen
 from .options import TrainingOptions
 from .result import Summary, finish
 from .training import Training
@@ -56,5 +56,8 @@ def train(
         guidance_scale=guidance_scale, precision=precision, device=device, checkpoint_every=checkpoint_every,
     )  # fmt: skip
     training = Training(options, report)
-    training.run(progress(training.left))
-    return finish(training)
+    training.run(progress("training", training.left) if training.workers.leads else unsaid)
+    summary = finish(training)
+    for line in summary.describe():
+        training.report(line)
+    return summary

@@ -81,7 +81,7 @@ def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> 
         for name, value in tensors:
             data = rounded(name, value, layout.types.of(name))
             file.write(data.data)
-            step()
+            step(data.nbytes)
 
 
 def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
