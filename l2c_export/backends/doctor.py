@@ -1,40 +1,77 @@
-"""Which backends work on this machine."""
+"""What works on this machine: the backends, the packages that other commands need, and the cache."""
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import L2CError
+from ..support import cache
+from ..support.extras import needs
 from ..support.machine import version
 from .choose import open_backend
 from .contract import Request
 
 PLACES = (("tensorrt", None), ("tensorrt-rtx", None), ("onnxruntime", "cuda"), ("openvino", None), ("onnxruntime", None))
+# a package, what is imported of it, the extra that installs it, and what it is for
+PACKAGES = (
+    ("torch", "torch", "export", "l2c-export, l2c verify, l2c train"),
+    ("onnx", "onnx", "export", "l2c-export"),
+    ("Pillow", "PIL.Image", "images", "l2c run --out x.png"),
+)
 
 
 @dataclass(frozen=True)
 class Finding:
-    name: str  # of the backend, and the device if it is not the usual one
+    name: str  # of the backend, and the device if it is not the usual one; or of what else is looked at
     works: bool
     version: str | None  # None if it is not known
     note: str
 
 
 def doctor() -> tuple[Finding, ...]:
-    """What works on this machine, by trying: every backend is opened."""
-    findings = []
-    for backend, device in PLACES:
-        name = f"{backend} {device}" if device else backend
-        try:
-            found = open_backend(backend, Request(device=device)).backend
-        except L2CError as error:
-            builds = "; l2c_export.build works here all the same" if backend == "tensorrt-rtx" and version(backend) else ""
-            findings.append(Finding(name, False, version_of(backend), f"{error}{builds}"))
-        else:
-            findings.append(Finding(name, True, version_of(backend), found.describe()))
-    return tuple(findings)
+    """What works on this machine, by trying: every backend is opened, every package imported, and the cache looked at."""
+    return (*map(_backend, PLACES), _python(), *map(_package, PACKAGES), _cache())
 
 
-def version_of(backend: str) -> str | None:
-    """What is installed, whether it works or not."""
-    return version(backend) or version(f"{backend}-gpu")
+def any_backend(findings: Sequence[Finding]) -> bool:
+    """Whether one of the backends works."""
+    return any(finding.works for finding in findings[: len(PLACES)])
+
+
+def _backend(place: tuple[str, str | None]) -> Finding:
+    backend, device = place
+    name, found = f"{backend} {device}" if device else backend, version(backend) or version(f"{backend}-gpu")
+    try:
+        return Finding(name, True, found, open_backend(backend, Request(device=device)).backend.describe())
+    except L2CError as error:
+        builds = "; l2c_export.build works here all the same" if backend == "tensorrt-rtx" and found else ""
+        return Finding(name, False, found, f"{error}{builds}")
+
+
+def _python() -> Finding:
+    return Finding("Python", True, platform.python_version(), sys.executable)
+
+
+def _package(package: tuple[str, str, str, str]) -> Finding:
+    name, module, extra, purpose = package
+    try:
+        needs(module, extra)
+    except L2CError as error:
+        return Finding(name, False, version(name), f"{error} ({purpose})")
+    return Finding(name, True, version(name), f"for {purpose}")
+
+
+def _cache() -> Finding:
+    """Its folder, what it holds and what is free on its disk."""
+    folder = cache.cache_folder(".")
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    size = sum(entry.bytes for entry in cache.entries())
+    free = f"{shutil.disk_usage(place).free / 2**30:,.1f} GB free on the disk"
+    held = f"{folder}: {size / 2**20:,.1f} MB of at most {cache.LIMIT >> 20:,} MB, {free}"
+    usable = place.is_dir() and os.access(place, os.W_OK)
+    return Finding("cache", usable, None, held if usable else f"{held}; it cannot be written: set L2C_CACHE to another folder")

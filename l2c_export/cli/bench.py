@@ -2,65 +2,73 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..support.files import write
-from .console import FILE, FOLDER, check_places, command, print_table, progress, say, write_json
+from . import options
+from .console import Command, check_places, print_json, save_json, say
+from .options import FILE, FOLDER, group, option
+from .progress import bars
+from .tables import print_table
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, example="l2c bench engines --against pytorch,uncached --save times.json")
 @click.argument("engines", type=FOLDER)
-@click.option(
-    "--against",
-    help="With commas: pytorch, pytorch-cached, torch-compile, torch-compile-cached, onnxruntime, openvino, uncached. "
-    "[default: all that are installed]",
+@group(
+    "What is compared",
+    option(
+        "--against",
+        metavar="NAME,..",
+        help="pytorch, pytorch-cached, torch-compile, torch-compile-cached, onnxruntime, openvino, uncached. "
+        "[default: all that are installed]",
+    ),
+    option("--passes", is_flag=True, help="Measure what each compiler pass adds, with twins that lack it."),
+    option("--rounds", type=int, help="In each, every contender makes images for a second. [default: 3 to 15, by the model]"),
 )
-@click.option("--passes", is_flag=True, help="Measure what each compiler pass adds, with twins that lack it.")
-@click.option("--rounds", type=int, help="In each, every contender makes images for a second. [default: 3 to 15, by the model]")
-@click.option("--images", type=int, default=1, help="At a time.")
-@click.option("--guidance-scale", type=float, help="[default: the artefact's]")
-@click.option("--seed", type=int, default=0, help="Of the noise, and of the order of the rounds.")
-@click.option("--threads", type=int, help="[default: all cores]")
-@click.option("--device", help="[default: cpu]")
-@click.option("--json", "as_json", metavar="FILE|-", help="Write everything as JSON, with - to stdout instead of the tables.")
-@click.option("--plot", type=FILE, help="Draw the contenders, and the loop call by call.")
-@click.option("--html", type=FILE, help="Write a report: one file with everything in it.")
-@command
+@group(
+    "What they are asked",
+    option("--images", type=int, default=1, help="At a time."),
+    options.guidance_scale,
+    option("--seed", type=int, default=0, help="Of the noise, and of the order of the rounds."),
+    options.threads,
+    options.device,
+)
+@group(
+    "Where the results go",
+    option("--save", type=FILE, help="Write everything into this file, as JSON."),
+    option("--plot", type=FILE, help="Draw the contenders, and the loop call by call."),
+    option("--html", type=FILE, help="Write a report: one file with everything in it."),
+)
 def bench(engines: Path, against: str | None, passes: bool, rounds: int | None, images: int, guidance_scale: float | None,
-          seed: int, threads: int | None, device: str | None, as_json: str | None, plot: Path | None,
-          html: Path | None) -> None:  # fmt: skip
+          seed: int, threads: int | None, device: str | None, save: Path | None, plot: Path | None, html: Path | None,
+          as_json: bool) -> None:  # fmt: skip
     """Measure an artefact beside PyTorch, other backends, and itself without its schedule."""
-    from ..benchmarks import bench as measuring
-    from ..benchmarks import contenders, report
-    from ..support import machine
+    from ..benchmarks import report
+    from ..benchmarks.bench import bench as measure
     from ..support.figure import check_picture
 
-    check_places(as_json, html=html)
+    check_places(save=save, html=html)
     if plot:
         check_picture(plot)
-    request = contenders.BenchRequest(images=images, seed=seed, guidance_scale=guidance_scale,
-                                 threads=machine.cores() if threads is None else threads, device=device)  # fmt: skip
-    with contextlib.ExitStack() as shown:
-
-        def measured(total: int) -> Any:
-            return shown.enter_context(progress("measuring", total))
-
-        names = contenders.chosen(against)
-        result = measuring.bench(engines, names, request, rounds, against is None, passes, say, measured)
-    for line in report.warnings(result):
-        click.echo(line, err=as_json == "-")
-    if as_json != "-":
-        print_table(report.settings_line(result), report.speed_table(result))
-        print_table("what it takes", report.cost_table(result))
-        for line in report.sentences(result):
-            click.echo(line)
-    write_json(as_json, result)
+    with bars() as shown:
+        result = measure(engines, against=against, passes=passes, rounds=rounds, images=images, guidance_scale=guidance_scale,
+                         seed=seed, threads=threads, device=device, report=say, progress=shown.progress)  # fmt: skip
+    if save:
+        save_json(save, result)
     if plot or html:
         draw_bench(engines, result, plot, html)
+    for line in report.warnings(result):
+        click.echo(line, err=as_json)
+    if as_json:
+        print_json(result)
+        return
+    print_table(report.settings_line(result), report.speed_table(result))
+    print_table("what it takes", report.cost_table(result))
+    for line in report.sentences(result):
+        click.echo(line)
 
 
 def draw_bench(engines: Path, result: Any, picture: Path | None, html: Path | None) -> None:

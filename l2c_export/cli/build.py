@@ -2,59 +2,59 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .console import FILE, FOLDER, command, progress, say
+from ..artefact.manifest import Manifest
+from ..backends.contract import BUILT
+from .console import Command, print_json, say
+from .options import FILE, FOLDER, Choice, group, option
+from .progress import bars
 
 
-@click.command()
+@click.command(cls=Command, example="l2c build engines --backend tensorrt-rtx --target sm86,sm120")
 @click.argument("engines", type=FOLDER)
-@click.option("--backend", required=True, help="tensorrt, or tensorrt-rtx (which needs no GPU to build).")
-@click.option("--target", "targets", help="tensorrt-rtx: for these GPUs. [default: sm86,sm89,sm120]")
-@click.option("--batch", help="MIN:OPT:MAX images. [default: 1:N:N, N being what the artefact was compiled for]")
-@click.option("--optimization-level", "level", type=click.IntRange(0, 5), help="More builds slower. [default: the library's]")
-@click.option("--timing-cache", type=FILE, help="Measured kernels are kept here. [default: one per GPU, in the user's cache]")
-@click.option("--version-compatible", is_flag=True, help="Runs with later releases of the same major version, too.")
-@click.option("--hardware-compatible", is_flag=True, help="Runs on every GPU from Ampere on, more slowly.")
-@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON.")
-@command
-def build(engines: Path, backend: str, targets: str | None, batch: str | None, timing_cache: Path | None, as_json: bool,
-          **choices: Any) -> None:  # fmt: skip
+@group(
+    "What is built",
+    option("--backend", type=Choice(BUILT), required=True, help="tensorrt-rtx needs no GPU to build."),
+    option("--target", "targets", metavar="GPU,..", help="tensorrt-rtx: for these GPUs. [default: sm86,sm89,sm120]"),
+    option("--batch", metavar="MIN:OPT:MAX", help="Images. [default: 1:N:N, N being what the artefact was compiled for]"),
+)
+@group(
+    "How it is built",
+    option("--optimization-level", "level", type=click.IntRange(0, 5), help="More builds slower. [default: the library's]"),
+    option("--timing-cache", type=FILE, help="Measured kernels are kept here. [default: one per GPU, in the user's cache]"),
+    option("--version-compatible", is_flag=True, help="Runs with later releases of the same major version, too."),
+    option("--hardware-compatible", is_flag=True, help="Runs on every GPU from Ampere on, more slowly."),
+)
+def build(engines: Path, backend: str, targets: str | None, as_json: bool, **choices: Any) -> None:
     """Add engines for a GPU to an artefact; torch and onnx are not needed."""
-    build_engines(engines, backend, tuple(targets.split(",")) if targets else (), batch, timing_cache, as_json, choices)
-
-
-def build_engines(
-    folder: Path, backend: str, targets: tuple[str, ...] = (), batch: str | None = None, timing_cache: Path | None = None,
-    as_json: bool = False, choices: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
-    from ..artefact import store
-    from ..backends import builds as backends_builds
-    from ..backends import units
-    from ..backends.tensorrt.builder import BuildSettings
+    from ..compiler.artefact import build as add
 
     started = time.perf_counter()
-    total = units.count(store.read(folder, verify=False))
-    with progress("building engines", total) as step:
-        settings = BuildSettings(targets=targets, **(choices or {}))
-        result = backends_builds.build(folder, backend, settings, batch, timing_cache, say, step, step.within)
+    chosen = targets.split(",") if targets else ()
+    with bars() as shown:
+        artefact = add(engines, backend, targets=chosen, **choices, report=say, progress=shown.progress, watch=shown.watch)
     if as_json:
-        summary = {name: {"engines": len(b.engines), "bytes": sum(result.files[f].bytes for f in b.engines.values())}
-                   for name, b in result.builds.items()}  # fmt: skip
-        click.echo(json.dumps({"out": str(folder), "seconds": time.perf_counter() - started, "builds": summary}))
+        seconds = time.perf_counter() - started
+        print_json({"out": str(engines), "seconds": seconds, "builds": builds_of(artefact.manifest)})
 
 
-@click.command()
+def builds_of(manifest: Manifest) -> dict[str, dict[str, int]]:
+    return {name: {"engines": len(b.engines), "bytes": sum(manifest.files[f].bytes for f in b.engines.values())}
+            for name, b in manifest.builds.items()}  # fmt: skip
+
+
+@click.command(cls=Command, example="l2c remove engines tensorrt-10.13.3-sm90")
 @click.argument("engines", type=FOLDER)
 @click.argument("builds", nargs=-1, required=True, metavar="BUILD...")
-@command
-def remove(engines: Path, builds: tuple[str, ...]) -> None:
-    """Take builds out of an artefact: tensorrt-8.6.0-sm90, as l2c inspect names them."""
-    from ..backends import builds as backends_builds
+def remove(engines: Path, builds: tuple[str, ...], as_json: bool) -> None:
+    """Take builds out of an artefact, by the names that l2c inspect gives them."""
+    from ..backends.builds import remove as take
 
-    backends_builds.remove(engines, builds, say)
+    result = take(engines, builds, say)
+    if as_json:
+        print_json({"out": str(engines), "removed": builds, "builds": builds_of(result)})

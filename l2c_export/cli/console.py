@@ -1,6 +1,7 @@
-"""What all commands share: where words go, how errors end, tables and progress.
+"""What all commands share: where words go, how errors end, what the help looks like.
 
 Data on stdout, everything else on stderr, errors as one line.  Exit codes: 0 done, 1 failed, 2 wrong usage.
+With --json there is one JSON document on stdout: what was found, or {"error": {"type": .., "message": ..}}.
 """
 
 from __future__ import annotations
@@ -9,146 +10,181 @@ import contextlib
 import functools
 import os
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import msgspec
 
 from ..errors import L2CError
 from ..support.files import check_place, write
+from .progress import above
+from .spoken import options_of, spoken
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+EVERYWHERE = "In every command"  # the heading of what all commands have
+INTERRUPTED = 130  # what a shell makes of Control-C
 
 
-def check_places(as_json: str | None, **files: Path | None) -> None:
+def say(line: object) -> None:
+    """Logs and progress go to stderr, above a bar if there is one.  If nobody can read them, that is no reason to stop."""
+    with contextlib.suppress(OSError):
+        echo = above() or functools.partial(click.echo, err=True)
+        echo(str(line))
+
+
+def print_json(value: object) -> None:
+    click.echo(msgspec.json.encode(value, enc_hook=_plain))
+
+
+def _plain(value: Any) -> object:
+    """Paths as text, numbers of numpy as Python's."""
+    return str(value) if isinstance(value, Path) else value.item()
+
+
+def check_places(**files: Path | None) -> None:
     """Before a long measurement: whether its results can be written."""
-    for option, path in {**files, "json": None if as_json in (None, "-") else Path(as_json)}.items():
+    for option, path in files.items():
         if path:
             check_place(path, f"--{option}")
 
 
-def write_json(to: str | None, value: object) -> None:
-    """To a file, to stdout for "-", or nowhere."""
-    if to == "-":
-        click.echo(msgspec.json.encode(value))
-    elif to:
-        write(Path(to), msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n", "--json")
-        say(f"{to}: written")
+def save_json(path: Path, value: object) -> None:
+    """The file of --save."""
+    write(path, msgspec.json.format(msgspec.json.encode(value, enc_hook=_plain), indent=1) + b"\n", "--save")
+    say(f"{path}: written")
 
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
+def fail(kind: str, message: str, code: int, as_json: bool) -> NoReturn:
+    """The end of a command that failed: a line, the JSON if that is asked for, and the exit code."""
+    say("interrupted" if code == INTERRUPTED else f"error: {message}")
+    if as_json:
+        with contextlib.suppress(OSError):
+            print_json({"error": {"type": kind, "message": message}})
+    sys.exit(code)
 
 
-def say(line: object) -> None:
-    """Logs and progress go to stderr.  If nobody can read them, that is no reason to stop."""
-    with contextlib.suppress(OSError):
-        click.echo(line, err=True)
+class Formatter(click.HelpFormatter):
+    """Names like torch-compile are not broken at their hyphens."""
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        rows = list(rows)
+        column = min(max((len(name) for name, _ in rows), default=0), col_max) + col_spacing
+        room = max(self.width - self.current_indent - column, 10)
+        for name, text in rows:
+            lines = textwrap.wrap(text, room, break_on_hyphens=False, break_long_words=False) or [""]
+            if len(name) + col_spacing > column:
+                lines.insert(0, "")
+            for first, line in zip([name, *[""] * len(lines)], lines, strict=False):
+                self.write(f"{'':{self.current_indent}}{first:{column}}{line}".rstrip() + "\n")
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Errors become one line and an exit code here, and only here; -v shows the traceback."""
-
-    @click.option("-v", "--verbose", is_flag=True, help="Show a traceback when something fails.")
-    @functools.wraps(function)
-    def run(verbose: bool, **options: Any) -> None:
-        if sys.stderr is None:  # closed by whoever started this
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        try:
-            function(**options)
-        except L2CError as error:
-            if verbose:
-                traceback.print_exc()
-            else:
-                say(f"error: {error}")
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            say("interrupted")
-            sys.exit(130)
-        except BrokenPipeError:  # whoever reads the output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left: Python would complain
-            sys.exit(1)
-        except OSError as error:
-            say(f"error: {error.filename or 'standard output'}: {error.strerror or error}: check the folder and the disk")
-            sys.exit(1)
-        except MemoryError:
-            say("error: out of memory: use a smaller --batch")
-            sys.exit(1)
-
-    return run
+class Context(click.Context):
+    formatter_class = Formatter
 
 
-class OneLine(click.Command):
-    """A command whose wrong options end in one line, too."""
+class Help(click.Command):
+    """A command whose help has headings and an example, and whose wrong options end in one line."""
+
+    heading = EVERYWHERE  # of -h
+
+    context_class = Context
+
+    def __init__(self, *args: Any, example: str = "", **options: Any) -> None:
+        super().__init__(*args, **{"context_settings": SETTINGS, **options})
+        self.example = example
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            heading = getattr(param, "heading", self.heading)
+            if isinstance(param, click.Option) and (shown := param.get_help_record(ctx)):
+                sections.setdefault(heading, []).append(shown)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The lines of the example as they are: to be copied."""
+        if self.example:
+            with formatter.section("Example"):
+                formatter.write("".join(f"  {line}\n" for line in self.example.splitlines()))
 
     def main(
         self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
         standalone_mode: bool = True, **extra: Any,
     ) -> Any:  # fmt: skip
-        run: Callable[[], Any] = functools.partial(super().main, args, prog_name, complete_var, standalone_mode=False, **extra)
+        given = list(sys.argv[1:] if args is None else args)
+        run: Callable[[], Any] = functools.partial(super().main, given, prog_name, complete_var, standalone_mode=False, **extra)
         if not standalone_mode:
             return run()
+        as_json = "--json" in given
         try:
             code = run()
         except click.UsageError as error:
             if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
                 error.show()
-            else:
-                where = f" ({error.ctx.command_path} --help)" if error.ctx else ""
-                say(f"error: {error.format_message().rstrip('.')}{where}")
-            sys.exit(error.exit_code)
+                sys.exit(error.exit_code)
+            where = f" ({error.ctx.command_path} --help)" if error.ctx else ""
+            fail("UsageError", f"{error.format_message().rstrip('.')}{where}", error.exit_code, as_json)
         except click.ClickException as error:
-            say(f"error: {error.format_message()}")
-            sys.exit(error.exit_code)
+            fail("UsageError", error.format_message(), error.exit_code, as_json)
         except click.Abort:
-            say("interrupted")
-            sys.exit(130)
+            fail("Interrupted", "interrupted", INTERRUPTED, as_json)
         sys.exit(code or 0)
 
 
-class Commands(OneLine, click.Group):
-    pass
+class Command(Help):
+    """A command: what it is given as options, --json (`as_json`) among them; its errors become one line and an exit code."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        shared = [
+            click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document on stdout, also for an error."),
+            click.Option(["-v", "--verbose"], is_flag=True, help="Show a traceback when something fails."),
+        ]
+        for each in shared:
+            each.heading = EVERYWHERE  # type: ignore[attr-defined]
+        self.params += shared
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; -v shows the traceback of an error."""
+        verbose, as_json = ctx.params.pop("verbose"), ctx.params["as_json"]
+        if sys.stderr is None:  # closed by whoever started this
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        try:
+            return super().invoke(ctx)
+        except L2CError as error:
+            if verbose:
+                traceback.print_exc()
+            fail(type(error).__name__, spoken(str(error), options_of(ctx)), error.exit_code, as_json)
+        except KeyboardInterrupt:
+            fail("Interrupted", "interrupted", INTERRUPTED, as_json)
+        except BrokenPipeError:  # whoever reads the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left: Python would complain
+            sys.exit(1)
+        except OSError as error:
+            where = error.filename or "standard output"
+            fail("OSError", f"{where}: {error.strerror or error}: check the folder and the disk", 1, as_json)
+        except MemoryError:
+            fail("MemoryError", "out of memory: use a smaller --batch", 1, as_json)
 
 
-class Bar:
-    """A progress bar as a callback: one step further."""
+class Commands(Help, click.Group):
+    """Commands in the order of their use, each with the whole of its first sentence."""
 
-    def __init__(self, shown: Any, what: str, total: int) -> None:
-        self._shown, self._what, self._done = shown, what, 0
-        self._task = shown.add_task(what, total=total)
+    heading = "Options"
 
-    def __call__(self, *_: object) -> None:
-        self._done += 1
-        self._shown.update(self._task, completed=self._done, description=self._what)
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
-    def within(self, phase: str, share: float) -> None:
-        """What the present step is doing, and the share of it that is done."""
-        self._shown.update(self._task, completed=self._done + share, description=f"{self._what}: {phase}")
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.get_short_help_str(limit=300)) for name, each in self.commands.items()])
 
-
-@contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Bar]:
-    """A progress bar on stderr; silent when that is not a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as shown:
-        yield Bar(shown, what, total)
-
-
-def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:
-    """The first row is the header; numbers are aligned to the right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    numeric = [all(isinstance(row[i], (int, float)) for row in rows[1:]) for i in range(len(rows[0]))]
-    for name, right in zip(rows[0], numeric, strict=True):
-        table.add_column(str(name), justify="right" if right else "left")
-    for row in rows[1:]:
-        table.add_row(*map(str, row))
-    width = None if sys.stdout and sys.stdout.isatty() else 120
-    console = Console(width=width, markup=False, highlight=False)
-    console.print(title, soft_wrap=True)  # the table would break it at its own width
-    console.print(table)
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-
 import click
 
 from ..errors import UsageError
-from .console import command, print_table
+from .console import Command, print_json
+from .tables import print_table
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True)
-@command
+@click.command(cls=Command, example="l2c doctor")
 def doctor(as_json: bool) -> None:
-    """Which backends work on this machine, which do not, and why."""
-    from ..backends.doctor import examine
+    """Say what works on this machine, what does not, and why: backends, packages and the cache."""
+    from ..backends.doctor import any_backend
+    from ..backends.doctor import doctor as examine
 
     found = examine()
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(f) for f in found]))
+        print_json(found)
     else:
-        rows = [
-            ("backend", "works", "version", "what to know"),
-            *((f.name, "yes" if f.works else "no", f.version or "-", f.note) for f in found),
-        ]
-        print_table("backends", rows)
-    if not any(f.works for f in found):
+        rows = [(f.name, "yes" if f.works else "no", f.version or "-", f.note) for f in found]
+        print_table("on this machine", [("what", "works", "version", "what to know"), *rows])
+    if not any_backend(found):
         raise UsageError("no backend works: pip install 'l2c-export[onnxruntime]'")

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 from pathlib import Path
 
 import click
 
 from ..errors import UsageError
-from .console import FILE, command, print_table, say
+from ..inspection.predict import DEVICES
+from .console import Command, print_json, say
+from .options import FILE, Choice, option
+from .tables import print_table
 
 
-@click.command()
+@click.command(cls=Command, example="l2c inspect engines --measure --plot schedule.png")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--threshold", type=float, help="For a router. [default: the released ones]")
-@click.option("--device", help="Predict the time of every call on cpu, h100, rtx4090 or orin.")
-@click.option("--measure", is_flag=True, help="Run the artefact and show the time of every call.")
-@click.option("--plot", type=FILE, help="Draw sublayers x calls into this picture.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@command
+@option("--threshold", type=float, help="For a router. [default: the released ones]")
+@option("--device", type=Choice(DEVICES), help="Predict the time of every call there.")
+@option("--measure", is_flag=True, help="Run the artefact and show the time of every call.")
+@option("--plot", type=FILE, help="Draw sublayers x calls into this picture.")
 def inspect(path: Path, threshold: float | None, device: str | None, measure: bool, plot: Path | None, as_json: bool) -> None:
     """Show an artefact, a schedule or a router, call by call."""
     from ..inspection.view import inspect as look
@@ -47,11 +46,11 @@ def inspect(path: Path, threshold: float | None, device: str | None, measure: bo
         schedule_heatmap(found, plot)
         say(f"{plot}: drawn")
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found)))
-    else:
-        print_table(found.title, found.table())
-        for line in found.notes():
-            click.echo(line)
+        print_json(found)
+        return
+    print_table(found.title, found.table())
+    for line in found.notes():
+        click.echo(line)
 
 
 def measured_calls(folder: Path) -> list[float]:

@@ -6,20 +6,24 @@ from pathlib import Path
 
 import click
 
-from .console import FOLDER, command, say
+from .console import Command, print_json, say
+from .options import FOLDER, option
+from .progress import bars
 
 
-@click.command()
+@click.command(cls=Command, example="l2c link engines --weights DiT-XL-2-256x256.pt")
 @click.argument("engines", type=FOLDER)
-@click.option(
+@option(
     "--weights", required=True, help="A checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or random[:SEED]."
 )
-@command
-def link(engines: Path, weights: str) -> None:
+def link(engines: Path, weights: str, as_json: bool) -> None:
     """Bind weights to an artefact, or swap them; nothing is exported or built again."""
-    from ..compiler.link import bind
+    from ..compiler.artefact import link as bind
 
-    result = bind(engines, weights, say)
-    if result.weights and result.weights.random is not None:
-        say(f"RANDOM weights, seed {result.weights.random}: good for latency, the images mean nothing")
-    say(f"{engines}: linked with {weights}")
+    with bars() as shown:
+        artefact = bind(engines, weights, report=say, progress=shown.progress)
+    bound, random = artefact.manifest.weights, artefact.random_weights
+    if bound and random:
+        say(f"RANDOM weights, seed {bound.random}: good for latency, the images mean nothing")
+    if as_json:
+        print_json({"out": str(engines), "weights": weights, "bytes": artefact.bytes, "random_weights": random})

@@ -8,11 +8,13 @@ from ..version import __version__
 from . import bench, build, cache, compile, doctor, inspect, link, profile, run, train, verify
 from .console import Commands
 
+EXAMPLE = "l2c-export --model demo --out engines/demo\nl2c run engines/demo --class-label 3 --out three.png"
 
-@click.group(cls=Commands, context_settings={"show_default": True})
+
+@click.group(cls=Commands, example=EXAMPLE)
 @click.version_option(__version__, prog_name="l2c-export")
 def l2c() -> None:
-    """Run, link and inspect what l2c-export compiled."""
+    """Compile diffusion transformers cached by a learned schedule, and run, verify and measure them."""
 
 
 for command in (compile.export, run.run, inspect.inspect, verify.verify, bench.bench, profile.profile, link.link, build.build,

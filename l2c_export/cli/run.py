@@ -2,76 +2,123 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
 from ..errors import UsageError
+from ..support.extras import needs
+from ..support.progress import Step
 from ..support.words import counted
-from .console import FILE, FOLDER, command, progress, say
+from . import options
+from .console import Command, print_json, say
+from .options import group, option, split_labels
+from .progress import bars
+
+if TYPE_CHECKING:
+    from ..runtime.images import Output
+    from ..runtime.pipeline import Pipeline
 
 
-@click.command()
-@click.argument("engines", type=FOLDER)
-@click.option(
-    "--class-label", "labels", multiple=True, required=True, help="One image of this class (number or name); repeat for more."
+@click.command(cls=Command, example="l2c run engines --class-label 207,360 --out dogs.png")
+@click.argument("engines", type=options.FOLDER)
+@group(
+    "What is made",
+    options.class_labels(required=True, help="An image of each of these classes, numbers or names; may be repeated."),
+    options.guidance_scale,
+    option("--seed", type=int, default=0, help="Noise of the first image; the next ones use seed+1, .."),
+    option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default="latents.npy",
+        help="A .npy of the latents, a .png of pixels, or a folder for a file per image.",
+    ),
 )
-@click.option("--guidance-scale", type=float, help="1 turns guidance off. [default: the artefact's]")
-@click.option("--seed", type=int, default=0, help="Noise of the first image; the next ones use seed+1, ..")
-@click.option("--out", type=FILE, default=Path("latents.npy"), help="A .npy of the latents, or a .png of pixels.")
-@click.option("--backend", help="[default: what the artefact was compiled for]")
-@click.option("--device", help="[default: cpu]")
-@click.option("--threads", type=int, help="[default: all cores]")
-@click.option("--link", help="shared or static. [default: what the artefact was compiled for]")
-@click.option("--tile", type=int, help="Decode large images in tiles of so many pixels. [default: whole]")
-@click.option("--trust", is_flag=True, help="Do not hash the weights: for an artefact of one's own on one's own disk.")
-@click.option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents.")
-@click.option("--json", "as_json", is_flag=True, help="Print times as JSON.")
-@command
+@group(
+    "Where it runs",
+    options.backend,
+    options.device,
+    options.threads,
+    options.link,
+    option("--tile", type=int, help="Decode large images in tiles of so many pixels. [default: whole]"),
+)
+@group(
+    "What is checked",
+    option("--trust", is_flag=True, help="Do not hash the weights: for an artefact of one's own on one's own disk."),
+    option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents."),
+)
 def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path, backend: str | None,
         device: str | None, threads: int | None, link: str | None, tile: int | None, trust: bool,
         check_finite: bool, as_json: bool) -> None:  # fmt: skip
     """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
-    from ..runtime import pipeline
-    from ..runtime.images import check_target, is_picture, save
+    from ..runtime.images import check_target
+    from ..runtime.pipeline import load
 
     check_target(out)
-    check_request(engines, labels, guidance_scale, seed, out)
+    chunks, pixels = check_request(engines, labels, guidance_scale, seed, out)
     started = time.perf_counter()
-    pipe = pipeline.load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
+    pipe = load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
     if pipe.manifest.weights and pipe.manifest.weights.random is not None:
         say("the weights are RANDOM: good for latency, the images mean nothing")
     loaded = time.perf_counter()
     say(f"backend: {pipe.backend}")
-    image = is_picture(out)
-    with progress("denoising", pipe.manifest.steps_of_solver) as step:
-        done = pipe(labels, guidance_scale, seed, output_type="np" if image else "latent",
-                    callback_on_step_end=step, check_finite=check_finite)  # fmt: skip
+    with bars() as shown:
+        step = shown.progress("denoising", len(chunks) * pipe.manifest.steps_of_solver)
+        made = generate(pipe, chunks, guidance_scale, seed, "np" if pixels else "latent", check_finite, step)
     finished = time.perf_counter()
-    save(out, done.images if image else done.latents)
-    say(f"{out}: {counted(len(labels), 'image')} in {finished - loaded:.2f} s")
+    made.save(out)
+    count = counted(len(made.latents), "image")
+    say(f"{out}: {count} in {finished - loaded:.2f} s")
     if as_json:
-        times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(labels)}
-        click.echo(json.dumps({"out": str(out), **times}))
+        times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(made.latents)}
+        print_json({"out": str(out), **times})
 
 
-def check_request(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path) -> None:
-    """Refuse what an artefact cannot do before its engines are loaded, and say which digits are a name."""
+def generate(pipe: Pipeline, chunks: list[list[str]], scale: float | None, seed: int, output_type: str, check_finite: bool,
+             step: Step) -> Output:  # fmt: skip
+    """All images, a batch at a time: image i has the noise of seed + i, whatever the batch."""
+    from ..runtime.images import Output
+
+    def advance(*_: object) -> None:
+        step()
+
+    made = list[Output]()
+    for n, chunk in enumerate(chunks):
+        first = seed + n * pipe.manifest.batch
+        made.append(pipe(chunk, scale, first, output_type=output_type, check_finite=check_finite,
+                         callback_on_step_end=advance))  # fmt: skip
+    images = np.concatenate([each.images for each in made]) if output_type == "np" else None
+    return Output(np.concatenate([each.latents for each in made]), images, sum(each.seconds for each in made))
+
+
+def check_request(
+    engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path
+) -> tuple[list[list[str]], bool]:
+    """Refuse what an artefact cannot do before its engines are loaded, and say which digits are a name.
+
+    Returned are the labels in batches, and whether pixels are wanted.
+    """
     from ..artefact import store
     from ..runtime import request
-    from ..runtime.images import is_picture
+    from ..runtime.images import is_folder, is_picture
 
     manifest = store.read(engines, verify=False)
-    numbers = request.labels(manifest, labels)
+    given = split_labels(labels, manifest.model.names or {})
+    chunks = [given[n : n + manifest.batch] for n in range(0, len(given), manifest.batch)]
     request.scale(manifest.guidance, guidance_scale)
-    request.seeds(len(numbers), seed)
+    request.seeds(len(given), seed)
     if is_picture(out) and not request.makes_pixels(manifest):
         raise UsageError(
             f"--out {out}: this model makes latents, not pixels, and the artefact has no decoder: use a .npy, or compile it "
             "with --with-vae"
         )
-    for label, number in zip(labels, numbers, strict=True):
+    for label, number in zip(given, [n for chunk in chunks for n in request.labels(manifest, chunk)], strict=True):
         if label.isdecimal() and int(label) != number:
             say(f"--class-label {label}: the class of this name, which is number {number}")
+    pixels = is_picture(out) or (is_folder(out) and request.makes_pixels(manifest))
+    if pixels:
+        needs("PIL.Image", "images")
+    return chunks, pixels

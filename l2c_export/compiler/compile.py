@@ -49,7 +49,8 @@ def lower(options: Options, source: Source, report: Report = id) -> Lowered:
     calls = specialise_calls(parts.call, shared.plan, options.fold)  # one graph per distinct call
     linked = cut(parts, calls, shared.plan)  # into segments; equal ones are one
     manifest = emit.describe(options, source, shared.schedule, linked, flops)  # buffers get their places
-    report(f"{counted(len(linked.calls), 'call')}: {counted(len(calls), 'distinct graph')} of {len(linked.segments)} segments")
+    kinds = counted(len(linked.segments), "segment")
+    report(f"{counted(len(linked.calls), 'call')}: {counted(len(calls), 'distinct graph')} of {kinds}")
     return Lowered(shared.schedule, whole, linked, manifest, stages(whole, parts, calls))
 
 

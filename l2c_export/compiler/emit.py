@@ -38,7 +38,7 @@ def bind_weights(folder: Path, source: Source, layout: Layout, report: Report, p
         return
     random = f"RANDOM weights, seed {source.seed}: good for latency, the images mean nothing"
     report(f"weights from {source.checkpoint.path}" if source.checkpoint else random)
-    write(folder / FILE, layout, tensors, progress(len(source.family.tensors())))
+    write(folder / FILE, layout, tensors, progress("writing weights", layout.bytes))
 
 
 def write_decoder(folder: Path, source: Source, described: Manifest, report: Report) -> None:

@@ -21,9 +21,12 @@ from ..schedules import routers
 from ..schedules.rules import is_rule, mask_length, mask_rule
 from ..schedules.schedule import Schedule, content
 from ..support import file_kind
+from ..support.words import counted
 from ..weights import notes, random
 from ..weights.checkpoint import Checkpoint
 from .request import FULL, Options, _is_config
+
+LITTLE = 0.01  # the share of the cached calls' sublayers below which a router removes next to nothing
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Source:
         weights = f"random weights, seed {self.seed}" if self.seed is not None else "no weights"
         threshold = "" if self.schedule.threshold is None else f" at threshold {self.schedule.threshold:.9g}"
         return [
-            f"{self.name or self.family.name}, {self.schedule.columns} sublayers, {self.schedule.sampler} with "
-            f"{self.schedule.steps} steps: {computed} of {total} sublayers computed{threshold}, "
+            f"{self.name or self.family.name}, {counted(self.schedule.columns, 'sublayer')}, {self.schedule.sampler} with "
+            f"{counted(self.schedule.steps, 'step')}: {computed} of {total} sublayers computed{threshold}, "
             f"{self.checkpoint.described if self.checkpoint else weights}",
             *architecture(self.family, self.assumed),
             *self.notes,
@@ -95,7 +98,7 @@ def resolve(options: Options) -> Source:
     schedule = schedule if options.cache else schedule.uncached()
     scale = 1.0 if guidance == "none" else family.default_guidance[1]
     vae, is_own = _vae(options, folder), options.vae is None
-    lines = _notes(options, folder)
+    lines = _notes(options, folder, schedule)
     return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
 
 
@@ -136,12 +139,19 @@ def _checkpoint(options: Options, folder: Folder | None) -> Checkpoint | None:
     return pipeline_folder.checkpoint_for(Path(options.weights), "dit", folder.arch)
 
 
-def _notes(options: Options, folder: Folder | None) -> tuple[str, ...]:
-    """What the user did not say, and no file does."""
-    if folder is None:
-        return ()
-    assumed = folder.assumed_scheduler if options.sampler is None else ""
-    return tuple(note for note in (folder.other_pipeline, assumed) if note)
+def _notes(options: Options, folder: Folder | None, schedule: Schedule) -> tuple[str, ...]:
+    """What the user did not say, and no file does; and a threshold that is as good as none."""
+    assumed = folder.assumed_scheduler if folder and options.sampler is None else ""
+    other = folder.other_pipeline if folder else ""
+    return tuple(note for note in (other, assumed, _idle(schedule)) if note)
+
+
+def _idle(schedule: Schedule) -> str:
+    """A line, where a router's threshold lets nearly every sublayer run."""
+    removed = routers.removed(schedule) if schedule.threshold is not None else 1.0
+    if removed >= LITTLE:
+        return ""
+    return f"threshold {schedule.threshold:.9g} removes only {removed:.1%} of the cached calls' sublayers: use a higher one"
 
 
 def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
@@ -207,14 +217,15 @@ def _schedule(
         steps = mask_length(origin) if options.steps is None else options.steps
         if steps is None:
             raise UsageError(f"{f'schedule={options.schedule!r}' if options.schedule else 'cache=False'} needs steps=..")
-        sampler = _name(options, scheduler, family)
-        return Schedule.from_rule(origin, family=family.name, steps=steps, columns=columns, sampler=sampler, scheduler=scheduler)
+        name = _name(options, scheduler, family)
+        return Schedule.from_rule(origin, family=family.name, steps=steps, columns=columns, sampler=name, scheduler=scheduler)
     if origin.columns != columns:
         raise ScheduleError(
-            f"{options.schedule}: {origin.columns} columns, but the model has {columns} sublayers: check model=.."
+            f"{options.schedule}: {counted(origin.columns, 'column')}, but the model has "
+            f"{counted(columns, 'sublayer')}: check model=.."
         )
     if options.steps not in (None, origin.steps):
         raise ScheduleError(
-            f"{options.schedule}: made for {origin.steps} steps, but steps={options.steps}: use no steps=.."
+            f"{options.schedule}: made for {counted(origin.steps, 'step')}, but steps={options.steps}: use no steps=.."
         )
     return origin

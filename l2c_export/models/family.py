@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..ir.graph import FP32
+from ..support.words import counted
 from . import layers
 from .updates import UPDATES
 
@@ -137,9 +138,9 @@ def width_of(arch: Any) -> int:
 def summary(family: Family) -> str:
     """One line: depth x width, heads, classes and picture size."""
     arch, width = family.arch, width_of(family.arch)
-    size = [f"{arch.depth} x {width}"] if width and hasattr(arch, "depth") else [f"{len(family.sublayers)} sublayers"]
+    size = [f"{arch.depth} x {width}"] if width and hasattr(arch, "depth") else [counted(len(family.sublayers), "sublayer")]
     heads = [f"{arch.num_heads} heads"] if hasattr(arch, "num_heads") else []
-    classes = f"{family.labels} classes {'without' if family.null_label is None else '+'} null"
+    classes = f"{counted(family.labels, 'class', 'classes')} {'without' if family.null_label is None else '+'} null"
     channels, height, wide = family.latent
     if channels in (1, 3):
         picture = f"pictures of {height} x {wide} pixels"

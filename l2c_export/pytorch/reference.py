@@ -16,6 +16,7 @@ from ..artefact.guidance import guided_labels
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..models import families
+from ..support.words import counted
 from ..weights.layout import FILE, Layout, rounded
 from .eager import Denoiser, TracingDenoiser
 
@@ -107,7 +108,8 @@ def of_case(case: Path, folder: Path, manifest: Manifest, checkpoint: Path | Non
         raise UsageError(f"golden={str(case)!r}: not a recorded case (config.json and golden.npz): {error}") from None
     if len(recorded) != manifest.steps_of_solver or noise.shape[1:] != manifest.model.latent:
         raise UsageError(
-            f"golden={str(case)!r}: {len(recorded)} steps of {noise.shape[1:]} latents, not what {folder} was made for"
+            f"golden={str(case)!r}: {counted(len(recorded), 'step')} of {noise.shape[1:]} latents, "
+            f"not what {folder} was made for"
         )
     # U-ViT's reference writes c + s (c - u); a guidance scale in the usual sense is 1 + s
     usual = 1.0 if scale is None else 1.0 + scale if config["family"] == "uvit" else float(scale)

@@ -84,12 +84,17 @@ def as_bytes(pixels: np.ndarray) -> np.ndarray:
 
 def check_target(path: Path) -> None:
     """Refuse what `Output.save` could not write, before minutes are spent on what goes there."""
-    if path.suffix.lower() not in SUFFIXES and (path.suffix or path.is_file()):
+    if path.suffix.lower() not in SUFFIXES and not is_folder(path):
         raise UsageError(f"out={str(path)!r}: use a .npy, a .png or a folder")
     if path.suffix.lower() in SUFFIXES:
         check_place(path, "out")
     if is_picture(path):
         needs("PIL.Image", "images")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a file per image goes there: to a folder, or to a name that no file has and that does not look like one's."""
+    return path.suffix.lower() not in SUFFIXES and (path.is_dir() or not (path.suffix or path.exists()))
 
 
 def is_picture(path: Path) -> bool:

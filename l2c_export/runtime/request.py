@@ -21,6 +21,7 @@ from ..artefact.manifest import Guidance, Manifest, Model
 from ..errors import UsageError
 from ..samplers.noise import standard_normal
 from ..support.tensors import on_host, scalar
+from ..support.words import counted
 
 OUTPUT_TYPES = ("latent", "device", "np", "pil")
 LARGEST = float(np.finfo(np.float32).max)
@@ -116,9 +117,11 @@ def latents(manifest: Manifest, values: Any, count: int) -> np.ndarray:
     try:
         array = np.asarray(on_host(values))
     except (ValueError, TypeError, RuntimeError):  # the latter two are those of tensors in a list
-        raise UsageError(f"latents: not an array: this model and {count} labels need numbers of shape {shape}") from None
+        raise UsageError(
+            f"latents: not an array: this model and {counted(count, 'label')} need numbers of shape {shape}"
+        ) from None
     if array.shape != shape:
-        raise UsageError(f"latents of shape {array.shape}: this model and {count} labels need {shape}")
+        raise UsageError(f"latents of shape {array.shape}: this model and {counted(count, 'label')} need {shape}")
     if array.dtype.newbyteorder("=") not in (np.float32, np.float64, np.float16):
         raise UsageError(f"latents of dtype {array.dtype}: use float32")
     if array.dtype.itemsize == 8 and np.any(np.isfinite(array) & (np.abs(array) > LARGEST)):

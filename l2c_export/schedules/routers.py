@@ -53,13 +53,13 @@ class Router(NamedTuple):
         rows, width = self.logits.shape
         steps = rows if steps is None else steps
         if rows != steps:
-            raise ScheduleError(f"{self.path}: the router has {rows} rows, but steps={steps}: they must be equal")
+            raise ScheduleError(f"{self.path}: the router has {counted(rows, 'row')}, but steps={steps}: they must be equal")
         columns = width if columns is None else columns
         spare = 2 if self.family == "uvit" else 0
         if columns not in (width, width - spare):
             raise ScheduleError(
-                f"{self.path}: the router is {width} wide, but the model has {columns} sublayers "
-                f"({columns // 2} blocks): give the model that the router was trained for with model=.."
+                f"{self.path}: the router is {width} wide, but the model has {counted(columns, 'sublayer')} "
+                f"({counted(columns // 2, 'block')}): give the model that the router was trained for with model=.."
             )
         if not 0 <= threshold <= 1:
             raise UsageError(f"threshold={threshold}: must be between 0 and 1")
@@ -145,6 +145,13 @@ def router_rows(sampler: str, steps: int) -> tuple[int | None, ...]:
     if sampler == "dpm-solver++":
         return tuple(j // 2 if j % 2 == 0 and j else None for j in range(steps // 2 * 2))
     return tuple(i if i % 2 == 0 and i != steps - 1 else None for i in reversed(range(steps)))
+
+
+def removed(schedule: Schedule) -> float:
+    """The share of the sublayers that are reused, of those calls that follow a router's row."""
+    rows = router_rows(schedule.sampler, schedule.steps)
+    cached = [call for call, row in zip(schedule.calls, rows, strict=True) if row is not None]
+    return sum(len(call.reused) for call in cached) / max(1, schedule.columns * len(cached))
 
 
 def from_scores(

@@ -74,7 +74,8 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ScheduleError(f"schedule: the sampler is {self.sampler}, but the scheduler a {self.scheduler.kind}")
         if len(self.calls) != len(updates):
             raise ScheduleError(
-                f"schedule: {len(self.calls)} calls, but {self.sampler} with {self.steps} steps makes {len(updates)}"
+                f"schedule: {counted(len(self.calls), 'call')}, but {self.sampler} with "
+                f"{counted(self.steps, 'step')} makes {len(updates)}"
             )
         for n, (call, update) in enumerate(zip(self.calls, updates, strict=True)):
             listed = call.computed + call.reused

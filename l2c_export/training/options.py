@@ -19,6 +19,7 @@ from ..models import lookup
 from ..models.evidence import architecture
 from ..models.family import Family
 from ..schedules import routers
+from ..support.words import counted
 from ..weights import random
 from ..weights.checkpoint import Checkpoint, open_checkpoint
 from . import data
@@ -107,11 +108,13 @@ class TrainingTask(NamedTuple):
         """Lines: what was understood, the architecture, and what of it was assumed."""
         weights = f"random weights, seed {self.weights_seed}" if self.checkpoint is None else str(self.checkpoint.path)
         source = (
-            f"{len(self.samples.labels)} samples" if self.samples else f"its own trajectories, guidance {self.guidance.scale:g}"
+            counted(len(self.samples.labels), "sample")
+            if self.samples
+            else f"its own trajectories, guidance {self.guidance.scale:g}"
         )
         return [
-            f"{self.name or self.family.name}, {weights}: {len(self.pairs)} cached of {len(self.calls)} calls, "
-            f"{len(self.family.sublayers)} sublayers in each, trained on {source}",
+            f"{self.name or self.family.name}, {weights}: {len(self.pairs)} cached of {counted(len(self.calls), 'call')}, "
+            f"{counted(len(self.family.sublayers), 'sublayer')} in each, trained on {source}",
             *architecture(self.family, self.assumed),
         ]
 

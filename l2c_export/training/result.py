@@ -55,6 +55,17 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename={"lambda_": "lam
         """The scores of all sublayers, for `compile` with another threshold."""
         return Path(self.out) / "router.pt"
 
+    def describe(self) -> list[str]:
+        """Lines: how long it took, what it found, and how to compile that."""
+        memory = f", {self.peak_gpu_bytes / 2**30:.1f} GiB" if self.peak_gpu_bytes else ""
+        speed = f"{self.seconds:.0f} s, {self.steps_per_second or 0:.3g} steps per second on {self.device}{memory}"
+        return [
+            *([speed] if self.steps_per_second else []),
+            f"{self.out}: threshold {self.threshold:.9g} removes {self.removed:.1%} of the cached calls' sublayers "
+            f"({self.removed_of_all:.1%} of all); error of the latents {self.error:.2%}",
+            f"compile it with l2c-export --schedule {self.schedule}, or router.pt --threshold {self.threshold:.9g}",
+        ]
+
 
 def finish(training: Training) -> Summary:
     """Choose the threshold, measure the trade-off around it, and write everything."""

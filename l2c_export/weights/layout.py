@@ -18,6 +18,7 @@ from ..ir.dtypes import BYTES, Types, stored
 from ..ir.names import rows_of
 from ..support.files import replacing
 from ..support.progress import Step, unsaid
+from ..support.words import counted
 
 FILE = "weights.safetensors"
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we write
@@ -80,14 +81,17 @@ def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> 
         for name, value in tensors:
             data = rounded(name, value, layout.types.of(name))
             file.write(data.data)
-            step()
+            step(data.nbytes)
 
 
 def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
     """A finite tensor in the given type, rounded to the nearest.  Raises WeightsError naming the tensor."""
     if not np.isfinite(value).all():
         count = int(np.size(value) - np.isfinite(value).sum())
-        raise WeightsError(f"weights: {count} values of {name} are NaN or infinite: export the checkpoint again")
+        raise WeightsError(
+            f"weights: {counted(count, 'value')} of {name} {'is' if count == 1 else 'are'} NaN or infinite: "
+            "export the checkpoint again"
+        )
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
         data = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)  # ties to even
@@ -103,4 +107,6 @@ def check_fits(name: str, finite: np.ndarray, dtype: str) -> None:
     if not finite.all():
         count = int(np.size(finite) - finite.sum())
         remedy = "use precision='bf16', or fp32=.. with its sublayer" if dtype == "float16" else "use precision='fp32'"
-        raise WeightsError(f"weights: {count} values of {name} do not fit into {dtype}: {remedy}")
+        raise WeightsError(
+            f"weights: {counted(count, 'value')} of {name} {'does' if count == 1 else 'do'} not fit into {dtype}: {remedy}"
+        )

@@ -245,7 +245,7 @@ def add(**extra):
 
 
 BAD = {
-    "nan": (poison(np.nan), ["1 values of blocks.1.mlp.fc2.weight are NaN or infinite"]),
+    "nan": (poison(np.nan), ["1 value of blocks.1.mlp.fc2.weight is NaN or infinite"]),
     "inf": (poison(-np.inf), ["blocks.1.mlp.fc2.weight are NaN or infinite"]),
     "missing": (drop("pos_embed", "blocks.0.attn.proj.bias"), ["blocks.0.attn.proj.bias is missing", "pos_embed is missing"]),
     "extra": (add(lora__up=(2,)), ["lora.up is not part of the model"]),

@@ -105,7 +105,7 @@ def test_what_fp16_cannot_hold_is_counted_and_named():
 @pytest.mark.parametrize("dtype", ["float32", *NAMES.values()])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_numbers_are_named_in_every_type(dtype, bad):
-    with pytest.raises(WeightsError, match="1 values of w are NaN or infinite"):
+    with pytest.raises(WeightsError, match="1 value of w is NaN or infinite"):
         rounded("w", np.array([0, bad], np.float32), dtype)
 
 

@@ -20,6 +20,7 @@ from ...models.diffusers.tensor_names import TransformerConfig, renamed, shape_o
 from ...runtime import pipeline, program, request
 from ...samplers.scheduler_config import Scheduler
 from ...schedules.schedule import Schedule
+from ...support.words import counted
 from . import live_weights
 from .live_weights import NAME, ROUNDING
 from .pipeline import check_steps, guidance, is_torch
@@ -126,7 +127,7 @@ class Live:
         shape = self.compiled.manifest.model.latent
         several = isinstance(generator, list)
         if several and len(generator) != count:
-            raise UsageError(f"generator: a list of {len(generator)} for {count} images: give one, or one per image")
+            raise UsageError(f"generator: a list of {len(generator)} for {counted(count, 'image')}: give one, or one per image")
         if not all(one is None or is_torch(one) for one in (generator if several else [generator])):
             raise UsageError(f"generator {generator!r}: a live pipeline draws with PyTorch's: use torch.manual_seed(..)")
         drawn = [

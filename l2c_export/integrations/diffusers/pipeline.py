@@ -15,6 +15,7 @@ from ...artefact.manifest import FILE, Manifest
 from ...errors import UsageError
 from ...runtime import pipeline, request
 from ...support.tensors import loaded, scalar
+from ...support.words import counted
 from . import script_options
 
 Shape = tuple[int, ...]
@@ -162,7 +163,9 @@ def noise(shape: Shape, generator: Any, pipe: pipeline.Pipeline) -> np.ndarray:
     """Standard normal latents of a shape (B, C, H, W), float32."""
     if isinstance(generator, (list, tuple)):
         if len(generator) != shape[0]:
-            raise UsageError(f"generator: a list of {len(generator)} for {shape[0]} images: give one, or one per image")
+            raise UsageError(
+                f"generator: a list of {len(generator)} for {counted(shape[0], 'image')}: give one, or one per image"
+            )
         return np.concatenate([noise((1, *shape[1:]), one, pipe) for one in generator])
     if request.whole(seed := scalar(generator)):
         return pipe.noise(shape[0], seed)

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from ...errors import ModelError, WeightsError
+from ...support.words import counted
 from ...weights.checkpoint import Checkpoint
 from .model_index import PIPELINE, TRANSFORMER, config
 
@@ -145,7 +146,7 @@ def check_blocks(stored: Checkpoint, shape: TransformerConfig) -> None:
     blocks = {name.split(".")[1] for name in stored.shapes if name.startswith("transformer_blocks.")}
     if len(blocks) != shape.num_layers:
         raise WeightsError(
-            f"{stored.path} does not fit its model: it has {len(blocks)} blocks, not {shape.num_layers} (num_layers)"
+            f"{stored.path} does not fit its model: it has {counted(len(blocks), 'block')}, not {shape.num_layers} (num_layers)"
         )
 
 

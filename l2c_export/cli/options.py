@@ -1,0 +1,72 @@
+"""Options as all commands have them: their types, their headings, and those that several share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..artefact.manifest import LINKS
+from ..backends.contract import AUTO, BACKENDS
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class Option(click.Option):
+    """An option that stands under a heading of the help."""
+
+    heading = "Options"
+
+
+option = functools.partial(click.option, cls=Option)
+
+
+class Choice(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """One of some names; a wrong one is refused in the words of all other errors."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value not in self.choices:
+            name = param.opts[0] if param else ""
+            raise click.UsageError(f"{name} {value}: use one of {', '.join(map(str, self.choices))}", ctx)
+        return value
+
+
+def group(heading: str, *options: Decorator) -> Decorator:
+    """Options under one heading, in this order."""
+
+    def attach(function: Any) -> Any:
+        for add in reversed(options):
+            function = add(function)
+            function.__click_params__[-1].heading = heading
+        return function
+
+    return attach
+
+
+def names(known: Iterable[str]) -> Callable[..., list[str]]:
+    """Completion for an option that takes a name or a file."""
+    return lambda ctx, param, incomplete: [name for name in known if name.startswith(incomplete)]
+
+
+class_labels = functools.partial(option, "--class-label", "labels", multiple=True, metavar="LABEL,..")
+guidance_scale = option("--guidance-scale", type=float, help="1 turns guidance off. [default: the artefact's]")
+backend = option(
+    "--backend",
+    type=Choice((AUTO, *BACKENDS)),
+    metavar="NAME",
+    help=f"One of {', '.join((AUTO, *BACKENDS))}. [default: what the artefact was compiled for]",
+)
+device = option("--device", help="cpu, or cuda:N for a GPU. [default: cpu]")
+threads = option("--threads", type=int, help="[default: all cores]")
+link = option("--link", type=Choice(LINKS), help="Engines per segment or per call. [default: the artefact's]")
+
+
+def split_labels(given: Iterable[str], known: Collection[str]) -> list[str]:
+    """The labels of "1,2,3"; a class name with a comma in it stays whole."""
+    return [each.strip() for label in given for each in ([label] if label in known else label.split(","))]
