@@ -24,10 +24,10 @@ from safetensors.torch import save_file as save_torch
 import l2c_export
 from l2c_export.artefact import given_weights, staging, store
 from l2c_export.artefact.manifest import FILE, FileInfo
-from l2c_export.compiler import link
+from l2c_export.compiler import emit, link
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.errors import ArtefactError, ModelError, WeightsError
-from l2c_export.weights import layout, random
+from l2c_export.weights import random
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_an_interrupted_export_leaves_the_old_artefact(copy, tiny, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(layout, "write", interrupted)
+    monkeypatch.setattr(emit, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compile_artefact(tiny[1].options(copy))
     assert tree(copy) == before

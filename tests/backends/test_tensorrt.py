@@ -357,7 +357,7 @@ def test_builds_are_added_and_replaced_and_go_with_the_artefact(half, tmp_path):
     assert store.read(folder) == again
     most = again.batch
     backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)), batch="1:1:1", report=said.append)
-    assert f"replace those for 1 to {most} images, fastest at {most}: they are for 1 to 1 images" in said[-1]
+    assert f"replace those for 1 to {most} images, fastest at {most}: they are for 1 image" in said[-1]
     compile_artefact(case("dit_tiny_lowvar").options(folder))  # another artefact in its place
     assert not list(folder.glob("tensorrt*"))
 

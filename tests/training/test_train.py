@@ -597,7 +597,7 @@ def test_data_that_cannot_be_used_are_refused(tmp_path, arrays, problem):
 
 
 def test_labels_and_latents_may_have_an_axis_of_their_own(tmp_path):
-    family, _ = lookup.resolve(str(pixel_model(tmp_path, 1)), None, None, None)
+    family = lookup.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
     latents = np.random.default_rng(0).standard_normal((2, 1, 4, 4), np.float32)
     np.savez(tmp_path / "data.npz", latents=latents[:, None].astype(np.float16), labels=np.array([[2], [0]]))
     samples = data.read(tmp_path / "data.npz", family)
@@ -616,7 +616,7 @@ def features(folder, latents, labels, shape=(1,)):
 
 @pytest.mark.parametrize("shape", [(1,), (1, 1), ()], ids=str)
 def test_a_folder_of_features_is_read_when_it_is_taken(tmp_path, monkeypatch, shape):
-    family, _ = lookup.resolve(str(pixel_model(tmp_path, 1)), None, None, None)
+    family = lookup.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
     latents = np.random.default_rng(0).standard_normal((12, 1, 1, 4, 4), np.float32)
     folder = features(tmp_path / "data", latents, np.arange(12) % 3, shape)
     read, real = [], np.load
@@ -652,7 +652,7 @@ def test_a_router_is_trained_on_a_folder_of_features_as_on_an_npz(tmp_path):
     (lambda f: np.save(f / "imagenet256_labels/0.npy", np.array([None]), allow_pickle=True), "0.npy: cannot be read: Object"),
 ], ids=range(11))  # fmt: skip
 def test_folders_that_cannot_be_used_are_refused(tmp_path, change, problem):
-    family, _ = lookup.resolve(str(pixel_model(tmp_path, 1)), None, None, None)
+    family = lookup.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
     folder = features(tmp_path / "data", np.zeros((2, 1, 1, 4, 4), np.float32), [0, 1])
     change(folder)
     with pytest.raises(UsageError, match=re.escape(problem)):
