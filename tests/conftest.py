@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -61,6 +63,95 @@ def pixels(tmp_path_factory, own_cache):
     chosen = {"schedule": "every:2", "steps": 4, "model": str(folder / "model.json"), "weights": "random:1", "batch": 2}
     compile_artefact(Options(**chosen, out=folder / "engines", backend="onnxruntime"))
     return folder / "engines"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A small artefact of one's own."""
+    from folders import GOLDEN
+
+    return shutil.copytree(GOLDEN, tmp_path / "engines")
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another one, with more files and other weights."""
+    import msgspec
+    from folders import GOLDEN
+
+    from l2c_export.artefact import integrity, store
+    from l2c_export.artefact.manifest import FILE
+    from l2c_export.compiler.link import bind
+
+    folder = shutil.copytree(GOLDEN, tmp_path / "other")
+    bind(folder, "random:9")
+    manifest = store.read(folder)
+    (folder / "extra").mkdir()
+    (folder / "extra" / "new.plan").write_bytes(b"plan")
+    more = {**manifest.files, "extra/new.plan": integrity.info(folder / "extra" / "new.plan")}
+    store.write_json(folder / FILE, msgspec.structs.replace(manifest, files=more))
+    return folder
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """What is moved where, and which file's bytes or folder's names are waited for, in order."""
+    from l2c_export.artefact import staging
+    from l2c_export.support import files
+
+    events: list[tuple[str, Path]] = []
+
+    def noted(kind, act):
+        return lambda *paths: (events.append((kind, Path(paths[-1]))), act(*paths))[1]
+
+    sync = noted("sync", files.sync)
+    for module, name, act in (
+        (os, "rename", noted("move", os.rename)),
+        (os, "replace", noted("move", os.replace)),
+        (files, "sync", sync),
+        (staging, "sync", sync),
+    ):
+        monkeypatch.setattr(module, name, act)
+    return events
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory, own_cache):
+    """Pipelines of diffusers by the name of their scheduler, and what is compiled from them: compiled once, so only read."""
+    from small_pipelines import SCHEDULERS, World, small_pipeline
+
+    root = tmp_path_factory.mktemp("diffusers")
+    return {name: World(root, root / name, small_pipeline(root / name, name), name) for name in SCHEDULERS}
+
+
+@pytest.fixture(scope="session")
+def world(worlds):
+    return worlds["ddim"]
+
+
+@pytest.fixture(scope="session")
+def saved(world):
+    """The folder of a pipeline of diffusers."""
+    return world.folder
+
+
+@pytest.fixture
+def own_folder(saved, tmp_path):
+    """One of one's own."""
+    return shutil.copytree(saved, tmp_path / "pipe")
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny):
+    """A DiT on 8 x 8 latents, 10 classes, 7 steps, compiled for a batch of 2 with guidance of 4."""
+    import l2c_export
+
+    return l2c_export.load(tiny[0], backend="onnxruntime")
+
+
+def pytest_collection_modifyitems(items):
+    """The whole way comes first: where it is broken, little else is worth waiting for."""
+    items.sort(key=lambda item: item.path.name != "test_tiny.py")
 
 
 def pytest_runtest_setup(item):

@@ -15,12 +15,19 @@ from l2c_export.artefact import store
 from l2c_export.backends.choose import Opened
 from l2c_export.backends.contract import SegmentFile
 from l2c_export.backends.host import OnHost
+from l2c_export.compiler.compile import compile_artefact
 from l2c_export.ir.graph import CACHE, LABEL, LOOP, ROW, TIME, WEIGHT, Graph, Node, Value
 from l2c_export.ir.names import split_at
 from l2c_export.runtime.pipeline import Pipeline
 from l2c_export.runtime.program import load_program
 
 KINDS = {"w": WEIGHT, "t": TIME, "y": LABEL, "row": ROW}
+
+
+def compiled(name: str, folder: Path, **options) -> Path:
+    """A golden case, compiled to `folder`."""
+    compile_artefact(case(name).options(folder, **options))
+    return folder
 
 
 def parse(text: str, sublayers: tuple[str, ...] = ()) -> Graph:

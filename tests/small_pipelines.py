@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
+from l2c_export.compiler.source import Source, resolve
 from l2c_export.samplers.scheduler_config import DDIM, DPM, EULER
 
 STEPS, LABELS, SCALE = 6, [207, 360], 4.0
@@ -20,6 +22,10 @@ SCHEDULERS = {
     "dpm3": (DPM, {"solver_order": 3, "final_sigmas_type": "sigma_min", "timestep_spacing": "trailing"}),
     "euler": (EULER, {"prediction_type": "v_prediction", "num_train_timesteps": 500}),  # whose noise is scaled visibly
 }
+INDEX, SCHEDULER, TRANSFORMER, VAE = (
+    "model_index.json", "scheduler/scheduler_config.json", "transformer/config.json", "vae/config.json",
+)  # fmt: skip
+PLAIN = "diffusion_pytorch_model.safetensors"
 NAMES = {"207": "golden retriever", "360": "otter", "8": "hen, chicken"}
 
 
@@ -40,6 +46,13 @@ def small_pipeline(folder: Path, name: str, seed: int = 0) -> diffusers.DiTPipel
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "id2label": NAMES}))
     return pipe
+
+
+def fine_tune(folder: Path) -> diffusers.DiTPipeline:
+    """Another pipeline with the same architecture: its folder, and in `alone` its transformer."""
+    made = small_pipeline(folder, "ddim", seed=1)
+    made.transformer.save_pretrained(folder / "alone")
+    return made
 
 
 @dataclass(frozen=True)
@@ -65,3 +78,41 @@ class World:
 
 def edited(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def written(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content))
+
+
+def source(model: Path | None = None, **options) -> Source:
+    """What the compiler reads of a model."""
+    named = {"model": str(model)} if model else {}
+    return resolve(Options(**{"schedule": "every:2", "steps": 5, **named, **options}))
+
+
+# requests of which our latents and images are compared with those of diffusers
+
+
+def noise(seed: int = 0) -> np.ndarray:
+    return torch.randn((2, 4, 8, 8), generator=torch.manual_seed(seed)).numpy()
+
+
+def their_latents(pipe: diffusers.DiTPipeline, scale: float, seed: int = 0) -> np.ndarray:
+    """What the pipeline hands to its autoencoder."""
+    seen = []
+    hook = pipe.vae.post_quant_conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+    pipe(LABELS, scale, torch.manual_seed(seed), STEPS, "np")
+    hook.remove()
+    return seen[0] * pipe.vae.config.scaling_factor
+
+
+def images(pipe, labels=LABELS, kind="np"):
+    return pipe(labels, generator=torch.Generator().manual_seed(3), num_inference_steps=STEPS, output_type=kind).images
+
+
+def close(got: np.ndarray, want: np.ndarray, share: float = 1e-4) -> bool:
+    return np.abs(got - want).max() <= share * np.abs(want).max()
+
+
+def same_pixels(a, b) -> bool:
+    return np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-4

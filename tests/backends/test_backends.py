@@ -1,4 +1,4 @@
-"""The contract of backends, the same for every one that is installed, and what is special about each."""
+"""The contract of backends, the same for every one that is installed."""
 
 from __future__ import annotations
 
@@ -11,29 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import OWN_CASES, Case, case
 
 import l2c_export
 from l2c_export.artefact import store
-from l2c_export.artefact.manifest import Build
-from l2c_export.backends import doctor
 from l2c_export.backends.choose import open_backend
 from l2c_export.backends.contract import BACKENDS, Request, SegmentFile
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
-from l2c_export.errors import BackendError, MissingExtra, RunError, UsageError
+from l2c_export.errors import BackendError, RunError, UsageError
 from l2c_export.runtime.loop import Loop
 from l2c_export.runtime.program import concrete, load_program, mapped_weights
-from l2c_export.support import machine
-
-TOLERANCE = 5e-5  # of max(1, max|x|): see test_golden
 
 
 def missing(name):
     return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
 
 
-needs_openvino = missing("openvino")
 installed = pytest.mark.parametrize("name", [pytest.param(n, marks=missing(n)) for n in BACKENDS])
 
 
@@ -142,24 +135,6 @@ def private_bytes():
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
-@needs_openvino
-@pytest.mark.parametrize("link", ["shared", "static"])
-@pytest.mark.parametrize("name", sorted(p.name for p in OWN_CASES.iterdir()))
-def test_openvino_equals_the_cached_reference(name, link, tmp_path):
-    chosen: Case = case(name)
-    compile_artefact(chosen.options(tmp_path / "e", link=link, backend="onnxruntime"))
-    golden, n, seen = chosen.golden, chosen.config["batch"], []
-    pipe = l2c_export.load(tmp_path / "e", backend="openvino")  # compiled for another backend: the files are the same
-    pipe(
-        class_labels=golden["y"].tolist()[:n],
-        latents=golden["x_T"][:n],
-        guidance_scale=chosen.scale,
-        callback_on_step_end=lambda p, s, t, v: seen.append(v["latents"]),
-    )
-    want = golden["cached_x"][:, :n]
-    assert np.abs(np.stack(seen) - want).max() < TOLERANCE * max(1, np.abs(want).max())
-
-
 @installed
 def test_a_batch_of_one_is_the_first_of_a_larger_batch(name, tiny):
     folder, _ = tiny
@@ -222,62 +197,6 @@ def test_the_compiler_refuses_a_precision_that_its_backend_has_not():
     Options(schedule="every:2", backend="onnxruntime", precision="fp16")
 
 
-@needs_openvino
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_openvino_refuses_what_the_processor_has_no_instructions_for(precision):
-    import openvino
-
-    if precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        assert open_backend("openvino", Request(precision=precision)).backend.name == "openvino"
-    else:
-        with pytest.raises(BackendError, match=f"no {precision}.*fp32"):
-            open_backend("openvino", Request(precision=precision))
-
-
-@needs_openvino
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_auto_takes_a_backend_that_has_the_precision_or_says_why_none_has(precision):
-    import openvino
-
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if precision.upper() in able:
-        assert open_backend("auto", Request(precision=precision)).backend.name == "openvino"
-    elif precision == "fp16":
-        opened = open_backend("auto", Request(precision=precision))
-        assert opened.backend.name == "onnxruntime"
-        assert "openvino: this CPU has no fp16" in opened.why
-    else:
-        with pytest.raises(BackendError, match=rf"openvino: .*no {precision}.*onnxruntime: "):
-            open_backend("auto", Request(precision=precision))
-
-
-def test_auto_takes_the_first_that_works_and_says_why_not_the_others(monkeypatch, tiny):
-    import l2c_export.backends as backends
-
-    pytest.importorskip("onnxruntime")
-    real = backends.importlib.import_module
-
-    def without_openvino(module):
-        if module.endswith("openvino_backend"):
-            raise MissingExtra("openvino", "openvino")
-        return real(module)
-
-    monkeypatch.setattr(backends.importlib, "import_module", without_openvino)
-    opened = open_backend("auto", Request(precision="fp16"))
-    assert opened.backend.name == "onnxruntime"
-    assert "openvino is not installed: pip install 'l2c-export[openvino]'" in opened.why
-    with pytest.raises(MissingExtra, match="openvino"):
-        l2c_export.load(tiny[0], backend="openvino")
-    assert [f.works for f in doctor.doctor() if f.name in ("openvino", "onnxruntime")] == [False, True]
-
-
-def test_auto_tries_no_gpu_where_a_cpu_was_asked_for(tiny):
-    build = Build(backend="tensorrt", version="10.3.0", targets=("sm90",), images=(1, 1, 1), level=None,
-                  version_compatible=False, hardware_compatible=False, engines={})  # fmt: skip
-    assert "tensorrt" in open_backend("auto", Request(folder=tiny[0], builds=(build,))).why
-    assert "tensorrt" not in open_backend("auto", Request(device="cpu", folder=tiny[0], builds=(build,))).why
-
-
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_nothing_is_reported_to_anybody(tiny, tmp_path, backend):
     """Both libraries write files of their telemetry to the user's home, and look its hosts up, unless they are told not to."""
@@ -289,47 +208,6 @@ def test_nothing_is_reported_to_anybody(tiny, tmp_path, backend):
     written = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*") if path.is_file()}
     assert written <= {("latents.npy",), (".cache", "l2c-export")}
     assert ("latents.npy",) in written
-
-
-@pytest.mark.parametrize(("files", "share"), [
-    ({"cpu.max": "50000 100000"}, 0.5), ({"cpu.max": "max 100000"}, None), ({"cpu.max": ""}, None), ({}, None),
-    ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.5),
-    ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-])  # fmt: skip
-def test_a_container_has_the_cores_that_its_limit_allows(tmp_path, monkeypatch, files, share):
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert machine.quota(tmp_path) == share
-    monkeypatch.setattr(machine, "quota", lambda _: share)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
-    assert machine.cores() == {0.5: 1, None: 4, 2.5: 2}[share]
-
-
-def test_auto_prefers_onnx_runtime_in_float32_on_a_cpu(tiny):
-    pytest.importorskip("onnxruntime")
-    assert open_backend("auto").backend.name == "onnxruntime"
-    assert "the first that works" in l2c_export.load(tiny[0], backend="auto").backend
-
-
-@needs_openvino
-def test_openvino_keeps_compiled_segments_but_never_weights(tmp_path, monkeypatch):
-    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
-    sizes = {}
-    for link in ("shared", "static"):
-        compile_artefact(case("dit_tiny_odd_resetN").options(tmp_path / link, link=link))
-        before = set((tmp_path / "cache").glob("openvino/*"))
-        l2c_export.load(tmp_path / link, backend="openvino")
-        sizes[link] = len(set((tmp_path / "cache").glob("openvino/*")) - before)
-    assert sizes["shared"] > 0
-    assert sizes["static"] == 0
-
-
-@needs_openvino
-def test_openvino_works_where_the_cache_cannot_be_written(tmp_path, monkeypatch, tiny):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "file"))
-    l2c_export.load(tiny[0], backend="openvino")(class_labels=[1])
 
 
 @installed

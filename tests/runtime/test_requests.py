@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from recorded import named
+from recorded import named, same
 
 import l2c_export
 from l2c_export.artefact import store
@@ -19,18 +19,8 @@ from l2c_export.errors import UsageError
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny):
-    """A DiT of 10 classes, compiled for a batch of 2."""
-    return l2c_export.load(tiny[0], backend="onnxruntime")
-
-
-@pytest.fixture(scope="module")
 def want(pipe):
     return pipe([3, 4], 4.0, 7).latents
-
-
-def same(a, b):
-    return np.array_equal(a, b)
 
 
 @pytest.mark.parametrize("labels", [
@@ -127,16 +117,6 @@ def test_latents_that_are_none(pipe, latents):
         pipe([3, 4], latents=latents)
 
 
-@pytest.mark.parametrize("folder", ["\0", "e\0", b"engines", 5, None], ids=repr)
-def test_no_folder_has_this_name(folder):
-    for load in (l2c_export.load, l2c_export.L2CPipeline.from_pretrained):
-        with pytest.raises(UsageError, match="no folder can have this name"):
-            load(folder)
-
-
-# the command line
-
-
 @pytest.fixture
 def named(tiny, tmp_path):
     """An artefact one of whose names is a number that is not its own."""
@@ -191,3 +171,23 @@ def test_a_file_is_known_by_its_ending_in_either_case(tiny, pixels, tmp_path):
     assert run(pixels, "--class-label", 1, "--out", tmp_path / "x.PNG").exit_code == 0
     with Image.open(tmp_path / "x.PNG") as picture:
         assert (picture.format, picture.size) == ("PNG", (4, 4))
+
+
+def test_given_latents_are_not_written_to(pipe):
+    noise = pipe.noise(2, 0)
+    pipe([1, 2], latents=noise, callback_on_step_end=lambda p, s, t, v: {"latents": v["latents"] * 0})
+    assert same(noise, pipe.noise(2, 0))
+
+
+@pytest.mark.parametrize("labels", [3, np.int64(3), [3], (3,), np.array([3])], ids=repr)
+def test_labels_may_be_one_number_or_any_sequence(pipe, labels):
+    assert same(pipe(labels).latents, pipe([3]).latents)
+
+
+def test_numbers_of_numpy_do_not_wrap_around(pipe):
+    assert same(pipe([1, 2], seed=np.uint8(255)).latents, pipe([1, 2], seed=[255, 256]).latents)
+    assert same(pipe([1, 2], seed=np.int32(2**31 - 1)).latents, pipe([1, 2], seed=2**31 - 1).latents)
+    assert same(pipe([np.int8(1)], np.uint8(0)).latents, pipe([1], 0.0).latents)
+    assert same(pipe([1], np.float16(3)).latents, pipe([1], 3).latents)
+    with pytest.raises(UsageError, match="must be a finite number"):
+        pipe([1], np.float16("inf"))

@@ -1,0 +1,59 @@
+"""Which backend is opened where nobody names one, and what is said of the others."""
+
+from __future__ import annotations
+
+import pytest
+
+import l2c_export
+from l2c_export.artefact.manifest import Build
+from l2c_export.backends import choose, doctor
+from l2c_export.backends.choose import open_backend
+from l2c_export.backends.contract import Request
+from l2c_export.errors import BackendError, MissingExtra
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_auto_takes_a_backend_that_has_the_precision_or_says_why_none_has(precision):
+    openvino = pytest.importorskip("openvino")
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision.upper() in able:
+        assert open_backend("auto", Request(precision=precision)).backend.name == "openvino"
+    elif precision == "fp16":
+        opened = open_backend("auto", Request(precision=precision))
+        assert opened.backend.name == "onnxruntime"
+        assert "openvino: this CPU has no fp16" in opened.why
+    else:
+        with pytest.raises(BackendError, match=rf"openvino: .*no {precision}.*onnxruntime: "):
+            open_backend("auto", Request(precision=precision))
+
+
+def test_auto_takes_the_first_that_works_and_says_why_not_the_others(monkeypatch, tiny):
+    pytest.importorskip("onnxruntime")
+    real = choose.importlib.import_module
+
+    def without_openvino(module):
+        if module.endswith("openvino.backend"):
+            raise MissingExtra("openvino", "openvino")
+        return real(module)
+
+    monkeypatch.setattr(choose.importlib, "import_module", without_openvino)
+    opened = open_backend("auto", Request(precision="fp16"))
+    assert opened.backend.name == "onnxruntime"
+    assert "openvino is not installed: pip install 'l2c-export[openvino]'" in opened.why
+    with pytest.raises(MissingExtra, match="openvino"):
+        l2c_export.load(tiny[0], backend="openvino")
+    assert [f.works for f in doctor.doctor() if f.name in ("openvino", "onnxruntime")] == [False, True]
+
+
+def test_auto_tries_no_gpu_where_a_cpu_was_asked_for(tiny):
+    build = Build(backend="tensorrt", version="10.3.0", targets=("sm90",), images=(1, 1, 1), level=None,
+                  version_compatible=False, hardware_compatible=False, engines={})  # fmt: skip
+    assert "tensorrt" in open_backend("auto", Request(folder=tiny[0], builds=(build,))).why
+    assert "tensorrt" not in open_backend("auto", Request(device="cpu", folder=tiny[0], builds=(build,))).why
+
+
+def test_auto_prefers_onnx_runtime_in_float32_on_a_cpu(tiny):
+    pytest.importorskip("onnxruntime")
+    assert open_backend("auto").backend.name == "onnxruntime"
+    assert "the first that works" in l2c_export.load(tiny[0], backend="auto").backend

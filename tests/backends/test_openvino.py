@@ -1,0 +1,101 @@
+"""What is special about OpenVINO."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from folders import GOLDEN
+from helpers import OWN_CASES, Case, case
+from recorded import TOLERANCE, latents
+
+import l2c_export
+from l2c_export.artefact import store
+from l2c_export.backends.choose import open_backend
+from l2c_export.backends.contract import Request
+from l2c_export.compiler.compile import compile_artefact
+from l2c_export.errors import BackendError
+from l2c_export.models.updates import UPDATES
+
+pytest.importorskip("openvino")
+
+
+def test_openvino_keeps_updates_in_float32():
+    from l2c_export.backends.openvino.backend import ALWAYS_FP32
+
+    assert set(UPDATES) <= set(ALWAYS_FP32)
+
+
+def test_a_compiled_model_that_was_damaged_is_compiled_again(empty_cache):
+    """OpenVINO itself would run it."""
+    with l2c_export.load(GOLDEN, "openvino") as pipe:
+        wanted = latents(pipe)
+    entries = list((empty_cache / "openvino").iterdir())
+    for path in entries:
+        data = bytearray(path.read_bytes())
+        data[-len(data) // 3] ^= 1
+        path.write_bytes(data)
+    with l2c_export.load(GOLDEN, "openvino") as pipe:
+        assert np.array_equal(latents(pipe), wanted)
+    assert len(entries) == len(store.read(GOLDEN).segments)
+
+
+def test_a_library_that_does_not_load_is_one_line_and_no_end_for_auto(tiny, tmp_path, monkeypatch):
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text("raise ImportError('libtbb.so.12: cannot open\\nshared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == "openvino" or name.startswith("l2c_export.backends.openvino")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    says = "openvino is installed, but does not load: libtbb.so.12: cannot open shared object file: mend it first"
+    with pytest.raises(BackendError, match=says):
+        open_backend("openvino")
+    assert says in open_backend("auto", Request(device="cpu", precision="fp16")).why
+
+
+@pytest.mark.parametrize("link", ["shared", "static"])
+@pytest.mark.parametrize("name", sorted(p.name for p in OWN_CASES.iterdir()))
+def test_openvino_equals_the_cached_reference(name, link, tmp_path):
+    chosen: Case = case(name)
+    compile_artefact(chosen.options(tmp_path / "e", link=link, backend="onnxruntime"))
+    golden, n, seen = chosen.golden, chosen.config["batch"], []
+    pipe = l2c_export.load(tmp_path / "e", backend="openvino")  # compiled for another backend: the files are the same
+    pipe(
+        class_labels=golden["y"].tolist()[:n],
+        latents=golden["x_T"][:n],
+        guidance_scale=chosen.scale,
+        callback_on_step_end=lambda p, s, t, v: seen.append(v["latents"]),
+    )
+    want = golden["cached_x"][:, :n]
+    assert np.abs(np.stack(seen) - want).max() < TOLERANCE * max(1, np.abs(want).max())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_openvino_refuses_what_the_processor_has_no_instructions_for(precision):
+    import openvino
+
+    if precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert open_backend("openvino", Request(precision=precision)).backend.name == "openvino"
+    else:
+        with pytest.raises(BackendError, match=f"no {precision}.*fp32"):
+            open_backend("openvino", Request(precision=precision))
+
+
+def test_openvino_keeps_compiled_segments_but_never_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
+    sizes = {}
+    for link in ("shared", "static"):
+        compile_artefact(case("dit_tiny_odd_resetN").options(tmp_path / link, link=link))
+        before = set((tmp_path / "cache").glob("openvino/*"))
+        l2c_export.load(tmp_path / link, backend="openvino")
+        sizes[link] = len(set((tmp_path / "cache").glob("openvino/*")) - before)
+    assert sizes["shared"] > 0
+    assert sizes["static"] == 0
+
+
+def test_openvino_works_where_the_cache_cannot_be_written(tmp_path, monkeypatch, tiny):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "file"))
+    l2c_export.load(tiny[0], backend="openvino")(class_labels=[1])

@@ -1,0 +1,109 @@
+"""Memory is taken when there is enough of it, stays flat, and is let go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from folders import GOLDEN
+from recorded import latents
+
+import l2c_export
+from l2c_export.errors import RunError
+from l2c_export.runtime import loop
+
+
+@pytest.fixture
+def pipe():
+    with l2c_export.load(GOLDEN) as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize("place", ["a buffer", "the loop", "an engine"])
+def test_without_memory_a_generation_fails_and_the_next_one_does_not(pipe, monkeypatch, place):
+    wanted = latents(pipe)
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        if place == "a buffer":
+            patched.setattr(type(pipe._program.backend.memory), "empty", fail)
+        elif place == "the loop":
+            patched.setattr(loop.Loop, "bound", fail)
+        else:
+            engine = next(iter(pipe._program.engines.values()))
+            patched.setattr(type(engine), "bind", fail)
+        with pytest.raises(RunError, match="out of memory: generate fewer images at once"):
+            pipe([0])  # a batch size that is new, so that buffers are made
+    assert np.array_equal(latents(pipe), wanted)
+
+
+def test_more_memory_than_the_machine_has_is_refused_before_it_is_taken(pipe):
+    with pytest.raises(RunError, match="MB are needed at once, the machine has"):
+        pipe._program.backend.memory.empty((2**20, 2**20), "float32")
+
+
+def test_a_closed_pipeline_says_so_and_has_let_go_of_everything(copy):
+    def mapped() -> bool:
+        return str(copy) in Path("/proc/self/maps").read_text()
+
+    with l2c_export.load(copy) as pipe:
+        latents(pipe)
+        if sys.platform == "linux":
+            assert mapped()
+    for act in (lambda: latents(pipe), lambda: next(pipe.steps([0], None, pipe.noise(1, 0)))):
+        with pytest.raises(RunError, match="this pipeline is closed: load the artefact again"):
+            act()
+    pipe.close()
+    assert pipe.manifest.batch == 2
+    if sys.platform == "linux":
+        assert not mapped(), "the weights are not mapped any more"
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_flat(pipe):
+    for seed in range(50):
+        latents(pipe, seed)
+    before = resident()
+    for seed in range(150):
+        latents(pipe, seed)
+        with contextlib.closing(pipe.steps([0], None, pipe.noise(1, seed))) as stepwise:
+            next(stepwise)  # another batch size, and cancelled
+    assert resident() <= 1.01 * before
+
+
+def test_a_block_ends_with_its_own_error_and_a_closed_pipeline(tiny):
+    pipe = l2c_export.load(tiny[0], backend="onnxruntime")
+    loop = pipe.steps([1], None, pipe.noise(1, 0))
+
+    def block():
+        with pipe:
+            next(loop)
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        block()
+    with pytest.raises(RunError, match="is closed"):
+        pipe([1])
+    assert list(loop) == []
+
+
+def test_buffers_of_one_batch_size_go_before_those_of_the_next_come(tiny, monkeypatch):
+    """On a GPU that is full, both do not fit."""
+    from l2c_export.runtime import loop as runtime
+
+    pipe, alive, Loop = l2c_export.load(tiny[0], "onnxruntime"), [], runtime.Loop  # noqa: N806
+    monkeypatch.setattr(runtime, "Loop", lambda *given: alive.append(len(pipe._loops)) or Loop(*given))
+    pipe([1])
+    pipe([1, 2])
+    pipe([1, 2], 1.0)
+    assert alive == [0, 0, 0]

@@ -1,0 +1,128 @@
+"""Data of all forms are read, and refused in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from small_trainings import desk, invoke
+
+from l2c_export.errors import UsageError
+from l2c_export.models import lookup
+from l2c_export.schedules import routers
+from l2c_export.training import data
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_images_of_all_forms_are_the_same(tmp_path):
+    family = lookup.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), np.uint8)
+    floats = pixels.transpose(0, 3, 1, 2).astype(np.float64) / 127.5 - 1
+    read = []
+    for n, arrays in enumerate([{"images": pixels}, {"images": pixels[..., 0]}, {"images": floats}, {"latents": floats}]):
+        np.savez(tmp_path / f"{n}.npz", **arrays, labels=np.arange(5) % 3)
+        read.append(data.read(tmp_path / f"{n}.npz", family))
+    for samples in read:
+        assert samples.values.dtype == np.float32
+        assert np.allclose(samples.values, floats, atol=1e-6)
+        assert samples.labels.tolist() == [0, 1, 2, 0, 1]
+
+
+def pixel_model(folder, channels):
+    arch = {"input_size": 4, "in_channels": channels, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
+    path = folder / "pixels.json"
+    path.write_text(json.dumps({"family": "dit", "arch": arch}))
+    return path
+
+
+FINE = {"latents": np.zeros((2, 1, 4, 4), np.float32), "labels": np.array([0, 2])}
+
+
+@pytest.mark.parametrize(("arrays", "problem"), [
+    ({"labels": FINE["labels"]}, "holds neither `latents` nor `images` (but labels)"),
+    ({"latents": FINE["latents"]}, "holds no `labels` (but latents)"),
+    ({**FINE, "latents": np.zeros((2, 4, 4, 4), np.float32)}, "`latents` are (2, 4, 4, 4) as (N, C, H, W): the model needs"),
+    ({**FINE, "latents": np.zeros((0, 1, 4, 4), np.float32)}, "`latents` are (0, 1, 4, 4) as"),
+    ({**FINE, "latents": np.zeros((2, 1, 4, 4), int)}, "`latents` are int64 of shape (2, 1, 4, 4): use floats"),
+    ({**FINE, "latents": np.full((2, 1, 4, 4), np.nan)}, "`latents` hold NaN or infinite values"),
+    ({"images": FINE["latents"] + 3, "labels": FINE["labels"]}, "`images` reach 3: scale them to -1..1"),
+    ({"images": np.zeros((2, 4, 4, 4), np.uint8), "labels": FINE["labels"]}, "`images` are (2, 4, 4, 4) as"),
+    ({**FINE, "labels": np.array([0, 3])}, "`labels` from 0 to 3: the model has 0 to 2"),
+    ({**FINE, "labels": np.array([-1, 2])}, "`labels` from -1 to 2: the model has 0 to 2"),
+    ({**FINE, "labels": np.array([0.0, 1.0])}, "`labels` are float64 of shape (2,): use 2 whole numbers"),
+    ({**FINE, "labels": np.array([0])}, "`labels` are int64 of shape (1,)"),
+    ({**FINE, "labels": np.array([None, {}], object)}, "cannot be read: Object arrays cannot be loaded"),
+], ids=range(13))  # fmt: skip
+def test_data_that_cannot_be_used_are_refused(tmp_path, arrays, problem):
+    np.savez(tmp_path / "data.npz", **arrays)
+    family = lookup.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
+    with pytest.raises(UsageError, match=re.escape(f"data.npz: {problem}")):
+        data.read(tmp_path / "data.npz", family)
+
+
+def test_labels_and_latents_may_have_an_axis_of_their_own(tmp_path):
+    family = lookup.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
+    latents = np.random.default_rng(0).standard_normal((2, 1, 4, 4), np.float32)
+    np.savez(tmp_path / "data.npz", latents=latents[:, None].astype(np.float16), labels=np.array([[2], [0]]))
+    samples = data.read(tmp_path / "data.npz", family)
+    assert np.array_equal(samples.values, latents.astype(np.float16))
+    assert samples.labels.tolist() == [2, 0]
+
+
+def features(folder, latents, labels, shape=(1,)):
+    """As fast-DiT's extract_features.py leaves them."""
+    for kind, values in (("features", latents), ("labels", labels)):
+        (folder / f"imagenet256_{kind}").mkdir(parents=True)
+        for n, value in enumerate(values):
+            np.save(folder / f"imagenet256_{kind}" / f"{n}.npy", value if kind == "features" else np.full(shape, value))
+    return folder
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), ()], ids=str)
+def test_a_folder_of_features_is_read_when_it_is_taken(tmp_path, monkeypatch, shape):
+    family = lookup.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
+    latents = np.random.default_rng(0).standard_normal((12, 1, 1, 4, 4), np.float32)
+    folder = features(tmp_path / "data", latents, np.arange(12) % 3, shape)
+    read, real = [], np.load
+    monkeypatch.setattr(np, "load", lambda path, **options: (read.append(path), real(path, **options))[1])
+    samples = data.read(folder, family)
+    assert samples.labels.tolist() == [0, 1, 2] * 4  # 2.npy is before 10.npy
+    assert sum(path.parent.name == "imagenet256_features" for path in read) == 1
+    assert np.array_equal(samples.values[[11, 2, 11]], latents[[11, 2, 11], 0])
+
+
+def test_a_router_is_trained_on_a_folder_of_features_as_on_an_npz(tmp_path):
+    line = desk(tmp_path, "dit") + " --steps 4 --batch 2 --iterations 2"
+    latents = np.random.default_rng(0).standard_normal((4, 1, 4, 8, 8), np.float32)
+    np.savez(tmp_path / "data.npz", latents=latents[:, 0], labels=np.arange(4))
+    folder = features(tmp_path / "data", latents, np.arange(4))
+    for name, path in (("npz", tmp_path / "data.npz"), ("folder", folder)):
+        done = invoke(f"{line} --data {path} --out {tmp_path / name}")
+        assert done.exit_code == 0, done.stderr
+    assert torch.equal(*(routers.read(tmp_path / name / "router.pt").logits for name in ("npz", "folder")))
+
+
+@pytest.mark.parametrize(("change", "problem"), [
+    (lambda f: shutil.rmtree(f / "imagenet256_labels"), "data: must hold one folder *features and one *labels, of *lab"),
+    (lambda f: (f / "other_features").mkdir(), "and one *labels, of *features it has imagenet256_features, o"),
+    (lambda f: (f / "imagenet256_labels/1.npy").unlink(), "data: 1.npy has features, but no label"),
+    (lambda f: (f / "imagenet256_features/1.npy").unlink(), "data: 1.npy has a label, but no features"),
+    (lambda f: [p.unlink() for p in (f / "imagenet256_features").iterdir()], "imagenet256_features: holds no .npy files"),
+    (lambda f: np.save(f / "imagenet256_features/0.npy", np.zeros((1, 4, 4, 4))), "0.npy: float64 of shape (1, 4, 4, 4): the"),
+    (lambda f: np.save(f / "imagenet256_features/0.npy", np.full((1, 1, 4, 4), np.nan)), "0.npy: holds NaN or infinite values"),
+    (lambda f: (f / "imagenet256_features/0.npy").write_bytes(b"x"), "0.npy: cannot be read"),
+    (lambda f: np.save(f / "imagenet256_labels/0.npy", np.zeros(3, int)), "0.npy: int64 of shape (3,): use one whole number"),
+    (lambda f: np.save(f / "imagenet256_labels/0.npy", np.array([7])), "data: `labels` from 1 to 7: the model has 0 to 2"),
+    (lambda f: np.save(f / "imagenet256_labels/0.npy", np.array([None]), allow_pickle=True), "0.npy: cannot be read: Object"),
+], ids=range(11))  # fmt: skip
+def test_folders_that_cannot_be_used_are_refused(tmp_path, change, problem):
+    family = lookup.resolve(str(pixel_model(tmp_path, 1)), None, None, None).family
+    folder = features(tmp_path / "data", np.zeros((2, 1, 1, 4, 4), np.float32), [0, 1])
+    change(folder)
+    with pytest.raises(UsageError, match=re.escape(problem)):
+        data.read(folder, family)
