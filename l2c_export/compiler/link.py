@@ -38,8 +38,8 @@ def bind(folder: Path, source: str, report: Report = id) -> Manifest:
         if pipeline:
             _check_training(folder, pipeline)
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
-        layout.write(stage / layout.FILE, layout.Layout(manifest.tensors, manifest.weight_types), tensors)
-        written = {layout.FILE: integrity.info(stage / layout.FILE)}
+        layout.write(stage / layout.WEIGHTS, layout.Layout(manifest.tensors, manifest.weight_types), tensors)
+        written = {layout.WEIGHTS: integrity.info(stage / layout.WEIGHTS)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
         name = "random" if seed is not None else Path(source).name

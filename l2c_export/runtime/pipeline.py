@@ -77,7 +77,7 @@ def load(
     Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
     """
     folder, others = asked.folder(path), Watch()
-    manifest = store.read(folder, trusted=() if verify else (layout.FILE,))
+    manifest = store.read(folder, trusted=() if verify else (layout.WEIGHTS,))
     store.check_linked(folder, manifest)
     if link not in (None, *LINKS):
         raise UsageError(f"--link {link}: use one of {', '.join(LINKS)}")

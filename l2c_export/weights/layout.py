@@ -18,7 +18,7 @@ from ..ir.dtypes import BYTES, Types, stored
 from ..ir.names import rows_of
 from ..support.files import replacing
 
-FILE = "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we write
 
 

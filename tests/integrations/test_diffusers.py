@@ -44,7 +44,7 @@ from l2c_export.models.updates import UPDATES
 from l2c_export.pytorch.eager import Eager
 from l2c_export.pytorch.reference import Reference
 from l2c_export.runtime import decoder
-from l2c_export.runtime.decoder import Decoder, in_tiles
+from l2c_export.runtime.decoder import Decoder, decode_tiles
 from l2c_export.samplers.scheduler_config import DDIM
 from l2c_export.schedules import schedule
 from l2c_export.verification import compare
@@ -470,7 +470,7 @@ def test_tiles_of_any_size_make_a_picture_of_its_size(tile, high):
     def repeat(part):
         return part.repeat(8, axis=2).repeat(8, axis=3)
 
-    assert np.abs(in_tiles(repeat, z, tile, 8) - repeat(z)).max() < 1e-5
+    assert np.abs(decode_tiles(repeat, z, tile, 8) - repeat(z)).max() < 1e-5
 
 
 @pytest.mark.parametrize("tile", [0, 2, 15, -16])
