@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from ..ir.dtypes import BYTES
 from ..ir.graph import Value
 from ..ir.names import rows_of, split_at
-from ..weights.layout import FILE, Layout
+from ..weights.layout import WEIGHTS, Layout
 from .manifest import CallRecord, GraphRecord, Manifest
 
 LATENTS = "x.next"  # what every call makes
@@ -77,14 +77,14 @@ def _covers(manifest: Manifest) -> bool:
 
 def _files(manifest: Manifest) -> Iterator[str]:
     names = {s.file for s in manifest.segments.values()} | {g.file for g in manifest.graphs.values()}
-    names |= {FILE} if manifest.weights else set()
+    names |= {WEIGHTS} if manifest.weights else set()
     names |= {manifest.decoder.file} if manifest.decoder else set()
     names |= {file for build in manifest.builds.values() for file in build.engines.values()}
     yield from (f"it does not list {name}, which it uses" for name in sorted(names - set(manifest.files)))
-    if manifest.weights and FILE in manifest.files:
+    if manifest.weights and WEIGHTS in manifest.files:
         size = Layout(manifest.tensors, manifest.weight_types).bytes
-        if manifest.files[FILE].bytes != size:
-            yield f"its tensors make {size} bytes, {FILE} has {manifest.files[FILE].bytes}"
+        if manifest.files[WEIGHTS].bytes != size:
+            yield f"its tensors make {size} bytes, {WEIGHTS} has {manifest.files[WEIGHTS].bytes}"
 
 
 def _graph(manifest: Manifest, graph: GraphRecord) -> Iterator[str]:

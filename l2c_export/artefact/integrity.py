@@ -13,7 +13,7 @@ from . import damage
 from .manifest import FILE, FileInfo
 
 # external data in an ONNX file: an entry with the key `location`, then its value with tag and length (protobuf)
-LOCATION, WEIGHTS = b"location", b"\x12" + bytes([len(layout.FILE)]) + layout.FILE.encode()
+LOCATION, WEIGHTS = b"location", b"\x12" + bytes([len(layout.WEIGHTS)]) + layout.WEIGHTS.encode()
 
 
 def check_file(folder: Path, name: str, info: FileInfo, hashed: bool) -> None:
@@ -60,7 +60,7 @@ def check_closed(data: bytes, path: Path) -> bytes:
     Not every ONNX reader refuses other files, and they know no way to ask: every place that says where data lies is looked at.
     """
     if data.count(LOCATION) != data.count(LOCATION + WEIGHTS):
-        raise ArtefactError(f"{path} keeps data outside {layout.FILE}: do not use this artefact")
+        raise ArtefactError(f"{path} keeps data outside {layout.WEIGHTS}: do not use this artefact")
     return data
 
 

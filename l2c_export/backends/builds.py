@@ -20,7 +20,7 @@ from ..support.cache import cache_folder, cached, keep, kept
 from ..support.files import Report, check_place
 from ..support.progress import Watch, unwatched
 from ..support.words import counted
-from ..weights.layout import FILE as WEIGHTS
+from ..weights.layout import WEIGHTS
 from .contract import BUILT
 from .cuda.device import Cuda
 from .ports import Range

@@ -13,7 +13,7 @@ from ..artefact import store
 from ..artefact.manifest import FILE, Build, Manifest
 from ..errors import ArtefactError
 from ..schedules.schedule import Schedule, make
-from ..weights.layout import FILE as WEIGHTS
+from ..weights.layout import WEIGHTS
 from .contenders import BACKENDS, OURS, PYTORCH, TWINS, Contender
 
 

@@ -26,7 +26,7 @@ from ..artefact import store
 from ..artefact.manifest import CallRecord, Manifest
 from ..errors import L2CError
 from ..support import machine
-from ..weights.layout import FILE as WEIGHTS
+from ..weights.layout import WEIGHTS
 from .contenders import Settings
 from .process import Ready, Task, Timed
 

@@ -19,9 +19,9 @@ from ..support.files import Report
 from ..support.progress import Progress
 from ..version import __version__
 from ..weights import origin
-from ..weights.layout import FILE, Layout, write
+from ..weights.layout import WEIGHTS, Layout, write
 from .onnx import decoder, models
-from .onnx.fuse import fused
+from .onnx.fuse import fuse
 from .passes.place import caches, temporaries
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ def bind_weights(folder: Path, source: Source, layout: Layout, report: Report, p
         return
     random = f"RANDOM weights, seed {source.seed}: good for latency, the images mean nothing"
     report(f"weights from {source.checkpoint.path}" if source.checkpoint else random)
-    write(folder / FILE, layout, tensors, progress("writing weights", layout.bytes))
+    write(folder / WEIGHTS, layout, tensors, progress("writing weights", layout.bytes))
 
 
-def write_decoder(folder: Path, source: Source, described: Manifest, report: Report) -> None:
+def write_decoder(folder: Path, source: Source, record: Manifest, report: Report) -> None:
     """Export the autoencoder's decoder, if that is asked for."""
-    if source.vae and described.decoder:
-        report(autoencoder.said(source.vae, described.decoder))
-        decoder.write(source.vae, described.decoder, source.family.latent[0], folder / described.decoder.file)
+    if source.vae and record.decoder:
+        report(autoencoder.said(source.vae, record.decoder))
+        decoder.write(source.vae, record.decoder, source.family.latent[0], folder / record.decoder.file)
 
 
 def describe(
@@ -97,7 +97,7 @@ def describe(
         backend=options.backend,
         link=options.link,  # type: ignore[arg-type]
         passes=tuple(passes),
-        weights=described_weights(source),
+        weights=weights_record(source),
         tensors=family.tensors(),
         values=values,
         segments={
@@ -111,31 +111,31 @@ def describe(
         },
         constants="constants" if "constants" in linked.graphs else None,
         prologue="prologue" if "prologue" in linked.graphs else None,
-        graphs={name: described_graph(name, graph, size) for name, graph in linked.graphs.items()},
+        graphs={name: graph_record(name, graph, size) for name, graph in linked.graphs.items()},
         calls=calls,
         cache_bytes=tuple(cache_bytes),
         history=table.history or msgspec.UNSET,
         decoder=autoencoder.describe(source.vae, family.latent[0], source.own_vae) if source.vae else msgspec.UNSET,
         noise_scale=table.noise_scale if table.noise_scale != 1 else msgspec.UNSET,
-        asked=described_request(options, source.schedule),
+        asked=compilation_record(options, source.schedule),
         files={},
     )
 
 
-def described_request(options: Options, schedule: Schedule) -> manifest.CompilationRecord | msgspec.UnsetType:
+def compilation_record(options: Options, schedule: Schedule) -> manifest.CompilationRecord | msgspec.UnsetType:
     """`schedule` is the one that was asked for, before calls were merged."""
     if options.max_graphs is None:
         return msgspec.UNSET
     return manifest.CompilationRecord(max_graphs=options.max_graphs, computed=tuple(call.computed for call in schedule.calls))
 
 
-def described_weights(source: Source) -> manifest.WeightsRecord | None:
+def weights_record(source: Source) -> manifest.WeightsRecord | None:
     if source.checkpoint:
         return manifest.WeightsRecord(source=source.checkpoint.path.name)
     return manifest.WeightsRecord(source="random", random=source.seed) if source.seed is not None else None
 
 
-def described_graph(name: str, graph: Graph, size: Mapping[str, int]) -> manifest.GraphRecord:
+def graph_record(name: str, graph: Graph, size: Mapping[str, int]) -> manifest.GraphRecord:
     slots, slot_bytes = temporaries(graph, {n: size[split_at(n)[0]] for n in graph.values if graph.kind(n) != WEIGHT})
     return manifest.GraphRecord(
         file=f"{name}.onnx",
@@ -163,7 +163,7 @@ def write_models(folder: Path, linked: Linked, bodies: models.Bodies, layout: La
     for name, segment in linked.segments.items():
         model = models.segment_model(name, segment, bodies)
         (folder / "segments" / f"{name}.onnx").write_bytes(model.SerializeToString())
-        if layout.types.dtype == "float16" and FP32 not in name and (second := fused(model)):
+        if layout.types.dtype == "float16" and FP32 not in name and (second := fuse(model)):
             (folder / "segments" / f"{name}{FUSED}").write_bytes(second.SerializeToString())
     for name, graph in linked.whole.items():
         step = models.step_model(name, graph, bodies, layout)

@@ -40,8 +40,8 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
             _check_training(folder, pipeline)
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
         places = layout.Layout(manifest.tensors, manifest.weight_types)
-        layout.write(stage / layout.FILE, places, tensors, progress("writing weights", places.bytes))
-        written = {layout.FILE: integrity.info(stage / layout.FILE)}
+        layout.write(stage / layout.WEIGHTS, places, tensors, progress("writing weights", places.bytes))
+        written = {layout.WEIGHTS: integrity.info(stage / layout.WEIGHTS)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
         name = "random" if seed is not None else Path(source).name

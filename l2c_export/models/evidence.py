@@ -52,7 +52,7 @@ def architecture(family: Family, assumed: Iterable[str]) -> list[str]:
     return [summary(family), *(f"assumed: {assumption}" for assumption in assumed)]
 
 
-def described(family: Any, request: ModelRequest) -> Evidence:
+def from_description(family: Any, request: ModelRequest) -> Evidence:
     """The architecture without any weights: what is left out is the family's default, but for the number of heads."""
     arch = family.arch_type(**request.fields)
     gaps = unshown(family, arch, request.fields, family(of_any_heads(arch)).tensors())
@@ -63,7 +63,7 @@ def described(family: Any, request: ModelRequest) -> Evidence:
     return Evidence(arch, (*request.assumed, *assumed))
 
 
-def of_weights(family: Any, request: ModelRequest, checkpoint: Checkpoint) -> Evidence:
+def from_weights(family: Any, request: ModelRequest, checkpoint: Checkpoint) -> Evidence:
     """The architecture of a checkpoint.  Raises ModelError for evidence that is missing, or contradicts itself."""
     notes.check(checkpoint)
     training = notes.fields(family, checkpoint)
@@ -89,10 +89,10 @@ def of_weights(family: Any, request: ModelRequest, checkpoint: Checkpoint) -> Ev
         origin = f"what the training of {checkpoint.path} noted"
         check_agrees(family, training, arch, origin, "tensors of it", request.question(["num_heads"]))
         notes.check_pictures(checkpoint, family(of_any_heads(arch)).latent)
-    return completed(family, request, training, arch, checkpoint)
+    return complete(family, request, training, arch, checkpoint)
 
 
-def completed(family: Any, request: ModelRequest, training: Fields, seen: Any, checkpoint: Checkpoint) -> Evidence:
+def complete(family: Any, request: ModelRequest, training: Fields, seen: Any, checkpoint: Checkpoint) -> Evidence:
     """What the tensors show, with what they do not show from what is said, noted or published."""
     fields = {**{name: value for name, value in training.items() if name not in shown(family)}, **request.fields}
     gaps = unshown(family, seen, fields, checkpoint.shapes)

@@ -12,7 +12,7 @@ from ..support.file_kind import MODEL, json_text, of_json
 from ..weights.checkpoint import Checkpoint
 from ..weights.notes import size
 from . import foreign
-from .evidence import ModelRequest, described, of_weights
+from .evidence import ModelRequest, from_description, from_weights
 from .families import FAMILIES
 from .family import Family, check_keys, check_total, fields_of
 
@@ -59,7 +59,7 @@ def ask(
 def find(request: ModelRequest, checkpoint: Checkpoint | None) -> Resolved:
     """The model that fits what was asked for and the checkpoint.  Raises ModelError where these do not say all of it."""
     family = FAMILIES[request.kind]
-    arch, assumed = of_weights(family, request, checkpoint) if checkpoint else described(family, request)
+    arch, assumed = from_weights(family, request, checkpoint) if checkpoint else from_description(family, request)
     model = family(arch)
     check_total(model)
     return Resolved(model, request.name if request.name and family.named(request.name) == arch else None, assumed)

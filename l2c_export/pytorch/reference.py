@@ -17,7 +17,7 @@ from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..models import families
 from ..support.words import counted
-from ..weights.layout import FILE, Layout, rounded
+from ..weights.layout import WEIGHTS, Layout, rounded
 from .eager import Denoiser, TracingDenoiser
 
 
@@ -39,7 +39,7 @@ class Reference:
         }
         self._manifest, self._recorded = manifest, recorded
         self._family = families.build(manifest.model.family, manifest.model.arch)
-        self._tensors = stored(folder, manifest) if checkpoint is None else given(checkpoint, manifest)
+        self._tensors = stored(folder, manifest) if checkpoint is None else checkpoint_tensors(checkpoint, manifest)
 
     @functools.cached_property
     def _model(self) -> TracingDenoiser:
@@ -82,14 +82,14 @@ class Reference:
 
 def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     """The artefact's weights, in the type in which they are stored."""
-    layout, memory = Layout(manifest.tensors, manifest.weight_types), np.fromfile(folder / FILE, np.uint8)
+    layout, memory = Layout(manifest.tensors, manifest.weight_types), np.fromfile(folder / WEIGHTS, np.uint8)
     return {
         name: torch.from_numpy(layout.view(memory, name)).view(getattr(torch, layout.types.of(name)))
         for name in manifest.tensors
     }
 
 
-def given(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
+def checkpoint_tensors(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
     tensors = given_weights.tensors(checkpoint, manifest)
     return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in tensors}
 

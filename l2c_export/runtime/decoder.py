@@ -7,22 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from ..artefact.manifest import DecoderRecord as Described
-from ..artefact.manifest import FileInfo
+from ..artefact.manifest import DecoderRecord, FileInfo
 from ..backends.contract import Array, Backend, Run, SegmentFile
 from ..errors import UsageError
 
 OVERLAP = 0.25  # of a tile with the next one, as in diffusers' AutoencoderKL
 
 
-def check_tile(tile: int | None, described: Described | None) -> None:
+def check_tile(tile: int | None, record: DecoderRecord | None) -> None:
     """Refuse a tile that no decoder can be asked for; None decodes pictures whole."""
     if tile is None:
         return
-    if described is None:
+    if record is None:
         raise UsageError(f"tile={tile}: this artefact has no decoder: compile it with with_vae=True, or leave the tile out")
-    if tile < 2 * described.scale or tile % described.scale:
-        raise UsageError(f"tile={tile}: must be a multiple of {described.scale} pixels, and at least {2 * described.scale}")
+    if tile < 2 * record.scale or tile % record.scale:
+        raise UsageError(f"tile={tile}: must be a multiple of {record.scale} pixels, and at least {2 * record.scale}")
 
 
 class Decoder:
@@ -32,11 +31,11 @@ class Decoder:
     """
 
     def __init__(
-        self, folder: Path, described: Described, backend: Backend, tile: int | None, info: FileInfo | None = None
+        self, folder: Path, record: DecoderRecord, backend: Backend, tile: int | None, info: FileInfo | None = None
     ) -> None:
-        self._described, self._backend = described, backend
-        self._tile = tile // described.scale if tile else None
-        file = SegmentFile(folder / described.file, ("z",), ("image",), info, weights_inside=True)
+        self._record, self._backend = record, backend
+        self._tile = tile // record.scale if tile else None
+        file = SegmentFile(folder / record.file, ("z",), ("image",), info, weights_inside=True)
         self._engine = backend.load(file)
         self._bound: dict[tuple[int, ...], tuple[Array, Array, Run]] = {}
 
@@ -46,7 +45,7 @@ class Decoder:
     def _image(self, z: np.ndarray) -> np.ndarray:
         if self._tile is None or max(z.shape[2:]) <= self._tile:
             return self._decode(z)
-        return in_tiles(self._decode, z, self._tile, self._described.scale)
+        return decode_tiles(self._decode, z, self._tile, self._record.scale)
 
     def _decode(self, z: np.ndarray) -> np.ndarray:
         if z.shape not in self._bound:
@@ -58,13 +57,13 @@ class Decoder:
         return pixels
 
     def _bind(self, shape: tuple[int, ...]) -> tuple[Array, Array, Run]:
-        memory, scale = self._backend.memory, self._described.scale
+        memory, scale = self._backend.memory, self._record.scale
         latents = memory.empty(shape, "float32")
-        image = memory.empty((1, self._described.channels, shape[2] * scale, shape[3] * scale), "float32")
+        image = memory.empty((1, self._record.channels, shape[2] * scale, shape[3] * scale), "float32")
         return latents, image, self._engine.bind({"z": latents}, {"image": image})
 
 
-def in_tiles(decode: Callable[[np.ndarray], np.ndarray], z: np.ndarray, tile: int, scale: int) -> np.ndarray:
+def decode_tiles(decode: Callable[[np.ndarray], np.ndarray], z: np.ndarray, tile: int, scale: int) -> np.ndarray:
     """Decode z (1, C, h, w) in squares of `tile` latents, and fade from one to the next (AutoencoderKL.tiled_decode)."""
     stride = int(tile * (1 - OVERLAP))
     side, fade = stride * scale, (tile - stride) * scale  # pixels of a tile before the next one begins, and those that fade
@@ -75,14 +74,14 @@ def in_tiles(decode: Callable[[np.ndarray], np.ndarray], z: np.ndarray, tile: in
         for n, j in enumerate(range(0, z.shape[3], stride)):
             part = decode(z[:, :, i : i + tile, j : j + tile])
             if row_above:
-                part = faded(row_above[n], part, fade, axis=2)
-            row.append(faded(row[-1], part, fade, axis=3) if row else part)
+                part = blend_edges(row_above[n], part, fade, axis=2)
+            row.append(blend_edges(row[-1], part, fade, axis=3) if row else part)
         bands.append(np.concatenate([part[:, :, :side, :side] for part in row], axis=3))
         row_above = row
     return np.concatenate(bands, axis=2)
 
 
-def faded(before: np.ndarray, part: np.ndarray, length: int, axis: int) -> np.ndarray:
+def blend_edges(before: np.ndarray, part: np.ndarray, length: int, axis: int) -> np.ndarray:
     """`part`, whose first rows or columns go over from the last ones of `before`."""
     length = min(length, before.shape[axis], part.shape[axis])
     weight = (np.arange(length, dtype=np.float32) / length).reshape([-1 if a == axis else 1 for a in range(part.ndim)])

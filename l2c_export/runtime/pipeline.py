@@ -65,7 +65,7 @@ def load(
     Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
     """
     started, folder, others = time.perf_counter(), asked.folder(path), Watch()
-    manifest = store.read(folder, trusted=() if verify else (layout.FILE,))
+    manifest = store.read(folder, trusted=() if verify else (layout.WEIGHTS,))
     store.check_linked(folder, manifest)
     if link not in (None, *LINKS):
         raise UsageError(f"link={link!r}: use one of {', '.join(LINKS)}")

@@ -13,7 +13,7 @@ from ..artefact.manifest import Manifest, SegmentRecord
 from ..backends.contract import ALIGNED, FUSED, Array, Backend, Engine, Run, SegmentFile, WeightView
 from ..ir.graph import Value
 from ..support.ending import stop
-from ..weights.layout import FILE, Layout
+from ..weights.layout import WEIGHTS, Layout
 
 
 class Program(NamedTuple):
@@ -76,7 +76,7 @@ def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:
     Nothing writes to them; the mapping is copy-on-write because some libraries do not take read-only memory.
     """
     layout = Layout(manifest.tensors, manifest.weight_types)
-    memory = np.memmap(folder / FILE, mode="c")
+    memory = np.memmap(folder / WEIGHTS, mode="c")
     return lambda name: layout.view(memory, name)
 
 

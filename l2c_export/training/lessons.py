@@ -46,13 +46,13 @@ class LessonRequest(NamedTuple):
     guidance: Tensor
 
 
-def ask(family: Family, guidance: Tensor | None, draw: Draw, device: torch.device) -> LessonRequest:
+def draw_request(family: Family, guidance: Tensor | None, draw: Draw, device: torch.device) -> LessonRequest:
     """A random request; without guidance, some of its labels are dropped."""
     chances = draw.generators(0)
     labels = [int(chance.integers(family.labels)) for chance in chances]
     noise = torch.from_numpy(np.stack([chance.standard_normal(family.latent, np.float32) for chance in chances]))
     if guidance is None:
-        labels, guidance = with_dropped(family, labels, chances), torch.zeros(1, family.latent[0], 1, 1)
+        labels, guidance = drop_labels(family, labels, chances), torch.zeros(1, family.latent[0], 1, 1)
     else:
         labels += [family.null_label or 0] * len(chances)
     return LessonRequest(noise.to(device), torch.tensor(labels, dtype=torch.int32, device=device), guidance.to(device))
@@ -104,7 +104,7 @@ class FromModel:
     device: torch.device
 
     def lessons(self, draw: Draw) -> Iterator[Lesson]:
-        request = ask(self.observer.family, self.guidance, draw, self.device)
+        request = draw_request(self.observer.family, self.guidance, draw, self.device)
         yield from self.observer.lessons(self.calls, dict(enumerate(self.pairs)), 0, self.pairs[-1].cached, *request)
 
 
@@ -125,14 +125,14 @@ class FromData:
             chances, start = draw.generators(index), self.calls[pair.start]
             picks = [int(chance.integers(len(self.samples.labels))) for chance in chances]
             noise = np.stack([chance.standard_normal(family.latent, np.float32) for chance in chances])
-            labels = with_dropped(family, self.samples.labels[picks].tolist(), chances)
+            labels = drop_labels(family, self.samples.labels[picks].tolist(), chances)
             x = np.float32(start.signal) * self.samples.values[picks] + np.float32(start.noise) * noise
             y = torch.tensor(labels, dtype=torch.int32, device=self.device)
             latents = torch.from_numpy(x).to(self.device)
             yield from self.observer.lessons(self.calls, {index: pair}, pair.start, pair.cached, latents, y, strength)
 
 
-def with_dropped(family: Family, labels: Sequence[int], chances: Sequence[np.random.Generator]) -> list[int]:
+def drop_labels(family: Family, labels: Sequence[int], chances: Sequence[np.random.Generator]) -> list[int]:
     """Some labels replaced by the null label, where the model has one."""
     null = family.null_label
     if null is None:

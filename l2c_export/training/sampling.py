@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .lessons import Curriculum, Draw, Observer, ask
+from .lessons import Curriculum, Draw, Observer, draw_request
 from .mixing import mixed_output
 from .pairs import FullCall, Pair
 from .workers import Workers
@@ -29,7 +29,7 @@ class Trajectories:
         calls = list(self.calls)
         for pair, row in zip(self.pairs, keep, strict=True):
             calls[pair.cached] = calls[pair.cached]._replace(reused=tuple(np.flatnonzero(~row).tolist()))
-        return self.observer(calls, *ask(self.observer.family, self.guidance, draw, self.workers.device))
+        return self.observer(calls, *draw_request(self.observer.family, self.guidance, draw, self.workers.device))
 
     @property
     def everything(self) -> np.ndarray:

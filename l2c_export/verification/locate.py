@@ -39,7 +39,7 @@ def locate(
     generation: pipeline.Generation, reference: Reference, expected: Sequence[np.ndarray], call: int, tolerance: Tolerance
 ) -> Suspect | None:
     """Run call `call` engine by engine, and name the first value that is not the reference's."""
-    loop = shared(generation.loop)
+    loop = per_segment(generation.loop)
     search = Search(loop, Expected(loop.manifest, reference, call), tolerance)
     for step in loop.denoise(reference.noise, generation.labels, generation.guidance, search.execute):
         if step.index == call:
@@ -90,10 +90,10 @@ class Search:
         return frozenset(name for node in self.graph.nodes for name in node.outputs)
 
     def _value(self, name: str) -> np.ndarray:
-        return decoded(self.loop.memory.get(self.loop.array(self.expected.call, name)), self.loop.manifest, name)
+        return as_float32(self.loop.memory.get(self.loop.array(self.expected.call, name)), self.loop.manifest, name)
 
 
-def shared(loop: Loop) -> Loop:
+def per_segment(loop: Loop) -> Loop:
     """The loop with an engine per segment: a whole graph shows none of its inner values."""
     if loop.program.link == "shared":
         return loop
@@ -124,7 +124,7 @@ def is_hoisted(manifest: Manifest, name: str) -> bool:
     return any(split_at(name)[0] in graph.outputs for graph in graphs)
 
 
-def decoded(array: np.ndarray, manifest: Manifest, name: str) -> np.ndarray:
+def as_float32(array: np.ndarray, manifest: Manifest, name: str) -> np.ndarray:
     """The numbers of a value; bfloat16 is kept as its 16 bits."""
     if manifest.values[split_at(name)[0]].dtype == "bfloat16":
         return np.left_shift(array.astype(np.uint32), 16).view(np.float32)

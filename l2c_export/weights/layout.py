@@ -20,7 +20,7 @@ from ..support.files import replacing
 from ..support.progress import Step, unsaid
 from ..support.words import counted
 
-FILE = "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we write
 
 

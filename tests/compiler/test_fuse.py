@@ -11,7 +11,7 @@ from l2c_export.artefact import store
 from l2c_export.backends.choose import open_backend
 from l2c_export.backends.contract import FUSED
 from l2c_export.compiler.compile import compile_artefact
-from l2c_export.compiler.onnx.fuse import fused
+from l2c_export.compiler.onnx.fuse import fuse
 
 FAMILIES = pytest.mark.parametrize("name", ["dit_tiny_lowvar", "uvit_tiny_variant"])
 
@@ -28,7 +28,7 @@ def test_every_attention_and_tanh_gelu_is_fused_and_computes_the_same(name, tmp_
     rng, found = np.random.default_rng(0), set()
     for path in sorted((tmp_path / "e" / "segments").glob("*.onnx")):
         plain = onnx.load(path)
-        second = fused(plain)
+        second = fuse(plain)
         assert (second is not None) == path.name.startswith(("attn", "mlp") if name.startswith("dit") else "attn"), path.name
         if second is None:
             continue
@@ -64,4 +64,4 @@ def test_half_precision_segments_have_a_fused_form_beside_them(name, precision, 
 def test_what_only_looks_alike_is_left_alone():
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N] x, float[N] y) => (float[N] z, float[N] w) {
         s = Sigmoid(x)  z = Mul(x, s)  p = Softmax(y)  w = Mul(p, p) }"""
-    assert fused(onnx.parser.parse_model(text)) is None
+    assert fuse(onnx.parser.parse_model(text)) is None

@@ -229,9 +229,9 @@ def test_a_model_description_is_refused_or_a_model(data):
 
 
 @settings(max_examples=80)
-@given(changed((GOLDEN / layout.FILE).read_bytes()[:4000]))
+@given(changed((GOLDEN / layout.WEIGHTS).read_bytes()[:4000]))
 def test_a_safetensors_header_is_refused_or_read(head):
-    rest = (GOLDEN / layout.FILE).read_bytes()[4000:]
+    rest = (GOLDEN / layout.WEIGHTS).read_bytes()[4000:]
     manifest = store.read(GOLDEN, verify=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "w.safetensors"

@@ -12,7 +12,7 @@ from ...artefact.integrity import leaves
 from ...errors import BackendError
 from ...support.extras import needs
 from ...support.machine import cores
-from ...weights.layout import FILE as WEIGHTS
+from ...weights.layout import WEIGHTS
 
 ort = needs("onnxruntime", "onnxruntime")
 

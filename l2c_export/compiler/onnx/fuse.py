@@ -17,7 +17,7 @@ DOMAIN = "com.microsoft"
 GELU = ["Add", "Mul", "Mul", "Mul", "Mul"]  # what leads from x to the sigmoid in `layers.gelu_tanh`
 
 
-def fused(model: onnx.ModelProto) -> onnx.ModelProto | None:
+def fuse(model: onnx.ModelProto) -> onnx.ModelProto | None:
     """The model with fused operators; None if it has nothing to fuse."""
     graph = Nodes(model)
     for node in list(model.graph.node):

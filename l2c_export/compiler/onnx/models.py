@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ...ir.graph import PLAIN_OPS, WEIGHT, Graph, Node, Value
-from ...weights.layout import FILE, Layout
+from ...weights.layout import WEIGHTS, Layout
 from .opset import OPSET
 
 IR_VERSION = 8  # the one of opset 17
@@ -97,7 +97,7 @@ def _external(weight: str, layout: Layout) -> TensorProto:
     place = layout.place(weight)
     tensor = TensorProto(name=weight, data_type=TYPES[layout.types.of(weight)], dims=place.shape)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, entry in (("location", FILE), ("offset", str(place.offset)), ("length", str(place.bytes))):
+    for key, entry in (("location", WEIGHTS), ("offset", str(place.offset)), ("length", str(place.bytes))):
         tensor.external_data.add(key=key, value=entry)
     return tensor
 

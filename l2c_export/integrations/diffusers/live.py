@@ -88,7 +88,7 @@ class Live:
 
     def check_transformer(self, transformer: Any) -> None:
         """Whether it still is what was compiled: pipelines let one exchange it, load a LoRA into it, train it."""
-        plain = live_weights.unwrapped(transformer)
+        plain = live_weights.unwrap(transformer)
         mark = live_weights.mark(plain)
         if mark == self._mark or (self._mark and live_weights.is_let_go(plain)):  # compiled calls do without it
             return

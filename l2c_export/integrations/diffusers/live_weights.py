@@ -31,7 +31,7 @@ HOOKS = ("_hf_hook", "_diffusers_hook")  # of accelerate and diffusers: they mov
 NAME = "pipe.transformer"
 
 
-def unwrapped(transformer: Any) -> Any:
+def unwrap(transformer: Any) -> Any:
     """The transformer itself.  Raises UsageError for another model, or for one with a forward of its own."""
     while hasattr(transformer, "_orig_mod"):
         transformer = transformer._orig_mod
@@ -104,11 +104,11 @@ def _state(transformer: Any) -> dict[str, Any]:
     modules = dict(transformer.named_modules())
     for name, tensor in tensors.items():
         if is_tensor(tensor) and tensor.device.type == "meta":
-            tensors[name] = _kept(modules, name)
+            tensors[name] = _offloaded(modules, name)
     return tensors
 
 
-def _kept(modules: dict[str, Any], name: str) -> Any:
+def _offloaded(modules: dict[str, Any], name: str) -> Any:
     """An offloaded tensor: the hook of its module, or of one around that, knows where it is."""
     parts = name.split(".")
     for cut in range(len(parts) - 1, -1, -1):

@@ -36,13 +36,13 @@ def folder(repository: str, decoder: bool = False) -> Path:
     cached = _cached(hub, repository)
     if cached and _is_whole(cached, parts):
         return cached
-    with _explained(repository):
+    with _in_one_line(repository):
         _reach(hub, repository)
         index = Path(hub.hf_hub_download(repository, INDEX))
         _check(index)
         hub.hf_hub_download(repository, CONFIGS[0])
         _check(index)
-        return _downloaded(hub, repository, parts)
+        return _download(hub, repository, parts)
 
 
 def _cached(hub: Any, repository: str) -> Path | None:
@@ -77,7 +77,7 @@ def _has_weights(part: Path) -> bool:
         return False
 
 
-def _downloaded(hub: Any, repository: str, parts: tuple[str, ...]) -> Path:
+def _download(hub: Any, repository: str, parts: tuple[str, ...]) -> Path:
     """Its configurations, and of every part one file of weights, or the index of several and then those."""
     names = hub.list_repo_files(repository)
     weights = {part: _weights(repository, part, names) for part in parts}
@@ -102,7 +102,7 @@ def _reach(hub: Any, repository: str) -> None:
 
 
 @contextlib.contextmanager
-def _explained(repository: str) -> Iterator[None]:
+def _in_one_line(repository: str) -> Iterator[None]:
     """The hub's errors as one line each."""
     errors, constants = (needs(f"huggingface_hub.{name}", "diffusers") for name in ("errors", "constants"))
     fetch = f"download it where there is a network: hf download {repository} (it goes to {constants.HF_HUB_CACHE})"
