@@ -77,7 +77,7 @@ def test_guidance_1_runs_half_the_rows_and_equals_an_artefact_without_guidance(p
     assert pipe.generation([1, 2], 1.5).loop.rows == 4
     assert close(pipe([1, 2], guidance_scale=1).latents, without([1, 2]).latents)
     assert without.manifest.guidance.scale == 1
-    with pytest.raises(UsageError, match="guidance_scale=4: this artefact was compiled with guidance='none': use .*=1"):
+    with pytest.raises(UsageError, match=r"guidance_scale=4: this artefact was compiled with guidance='none': use .*=1"):
         without([1, 2], guidance_scale=4)
 
 

@@ -24,7 +24,7 @@ from l2c_export.backends import builds, units
 from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
 from l2c_export.compiler.link import bind
 from l2c_export.errors import ArtefactError, RunError
-from l2c_export.runtime import loop, pipeline
+from l2c_export.runtime import images, loop, pipeline
 from l2c_export.support import cache, files
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1" / "engines"
@@ -495,7 +495,7 @@ def test_latents_that_do_not_fit_on_the_disk_leave_the_old_file(tmp_path, monkey
     images.Output(np.zeros(3)).save(path)
     before = tree(tmp_path)
     monkeypatch.setattr(os, "fsync", lambda _: no_space())
-    with pytest.raises(RunError, match=r"x\.npy: cannot be written: No space left on device"):
+    with pytest.raises(RunError, match=r"x\.npy': cannot be written: No space left on device"):
         images.Output(np.ones(3)).save(path)
     assert tree(tmp_path) == before
 

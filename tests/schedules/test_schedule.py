@@ -207,7 +207,7 @@ def test_too_few_rows_are_not_called_an_option(tmp_path):
     assert len(router.schedule(0.1, None, scheduler=Scheduler(kind=DDIM, timestep_spacing="trailing")).calls) == 1
     text = {"format": "l2c-schedule", "version": 1, "family": "dit", "sampler": "ddim", "steps": 1, "columns": 2,
             "calls": [{"timestep": 999.0, "computed": [0, 1], "reused": []}]}  # fmt: skip
-    with pytest.raises(ScheduleError, match=r"^schedule: steps 1: DDIM takes 2 to 1000 steps$"):
+    with pytest.raises(ScheduleError, match=r"^schedule: 1 step: DDIM takes 2 to 1000 steps$"):
         Schedule.from_json(msgspec.json.encode(text))
 
 
