@@ -12,7 +12,7 @@ import msgspec
 from ..artefact import store
 from ..artefact.manifest import FILE, Build, Manifest
 from ..errors import ArtefactError
-from ..schedules.schedule import Schedule, make
+from ..schedules.schedule import Schedule
 from ..weights.layout import FILE as WEIGHTS
 from .contenders import BACKENDS, OURS, PYTORCH, TWINS, Contender
 
@@ -81,7 +81,7 @@ def asked_schedule(folder: Path, manifest: Manifest) -> Schedule:
     if not manifest.asked:
         return found
     known = (found.family, found.sampler, found.steps, found.columns)
-    return make(*known, manifest.asked.computed, found.threshold, found.source, found.scheduler or None)
+    return Schedule.make(*known, manifest.asked.computed, found.threshold, found.source, found.scheduler or None)
 
 
 def build_like(build: Build, out: Path) -> None:
