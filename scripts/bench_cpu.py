@@ -27,11 +27,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import l2c_export
+from l2c_export import L2CError, Schedule
 from l2c_export.benchmarks import bench
 from l2c_export.benchmarks.contenders import BenchRequest, Contender
 from l2c_export.benchmarks.measured import Measured
 from l2c_export.benchmarks.process import Process
-from l2c_export.errors import L2CError
 from l2c_export.support import machine
 
 PROFILE = (24, 24, 24, 24, 23, 11, 3, 2, 0, 0)
@@ -72,33 +73,27 @@ def recipes() -> dict[str, Recipe]:
 CONTENDERS = recipes()
 
 
-def fixed_schedule(profile: tuple[int, ...], columns: int):
+def fixed_schedule(profile: tuple[int, ...], columns: int) -> Schedule:
     """A full call, then a cached one, and so on; the cached calls' sublayers are evenly spread."""
-    from l2c_export.schedules.schedule import ScheduleSource, make
-
     steps = 2 * len(profile)
     computed = [range(columns)] * steps
     for row, of24 in zip(range(0, steps, 2), profile, strict=True):
         count = round(of24 * columns / 24)
         computed[steps - 1 - row] = [int((j + 0.5) * columns / count) for j in range(count)]
-    return make("dit", "ddim", steps, columns, computed, source=ScheduleSource(rule="bench-profile"))
+    return Schedule.make("dit", "ddim", steps, columns, computed)
 
 
 def compile_all(root: Path, names: list[str], model: str, profile: tuple[int, ...]) -> None:
     """An artefact for every contender; PyTorch takes its weights and its schedule from there."""
-    from l2c_export.compiler.compile import compile_artefact
-    from l2c_export.compiler.request import Options
-    from l2c_export.models.lookup import resolve
-
-    family = resolve(model, None, None, None).family
-    (root / "schedule.json").write_bytes(fixed_schedule(profile, len(family.sublayers)).to_json())
-    first = root / "weights" / "weights.safetensors"
-    common = {"schedule": str(root / "schedule.json"), "model": model}
-    compile_artefact(Options(**common, weights="random:0", out=first.parent))
+    first = l2c_export.compile("every:2", model=model, steps=2 * len(profile), weights="random:0", out=root / "weights")
+    schedule = fixed_schedule(profile, len(first.manifest.model.sublayers))
+    common = {"model": model, "weights": first.path / "weights.safetensors"}
     wanted = {CONTENDERS[name].artefact: CONTENDERS[name].options for name in names}
-    options = [Options(**common, weights=str(first), out=root / folder, **given) for folder, given in wanted.items()]
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(compile_artefact, options))
+        running = [pool.submit(l2c_export.compile, schedule, out=root / folder, **common, **given)
+                   for folder, given in wanted.items()]  # fmt: skip
+        for each in running:
+            each.result()
 
 
 def measure(names: list[str], root: Path, args: argparse.Namespace) -> tuple[dict, dict]:
@@ -202,8 +197,6 @@ def main() -> None:
 
 
 def print_results(result: dict) -> None:
-    from l2c_export.cli.console import print_table
-
     def times(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}x"
 
@@ -213,7 +206,11 @@ def print_results(result: dict) -> None:
             "contender", "median_s", "min_s", "max_s", "times_pytorch", "times_pytorch-cached", "cached_calls_s",
             "cached_calls_times_onnxruntime"))  # fmt: skip
         table.append((name, f"{median:.3f}", f"{fastest:.3f}", times(vs), times(vs_cached), f"{cached:.3f}", times(vs_ort)))
-    print_table(f"{result['model']}, {result['cpu']}, {result['threads']} threads", table)
+    print(f"{result['model']}, {result['cpu']}, {result['threads']} threads")
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join((row[0].ljust(len(first)), *rest)))
     for name, value in result["loop_overhead"].items():
         print(f"{name}: the loop adds {value:.1%} to its engine runs")
 

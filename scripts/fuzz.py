@@ -20,10 +20,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import msgspec  # noqa: E402
 
 with atheris.instrument_imports(include=["l2c_export", "zipfile"]):
+    from l2c_export import L2CError, Schedule
     from l2c_export.artefact import given_weights, store
-    from l2c_export.errors import L2CError
     from l2c_export.models import lookup
-    from l2c_export.schedules import routers, schedule
+    from l2c_export.schedules import routers
 
 GOLDEN = ROOT / "tests" / "golden" / "v1"
 FOLDER = Path(tempfile.mkdtemp(prefix="l2c-fuzz-"))
@@ -52,7 +52,7 @@ def in_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], obje
 
 READERS: dict[str, tuple[Callable[[bytes], object], Path]] = {
     "manifest": (manifest, GOLDEN / "engines" / "manifest.json"),
-    "schedule": (in_file("s.json", schedule.read), GOLDEN / "engines" / "schedule.json"),
+    "schedule": (in_file("s.json", Schedule.read), GOLDEN / "engines" / "schedule.json"),
     "router": (in_file("r.pt", routers.read), ROOT / "tests/cases/dit_batch3_no_cfg/router.pt"),
     "safetensors": (in_file("w.safetensors", lambda p: dict(given_weights.tensors(p, ARTEFACT))),
                     GOLDEN / "engines" / "weights.safetensors"),

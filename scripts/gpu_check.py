@@ -30,21 +30,19 @@ from pathlib import Path
 
 import numpy as np
 
-from l2c_export.backends.contract import BUILT
+import l2c_export
 
+BUILT = ("tensorrt", "tensorrt-rtx")  # whose engines are built before they are loaded
 LABEL, SCALE = 207, 4.0
 TWO_RUNS = 1e-4  # how far two launches of one graph may be apart: some kernels add in any order
 
 
 def export(args: argparse.Namespace) -> dict:
     """A model of full size with random weights, and its uncached twin."""
-    from l2c_export.compiler.compile import compile_artefact
-    from l2c_export.compiler.request import Options
-
-    common = {"schedule": args.router, "model": args.model, "precision": args.precision, "batch": max(args.images)}
-    compile_artefact(Options(**common, weights="random:0", out=args.folder / "cached"), log)
-    weights = str(args.folder / "cached" / "weights.safetensors")
-    compile_artefact(Options(**common, weights=weights, out=args.folder / "uncached", cache=False), log)
+    common = {"model": args.model, "precision": args.precision, "batch": max(args.images), "report": log}
+    cached = l2c_export.compile(args.router, weights="random:0", out=args.folder / "cached", **common)
+    weights = cached.path / "weights.safetensors"
+    l2c_export.compile(args.router, weights=weights, out=args.folder / "uncached", cache=False, **common)
     return {}
 
 
@@ -73,8 +71,6 @@ def parity(args: argparse.Namespace) -> dict:
 
 
 def worst_step(folder: Path, case: Path, backend: str) -> float:
-    import l2c_export
-
     config, golden = json.loads((case / "config.json").read_text()), np.load(case / "golden.npz")
     count, scale = config["batch"], config["cfg"]["scale"]
     scale = 1.0 if scale is None else 1.0 + scale if config["family"] == "uvit" else scale
@@ -97,9 +93,6 @@ def worst_step(folder: Path, case: Path, backend: str) -> float:
 
 def engines(args: argparse.Namespace) -> dict:
     """Build, load and time the cached artefact and its uncached twin."""
-    import l2c_export
-    from l2c_export.artefact import store
-
     found: dict[str, object] = {}
     for name in args.twins:
         folder = args.folder / name
@@ -107,8 +100,7 @@ def engines(args: argparse.Namespace) -> dict:
         found[name] = result
         try:
             if args.backend in BUILT:
-                build(folder, args)
-                built = store.read(folder, verify=False)
+                built = build(folder, args).manifest
                 made = next(b for b in built.builds.values() if b.backend == args.backend)
                 result["engines"] = len(made.engines)
                 result["plan_bytes"] = sum(built.files[f].bytes for f in made.engines.values())
@@ -123,8 +115,7 @@ def engines(args: argparse.Namespace) -> dict:
             pipe([LABEL], SCALE)
             result["load_to_first_latents_s"] = time.perf_counter() - started
             result["backend"] = pipe.backend
-            manifest = store.read(folder, verify=False)
-            result["weight_bytes"] = manifest.files["weights.safetensors"].bytes
+            result["weight_bytes"] = pipe.manifest.files["weights.safetensors"].bytes
             for images in args.images:
                 result[f"{images} images"] = timed_images(pipe, images, args.rounds, before)
         except Exception as error:
@@ -134,11 +125,8 @@ def engines(args: argparse.Namespace) -> dict:
     return found
 
 
-def build(folder: Path, args: argparse.Namespace) -> None:
-    from l2c_export.backends import builds as building
-    from l2c_export.backends.tensorrt.builder import BuildSettings
-
-    building.build(folder, args.backend, BuildSettings(level=args.level), args.batch, report=log)
+def build(folder: Path, args: argparse.Namespace) -> l2c_export.Artefact:
+    return l2c_export.build(folder, args.backend, level=args.level, batch=args.batch, report=log)
 
 
 def builds(args: argparse.Namespace) -> dict:
@@ -185,7 +173,6 @@ def pytorch(args: argparse.Namespace) -> dict:
     """The same weights, calls and images in PyTorch: eager, and torch.compile with CUDA graphs."""
     import torch
 
-    from l2c_export.artefact import store
     from l2c_export.models import families
     from l2c_export.pytorch.eager import Denoiser
     from l2c_export.pytorch.reference import stored
@@ -193,7 +180,7 @@ def pytorch(args: argparse.Namespace) -> dict:
     found: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     for name in args.twins:
         folder = args.folder / name
-        manifest = store.read(folder, verify=False)
+        manifest = l2c_export.Artefact.read(folder).manifest
         family = families.build(manifest.model.family, manifest.model.arch)
         weights = {n: w.cuda() for n, w in stored(folder, manifest).items()}
         for how in args.how:

@@ -26,11 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from l2c_export import demo
-from l2c_export.schedules.rules import from_rule
-from l2c_export.schedules.schedule import Schedule, make
+import l2c_export
+from l2c_export import Schedule, demo
 from l2c_export.support import machine
-from l2c_export.support.figure import DARK, GREY, OTHER, RIVAL
+from l2c_export.support.figure import DARK, GREY, OTHER, RIVAL, clean, new_figure, write
 
 HERE = Path(__file__).parent
 STEPS, LEAST = 20, 6  # of the uncached model, and of any contender
@@ -50,7 +49,7 @@ class Contender:
     def computed(self) -> float:
         """Sublayers that it computes, as a share of the uncached model's."""
         schedule = self.schedule(0)
-        return sum(len(call.computed) for call in schedule.calls) / (STEPS * schedule.columns)
+        return schedule.computed_share * len(schedule.calls) / STEPS
 
 
 def contenders(learned: dict[str, Schedule], columns: int) -> list[Contender]:
@@ -67,7 +66,7 @@ def contenders(learned: dict[str, Schedule], columns: int) -> list[Contender]:
 
 
 def rule(name: str, text: str, steps: int, columns: int) -> Contender:
-    schedule = from_rule(text, "dit", "ddim", steps, columns)
+    schedule = Schedule.from_rule(text, family="dit", steps=steps, columns=columns)
     return Contender(name, lambda _: schedule)
 
 
@@ -80,7 +79,7 @@ def shuffled(schedule: Schedule, seed: int) -> Schedule:
     places = [(n, j) for n, call in enumerate(schedule.calls) if n % 2 for j in range(schedule.columns)]
     chosen = {places[i] for i in np.random.default_rng(seed).permutation(len(places))[: reuses(schedule)]}
     computed = [[j for j in range(schedule.columns) if (n, j) not in chosen] for n in range(len(schedule.calls))]
-    return make(schedule.family, schedule.sampler, schedule.steps, schedule.columns, computed)
+    return Schedule.make(schedule.family, schedule.sampler, schedule.steps, schedule.columns, computed)
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -144,17 +143,12 @@ def measured(schedule: Schedule, seed: int, denoiser, judge, real, args: argpars
 
 def time_all(args: argparse.Namespace, result: dict) -> None:
     """Every contender compiled and timed in interleaved rounds, one image at a time."""
-    import l2c_export
-    from l2c_export.compiler.compile import compile_artefact
-    from l2c_export.compiler.request import Options
-
     with tempfile.TemporaryDirectory() as folder:
         pipes = {}
         for i, each in enumerate(contenders(learned(args), columns())):
-            path, out = Path(folder) / f"{i}.json", Path(folder) / str(i)
-            path.write_bytes(each.schedule(0).to_json())
-            compile_artefact(Options(schedule=str(path), model=demo.NAME, out=out, backend=args.backend, link=args.link))
-            pipes[each.name] = l2c_export.load(out, threads=args.threads)
+            out = Path(folder) / str(i)
+            made = l2c_export.compile(each.schedule(0), model=demo.NAME, out=out, backend=args.backend, link=args.link)
+            pipes[each.name] = made.load(threads=args.threads)
         times: dict[str, list[float]] = {name: [] for name in pipes}
         for n in range(-2, args.rounds):  # two to warm up
             for name, pipe in pipes.items():
@@ -172,16 +166,13 @@ def time_all(args: argparse.Namespace, result: dict) -> None:
 
 def columns() -> int:
     """Sublayers of the demo model."""
-    from l2c_export.models import families
-
-    config = json.loads(demo.CONFIG.read_text())
-    return len(families.build(config["family"], config["arch"]).sublayers)
+    return Schedule.read(demo.SCHEDULES["demo"]).columns
 
 
 def learned(args: argparse.Namespace) -> dict[str, Schedule]:
     """The demo's own schedules, and those given as NAME=FILE."""
     files = {**demo.SCHEDULES, **dict(text.split("=", 1) for text in args.schedule)}
-    return {name: Schedule.from_json(Path(path).read_bytes(), str(path)) for name, path in files.items() if Path(path).exists()}
+    return {name: Schedule.read(path) for name, path in files.items() if Path(path).exists()}
 
 
 def show(args: argparse.Namespace, result: dict) -> None:
@@ -203,8 +194,6 @@ def plus_minus(value: dict[str, float], digits: int) -> str:
 
 def picture(result: dict, path: Path) -> None:
     """Frechet distance and class accuracy over milliseconds per image, a line per kind of contender."""
-    from l2c_export.support.figure import clean, new_figure, write
-
     kinds: dict[str, list[dict]] = {}
     for name, each in result["contenders"].items():
         kinds.setdefault(kind(name), []).append(each)

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l2c_export import Schedule
 from l2c_export.pytorch.eager import Denoiser
 from l2c_export.samplers.noise import standard_normal
-from l2c_export.samplers.reference import updates
-from l2c_export.schedules.schedule import Schedule
 
 
 class Step(NamedTuple):
@@ -25,10 +24,9 @@ class Step(NamedTuple):
 
 
 def steps_of(schedule: Schedule) -> list[Step]:
-    table = updates(schedule.sampler, schedule.steps)
     return [
         Step(call.timestep, call.reused, update.coefficients, update.ends_step)
-        for call, update in zip(schedule.calls, table, strict=True)
+        for call, update in zip(schedule.calls, schedule.table().updates, strict=True)
     ]
 
 

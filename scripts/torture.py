@@ -45,21 +45,18 @@ torch.set_num_threads(1)  # no threads before a fork
 
 import hostile  # noqa: E402
 
+import l2c_export  # noqa: E402
+from l2c_export import L2CError, Schedule, load  # noqa: E402
 from l2c_export.artefact import given_weights, integrity, store  # noqa: E402
 from l2c_export.artefact.manifest import FILE  # noqa: E402
-from l2c_export.backends import builds  # noqa: E402
-from l2c_export.backends.contract import BUILT  # noqa: E402
-from l2c_export.backends.tensorrt.builder import BuildSettings  # noqa: E402
-from l2c_export.compiler import link  # noqa: E402
-from l2c_export.compiler.compile import compile_artefact, lower  # noqa: E402
+from l2c_export.compiler.compile import lower  # noqa: E402
 from l2c_export.compiler.request import Options  # noqa: E402
 from l2c_export.compiler.source import resolve  # noqa: E402
-from l2c_export.errors import L2CError  # noqa: E402
 from l2c_export.models import lookup  # noqa: E402
-from l2c_export.runtime.pipeline import load  # noqa: E402
-from l2c_export.schedules import routers, schedule  # noqa: E402
+from l2c_export.schedules import routers  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "v1"
+BUILT = ("tensorrt", "tensorrt-rtx")  # whose engines are built before they are loaded
 LIMIT = 10.0  # seconds; what takes longer hangs
 BAD = ("error", "crash", "hang", "half", "lost", "executed", "outside", "corrupt", "different", "grown")
 
@@ -151,8 +148,11 @@ def digest(folder: Path, backend: str = "onnxruntime") -> str:
         return hashlib.sha256(pipe([0, 2], 2.0, seed=7).latents.tobytes()).hexdigest()[:12]
 
 
-def options(out: Path, weights: str) -> Options:
-    return Options("every:2", out, str(GOLDEN / "model.json"), weights, steps=4, batch=2, backend="onnxruntime")
+OPTIONS = {"schedule": "every:2", "model": str(GOLDEN / "model.json"), "steps": 4, "batch": 2, "backend": "onnxruntime"}
+
+
+def compiled(out: Path, weights: str) -> l2c_export.Artefact:
+    return l2c_export.compile(**OPTIONS, out=out, weights=weights)
 
 
 # kills
@@ -160,25 +160,25 @@ def options(out: Path, weights: str) -> Options:
 
 def kills(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
     """SIGKILL at random times; afterwards there is the old artefact or the new one, and the same command succeeds."""
-    makes = {w: once(lambda w=w: (compile_artefact(options(work / w[-1], w)), digest(work / w[-1]))[1]).detail
+    makes = {w: once(lambda w=w: (compiled(work / w[-1], w), digest(work / w[-1]))[1]).detail
              for w in ("random:1", "random:2")}  # fmt: skip
     folder, found = work / "engines", Counter[str]()
 
     def export(weights: str) -> None:
-        compile_artefact(options(folder, weights))
+        compiled(folder, weights)
 
     def cold_export(weights: str) -> None:
         os.environ["L2C_CACHE"] = str(work / "cold")
         export(weights)
 
     def build(weights: str) -> None:
-        builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
+        l2c_export.build(folder, "tensorrt-rtx", targets="sm86")
 
     acts: dict[str, Callable[[str], object]] = {
         "export": export,
         "first export": export,
         "cold export": cold_export,
-        "link": lambda weights: link.bind(folder, weights),
+        "link": lambda weights: l2c_export.link(folder, weights),
         "build": build,
     }
     lasts = dict.fromkeys(acts, 0.0)
@@ -387,8 +387,8 @@ def mutations(count: int, seconds: float, chance: random.Random, work: Path) -> 
     kinds: dict[str, tuple[int, Callable[[int], str]]] = {
         "manifest": (15, part(in_artefact, FILE, bytes_changed, False)),
         "manifest, signed": (15, part(in_artefact, FILE, json_changed, True)),
-        "schedule": (8, part(as_input, ".json", plan, bytes_changed, schedule.read)),
-        "schedule, edited": (7, part(as_input, ".json", plan, json_changed, schedule.read)),
+        "schedule": (8, part(as_input, ".json", plan, bytes_changed, Schedule.read)),
+        "schedule, edited": (7, part(as_input, ".json", plan, json_changed, Schedule.read)),
         "router": (10, part(as_input, ".pt", router, bytes_changed, _router)),
         "checkpoint, zip": (3, part(as_input, ".pt", pickled(weights, True), bytes_changed, _tensors)),
         "checkpoint, old format": (2, part(as_input, ".pt", pickled(weights, False), head_changed, _tensors)),
@@ -458,7 +458,7 @@ def poison(count: int, seconds: float, chance: random.Random, work: Path) -> Cou
 def crowd(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
     """Two compilers on one folder at once, and somebody who loads it all the time."""
     folder, found = work / "engines", Counter[str]()
-    wanted = {once(lambda w=w: (compile_artefact(options(work / w[-1], w)), digest(work / w[-1]))[1]).detail
+    wanted = {once(lambda w=w: (compiled(work / w[-1], w), digest(work / w[-1]))[1]).detail
               for w in ("random:1", "random:2")}  # fmt: skip
 
     deadline = time.monotonic() + seconds
@@ -476,8 +476,8 @@ def crowd(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
         if turn % 5 == 0:
             shutil.rmtree(folder, ignore_errors=True)
         results: dict[str, Verdict] = {}
-        acts = {"random:1": lambda: compile_artefact(options(folder, "random:1")).tool,
-                "random:2": lambda: compile_artefact(options(folder, "random:2")).tool, "reader": reader}  # fmt: skip
+        acts = {"random:1": lambda: compiled(folder, "random:1").manifest.tool,
+                "random:2": lambda: compiled(folder, "random:2").manifest.tool, "reader": reader}  # fmt: skip
         threads = {n: threading.Thread(target=lambda n=n: results.update({n: once(acts[n])})) for n in acts}  # noqa: B023
         for thread in threads.values():
             thread.start()
@@ -522,7 +522,7 @@ def wear(count: int, seconds: float, chance: random.Random, work: Path) -> Count
 
 def _wear(engines: Path, backend: str, count: int, deadline: float) -> dict[str, int]:
     if backend in BUILT:
-        builds.build(engines, backend, BuildSettings())
+        l2c_export.build(engines, backend)
     with load(engines, backend, threads=None if backend in BUILT else 1) as pipe:
         memory = pipe._program.backend.memory  # type: ignore[union-attr]
 
@@ -562,7 +562,7 @@ def warm_up(work: Path) -> None:
     """Import, and record one model, so that a forked process begins where the work begins; no threads are started."""
     import onnxruntime  # noqa: F401
 
-    chosen = options(work / "none", "random:1")
+    chosen = Options(**OPTIONS, out=work / "none", weights="random:1")
     lower(chosen, resolve(chosen))
 
 

@@ -28,10 +28,10 @@ from safetensors.torch import load_file, save_file
 from sampling import grid, noise_of, sample
 from torch import Tensor
 
+from l2c_export import Schedule
 from l2c_export.models import families
 from l2c_export.models.family import Family
 from l2c_export.pytorch.eager import Denoiser, Eager
-from l2c_export.schedules.rules import from_rule
 
 ARCH = {"input_size": 28, "patch_size": 4, "in_channels": 1, "hidden_size": 128, "depth": 12, "num_heads": 4,
         "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 10, "learn_sigma": False}  # fmt: skip
@@ -144,7 +144,7 @@ def initial(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 def evaluate(denoiser: Denoiser, judge: classifier.Classifier, data: digits.Digits, count: int, device: torch.device) -> dict:
     """Accuracy on the asked class and Frechet distance to the test images, uncached, 20 steps, by guidance scale."""
-    full = from_rule("every:1", "dit", "ddim", 20, len(denoiser.family.sublayers))
+    full = Schedule.every(1, family="dit", steps=20, columns=len(denoiser.family.sublayers))
     real, _ = classifier.examine(judge, classifier.scaled(torch.from_numpy(data.test_images).to(device)))
     labels = torch.arange(count, device=device) % denoiser.family.labels
     noise = noise_of(denoiser.family.latent, range(count), device)
@@ -159,7 +159,7 @@ def evaluate(denoiser: Denoiser, judge: classifier.Classifier, data: digits.Digi
 
 def draw(denoiser: Denoiser, path: Path, device: torch.device) -> None:
     """A row per class, 8 samples each for every guidance scale, side by side."""
-    full = from_rule("every:1", "dit", "ddim", 20, len(denoiser.family.sublayers))
+    full = Schedule.every(1, family="dit", steps=20, columns=len(denoiser.family.sublayers))
     labels = torch.arange(denoiser.family.labels, device=device).repeat_interleave(8)
     noise = noise_of(denoiser.family.latent, range(len(labels)), device)
     parts = [grid(sample(denoiser, full, noise, labels, scale), 8) for scale in SCALES]

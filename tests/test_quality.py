@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from metrics import frechet, precision_recall
 from quality import contenders, plus_minus, shuffled, summary
 
-from l2c_export.schedules.schedule import make
+from l2c_export.schedules.schedule import Schedule
 
 
 def gaussian(mean: list[float], root: np.ndarray, count: int = 400, seed: int = 0) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_the_balls_reach_the_third_neighbour():
     assert precision_recall(real, made)[0] == 0.5
 
 
-LEARNED = make("dit", "ddim", 20, 6, [range(6) if n % 2 == 0 else (n % 5,) for n in range(20)])
+LEARNED = Schedule.make("dit", "ddim", 20, 6, [range(6) if n % 2 == 0 else (n % 5,) for n in range(20)])
 
 
 def test_a_random_router_has_the_budget_of_the_learned_one():

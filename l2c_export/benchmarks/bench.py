@@ -57,7 +57,8 @@ def bench(
 
     `against` names contenders (`contenders.KNOWN`), in a list or with commas between; by default all that are installed.
     `passes` adds twins that lack a pass of the compiler.  In each of `rounds` every contender makes images for a second;
-    without, there are 3 to 15.  `images` are made at a time, on `threads` (all cores) of `device` ("cpu" or "cuda").
+    without, there are 3 to 15.  `images` are made at a time, on `threads` (all cores) of `device` ("cpu" or "cuda"),
+    with `guidance_scale` (the artefact's); `seed` is that of the noise and of the order of the rounds.
     Raises UsageError, and L2CError where the artefact itself cannot run; others are then left out, with the reason.
     """
     request = BenchRequest(images=images, seed=seed, guidance_scale=guidance_scale,

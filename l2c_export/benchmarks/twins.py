@@ -12,7 +12,7 @@ import msgspec
 from ..artefact import store
 from ..artefact.manifest import FILE, Build, Manifest
 from ..errors import ArtefactError
-from ..schedules.schedule import Schedule, make
+from ..schedules.schedule import Schedule
 from ..weights.layout import WEIGHTS
 from .contenders import BACKENDS, OURS, PYTORCH, TWINS, Contender
 
@@ -81,7 +81,7 @@ def asked_schedule(folder: Path, manifest: Manifest) -> Schedule:
     if not manifest.asked:
         return schedule
     head = (schedule.family, schedule.sampler, schedule.steps, schedule.columns)
-    return make(*head, manifest.asked.computed, schedule.threshold, schedule.source, schedule.scheduler or None)
+    return Schedule.make(*head, manifest.asked.computed, schedule.threshold, schedule.source, schedule.scheduler or None)
 
 
 def build_like(build: Build, out: Path) -> None:

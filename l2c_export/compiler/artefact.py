@@ -97,17 +97,20 @@ def compile(
 ) -> Artefact:
     """Compile a schedule and a diffusion transformer into the folder `out`, and return what is there now.
 
-    `schedule` is the path of a router, of a schedule (JSON) or of a steps mask, a rule such as "every:2", or a `Schedule`;
-    only the demo model brings its own.  `model` is a name ("DiT-XL/2", "demo"), the folder or id of a pipeline of diffusers,
-    or a JSON file; without it, what fits the weights.  `weights` is a checkpoint, a folder of diffusers, or "random[:SEED]";
-    without any, `link` binds them later.  `steps` are sampling steps (DiT) or network evaluations (U-ViT), `threshold` is a
-    router's, in 0..1; `guidance` is "first3", "all" or "none"; `batch` is the most images of one call.  `precision` is "fp32",
-    "fp16" or "bf16", `fp32` names sublayers that stay in float32.  `cache=False` compiles the uncached twin.  `max_graphs`
-    merges calls, which then compute more.  `with_vae` and `vae` add a decoder, so that images come out; `dump` is a folder for
-    every stage as text.  For a backend whose engines are built beforehand (tensorrt, tensorrt-rtx) they are.
-
-    `report` is told in lines what is understood and done, by default the log; `progress` which stage begins, how many
-    parts it has and, part by part, that they are done; `watch` how far an engine is that takes long to build.
+    - `schedule`: the path of a router, of a schedule (JSON) or of a steps mask, a rule such as "every:2", or a `Schedule`; only
+      the demo model brings its own.  `steps` are sampling steps (DiT) or network evaluations (U-ViT), `threshold` is for
+      a router's scores, in 0..1.  `cache=False` compiles the uncached twin.
+    - `model`: a name ("DiT-XL/2", "demo"), the folder or id of a pipeline of diffusers, or a JSON file; by default what fits
+      the weights.  `weights`: a checkpoint, a folder of diffusers, or "random[:SEED]"; without any, `link` binds them later.
+    - `sampler`: "ddim", "dpm-solver++", or a scheduler of diffusers by class or file.  `guidance`: "first3", "all" or "none".
+    - `batch`: the most images of one call.  `precision`: "fp32", "fp16" or "bf16"; `fp32` names sublayers to keep in float32.
+    - `backend`: "auto", "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx"; for the last two engines are built, too.
+      `link`: "shared" for an engine per segment, "static" for one per distinct call.
+    - `hoist=False` and `fold=False` leave a pass out; `max_graphs` merges calls, which then compute more, never less.
+    - `with_vae` adds the decoder of the pipeline, `vae` that of another folder, so that images come out.
+    - `dump`: a folder for every stage of the compiler, as text.
+    - `report` is told in lines what is understood and done, by default the log; `progress` which stage begins, how many
+      parts it has and, part by part, that they are done; `watch` how far an engine is that takes long to build.
 
     Raises L2CError, with nothing written: UsageError for a value, ScheduleError, ModelError or WeightsError for a file,
     ArtefactError for a folder that is not ours to write, BackendError for a library that is missing.

@@ -113,7 +113,8 @@ def profile(
 ) -> Profile:
     """Where the time of the artefact in `path` goes: it makes `images` at a time, `rounds` times.  Times are seconds.
 
-    The other arguments are those of `load` and of a pipeline.  Raises UsageError, and what `load` raises.
+    `link`, `backend`, `device` and `threads` are those of `load`, `guidance_scale` and `seed` those of a pipeline's call.
+    `report` is told the backend, by default the log; `progress` of the rounds.  Raises UsageError, and what `load` raises.
     """
     pipe = load(path, backend, device, threads, link=link)
     report(f"backend: {pipe.backend}")

@@ -78,9 +78,8 @@ def load(
     store.check_unchanged(folder, manifest)
     if threads is None and opened.backend.spins:
         advise(others.share())
-    pipe = Pipeline(program, opened, tile)
-    LOG.info("%s: loaded in %.2f s, backend %s", folder, time.perf_counter() - started, pipe.backend)
-    return pipe
+    LOG.info("%s: loaded in %.2f s, %s, %s", folder, time.perf_counter() - started, opened.backend.name, opened.why)
+    return Pipeline(program, opened, tile)
 
 
 def advise(share: float | None) -> None:

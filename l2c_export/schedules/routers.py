@@ -19,7 +19,7 @@ from ..support.files import small
 from ..support.words import counted
 from ..weights import containers, torch_file
 from ..weights.checkpoint import FLOATS
-from .schedule import Schedule, ScheduleSource, file_source, make
+from .schedule import Schedule, ScheduleSource, file_source
 
 REMEDY = "give a .pt file that the router's training has saved"
 LEAST_ROWS = {"ddim": 1, "dpm-solver++": 2}  # one per network evaluation, of which a step of DPM-Solver++ makes two
@@ -161,4 +161,4 @@ def from_scores(
     """A router's rows placed at the calls of its family's sampler, or of a scheduler of diffusers in its place."""
     sampler = scheduler.kind if scheduler else sampler
     computed = [range(columns) if row is None else computed_of_row[row] for row in router_rows(sampler, steps)]
-    return make(family, sampler, steps, columns, computed, threshold, source, scheduler)
+    return Schedule.make(family, sampler, steps, columns, computed, threshold, source, scheduler)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +113,28 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return Schedule.from_json(content(Path(path)), str(path))
 
     @staticmethod
+    def make(
+        family: str,
+        sampler: str,
+        steps: int,
+        columns: int,
+        computed: Iterable[Iterable[int]],
+        threshold: float | None = None,
+        source: ScheduleSource = ScheduleSource(),  # noqa: B008  (frozen)
+        scheduler: Scheduler | None = None,
+    ) -> Schedule:
+        """A schedule from the computed columns of every call, in sampling order.  Raises ScheduleError or UsageError."""
+        chosen = [set(run) for run in computed]
+        updates = table(sampler, steps, scheduler).updates
+        if len(chosen) != len(updates):
+            raise ScheduleError(f"schedule: {len(chosen)} calls, but {sampler} with {steps} steps makes {len(updates)}")
+        calls = tuple(call_of(update.timestep, run, columns) for update, run in zip(updates, chosen, strict=True))
+        return Schedule(
+            family=family, sampler=sampler, steps=steps, columns=columns, calls=calls, threshold=threshold, source=source,
+            scheduler=scheduler or msgspec.UNSET,
+        )  # fmt: skip
+
+    @staticmethod
     def every(k: int, *, family: str, steps: int, columns: int, sampler: str | None = None) -> Schedule:
         """Everything is computed in calls 0, k, 2k, .. and nothing between: `from_rule` with "every:K"."""
         return Schedule.from_rule(f"every:{k}", family=family, steps=steps, columns=columns, sampler=sampler)
@@ -132,7 +154,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         count = len(table(chosen, steps, scheduler).updates)
         full = full_calls(rule, count)
         computed = [range(columns) if n in full else () for n in range(count)]
-        return make(family, chosen, steps, columns, computed, source=ScheduleSource(rule=rule), scheduler=scheduler)
+        return Schedule.make(family, chosen, steps, columns, computed, source=ScheduleSource(rule=rule), scheduler=scheduler)
 
     def with_computed(self, call: int, columns: Iterable[int]) -> Schedule:
         """A copy in which call number `call` computes these columns and reuses the others.
@@ -140,13 +162,12 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         What it came from no longer says what it is, so the copy has neither source nor threshold.  Raises UsageError for a
         call or a column that the schedule does not have, ScheduleError if call 0 would reuse any.
         """
-        computed = tuple(sorted(set(columns)))
+        computed = set(columns)
         if not 0 <= call < len(self.calls):
             raise UsageError(f"call={call}: the schedule has calls 0 to {len(self.calls) - 1}")
-        if not set(computed) <= set(range(self.columns)):
-            raise UsageError(f"columns={computed}: the schedule has columns 0 to {self.columns - 1}")
-        reused = tuple(j for j in range(self.columns) if j not in computed)
-        changed = Call(self.calls[call].timestep, computed, reused)
+        if not computed <= set(range(self.columns)):
+            raise UsageError(f"columns={sorted(computed)}: the schedule has columns 0 to {self.columns - 1}")
+        changed = call_of(self.calls[call].timestep, computed, self.columns)
         calls = (*self.calls[:call], changed, *self.calls[call + 1 :])
         return msgspec.structs.replace(self, calls=calls, threshold=None, source=ScheduleSource())
 
@@ -177,7 +198,9 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """The twin that computes everything in every call."""
         full = [range(self.columns)] * len(self.calls)
         source = ScheduleSource(rule="no-cache")
-        return make(self.family, self.sampler, self.steps, self.columns, full, source=source, scheduler=self.scheduler or None)
+        return Schedule.make(
+            self.family, self.sampler, self.steps, self.columns, full, source=source, scheduler=self.scheduler or None
+        )
 
 
 def content(path: Path) -> bytes:
@@ -199,26 +222,9 @@ def _other_kind(data: bytes) -> file_kind.Kind | None:
     return None if kind == file_kind.SCHEDULE else kind
 
 
-def make(
-    family: str,
-    sampler: str,
-    steps: int,
-    columns: int,
-    computed: Iterable[Iterable[int]],
-    threshold: float | None = None,
-    source: ScheduleSource = ScheduleSource(),  # noqa: B008  (frozen)
-    scheduler: Scheduler | None = None,
-) -> Schedule:
-    """A schedule from the computed columns of every call."""
-    calls = []
-    for update, run in zip(table(sampler, steps, scheduler).updates, computed, strict=True):
-        chosen = sorted(set(run))
-        reused = tuple(j for j in range(columns) if j not in set(chosen))
-        calls.append(Call(update.timestep, tuple(chosen), reused))
-    return Schedule(
-        family=family, sampler=sampler, steps=steps, columns=columns, calls=tuple(calls), threshold=threshold, source=source,
-        scheduler=scheduler or msgspec.UNSET,
-    )  # fmt: skip
+def call_of(timestep: float, computed: Collection[int], columns: int) -> Call:
+    """A call that computes these columns and reuses the others."""
+    return Call(timestep, tuple(sorted(computed)), tuple(j for j in range(columns) if j not in computed))
 
 
 def file_source(path: Path, data: bytes) -> ScheduleSource:

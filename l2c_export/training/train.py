@@ -40,16 +40,20 @@ def train(
 ) -> Summary:
     """Learn a schedule of `steps` (sampling steps of DiT, network evaluations of U-ViT), and write it to the folder `out`.
 
-    `data` is an .npz with `latents` or `images` (N, C, H, W) and `labels` (N,), a folder of fast-DiT's, or "self": the model's
-    own trajectories.  `weights` is a checkpoint, or "random[:SEED]" to time it; the demo model brings its own.  `lambda_` is
-    the price of computing a sublayer; `threshold` (0..1) or `target_reduction` (the share of the cached calls' sublayers that
-    is to go) chooses the schedule; `error` is kept small, of the final "latents" or of every call's "output".  Every of
-    `iterations` trains all cached calls on one `batch` of images.  `precision` is the frozen model's, `device` "cpu" or "cuda".
-    A training that was interrupted goes on, from a checkpoint that is written `checkpoint_every` iterations.
+    - `data`: an .npz with `latents` or `images` (N, C, H, W) and `labels` (N,), a folder of fast-DiT's, or "self": the model's
+      own trajectories, with `guidance` ("first3", "all" or "none") and `guidance_scale` as it will be sampled.
+    - `model` and `weights` as for `compile`; weights may be "random[:SEED]" to time it; the demo model brings its own.
+      `precision` is the frozen model's: "fp32", "bf16" or "fp16"; `device`: "cpu" or "cuda", by default what is there.
+    - `lambda_`: the price of computing a sublayer.  `threshold` (0..1) or `target_reduction` (the share of the cached calls'
+      sublayers that is to go) chooses the schedule.  `error` is kept small: of the final "latents", or of every "output".
+    - `iterations` train all cached calls on one `batch` of images each, by AdamW with the learning rate `lr`; `seed` is that
+      of the first scores and of all noise.  A training that was interrupted goes on where its last checkpoint is, one every
+      `checkpoint_every` iterations.
+    - `report` is told in lines what is understood and done, by default the log; `progress` of the iterations.
 
     Under torchrun every process calls this and gets the summary, and the first one writes and reports.
-    `report` is told in lines what is understood and done, by default the log; `progress` of the iterations.
     Raises L2CError: UsageError for a value or data that do not fit, ArtefactError for a folder that is not ours to write.
+    Source: Learning-to-Cache, arXiv 2406.01733.
     """
     for package in ("torch", "accelerate", "matplotlib"):
         needs(package, "train")

@@ -17,7 +17,7 @@ from l2c_export.compiler.passes.segment import group
 from l2c_export.compiler.passes.specialise import specialise
 from l2c_export.compiler.plan import Key, Plan, make_plan
 from l2c_export.ir.graph import CACHE, ROW, Graph, Node, Value, check
-from l2c_export.schedules.schedule import ScheduleSource, make
+from l2c_export.schedules.schedule import Schedule, ScheduleSource
 
 # two gated sublayers between an embedding and an output, as in DiT
 CALL = parse(
@@ -203,7 +203,7 @@ def schedules(draw):
 @given(schedules())
 def test_every_combination_of_passes_computes_the_same_loop(drawn):
     blocks, computed = drawn
-    schedule = make("dit", "ddim", len(computed), blocks, computed, source=ScheduleSource(rule="test"))
+    schedule = Schedule.make("dit", "ddim", len(computed), blocks, computed, source=ScheduleSource(rule="test"))
     plan = make_plan(schedule)
     times = [c.timestep / 1000 for c in schedule.calls]
     call = check(wide_call(blocks), "test")
@@ -231,7 +231,7 @@ def direct(computed, times) -> np.ndarray:
 
 
 def test_a_folded_call_reads_one_tensor_per_run():
-    schedule = make("dit", "ddim", 2, 5, [range(5), {2}])
+    schedule = Schedule.make("dit", "ddim", 2, 5, [range(5), {2}])
     call = hoist(wide_call(5)).call
     calls = specialise_calls(call, make_plan(schedule), True)
     reader = next(g for g in calls.values() if any(g.kind(n) == CACHE for n in g.inputs))
@@ -240,7 +240,7 @@ def test_a_folded_call_reads_one_tensor_per_run():
 
 def test_equal_calls_share_a_graph_however_many_there_are():
     for steps in (4, 20, 250):
-        plan = make_plan(make("dit", "ddim", steps, 3, [range(3) if n % 2 == 0 else () for n in range(steps)]))
+        plan = make_plan(Schedule.make("dit", "ddim", steps, 3, [range(3) if n % 2 == 0 else () for n in range(steps)]))
         assert len(plan.distinct()) == 2
         assert isinstance(plan.keys[0], Key)
 
@@ -264,7 +264,7 @@ def test_types_travel_with_names():
 
 def shared_loop(computed, most):
     """The loop of a schedule that was merged into at most `most` graphs: (result, its schedule, its graphs)."""
-    schedule = make("dit", "ddim", len(computed), len(computed[0]), computed, source=ScheduleSource(rule="test"))
+    schedule = Schedule.make("dit", "ddim", len(computed), len(computed[0]), computed, source=ScheduleSource(rule="test"))
     shared = share(schedule, most, [2.0 if j % 2 else 1.0 for j in range(schedule.columns)])
     times = [c.timestep / 1000 for c in schedule.calls]
     parts = hoist(wide_call(schedule.columns))
@@ -304,7 +304,7 @@ def test_what_sharing_adds_is_what_its_sublayers_cost(drawn):
     cost = [1.0 + j for j in range(blocks)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("l2c_export.compiler.passes.merge_calls.SUM_COST", 0.0)
-        shared = share(make("dit", "ddim", len(computed), blocks, computed), 2, cost)
+        shared = share(Schedule.make("dit", "ddim", len(computed), blocks, computed), 2, cost)
     before = sum(cost[j] for run in computed for j in run)
     after = sum(cost[j] for call in shared.schedule.calls for j in call.computed)
     assert shared.added == pytest.approx((after - before) / before)
@@ -312,5 +312,5 @@ def test_what_sharing_adds_is_what_its_sublayers_cost(drawn):
 
 def test_sharing_keeps_what_a_schedule_says_of_itself():
     source = ScheduleSource(file="r.pt", sha256="0" * 64)
-    shared = share(make("dit", "ddim", 4, 2, [range(2), {0}, range(2), {1}], 0.3, source), 2, [1.0, 1.0]).schedule
+    shared = share(Schedule.make("dit", "ddim", 4, 2, [range(2), {0}, range(2), {1}], 0.3, source), 2, [1.0, 1.0]).schedule
     assert (shared.threshold, shared.source) == (0.3, source)

@@ -17,7 +17,7 @@ from l2c_export.compiler.compile import compile_artefact, lower
 from l2c_export.compiler.request import Options
 from l2c_export.compiler.source import resolve
 from l2c_export.errors import UsageError
-from l2c_export.inspection.dry_run import dry_run
+from l2c_export.inspection.dry_run import predict_both
 from l2c_export.inspection.predict import comparison, graph_weight_bytes, predict
 from l2c_export.runtime import program
 from l2c_export.runtime.loop import Loop
@@ -78,7 +78,7 @@ def test_a_calibrated_prediction_is_close_to_what_is_measured(tmp_path):
 
     options = Options(schedule="every:2", steps=4, model="DiT-S/4", weights="random", out=tmp_path / "e")
     for _ in range(10):  # neighbours may come between the two calibrations
-        predicted, uncached = dry_run(options, "cpu", calibrated=True)
+        predicted, uncached = predict_both(options, "cpu", calibrated=True)
         if predicted.total.seconds < uncached.total.seconds:
             break
     assert not (tmp_path / "e").exists()
@@ -97,7 +97,7 @@ def test_a_calibrated_prediction_is_close_to_what_is_measured(tmp_path):
 
 
 def test_the_comparison_is_a_table():
-    cached, twin = dry_run(Options(schedule="every:2", steps=4, model="DiT-S/2"), "h100", calibrated=False)
+    cached, twin = predict_both(Options(schedule="every:2", steps=4, model="DiT-S/2"), "h100", calibrated=False)
     table = {row[0]: row[1:] for row in comparison(cached, twin)}
     assert table["network evaluations"] == ("4", "4", "1.00")
     assert table["distinct graphs"] == ("2", "1", "2.00")

@@ -63,6 +63,6 @@ def test_latents_that_do_not_fit_on_the_disk_leave_the_old_file(tmp_path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(RunError, match=r"x\.npy: cannot be written: No space left on device"):
+    with pytest.raises(RunError, match=r"x\.npy': cannot be written: No space left on device"):
         images.Output(np.ones(3)).save(path)
     assert tree(tmp_path) == before

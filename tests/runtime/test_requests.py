@@ -80,7 +80,7 @@ def test_guidance_scales(pipe, want, scale):
     np.array([4.0]), 4j,
 ], ids=lambda s: repr(s)[:20])  # fmt: skip
 def test_guidance_scales_that_are_none(pipe, scale):
-    with pytest.raises(UsageError, match=r"guidance_scale .*must be a finite number from -1000 to 1000"):
+    with pytest.raises(UsageError, match=r"guidance_scale=.*must be a finite number from -1000 to 1000"):
         pipe([3], scale)
 
 

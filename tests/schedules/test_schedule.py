@@ -19,7 +19,7 @@ from l2c_export.samplers.reference import ddim, dpm_solver_pp, updates
 from l2c_export.samplers.scheduler_config import DDIM, Scheduler
 from l2c_export.schedules import routers
 from l2c_export.schedules.rules import is_rule
-from l2c_export.schedules.schedule import Schedule, ScheduleSource, make
+from l2c_export.schedules.schedule import Schedule, ScheduleSource
 
 
 def test_sampler_tables_reproduce_the_recorded_updates():
@@ -74,7 +74,7 @@ columns = st.integers(1, 8)
 def any_schedule(draw):
     width, count = draw(columns), draw(st.integers(2, 8))
     runs = [range(width), *(draw(st.sets(st.integers(0, width - 1))) for _ in range(count - 1))]
-    return make(
+    return Schedule.make(
         "dit", "ddim", count, width, runs, draw(st.none() | st.floats(0, 1)), ScheduleSource(file="r.pt", sha256="0" * 64)
     )
 
@@ -96,26 +96,26 @@ def test_other_bytes_are_no_schedule(data):
     ('"reused":[]', '"reused":[1]'), ('"family"', '"famly"'),
 ])  # fmt: skip
 def test_a_schedule_that_contradicts_itself_is_refused(change):
-    text = make("dit", "ddim", 3, 2, [range(2), (), range(2)]).to_json().decode().replace(" ", "").replace("\n", "")
+    text = Schedule.make("dit", "ddim", 3, 2, [range(2), (), range(2)]).to_json().decode().replace(" ", "").replace("\n", "")
     assert change[0] in text
     with pytest.raises(ScheduleError):
         Schedule.from_json(text.replace(*change, 1).encode())
 
 
 def test_a_wrong_number_of_calls_is_said():
-    text = make("dit", "ddim", 3, 2, [range(2), (), range(2)]).to_json().decode()
+    text = Schedule.make("dit", "ddim", 3, 2, [range(2), (), range(2)]).to_json().decode()
     with pytest.raises(ScheduleError, match="3 calls, but ddim with 4 steps makes 4"):
         Schedule.from_json(text.replace('"steps": 3', '"steps": 4').encode())
 
 
 def test_columns_may_be_given_in_any_order():
-    call = make("dit", "ddim", 2, 3, [range(3), [2, 0, 2]]).calls[1]
+    call = Schedule.make("dit", "ddim", 2, 3, [range(3), [2, 0, 2]]).calls[1]
     assert (call.computed, call.reused) == ((0, 2), (1,))
 
 
 def test_nothing_is_cached_before_the_first_call():
     with pytest.raises(ScheduleError, match="call 0 reuses"):
-        make("dit", "ddim", 2, 2, [(), range(2)])
+        Schedule.make("dit", "ddim", 2, 2, [(), range(2)])
 
 
 def test_rules():
@@ -207,7 +207,7 @@ def test_too_few_rows_are_not_called_an_option(tmp_path):
     assert len(router.schedule(0.1, None, scheduler=Scheduler(kind=DDIM, timestep_spacing="trailing")).calls) == 1
     text = {"format": "l2c-schedule", "version": 1, "family": "dit", "sampler": "ddim", "steps": 1, "columns": 2,
             "calls": [{"timestep": 999.0, "computed": [0, 1], "reused": []}]}  # fmt: skip
-    with pytest.raises(ScheduleError, match=r"^schedule: steps 1: DDIM takes 2 to 1000 steps$"):
+    with pytest.raises(ScheduleError, match=r"^schedule: 1 step: DDIM takes 2 to 1000 steps$"):
         Schedule.from_json(msgspec.json.encode(text))
 
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...schedules.schedule import Schedule, make
+from ...schedules.schedule import Schedule
 from ...support.files import Report
 from ..plan import Key, Plan, make_plan
 
@@ -54,7 +54,7 @@ def share(schedule: Schedule, most: int, cost: Sequence[float]) -> Shared:
             union = merge.a | merge.b
             computed = [union if run in merge else run for run in computed]
         head = (schedule.family, schedule.sampler, schedule.steps, schedule.columns)
-        schedule = make(*head, computed, schedule.threshold, schedule.source, schedule.scheduler or None)
+        schedule = Schedule.make(*head, computed, schedule.threshold, schedule.source, schedule.scheduler or None)
         plan = _with_joint_writes(make_plan(schedule), written)
     return Shared(schedule, plan, extra / total)
 
