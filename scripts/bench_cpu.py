@@ -202,7 +202,7 @@ def main() -> None:
 
 
 def print_results(result: dict) -> None:
-    from l2c_export.cli.console import print_table
+    from l2c_export.cli.tables import print_table
 
     def times(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}x"

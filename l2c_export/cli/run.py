@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "What is made",
     options.class_labels(required=True, help="An image of each of these classes, numbers or names; may be repeated."),
     options.guidance_scale,
-    option("--seed", type=int, default=0, help="Noise of the first image; the next ones use seed+1, .."),
+    option("--seed", type=int, default=0, help="Noise of the first image; the next one has seed + 1, and so on."),
     option(
         "--out",
         type=click.Path(path_type=Path),

@@ -588,7 +588,7 @@ def test_ctrl_c_does_not_wait_for_the_end_of_an_engine():
 def test_the_progress_bar_shows_phases(monkeypatch):
     import io
 
-    from l2c_export.cli import console
+    from l2c_export.cli.progress import bars
 
     class Terminal(io.StringIO):
         def isatty(self):
@@ -597,10 +597,11 @@ def test_the_progress_bar_shows_phases(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
-    with console.progress("building engines", 4) as step:
+    with bars() as shown:
+        step = shown.progress("building engines", 4)
         step()
-        step.within("Timing tactics", 0.5)
-        step._shown.refresh()
+        shown.watch("Timing tactics", 0.5)
+        shown._display.refresh()
         assert "building engines: Timing tactics" in sys.stderr.getvalue()
         assert "38%" in sys.stderr.getvalue()  # one and a half of four
 
