@@ -13,8 +13,14 @@ import pytest
 from desk import ROOT, invoke
 
 import l2c_export
+from l2c_export.artefact import manifest
+from l2c_export.backends import contract
+from l2c_export.cli import choices as known
 from l2c_export.cli import main
 from l2c_export.cli.compile import export
+from l2c_export.compiler import request
+from l2c_export.inspection import predict
+from l2c_export.ir import dtypes
 from l2c_export.training import options as training
 
 COMMANDS = list(main.l2c.commands)
@@ -86,8 +92,17 @@ def choices(name, option):
     return found
 
 
+def test_the_choices_are_those_of_the_modules():
+    assert (contract.AUTO, *contract.BACKENDS) == known.BACKENDS
+    assert known.BUILT == contract.BUILT
+    assert set(known.PRECISIONS) == set(dtypes.DTYPES) == {p for able in contract.PRECISIONS.values() for p in able}
+    assert known.LINKS == manifest.LINKS
+    assert known.GUIDANCE == request.GUIDANCE
+    assert tuple(predict.DEVICES) == known.DEVICES
+    assert known.ERRORS == training.ERRORS
+
+
 def test_choices_are_completed():
-    assert tuple(choices("train", "error").type.choices) == training.ERRORS
     context = export.make_context("l2c-export", [], resilient_parsing=True)
     backend, sampler = choices("export", "backend"), choices("export", "sampler")
     assert [item.value for item in backend.shell_complete(context, "ten")] == ["tensorrt", "tensorrt-rtx"]
