@@ -302,7 +302,7 @@ def test_bench_measures_on_the_gpu(artefacts, load, backend, tmp_path):
     pytest.importorskip("torch")
     load()  # builds
     words = [sys.executable, "-m", "l2c_export", "bench", str(artefacts / f"{CASES[0]}-fp32"), "--against", "pytorch-cached"]
-    words += ["--rounds", "2", "--device", "cuda", "--json", str(tmp_path / "r.json")]
+    words += ["--rounds", "2", "--device", "cuda", "--save", str(tmp_path / "r.json")]
     import msgspec
 
     from l2c_export.artefact import store

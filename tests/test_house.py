@@ -42,7 +42,7 @@ HOMES = {
     "tensorrt_rtx": {"backends/tensorrt/backend.py"},
     "matplotlib": {"support/figure.py", "schedules/picture.py", "benchmarks/plot.py"},
     "PIL": set(),
-    "rich": {"cli/console.py"},
+    "rich": {"cli/progress.py"},
     "click": {"cli/"},
 }
 # what `needs` may import lazily elsewhere: to ask for an extra by name before its home is imported

@@ -1,6 +1,6 @@
 """What a benchmark has measured, and what follows: ratios, and where a speed-up comes from.
 
-`Result` is what `l2c bench --json` writes, and its fields are the schema; all times are seconds, all sizes bytes.
+`Result` is what `l2c bench --json` prints, and its fields are the schema; all times are seconds, all sizes bytes.
 """
 
 from __future__ import annotations

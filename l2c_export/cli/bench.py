@@ -80,5 +80,5 @@ def draw_bench(engines: Path, result: Any, picture: Path | None, html: Path | No
         plot.bench_picture(result, view, picture)
         say(f"{picture}: drawn")
     if html:
-        write(html, report.page(result, view).encode(), "--html")
+        write(html, report.page(result, view).encode(), "html")
         say(f"{html}: written")

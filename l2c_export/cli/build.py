@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..artefact.manifest import Manifest
-from ..backends.contract import BUILT
+from .choices import BUILT
 from .console import Command, print_json, say
 from .options import FILE, FOLDER, Choice, group, option
 from .progress import bars
+
+if TYPE_CHECKING:
+    from ..artefact.manifest import Manifest
 
 
 @click.command(cls=Command, example="l2c build engines --backend tensorrt-rtx --target sm86,sm120")

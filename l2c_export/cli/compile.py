@@ -8,20 +8,13 @@ from typing import Any
 
 import click
 
-from ..artefact.manifest import LINKS
-from ..backends.contract import AUTO, BACKENDS, PRECISIONS
-from ..compiler.request import GUIDANCE
 from ..errors import UsageError
-from ..inspection.predict import DEVICES
-from ..samplers.reference import SAMPLERS
-from ..samplers.scheduler_config import KINDS
 from ..support.extras import needs
+from .choices import BACKENDS, DEVICES, GUIDANCE, LINKS, PRECISIONS
 from .console import Command, print_json, say
-from .options import FOLDER, Choice, group, names, option
+from .options import FOLDER, Choice, group, option, samplers
 from .progress import bars
 from .tables import print_table
-
-PRECISION = tuple(dict.fromkeys(precision for able in PRECISIONS.values() for precision in able))
 
 
 @click.command(
@@ -43,16 +36,16 @@ PRECISION = tuple(dict.fromkeys(precision for able in PRECISIONS.values() for pr
 @group(
     "How it will be sampled",
     option("--steps", type=int, help="Sampling steps (DiT) or network evaluations (U-ViT). [default: the schedule's]"),
-    option("--sampler", shell_complete=names((*SAMPLERS, *KINDS)), help="ddim, dpm-solver++, or a scheduler of diffusers by "
+    option("--sampler", shell_complete=samplers, help="ddim, dpm-solver++, or a scheduler of diffusers by "
            "class or file. [default: the folder's or the family's]"),
     option("--guidance", type=Choice(GUIDANCE), help="Which latent channels are guided. [default: the family's]"),
     option("--batch", type=int, default=1, help="The most images of one call."),
 )  # fmt: skip
 @group(
     "How it is compiled",
-    option("--backend", type=Choice((AUTO, *BACKENDS)), metavar="NAME", default=AUTO,
+    option("--backend", type=Choice(BACKENDS), metavar="NAME", default="auto",
            help="One of auto (what works where it runs), tensorrt, tensorrt-rtx, openvino, onnxruntime."),
-    option("--precision", type=Choice(PRECISION), default="fp32", help="The two of 16 bits where the backend has them."),
+    option("--precision", type=Choice(PRECISIONS), default="fp32", help="The two of 16 bits where the backend has them."),
     option("--fp32", multiple=True, metavar="SUBLAYER", help="Keep this one in float32 (blocks.3.mlp); repeat for more."),
     option("--link", type=Choice(LINKS), default="shared", help="An engine per segment, or one per distinct call."),
     option("--max-graphs", type=int, help="Merge calls into at most so many graphs; they compute more, never less."),

@@ -49,12 +49,12 @@ def check_places(**files: Path | None) -> None:
     """Before a long measurement: whether its results can be written."""
     for option, path in files.items():
         if path:
-            check_place(path, f"--{option}")
+            check_place(path, option)
 
 
 def save_json(path: Path, value: object) -> None:
     """The file of --save."""
-    write(path, msgspec.json.format(msgspec.json.encode(value, enc_hook=_plain), indent=1) + b"\n", "--save")
+    write(path, msgspec.json.format(msgspec.json.encode(value, enc_hook=_plain), indent=1) + b"\n", "save")
     say(f"{path}: written")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
-from ..inspection.predict import DEVICES
+from .choices import DEVICES
 from .console import Command, print_json, say
 from .options import FILE, Choice, option
 from .tables import print_table

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from ..artefact.manifest import LINKS
-from ..backends.contract import AUTO, BACKENDS
+from .choices import BACKENDS, LINKS
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -49,18 +48,21 @@ def group(heading: str, *options: Decorator) -> Decorator:
     return attach
 
 
-def names(known: Iterable[str]) -> Callable[..., list[str]]:
-    """Completion for an option that takes a name or a file."""
-    return lambda ctx, param, incomplete: [name for name in known if name.startswith(incomplete)]
+def samplers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Completion for an option that takes the name of a sampler, or a file."""
+    from ..samplers.reference import SAMPLERS
+    from ..samplers.scheduler_config import KINDS
+
+    return [name for name in (*SAMPLERS, *KINDS) if name.startswith(incomplete)]
 
 
 class_labels = functools.partial(option, "--class-label", "labels", multiple=True, metavar="LABEL,..")
 guidance_scale = option("--guidance-scale", type=float, help="1 turns guidance off. [default: the artefact's]")
 backend = option(
     "--backend",
-    type=Choice((AUTO, *BACKENDS)),
+    type=Choice(BACKENDS),
     metavar="NAME",
-    help=f"One of {', '.join((AUTO, *BACKENDS))}. [default: what the artefact was compiled for]",
+    help=f"One of {', '.join(BACKENDS)}. [default: what the artefact was compiled for]",
 )
 device = option("--device", help="cpu, or cuda:N for a GPU. [default: cpu]")
 threads = option("--threads", type=int, help="[default: all cores]")

@@ -46,7 +46,7 @@ def profile(engines: Path, rounds: int, images: int, guidance_scale: float | Non
     if save:
         save_json(save, found)
     if trace:
-        write(trace, msgspec.json.encode(profiling.trace(found)), "--trace")
+        write(trace, msgspec.json.encode(profiling.trace(found)), "trace")
         say(f"{trace}: written; open it in ui.perfetto.dev")
     if as_json:
         print_json(found)

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 
 from ..errors import UsageError
-from ..support.extras import needs
 from ..support.progress import Step
 from ..support.words import counted
 from . import options
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     "What is made",
     options.class_labels(required=True, help="An image of each of these classes, numbers or names; may be repeated."),
     options.guidance_scale,
-    option("--seed", type=int, default=0, help="Noise of the first image; the next ones use seed+1, .."),
+    option("--seed", type=int, default=0, help="Noise of the first image; the next one has seed + 1, and so on."),
     option(
         "--out",
         type=click.Path(path_type=Path),
@@ -80,6 +78,8 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
 def generate(pipe: Pipeline, chunks: list[list[str]], scale: float | None, seed: int, output_type: str, check_finite: bool,
              step: Step) -> Output:  # fmt: skip
     """All images, a batch at a time: image i has the noise of seed + i, whatever the batch."""
+    import numpy as np
+
     from ..runtime.images import Output
 
     def advance(*_: object) -> None:
@@ -103,7 +103,7 @@ def check_request(
     """
     from ..artefact import store
     from ..runtime import request
-    from ..runtime.images import is_folder, is_picture
+    from ..runtime.images import check_target, is_folder, is_picture
 
     manifest = store.read(engines, verify=False)
     given = split_labels(labels, manifest.model.names or {})
@@ -119,6 +119,5 @@ def check_request(
         if label.isdecimal() and int(label) != number:
             say(f"--class-label {label}: the class of this name, which is number {number}")
     pixels = is_picture(out) or (is_folder(out) and request.makes_pixels(manifest))
-    if pixels:
-        needs("PIL.Image", "images")
+    check_target(out, pixels)
     return chunks, pixels

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import click
 
-PARAMETER = re.compile(r"""(?<![\w.-])(\w+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,;:()'"]+)""")
+PARAMETER = re.compile(r"""(?<![\w.-])(?:--)?(\w+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,;:()'"]+)""")
 
 
 def spoken(message: str, options: Mapping[str, click.Option]) -> str:

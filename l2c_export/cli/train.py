@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from ..compiler.request import GUIDANCE
-from ..ir.dtypes import DTYPES
 from ..support.extras import needs
+from .choices import ERRORS, GUIDANCE, PRECISIONS
 from .console import Command, print_json, say
 from .options import FOLDER, Choice, group, option
 from .progress import bars
@@ -29,7 +28,7 @@ from .progress import bars
     option("--target-reduction", type=float, help="Remove this share of the cached calls' sublayers, such as 0.4."),
     option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]"),
     option("--lambda", "lambda_", type=float, help="The price of computing a sublayer. [default: 5e-6, or for the target]"),
-    option("--error", type=Choice(("latents", "output")), default="latents",
+    option("--error", type=Choice(ERRORS), default="latents",
            help="What is kept small: the error of the final latents, or of the output as in the paper."),
 )  # fmt: skip
 @group(
@@ -43,7 +42,7 @@ from .progress import bars
     option("--batch", type=int, default=8, help="Images of a batch; with several GPUs, of all together."),
     option("--lr", type=float, default=0.01, help="AdamW's learning rate."),
     option("--seed", type=int, default=0, help="Of the first logits, and of all noise."),
-    option("--precision", type=Choice(DTYPES), default="fp32", help="Of the frozen model; scores are float32."),
+    option("--precision", type=Choice(PRECISIONS), default="fp32", help="Of the frozen model; scores are float32."),
     option("--device", type=Choice(("cpu", "cuda")), help="[default: cuda where there is one]"),
     option("--checkpoint-every", type=int, default=50, help="Iterations between checkpoints, where a killed training goes on."),
 )

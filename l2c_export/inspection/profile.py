@@ -3,7 +3,7 @@
 The loop hands out every engine in its turn, which is run and timed.  With the shared link that is a run per segment; a static
 engine runs a whole call, and shows nothing of what is inside.
 
-`Profile` is what `l2c profile --json` writes; times are seconds.
+`Profile` is what `l2c profile --json` prints; times are seconds.
 """
 
 from __future__ import annotations

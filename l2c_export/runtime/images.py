@@ -82,13 +82,13 @@ def as_bytes(pixels: np.ndarray) -> np.ndarray:
     return whole
 
 
-def check_target(path: Path) -> None:
-    """Refuse what `Output.save` could not write, before minutes are spent on what goes there."""
+def check_target(path: Path, pictures: bool = False) -> None:
+    """Refuse what `Output.save` could not write, before minutes are spent on what goes there; `pictures` into a folder, too."""
     if path.suffix.lower() not in SUFFIXES and not is_folder(path):
         raise UsageError(f"out={str(path)!r}: use a .npy, a .png or a folder")
     if path.suffix.lower() in SUFFIXES:
         check_place(path, "out")
-    if is_picture(path):
+    if pictures or is_picture(path):
         needs("PIL.Image", "images")
 
 

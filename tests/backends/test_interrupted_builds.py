@@ -104,7 +104,7 @@ def test_ctrl_c_at_any_time_ends_a_build_and_leaves_the_artefact_as_it_was(half,
 def test_the_progress_bar_shows_phases(monkeypatch):
     import io
 
-    from l2c_export.cli import console
+    from l2c_export.cli.progress import bars
 
     class Terminal(io.StringIO):
         def isatty(self):
@@ -113,10 +113,11 @@ def test_the_progress_bar_shows_phases(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
-    with console.progress("building engines", 4) as step:
+    with bars() as shown:
+        step = shown.progress("building engines", 4)
         step()
-        step.within("Timing tactics", 0.5)
-        step._shown.refresh()
+        shown.watch("Timing tactics", 0.5)
+        shown._display.refresh()
         assert "building engines: Timing tactics" in sys.stderr.getvalue()
         assert "38%" in sys.stderr.getvalue()  # one and a half of four
 

@@ -44,7 +44,7 @@ def written(tiny, tmp_path_factory):
     """
     out = tmp_path_factory.mktemp("bench")
     words = ["bench", str(tiny[0]), "--against", ",".join(OTHERS), "--passes", "--rounds", "3", "--threads", "1",
-             "--json", str(out / "r.json"), "--plot", str(out / "r.png"), "--html", str(out / "r.html")]  # fmt: skip
+             "--save", str(out / "r.json"), "--plot", str(out / "r.png"), "--html", str(out / "r.html")]  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         for module, name, value in ((bench, "VISIT", 0.02), (bench, "PAUSE", 0.0), (measured, "UNSTEADY", np.inf)):
             patched.setattr(module, name, value)
@@ -334,7 +334,7 @@ def test_wrong_requests_are_refused(tiny):
         (["--threads", "0"], "0"),
         (["--rounds", "0"], "0"),
         (["--html", "nowhere/r.html"], "nowhere"),
-        (["--json", "nowhere/r.json"], "nowhere"),
+        (["--save", "nowhere/r.json"], "nowhere"),
         (["--plot", "r.xyz"], "r.xyz"),
     ):
         done = CliRunner().invoke(l2c, ["bench", str(tiny[0]), *words])
@@ -449,9 +449,9 @@ def test_a_machine_that_was_not_gives_none(result, tiny, tmp_path, monkeypatch, 
     assert [(each.value, each.refused) for each in found.ratios] == [(None, None)] * 2
     assert all(1 < each.lowest <= each.highest < 3 for each in found.ratios)
 
-    monkeypatch.setattr(bench, "bench", lambda *_: found)
-    words = ["bench", str(tiny[0]), "--html", str(tmp_path / "r.html"), "--json"]
-    done = CliRunner().invoke(l2c, [*words, str(tmp_path / "r.json")], catch_exceptions=False)
+    monkeypatch.setattr(bench, "bench", lambda *_, **options: found)
+    words = ["bench", str(tiny[0]), "--html", str(tmp_path / "r.html")]
+    done = CliRunner().invoke(l2c, [*words, "--save", str(tmp_path / "r.json")], catch_exceptions=False)
     lines = done.stdout.strip().splitlines()
     assert done.exit_code == 0
     assert lines[: len(says)] == [f"WARNING: {line}" for line in says]
@@ -464,7 +464,7 @@ def test_a_machine_that_was_not_gives_none(result, tiny, tmp_path, monkeypatch, 
     shown = done.stdout + re.sub("<svg.*?</svg>", "", page, flags=re.DOTALL) + "".join(t.get_text() for t in axes.texts)
     assert not re.search(r"\dx\b", shown)
 
-    done = CliRunner().invoke(l2c, [*words, "-"], catch_exceptions=False)
+    done = CliRunner().invoke(l2c, [*words, "--json"], catch_exceptions=False)
     told = msgspec.json.decode(done.stdout)
     assert (done.exit_code, told["disturbed"]) == (0, says)
     assert {each["value"] for each in told["ratios"]} == {None}
@@ -473,7 +473,7 @@ def test_a_machine_that_was_not_gives_none(result, tiny, tmp_path, monkeypatch, 
 
 def test_a_neighbour_that_wants_every_processor(tiny, tmp_path, neighbour):
     """A whole run beside one, as its user sees it."""
-    words = [str(tiny[0]), "--against", "onnxruntime", "--rounds", "1", "--threads", "1", "--json", str(tmp_path / "r.json")]
+    words = [str(tiny[0]), "--against", "onnxruntime", "--rounds", "1", "--threads", "1", "--save", str(tmp_path / "r.json")]
     done = subprocess.run([sys.executable, "-m", "l2c_export", "bench", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("WARNING: busy: other programs wanted ")

@@ -21,7 +21,7 @@ from l2c_export.inspection.profile import Event, Profile
 def written(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("profile")
     words = ["profile", str(tiny[0]), "--rounds", "3", "--threads", "1", "--images", "2",
-             "--json", str(out / "p.json"), "--trace", str(out / "t.json")]  # fmt: skip
+             "--save", str(out / "p.json"), "--trace", str(out / "t.json")]  # fmt: skip
     done = CliRunner().invoke(l2c, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return out, done.stdout
@@ -85,9 +85,7 @@ def test_what_is_printed(written):
 
 
 def test_a_static_engine_shows_whole_calls(tiny):
-    done = CliRunner().invoke(
-        l2c, ["profile", str(tiny[0]), "--rounds", "1", "--threads", "1", "--link", "static", "--json", "-"]
-    )
+    done = CliRunner().invoke(l2c, ["profile", str(tiny[0]), "--rounds", "1", "--threads", "1", "--link", "static", "--json"])
     found = msgspec.json.decode(done.stdout, type=Profile)
     assert {kind.kind for kind in found.kinds} == {"whole call", "prologue"}
     assert "--link shared shows what is inside" in done.stderr
@@ -105,7 +103,7 @@ def test_wrong_requests_are_refused(tiny):
     for words in (
         ["--rounds", "0"],
         ["--trace", "nowhere/t.json"],
-        ["--json", "nowhere/p.json"],
+        ["--save", "nowhere/p.json"],
         ["--images", "0"],
         ["--images", "99"],
     ):
