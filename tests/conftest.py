@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -10,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-# by the clock an example takes as long as the neighbours want
-settings.register_profile("beside others", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("beside others")
+with contextlib.suppress(ImportError):  # where test_gpu.py runs alone there need be no hypothesis
+    from hypothesis import HealthCheck, settings
+
+    # by the clock an example takes as long as the neighbours want
+    settings.register_profile("beside others", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("beside others")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,6 @@ from l2c_export.artefact import store
 from l2c_export.backends import builds, units
 from l2c_export.backends.ports import Range
 from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
-from l2c_export.runtime import decoder
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -41,7 +40,7 @@ def test_a_build_for_gpus_has_an_engine_of_the_decoder(world, tmp_path, link):
     manifest = msgspec.structs.replace(store.read(tmp_path / "e"), link=link)
     found = units.units(manifest, Range(1, 2, 2))
     assert len(found) == units.count(manifest)
-    unit = found[decoder.NAME]
+    unit = found[units.DECODER]
     assert [port.at({axis: sizes.most for axis, sizes in unit.ranges.items()}) for port in unit.ports] == [(1, 4, 8, 8)]
     assert {sizes.least for sizes in unit.ranges.values()} == {1}, "what tiles leave over at an edge"
     builder = Builder("tensorrt-rtx", BuildSettings(targets=("sm86",)))
