@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import shutil
@@ -9,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-# by the clock an example takes as long as the neighbours want
-settings.register_profile("beside others", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("beside others")
+with contextlib.suppress(ImportError):  # where test_gpu.py runs alone there need be no hypothesis
+    from hypothesis import HealthCheck, settings
+
+    # by the clock an example takes as long as the neighbours want
+    settings.register_profile("beside others", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("beside others")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,6 +39,19 @@ def volatile():
     """No test cuts the power: waiting for the disk at every compilation would only take time."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_once():
+    """The exporter reads its library of ONNX operators anew for every function, which is a third of the time that one takes."""
+    if "l2c_export.compiler.onnx.export" not in sys.modules:  # no test here exports, or in a process of its own
+        yield
+        return
+    from torch.onnx._internal._lazy_import import onnxscript_apis
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
         yield
 
 

@@ -14,7 +14,7 @@ from helpers import case, compiled
 
 import l2c_export
 from l2c_export.artefact import manifest, store
-from l2c_export.backends import builds as backends_builds
+from l2c_export.backends import builds
 from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
 from l2c_export.benchmarks.twins import compile_twin
 from l2c_export.compiler.compile import compile_artefact
@@ -30,7 +30,7 @@ trt = pytest.importorskip("tensorrt_rtx")
 ])  # fmt: skip
 def test_every_segment_builds_for_three_gpus_at_once(name, precision, tmp_path):
     folder = compiled(name, tmp_path / "e", precision=precision)
-    built = backends_builds.build(folder, "tensorrt-rtx", BuildSettings())
+    built = builds.build(folder, "tensorrt-rtx", BuildSettings())
     (made,) = built.builds.values()
     assert made.targets == ("sm86", "sm89", "sm120")
     assert set(made.engines) == set(built.segments)
@@ -45,10 +45,10 @@ def test_every_segment_builds_for_three_gpus_at_once(name, precision, tmp_path):
 def test_a_library_that_has_nothing_to_build_is_not_started(half, monkeypatch, tmp_path):
     """Starting 8.6 takes ten seconds, and it crashes at the end of a process that has built nothing."""
     shutil.copytree(half, tmp_path / "e")
-    backends_builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=("sm86",)))
+    builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=("sm86",)))
     monkeypatch.setattr(trt, "Builder", None)
     said = []
-    built = backends_builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=("sm86",)), report=said.append)
+    built = builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=("sm86",)), report=said.append)
     assert store.read(tmp_path / "e") == built
     assert said[-1].endswith("all of them were built before")
 
@@ -58,7 +58,7 @@ def test_static_link_builds_whole_graphs_with_their_weights(tmp_path):
     graph = onnx.load(folder / "step-000.onnx", load_external_data=False)
     assert not graph.functions  # which TensorRT 8.6 cannot read
     assert all(node.domain == "" for node in graph.graph.node)
-    built = backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
+    built = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
     (made,) = built.builds.values()
     assert set(made.engines) == set(built.graphs)
     step = built.calls[0].graph
@@ -66,22 +66,23 @@ def test_static_link_builds_whole_graphs_with_their_weights(tmp_path):
     assert built.files[made.engines[step]].bytes > 0.9 * weights
 
 
-def test_a_graph_that_is_too_much_for_the_library_comes_with_a_way_out(tmp_path, monkeypatch, empty_cache):
+def test_a_graph_that_is_too_much_for_the_library_comes_with_a_way_out(tmp_path, monkeypatch):
     folder = compiled("uvit_tiny_oddnfe", tmp_path / "e", link="static")
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
 
     def cannot(*_):
         raise BackendError("cannot build step-000.onnx: no implementation")
 
     monkeypatch.setattr(Builder, "build", cannot)
     with pytest.raises(BackendError, match="no implementation: compile it with link='shared', whose engines are smaller"):
-        backends_builds.build(folder, "tensorrt-rtx", BuildSettings())
+        builds.build(folder, "tensorrt-rtx", BuildSettings())
 
 
 def test_other_weights_take_static_engines_with_them(tmp_path):
     """They hold the old ones; shared engines are given theirs when they run."""
     for link in ("shared", "static"):
         folder, said = compiled("uvit_tiny_oddnfe", tmp_path / link, link=link), []
-        built = backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
+        built = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
         (made,) = built.builds.values()
         linked = bind(folder, "random:7", said.append)
         assert store.read(folder) == linked
@@ -101,14 +102,14 @@ def test_new_weights_need_new_engines_where_they_are_part_of_them(tmp_path, buil
     folder = compiled("uvit_tiny_oddnfe", tmp_path / "e", link=link)
     for weights in ("random:7", "random:8"):
         bind(folder, weights)
-        backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
+        builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
     assert set(map(built.count, built)) == {times}
 
 
 def test_engines_that_were_kept_are_not_used_for_another_range_of_images(half, tmp_path, built):
     shutil.copytree(half, tmp_path / "e")
     for batch in ("1:1:2", "1:1:1", "1:1:2"):
-        backends_builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=("sm86",)), batch)
+        builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=("sm86",)), batch)
     assert {built.count(name) for name in built if name.startswith("attn")} == {2}
     assert {built.count(name) for name in built if name.startswith("time")} == {1}, "what has no images is the same"
 
@@ -116,12 +117,12 @@ def test_engines_that_were_kept_are_not_used_for_another_range_of_images(half, t
 def test_static_engines_need_weights(tmp_path):
     folder = compiled("uvit_tiny_oddnfe", tmp_path / "e", link="static", weights=None)
     with pytest.raises(ArtefactError, match="has no weights yet: bind them with l2c link"):
-        backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
+        builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
 
 
 def test_a_twin_has_the_engines_that_the_artefact_has(half, tmp_path):
     shutil.copytree(half, tmp_path / "e")
-    backends_builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=("sm86", "sm120"), level=1), "1:1:1")
+    builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=("sm86", "sm120"), level=1), "1:1:1")
     manifest = store.read(tmp_path / "e")
     compile_twin(tmp_path / "e", manifest, tmp_path / "twin", cache=False)
     mine, other = (next(iter(store.read(tmp_path / name).builds.values())) for name in ("e", "twin"))
@@ -133,9 +134,9 @@ def test_builds_are_added_and_replaced_and_go_with_the_artefact(half, tmp_path):
     folder = tmp_path / "e"
     shutil.copytree(half, folder)
     said = []
-    one = backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)), report=said.append)
-    two = backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm89",)), report=said.append)
-    again = backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",), level=1), report=said.append)
+    one = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)), report=said.append)
+    two = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm89",)), report=said.append)
+    again = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",), level=1), report=said.append)
     assert len(one.builds) == 1
     assert not any("replace" in line for line in said)
     assert list(two.builds) != list(one.builds)
@@ -143,7 +144,7 @@ def test_builds_are_added_and_replaced_and_go_with_the_artefact(half, tmp_path):
     assert next(b.level for b in again.builds.values() if b.targets == ("sm86",)) == 1
     assert store.read(folder) == again
     most = again.batch
-    backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)), batch="1:1:1", report=said.append)
+    builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)), batch="1:1:1", report=said.append)
     assert f"replace those for 1 to {most} images, fastest at {most}: they are for 1 image" in said[-1]
     compile_artefact(case("dit_tiny_lowvar").options(folder))  # another artefact in its place
     assert not list(folder.glob("tensorrt*"))
@@ -152,18 +153,18 @@ def test_builds_are_added_and_replaced_and_go_with_the_artefact(half, tmp_path):
 def test_a_build_is_removed_with_its_files_and_nothing_else(half, tmp_path):
     folder, said = tmp_path / "e", []
     shutil.copytree(half, folder)
-    one = backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
-    both = backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm89",)))
+    one = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
+    both = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm89",)))
     (kept,), gone = one.builds, both.builds.keys() - one.builds.keys()
     with pytest.raises(UsageError, match=f"nope: .*e has no such build: it holds {kept}, {next(iter(gone))}$"):
-        backends_builds.remove(folder, [kept, "nope"])
+        builds.remove(folder, [kept, "nope"])
     assert store.read(folder) == both
     (folder / next(iter(both.builds[next(iter(gone))].engines.values()))).write_bytes(b"damaged")  # one reason to remove it
-    assert backends_builds.remove(folder, list(gone), said.append) == one
+    assert builds.remove(folder, list(gone), said.append) == one
     assert store.read(folder) == one
     assert {path.name for path in folder.glob("tensorrt*")} == {kept}
     assert re.fullmatch(rf".*e: \d\.\d MB removed; it holds {kept}", said[-1])
-    backends_builds.remove(folder, [kept], said.append)
+    builds.remove(folder, [kept], said.append)
     assert store.read(folder) == store.read(half)
     assert not list(folder.glob("tensorrt*"))
     assert said[-1].endswith("no build is left: l2c build adds one")
@@ -172,7 +173,7 @@ def test_a_build_is_removed_with_its_files_and_nothing_else(half, tmp_path):
 def test_a_damaged_plan_is_not_loaded(half, tmp_path):
     folder = tmp_path / "e"
     shutil.copytree(half, folder)
-    (made,) = backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",))).builds.values()
+    (made,) = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",))).builds.values()
     plan = folder / next(iter(made.engines.values()))
     data = bytearray(plan.read_bytes())
     data[len(data) // 2] ^= 1
@@ -196,15 +197,15 @@ def test_a_damaged_plan_is_not_loaded(half, tmp_path):
 )
 def test_wrong_wishes_are_refused(half, backend, settings, batch, message):
     with pytest.raises(UsageError, match=message):
-        backends_builds.build(half, backend, BuildSettings(**settings), batch)
+        builds.build(half, backend, BuildSettings(**settings), batch)
 
 
 def test_a_timing_cache_that_cannot_be_used_is_refused_before_the_work(half, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"timing_cache='t': tensorrt-rtx measures nothing when it builds: leave it out"):
-        backends_builds.build(half, "tensorrt-rtx", BuildSettings(), timing_cache=Path("t"))
-    monkeypatch.setattr(backends_builds, "Cuda", None)
+        builds.build(half, "tensorrt-rtx", BuildSettings(), timing_cache=Path("t"))
+    monkeypatch.setattr(builds, "Cuda", None)
     with pytest.raises(UsageError, match=r"timing_cache='.*/no/t': there is no folder .*/no: make it first"):
-        backends_builds.build(half, "tensorrt", BuildSettings(), timing_cache=tmp_path / "no" / "t")
+        builds.build(half, "tensorrt", BuildSettings(), timing_cache=tmp_path / "no" / "t")
 
 
 def test_what_was_measured_on_another_gpu_of_the_architecture_is_not_used(half, tmp_path, monkeypatch, empty_cache):
@@ -225,16 +226,16 @@ def test_what_was_measured_on_another_gpu_of_the_architecture_is_not_used(half, 
         def timing_cache(self):
             return card.encode()
 
-    monkeypatch.setattr(backends_builds, "Builder", Fake)
-    monkeypatch.setattr(backends_builds, "Cuda", lambda *_: SimpleNamespace(architecture="sm89", name=card))
+    monkeypatch.setattr(builds, "Builder", Fake)
+    monkeypatch.setattr(builds, "Cuda", lambda *_: SimpleNamespace(architecture="sm89", name=card))
     count = len(store.read(half).segments)
     for card, times in (("NVIDIA L4", 1), ("NVIDIA GeForce RTX 4090", 2), ("NVIDIA L4", 2)):
         folder = tmp_path / f"{card} {times}"
         shutil.copytree(half, folder)
-        backends_builds.build(folder, "tensorrt", BuildSettings())
+        builds.build(folder, "tensorrt", BuildSettings())
         assert built == [b""] * times * count
     shutil.rmtree(empty_cache / "plans")
-    backends_builds.build(folder, "tensorrt", BuildSettings())
+    builds.build(folder, "tensorrt", BuildSettings())
     assert built[2 * count :] == [b"NVIDIA L4"] * count
 
 

@@ -15,8 +15,6 @@ from folders import GOLDEN
 import l2c_export
 from l2c_export.artefact import store
 from l2c_export.backends import builds, units
-from l2c_export.backends import builds as backends_builds
-from l2c_export.backends import units as backends_units
 from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -34,7 +32,7 @@ def test_after_an_error_the_artefact_is_as_it_was(half, monkeypatch, empty_cache
 
     monkeypatch.setattr(Builder, "build", full)
     with pytest.raises(l2c_export.L2CError, match="No space left on device"):
-        backends_builds.build(half, "tensorrt-rtx", BuildSettings())
+        builds.build(half, "tensorrt-rtx", BuildSettings())
     assert store.read(half) == before
     assert not list(half.glob(".l2c-partial*"))
 
@@ -62,9 +60,9 @@ def test_the_command_needs_neither_torch_nor_onnx(half, tmp_path):
 def test_a_build_tells_how_far_it_is(half, tmp_path, empty_cache):
     folder, seen, done = tmp_path / "e", [], []
     shutil.copytree(half, folder)
-    backends_builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)), progress=lambda: done.append(len(seen)),
+    builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)), progress=lambda: done.append(len(seen)),
                    watch=lambda phase, share: seen.append((phase, share)))  # fmt: skip
-    assert len(done) == backends_units.count(store.read(folder))
+    assert len(done) == units.count(store.read(folder))
     for first, last in zip([0, *done], done, strict=False):
         shares = [share for _, share in seen[first:last]]
         assert shares[0] == 0

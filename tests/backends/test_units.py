@@ -8,36 +8,29 @@ import msgspec
 import pytest
 
 from l2c_export.artefact import store
-from l2c_export.backends import builds as backends_builds
-from l2c_export.backends import units as backends_units
-from l2c_export.backends import units as building
+from l2c_export.backends import builds, units
 from l2c_export.backends.ports import Range
 from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
-from l2c_export.runtime import decoder
 
 trt = pytest.importorskip("tensorrt_rtx")
 
 
 def test_engines_take_every_batch_from_one_image_to_the_compiled_one(half):
     made = store.read(half)
-    sizes = backends_builds.images(None, made)
-    units = backends_units.units(made, sizes)
+    sizes = builds.images(None, made)
+    found = units.units(made, sizes)
     calls, largest = len(made.calls), 2 * made.batch
     step = next(node.op for node in made.graphs[made.calls[0].graph].nodes if node.op.startswith("attn"))
     hoisted = next(node.op for node in made.graphs[made.prologue].nodes if node.op.startswith("modulation"))
-    assert units[step].ranges["R"] == (1, largest, largest)
-    assert units[hoisted].ranges["R"] == (1, calls * largest, calls * largest)
+    assert found[step].ranges["R"] == (1, largest, largest)
+    assert found[hoisted].ranges["R"] == (1, calls * largest, calls * largest)
     constant = next(node.op for node in made.graphs[made.constants].nodes if node.op.startswith("time"))
-    assert units[constant].ranges["R"] == (1, calls, calls)
+    assert found[constant].ranges["R"] == (1, calls, calls)
 
 
 def test_what_runs_before_the_loop_is_not_worth_tuning(half):
     made = store.read(half)
-    once = {
-        name.partition(".")[0]
-        for name, unit in backends_units.units(made, backends_builds.images(None, made)).items()
-        if unit.once
-    }
+    once = {name.partition(".")[0] for name, unit in units.units(made, builds.images(None, made)).items() if unit.once}
     assert once == {"time", "condition", "modulation"}
 
 
@@ -45,9 +38,9 @@ def test_what_runs_before_the_loop_is_not_worth_tuning(half):
 def test_a_build_for_gpus_has_an_engine_of_the_decoder(world, tmp_path, link):
     shutil.copytree(world.pictures(), tmp_path / "e")
     manifest = msgspec.structs.replace(store.read(tmp_path / "e"), link=link)
-    units = building.units(manifest, Range(1, 2, 2))
-    assert len(units) == building.count(manifest)
-    unit = units[decoder.NAME]
+    found = units.units(manifest, Range(1, 2, 2))
+    assert len(found) == units.count(manifest)
+    unit = found[units.DECODER]
     assert [port.at({axis: sizes.most for axis, sizes in unit.ranges.items()}) for port in unit.ports] == [(1, 4, 8, 8)]
     assert {sizes.least for sizes in unit.ranges.values()} == {1}, "what tiles leave over at an edge"
     builder = Builder("tensorrt-rtx", BuildSettings(targets=("sm86",)))

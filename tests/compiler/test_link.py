@@ -110,6 +110,12 @@ def test_a_fine_tune_of_another_model_is_refused(world, tmp_path):
             bind(tmp_path / "e", str(tmp_path / f"{name}.safetensors"))
 
 
+@pytest.fixture
+def engines(world, tmp_path) -> Path:
+    """An artefact with a decoder of one's own."""
+    return shutil.copytree(world.pictures(), tmp_path / "engines")
+
+
 def weights_of(folder: Path) -> bytes:
     return (folder / "weights.safetensors").read_bytes()
 

@@ -14,6 +14,13 @@ import l2c_export
 from l2c_export.errors import RunError
 
 
+@pytest.fixture
+def pipe():
+    """One of one's own: it may be closed."""
+    with l2c_export.load(GOLDEN) as loaded:
+        yield loaded
+
+
 def test_a_generation_may_go_on_in_another_thread(pipe):
     """As a server's worker threads take a stream's items; none of them waits for the generation that it is making."""
     want = [done.x.copy() for done in pipe.steps([1], None, pipe.noise(1, 0))]
@@ -28,12 +35,6 @@ def test_a_generation_may_go_on_in_another_thread(pipe):
         seen += second.submit(lambda: [done.x.copy() for done in loop]).result(100)
         assert same(waiting.result(100).latents, pipe([2]).latents)
     assert same(np.stack(seen), np.stack(want))
-
-
-@pytest.fixture
-def pipe():
-    with l2c_export.load(GOLDEN) as loaded:
-        yield loaded
 
 
 def test_threads_take_turns_and_get_what_one_alone_gets(pipe):

@@ -14,11 +14,12 @@ from recorded import latents
 
 import l2c_export
 from l2c_export.errors import RunError
-from l2c_export.runtime import loop
+from l2c_export.runtime import loop, pipeline
 
 
 @pytest.fixture
 def pipe():
+    """One of one's own: it may be closed."""
     with l2c_export.load(GOLDEN) as loaded:
         yield loaded
 
@@ -99,10 +100,8 @@ def test_a_block_ends_with_its_own_error_and_a_closed_pipeline(tiny):
 
 def test_buffers_of_one_batch_size_go_before_those_of_the_next_come(tiny, monkeypatch):
     """On a GPU that is full, both do not fit."""
-    from l2c_export.runtime import loop as runtime
-
-    pipe, alive, Loop = l2c_export.load(tiny[0], "onnxruntime"), [], runtime.Loop  # noqa: N806
-    monkeypatch.setattr(runtime, "Loop", lambda *given: alive.append(len(pipe._loops)) or Loop(*given))
+    pipe, alive = l2c_export.load(tiny[0], "onnxruntime"), []
+    monkeypatch.setattr(pipeline, "Loop", lambda *given: alive.append(len(pipe._loops)) or loop.Loop(*given))
     pipe([1])
     pipe([1, 2])
     pipe([1, 2], 1.0)

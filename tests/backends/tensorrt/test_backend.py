@@ -17,7 +17,7 @@ from fake_cuda import Error, FakeCudart
 
 import l2c_export
 from l2c_export.artefact import manifest
-from l2c_export.backends import builds as backends_builds
+from l2c_export.backends import builds
 from l2c_export.backends.choose import open_backend
 from l2c_export.backends.contract import Request, SegmentFile
 from l2c_export.backends.cuda import device
@@ -32,7 +32,7 @@ def test_of_several_builds_that_fit_the_newest_is_used(cudart, half, tmp_path):
     cudart.capability = 8, 6
     shutil.copytree(half, tmp_path / "e")
     for targets in (("sm86",), ("sm120", "sm86", "sm86"), ("sm86",)):
-        made = backends_builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=targets), batch="1:1:1")
+        made = builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=targets), batch="1:1:1")
         request = Request(folder=tmp_path / "e", builds=tuple(made.builds.values()), files=made.files)
         assert open_backend("tensorrt-rtx", request).backend._build.targets == tuple(sorted(set(targets), key=len))
     assert len(made.builds) == 2
@@ -41,7 +41,7 @@ def test_of_several_builds_that_fit_the_newest_is_used(cudart, half, tmp_path):
 def test_engines_are_not_linked_in_another_way_than_they_were_built(cudart, half, tmp_path, built):
     cudart.capability = 8, 6
     shutil.copytree(half, tmp_path / "e")
-    backends_builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=("sm86",)))
+    builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=("sm86",)))
     with pytest.raises(UsageError, match="link='static': the engines of tensorrt-rtx were built for link='shared'"):
         l2c_export.load(tmp_path / "e", "tensorrt-rtx", link="static")
 
@@ -96,7 +96,7 @@ def test_a_missing_library_is_named_with_its_extra(backend, module, monkeypatch)
 def test_without_a_driver_there_is_one_line(monkeypatch, half):
     failing = FakeCudart(driver=0, failing={"cudaGetDeviceCount": Error.cudaErrorInsufficientDriver})
     monkeypatch.setattr(device, "needs", lambda package, extra: failing)
-    for wish in (lambda: open_backend("tensorrt-rtx"), lambda: backends_builds.build(half, "tensorrt", BuildSettings())):
+    for wish in (lambda: open_backend("tensorrt-rtx"), lambda: builds.build(half, "tensorrt", BuildSettings())):
         with pytest.raises(BackendError, match="no GPU and driver on this machine"):
             wish()
 

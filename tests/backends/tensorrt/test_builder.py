@@ -10,11 +10,9 @@ import pytest
 from helpers import compiled
 
 from l2c_export.artefact import manifest, store
-from l2c_export.backends import builds as backends_builds
-from l2c_export.backends import units as backends_units
+from l2c_export.backends import builds, units
 from l2c_export.backends.ports import Port, Range
-from l2c_export.backends.tensorrt import builder as tensorrt_build
-from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
+from l2c_export.backends.tensorrt.builder import LEVEL, Builder, BuildSettings
 from l2c_export.backends.tensorrt.monitor import Interrupt, monitor
 from l2c_export.backends.tensorrt.pointwise import give_to_myelin
 from l2c_export.backends.tensorrt.types import MOVES, fix_interface, stated
@@ -129,7 +127,7 @@ def builder_of_8(monkeypatch, config, build):
     wrapped = Mock(wraps=builder._builder, build_serialized_network=build)
     vars(builder).update(_builder=wrapped, _cache=None, _trt=Like8(), strong=False)
     monkeypatch.setattr(builder, "_config", lambda: config)
-    monkeypatch.setattr(tensorrt_build, "state_types", lambda *_: None)
+    monkeypatch.setattr("l2c_export.backends.tensorrt.builder.state_types", lambda *_: None)
     return builder
 
 
@@ -147,11 +145,7 @@ def test_where_no_kernel_reads_a_tensor_as_it_is_the_interface_is_left_free(half
 
     builder = builder_of_8(monkeypatch, config, build)
     made = store.read(half)
-    unit = next(
-        unit
-        for name, unit in backends_units.units(made, backends_builds.images(None, made)).items()
-        if name.startswith("mul-add")
-    )
+    unit = next(unit for name, unit in units.units(made, builds.images(None, made)).items() if name.startswith("mul-add"))
     if able:
         assert builder.build(half / unit.file, unit.ports, unit.ranges) == b"plan"
     else:
@@ -163,9 +157,9 @@ def test_where_no_kernel_reads_a_tensor_as_it_is_the_interface_is_left_free(half
 def test_only_products_of_matrices_in_the_loop_are_tuned(half, monkeypatch):
     made, config, tuned = store.read(half), Mock(), set()
     builder = builder_of_8(monkeypatch, config, lambda *_: b"plan")
-    for name, unit in backends_units.units(made, backends_builds.images(None, made)).items():
+    for name, unit in units.units(made, builds.images(None, made)).items():
         builder.build(half / unit.file, unit.ports, unit.ranges, unit.once)
-        if config.builder_optimization_level == tensorrt_build.LEVEL:
+        if config.builder_optimization_level == LEVEL:
             tuned.add(name.partition(".")[0])
     assert tuned == {"embed", "attn-mul-add", "mlp-mul-add", "final"}
 
