@@ -106,7 +106,7 @@ def contest(
                 left_out.append(LeftOut(each.name, str(error)))
         rounds = rounds or enough(max(each.seconds for each in started))
         report(announced(started, rounds))
-        found = measure(started, rounds, random.Random(request.seed), progress(rounds))
+        found = measure(started, rounds, random.Random(request.seed), progress("measuring", rounds))
         measured = [finish(each, found.made[each.contender.name]) for each in started]
     return summed_up(str(folder), request, here, found.orders, found.others, measured, left_out)
 

@@ -109,8 +109,8 @@ def compile(
     - `hoist=False` and `fold=False` leave a pass out; `max_graphs` merges calls, which then compute more, never less.
     - `with_vae` adds the decoder of the pipeline, `vae` that of another folder, so that images come out.
     - `dump`: a folder for every stage of the compiler, as text.
-    - `report` is told in lines what is understood and done, by default the log; `progress` how many parts there are and, part
-      by part, that they are done; `watch` how far an engine is that takes long to build.
+    - `report` is told in lines what is understood and done, by default the log; `progress` which stage begins, how many
+      parts it has and, part by part, that they are done; `watch` how far an engine is that takes long to build.
 
     Raises L2CError, with nothing written: UsageError for a value, ScheduleError, ModelError or WeightsError for a file,
     ArtefactError for a folder that is not ours to write, BackendError for a library that is missing.
@@ -155,7 +155,7 @@ def build(
     progress: Progress = unseen,
     watch: Watch = unwatched,
 ) -> Artefact:
-    """Add engines to the artefact in `path`, for "tensorrt" on this GPU or for "tensorrt-rtx" on `targets`, such as "sm86".
+    """Add engines to the artefact in `path` for a `backend`: "tensorrt" on this GPU or "tensorrt-rtx" on `targets`, such as "sm86".
 
     It needs neither torch nor onnx.  `batch` is "MIN:OPT:MAX" images, by default 1 to what the artefact was compiled for;
     `level` (0 to 5) how long the library may search for fast kernels, and `timing_cache` a file for what it measured.
@@ -169,7 +169,7 @@ def build(
         targets=chosen, level=level, version_compatible=version_compatible, hardware_compatible=hardware_compatible
     )
     cache = None if timing_cache is None else Path(timing_cache)
-    step = progress(units.count(artefact.manifest))
+    step = progress("building engines", units.count(artefact.manifest))
     manifest = builds.build(artefact.path, backend, settings, batch, cache, report, step, watch)
     return Artefact(artefact.path, manifest)
 
@@ -184,7 +184,7 @@ def link(
     """Bind weights to the artefact in `path`, or swap them; nothing is exported or built again.
 
     `weights` is a checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or "random[:SEED]".  `report` is told of
-    assumptions and of engines that go, by default the log; `progress` of the number of tensors and of each that is written.
+    assumptions and of engines that go, by default the log; `progress` of the bytes that are written.
     Raises ArtefactError or WeightsError; the artefact keeps the weights that it had, after an error.
     """
     folder = Artefact.read(path).path

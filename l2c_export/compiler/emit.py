@@ -36,10 +36,10 @@ def bind_weights(folder: Path, source: Source, layout: Layout, report: Report, p
     path = folder / FILE
     if source.checkpoint:
         report(f"weights from {source.checkpoint.path}")
-        write(path, layout, source.checkpoint.tensors(shapes), progress(len(shapes)))
+        write(path, layout, source.checkpoint.tensors(shapes), progress("writing weights", layout.bytes))
     elif source.seed is not None:
         report(f"RANDOM weights, seed {source.seed}: good for latency, the images mean nothing")
-        write(path, layout, random.random(shapes, source.seed), progress(len(shapes)))
+        write(path, layout, random.random(shapes, source.seed), progress("writing weights", layout.bytes))
     else:
         report("no weights yet: bind them with l2c_export.link('ENGINES', weights='PATH')")
 

@@ -39,7 +39,7 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
             _check_training(folder, pipeline)
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
         layout = weights_layout.Layout(manifest.tensors, manifest.weight_types)
-        weights_layout.write(stage / weights_layout.FILE, layout, tensors, progress(len(manifest.tensors)))
+        weights_layout.write(stage / weights_layout.FILE, layout, tensors, progress("writing weights", layout.bytes))
         written = {weights_layout.FILE: integrity.info(stage / weights_layout.FILE)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)

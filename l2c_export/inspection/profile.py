@@ -128,7 +128,7 @@ def profile_pipeline(
     """Make `rounds` images of a batch, and sum up the one of median length."""
     if rounds < 1:
         raise UsageError(f"rounds={rounds}: must be at least 1")
-    step = progress(rounds)
+    step = progress("profiling", rounds)
     noise = pipe.noise(len(labels), seed)
     found = []
     for _ in range(rounds):

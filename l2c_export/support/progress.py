@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Step = Callable[[], object]  # told of every part that is done
-Progress = Callable[[int], Step]  # told of the number of parts before the first
+Step = Callable[..., object]  # told of every part that is done, or of the number of parts that are
+Progress = Callable[[str, int], Step]  # told what begins ("writing weights"), and how many parts it has
 Watch = Callable[[str, float], object]  # told of the phase that the present part is in, and the share of it that is done
 
 
-def unseen(parts: int) -> Step:
+def unseen(stage: str, parts: int) -> Step:
     """Progress that nobody looks at."""
     return unsaid
 
 
-def unsaid() -> None:
-    """A part that is done, of which nobody is told."""
+def unsaid(parts: int = 1) -> None:
+    """Parts that are done, of which nobody is told."""
 
 
 def unwatched(phase: str, share: float) -> None:

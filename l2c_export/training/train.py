@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..support.extras import needs
 from ..support.files import Report
 from ..support.log import logged
-from ..support.progress import Progress, unseen
+from ..support.progress import Progress, unsaid, unseen
 
 if TYPE_CHECKING:
     from .result import Summary
@@ -68,5 +68,5 @@ def train(
         guidance_scale=guidance_scale, precision=precision, device=device, checkpoint_every=checkpoint_every,
     )  # fmt: skip
     training = Training(options, report)
-    training.run(progress(training.left))
+    training.run(progress("training", training.left) if training.workers.leads else unsaid)
     return finish(training)

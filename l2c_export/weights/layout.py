@@ -77,10 +77,11 @@ def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> 
     """Write the file whole or not at all.  Raises WeightsError for NaN, infinite or overflowing values."""
     with replacing(path) as file:
         file.write(layout.header)
+        step(len(layout.header))
         for name, value in tensors:
             data = rounded(name, value, layout.types.of(name))
             file.write(data.data)
-            step()
+            step(data.nbytes)
 
 
 def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:

@@ -39,7 +39,7 @@ def export_bodies(family: Family, call: Graph, progress: Progress = unseen) -> d
     for node in call.nodes:
         if node.op not in PLAIN_OPS:
             kinds.setdefault(node.op, node)
-    step = progress(len(kinds))
+    step = progress("exporting operations", len(kinds))
     bodies: dict[str, onnx.ModelProto] = {}
     for op, node in kinds.items():
         bodies[op] = _cached(family, op, [call.values[i] for i in node.inputs])
