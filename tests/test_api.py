@@ -61,17 +61,17 @@ def test_a_compilation_returns_the_artefact(artefact, schedule):
 
 
 def test_a_compilation_tells_how_far_it_is(model, tmp_path):
-    said, parts = [], []
+    said, stages = [], {}
 
-    def progress(*what):
-        parts.append([what[-1], 0])
-        return lambda *done: parts[-1].__setitem__(1, parts[-1][1] + (done[0] if done else 1))
+    def progress(stage, parts):
+        stages[stage] = [parts, 0]
+        return lambda done=1: stages[stage].__setitem__(1, stages[stage][1] + done)
 
     l2c_export.compile("every:2", model=model, steps=4, weights="random:1", out=tmp_path / "e", report=said.append,
                        progress=progress)  # fmt: skip
     assert said[-1].startswith(f"{tmp_path / 'e'}: 0.")
-    assert len(parts) >= 2, "segments and weights"
-    assert all(total == done for total, done in parts)
+    assert list(stages) == ["exporting operations", "writing weights"]
+    assert all(done == parts > 0 for parts, done in stages.values())
 
 
 def test_an_artefact_stands_for_its_path(artefact):

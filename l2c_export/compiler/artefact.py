@@ -155,7 +155,7 @@ def build(
     progress: Progress = unseen,
     watch: Watch = unwatched,
 ) -> Artefact:
-    """Add engines to the artefact in `path`, for "tensorrt" on this GPU or for "tensorrt-rtx" on `targets`, such as "sm86".
+    """Add engines to the artefact in `path`: for the `backend` "tensorrt" on this GPU, or "tensorrt-rtx" on `targets` ("sm86").
 
     It needs neither torch nor onnx.  `batch` is "MIN:OPT:MAX" images, by default 1 to what the artefact was compiled for;
     `level` (0 to 5) how long the library may search for fast kernels, and `timing_cache` a file for what it measured.

@@ -15,7 +15,7 @@ import l2c_export
 from l2c_export.artefact import store
 from l2c_export.backends.choose import open_backend
 from l2c_export.errors import ArtefactError, UsageError
-from l2c_export.runtime.decoder import Decoder, in_tiles
+from l2c_export.runtime.decoder import Decoder, decode_tiles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +48,7 @@ def test_tiles_of_any_size_make_a_picture_of_its_size(tile, high):
     def repeat(part):
         return part.repeat(8, axis=2).repeat(8, axis=3)
 
-    assert np.abs(in_tiles(repeat, z, tile, 8) - repeat(z)).max() < 1e-5
+    assert np.abs(decode_tiles(repeat, z, tile, 8) - repeat(z)).max() < 1e-5
 
 
 @pytest.mark.parametrize("tile", [0, 2, 15, -16])
