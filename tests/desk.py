@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from l2c_export.cli import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 GOOD = "--schedule router.pt --model config.json --weights model.safetensors --out new"
