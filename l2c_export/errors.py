@@ -11,15 +11,11 @@
     └── RunError          the generation itself failed (NaN, out of memory)
 
 A message is one line: what was wrong with which value, and what to do about it.  It speaks Python: `threads=0: must be at
-least 1`, `give them as weights=..`, `run l2c_export.link('engines', weights='PATH')`.  The command line shows it through
-`on_command_line`, as `--threads 0: ..` and `run l2c link engines --weights PATH`.
+least 1`, `give them as weights=..`, `run l2c_export.link('engines', weights='PATH')`.  The command line says it in its own
+words (cli/spoken.py), as `--threads 0: ..` and `run l2c link engines --weights PATH`.
 """
 
 from __future__ import annotations
-
-import ast
-import re
-import shlex
 
 
 class L2CError(Exception):
@@ -69,61 +65,6 @@ class MissingExtra(BackendError):
 
 class RunError(L2CError):
     """A generation failed: a NaN, a callback's bad latents, no memory."""
-
-
-OPTIONS = frozenset({
-    "against", "atol", "backend", "batch", "cache", "checkpoint_every", "class_labels", "data", "device", "dump",
-    "fold", "fp32", "golden", "guidance", "guidance_scale", "hardware_compatible", "hoist", "images", "iterations",
-    "lambda_", "level", "link", "lr", "max_graphs", "model", "out", "precision", "rounds", "rtol", "sampler",
-    "schedule", "seed", "steps", "target_reduction", "targets", "threads", "threshold", "tile", "timing_cache", "vae",
-    "verify", "version_compatible", "weights", "with_vae",
-})  # fmt: skip
-SPELLED = {"class_labels": "class-label", "lambda_": "lambda", "level": "optimization-level", "targets": "target"}
-TEXT = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-ARGUMENT = re.compile(rf"(?<![\w.])({'|'.join(sorted(OPTIONS, key=len, reverse=True))})=({TEXT}|\.\.|[-+]?\w(?:[\w.+-]*\w)?)")
-CALL = re.compile(rf"l2c_export\.(\w+)(\((?:[^()'\"]|{TEXT})*\))?")
-
-
-def on_command_line(message: str) -> str:
-    """A message of this package in the words of the command line: arguments become options, calls become commands.
-
-    `batch=4` is `--batch 4`, `weights=..` (any) is `--weights`, `with_vae=True` is `--with-vae`, `cache=False` is `--no-cache`;
-    `l2c_export.link('a b', weights='w.pt')` is `l2c link 'a b' --weights w.pt`, fit to be copied into a shell.
-    """
-    return ARGUMENT.sub(lambda found: _option(found[1], _value(found[2])), CALL.sub(_command, message))
-
-
-def _command(found: re.Match[str]) -> str:
-    """A call as the command that does the same."""
-    name = "l2c-export" if found[1] == "compile" else f"l2c {found[1]}"
-    if not found[2]:
-        return name
-    try:
-        call = ast.parse(f"call{found[2]}", mode="eval").body
-        assert isinstance(call, ast.Call)
-        words = [_word(value) for value in call.args]
-        return " ".join([name, *words, *(_option(str(each.arg), _word(each.value)) for each in call.keywords)])
-    except (SyntaxError, ValueError):  # a file's name, perhaps, that looks like one
-        return found[0]
-
-
-def _word(value: ast.expr) -> str:
-    return shlex.quote(printable(str(ast.literal_eval(value))))
-
-
-def _option(name: str, value: str) -> str:
-    option = f"--{SPELLED.get(name, name.replace('_', '-'))}"
-    if value == "False":
-        return "--trust" if name == "verify" else option.replace("--", "--no-", 1)
-    return option if value in ("..", "True") else f"{option} {value}"
-
-
-def _value(text: str) -> str:
-    """What a value is outside of Python."""
-    try:
-        return printable(ast.literal_eval(text)) if text[0] in "'\"" else text
-    except (SyntaxError, ValueError):
-        return text
 
 
 def printable(text: str) -> str:

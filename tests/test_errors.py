@@ -9,7 +9,12 @@ from click.testing import CliRunner
 
 import l2c_export
 from l2c_export.cli.main import l2c
-from l2c_export.errors import OPTIONS, SPELLED, on_command_line
+from l2c_export.cli.spoken import options_of, spoken
+
+
+def on_command_line(message):
+    group = l2c.make_context("l2c", ["run"])
+    return spoken(message, options_of(l2c.commands["run"].make_context("run", [], parent=group, resilient_parsing=True)))
 
 
 @pytest.mark.parametrize(("python", "shell"), [
@@ -39,15 +44,6 @@ def test_a_message_in_both_languages(python, shell):
 def test_what_a_message_tells_to_run_can_be_pasted():
     shown = on_command_line("run l2c_export.link(\"it's; rm -rf ~\", weights='w 1.pt')")
     assert shlex.split(shown.removeprefix("run ")) == ["l2c", "link", "it's; rm -rf ~", "--weights", "w 1.pt"]
-
-
-def test_every_option_is_one_of_a_command():
-    known = {
-        name for command in l2c.commands.values() for param in command.params for name in param.opts + param.secondary_opts
-    }
-    mine = {f"--{SPELLED.get(name, name.replace('_', '-'))}" for name in OPTIONS - {"verify"}}
-    assert mine <= known
-    assert "--trust" in known
 
 
 CALLS = {

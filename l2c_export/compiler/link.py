@@ -12,8 +12,8 @@ from ..artefact.manifest import FILE, Build, DecoderRecord, FileInfo, Manifest, 
 from ..errors import ArtefactError, MissingExtra, WeightsError
 from ..models.diffusers import model_index, pipeline_folder
 from ..models.diffusers.model_index import INDEX
-from ..samplers.reference import TRAINED, trained_otherwise
 from ..samplers.scheduler_config import check_noise
+from ..samplers.trained import TRAINED, trained_otherwise
 from ..schedules.schedule import Schedule
 from ..support.extras import needs
 from ..support.files import Report

@@ -15,8 +15,9 @@ from ..models.diffusers.model_index import config
 from ..models.diffusers.pipeline_folder import Folder
 from ..models.evidence import ModelRequest, architecture
 from ..models.family import Family
-from ..samplers.reference import SAMPLERS, unlike
+from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import KINDS, Scheduler, check_noise
+from ..samplers.trained import unlike
 from ..schedules import routers
 from ..schedules.rules import is_rule, mask_length, mask_rule
 from ..schedules.schedule import Schedule, content

@@ -6,14 +6,13 @@ this call saw and `noise` its (guided) prediction,
     next = c[0] base + c[1] x + c[2] noise.
 
 The tables are evaluated in float64 from the float32 or float64 noise schedule of the reference, and rounded to
-float32 once at the end.  `schedulers.py` has those of diffusers.
+float32 once at the end.  `diffusers.py` has those of diffusers.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -91,30 +90,6 @@ def _float32(*values: float) -> tuple[float, float, float]:
 
 
 SAMPLERS: dict[str, Callable[[int], tuple[Update, ...]]] = {"ddim": ddim, "dpm-solver++": dpm_solver_pp}
-# The training that they are for, in the words of a scheduler_config.json of diffusers, and what an option says that is absent.
-UNSAID = {
-    "prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "trained_betas": None,
-    "num_train_timesteps": 1000, "rescale_betas_zero_snr": False,
-}  # fmt: skip
-TRAINED = {
-    "ddim": UNSAID,
-    "dpm-solver++": {**UNSAID, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-}
-
-
-def unlike(sampler: str, config: Mapping[str, Any]) -> str:
-    """What of a scheduler's configuration tells that its model was trained otherwise than a sampler assumes; or nothing."""
-    return trained_otherwise(TRAINED[sampler], config)
-
-
-def trained_otherwise(trained: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The first option of a scheduler's configuration that tells of another training than `trained` does; or nothing."""
-    for option, usual in UNSAID.items():
-        value = usual if config.get(option) is None else config[option]
-        value = tuple(value) if isinstance(value, list) else value
-        if value != trained.get(option, usual):
-            return f"{option} = {value!r}"
-    return ""
 
 
 def updates(sampler: str, steps: int) -> tuple[Update, ...]:

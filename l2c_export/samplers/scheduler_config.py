@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from ..errors import ScheduleError
-from .reference import unlike
+from .trained import unlike
 
 Kind = Literal["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]
 DDIM, DPM, EULER = KINDS = ("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
