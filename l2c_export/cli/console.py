@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,10 +31,33 @@ INTERRUPTED = 130  # what a shell makes of Control-C
 
 
 def say(line: object) -> None:
-    """Logs and progress go to stderr, above a bar if there is one.  If nobody can read them, that is no reason to stop."""
+    """Logs and progress go to stderr, above a bar if there is one.  If nobody can read them, that is no reason to stop.
+
+    What speaks Python, `threads=1`, is said in the words of the command line.
+    """
+    ctx = click.get_current_context(silent=True)
+    text = spoken(str(line), options_of(ctx)) if ctx else str(line)
     with contextlib.suppress(OSError):
         echo = above() or functools.partial(click.echo, err=True)
-        echo(str(line))
+        echo(text)
+
+
+class Warnings(logging.Handler):
+    """What the package warns of is said, too; the rest of its log is for programs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextlib.contextmanager
+def warnings_said() -> Iterator[None]:
+    """Say warnings while a command runs."""
+    logger, handler = logging.getLogger("l2c_export"), Warnings(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def print_json(value: object) -> None:
@@ -156,7 +180,8 @@ class Command(Help):
         if sys.stderr is None:  # closed by whoever started this
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         try:
-            return super().invoke(ctx)
+            with warnings_said():
+                return super().invoke(ctx)
         except L2CError as error:
             if verbose:
                 traceback.print_exc()

@@ -71,4 +71,7 @@ link = option("--link", type=Choice(LINKS), help="Engines per segment or per cal
 
 def split_labels(given: Iterable[str], known: Collection[str]) -> list[str]:
     """The labels of "1,2,3"; a class name with a comma in it stays whole."""
-    return [each.strip() for label in given for each in ([label] if label in known else label.split(","))]
+    found: list[str] = []
+    for label in given:
+        found += [label] if label in known or "," not in label else [each.strip() for each in label.split(",")]
+    return found
