@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from .lessons import Draw, Lesson
 from .mixing import AsCompiled
-from .sampling import Trajectories
+
+if TYPE_CHECKING:
+    from .sampling import Trajectories
 
 SHARES = 10  # points of the curve
 
