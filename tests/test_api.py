@@ -43,7 +43,7 @@ def artefact(model, schedule, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipe(artefact):
-    return artefact.load(threads=1)
+    return artefact.load()
 
 
 # the functions
@@ -75,7 +75,7 @@ def test_a_compilation_tells_how_far_it_is(model, tmp_path):
 
 
 def test_an_artefact_stands_for_its_path(artefact):
-    assert l2c_export.load(artefact, threads=1).path == artefact.path
+    assert l2c_export.load(artefact).path == artefact.path
     assert l2c_export.inspect(artefact) == l2c_export.inspect(artefact.path)
     assert os.fspath(artefact) == str(artefact.path)
 
@@ -93,7 +93,7 @@ def test_pixels_are_images_unless_told_otherwise(pipe):
 
 
 def test_latents_stay_latents_where_there_is_no_decoder(tiny):
-    assert l2c_export.load(tiny[0], "onnxruntime", threads=1)([1]).images is None
+    assert l2c_export.load(tiny[0], "onnxruntime")([1]).images is None
 
 
 def test_what_was_made_is_saved(pipe, tmp_path):
@@ -124,7 +124,7 @@ def test_what_cannot_be_saved_there(pipe, tmp_path, name, says):
 
 
 def test_one_line_says_what_a_pipeline_is(artefact):
-    with artefact.load(threads=1) as pipe:
+    with artefact.load() as pipe:
         assert repr(pipe) == (
             "<Pipeline uvit: 50% of the sublayers in 4 calls, dpm-solver++ with 2 steps, fp32, onnxruntime on cpu, batch 2, "
             "guidance all 1.4>"
@@ -144,13 +144,13 @@ def test_a_verdict(artefact, pipe):
 
 
 def test_a_profile(artefact):
-    found = l2c_export.profile(artefact, rounds=1, threads=1)
+    found = l2c_export.profile(artefact, rounds=1)
     assert found.seconds == pytest.approx(sum(call.seconds for call in found.calls))
     assert found.artefact == str(artefact.path)
 
 
 def test_a_benchmark(artefact):
-    found = l2c_export.bench(artefact, against=["pytorch"], rounds=1, threads=1)
+    found = l2c_export.bench(artefact, against=["pytorch"], rounds=1)
     assert [each.name for each in found.contenders] == ["ours", "pytorch"]
 
 
@@ -180,7 +180,7 @@ def test_weights_are_linked(artefact, tmp_path):
     copy = shutil.copytree(artefact.path, tmp_path / "e")
     linked = l2c_export.link(copy, "random:9")
     assert linked.manifest.weights.random == 9
-    assert not np.array_equal(linked.load(threads=1)([1]).latents, artefact.load(threads=1)([1]).latents)
+    assert not np.array_equal(linked.load()([1]).latents, artefact.load()([1]).latents)
 
 
 def test_nothing_is_built_for_a_backend_that_loads_onnx(artefact):
@@ -235,7 +235,7 @@ def test_a_family_without_a_schedule():
 
 def test_the_log_names_what_was_done_and_how_long_it_took(artefact, caplog):
     with caplog.at_level(logging.DEBUG, "l2c_export"):
-        artefact.load(threads=1)([1, 2], output_type="latent")
+        artefact.load()([1, 2], output_type="latent")
     records = [record for record in caplog.records if record.name == "l2c_export"]
     assert [record.levelname for record in records] == ["INFO", "INFO", "DEBUG"]
     loaded, made, times = (record.getMessage() for record in records)

@@ -10,7 +10,7 @@ from recorded import close
 import l2c_export
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.pytorch.reference import Reference
-from l2c_export.verification.compare import summary, verify
+from l2c_export.verification.compare import compare, summary
 
 
 def trajectory(folder, chosen):
@@ -58,7 +58,7 @@ def test_merged_calls_compute_what_pytorch_computes(name, most, tmp_path):
     manifest = compile_artefact(chosen.options(folder, max_graphs=most))
     assert len({call.graph for call in manifest.calls}) <= most
     pipe = l2c_export.load(folder, backend="onnxruntime")
-    verdict = verify(pipe, Reference(folder, manifest, pipe.noise(2, 0), [1, 2], chosen.scale))
+    verdict = compare(pipe, Reference(folder, manifest, pipe.noise(2, 0), [1, 2], chosen.scale))
     assert verdict.passed, summary(verdict)
 
 

@@ -15,7 +15,7 @@ import l2c_export
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
 from l2c_export.pytorch.reference import Reference
-from l2c_export.verification.compare import verify
+from l2c_export.verification.compare import compare
 
 MODEL = GOLDEN / "v1" / "model.json"
 COMPUTED = [(0, 1, 2, 3), (0, 3), (0, 1, 2, 3), (2,)]  # of blocks.0.attn, blocks.0.mlp, blocks.1.attn, blocks.1.mlp
@@ -38,7 +38,7 @@ def test_from_a_schedule_to_latents(tmp_path):
     found = pipe(LABELS, SCALE, latents=noise).latents
     assert close(found, denoised(weights, noise, COMPUTED))
     assert not close(found, denoised(weights, noise, [(0, 1, 2, 3)] * 4)), "what is reused makes a difference"
-    assert verify(pipe, Reference(folder, manifest, noise, LABELS, SCALE)).passed
+    assert compare(pipe, Reference(folder, manifest, noise, LABELS, SCALE)).passed
 
 
 def random_weights() -> dict[str, np.ndarray]:

@@ -52,7 +52,7 @@ def bench(engines: Path, against: str | None, passes: bool, rounds: int | None, 
 
     check_places(save=save, html=html)
     if plot:
-        check_picture(plot)
+        check_picture(plot, "plot")
     with bars() as shown:
         result = measure(engines, against=against, passes=passes, rounds=rounds, images=images, guidance_scale=guidance_scale,
                          seed=seed, threads=threads, device=device, report=say, progress=shown.progress)  # fmt: skip

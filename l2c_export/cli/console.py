@@ -35,11 +35,15 @@ def say(line: object) -> None:
 
     What speaks Python, `threads=1`, is said in the words of the command line.
     """
-    ctx = click.get_current_context(silent=True)
-    text = spoken(str(line), options_of(ctx)) if ctx else str(line)
     with contextlib.suppress(OSError):
         echo = above() or functools.partial(click.echo, err=True)
-        echo(text)
+        echo(in_words(str(line)))
+
+
+def in_words(text: str) -> str:
+    """What a function of Python says, in the words of the command that runs."""
+    ctx = click.get_current_context(silent=True)
+    return spoken(text, options_of(ctx)) if ctx else text
 
 
 class Warnings(logging.Handler):

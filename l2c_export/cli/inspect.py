@@ -9,7 +9,7 @@ import click
 
 from ..errors import UsageError
 from .choices import DEVICES
-from .console import Command, print_json, say
+from .console import Command, in_words, print_json, say
 from .options import FILE, Choice, option
 from .tables import print_table
 
@@ -30,7 +30,7 @@ def inspect(path: Path, threshold: float | None, device: str | None, measure: bo
         from ..inspection.plot import schedule_heatmap
         from ..support.figure import check_picture
 
-        check_picture(plot)
+        check_picture(plot, "plot")
     found = look(path, threshold)
     if (device or measure) and found.artefact is None:
         raise UsageError(f"{path}: only an artefact has times: give the folder that l2c-export wrote")
@@ -48,7 +48,7 @@ def inspect(path: Path, threshold: float | None, device: str | None, measure: bo
     if as_json:
         print_json(found)
         return
-    print_table(found.title, found.table())
+    print_table(in_words(found.title), found.table())
     for line in found.notes():
         click.echo(line)
 

@@ -30,11 +30,11 @@ def write(figure: Any, path: Path) -> None:
     files.write(path, data.getvalue())
 
 
-def check_picture(path: Path) -> None:
-    """Refuse what `write` could not do, before a long measurement."""
+def check_picture(path: Path, option: str = "") -> None:
+    """Refuse what `write` could not do, before a long measurement.  Raises UsageError."""
     if path.suffix not in PICTURES:
-        raise UsageError(f"{path}: a picture is one of {', '.join(PICTURES)}")
-    files.check_place(path)
+        raise UsageError(f"{files.named(path, option)}: use one of {', '.join(PICTURES)}")
+    files.check_place(path, option)
 
 
 def clean(axes: Any) -> None:

@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def check_place(path: Path, option: str = "") -> None:
     """Refuse, before a long piece of work, a file that could not be written after it.  Raises UsageError."""
-    place = _named(path, option)
+    place = named(path, option)
     if not path.parent.is_dir():
         raise UsageError(f"{place}: there is no folder {path.parent}: make it first")
     if path.is_dir() or not os.access(path.parent if _is_replaced(path) else path, os.W_OK):
@@ -57,7 +57,7 @@ def write(path: Path, data: bytes, option: str = "") -> None:
             path.write_bytes(data)
     except OSError as error:
         reason = error.strerror or error
-        raise RunError(f"{_named(path, option)}: cannot be written: {reason}: choose another file") from None
+        raise RunError(f"{named(path, option)}: cannot be written: {reason}: choose another file") from None
 
 
 def make_folder(folder: Path, option: str = "") -> None:
@@ -65,10 +65,10 @@ def make_folder(folder: Path, option: str = "") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{_named(folder, option)}: cannot be written: {error.strerror}: choose another folder") from None
+        raise RunError(f"{named(folder, option)}: cannot be written: {error.strerror}: choose another folder") from None
 
 
-def _named(path: Path, option: str) -> str:
+def named(path: Path, option: str) -> str:
     """A path as the value of the parameter that asked for it."""
     return f"{option}={str(path)!r}" if option else str(path)
 

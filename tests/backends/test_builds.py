@@ -116,7 +116,7 @@ def test_engines_that_were_kept_are_not_used_for_another_range_of_images(half, t
 
 def test_static_engines_need_weights(tmp_path):
     folder = compiled("uvit_tiny_oddnfe", tmp_path / "e", link="static", weights=None)
-    with pytest.raises(ArtefactError, match="has no weights yet: bind them with l2c link"):
+    with pytest.raises(ArtefactError, match=r"has no weights yet: bind them with l2c_export.link"):
         builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
 
 
@@ -167,7 +167,7 @@ def test_a_build_is_removed_with_its_files_and_nothing_else(half, tmp_path):
     builds.remove(folder, [kept], said.append)
     assert store.read(folder) == store.read(half)
     assert not list(folder.glob("tensorrt*"))
-    assert said[-1].endswith("no build is left: l2c build adds one")
+    assert said[-1].endswith("no build is left: l2c_export.build adds one")
 
 
 def test_a_damaged_plan_is_not_loaded(half, tmp_path):

@@ -111,7 +111,7 @@ def test_choices_are_completed():
 
 def test_export_takes_the_parameters_of_python():
     """What an option is called in Python is how its errors find it."""
-    from l2c_export.compiler.compile import compile
+    from l2c_export.compiler.artefact import compile
 
     taken = set(inspect.signature(compile).parameters) - {"report", "progress", "watch"}
     assert taken == {param.name for param in export.params} - {"as_json", "verbose", "dry_run", "device", "calibrate"}

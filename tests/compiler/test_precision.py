@@ -110,7 +110,7 @@ def test_weights_that_are_not_numbers_are_named_in_every_type(dtype, bad):
 
 
 def test_what_bf16_cannot_hold_is_named_too():
-    with pytest.raises(WeightsError, match="1 values of w"):
+    with pytest.raises(WeightsError, match="1 value of w"):
         rounded("w", np.array([1, np.finfo(np.float32).max]), "bfloat16")
 
 
@@ -253,6 +253,6 @@ def test_weights_too_large_for_fp16_leave_no_artefact(tmp_path):
     tensors = load_file(case(CASE).path / "model.safetensors")
     tensors["blocks.1.attn.proj.bias"][3] = 7e4
     save_file(tensors, tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match=r"1 values of blocks\.1\.attn\.proj\.bias .*float16"):
+    with pytest.raises(WeightsError, match=r"1 value of blocks\.1\.attn\.proj\.bias .*float16"):
         compile_artefact(case(CASE).options(tmp_path / "e", precision="fp16", weights=str(tmp_path / "w.safetensors")))
     assert not (tmp_path / "e").exists()

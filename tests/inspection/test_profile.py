@@ -98,7 +98,7 @@ def test_kinds_of_engines():
 
 
 def test_wrong_requests_are_refused(tiny):
-    with pytest.raises(UsageError, match="--link maybe"):
+    with pytest.raises(UsageError, match="link='maybe'"):
         l2c_export.load(tiny[0], link="maybe")
     for words in (
         ["--rounds", "0"],

@@ -21,7 +21,7 @@ from l2c_export.errors import UsageError
 from l2c_export.models.diffusers import pipeline_folder
 from l2c_export.pytorch.reference import Reference
 from l2c_export.samplers.scheduler_config import DDIM
-from l2c_export.schedules import schedule
+from l2c_export.schedules.schedule import Schedule
 from l2c_export.verification import compare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,7 +101,7 @@ def test_the_cached_loop_is_that_of_diffusers_with_its_layers_driven_by_hooks(wo
     world, rng = worlds[name], np.random.default_rng(1)
     scheduler = pipeline_folder.read(world.folder).sampler()
     computed = [range(6) if n in (0, 4) else np.flatnonzero(rng.random(6) < 0.4).tolist() for n in range(STEPS)]
-    chosen = schedule.make("dit", scheduler.kind, STEPS, 6, computed, scheduler=scheduler)
+    chosen = Schedule.make("dit", scheduler.kind, STEPS, 6, computed, scheduler=scheduler)
     path = world.root / f"{name}.json"
     path.write_bytes(chosen.to_json())
     ours = l2c_export.load(world.compiled(str(path), steps=None))(LABELS, SCALE, latents=noise()).latents

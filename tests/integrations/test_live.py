@@ -56,7 +56,7 @@ def test_a_fine_tune_of_any_layer_has_other_weights(world, live, change):
     live.disable_l2c()
     with torch.no_grad():
         change(live.transformer.transformer_blocks[1].attn1.to_v.weight)
-    with pytest.raises(UsageError, match=r"other weights than .* \(blocks.1.attn.qkv.weight\): run l2c link"):
+    with pytest.raises(UsageError, match=r"other weights than .* \(blocks.1.attn.qkv.weight\): run l2c_export.link"):
         l2c_export.enable_l2c(live, world.compiled(precision="fp16"))
 
 
@@ -85,7 +85,7 @@ def test_what_was_not_compiled_is_refused(world, worlds, live, tmp_path):
     with pytest.raises(UsageError, match="compiled with guidance='first3', which no DiTPipeline has"):
         l2c_export.enable_l2c(live, world.compiled(guidance="first3"))
     other = small_pipeline(tmp_path / "other", "ddim", seed=5)
-    with pytest.raises(UsageError, match=r"other weights than .* run l2c link"):
+    with pytest.raises(UsageError, match=r"other weights than .* run l2c_export.link"):
         l2c_export.enable_l2c(other, world.compiled())
     l2c_export.enable_l2c(live, world.compiled())
     with pytest.raises(UsageError, match="num_inference_steps 50"):

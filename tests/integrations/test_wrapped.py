@@ -182,7 +182,7 @@ def fused_and_changed(pipe):
 
 
 OTHER = {
-    "LoRA": (adapted(size=1.0), r"adapter such as a LoRA \(transformer_blocks.1.attn1.to_q\).*merge it.*l2c link"),
+    "LoRA": (adapted(size=1.0), r"adapter such as a LoRA \(transformer_blocks.1.attn1.to_q\).*merge it.*l2c_export.link"),
     "merged but disabled LoRA": (adapted(merged=True, disable_adapters=True), "adapter such as a LoRA"),
     "no weights": (lambda pipe: pipe.transformer.to("meta"), "on the meta device"),
     "processor": (louder, "attention processor Louder"),
@@ -190,7 +190,7 @@ OTHER = {
     "patched": (patched, r"a forward of its own \(transformer_blocks.0.ff\)"),
     "quantised": (quantised, "call enable_l2c before quantising or layerwise casting"),
     "layerwise casting": (cast, "as float8_e4m3fn.* before quantising or layerwise casting"),
-    "fused and changed": (fused_and_changed, r"other weights .*blocks.1.attn.qkv.weight.*l2c link"),
+    "fused and changed": (fused_and_changed, r"other weights .*blocks.1.attn.qkv.weight.*l2c_export.link"),
     "data parallel": (lambda pipe: setattr(pipe, "transformer", nn.DataParallel(pipe.transformer)), "is a DataParallel"),
     "none": (lambda pipe: setattr(pipe, "transformer", None), "is a NoneType"),
     "activation": (lambda pipe: pipe.transformer.register_to_config(activation_fn="gelu"), "activation_fn = 'gelu'"),

@@ -158,7 +158,7 @@ def test_a_training_that_contradicts_its_tensors_is_refused(args, says):
 
 @pytest.mark.parametrize(("name", "other", "says"), [
     ("DiT-XL/2", dit.DiTArch(**TINY),
-     r"DiT-XL/2 \(depth 28, hidden_size 1152\) contradicts the w.pt \(depth 2, hidden_size 64\)"),
+     r"'DiT-XL/2' \(depth 28, hidden_size 1152\) contradicts the w.pt \(depth 2, hidden_size 64\)"),
     ("DiT-XL/2", dit.DiTArch(patch_size=4), "patch_size 2.*patch_size 4"),
     ("DiT-XL/2@512", dit.DiTArch(), "input_size 64.*input_size 32"),
     ("U-ViT-H/2", uvit.UViTArch(depth=20), "depth 28.*depth 20"),

@@ -53,7 +53,7 @@ def test_tiles_of_any_size_make_a_picture_of_its_size(tile, high):
 
 @pytest.mark.parametrize("tile", [0, 2, 15, -16])
 def test_tiles_that_cannot_be(world, tile):
-    with pytest.raises(UsageError, match=f"tile {tile}: must be a multiple of 2 pixels"):
+    with pytest.raises(UsageError, match=f"tile={tile}: must be a multiple of 2 pixels"):
         l2c_export.load(world.pictures(), tile=tile)  # before anything is generated
 
 

@@ -18,7 +18,7 @@ from l2c_export.runtime.images import to_images
 
 @pytest.mark.parametrize("kind", ["np", "pil"])
 def test_a_model_of_latents_makes_no_images(pipe, kind):
-    with pytest.raises(UsageError, match=f"output_type '{kind}'.*no decoder.*output_type=\"latent\""):
+    with pytest.raises(UsageError, match=f"output_type='{kind}'.*no decoder.*output_type=\"latent\""):
         pipe([1], output_type=kind)
     assert pipe([1]).images is None
 

@@ -35,7 +35,7 @@ def test_a_process_has_one_pool_of_threads_for_onnxruntime(pipe, tiny, monkeypat
 def test_a_busy_machine_is_told_where_threads_are_not_chosen(tiny, monkeypatch, caplog, share, threads, spins, told):
     """ONNX Runtime's threads keep their processors while they wait; the number is not changed, as other bits would come out."""
     monkeypatch.setattr(Watch, "share", lambda self: share)
-    monkeypatch.setattr("l2c_export.backends.onnxruntime.session.share_pool", lambda threads: 2 * spins)
+    monkeypatch.setattr("l2c_export.backends.onnxruntime.cpu.share_pool", lambda threads: 2 * spins)
     opened = open_backend("onnxruntime", Request(threads=threads))
     assert opened.backend.spins == spins
     monkeypatch.setattr("l2c_export.runtime.pipeline.open_backend", lambda *_: opened)

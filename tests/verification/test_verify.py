@@ -17,7 +17,7 @@ from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.link import bind
 from l2c_export.pytorch.reference import Reference, of_case
 from l2c_export.runtime.program import Bound
-from l2c_export.verification.compare import summary, verify
+from l2c_export.verification.compare import compare, summary
 from l2c_export.verification.error import Error, Tolerance
 from l2c_export.verification.locate import locate
 
@@ -44,7 +44,7 @@ def filling_call(manifest):
 
 def test_a_right_artefact_passes_at_the_default_tolerance(dit):
     pipe, reference, _ = dit
-    verdict = verify(pipe, reference)
+    verdict = compare(pipe, reference)
     assert verdict.passed
     assert verdict.place is None
     assert all(0 < check.fed.relative < 1e-5 and check.fed.psnr > 100 for check in verdict.calls)
@@ -57,7 +57,7 @@ def test_golden_cases_pass(name, link, tmp_path):
     chosen = case(name)
     compile_artefact(chosen.options(tmp_path / "e", link=link, backend="onnxruntime"))
     pipe = l2c_export.load(tmp_path / "e")
-    verdict = verify(pipe, of_case(chosen.path, tmp_path / "e", pipe.manifest))
+    verdict = compare(pipe, of_case(chosen.path, tmp_path / "e", pipe.manifest))
     assert verdict.passed, summary(verdict)
 
 
@@ -78,7 +78,7 @@ def test_a_stale_cache_is_found_in_the_call_that_reads_it(dit):
             slot[...] = before
 
     engines.append(own(forget))
-    verdict = verify(pipe, reference, STRICT, STRICT)
+    verdict = compare(pipe, reference, STRICT, STRICT)
     assert verdict.place.call == reader
     assert f"which call {filler} filled: that value is wrong or stale" in verdict.place.cause
 
@@ -93,7 +93,7 @@ def test_a_swapped_pair_of_rows_is_found_where_it_is_first_read(dit):
         rows[[0, 1]] = rows[[1, 0]]
 
     loop.hoisted.prologue[0].append(own(swap))
-    place = verify(pipe, reference, STRICT, STRICT).place
+    place = compare(pipe, reference, STRICT, STRICT).place
     assert (place.call, place.sublayer) == (2, "blocks.1.attn")
     assert f"it reads {wanted}, which was computed before the loop" in place.cause
 
@@ -107,7 +107,7 @@ def test_a_gate_applied_twice_is_found(dit):
         gate *= gate
 
     loop.hoisted.prologue[0].append(own(square))
-    place = verify(pipe, reference, STRICT, STRICT).place
+    place = compare(pipe, reference, STRICT, STRICT).place
     assert place.call == 0
     assert "blocks.2.mlp.gate" in place.cause
 
@@ -123,8 +123,8 @@ def test_one_weight_tensor_off_by_a_percent_is_found(dit, tmp_path):
     bind(folder, str(tmp_path / "wrong.safetensors"))
     pipe = l2c_export.load(folder)
     request = folder, pipe.manifest, pipe.noise(1, 0), [3], 3.0
-    assert verify(pipe, Reference(*request), STRICT, STRICT).passed
-    place = verify(pipe, Reference(*request, chosen.path / "model.safetensors"), STRICT, STRICT).place
+    assert compare(pipe, Reference(*request), STRICT, STRICT).passed
+    place = compare(pipe, Reference(*request, chosen.path / "model.safetensors"), STRICT, STRICT).place
     assert place.sublayer == "blocks.1.mlp"
     assert "blocks.1.mlp.fc1.weight" in place.cause
 
@@ -141,7 +141,7 @@ def test_an_overflow_of_fp16_is_found_where_it_first_appears(tmp_path):
         narrow = {"weights": str(tmp_path / "large.safetensors"), "precision": "fp16", "backend": "onnxruntime", **options}
         compile_artefact(chosen.options(tmp_path / "e", **narrow))
         pipe = faithful(tmp_path / "e")
-        return verify(pipe, Reference(tmp_path / "e", pipe.manifest, pipe.noise(1, 0), [3], 3.0))
+        return compare(pipe, Reference(tmp_path / "e", pipe.manifest, pipe.noise(1, 0), [3], 3.0))
 
     verdict = verified()
     assert not verdict.place.finite
@@ -193,7 +193,7 @@ def test_half_precision_does_not_excuse_an_error_of_a_tenth(dit, precision):
         loop.array(3, "x.next")[...] *= np.float32(1.1)
 
     loop.bound(3).append(own(wrong))
-    assert [check.passed for check in verify(pipe, reference).calls] == [True] * 3 + [False] + [True] * 3
+    assert [check.passed for check in compare(pipe, reference).calls] == [True] * 3 + [False] + [True] * 3
 
 
 def test_values_inside_a_call_are_never_allowed_more_than_its_latents():

@@ -94,7 +94,7 @@ def test_an_index_that_lies_is_refused(tmp_path):
     for content, says in (
         ("{", "weight_map is damaged"), ('{"weight_map": {"a": 1}}', "weight_map is damaged"),
         ('{"weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}', "b is not in one.safetensors"),
-        ('{"weight_map": {"a": "two.safetensors"}}', "two.safetensors: no such file"),
+        ('{"weight_map": {"a": "two.safetensors"}}', "two.safetensors': no such file"),
         ('{"weight_map": {"a": "x.safetensors.index.json"}}', "x.safetensors.index.json is not a checkpoint"),  # itself
         ('{"weight_map": {"a": "../one.safetensors"}}', ""),  # what lies elsewhere is not read
     ):  # fmt: skip

@@ -6,6 +6,7 @@ A GPU and its driver are stood in for; the library is the real one as far as it 
 from __future__ import annotations
 
 import gc
+import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -70,7 +71,7 @@ def backend_for(folder, build=None, **given):
 def test_engines_for_others_are_refused_with_both_sides_and_the_remedy(cudart, builds, found, tmp_path):
     remedy = f"run l2c_export.build({str(tmp_path)!r}, backend='tensorrt-rtx', targets='sm90')"
     with pytest.raises(
-        BackendError, match=f"the artefact has {found}, needed are {trt.__version__} for sm90: {remedy}"
+        BackendError, match=f"the artefact has {found}, needed are {trt.__version__} for sm90: {re.escape(remedy)}"
     ) as caught:
         open_backend("tensorrt-rtx", Request(folder=tmp_path, builds=builds))
     assert "\n" not in str(caught.value)
