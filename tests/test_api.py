@@ -221,7 +221,7 @@ def test_a_schedule_is_one_line(schedule):
 def test_a_schedule_is_drawn(schedule, tmp_path):
     schedule.plot(tmp_path / "x.svg")
     assert (tmp_path / "x.svg").stat().st_size > 1000
-    with pytest.raises(l2c_export.UsageError, match="a picture is one of"):
+    with pytest.raises(l2c_export.UsageError, match="use one of"):
         schedule.plot(tmp_path / "x.txt")
 
 
