@@ -204,7 +204,8 @@ def test_what_is_printed(written, result):
 # By its clock a call takes 40 ms; in a slow worker the fourth takes a tenth of the image longer.  It prints, as libraries do.
 PADDED = """
 import os, sys, types
-from l2c_export import pipeline, worker
+from l2c_export.benchmarks import worker
+from l2c_export.runtime import pipeline
 
 steps, clock = pipeline.Pipeline.steps, [0.0]
 
