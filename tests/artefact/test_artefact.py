@@ -247,7 +247,7 @@ def add(**extra):
 
 BAD = {
     "nan": (poison(np.nan), ["1 value of blocks.1.mlp.fc2.weight is NaN or infinite"]),
-    "inf": (poison(-np.inf), ["blocks.1.mlp.fc2.weight are NaN or infinite"]),
+    "inf": (poison(-np.inf), ["blocks.1.mlp.fc2.weight is NaN or infinite"]),
     "missing": (drop("pos_embed", "blocks.0.attn.proj.bias"), ["blocks.0.attn.proj.bias is missing", "pos_embed is missing"]),
     "extra": (add(lora__up=(2,)), ["lora.up is not part of the model"]),
     "shape": (add(blocks__2__attn__proj__bias=(7,)), ["blocks.2.attn.proj.bias has shape [7], the model needs [32]"]),

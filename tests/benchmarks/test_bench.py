@@ -194,7 +194,7 @@ def test_the_record_survives_json(result):
 def test_what_is_printed(written, result):
     text = written[1]
     for each in result.contenders:
-        assert re.search(rf"^ {each.name} ", text, re.MULTILINE)
+        assert re.search(rf"^{each.name} ", text, re.MULTILINE)
     assert f"ours is {result.attribution.total.value:.2f}x as fast as pytorch = runtime" in text
     assert result.machine.cpu in text
     assert f"torch {result.machine.versions['torch']}" in text
