@@ -24,12 +24,6 @@ CLASSES = range(10)
 ROUNDS = 9
 
 
-def computed(pipe: l2c_export.Pipeline) -> float:
-    """The share of sublayers that are computed."""
-    calls = pipe.manifest.calls
-    return sum(len(call.computed) for call in calls) / (len(calls) * len(pipe.manifest.model.sublayers))
-
-
 def seconds(pipes: list[l2c_export.Pipeline]) -> list[float]:
     """For one image, the median of interleaved rounds after a warm-up."""
     times: list[list[float]] = [[] for _ in pipes]
@@ -81,7 +75,7 @@ def main() -> None:
     pipes = [l2c_export.load(folder) for folder in args.engines]
     times = seconds(pipes)
     strips = [strip(pipe, args.seed) for pipe in pipes]
-    shares = [computed(pipe) for pipe in pipes]
+    shares = [pipe.manifest.computed_share for pipe in pipes]
     captions = [
         f"{'uncached' if share == 1 else f'cached, {share:.0%} computed'}\n{t:.3f} s an image"
         for share, t in zip(shares, times, strict=True)

@@ -27,6 +27,7 @@ from ..support.words import counted
 
 VERSION = 1
 FILE = "manifest.json"
+LINKS = ("shared", "static")
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,6 +53,10 @@ class Model(Record, frozen=True, kw_only=True):
     sublayers: tuple[str, ...]  # column -> name
     names: dict[str, int] | msgspec.UnsetType = msgspec.UNSET  # of the class labels
     assumed: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET  # of the architecture, where nothing said it
+
+    def usual_labels(self, count: int) -> list[int]:
+        """Labels for images of which it does not matter what they show."""
+        return [(207 + n) % self.labels for n in range(count)]
 
 
 class Guidance(Record, frozen=True, kw_only=True):
@@ -220,6 +225,16 @@ class Manifest(Record, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, builds=builds, files=files)
 
     @property
+    def bytes(self) -> int:
+        """The size of all its files but the manifest's own."""
+        return sum(file.bytes for file in self.files.values())
+
+    @property
+    def computed_share(self) -> float:
+        """Of all sublayers of all calls, 0..1."""
+        return computed_share(self.calls, len(self.model.sublayers))
+
+    @property
     def step_graphs(self) -> list[str]:
         """The graphs of the loop, by name; the others run before it."""
         return [name for name in self.graphs if name not in (self.constants, self.prologue)]
@@ -230,10 +245,12 @@ class Manifest(Record, frozen=True, kw_only=True):
         return sum(call.ends_step for call in self.calls)
 
 
+def computed_share(calls: Sequence[CallRecord], columns: int) -> float:
+    """The share of the sublayers, `columns` in each call, that these calls compute."""
+    return sum(len(call.computed) for call in calls) / (columns * len(calls))
+
+
 def image_range(images: Sequence[int]) -> str:
     """A build's `images` in words."""
     least, usual, most = images
     return counted(most, "image") if least == most else f"{least} to {counted(most, 'image')}, fastest at {usual}"
-
-
-LINKS = ("shared", "static")

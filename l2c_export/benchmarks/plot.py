@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..inspection.plot import heatmap, heatmap_size, label_calls
 from ..inspection.view import View
+from ..support.figure import DARK, GREY, OTHER, RIVAL, clean, new_figure, svg, write
 from ..support.words import counted
 from .contenders import OURS
 from .measured import times
 
 if TYPE_CHECKING:
     from .measured import Measured, Result
-from ..inspection.plot import heatmap, heatmap_size, label_calls
-from ..support.figure import DARK, GREY, OTHER, RIVAL, clean, new_figure, svg, write
 
 
 def bench_picture(result: Result, view: View, path: Path) -> None:

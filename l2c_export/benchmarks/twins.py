@@ -13,6 +13,7 @@ from ..artefact import store
 from ..artefact.manifest import FILE, Build, Manifest
 from ..errors import ArtefactError
 from ..schedules.schedule import Schedule
+from ..support.extras import needs_compiler
 from ..weights.layout import WEIGHTS
 from .contenders import BACKENDS, OURS, PYTORCH, TWINS, Contender
 
@@ -43,10 +44,7 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
     The twin's manifest names the model and the weights as the artefact's does: they are the same.  With the same caching it has
     the same graphs; raises ArtefactError where it has not.
     """
-    from ..support.extras import needs
-
-    needs("torch", "export")
-    needs("onnx", "export")
+    needs_compiler()
     from ..compiler.compile import compile_artefact
     from ..compiler.request import Options
 

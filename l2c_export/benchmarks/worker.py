@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from ..artefact import store
-from ..artefact.manifest import CallRecord, Manifest
+from ..artefact.manifest import CallRecord, Manifest, computed_share
 from ..errors import L2CError
 from ..support import machine
 from ..weights.layout import WEIGHTS
@@ -44,7 +44,7 @@ def load(task: Task) -> Loaded:
     """Load a contender into this process."""
     contender, request = task.contender, task.request
     manifest = store.read(Path(contender.folder), verify=False)
-    labels = [(207 + n) % manifest.model.labels for n in range(request.images)]
+    labels = manifest.model.usual_labels(request.images)
     scale = manifest.guidance.scale if request.guidance_scale is None else request.guidance_scale
     return (_engines if contender.runtime == "engines" else _pytorch)(task, manifest, labels, scale)
 
@@ -68,7 +68,7 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
 
     return Loaded(
         settings=msgspec.structs.replace(settings, device=request.device or "cuda") if on_gpu else settings,
-        artefact_bytes=sum(file.bytes for file in manifest.files.values()),
+        artefact_bytes=manifest.bytes,
         image=on_its_clock if on_gpu else lambda: call_by_call(pipe.steps(labels, scale, noise)),
         overhead=lambda: profile.record(pipe, labels, scale, noise).overhead,
     )
@@ -112,7 +112,7 @@ def _settings(
         passes=manifest.passes,
         link=manifest.link,
         schedule=hashlib.sha256(msgspec.json.encode(computed)).hexdigest(),
-        computed=sum(map(len, computed)) / (len(calls) * len(manifest.model.sublayers)),
+        computed=computed_share(calls, len(manifest.model.sublayers)),
         weights=manifest.files[WEIGHTS].sha256,
         random_weights=manifest.weights.random is not None,
         model=manifest.model.name or manifest.model.family,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from ..support.extras import needs
+from ..support.extras import needs_compiler
 from .choices import BACKENDS, DEVICES, GUIDANCE, LINKS, PRECISIONS
 from .console import Command, print_json, say
 from .options import FOLDER, Choice, group, option, samplers
@@ -65,8 +65,7 @@ from .tables import print_table
 )
 def export(dry_run: bool, device: str | None, calibrate: bool, as_json: bool, **options: Any) -> None:
     """Compile a learned schedule and its diffusion transformer into engines."""
-    for package in ("torch", "onnx"):
-        needs(package, "export")
+    needs_compiler()
     if device and calibrate:
         raise UsageError(f"--device {device}: --calibrate is for this machine: use one of the two")
     if dry_run:

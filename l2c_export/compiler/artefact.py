@@ -19,7 +19,7 @@ from ..errors import UsageError
 from ..runtime.pipeline import Pipeline, load
 from ..runtime.request import folder
 from ..schedules.schedule import Schedule
-from ..support.extras import needs
+from ..support.extras import needs_compiler
 from ..support.files import Report
 from ..support.log import logged
 from ..support.progress import Progress, Watch, unseen, unwatched
@@ -45,7 +45,7 @@ class Artefact:
     @property
     def bytes(self) -> int:
         """The size of all its files."""
-        return sum(file.bytes for file in self.manifest.files.values())
+        return self.manifest.bytes
 
     @property
     def random_weights(self) -> bool:
@@ -115,8 +115,7 @@ def compile(
     Raises L2CError, with nothing written: UsageError for a value, ScheduleError, ModelError or WeightsError for a file,
     ArtefactError for a folder that is not ours to write, BackendError for a library that is missing.
     """
-    for package in ("torch", "onnx"):
-        needs(package, "export")
+    needs_compiler()
     from .compile import compile_artefact
 
     options = options_of(

@@ -15,7 +15,7 @@ from ..models.diffusers.model_index import INDEX
 from ..samplers.scheduler_config import check_noise
 from ..samplers.trained import TRAINED, trained_otherwise
 from ..schedules.schedule import Schedule
-from ..support.extras import needs
+from ..support.extras import needs, needs_compiler
 from ..support.files import Report
 from ..support.progress import Progress, unseen
 from ..weights import layout, origin, random
@@ -65,7 +65,7 @@ def _check_training(folder: Path, pipeline: Path) -> None:
     """Refuse a model of other noise or another prediction than the artefact's loop is for.  Raises WeightsError."""
     config = model_index.config(pipeline / pipeline_folder.SCHEDULER)
     check_noise(model_index.read(pipeline / INDEX).part("scheduler"), str(pipeline / "scheduler"))
-    schedule = Schedule.from_json((folder / "schedule.json").read_bytes())
+    schedule = Schedule.read(folder / "schedule.json")
     trained = msgspec.structs.asdict(schedule.scheduler) if schedule.scheduler else TRAINED[schedule.sampler]
     if other := trained_otherwise(trained, config):
         raise WeightsError(
@@ -88,8 +88,7 @@ def _decoder(folder: Path, source: Path, manifest: Manifest) -> DecoderRecord | 
     if described.made_from == manifest.decoder.made_from:
         return None
     try:
-        needs("torch", "export")
-        needs("onnx", "export")
+        needs_compiler()
         needs("diffusers", "diffusers")
     except MissingExtra as error:
         raise ArtefactError(
@@ -100,7 +99,7 @@ def _decoder(folder: Path, source: Path, manifest: Manifest) -> DecoderRecord | 
 
 
 def _write_decoder(stage: Path, source: Path, decoder: DecoderRecord, manifest: Manifest, report: Report) -> FileInfo:
-    from ..compiler.onnx.decoder import write  # which needs torch
+    from .onnx.decoder import write  # which needs torch
 
     own = source / "vae"
     report(autoencoder.said(own, decoder))

@@ -12,7 +12,7 @@ from ..backends.choose import open_backend
 from ..backends.contract import Request
 from ..compiler.request import Options, options_of
 from ..schedules.schedule import Schedule
-from ..support.extras import needs
+from ..support.extras import needs_compiler
 from ..support.files import Report
 from ..support.log import logged
 from ..weights.layout import Layout
@@ -44,8 +44,7 @@ def dry_run(
     Nothing is written but the cache of exported segments.  `device` is "cpu", "h100", "rtx4090" or "orin"; `calibrate` exports
     the segments to a temporary folder and times them on this machine instead.  Raises what `compile` does.
     """
-    for package in ("torch", "onnx"):
-        needs(package, "export")
+    needs_compiler()
     return predict_both(options_of(schedule, **options), device, calibrate, report)
 
 

@@ -118,7 +118,7 @@ def profile(
     """
     pipe = load(path, backend, device, threads, link=link)
     report(f"backend: {pipe.backend}")
-    labels = pipe.labels([(207 + n) % pipe.manifest.model.labels for n in range(images)])
+    labels = pipe.labels(pipe.manifest.model.usual_labels(images))
     return profile_pipeline(pipe, labels, guidance_scale, seed, rounds, progress)
 
 

@@ -153,7 +153,7 @@ def of_artefact(manifest: Manifest) -> View:
         "prologue_weight_bytes": sum(weights[n] for n in (manifest.constants, manifest.prologue) if n),
         "cache_bytes": rows * sum(manifest.cache_bytes),
         "scratch_bytes": rows * max(sum(manifest.graphs[name].slot_bytes) for name in manifest.step_graphs),
-        "bytes": sum(f.bytes for f in manifest.files.values()),
+        "bytes": manifest.bytes,
         "builds": {
             name: {
                 "targets": list(build.targets),

@@ -124,12 +124,11 @@ class Pipeline:
     def __repr__(self) -> str:
         """The model, the share of its schedule, and how it runs, on one line."""
         manifest, model = self.manifest, self.manifest.model
-        computed = sum(len(call.computed) for call in manifest.calls) / (len(model.sublayers) * len(manifest.calls))
         guidance = f"guidance {manifest.guidance.mode} {manifest.guidance.scale:g}"
         name, calls = model.name or model.family, counted(len(manifest.calls), "call")
         state = ", closed" if self._program is None else ""
         return (
-            f"<Pipeline {name}: {computed:.0%} of the sublayers in {calls}, "
+            f"<Pipeline {name}: {manifest.computed_share:.0%} of the sublayers in {calls}, "
             f"{manifest.sampler} with {counted(manifest.steps_of_solver, 'step')}, {manifest.precision}, "
             f"{self.backend.partition(' ')[0]} on {self.device}, batch {manifest.batch}, {guidance}{state}>"
         )

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import ScheduleError, UsageError
 from .scheduler_config import DPM, EULER, Scheduler
-from .update import Table, Update
+from .update import Table, Update, float32
 
 Pair = tuple[float, float]  # of the latents, of the model's output
 
@@ -32,7 +32,7 @@ def _ddim(s: Scheduler, steps: int) -> Table:
         signal_next = signal[before] if before >= 0 else (1.0 if s.set_alpha_to_one else signal[0])
         data, noise = predictions(s, math.sqrt(signal_now), math.sqrt(1 - signal_now))
         x, out = (math.sqrt(signal_next) * d + math.sqrt(1 - signal_next) * n for d, n in zip(data, noise, strict=True))
-        updates.append(Update(float(t), _float32(0.0, x, out), True, math.sqrt(signal_now), math.sqrt(1 - signal_now)))
+        updates.append(Update(float(t), float32(0.0, x, out), True, math.sqrt(signal_now), math.sqrt(1 - signal_now)))
     return Table(tuple(updates))
 
 
@@ -46,7 +46,7 @@ def _euler(s: Scheduler, steps: int) -> Table:
     for n, t in enumerate(times.tolist()):
         _, noise = predictions(s, 1 / scales[n], sigmas[n] / scales[n])
         x, out = ((sigmas[n + 1] - sigmas[n]) * part / scales[n + 1] for part in noise)
-        update = _float32(0.0, x + scales[n] / scales[n + 1], out)
+        update = float32(0.0, x + scales[n] / scales[n + 1], out)
         updates.append(Update(t, update, True, 1 / scales[n], sigmas[n] / scales[n]))
     first = max(sigmas)
     spread = math.sqrt(first**2 + 1) if s.timestep_spacing == "leading" else first
@@ -68,10 +68,10 @@ def _dpm_solver(s: Scheduler, steps: int) -> Table:
         history = [points[n - k] for k in range(min(order, n + 1))]
         of_x, weights = _multistep(s, order, points[n + 1], history)
         if s.solver_order == 1:
-            coefficients = _float32(0.0, of_x + weights[0] * data[0], weights[0] * data[1])
+            coefficients = float32(0.0, of_x + weights[0] * data[0], weights[0] * data[1])
         else:
             padded = [*weights, *[0.0] * (s.solver_order - len(weights))]
-            coefficients = _float32(*data, of_x, *padded)
+            coefficients = float32(*data, of_x, *padded)
         updates.append(Update(float(t), coefficients, True, points[n].alpha, points[n].sigma))
     return Table(tuple(updates), history=s.solver_order - 1)
 
@@ -177,7 +177,3 @@ def _noise_to_data(kept: np.ndarray) -> np.ndarray:
 
 def _last_sigma(s: Scheduler, kept: np.ndarray) -> float:
     return 0.0 if s.final_sigmas_type == "zero" else float(_noise_to_data(kept[:1])[0])
-
-
-def _float32(*values: float) -> tuple[float, ...]:
-    return tuple(float(np.float32(v)) for v in values)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..errors import UsageError
-from .update import Update
+from .update import Update, float32
 
 OF_FAMILY = {"dit": "ddim", "uvit": "dpm-solver++"}  # what the references of these families sample with
 
@@ -41,7 +41,7 @@ def ddim(steps: int) -> tuple[Update, ...]:
     of_x = np.sqrt(before / alpha)
     of_noise = np.sqrt(1.0 - before) - np.sqrt(before) * np.sqrt(1.0 / alpha - 1.0)
     rows = zip(timesteps, of_x, of_noise, np.sqrt(alpha).tolist(), np.sqrt(1.0 - alpha).tolist(), strict=True)
-    return tuple(Update(float(t), _float32(0.0, x, e), True, *noised) for t, x, e, *noised in reversed(list(rows)))
+    return tuple(Update(float(t), float32(0.0, x, e), True, *noised) for t, x, e, *noised in reversed(list(rows)))
 
 
 def dpm_solver_pp(steps: int) -> tuple[Update, ...]:
@@ -74,19 +74,14 @@ def dpm_solver_pp(steps: int) -> tuple[Update, ...]:
         mid = time_of(lam_s + h / 2)
         a_m, sig_m, _ = at(mid)
         half, whole = a_m * -np.expm1(-h / 2), a_t * -np.expm1(-h)  # weights of the data prediction
-        first = _float32(0.0, sig_m / sig_s + half / a_s, -half * sig_s / a_s)
-        second = _float32(sig_t / sig_s, whole / a_m, -whole * sig_m / a_m)
+        first = float32(0.0, sig_m / sig_s + half / a_s, -half * sig_s / a_s)
+        second = float32(sig_t / sig_s, whole / a_m, -whole * sig_m / a_m)
         updates += [Update(_timestep(s), first, False, a_s, sig_s), Update(_timestep(mid), second, True, a_m, sig_m)]
     return tuple(updates)
 
 
 def _timestep(t: float) -> float:
     return float(np.float32(t) * np.float32(1000))
-
-
-def _float32(*values: float) -> tuple[float, float, float]:
-    base, x, noise = (float(np.float32(v)) for v in values)
-    return base, x, noise
 
 
 SAMPLERS: dict[str, Callable[[int], tuple[Update, ...]]] = {"ddim": ddim, "dpm-solver++": dpm_solver_pp}

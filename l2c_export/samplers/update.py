@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Update(NamedTuple):
     """One call of the sampler."""
@@ -21,3 +23,8 @@ class Table(NamedTuple):
     updates: tuple[Update, ...]
     history: int = 0  # how many earlier data predictions a call reads
     noise_scale: float = 1.0  # what the first latents are, in standard deviations
+
+
+def float32(*values: float) -> tuple[float, ...]:
+    """Coefficients, rounded once from float64."""
+    return tuple(float(np.float32(value)) for value in values)

@@ -27,6 +27,12 @@ def needs(package: str, extra: str) -> ModuleType:
         raise BackendError(f"{root} is installed, but does not load: {' '.join(str(error).split())}: mend it first") from None
 
 
+def needs_compiler() -> None:
+    """What compiling takes.  Raises MissingExtra."""
+    for package in ("torch", "onnx"):
+        needs(package, "export")
+
+
 @contextlib.contextmanager
 def unreported() -> Iterator[None]:
     """ONNX Runtime and OpenVINO decide on import whether they report their use, unless the user's environment has: not to.

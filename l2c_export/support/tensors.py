@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
+from .words import first_line
 
 FLOATS = ("torch.float16", "torch.float32", "torch.float64")  # that numpy has, too
 
@@ -33,7 +34,7 @@ def on_host(value: Any) -> Any:
         unsupported = tensor.is_floating_point() and str(tensor.dtype) not in FLOATS
         return (tensor.float() if unsupported else tensor).numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise UsageError(f"a tensor of PyTorch that numpy cannot read: {str(error).partition(chr(10))[0]}") from None
+        raise UsageError(f"a tensor of PyTorch that numpy cannot read: {first_line(error)}") from None
 
 
 def scalar(value: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import UsageError
 from ..models.family import Family
 from ..support import file_kind
+from ..support.words import first_line
 
 REMEDY = "give an .npz with `latents` or `images`, and `labels`, or a folder of features and labels"
 FEATURES, LABELS = "features", "labels"  # how the names of fast-DiT's folders end
@@ -66,7 +67,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0].partition(" If you trust")[0] if str(error) else type(error).__name__
+    return first_line(error).partition(" If you trust")[0]
 
 
 def without_axis(values: np.ndarray, family: Family) -> np.ndarray:

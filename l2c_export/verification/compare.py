@@ -99,8 +99,7 @@ def _reference(pipe: pipeline.Pipeline, class_labels: Labels | None, guidance_sc
     manifest = pipe.manifest
     if golden:
         return of_case(golden, pipe.path, manifest, weights)
-    usual = [(207 + n) % manifest.model.labels for n in range(manifest.batch)]
-    labels = usual if class_labels is None else pipe.labels(class_labels)
+    labels = manifest.model.usual_labels(manifest.batch) if class_labels is None else pipe.labels(class_labels)
     scale = request.scale(manifest.guidance, guidance_scale)
     return Reference(pipe.path, manifest, pipe.noise(len(labels), seed), labels, scale, weights)
 

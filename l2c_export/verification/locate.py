@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..artefact.manifest import Manifest
+from ..ir.dtypes import widened
 from ..ir.names import split_at
 from ..runtime import pipeline
 from ..runtime.loop import Loop
@@ -127,7 +128,7 @@ def is_hoisted(manifest: Manifest, name: str) -> bool:
 def as_float32(array: np.ndarray, manifest: Manifest, name: str) -> np.ndarray:
     """The numbers of a value; bfloat16 is kept as its 16 bits."""
     if manifest.values[split_at(name)[0]].dtype == "bfloat16":
-        return np.left_shift(array.astype(np.uint32), 16).view(np.float32)
+        return widened(array)
     return array
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 
 from ..errors import WeightsError
+from ..ir.dtypes import widened
 from ..support import file_kind
 from . import containers, pickled, torch_file
 from .layout import CODES, Shapes
@@ -87,18 +88,23 @@ def _tree(path: Path, allowed: tuple[file_kind.Kind, ...]) -> Any:
     return _safetensors(path) if kind == file_kind.SAFETENSORS else torch_file.load(path, WeightsError, "a checkpoint", REMEDY)
 
 
-def _sharded(path: Path) -> dict[str, Any]:
-    """Several files, of which an index says where every tensor is."""
+def weight_map(path: Path) -> dict[str, str]:
+    """The file of every tensor, as an index (JSON) says it.  Raises WeightsError for what is none."""
     try:
         text = file_kind.json_text(path)
         kind = file_kind.of_json(msgspec.json.decode(text))
         if kind not in (None, file_kind.INDEX):
             raise WeightsError(f"{path} is not a checkpoint: {kind.instead(REMEDY)}")
-        places = msgspec.json.decode(text, type=ShardIndex).weight_map
+        return msgspec.json.decode(text, type=ShardIndex).weight_map
     except OSError as error:
         raise WeightsError(f"weights={str(path)!r}: cannot be read: {error.strerror or error}: {REMEDY}") from None
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise WeightsError(f"{path}: weight_map is damaged: {error}: download or save it again") from None
+
+
+def _sharded(path: Path) -> dict[str, Any]:
+    """Several files, of which an index says where every tensor is."""
+    places = weight_map(path)
     files = {name: _tree(path.parent / Path(name).name, FILES) for name in sorted(set(places.values()))}
     for name, place in places.items():
         if not isinstance(files[place], Mapping) or name not in files[place]:
@@ -141,6 +147,5 @@ class _BFloat16:
     def read(self, name: str) -> np.ndarray:
         entry = self._entries[name]
         first, last = (self._start + offset for offset in entry["data_offsets"])
-        upper = np.frombuffer(bytes(self._memory[first:last]), "<u2").astype(np.uint32)
         shape: list[int] = entry["shape"]
-        return np.left_shift(upper, 16).view(np.float32).reshape(shape)
+        return widened(np.frombuffer(bytes(self._memory[first:last]), "<u2")).reshape(shape)

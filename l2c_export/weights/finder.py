@@ -10,11 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from ..errors import WeightsError
-from ..support.files import small
-from .checkpoint import ShardIndex
+from .checkpoint import weight_map
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = ("safetensors", "bin")  # what is preferred first
@@ -87,11 +84,7 @@ def path(place: Path) -> Path:
 
 def named(index: Path) -> list[str]:
     """The files that an index names, all of its own folder.  Raises WeightsError for one that is damaged."""
-    try:
-        places = msgspec.json.decode(small(index), type=ShardIndex).weight_map.values()
-    except (OSError, msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise WeightsError(f"{index}: weight_map is damaged: {error}: download or save it again") from None
-    return sorted({Path(place).name for place in places})
+    return sorted({Path(place).name for place in weight_map(index).values()})
 
 
 def files(folder: Path, file: WeightFile) -> list[Path]:

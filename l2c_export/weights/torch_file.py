@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import L2CError
+from ..ir.dtypes import widened
 from ..support import file_kind
 from . import pickled
 from .pickled import Global, Placeholder, Refused
@@ -81,7 +82,7 @@ class Tensor:
         values = self.array()
         if self.dtype != "bfloat16":
             return np.array(values, np.float32, order="C")
-        return np.asarray(np.left_shift(values.astype(np.uint32), 16)).view(np.float32)
+        return widened(values)
 
 
 @dataclass(eq=False)

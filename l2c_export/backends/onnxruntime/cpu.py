@@ -12,7 +12,7 @@ from ...support.machine import cores
 from ...support.words import counted
 from ..contract import Arrays, Backend, Nodes, Request, Run, SegmentFile
 from ..host import OnHost
-from .session import _once, linked_weights, ort, reason, share_pool
+from .session import _once, initialised, not_loaded, ort, reason, session_options, share_pool
 
 
 class OrtEngine:
@@ -75,18 +75,12 @@ class OrtBackend(OnHost):
         # packed copies of the weights would be one more copy per session
         options.add_session_config_entry("session.disable_prepacking", "1")
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
-        for name, value in values.items():
-            options.add_initializer(name, value)
-        return self._session(path, str(path), options, {**values, **linked_weights(options, path)})
+        return self._session(path, str(path), options, initialised(options, path, values))
 
     def _options(self) -> Any:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options = session_options(bool(self._shared_pool), self._threads)
         options.add_session_config_entry("session.use_env_allocators", "1")
-        if self._shared_pool:
-            options.use_per_session_threads = False
-        else:
-            options.intra_op_num_threads = self._threads
+        if not self._shared_pool:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
 
@@ -95,8 +89,7 @@ class OrtBackend(OnHost):
         try:
             return OrtEngine(ort.InferenceSession(model, options, **quiet), keep)
         except Exception as error:
-            what = (str(error) or repr(error)).splitlines()[0]
-            raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {what}") from None
+            raise not_loaded(path, error) from None
 
 
 @functools.cache

@@ -15,10 +15,11 @@ from typing import Any
 
 from ...errors import BackendError, RunError
 from ...support.extras import needs
+from ...support.words import first_line
 from ..contract import Arrays, Nodes, Request, Run, SegmentFile
 from ..cuda.device import SMALLER, Cuda
 from ..host import in_order
-from .session import linked_weights, share_pool
+from .session import initialised, not_loaded, session_options, share_pool
 
 ort = needs("onnxruntime", "onnxruntime-gpu")
 
@@ -57,7 +58,7 @@ class OrtCudaRun:
         try:
             self.engine.session.run_with_iobinding(self._binding, self._options)
         except Exception as error:
-            what = str(error).splitlines()[0]
+            what = first_line(error)
             remedy = f": {SMALLER}" if "allocate memory" in what else ""
             raise RunError(f"onnxruntime: {self.engine.name} did not run: {what}{remedy}") from None
 
@@ -91,8 +92,7 @@ class OrtCudaBackend:
             ort.OrtValue.ortvalue_from_shape_and_type([1], "float32", *self.where)
         except Exception as error:
             raise BackendError(
-                f"onnxruntime: its CUDA provider does not start: {str(error).splitlines()[0]}: "
-                "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+                f"onnxruntime: its CUDA provider does not start: {first_line(error)}: pip install 'onnxruntime-gpu[cuda,cudnn]'"
             ) from None
 
     def describe(self) -> str:
@@ -108,17 +108,11 @@ class OrtCudaBackend:
         device_weights = self.memory.weights(weights.__getitem__, new)
         self._weights |= {name: ort.OrtValue.from_dlpack(device_weights(name)) for name in new}
         values = {name: self._weights[name] for name in weights}
-        for name, value in values.items():
-            options.add_initializer(name, value)
-        return self._session(path, str(path), options, {**values, **linked_weights(options, path)})
+        return self._session(path, str(path), options, initialised(options, path, values))
 
     def _options(self) -> Any:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if share_pool(None):  # a process has one pool, which a pipeline on the CPU may have made
-            options.use_per_session_threads = False
-        else:
-            options.intra_op_num_threads = 1  # the host computes nothing but shapes
+        # a process has one pool, which a pipeline on the CPU may have made; the host computes nothing but shapes
+        options = session_options(bool(share_pool(None)), 1)
         options.enable_mem_pattern = False  # it would allocate in the second run, which may be one that is captured
         return options
 
@@ -136,7 +130,7 @@ class OrtCudaBackend:
             with small_workspace():
                 session = ort.InferenceSession(model, options, providers=self._providers(), enable_fallback=0)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error).splitlines()[0]}") from None
+            raise not_loaded(path, error) from None
         return OrtCudaEngine(self, session, path.name, keep)
 
     def sequence(self, runs: Sequence[Run]) -> Run:

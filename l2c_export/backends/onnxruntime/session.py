@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ...artefact.integrity import leaves
 from ...errors import BackendError
 from ...support.extras import needs
 from ...support.machine import cores
+from ...support.words import first_line
 from ...weights.layout import WEIGHTS
 
 ort = needs("onnxruntime", "onnxruntime")
@@ -23,7 +25,30 @@ _once = threading.Lock()  # what a process has once is made by one thread
 
 def reason(error: Exception) -> str:
     """One of ONNX Runtime's errors, which have no base of their own, in one line."""
-    return f"ONNX Runtime {ort.__version__}: {(str(error) or repr(error)).splitlines()[0]}"
+    return f"ONNX Runtime {ort.__version__}: {first_line(error)}"
+
+
+def not_loaded(path: Path, error: Exception) -> BackendError:
+    """The same, of a model that it does not take."""
+    return BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {first_line(error)}")
+
+
+def session_options(pooled: bool, threads: int) -> Any:
+    """Options without a word of ONNX Runtime's own; a session has the process's pool, or so many threads for itself."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if pooled:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def initialised(options: Any, path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a session of a whole graph its weights in place.  Keep what is returned as long as the session."""
+    for name, value in values.items():
+        options.add_initializer(name, value)
+    return {**values, **linked_weights(options, path)}
 
 
 def linked_weights(options: Any, path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ...artefact.manifest import DecoderRecord
 from ...errors import ModelError
 from ...models.diffusers.model_index import AUTOENCODER
 from ...support.extras import needs
+from ...support.words import first_line
 from ...weights import finder
 from .export import quiet
 from .opset import EXPORTED, downgrade
@@ -110,4 +111,4 @@ def _reason(error: Exception) -> str:
     """An error of another library in one line, the last cause where there are several."""
     while error.__cause__ and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...artefact.manifest import Manifest
 from ...errors import UsageError
+from ...ir.dtypes import widened
 from ...models.diffusers.tensor_names import TransformerConfig, renamed, shape_of
 from ...runtime import pipeline, program, request
 from ...samplers.scheduler_config import Scheduler
@@ -153,7 +154,7 @@ def _device(pipe: Any) -> Any:
 
 
 def _compiled_scheduler(folder: Path, manifest: Manifest) -> Scheduler:
-    scheduler = Schedule.from_json((folder / "schedule.json").read_bytes()).scheduler
+    scheduler = Schedule.read(folder / "schedule.json").scheduler
     if not scheduler or manifest.guidance.mode == "first3":
         option = f"guidance={manifest.guidance.mode!r}" if scheduler else f"sampler={manifest.sampler!r}"
         raise UsageError(f"{folder} was compiled with {option}, which no DiTPipeline has: compile its folder with model=..")
@@ -175,7 +176,7 @@ def _check_transformer(transformer: Any, manifest: Manifest, folder: Path) -> No
         array = view(name)
         own_rounding = ROUNDING["bfloat16" if array.dtype == np.uint16 else str(array.dtype)]
         if array.dtype == np.uint16:
-            array = np.left_shift(array.astype(np.uint32), 16).view(np.float32)
+            array = widened(array)
         other = weights.read(name)
         if array.shape != other.shape or not np.allclose(array, other, rtol=max(own_rounding, rounding), atol=1e-6):
             raise UsageError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import L2CError, MissingExtra, ModelError, WeightsError
 from ...support.extras import needs
+from ...support.words import first_line
 from ...weights import finder
 from . import model_index, tensor_names
 from .model_index import CONFIG, INDEX
@@ -125,7 +126,7 @@ def _in_one_line(repository: str) -> Iterator[None]:
             f"unknown model {repository!r}: no such folder, and not whole in the hub's cache, with HF_HUB_OFFLINE set: {fetch}"
         ) from None
     except errors.LocalEntryNotFoundError as error:  # of a download that was cut off
-        raise ModelError(f"{repository!r}: the download was cut off ({_first_line(error)}): {fetch}") from None
+        raise ModelError(f"{repository!r}: the download was cut off ({first_line(error)}): {fetch}") from None
     except errors.EntryNotFoundError:
         raise ModelError(
             f"{repository!r} is no pipeline of diffusers (it has no {INDEX}): {model_index.KNOWN}; of another repository "
@@ -133,10 +134,6 @@ def _in_one_line(repository: str) -> Iterator[None]:
         ) from None
     except Exception as error:  # of the network library, which is another one in every release
         raise ModelError(
-            f"unknown model {repository!r}: no such folder, and the hub cannot be reached ({_first_line(error)}): {EXAMPLE}; "
+            f"unknown model {repository!r}: no such folder, and the hub cannot be reached ({first_line(error)}): {EXAMPLE}; "
             f"if it is one of the hub, {fetch}"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
