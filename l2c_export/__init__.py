@@ -1,6 +1,6 @@
 """Deploy diffusion transformers whose layers are cached by a learned schedule, without PyTorch.
 
-    artefact = l2c_export.compile("every:2", model="demo", out="engines/demo")
+    artefact = l2c_export.compile(model="demo", batch=2, out="engines/demo")
     pipe = l2c_export.load(artefact)
     pipe([3, 7], seed=0).save("digits.png")
 

@@ -293,3 +293,11 @@ def test_every_option_of_a_function_is_described():
         function = getattr(l2c_export, name)
         described = set(re.findall(r"\w+", function.__doc__ or ""))
         assert set(inspect.signature(function).parameters) - {"path", "report", "progress"} <= described, name
+
+
+def test_the_example_of_the_package_runs(tmp_path, own_cache):
+    """In a process of its own, as a user would begin."""
+    lines = [line.strip() for line in l2c_export.__doc__.splitlines() if line.startswith("    ")]
+    code = "\n".join(["import l2c_export", *lines])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (tmp_path / "digits.png").is_file()

@@ -63,7 +63,7 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     on_gpu = not generation.loop.memory.on_host
 
     def on_its_clock() -> Timed:
-        seconds = seconds_of(lambda: pipe(labels, scale, latents=noise))
+        seconds = seconds_of(lambda: pipe(labels, scale, latents=noise, output_type="latent"))
         return Timed(seconds, tuple(generation.loop.timed(noise, generation.labels, generation.guidance)))
 
     return Loaded(

@@ -58,7 +58,7 @@ def measured_calls(folder: Path) -> list[float]:
     from ..runtime import pipeline
 
     pipe = pipeline.load(folder)
-    pipe([0])
+    pipe([0], output_type="latent")
     seconds, before = [], time.perf_counter()
     for _ in pipe.steps([0], None, pipe.noise(1, 0)):
         seconds.append(time.perf_counter() - before)

@@ -14,6 +14,7 @@ import l2c_export
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
 from l2c_export.errors import UsageError
+from l2c_export.runtime.decoder import Decoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,6 +48,11 @@ def test_a_live_pipeline_lets_offloaded_models_go(world, live, monkeypatch):
     monkeypatch.setattr(diffusers.DiTPipeline, "maybe_free_model_hooks", lambda self: freed.append(self))
     l2c_export.enable_l2c(live, world.compiled())(LABELS)
     assert freed == [live]
+
+
+def test_a_live_pipeline_decodes_once_with_its_own_autoencoder(world, live, monkeypatch):
+    monkeypatch.setattr(Decoder, "__call__", lambda *_: pytest.fail("the artefact's decoder ran, too"))
+    assert l2c_export.enable_l2c(live, world.pictures())(LABELS, output_type="np").images.shape == (2, 16, 16, 3)
 
 
 @pytest.mark.parametrize("change", [lambda w: w.mul_(1.005), lambda w: w[-1].add_(0.01)])

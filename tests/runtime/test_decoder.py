@@ -9,11 +9,12 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from small_pipelines import LABELS
+from small_pipelines import LABELS, STEPS
 
 import l2c_export
 from l2c_export.artefact import store
 from l2c_export.backends.choose import open_backend
+from l2c_export.cli.inspect import measured_calls
 from l2c_export.errors import ArtefactError, UsageError
 from l2c_export.runtime.decoder import Decoder, decode_tiles
 
@@ -86,3 +87,8 @@ def test_a_loaded_decoder_is_found_from_anywhere_or_says_that_it_was_replaced(wo
     with pytest.raises(ArtefactError, match=r"decoder.onnx was replaced since the artefact was loaded: load it again"):
         pipes[2](LABELS, output_type="np")
     assert np.array_equal(pipes[0](LABELS, output_type="np").images, pictures[0])
+
+
+def test_measured_calls_decode_nothing(world, monkeypatch):
+    monkeypatch.setattr(Decoder, "__call__", lambda *_: pytest.fail("the decoder ran"))
+    assert len(measured_calls(world.pictures())) == STEPS

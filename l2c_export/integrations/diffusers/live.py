@@ -113,7 +113,7 @@ class Live:
         if pipe.vae is None and output_type != "latent":
             raise UsageError(f'output_type {output_type!r}: the pipeline has no vae: use output_type="latent"')
         noise = self._noise(pipe, len(numbers), generator)
-        latents = self.compiled(numbers, strength, latents=noise).latents
+        latents = self.compiled(numbers, strength, latents=noise, output_type="latent").latents
         if output_type == "latent":
             return sys.modules["torch"].from_numpy(latents)
         pixels = self._decode(pipe, latents)
