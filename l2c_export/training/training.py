@@ -13,7 +13,7 @@ from ..ir.dtypes import DTYPES
 from ..schedules import routers
 from ..support.files import Report, make_folder
 from ..support.progress import Step, unsaid
-from ..weights import layout, random
+from ..weights import layout, origin
 from . import state
 from .lessons import Curriculum, FromData, FromModel, Observer
 from .options import LAMBDA, TrainingOptions, TrainingTask, resolve, with_demo_files
@@ -103,9 +103,10 @@ def first_state(task: TrainingTask, rows: Tensor) -> State:
 def load_tensors(task: TrainingTask, precision: str, device: torch.device) -> dict[str, Tensor]:
     """The frozen weights in the given precision."""
     shapes, dtype = task.family.tensors(), getattr(torch, DTYPES[precision])
-    found = random.random(shapes, task.weights_seed) if task.checkpoint is None else task.checkpoint.tensors(shapes)
+    values = origin.tensors(shapes, task.checkpoint, task.weights_seed)
+    assert values is not None  # a task without a checkpoint has a seed
     made = {}
-    for name, value in found:
+    for name, value in values:
         layout.rounded(name, value, DTYPES[precision])  # names the tensor that does not fit
         made[name] = torch.from_numpy(np.ascontiguousarray(value)).to(device, dtype)
     return made

@@ -34,12 +34,12 @@ import l2c_export
 from l2c_export.artefact import integrity, store
 from l2c_export.artefact.manifest import Build
 from l2c_export.cli.main import l2c
-from l2c_export.compiler import link
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.link import bind
 from l2c_export.compiler.onnx import decoder as vae
 from l2c_export.compiler.request import Options
 from l2c_export.errors import ArtefactError, MissingExtra, WeightsError
+from l2c_export.support import extras
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -214,7 +214,7 @@ def test_without_torch_another_decoder_is_refused_and_nothing_changes(engines, t
     def missing(package: str, extra: str) -> None:
         raise MissingExtra(package, extra)
 
-    monkeypatch.setattr(link, "needs", missing)
+    monkeypatch.setattr(extras, "needs", missing)
     before = {path: path.read_bytes() for path in engines.rglob("*") if path.is_file()}
     with pytest.raises(
         ArtefactError, match=r"its decoder is not that of .*other, .*torch is not installed.*other/transformer, which"
