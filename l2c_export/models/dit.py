@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ModelError
+from ..ir.inputs import class_labels
 from ..samplers.reference import OF_FAMILY
 from . import layers
 from .family import Operation, Runner, check_sizes
@@ -63,6 +64,7 @@ class DiT:
         self.out_channels = arch.in_channels * (2 if arch.learn_sigma else 1)
         self.labels = arch.num_classes
         self.null_label = arch.num_classes if arch.class_dropout_prob > 0 else None
+        self.inputs = (class_labels(self.labels, self.null_label),)
         self.sublayers = tuple(f"blocks.{i}.{kind}" for i in range(arch.depth) for kind in ("attn", "mlp"))
         self.frequencies = layers.timestep_frequencies(128, arch.frequency_shift)
         self.embedders = [f"blocks.{i}." for i in range(arch.depth)] if arch.block_embeddings else [""]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..ir.graph import FP32
+from ..ir.inputs import RequestInput
 from ..support.words import counted
 from . import layers
 from .updates import UPDATES
@@ -55,6 +56,7 @@ class Family(Protocol):
     default_guidance: ClassVar[tuple[str, float]]
     arch: Any
     latent: tuple[int, int, int]  # channels, height, width
+    inputs: tuple[RequestInput, ...]  # what a request says besides the noise
     labels: int  # valid class labels are 0 .. labels-1
     null_label: int | None  # the label of the unconditional half, None without one
     sublayers: tuple[str, ...]  # router column -> value name

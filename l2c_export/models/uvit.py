@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ModelError
+from ..ir.inputs import class_labels
 from ..samplers.reference import OF_FAMILY
 from . import layers
 from .family import Operation, Runner, check_sizes
@@ -69,6 +70,7 @@ class UViT:
         self.latent = (arch.in_chans, arch.img_size, arch.img_size)
         self.labels = arch.num_classes - arch.null_class
         self.null_label = self.labels if arch.null_class else None
+        self.inputs = (class_labels(self.labels, self.null_label),)
         half = arch.depth // 2
         self.ins, self.outs = [f"in_blocks.{i}" for i in range(half)], [f"out_blocks.{i}" for i in range(half)]
         self.sublayers = tuple(f"{b}.{kind}" for b in (*self.ins, "mid_block", *self.outs) for kind in ("attn", "mlp"))

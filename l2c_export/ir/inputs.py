@@ -1,0 +1,105 @@
+"""What a request says of every image besides the noise: declared by the model's family, stored in the artefact.
+
+A class label is such an input, and so is the embedding of a text; nothing between the family and the request knows more of one
+than what is declared here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+CLASS_LABELS = "class_labels"
+LARGEST, LARGEST_FLOAT = 2**31, 3.4e38  # no axis is longer, no number is larger
+Inputs = Mapping[str, np.ndarray]  # the values of a request by the name of their input; the first axis counts images or rows
+
+
+class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An input of the model that a request gives: an array of `shape` for every image.
+
+    With `choices` they are whole numbers from 0 to choices - 1, of which some may have names.  `unconditional` is what stands
+    in its place where nothing is asked for, as one number or as all of the array's in order; guidance needs an input with one.
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dtype: Literal["int32", "float32"] = "float32"
+    known: Literal["request"] = "request"  # when: with the request, for all of its calls
+    choices: int | msgspec.UnsetType = msgspec.UNSET
+    names: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    unconditional: int | float | tuple[int | float, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def guides(self) -> bool:
+        """Whether a model can be told to do without it."""
+        return self.unconditional is not msgspec.UNSET
+
+    def without(self, images: int) -> np.ndarray:
+        """(images, *shape): what the unconditional half is given, for an input that guides."""
+        value = np.asarray(self.unconditional, self.dtype)
+        image = value if value.ndim == 0 else value.reshape(self.shape)
+        return np.broadcast_to(image, (images, *self.shape))
+
+    def usual(self, images: int) -> np.ndarray:
+        """(images, *shape) for pictures of which it does not matter what they show; image n's are the same in every batch."""
+        if self.choices:
+            numbers = np.arange(207, 207 + images) % self.choices
+            return np.broadcast_to(numbers.reshape(-1, *(1 for _ in self.shape)), (images, *self.shape)).astype(self.dtype)
+        if self.dtype == "int32":
+            return np.zeros((images, *self.shape), self.dtype)
+        return np.stack([np.random.default_rng(n).standard_normal(self.shape, np.float32) for n in range(images)])
+
+    def problem(self) -> str | None:
+        """What is wrong with the declaration, None if nothing is."""
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", self.name):
+            return f"an input is called {self.name[:100]!r}"
+        if not all(0 < size < LARGEST for size in self.shape) or math.prod(self.shape) >= LARGEST:
+            return f"the input {self.name!r} has the shape {self.shape}"
+        if self.choices is not msgspec.UNSET and not (0 < self.choices < LARGEST and self.dtype == "int32"):
+            return f"the input {self.name!r} of type {self.dtype} has {self.choices} choices"
+        if not all(0 <= number < (self.choices or 0) for number in (self.names or {}).values()):
+            return f"the input {self.name!r} has names of no choice"
+        return f"the unconditional value of {self.name!r} does not fit it" if self.guides and not self._fits() else None
+
+    def _fits(self) -> bool:
+        """Whether the unconditional value is one.  Of `choices` there may be one more for it."""
+        single = not isinstance(self.unconditional, tuple)
+        numbers: Any = (self.unconditional,) if single else self.unconditional
+        if self.dtype == "float32":
+            right = all(abs(n) <= LARGEST_FLOAT for n in numbers)
+        else:
+            least, most = (0, self.choices) if self.choices else (-LARGEST, LARGEST - 1)
+            right = all(least <= n <= most and n == int(n) for n in numbers)
+        return right and (single or len(numbers) == math.prod(self.shape))
+
+
+def class_labels(count: int, null: int | None) -> RequestInput:
+    """Labels 0 .. count-1, and the one of the unconditional half where the model has it."""
+    unconditional = msgspec.UNSET if null is None else null
+    return RequestInput(name=CLASS_LABELS, dtype="int32", choices=count, unconditional=unconditional)
+
+
+def guided(inputs: Sequence[RequestInput]) -> bool:
+    """Whether a model that takes these can be guided."""
+    return any(given.guides for given in inputs)
+
+
+def usual(inputs: Sequence[RequestInput], images: int) -> dict[str, np.ndarray]:
+    """A request for pictures of which it does not matter what they show."""
+    return {given.name: given.usual(images) for given in inputs}
+
+
+def names_of(inputs: Sequence[RequestInput]) -> dict[str, int]:
+    """The names of the first input's choices that have some."""
+    return next((given.names for given in inputs if given.names), {})
+
+
+def named(inputs: Sequence[RequestInput], names: Mapping[str, int]) -> tuple[RequestInput, ...]:
+    """The same inputs with these names, if there are any, for the choices of the first that has some."""
+    first = next((given.name for given in inputs if given.choices and names), None)
+    return tuple(msgspec.structs.replace(i, names=dict(names)) if i.name == first else i for i in inputs)
