@@ -86,7 +86,7 @@ def fixed_schedule(profile: tuple[int, ...], columns: int) -> Schedule:
 def compile_all(root: Path, names: list[str], model: str, profile: tuple[int, ...]) -> None:
     """An artefact for every contender; PyTorch takes its weights and its schedule from there."""
     first = l2c_export.compile("every:2", model=model, steps=2 * len(profile), weights="random:0", out=root / "weights")
-    schedule = fixed_schedule(profile, len(first.manifest.model.sublayers))
+    schedule = fixed_schedule(profile, len(first.manifest.denoiser.sublayers))
     common = {"model": model, "weights": first.path / "weights.safetensors"}
     wanted = {CONTENDERS[name].artefact: CONTENDERS[name].options for name in names}
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:

@@ -75,7 +75,7 @@ def main() -> None:
     pipes = [l2c_export.load(folder) for folder in args.engines]
     times = seconds(pipes)
     strips = [strip(pipe, args.seed) for pipe in pipes]
-    shares = [pipe.manifest.computed_share for pipe in pipes]
+    shares = [pipe.manifest.program().computed_share for pipe in pipes]
     captions = [
         f"{'uncached' if share == 1 else f'cached, {share:.0%} computed'}\n{t:.3f} s an image"
         for share, t in zip(shares, times, strict=True)

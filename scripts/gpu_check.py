@@ -181,7 +181,7 @@ def pytorch(args: argparse.Namespace) -> dict:
     for name in args.twins:
         folder = args.folder / name
         manifest = l2c_export.Artefact.read(folder).manifest
-        family = families.build(manifest.model.family, manifest.model.arch)
+        family = families.build(manifest.denoiser.family, manifest.denoiser.arch)
         weights = {n: w.cuda() for n, w in stored(folder, manifest).items()}
         for how in args.how:
             # CUDA graphs overwrite what they returned before, so only the loop without a cache can use them
@@ -192,7 +192,9 @@ def pytorch(args: argparse.Namespace) -> dict:
                 labels = torch.tensor([LABEL] * images + [family.null_label] * images, dtype=torch.int32, device="cuda")
                 strength = torch.tensor(manifest.guidance.channels(family.latent[0]), device="cuda").reshape(1, -1, 1, 1)
 
-                def image(d=denoiser, x=x, labels=labels, guidance=(SCALE - 1) * strength, calls=manifest.calls):
+                calls = manifest.program().calls
+
+                def image(d=denoiser, x=x, labels=labels, guidance=(SCALE - 1) * strength, calls=calls):
                     d(calls, x, labels, guidance)
                     torch.cuda.synchronize()
 

@@ -16,12 +16,12 @@ from l2c_export.backends.choose import Opened
 from l2c_export.backends.contract import SegmentFile
 from l2c_export.backends.host import OnHost
 from l2c_export.compiler.compile import compile_artefact
-from l2c_export.ir.graph import CACHE, LABEL, LOOP, ROW, TIME, WEIGHT, Graph, Node, Value
+from l2c_export.ir.graph import CACHE, PROLOGUE, REQUEST, STATE, TIME, WEIGHT, Graph, Node, Value
 from l2c_export.ir.names import split_at
+from l2c_export.runtime.loaded import load_engines
 from l2c_export.runtime.pipeline import Pipeline
-from l2c_export.runtime.program import load_program
 
-KINDS = {"w": WEIGHT, "t": TIME, "y": LABEL, "row": ROW}
+KINDS = {"w": WEIGHT, "t": TIME, "y": REQUEST, "row": PROLOGUE}
 
 
 def compiled(name: str, folder: Path, **options) -> Path:
@@ -51,7 +51,7 @@ def parse(text: str, sublayers: tuple[str, ...] = ()) -> Graph:
                 for prefix, k in KINDS.items()
                 if base == prefix or ((len(prefix) > 1 or prefix == "w") and base.startswith(prefix))
             ),
-            LOOP,
+            STATE,
         )
 
     nodes = tuple(Node(n.op_type, name(n.output[0]), tuple(map(name, n.input)), tuple(map(name, n.output))) for n in plain.node)
@@ -105,4 +105,4 @@ class FaithfulEngine:
 
 def faithful(folder: Path) -> Pipeline:
     backend = FaithfulBackend()
-    return Pipeline(load_program(folder, store.read(folder), backend), Opened(backend, "as asked"))
+    return Pipeline(load_engines(folder, store.read(folder), backend), Opened(backend, "as asked"))

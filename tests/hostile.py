@@ -23,7 +23,8 @@ import torch
 from onnx import TensorProto, helper
 
 from l2c_export.artefact import integrity, store
-from l2c_export.artefact.manifest import FILE, FileInfo, Manifest
+from l2c_export.artefact.manifest import FILE, Manifest
+from l2c_export.artefact.records import FileInfo
 from l2c_export.compiler.link import bind
 from l2c_export.inspection import view
 from l2c_export.models import lookup
@@ -358,20 +359,20 @@ def _external(folder: Path, which: str, location: str) -> str:
 
 def _changes(manifest: Manifest) -> dict[str, dict[str, object]]:
     replace = msgspec.structs.replace
-    calls, graphs, values = manifest.calls, manifest.graphs, manifest.values
+    calls, graphs, values = manifest.program().calls, manifest.program().graphs, manifest.program().values
     step, graph = calls[0].graph, graphs[calls[0].graph]
     last = calls[-1]
     name = next(iter(graph.slots))
     base = name.split("@")[0]
     huge = {n: replace(v, shape=(v.shape[0], *(2**30 for _ in v.shape[1:]))) for n, v in values.items()}
     return {
-        "huge-latents": {"model": replace(manifest.model, latent=(4, 2**20, 2**20))},
+        "huge-latents": {"model": replace(manifest.denoiser, latent=(4, 2**20, 2**20))},
         "huge-batch": {"batch": 2**62},
         "huge-values": {"values": huge},
-        "huge-cache": {"cache_bytes": (2**50,) * len(manifest.cache_bytes)},
+        "huge-cache": {"cache_bytes": (2**50,) * len(manifest.program().cache_bytes)},
         "huge-slot": {"graphs": {**graphs, step: replace(graph, slot_bytes=(2**50,) * len(graph.slot_bytes))}},
         "small-slot": {"graphs": {**graphs, step: replace(graph, slot_bytes=(4,) * len(graph.slot_bytes))}},
-        "small-cache": {"cache_bytes": (4,) * len(manifest.cache_bytes)},
+        "small-cache": {"cache_bytes": (4,) * len(manifest.program().cache_bytes)},
         "negative-slot": {"graphs": {**graphs, step: replace(graph, slots=dict.fromkeys(graph.slots, -1))}},
         "far-slot": {"graphs": {**graphs, step: replace(graph, slots=dict.fromkeys(graph.slots, 10**9))}},
         "smaller-value": {"values": {**values, base: replace(values[base], shape=(*values[base].shape[:-1], 1))}},
@@ -382,7 +383,7 @@ def _changes(manifest: Manifest) -> dict[str, dict[str, object]]:
         "other-graph": {"calls": (*calls[:-1], replace(last, graph="prologue"))},
         "far-cache": {"calls": (*calls[:-1], replace(last, reads=dict.fromkeys(last.reads, 10**6)))},
         "unread-cache": {"calls": (*calls[:-1], replace(last, reads={}))},
-        "tensors": {"tensors": {**manifest.tensors, "more": (2**40,)}},
+        "tensors": {"tensors": {**manifest.denoiser.tensors, "more": (2**40,)}},
         "rows": {"graphs": {**graphs, step: replace(graph, inputs=(*graph.inputs, "pos_embed[5:99999999999]"))}},
         "weights": {"files": {**manifest.files, "weights.safetensors": FileInfo(bytes=2**60, sha256="0" * 64)}},
     }

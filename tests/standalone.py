@@ -30,7 +30,7 @@ def denoise(
 ) -> np.ndarray:
     """Guided latents; whatever lives between two calls is in a dictionary."""
     manifest = store.read(folder)
-    graphs = {n: read(folder / g.file) for n, g in manifest.graphs.items()}
+    graphs = {n: read(folder / g.file) for n, g in manifest.program().graphs.items()}
 
     n = len(latents)
     index = np.arange(n, dtype=np.int32)
@@ -39,20 +39,20 @@ def denoise(
         "rows": np.tile(index, 2),
         "conditional": index,
         "unconditional": index + n,
-        "y": np.array([*labels, *[manifest.model.null_label] * n], np.int32),
+        "y": np.array([*labels, *[manifest.denoiser.null_label] * n], np.int32),
         "guidance": np.float32(scale - 1) * guided.reshape(1, -1, 1, 1),
     }
     rows = []
-    for call in manifest.calls:
+    for call in manifest.program().calls:
         known = {**given, "t": np.full(2 * n, call.timestep, np.float32)}
-        for before_the_loop in filter(None, (manifest.constants, manifest.prologue)):
+        for before_the_loop in filter(None, (manifest.program().constants, manifest.program().prologue)):
             known |= graphs[before_the_loop](known)
         rows.append(known)
     x = base = latents
     cache: dict[int, np.ndarray] = {}
-    for k, call in enumerate(manifest.calls):
+    for k, call in enumerate(manifest.program().calls):
         values = {"x": x, "base": base, "coefficients": np.array(call.coefficients, np.float32)}
-        for name in manifest.graphs[call.graph].inputs:
+        for name in manifest.program().graphs[call.graph].inputs:
             value, ahead = split_at(name)
             if name in call.reads:
                 values[name] = cache[call.reads[name]]

@@ -179,7 +179,7 @@ def test_weights_are_linked(artefact, tmp_path):
 
     copy = shutil.copytree(artefact.path, tmp_path / "e")
     linked = l2c_export.link(copy, "random:9")
-    assert linked.manifest.weights.random == 9
+    assert linked.manifest.denoiser.weights.random == 9
     assert not np.array_equal(linked.load()([1]).latents, artefact.load()([1]).latents)
 
 

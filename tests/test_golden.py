@@ -56,7 +56,7 @@ def test_merged_calls_compute_what_pytorch_computes(name, most, tmp_path):
     """Fewer graphs compute more than the schedule asks for, so PyTorch runs the schedule that the artefact has."""
     chosen, folder = case(name), tmp_path / "e"
     manifest = compile_artefact(chosen.options(folder, max_graphs=most))
-    assert len({call.graph for call in manifest.calls}) <= most
+    assert len({call.graph for call in manifest.program().calls}) <= most
     pipe = l2c_export.load(folder, backend="onnxruntime")
     verdict = compare(pipe, Reference(folder, manifest, pipe.noise(2, 0), [1, 2], chosen.scale))
     assert verdict.passed, summary(verdict)

@@ -14,7 +14,7 @@ from ..errors import ModelError
 from ..models.diffusers.model_index import AUTOENCODER, PIPELINE, config
 from ..weights import finder
 from .integrity import sha256
-from .manifest import DecoderRecord
+from .records import DecoderRecord
 
 FILE = "vae/decoder.onnx"
 

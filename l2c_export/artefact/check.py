@@ -6,17 +6,25 @@ The checksum tells damage; this tells a manifest that somebody, or a wrong relea
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from ..ir.dtypes import BYTES
 from ..ir.graph import Value
-from ..ir.names import rows_of, split_at
 from ..weights.layout import WEIGHTS, Layout
-from .manifest import CallRecord, GraphRecord, Manifest
+from .compiled import Compiled
+from .manifest import Manifest
+from .records import CallRecord, GraphRecord, Origin, SizeRecord
 
 LATENTS = "x.next"  # what every call makes
-# what the loop itself provides
-GIVEN = {LATENTS, "x", "base", "rows", "conditional", "unconditional", "guidance", "coefficients", "t", "y"}
+# what the loop itself provides, by where it comes from
+PROVIDED = {
+    "state": {"x", "base", "x.data"},
+    "index": {"rows", "conditional", "unconditional"},
+    "guidance": {"guidance"},
+    "coefficients": {"coefficients"},
+    "time": {"t"},
+    "request": {"y"},
+}
 LARGEST_FLOAT = 3.4e38
 MOST_HISTORY = 2  # DPM-Solver++ of order 3
 LARGEST = 2**31  # no axis of a model's tensor is longer
@@ -28,118 +36,163 @@ def problem(manifest: Manifest) -> str | None:
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:
-    yield from _model(manifest)
-    yield from (f"the value {name!r} has no usable type" for name, v in manifest.values.items() if not _usable(v))
-    yield from (f"the weight {n!r} has no usable shape" for n, s in manifest.tensors.items() if not all(map(_is_size, s)))
+    yield from _whole(manifest)
     yield from _files(manifest)
-    for name, graph in manifest.graphs.items():
-        yield from (f"graph {name}: {wrong}" for wrong in _graph(manifest, graph))
-    hoisted: set[str] = set()
-    for part, source in ((manifest.constants, "t"), (manifest.prologue, "y")):
-        if early := manifest.graphs.get(part or ""):
-            sources = {source, *hoisted, *(name for node in early.nodes for name in node.outputs)}
-            yield from (f"{part}: nothing makes {name!r}" for name in _values(manifest, early) if name not in sources)
-            hoisted |= set(early.outputs)
-    history = ("x.data",) if manifest.history else ()  # earlier data predictions
-    for index, call in enumerate(manifest.calls):
-        yield from (f"call {index}: {wrong}" for wrong in _call(manifest, call, {"t", *history, *hoisted}))
+    shapes = manifest.denoiser.tensors.items()
+    yield from (f"the weight {name!r} has no usable shape" for name, shape in shapes if not all(map(_is_size, shape)))
+    for name, size in manifest.denoiser.sizes.items():
+        yield from (f"size {name}: {wrong}" for wrong in _size(manifest, size))
+    for name, program in manifest.programs.items():
+        if name != str(program.steps) or program.size not in manifest.denoiser.sizes:
+            yield f"the program {name!r} has {program.steps} steps, and the size {program.size!r}"
+    for compiled in manifest.all_programs():
+        yield from (f"program {compiled.name}: {wrong}" for wrong in _program(compiled))
 
 
-def _model(manifest: Manifest) -> Iterator[str]:
-    counts = {"batch": manifest.batch, "steps": manifest.steps, "calls": len(manifest.calls), "labels": manifest.model.labels}
+def _whole(manifest: Manifest) -> Iterator[str]:
+    model = manifest.denoiser
+    counts = {"batch": manifest.batch, "programs": len(manifest.programs), "labels": model.labels}
     yield from (f"{name} is {count}" for name, count in counts.items() if not _is_size(count))
-    if not all(map(_is_size, manifest.model.latent)):
-        yield f"latents of shape {manifest.model.latent}"
-    if not 0 <= (manifest.model.null_label or 0) <= manifest.model.labels or manifest.weight_dtype not in BYTES:
-        yield f"null label {manifest.model.null_label}, weights of type {manifest.weight_dtype}"
-    if manifest.model.null_label is None and manifest.guidance.halves == 2:
+    if not 0 <= (model.null_label or 0) <= model.labels or model.weight_dtype not in BYTES:
+        yield f"null label {model.null_label}, weights of type {model.weight_dtype}"
+    if model.null_label is None and manifest.guidance.halves == 2:
         yield "guidance without a null label"
     if not math.isfinite(manifest.guidance.scale):
         yield f"guidance scale {manifest.guidance.scale}"
-    if not 0 <= (manifest.history or 0) <= MOST_HISTORY or not 0 < (manifest.noise_scale or 1) < LARGEST_FLOAT:
-        yield f"{manifest.history} earlier predictions, noise of scale {manifest.noise_scale}"
-    if manifest.asked and (manifest.asked.max_graphs < 1 or not _covers(manifest)):
-        yield "it was asked for other calls than it has"
     if manifest.decoder and not (_is_size(manifest.decoder.scale) and _is_size(manifest.decoder.channels)):
         yield f"a decoder of {manifest.decoder.channels} channels and scale {manifest.decoder.scale}"
-    for name in (manifest.constants, manifest.prologue):
-        if name is not None and name not in manifest.graphs:
-            yield f"there is no graph {name!r}"
-
-
-def _covers(manifest: Manifest) -> bool:
-    """Whether every call computes what was asked of it."""
-    computed = manifest.asked.computed if manifest.asked else ()
-    return len(computed) == len(manifest.calls) and all(
-        set(columns) <= set(call.computed) for columns, call in zip(computed, manifest.calls, strict=True)
-    )
 
 
 def _files(manifest: Manifest) -> Iterator[str]:
-    names = {s.file for s in manifest.segments.values()} | {g.file for g in manifest.graphs.values()}
-    names |= {WEIGHTS} if manifest.weights else set()
+    model = manifest.denoiser
+    names = {s.file for s in model.segments.values()} | {g.file for g in manifest.all_graphs().values()}
+    names |= {program.schedule for program in manifest.programs.values()}
+    names |= {WEIGHTS} if model.weights else set()
     names |= {manifest.decoder.file} if manifest.decoder else set()
     names |= {file for build in manifest.builds.values() for file in build.engines.values()}
     yield from (f"it does not list {name}, which it uses" for name in sorted(names - set(manifest.files)))
-    if manifest.weights and WEIGHTS in manifest.files:
-        size = Layout(manifest.tensors, manifest.weight_types).bytes
+    if model.weights and WEIGHTS in manifest.files:
+        size = Layout(model.tensors, model.weight_types).bytes
         if manifest.files[WEIGHTS].bytes != size:
             yield f"its tensors make {size} bytes, {WEIGHTS} has {manifest.files[WEIGHTS].bytes}"
 
 
-def _graph(manifest: Manifest, graph: GraphRecord) -> Iterator[str]:
+def _size(manifest: Manifest, size: SizeRecord) -> Iterator[str]:
+    """The graphs of one size, and the names in them."""
+    if not size.latent or not all(map(_is_size, size.latent)):
+        yield f"latents of shape {size.latent}"
+    yield from (f"the value {name!r} has no usable type" for name, value in size.values.items() if not _usable(value))
+    calls = max((len(p.calls) for p in manifest.programs.values()), default=0)
+    for name, origin in size.origins.items():
+        if not _is_origin(manifest, size, origin, calls):
+            yield f"{name!r} is from nowhere: {origin.kind} {origin.of!r} {origin.offset:+d}"
+    for part in (size.constants, size.prologue):
+        if part is not None and part not in size.graphs:
+            yield f"there is no graph {part!r}"
+    for name, graph in size.graphs.items():
+        yield from (f"graph {name}: {wrong}" for wrong in _graph(manifest, size, graph))
+
+
+def _is_origin(manifest: Manifest, size: SizeRecord, origin: Origin, calls: int) -> bool:
+    if origin.kind == "weight":
+        shape = manifest.denoiser.tensors.get(origin.of)
+        first, last = origin.first, origin.last
+        if not shape or (first is None and last is None):
+            return bool(shape)
+        return first is not None and last is not None and 0 <= first < last <= shape[0]
+    signs = {"state": (-MOST_HISTORY, 0), "cache": (-calls, -1), "later": (1, calls)}
+    least, most = signs.get(origin.kind, (0, calls))
+    known = PROVIDED.get(origin.kind, size.values)
+    return origin.of in size.values and origin.of in known and least <= origin.offset <= most
+
+
+def _graph(manifest: Manifest, size: SizeRecord, graph: GraphRecord) -> Iterator[str]:
     for node in graph.nodes:
-        segment = manifest.segments.get(node.op)
+        segment = manifest.denoiser.segments.get(node.op)
         if segment is None:
             yield f"there is no segment {node.op!r}"
         elif (len(node.inputs), len(node.outputs)) != (len(segment.inputs), len(segment.outputs)):
             yield f"{node.name} does not fit its segment"
     names = {name for node in graph.nodes for name in (*node.inputs, *node.outputs)}
-    for name in (*names, *graph.inputs, *graph.outputs):
-        if manifest.is_weight(name) and not _is_weight(manifest.tensors, name):
-            yield f"nothing is known of {name!r}"
-        if abs(split_at(name)[1]) > len(manifest.calls):
-            yield f"{name!r} is of no call"
-    yield from _placed(manifest, graph.slots, graph.slot_bytes)
+    unknown = {*names, *graph.outputs} - size.origins.keys() - size.values.keys()
+    yield from (f"nothing is known of {name!r}" for name in sorted(unknown))
+    yield from _placed(size, graph.slots, graph.slot_bytes)
 
 
-def _call(manifest: Manifest, call: CallRecord, hoisted: Collection[str]) -> Iterator[str]:
-    graph = manifest.graphs.get(call.graph)
-    if graph is None or call.graph in (manifest.constants, manifest.prologue) or LATENTS not in graph.outputs:
+def _program(compiled: Compiled) -> Iterator[str]:
+    program = compiled.program
+    counts = {"steps": program.steps, "calls": len(program.calls)}
+    yield from (f"{name} is {count}" for name, count in counts.items() if not _is_size(count))
+    if not 0 <= (program.history or 0) <= MOST_HISTORY or not 0 < (program.noise_scale or 1) < LARGEST_FLOAT:
+        yield f"{program.history} earlier predictions, noise of scale {program.noise_scale}"
+    if program.asked and (program.asked.max_graphs < 1 or not _covers(compiled)):
+        yield "it was asked for other calls than it has"
+    hoisted: set[str] = set()
+    for part, kind in ((compiled.constants, "time"), (compiled.prologue, "request")):
+        if part is not None:
+            early = compiled.graphs[part]
+            made = {*hoisted, *(name for node in early.nodes for name in node.outputs)}
+            names = [name for name in _values(compiled, early) if name not in made]
+            yield from (f"{part}: nothing makes {name!r}" for name in names if not _is(compiled, name, kind))
+            hoisted |= set(early.outputs)
+    for index, call in enumerate(compiled.calls):
+        yield from (f"call {index}: {wrong}" for wrong in _call(compiled, call, hoisted))
+
+
+def _covers(compiled: Compiled) -> bool:
+    """Whether every call computes what was asked of it."""
+    computed = compiled.program.asked.computed if compiled.program.asked else ()
+    return len(computed) == len(compiled.calls) and all(
+        set(columns) <= set(call.computed) for columns, call in zip(computed, compiled.calls, strict=True)
+    )
+
+
+def _call(compiled: Compiled, call: CallRecord, hoisted: set[str]) -> Iterator[str]:
+    graph = compiled.graphs.get(call.graph)
+    if graph is None or call.graph in compiled.before_loop or LATENTS not in graph.outputs:
         yield f"no graph {call.graph!r} makes latents for it"
     else:
-        places = {*GIVEN, *graph.slots, *call.reads, *call.writes}
-        names = [name for name in _values(manifest, graph) if name not in places]
-        yield from (f"{name!r} has no place" for name in names if split_at(name)[0] not in hoisted)
+        placed = {LATENTS, *graph.slots, *call.reads, *call.writes, *(["x.data"] if compiled.history else [])}
+        names = [name for name in _values(compiled, graph) if name not in placed]
+        yield from (f"{name!r} has no place" for name in names if not _is_given(compiled, name, hoisted))
     if not all(abs(number) < LARGEST_FLOAT for number in (call.timestep, *call.coefficients)):
         yield "its numbers are not finite"
-    if sorted((*call.computed, *call.reused)) != list(range(len(manifest.model.sublayers))):
+    if sorted((*call.computed, *call.reused)) != list(range(len(compiled.denoiser.sublayers))):
         yield "it does not say of every sublayer once whether it is computed"
-    yield from _placed(manifest, call.reads, manifest.cache_bytes)
-    yield from _placed(manifest, call.writes, manifest.cache_bytes)
+    yield from _placed(compiled.size, call.reads, compiled.program.cache_bytes)
+    yield from _placed(compiled.size, call.writes, compiled.program.cache_bytes)
 
 
-def _values(manifest: Manifest, graph: GraphRecord) -> list[str]:
+def _is(compiled: Compiled, name: str, kind: str) -> bool:
+    origin = compiled.origin(name)
+    return origin is not None and origin.kind == kind
+
+
+def _is_given(compiled: Compiled, name: str, hoisted: set[str]) -> bool:
+    """Whether the loop has a value for what neither the call nor one before it makes."""
+    origin = compiled.origin(name)
+    if origin is None or origin.kind in ("cache", "later"):
+        return False
+    if origin.kind == "prologue":
+        return origin.of in hoisted
+    return origin.kind != "state" or origin.of != "x.data" or bool(compiled.history)
+
+
+def _values(compiled: Compiled, graph: GraphRecord) -> list[str]:
     """Everything that a graph reads or makes, but the weights."""
     names = (name for node in graph.nodes for name in (*node.inputs, *node.outputs))
-    return [name for name in dict.fromkeys((*names, *graph.inputs, *graph.outputs)) if not manifest.is_weight(name)]
+    return [name for name in dict.fromkeys((*names, *graph.outputs)) if not compiled.is_weight(name)]
 
 
-def _placed(manifest: Manifest, slots: Mapping[str, int], sizes: tuple[int, ...]) -> Iterator[str]:
+def _placed(size: SizeRecord, slots: Mapping[str, int], sizes: tuple[int, ...]) -> Iterator[str]:
     """Values that have no row axis, or do not fit into their slot."""
     for name, slot in slots.items():
-        value = manifest.values.get(split_at(name)[0])
+        origin = size.origins.get(name)
+        value = size.values.get(origin.of if origin else name)
         if value is None or not isinstance(value.shape[0], str) or not 0 <= slot < len(sizes) or value.row_bytes > sizes[slot]:
             yield f"{name!r} does not fit into its slot"
-    most = max((value.row_bytes for value in manifest.values.values()), default=0)
-    yield from (f"a slot of {size} bytes, more than any value has" for size in sizes if not 0 <= size <= most)
-
-
-def _is_weight(tensors: Mapping[str, tuple[int, ...]], name: str) -> bool:
-    tensor, rows = rows_of(name)
-    if tensor not in tensors or not tensors[tensor]:
-        return False
-    return rows.start is None or 0 <= rows.start < rows.stop <= tensors[tensor][0]
+    most = max((value.row_bytes for value in size.values.values()), default=0)
+    yield from (f"a slot of {bytes_} bytes, more than any value has" for bytes_ in sizes if not 0 <= bytes_ <= most)
 
 
 def _usable(value: Value) -> bool:

@@ -13,7 +13,7 @@ from ..errors import ArtefactError
 from ..support import file_kind
 
 if TYPE_CHECKING:
-    from .manifest import FileInfo
+    from .records import FileInfo
 
 AGAIN = "copy the artefact again, or run l2c-export again"
 MOST_TEXT = 2**20  # bytes of a file whose line ends are looked at

@@ -13,11 +13,11 @@ from .manifest import Manifest
 
 def checkpoint(source: Path, manifest: Manifest) -> Checkpoint:
     """What `--weights` means for an artefact's model.  Raises WeightsError or ModelError for weights of another one."""
-    opened = pipeline_folder.checkpoint_for(source, manifest.model.family, manifest.model.arch)
-    notes.check_same(opened, manifest.model.arch)
+    opened = pipeline_folder.checkpoint_for(source, manifest.denoiser.family, manifest.denoiser.arch)
+    notes.check_same(opened, manifest.denoiser.arch)
     return opened
 
 
 def tensors(source: Path, manifest: Manifest) -> Tensors:
     """Name and values of every tensor of the model, from there."""
-    return checkpoint(source, manifest).tensors(manifest.tensors)
+    return checkpoint(source, manifest).tensors(manifest.denoiser.tensors)

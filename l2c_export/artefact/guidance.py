@@ -19,6 +19,6 @@ class GuidedLabels(NamedTuple):
 
 def guided_labels(manifest: Manifest, labels: Sequence[int], scale: float, dtype: str = "float32") -> GuidedLabels:
     """Class labels, one per image, and a guidance scale; without guidance (a scale of 1) there is one half only."""
-    null = [manifest.model.null_label] * len(labels) if scale != 1 else []
-    channels = np.array(manifest.guidance.channels(manifest.model.latent[0]), dtype)
+    null = [manifest.denoiser.null_label] * len(labels) if scale != 1 else []
+    channels = np.array(manifest.guidance.channels(manifest.program().latent[0]), dtype)
     return GuidedLabels(np.array([*labels, *null], np.int32), (scale - 1) * channels)

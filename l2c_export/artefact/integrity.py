@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from ..errors import ArtefactError
 from ..weights import layout
 from . import damage
-from .manifest import FILE, FileInfo
+from .manifest import FILE
+from .records import FileInfo
 
 # external data in an ONNX file: an entry with the key `location`, then its value with tag and length (protobuf)
 LOCATION, WEIGHTS = b"location", b"\x12" + bytes([len(layout.WEIGHTS)]) + layout.WEIGHTS.encode()

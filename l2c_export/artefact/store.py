@@ -15,7 +15,9 @@ from ..errors import ArtefactError
 from ..support.files import replacing
 from . import check, damage, staging
 from .integrity import check_file, info
-from .manifest import FILE, VERSION, FileInfo, Manifest
+from .manifest import FILE, VERSION, Manifest
+from .records import FileInfo
+from .upgrade import OLDEST, upgraded
 
 DECODER = msgspec.json.Decoder(Manifest)  # made here, once: two threads that make one crash in msgspec
 LARGEST = 64 * 2**20  # bytes of a manifest; that of a large model has less than one MB
@@ -64,7 +66,7 @@ def _nothing(folder: Path) -> str:
 
 def check_linked(folder: Path, manifest: Manifest) -> None:
     """Raise ArtefactError if the artefact has no weights to run with."""
-    if manifest.weights is None:
+    if manifest.denoiser.weights is None:
         raise ArtefactError(f"{folder} has no weights yet: bind them with l2c_export.link({str(folder)!r}, weights='PATH')")
 
 
@@ -88,11 +90,13 @@ def parse(data: bytes, where: str) -> Manifest:
         raw = msgspec.json.decode(data)
         if not isinstance(raw, dict) or raw.get("format") != "l2c-export":
             raise ArtefactError(f"{where} was not written by l2c-export")
-        if raw.get("version") != VERSION:
+        if raw.get("version") not in (OLDEST, VERSION):
             version = repr(raw.get("version"))[:20]
-            raise ArtefactError(f"{where} has format version {version}, this release reads {VERSION}: run l2c-export again")
-        manifest = DECODER.decode(data)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            raise ArtefactError(
+                f"{where} has format version {version}, this release reads {OLDEST} to {VERSION}: run l2c-export again"
+            )
+        manifest = DECODER.decode(data) if raw["version"] == VERSION else msgspec.convert(upgraded(raw), Manifest)
+    except (msgspec.MsgspecError, RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = damage.stand_in(data) or f"damaged: {error}; run l2c-export again"
         raise ArtefactError(f"{where} is {reason}") from None
     if manifest.checksum != checksum(raw):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..artefact.integrity import check_closed, verified
-from ..artefact.manifest import Build, FileInfo
+from ..artefact.records import Build, FileInfo
 from ..ir.graph import Node
 
 # An array where the backend computes: of numpy on the host, or one of `cuda.DeviceArray`, which has the same slicing.

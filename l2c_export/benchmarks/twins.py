@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 
 from ..artefact import store
-from ..artefact.manifest import FILE, Build, Manifest
+from ..artefact.compiled import Compiled
+from ..artefact.manifest import FILE, Manifest
+from ..artefact.records import Build
 from ..errors import ArtefactError
 from ..schedules.schedule import Schedule
 from ..support.extras import needs_compiler
@@ -48,38 +50,48 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
     from ..compiler.compile import compile_artefact
     from ..compiler.request import Options
 
+    program = manifest.program()
     model, schedule = out.with_suffix(".model.json"), out.with_suffix(".schedule.json")
     schedule.write_bytes(asked_schedule(folder, manifest).to_json())
-    model.write_bytes(msgspec.json.encode({"family": manifest.model.family, "arch": manifest.model.arch}))
+    model.write_bytes(msgspec.json.encode({"family": manifest.denoiser.family, "arch": manifest.denoiser.arch}))
     options: dict[str, Any] = {
         "schedule": str(schedule),
-        "max_graphs": manifest.asked.max_graphs if manifest.asked else None,
+        "max_graphs": program.program.asked.max_graphs if program.program.asked else None,
         "model": str(model),
         "weights": str(folder / WEIGHTS),
         "guidance": manifest.guidance.mode,
         "batch": manifest.batch,
         "precision": manifest.precision,
-        "fp32": manifest.fp32,
+        "fp32": manifest.denoiser.fp32,
         "backend": manifest.backend,
         "link": manifest.link,
         "hoist": "hoist" in manifest.passes,
         "fold": "fold" in manifest.passes,
     }
     twin = compile_artefact(Options(out=out, **{**options, **changes}))
-    if changes.get("cache", True) and [call.graph for call in twin.calls] != [call.graph for call in manifest.calls]:
+    if changes.get("cache", True) and distinct(twin.program()) != distinct(program):
         raise ArtefactError(f"{folder}: another release has merged its calls in another way: run l2c-export again")
-    store.write_json(out / FILE, msgspec.structs.replace(twin, model=manifest.model, weights=manifest.weights))
+    named = msgspec.structs.replace(
+        manifest.denoiser, segments=twin.denoiser.segments, sizes=twin.denoiser.sizes, tensors=twin.denoiser.tensors
+    )
+    store.write_json(out / FILE, msgspec.structs.replace(twin, denoiser=named))
     for build in manifest.builds.values():
         build_like(build, out)
 
 
+def distinct(compiled: Compiled) -> list[int]:
+    """Of every call, which of the program's graphs it runs."""
+    return [compiled.step_graphs.index(call.graph) for call in compiled.calls]
+
+
 def asked_schedule(folder: Path, manifest: Manifest) -> Schedule:
     """The schedule that an artefact was asked to follow, before calls were merged."""
-    schedule = Schedule.read(folder / "schedule.json")
-    if not manifest.asked:
+    program = manifest.program().program
+    schedule = Schedule.read(folder / program.schedule)
+    if not program.asked:
         return schedule
     head = (schedule.family, schedule.sampler, schedule.steps, schedule.columns)
-    return Schedule.make(*head, manifest.asked.computed, schedule.threshold, schedule.source, schedule.scheduler or None)
+    return Schedule.make(*head, program.asked.computed, schedule.threshold, schedule.source, schedule.scheduler or None)
 
 
 def build_like(build: Build, out: Path) -> None:

@@ -23,7 +23,8 @@ from pathlib import Path
 import msgspec
 
 from ..artefact import store
-from ..artefact.manifest import CallRecord, Manifest, computed_share
+from ..artefact.manifest import Manifest
+from ..artefact.records import CallRecord, computed_share
 from ..errors import L2CError
 from ..support import machine
 from ..weights.layout import WEIGHTS
@@ -44,7 +45,7 @@ def load(task: Task) -> Loaded:
     """Load a contender into this process."""
     contender, request = task.contender, task.request
     manifest = store.read(Path(contender.folder), verify=False)
-    labels = manifest.model.usual_labels(request.images)
+    labels = manifest.denoiser.usual_labels(request.images)
     scale = manifest.guidance.scale if request.guidance_scale is None else request.guidance_scale
     return (_engines if contender.runtime == "engines" else _pytorch)(task, manifest, labels, scale)
 
@@ -58,7 +59,7 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     noise = pipe.noise(request.images, request.seed)
     backend = pipe.backend.partition(" ")[0]
     version = sys.modules[backend.replace("-", "_")].__version__.partition("-")[0]  # of what was loaded, if two are installed
-    settings = _settings(task, manifest, manifest.calls, labels, scale, f"{backend} {version}".strip())
+    settings = _settings(task, manifest, manifest.program().calls, labels, scale, f"{backend} {version}".strip())
     generation = pipe.generation(labels, scale)
     on_gpu = not generation.loop.memory.on_host
 
@@ -85,8 +86,9 @@ def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     contender, request = task.contender, task.request
     compiled = contender.runtime == "torch-compile"
     model = baseline.Baseline(Path(contender.folder), manifest, compiled, request.threads, request.device, contender.cached)
-    calls = manifest.calls if contender.cached else baseline.uncached(manifest.calls)
-    noise = standard_normal(manifest.model.latent, range(request.seed, request.seed + request.images))
+    own = manifest.program()
+    calls = own.calls if contender.cached else baseline.uncached(own.calls)
+    noise = standard_normal(own.latent, range(request.seed, request.seed + request.images))
     halves = guided_labels(manifest, labels, scale)
     settings = _settings(task, manifest, calls, labels, scale, model.runtime)
 
@@ -106,21 +108,21 @@ def _settings(
     task: Task, manifest: Manifest, calls: Sequence[CallRecord], labels: list[int], scale: float, runtime: str
 ) -> Settings:
     computed = [call.computed for call in calls]
-    assert manifest.weights
+    assert manifest.denoiser.weights
     return Settings(
         runtime=runtime,
         passes=manifest.passes,
         link=manifest.link,
         schedule=hashlib.sha256(msgspec.json.encode(computed)).hexdigest(),
-        computed=computed_share(calls, len(manifest.model.sublayers)),
+        computed=computed_share(calls, len(manifest.denoiser.sublayers)),
         weights=manifest.files[WEIGHTS].sha256,
-        random_weights=manifest.weights.random is not None,
-        model=manifest.model.name or manifest.model.family,
-        precision=" ".join((manifest.precision, *(f"fp32:{name}" for name in manifest.fp32))),
+        random_weights=manifest.denoiser.weights.random is not None,
+        model=manifest.denoiser.name or manifest.denoiser.family,
+        precision=" ".join((manifest.precision, *(f"fp32:{name}" for name in manifest.denoiser.fp32))),
         images=task.request.images,
         calls=len(calls),
-        steps=manifest.steps,
-        sampler=manifest.sampler,
+        steps=manifest.program().program.steps,
+        sampler=manifest.program().program.sampler,
         guidance=manifest.guidance.mode,
         guidance_scale=scale,
         labels=tuple(labels),

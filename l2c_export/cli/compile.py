@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..support.extras import needs_compiler
 from .choices import BACKENDS, DEVICES, GUIDANCE, LINKS, PRECISIONS
 from .console import Command, print_json, say
-from .options import FOLDER, Choice, group, option, samplers
+from .options import FOLDER, Choice, Counts, group, option, samplers
 from .progress import bars
 from .tables import print_table
 
@@ -22,8 +22,9 @@ from .tables import print_table
 )
 @group(
     "What is compiled",
-    option("--schedule", help="A trained router (.pt), a schedule or a steps mask (.json), every:K, full:0,A,B,.. or "
-           "mask:1,0,..; --model demo has its own: demo and demo:aggressive."),
+    option("--schedule", multiple=True, help="A trained router (.pt), a schedule or a steps mask (.json), every:K, "
+           "full:0,A,B,.. or mask:1,0,..; --model demo has its own: demo and demo:aggressive. Repeat it for programs of other "
+           "numbers of steps."),
     option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]"),
     option("--model", help="DiT-XL/2, U-ViT-H/2, DiT-S/4@512, demo, .., a pipeline folder or hub id of diffusers, a .json. "
            "[default: what fits]"),
@@ -35,7 +36,8 @@ from .tables import print_table
 )  # fmt: skip
 @group(
     "How it will be sampled",
-    option("--steps", type=int, help="Sampling steps (DiT) or network evaluations (U-ViT). [default: the schedule's]"),
+    option("--steps", type=Counts(), help="Sampling steps (DiT) or network evaluations (U-ViT); 20,50 for a program of each. "
+           "[default: the schedule's]"),
     option("--sampler", shell_complete=samplers, help="ddim, dpm-solver++, or a scheduler of diffusers by "
            "class or file. [default: the folder's or the family's]"),
     option("--guidance", type=Choice(GUIDANCE), help="Which latent channels are guided. [default: the family's]"),
@@ -63,8 +65,11 @@ from .tables import print_table
     option("--device", type=Choice(DEVICES), help="For --dry-run: where it would run. [default: cpu]"),
     option("--calibrate", is_flag=True, help="For --dry-run: time the segments on this machine instead."),
 )
-def export(dry_run: bool, device: str | None, calibrate: bool, as_json: bool, **options: Any) -> None:
+def export(
+    dry_run: bool, device: str | None, calibrate: bool, as_json: bool, schedule: tuple[str, ...], **options: Any
+) -> None:
     """Compile a learned schedule and its diffusion transformer into engines."""
+    options["schedule"] = (schedule[0] if len(schedule) == 1 else schedule) or None
     needs_compiler()
     if device and calibrate:
         raise UsageError(f"--device {device}: --calibrate is for this machine: use one of the two")
@@ -83,7 +88,9 @@ def export(dry_run: bool, device: str | None, calibrate: bool, as_json: bool, **
     if as_json:
         manifest = artefact.manifest
         print_json({"out": str(artefact.path), "bytes": artefact.bytes, "seconds": time.perf_counter() - started,
-                    "calls": len(manifest.calls), "graphs": len(manifest.step_graphs), "segments": len(manifest.segments),
+                    "calls": sum(len(program.calls) for program in manifest.programs.values()),
+                    "graphs": len({graph for program in manifest.all_programs() for graph in program.step_graphs}),
+                    "segments": len(manifest.denoiser.segments),
                     "random_weights": artefact.random_weights})  # fmt: skip
 
 

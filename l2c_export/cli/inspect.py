@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
+from . import options
 from .choices import DEVICES
 from .console import Command, in_words, print_json, say
 from .options import FILE, Choice, option
@@ -17,10 +18,12 @@ from .tables import print_table
 @click.command(cls=Command, example="l2c inspect engines --measure --plot schedule.png")
 @click.argument("path", type=click.Path(path_type=Path))
 @option("--threshold", type=float, help="For a router. [default: the released ones]")
+@options.steps
 @option("--device", type=Choice(DEVICES), help="Predict the time of every call there.")
 @option("--measure", is_flag=True, help="Run the artefact and show the time of every call.")
 @option("--plot", type=FILE, help="Draw sublayers x calls into this picture.")
-def inspect(path: Path, threshold: float | None, device: str | None, measure: bool, plot: Path | None, as_json: bool) -> None:
+def inspect(path: Path, threshold: float | None, steps: int | None, device: str | None, measure: bool, plot: Path | None,
+            as_json: bool) -> None:  # fmt: skip
     """Show an artefact, a schedule or a router, call by call."""
     from ..inspection.view import inspect as look
 
@@ -31,16 +34,16 @@ def inspect(path: Path, threshold: float | None, device: str | None, measure: bo
         from ..support.figure import check_picture
 
         check_picture(plot, "plot")
-    found = look(path, threshold)
+    found = look(path, threshold, steps)
     if (device or measure) and found.artefact is None:
         raise UsageError(f"{path}: only an artefact has times: give the folder that l2c-export wrote")
     if measure:
-        found = found.timed(measured_calls(path), "measured")
+        found = found.timed(measured_calls(path, steps), "measured")
     elif device:
         from ..artefact import store
         from ..inspection.predict import predict
 
-        costs = predict(store.read(path, verify=False), device).calls
+        costs = predict(store.read(path, verify=False).program(steps), device).calls
         found = found.timed([cost.seconds for cost in costs], f"predicted for {device}")
     if plot:
         schedule_heatmap(found, plot)
@@ -53,14 +56,14 @@ def inspect(path: Path, threshold: float | None, device: str | None, measure: bo
         click.echo(line)
 
 
-def measured_calls(folder: Path) -> list[float]:
+def measured_calls(folder: Path, steps: int | None = None) -> list[float]:
     """Seconds of every call of one image, after a warm-up."""
     from ..runtime import pipeline
 
     pipe = pipeline.load(folder)
-    pipe([0], output_type="latent")
+    pipe([0], output_type="latent", steps=steps)
     seconds, before = [], time.perf_counter()
-    for _ in pipe.steps([0], None, pipe.noise(1, 0)):
+    for _ in pipe.steps([0], None, pipe.noise(1, 0), steps):
         seconds.append(time.perf_counter() - before)
         before = time.perf_counter()
     return seconds

@@ -22,7 +22,7 @@ def link(engines: Path, weights: str, as_json: bool) -> None:
 
     with bars() as shown:
         artefact = bind(engines, weights, report=say, progress=shown.progress)
-    bound, random = artefact.manifest.weights, artefact.random_weights
+    bound, random = artefact.manifest.denoiser.weights, artefact.random_weights
     if bound and random:
         say(f"RANDOM weights, seed {bound.random}: good for latency, the images mean nothing")
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ class Choice(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 
         return value
 
 
+class Counts(click.ParamType):  # type: ignore[type-arg]  # as above
+    """Whole numbers with commas between: "20,50"."""
+
+    name = "N,.."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", value, re.ASCII):
+            raise click.UsageError(f"{param.opts[0] if param else ''} {value}: use a whole number, or several as in 20,50", ctx)
+        return [int(count) for count in value.split(",")]
+
+
 def group(heading: str, *options: Decorator) -> Decorator:
     """Options under one heading, in this order."""
 
@@ -66,6 +78,7 @@ backend = option(
 )
 device = option("--device", help="cpu, or cuda:N for a GPU. [default: cpu]")
 threads = option("--threads", type=int, help="[default: all cores]")
+steps = option("--steps", type=int, help="Of the artefact's numbers of steps, this one. [default: the first]")
 link = option("--link", type=Choice(LINKS), help="Engines per segment or per call. [default: the artefact's]")
 
 

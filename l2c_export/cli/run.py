@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     options.class_labels(required=True, help="An image of each of these classes, numbers or names; may be repeated."),
     options.guidance_scale,
     option("--seed", type=int, default=0, help="Noise of the first image; the next one has seed + 1, and so on."),
+    options.steps,
     option(
         "--out",
         type=click.Path(path_type=Path),
@@ -48,24 +49,24 @@ if TYPE_CHECKING:
     option("--trust", is_flag=True, help="Do not hash the weights: for an artefact of one's own on one's own disk."),
     option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents."),
 )
-def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path, backend: str | None,
-        device: str | None, threads: int | None, link: str | None, tile: int | None, trust: bool,
+def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, steps: int | None, out: Path,
+        backend: str | None, device: str | None, threads: int | None, link: str | None, tile: int | None, trust: bool,
         check_finite: bool, as_json: bool) -> None:  # fmt: skip
     """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
     from ..runtime.images import check_target
     from ..runtime.pipeline import load
 
     check_target(out)
-    chunks, pixels = check_request(engines, labels, guidance_scale, seed, out)
+    chunks, pixels = check_request(engines, labels, guidance_scale, seed, steps, out)
     started = time.perf_counter()
     pipe = load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
-    if pipe.manifest.weights and pipe.manifest.weights.random is not None:
+    if pipe.manifest.denoiser.weights and pipe.manifest.denoiser.weights.random is not None:
         say("the weights are RANDOM: good for latency, the images mean nothing")
     loaded = time.perf_counter()
     say(f"backend: {pipe.backend}")
     with bars() as shown:
-        step = shown.progress("denoising", len(chunks) * pipe.manifest.steps_of_solver)
-        made = generate(pipe, chunks, guidance_scale, seed, "np" if pixels else "latent", check_finite, step)
+        step = shown.progress("denoising", len(chunks) * pipe.manifest.program(steps).steps_of_solver)
+        made = generate(pipe, chunks, guidance_scale, seed, steps, "np" if pixels else "latent", check_finite, step)
     finished = time.perf_counter()
     made.save(out)
     count = counted(len(made.latents), "image")
@@ -75,8 +76,8 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
         print_json({"out": str(out), **times})
 
 
-def generate(pipe: Pipeline, chunks: list[list[str]], scale: float | None, seed: int, output_type: str, check_finite: bool,
-             step: Step) -> Output:  # fmt: skip
+def generate(pipe: Pipeline, chunks: list[list[str]], scale: float | None, seed: int, steps: int | None, output_type: str,
+             check_finite: bool, step: Step) -> Output:  # fmt: skip
     """All images, a batch at a time: image i has the noise of seed + i, whatever the batch."""
     import numpy as np
 
@@ -89,13 +90,13 @@ def generate(pipe: Pipeline, chunks: list[list[str]], scale: float | None, seed:
     for n, chunk in enumerate(chunks):
         first = seed + n * pipe.manifest.batch
         made.append(pipe(chunk, scale, first, output_type=output_type, check_finite=check_finite,
-                         callback_on_step_end=advance))  # fmt: skip
+                         callback_on_step_end=advance, steps=steps))  # fmt: skip
     images = np.concatenate([each.images for each in made]) if output_type == "np" else None
     return Output(np.concatenate([each.latents for each in made]), images, sum(each.seconds for each in made))
 
 
 def check_request(
-    engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, out: Path
+    engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, steps: int | None, out: Path
 ) -> tuple[list[list[str]], bool]:
     """Refuse what an artefact cannot do before its engines are loaded, and say which digits are a name.
 
@@ -106,7 +107,8 @@ def check_request(
     from ..runtime.images import check_target, is_folder, is_picture
 
     manifest = store.read(engines, verify=False)
-    given = split_labels(labels, manifest.model.names or {})
+    manifest.program(steps)
+    given = split_labels(labels, manifest.denoiser.names or {})
     chunks = [given[n : n + manifest.batch] for n in range(0, len(given), manifest.batch)]
     request.scale(manifest.guidance, guidance_scale)
     request.seeds(len(given), seed)

@@ -23,6 +23,7 @@ TOLERANCE = click.FloatRange(min=0, max=1e9)
     options.class_labels(help="Numbers or names. [default: as many as the batch]"),
     options.guidance_scale,
     option("--seed", type=int, default=0, help="Of the noise."),
+    options.steps,
     option("--weights", type=click.Path(path_type=Path), help="Compare with this checkpoint. [default: the artefact's own]"),
     option("--golden", type=FOLDER, help="A recorded run: config.json and golden.npz."),
 )
@@ -32,9 +33,9 @@ TOLERANCE = click.FloatRange(min=0, max=1e9)
     option("--rtol", type=TOLERANCE, help="The same, times the largest latent."),
 )
 @group("Where it runs", options.backend, options.device, options.threads)
-def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, weights: Path | None,
-           golden: Path | None, atol: float | None, rtol: float | None, backend: str | None, device: str | None,
-           threads: int | None, as_json: bool) -> None:  # fmt: skip
+def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, steps: int | None,
+           weights: Path | None, golden: Path | None, atol: float | None, rtol: float | None, backend: str | None,
+           device: str | None, threads: int | None, as_json: bool) -> None:  # fmt: skip
     """Compare every call with the cached PyTorch model in float64; exit code 1 if one leaves the tolerance."""
     needs("torch", "export")
     from ..runtime.pipeline import load
@@ -42,9 +43,9 @@ def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None,
 
     compare.check_tolerances(atol=atol, rtol=rtol)
     pipe = load(engines, backend, device, threads)
-    chosen = split_labels(labels, pipe.manifest.model.names or {}) or None
+    chosen = split_labels(labels, pipe.manifest.denoiser.names or {}) or None
     verdict = compare.verify(pipe, class_labels=chosen, guidance_scale=guidance_scale, seed=seed, weights=weights,
-                             golden=golden, atol=atol, rtol=rtol)  # fmt: skip
+                             golden=golden, atol=atol, rtol=rtol, steps=steps)  # fmt: skip
     for line in compare.basis(pipe.manifest):
         say(line)
     if as_json:

@@ -18,13 +18,12 @@ from ..backends.tensorrt.builder import BuildSettings
 from ..errors import UsageError
 from ..runtime.pipeline import Pipeline, load
 from ..runtime.request import folder
-from ..schedules.schedule import Schedule
 from ..support.extras import needs_compiler
 from ..support.files import Report
 from ..support.log import logged
 from ..support.progress import Progress, Watch, unseen, unwatched
 from .link import bind
-from .request import options_of
+from .request import PathOrSchedule, options_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +49,7 @@ class Artefact:
     @property
     def random_weights(self) -> bool:
         """Whether its weights are random, so that its images mean nothing."""
-        return self.manifest.weights is not None and self.manifest.weights.random is not None
+        return self.manifest.denoiser.weights is not None and self.manifest.denoiser.weights.random is not None
 
     def load(self, **options: Any) -> Pipeline:
         """The same as `l2c_export.load` with this folder."""
@@ -61,21 +60,25 @@ class Artefact:
 
     def __repr__(self) -> str:
         manifest = self.manifest
-        weights = "no weights yet" if manifest.weights is None else "random weights" if self.random_weights else "linked"
-        name = manifest.model.name or manifest.model.family
+        weights = (
+            "no weights yet" if manifest.denoiser.weights is None else "random weights" if self.random_weights else "linked"
+        )
+        name = manifest.denoiser.name or manifest.denoiser.family
+        calls = " or ".join(str(len(program.calls)) for program in manifest.programs.values())
+        graphs = sum(len(size.graphs) for size in manifest.denoiser.sizes.values())
         return (
-            f"<Artefact {self.path}: {name}, {len(manifest.calls)} calls, {len(manifest.step_graphs)} graphs, "
+            f"<Artefact {self.path}: {name}, {calls} calls, {graphs} graphs, "
             f"{manifest.precision}, batch {manifest.batch}, {weights}, {self.bytes / 2**20:.1f} MB>"
         )
 
 
 def compile(
-    schedule: str | os.PathLike[str] | Schedule | None = None,
+    schedule: PathOrSchedule | Sequence[PathOrSchedule] | None = None,
     *,
     out: str | os.PathLike[str] = "engines",
     model: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
-    steps: int | None = None,
+    steps: int | Sequence[int] | None = None,
     threshold: float | None = None,
     sampler: str | os.PathLike[str] | None = None,
     guidance: str | None = None,
@@ -99,7 +102,8 @@ def compile(
 
     - `schedule`: the path of a router, of a schedule (JSON) or of a steps mask, a rule such as "every:2", or a `Schedule`; only
       the demo model brings its own.  `steps` are sampling steps (DiT) or network evaluations (U-ViT), `threshold` is for
-      a router's scores, in 0..1.  `cache=False` compiles the uncached twin.
+      a router's scores, in 0..1.  Several schedules, or several numbers of steps for one, become programs of one artefact,
+      which a request chooses by its steps.  `cache=False` compiles the uncached twin.
     - `model`: a name ("DiT-XL/2", "demo"), the folder or id of a pipeline of diffusers, or a JSON file; by default what fits
       the weights.  `weights`: a checkpoint, a folder of diffusers, or "random[:SEED]"; without any, `link` binds them later.
     - `sampler`: "ddim", "dpm-solver++", or a scheduler of diffusers by class or file.  `guidance`: "first3", "all" or "none".

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from ..artefact import staging, store
 from ..artefact.manifest import Manifest
+from ..errors import UsageError
 from ..ir.graph import NOTHING, Graph, check
-from ..schedules.schedule import Schedule
 from ..support.files import Report
 from ..support.progress import Progress, unseen
 from ..support.words import counted
 from ..weights.layout import Layout
-from . import dump, emit
+from . import describe, dump, emit
+from .describe import Planned
 from .dump import stages
 from .emit import bind_weights, write_decoder
 from .onnx.export import export_bodies
@@ -33,25 +34,37 @@ from .source import Source, resolve
 class Lowered:
     """All that is decided before anything is exported."""
 
-    schedule: Schedule
     whole: Graph  # the uncached call
     linked: Linked
+    programs: tuple[Planned, ...]
     manifest: Manifest  # without weights and hashes
     stages: Mapping[str, Graph]  # for --dump
 
 
 def lower(options: Options, source: Source, report: Report = id) -> Lowered:
-    """From a model and a schedule to segments, step graphs and the manifest."""
-    whole, flops = record(source.family, options.weight_types, source.schedule.table().history)  # the uncached call as a graph
+    """From a model and its schedules to segments, step graphs and the manifest."""
+    history = history_of(source)
+    whole, flops = record(source.family, options.weight_types, history)  # the uncached call as a graph
     check(whole, "record")
-    shared = share_graphs(source, options.max_graphs, flops, report)  # perhaps fewer distinct calls
+    shared = [
+        share_graphs(source, s, options.max_graphs, flops, report) for s in source.schedules
+    ]  # perhaps fewer distinct calls
     parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, whole)  # what leaves the loop
-    calls = specialise_calls(parts.call, shared.plan, options.fold)  # one graph per distinct call
-    linked = cut(parts, calls, shared.plan)  # into segments; equal ones are one
-    manifest = emit.describe(options, source, shared.schedule, linked, flops)  # buffers get their places
-    kinds = counted(len(linked.segments), "segment")
-    report(f"{counted(len(linked.calls), 'call')}: {counted(len(calls), 'distinct graph')} of {kinds}")
-    return Lowered(shared.schedule, whole, linked, manifest, stages(whole, parts, calls))
+    calls = specialise_calls(parts.call, [program.plan for program in shared], options.fold)  # one graph per distinct call
+    linked = cut(parts, calls)  # into segments; equal ones are one
+    programs = describe.planned(source.schedules, shared, linked)
+    manifest = describe.describe(options, source, programs, linked, flops)  # buffers get their places
+    kinds, count = counted(len(linked.segments), "segment"), sum(len(program.graphs) for program in programs)
+    report(f"{counted(count, 'call')}: {counted(len(calls), 'distinct graph')} of {kinds}")
+    return Lowered(whole, linked, programs, manifest, stages(whole, parts, calls))
+
+
+def history_of(source: Source) -> int:
+    """How many earlier data predictions a call reads, which the programs of an artefact have in common."""
+    needed = {schedule.table().history for schedule in source.schedules}
+    if len(needed) > 1:
+        raise UsageError(f"steps=..: {source.schedules[0].sampler} is of another order with so few steps: use more steps")
+    return needed.pop()
 
 
 def compile_artefact(options: Options, report: Report = id, progress: Progress = unseen) -> Manifest:
@@ -65,10 +78,10 @@ def compile_artefact(options: Options, report: Report = id, progress: Progress =
     layout = Layout(source.family.tensors(), options.weight_types)
     with staging.staged(options.out, report) as folder:
         emit.write_models(folder, lowered.linked, bodies, layout)
-        emit.write_schedule(folder, lowered.schedule)
+        emit.write_schedules(folder, lowered.programs)
         bind_weights(folder, source, layout, report, progress)
         write_decoder(folder, source, lowered.manifest, report)
         store.write_manifest(folder, lowered.manifest)
         if options.dump:
-            dump.dump(options.dump, lowered.schedule, lowered.stages, lowered.linked)
+            dump.dump(options.dump, lowered.programs, lowered.stages, lowered.linked)
     return store.read(options.out, verify=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ArtefactError
 from ..ir.graph import Graph, text
-from ..schedules.schedule import Schedule
+from .describe import Planned
+from .emit import write_schedules
 from .passes.hoist import Hoisted
 from .plan import Key
 
@@ -22,13 +23,13 @@ def stages(whole: Graph, parts: Hoisted, calls: Mapping[Key, Graph]) -> dict[str
     return {"1-recorded": whole, **hoisted, **{f"3-step-{i:03d}": graph for i, graph in enumerate(calls.values())}}
 
 
-def dump(folder: Path, schedule: Schedule, stages: Mapping[str, Graph], linked: Linked) -> None:
+def dump(folder: Path, programs: Sequence[Planned], stages: Mapping[str, Graph], linked: Linked) -> None:
     """Every stage as text, for reading and comparing."""
     graphs = {**stages, **{f"4-{n}": g for n, g in linked.graphs.items()}}
     graphs |= {f"5-segment-{name}": segment for name, segment in linked.segments.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "schedule.json").write_bytes(schedule.to_json())
+        write_schedules(folder, programs)
         for name, graph in graphs.items():
             (folder / f"{name}.txt").write_text(text(graph))
     except OSError as error:

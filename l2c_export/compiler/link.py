@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from ..artefact import autoencoder, given_weights, integrity, staging, store
-from ..artefact.manifest import FILE, Build, DecoderRecord, FileInfo, Manifest, Model, WeightsRecord
+from ..artefact.manifest import FILE, Manifest
+from ..artefact.records import Build, DecoderRecord, Denoiser, FileInfo, ProgramRecord, WeightsRecord
 from ..errors import ArtefactError, MissingExtra, WeightsError
 from ..models.diffusers import model_index, pipeline_folder
 from ..models.diffusers.model_index import INDEX
@@ -33,13 +34,13 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
     with staging.changed(folder, report) as stage:
         manifest = store.read(folder, verify=False)
         checkpoint = given_weights.checkpoint(Path(source), manifest) if seed is None else None
-        tensors = origin.tensors(manifest.tensors, checkpoint, seed)
+        tensors = origin.tensors(manifest.denoiser.tensors, checkpoint, seed)
         assert tensors is not None
         pipeline = Path(source) if seed is None and (Path(source) / INDEX).is_file() else None
         if pipeline:
-            _check_training(folder, pipeline)
+            _check_training(folder, pipeline, manifest.program().program)
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
-        places = layout.Layout(manifest.tensors, manifest.weight_types)
+        places = layout.Layout(manifest.denoiser.tensors, manifest.denoiser.weight_types)
         layout.write(stage / layout.WEIGHTS, places, tensors, progress("writing weights", places.bytes))
         written = {layout.WEIGHTS: integrity.info(stage / layout.WEIGHTS)}
         if pipeline and decoder:
@@ -49,23 +50,25 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
         rest = manifest.without_builds(stale)
         linked = msgspec.structs.replace(
             rest,
-            model=_named(manifest.model, pipeline) if pipeline else manifest.model,
-            weights=WeightsRecord(source=name, random=seed),
+            denoiser=msgspec.structs.replace(
+                _named(manifest.denoiser, pipeline) if pipeline else manifest.denoiser,
+                weights=WeightsRecord(source=name, random=seed),
+            ),
             files=rest.files | written,
             decoder=decoder or rest.decoder,
         )
         linked = store.write_json(stage / FILE, linked)
     _tell_of_stale(stale, folder, report)
-    for assumption in linked.model.assumed or ():
+    for assumption in linked.denoiser.assumed or ():
         report(f"assumed when it was compiled: {assumption}")
     return linked
 
 
-def _check_training(folder: Path, pipeline: Path) -> None:
+def _check_training(folder: Path, pipeline: Path, program: ProgramRecord) -> None:
     """Refuse a model of other noise or another prediction than the artefact's loop is for.  Raises WeightsError."""
     config = model_index.config(pipeline / pipeline_folder.SCHEDULER)
     check_noise(model_index.read(pipeline / INDEX).part("scheduler"), str(pipeline / "scheduler"))
-    schedule = Schedule.read(folder / "schedule.json")
+    schedule = Schedule.read(folder / program.schedule)
     trained = msgspec.structs.asdict(schedule.scheduler) if schedule.scheduler else TRAINED[schedule.sampler]
     if other := trained_otherwise(trained, config):
         raise WeightsError(
@@ -73,7 +76,7 @@ def _check_training(folder: Path, pipeline: Path) -> None:
         )
 
 
-def _named(model: Model, pipeline: Path) -> Model:
+def _named(model: Denoiser, pipeline: Path) -> Denoiser:
     """The model with the class names of the pipeline, if it has some."""
     names = model_index.read(pipeline / INDEX).labels
     return msgspec.structs.replace(model, names=names) if names else model
@@ -84,7 +87,7 @@ def _decoder(folder: Path, source: Path, manifest: Manifest) -> DecoderRecord | 
     if not manifest.decoder:
         return None
     own = pipeline_folder.autoencoder(model_index.read(source / INDEX))
-    described = autoencoder.describe(own, manifest.model.latent[0], of_pipeline=True)
+    described = autoencoder.describe(own, manifest.program().latent[0], of_pipeline=True)
     if described.made_from == manifest.decoder.made_from:
         return None
     try:
@@ -103,7 +106,7 @@ def _write_decoder(stage: Path, source: Path, decoder: DecoderRecord, manifest: 
 
     own = source / "vae"
     report(autoencoder.said(own, decoder))
-    write(own, decoder, manifest.model.latent[0], stage / decoder.file)
+    write(own, decoder, manifest.program().latent[0], stage / decoder.file)
     return integrity.info(stage / decoder.file)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..ir.dtypes import Types
-from ..ir.graph import FP32, INNER, LABEL, LOOP, TIME, WEIGHT, Graph, Node, Value
+from ..ir.graph import COEFFICIENTS, FP32, GUIDANCE, INDEX, INNER, REQUEST, STATE, TIME, WEIGHT, Graph, Node, Value
 from ..ir.names import at
 from ..models.family import Family, operation_of
 from ..models.updates import UPDATES
@@ -108,19 +108,19 @@ def record(family: Family, types: Types = Types(), history: int = 0) -> Recorded
     run = Recorder(family, types)
     channels, height, width = family.latent
     images = (IMAGES, channels, height, width)
-    x = run.input("x", LOOP, images)
-    rows = run.input("rows", LOOP, (ROWS,), torch.int32)
-    t, y = run.input("t", TIME, (ROWS,)), run.input("y", LABEL, (ROWS,), torch.int32)
+    x = run.input("x", STATE, images)
+    rows = run.input("rows", INDEX, (ROWS,), torch.int32)
+    t, y = run.input("t", TIME, (ROWS,)), run.input("y", REQUEST, (ROWS,), torch.int32)
     noise = family.call(run, x, rows, t, y)
-    halves = [run.input(n, LOOP, (IMAGES,), torch.int32) for n in ("conditional", "unconditional")]
-    guidance = run.input("guidance", LOOP, (1, channels, 1, 1))
-    coefficients = run.input("coefficients", LOOP, (4 + history if history else 3,))
+    halves = [run.input(n, INDEX, (IMAGES,), torch.int32) for n in ("conditional", "unconditional")]
+    guidance = run.input("guidance", GUIDANCE, (1, channels, 1, 1))
+    coefficients = run.input("coefficients", COEFFICIENTS, (4 + history if history else 3,))
     if history:
         predicted = run._node("data", "x.data", UPDATES["data"], [noise, x, *halves, guidance, coefficients])
-        earlier = [run.input(at("x.data", -k), LOOP, images) for k in range(1, history + 1)]
+        earlier = [run.input(at("x.data", -k), STATE, images) for k in range(1, history + 1)]
         run._node("multistep", "x.next", UPDATES["multistep"], [x, predicted, *earlier, coefficients])
     else:
-        base = run.input("base", LOOP, images)
+        base = run.input("base", STATE, images)
         run._node("update", "x.next", UPDATES["update"], [noise, x, base, *halves, guidance, coefficients])
     outputs = ("x.next", "x.data") if history else ("x.next",)
     return Recorded(Graph(tuple(run.nodes), run.values, outputs, family.sublayers), run.flops)

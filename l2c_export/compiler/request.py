@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from .. import demo
 from ..artefact.manifest import LINKS
@@ -17,18 +18,30 @@ from ..samplers.scheduler_config import KINDS
 from ..schedules.schedule import Schedule
 
 GUIDANCE = ("first3", "all", "none")
+PathOrSchedule = str | os.PathLike[str] | Schedule
 FULL = "every:1"  # the rule that caches nothing
+
+
+class Wanted(NamedTuple):
+    """A program: its schedule and its steps, each by default the model's or the schedule's own."""
+
+    schedule: str | Schedule | None
+    steps: int | None
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `l2c-export`; the command's help describes each."""
+    """The options of `l2c-export`; the command's help describes each.
+
+    `schedule` and `steps` are those of the first program, `further` of the others.
+    """
 
     schedule: str | Schedule | None = None  # the demo model's own, or every call in full where nothing is cached
     out: Path = Path("engines")
     model: str | None = None
     weights: str | None = None
     steps: int | None = None
+    further: tuple[Wanted, ...] = ()
     threshold: float | None = None
     sampler: str | None = None
     guidance: str | None = None
@@ -73,18 +86,43 @@ class Options:
             raise UsageError(f"precision={self.precision!r}: backend={self.backend!r} has none: use backend={able!r}")
 
     @property
+    def programs(self) -> tuple[Options, ...]:
+        """The options of each program by itself."""
+        others = (replace(self, schedule=program.schedule, steps=program.steps, further=()) for program in self.further)
+        return (replace(self, further=()), *others)
+
+    @property
     def weight_types(self) -> Types:
         return Types(DTYPES[self.precision], self.fp32)
 
 
-def options_of(schedule: str | os.PathLike[str] | Schedule | None, **given: Any) -> Options:
-    """The options of a call in Python, where paths may be of any kind, and a sublayer stand for a list of one."""
+def options_of(
+    schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: int | Sequence[int] | None = None, **given: Any
+) -> Options:
+    """The options of a call in Python, where paths may be of any kind, and one of a thing stand for a list of one."""
     texts = {name: os.fspath(given[name]) for name in ("model", "weights", "sampler") if given.get(name) is not None}
     paths = {name: Path(given[name]) for name in ("out", "vae", "dump") if given.get(name) is not None}
     kept = given.get("fp32", ())
     fp32 = (kept,) if isinstance(kept, str) else tuple(kept)
-    read = schedule if schedule is None or isinstance(schedule, Schedule) else os.fspath(schedule)
-    return Options(**{**given, **texts, **paths, "fp32": fp32, "schedule": read})
+    first, *further = wanted(schedule, steps)
+    return Options(
+        **{**given, **texts, **paths, "fp32": fp32}, schedule=first.schedule, steps=first.steps, further=tuple(further)
+    )
+
+
+def wanted(schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: int | Sequence[int] | None) -> list[Wanted]:
+    """The programs that are asked for: several schedules, or one with several numbers of steps.  Raises UsageError."""
+    is_one = schedule is None or isinstance(schedule, (str, os.PathLike, Schedule))
+    schedules: list[Any] = [schedule] if is_one else list(cast("Sequence[Any]", schedule))
+    counts = list(steps) if isinstance(steps, Sequence) else [steps]
+    if not schedules or not counts:
+        raise UsageError("schedule=.. and steps=.. need at least one each")
+    if len(schedules) > 1 and len(counts) > 1:
+        raise UsageError("several schedules and several numbers of steps: give one schedule with steps=.., or schedules alone")
+    if len(set(counts)) < len(counts):
+        raise UsageError(f"steps={','.join(map(str, counts))}: give each number once")
+    read = [s if s is None or isinstance(s, Schedule) else os.fspath(s) for s in schedules]
+    return [Wanted(s, n) for s in read for n in counts]
 
 
 def _is_config(sampler: str) -> bool:

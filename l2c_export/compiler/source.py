@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from ..support import file_kind
 from ..support.words import counted
 from ..weights import notes, random
 from ..weights.checkpoint import Checkpoint
-from .request import FULL, Options, _is_config
+from .request import FULL, Options, Wanted, _is_config
 
 LITTLE = 0.01  # the share of the cached calls' sublayers below which a router removes next to nothing
 
@@ -36,7 +37,7 @@ class Source:
 
     family: Family
     name: str | None
-    schedule: Schedule
+    schedules: tuple[Schedule, ...]  # one per program
     guidance: str
     scale: float  # of the guidance, used where none is given
     checkpoint: Checkpoint | None
@@ -47,36 +48,50 @@ class Source:
     own_vae: bool = False  # the pipeline's own, whose latents are decoded as the pipeline does it
     notes: tuple[str, ...] = ()  # what of the folder the user should know
 
+    @property
+    def schedule(self) -> Schedule:
+        """That of the first program."""
+        return self.schedules[0]
+
     def describe(self) -> list[str]:
         """Lines: what was understood, the architecture, and what of it was assumed."""
-        computed = sum(len(call.computed) for call in self.schedule.calls)
-        total = self.schedule.columns * len(self.schedule.calls)
         weights = f"random weights, seed {self.seed}" if self.seed is not None else "no weights"
-        threshold = "" if self.schedule.threshold is None else f" at threshold {self.schedule.threshold:.9g}"
+        weights = self.checkpoint.described if self.checkpoint else weights
         return [
-            f"{self.name or self.family.name}, {counted(self.schedule.columns, 'sublayer')}, {self.schedule.sampler} with "
-            f"{counted(self.schedule.steps, 'step')}: {computed} of {total} sublayers computed{threshold}, "
-            f"{self.checkpoint.described if self.checkpoint else weights}",
+            *(f"{self.name or self.family.name}, {described(schedule)}, {weights}" for schedule in self.schedules),
             *architecture(self.family, self.assumed),
             *self.notes,
         ]
+
+
+def described(schedule: Schedule) -> str:
+    """What of a schedule is computed."""
+    computed = sum(len(call.computed) for call in schedule.calls)
+    threshold = "" if schedule.threshold is None else f" at threshold {schedule.threshold:.9g}"
+    return (
+        f"{counted(schedule.columns, 'sublayer')}, {schedule.sampler} with {counted(schedule.steps, 'step')}: "
+        f"{computed} of {schedule.columns * len(schedule.calls)} sublayers computed{threshold}"
+    )
 
 
 def resolve(options: Options) -> Source:
     """Read the schedule and the weights' names, and find the model that fits both."""
     if options.model == demo.NAME:
         model, weights = demo.files(options.model, options.weights)
-        schedule = options.schedule if isinstance(options.schedule, Schedule) else demo.schedule(options.schedule)
-        source = resolve(replace(options, model=model, weights=weights, schedule=schedule))
+        first, *further = (Wanted(_of_demo(one.schedule), one.steps) for one in options.programs)
+        source = resolve(replace(options, model=model, weights=weights, schedule=first.schedule, further=tuple(further)))
         return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = random.random_seed(options.weights) if options.weights else None
     folder = _folder(options)
     checkpoint = _checkpoint(options, folder) if seed is None else None
-    origin = _read(options.schedule or FULL)
-    kind, columns = (None, None) if isinstance(origin, str) else (origin.family, origin.columns)
+    origins = [_read(one.schedule or FULL) for one in options.programs]
+    kind, columns = (None, None) if isinstance(origins[0], str) else (origins[0].family, origins[0].columns)
     request = ModelRequest("dit") if folder else lookup.ask(options.model, kind, columns, checkpoint)
-    if kind not in (None, request.kind):
-        raise ModelError(f"{options.schedule} is for a {kind} model, but the model is a {request.kind}: check model=..")
+    for one, origin in zip(options.programs, origins, strict=True):
+        if not isinstance(origin, str) and origin.family != request.kind:
+            raise ModelError(
+                f"{one.schedule} is for a {origin.family} model, but the model is a {request.kind}: check model=.."
+            )
     if folder:
         family, name, assumed = lookup.Resolved(families.build("dit", folder.arch), folder.name)
         if checkpoint:
@@ -89,18 +104,16 @@ def resolve(options: Options) -> Source:
         checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
     _check_sublayers(options.fp32, family)
     scheduler = _scheduler(options.sampler, folder)
-    schedule = _schedule(options, family, origin, scheduler)
-    if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
-        raise UsageError(f"sampler={options.sampler!r}: {options.schedule} was made for {schedule.sampler}")
+    schedules = tuple(_schedule(one, family, origin, scheduler) for one, origin in zip(options.programs, origins, strict=True))
+    _check_programs(schedules)
     mode = "all" if folder else family.default_guidance[0]
     guidance = options.guidance or (mode if family.null_label is not None else "none")
     if guidance != "none" and family.null_label is None:
         raise UsageError(f"guidance={guidance!r}: the model was trained without a null class: use guidance='none'")
-    schedule = schedule if options.cache else schedule.uncached()
     scale = 1.0 if guidance == "none" else family.default_guidance[1]
     vae, is_own = _vae(options, folder), options.vae is None
-    lines = _notes(options, folder, schedule)
-    return Source(family, name, schedule, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
+    lines = _notes(options, folder, schedules)
+    return Source(family, name, schedules, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
 
 
 def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
@@ -140,11 +153,11 @@ def _checkpoint(options: Options, folder: Folder | None) -> Checkpoint | None:
     return pipeline_folder.checkpoint_for(Path(options.weights), "dit", folder.arch)
 
 
-def _notes(options: Options, folder: Folder | None, schedule: Schedule) -> tuple[str, ...]:
+def _notes(options: Options, folder: Folder | None, schedules: Sequence[Schedule]) -> tuple[str, ...]:
     """What the user did not say, and no file does; and a threshold that is as good as none."""
     assumed = folder.assumed_scheduler if folder and options.sampler is None else ""
     other = folder.other_pipeline if folder else ""
-    return tuple(note for note in (other, assumed, _idle(schedule)) if note)
+    return tuple(note for note in (other, assumed, *map(_idle, schedules)) if note)
 
 
 def _idle(schedule: Schedule) -> str:
@@ -201,9 +214,31 @@ def _read(schedule: str | Schedule) -> routers.Router | Schedule | str:
     return mask_rule(data) or Schedule.from_json(data, str(path))
 
 
+def _of_demo(schedule: str | Schedule | None) -> str | Schedule:
+    return schedule if isinstance(schedule, Schedule) else demo.schedule(schedule)
+
+
+def _check_programs(schedules: Sequence[Schedule]) -> None:
+    """Refuse programs that cannot share the graphs of one loop, or cannot be told apart."""
+    samplers = dict.fromkeys(schedule.sampler for schedule in schedules)
+    if len(samplers) > 1:
+        raise ScheduleError(f"the schedules are for {' and '.join(samplers)}: an artefact has one sampler: compile one each")
+    steps = [schedule.steps for schedule in schedules]
+    if twice := next((count for count in steps if steps.count(count) > 1), None):
+        raise ScheduleError(f"two schedules of {counted(twice, 'step')}: a request names its steps: compile one artefact each")
+
+
 def _schedule(
     options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None
 ) -> Schedule:
+    """The schedule of a program, for the sampler that is asked for."""
+    schedule = _made(options, family, origin, scheduler)
+    if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
+        raise UsageError(f"sampler={options.sampler!r}: {options.schedule} was made for {schedule.sampler}")
+    return schedule if options.cache else schedule.uncached()
+
+
+def _made(options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None) -> Schedule:
     columns = len(family.sublayers)
     if isinstance(origin, routers.Router):
         threshold = options.threshold

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..artefact.compiled import Compiled
 from ..artefact.manifest import Manifest
 from ..backends.contract import Backend, Run, WeightView
-from ..ir.names import rows_of
+from ..runtime.loaded import Bound, load_engines
 from ..runtime.loop import Loop
-from ..runtime.program import Bound, load_program
 from ..weights.layout import rounded
 
 SAMPLES = 7  # timings of a segment, at different places of the model
@@ -24,11 +24,12 @@ SAMPLES = 7  # timings of a segment, at different places of the model
 
 def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: int) -> dict[str, float]:
     """Median seconds of one run of every segment, for a batch of `images`."""
-    program = load_program(folder, manifest, backend, "shared", random_weights(manifest))
-    loop = Loop(program, images, guided=True)
-    latent = (images, *manifest.model.latent)
+    compiled = manifest.program()
+    loaded = load_engines(folder, manifest, backend, "shared", random_weights(compiled))
+    loop = Loop(loaded, compiled, images, guided=True)
+    latent = (images, *compiled.latent)
     places: dict[str, list[Run]] = defaultdict(list)
-    distinct = {call.graph: n for n, call in reversed(list(enumerate(manifest.calls)))}  # graph -> its first call
+    distinct = {call.graph: n for n, call in reversed(list(enumerate(compiled.calls)))}  # graph -> its first call
 
     def collect(index: int, bound: Bound) -> None:
         if index in distinct.values():
@@ -51,21 +52,20 @@ def seconds(runs: Sequence[Run]) -> list[float]:
     return times[1:]
 
 
-def random_weights(manifest: Manifest) -> WeightView:
+def random_weights(compiled: Compiled) -> WeightView:
     """Weights for timing only: slices of one pool, a new place each time, since in the loop no weight is in the cache."""
-    sizes = [math.prod(shape) for shape in manifest.tensors.values()]
+    tensors, types = compiled.denoiser.tensors, compiled.weight_types
+    sizes = [math.prod(shape) for shape in tensors.values()]
     numbers = np.random.default_rng(0).standard_normal(max(2 * max(sizes), 2**24), np.float32) * np.float32(0.02)
-    pools = {dtype: rounded("random", numbers, dtype) for dtype in {manifest.weight_types.of(n) for n in manifest.tensors}}
+    pools = {dtype: rounded("random", numbers, dtype) for dtype in {types.of(name) for name in tensors}}
     cursor = 0
 
     def view(name: str) -> np.ndarray:
         nonlocal cursor
-        tensor, rows = rows_of(name)
-        first, *rest = manifest.tensors[tensor]
-        shape = (len(range(*rows.indices(first))), *rest)
+        shape = compiled.weight_shape(name)
         size = int(np.prod(shape))
         start = cursor if cursor + size <= numbers.size else 0
         cursor = start + size
-        return np.reshape(pools[manifest.weight_types.of(tensor)][start:cursor], shape)
+        return np.reshape(pools[types.of(compiled.size.origins[name].of)][start:cursor], shape)
 
     return view

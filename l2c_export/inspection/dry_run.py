@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..backends.choose import open_backend
 from ..backends.contract import Request
-from ..compiler.request import Options, options_of
-from ..schedules.schedule import Schedule
+from ..compiler.request import Options, PathOrSchedule, options_of
 from ..support.extras import needs_compiler
 from ..support.files import Report
 from ..support.log import logged
@@ -32,7 +31,7 @@ class Predictions(NamedTuple):
 
 
 def dry_run(
-    schedule: str | os.PathLike[str] | Schedule | None = None,
+    schedule: PathOrSchedule | Sequence[PathOrSchedule] | None = None,
     *,
     device: str = "cpu",
     calibrate: bool = False,
@@ -55,12 +54,12 @@ def predict_both(options: Options, device: str, calibrated: bool, report: Report
     source = resolve(options)
     for line in source.describe():
         report(line)
-    twin = dataclasses.replace(source, schedule=source.schedule.uncached())
+    twin = dataclasses.replace(source, schedules=tuple(schedule.uncached() for schedule in source.schedules))
     found = []
     for each, how in ((source, options), (twin, dataclasses.replace(options, max_graphs=None))):
         lowered = lower(how, each)
         times = _calibrate(how, each, lowered) if calibrated else None
-        found.append(predict(lowered.manifest, device, options.batch, times))
+        found.append(predict(lowered.manifest.program(), device, options.batch, times))
     return Predictions(*found)
 
 
@@ -71,6 +70,6 @@ def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, 
     bodies = export_bodies(source.family, lowered.whole)
     backend = open_backend(options.backend, Request(precision=options.precision)).backend
     with tempfile.TemporaryDirectory() as folder:
-        layout = Layout(source.family.tensors(), lowered.manifest.weight_types)
+        layout = Layout(source.family.tensors(), options.weight_types)
         emit.write_models(Path(folder), lowered.linked, bodies, layout)
         return segment_times(Path(folder), lowered.manifest, backend, options.batch)

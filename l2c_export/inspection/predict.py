@@ -1,6 +1,6 @@
 """Know the effect and the cost first: what a compiled schedule computes, moves and (about) takes.
 
-Everything follows from the manifest alone, before anything is exported or built.  FLOPs count products (two per multiply
+Everything follows from the program alone, before anything is exported or built.  FLOPs count products (two per multiply
 and add); bytes count every input and output of every segment once, weights included.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..artefact.manifest import Manifest
+from ..artefact.compiled import Compiled
 from ..errors import UsageError
 from ..ir.graph import Node
 from ..support.words import counted
@@ -91,41 +91,41 @@ def comparison(cached: Prediction, uncached: Prediction) -> list[tuple[str, str,
 Times = Mapping[str, float]  # seconds of one call of each segment
 
 
-def predict(manifest: Manifest, device: str = "cpu", images: int = 1, times: Times | None = None) -> Prediction:
+def predict(compiled: Compiled, device: str = "cpu", images: int = 1, times: Times | None = None) -> Prediction:
     """Predict for a device of `DEVICES`, or from `times` that were measured on this machine."""
     if device not in DEVICES and times is None:
         raise UsageError(f"device={device!r}: known are {', '.join(DEVICES)}")
-    rows = manifest.rows(images)
-    count = len(manifest.calls)
+    rows = compiled.rows(images)
+    count = len(compiled.calls)
 
     def graph_cost(name: str | None, rows: int) -> Cost:
-        nodes = manifest.graphs[name].nodes if name else ()
-        return sum((node_cost(manifest, node, rows, DEVICES.get(device), times) for node in nodes), Cost())
+        nodes = compiled.graphs[name].nodes if name else ()
+        return sum((node_cost(compiled, node, rows, DEVICES.get(device), times) for node in nodes), Cost())
 
-    steps = {name: graph_cost(name, rows) for name in {call.graph for call in manifest.calls}}
-    hoisted = [n for g in (manifest.constants, manifest.prologue) if g for n in manifest.graphs[g].outputs]
-    scratch = max(sum(manifest.graphs[name].slot_bytes) for name in steps)
-    weight_bytes = sum(manifest.tensor_bytes(name) for name in manifest.tensors)
-    cache_bytes = rows * sum(manifest.cache_bytes)
-    hoisted_bytes = count * rows * sum(manifest.values[n].row_bytes for n in hoisted)
+    steps = {name: graph_cost(name, rows) for name in {call.graph for call in compiled.calls}}
+    hoisted = [n for g in compiled.before_loop for n in compiled.graphs[g].outputs]
+    scratch = max(sum(compiled.graphs[name].slot_bytes) for name in steps)
+    weight_bytes = compiled.denoiser.weight_bytes
+    cache_bytes = rows * sum(compiled.cache_bytes)
+    hoisted_bytes = count * rows * sum(compiled.value(n).row_bytes for n in hoisted)
     return Prediction(
         images=images,
         device="this machine" if times is not None else device,
-        calls=tuple(steps[call.graph] for call in manifest.calls),
-        prologue=graph_cost(manifest.prologue, rows * count),
+        calls=tuple(steps[call.graph] for call in compiled.calls),
+        prologue=graph_cost(compiled.prologue, rows * count),
         weight_bytes=weight_bytes,
-        loop_weight_bytes=max(graph_weight_bytes(manifest, name) for name in steps),
+        loop_weight_bytes=max(graph_weight_bytes(compiled, name) for name in steps),
         cache_bytes=cache_bytes,
         peak_bytes=weight_bytes + cache_bytes + rows * scratch + hoisted_bytes,
         graphs=len(steps),
-        segments=len(manifest.segments),
+        segments=len(compiled.segments),
     )
 
 
-def node_cost(manifest: Manifest, node: Node, rows: int, device: Device | None, times: Times | None) -> Cost:
+def node_cost(compiled: Compiled, node: Node, rows: int, device: Device | None, times: Times | None) -> Cost:
     """One segment call: measured if `times` knows it, else limited by its arithmetic or by its traffic."""
-    flops = manifest.segments[node.op].flops * rows
-    traffic = sum(manifest.value_bytes(name, rows) for name in (*node.inputs, *node.outputs))
+    flops = compiled.segments[node.op].flops * rows
+    traffic = sum(compiled.value_bytes(name, rows) for name in (*node.inputs, *node.outputs))
     if times is not None and node.op in times:
         return Cost(flops, traffic, times[node.op])
     if device is None:
@@ -133,6 +133,6 @@ def node_cost(manifest: Manifest, node: Node, rows: int, device: Device | None, 
     return Cost(flops, traffic, max(flops / device.flops, traffic / device.bandwidth) + device.call)
 
 
-def graph_weight_bytes(manifest: Manifest, name: str) -> int:
+def graph_weight_bytes(compiled: Compiled, name: str) -> int:
     """Bytes of the weights that a graph reads."""
-    return sum(manifest.tensor_bytes(i) for i in manifest.graphs[name].inputs if manifest.is_weight(i))
+    return sum(compiled.tensor_bytes(i) for i in compiled.graphs[name].inputs if compiled.is_weight(i))

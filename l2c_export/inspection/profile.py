@@ -17,11 +17,11 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..artefact.manifest import Manifest
+from ..artefact.compiled import Compiled
 from ..errors import UsageError
 from ..ir.graph import FP32
+from ..runtime.loaded import Bound
 from ..runtime.pipeline import Pipeline, load
-from ..runtime.program import Bound
 from ..support.files import Report
 from ..support.log import logged
 from ..support.progress import Progress, unseen
@@ -118,7 +118,7 @@ def profile(
     """
     pipe = load(path, backend, device, threads, link=link)
     report(f"backend: {pipe.backend}")
-    labels = pipe.labels(pipe.manifest.model.usual_labels(images))
+    labels = pipe.labels(pipe.manifest.denoiser.usual_labels(images))
     return profile_pipeline(pipe, labels, guidance_scale, seed, rounds, progress)
 
 
@@ -135,18 +135,18 @@ def profile_pipeline(
         recordings.append(record(pipe, labels, scale, noise))
         step()
     median = sorted(recordings, key=lambda recording: recording.seconds)[(rounds - 1) // 2]
-    manifest = pipe.manifest
+    compiled = pipe.manifest.program()
     return Profile(
         artefact=str(pipe.path),
         backend=pipe.backend,
         link=pipe.link,
-        precision=manifest.precision,
+        precision=compiled.precision,
         images=len(labels),
         rounds=rounds,
         seconds=median.seconds,
         outside=median.seconds - sum(event.seconds for event in median.events),
         kinds=tuple(kinds(median)),
-        calls=tuple(calls(median, manifest)),
+        calls=tuple(calls(median, compiled)),
         events=median.events,
     )
 
@@ -186,11 +186,11 @@ def kinds(recording: Recording) -> list[KindProfile]:
     return sorted(profiles, key=lambda entry: -entry.seconds)
 
 
-def calls(recording: Recording, manifest: Manifest) -> list[CallProfile]:
+def calls(recording: Recording, compiled: Compiled) -> list[CallProfile]:
     runs = [sum(event.call == n for event in recording.events) for n in range(len(recording.calls))]
     return [
         CallProfile(n, call.timestep, len(call.computed), runs[n], seconds)
-        for n, (call, seconds) in enumerate(zip(manifest.calls, recording.calls, strict=True))
+        for n, (call, seconds) in enumerate(zip(compiled.calls, recording.calls, strict=True))
     ]
 
 

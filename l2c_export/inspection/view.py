@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..artefact import store
-from ..artefact.manifest import Manifest, image_range
+from ..artefact.manifest import Manifest
+from ..artefact.records import image_range
 from ..errors import UsageError
 from ..schedules import rules
 from ..schedules.schedule import Schedule, content
@@ -79,9 +80,10 @@ class View:
         return replace(self, calls=calls, timing=timing)
 
 
-def inspect(path: str | os.PathLike[str] | Schedule, threshold: float | None = None) -> View:
+def inspect(path: str | os.PathLike[str] | Schedule, threshold: float | None = None, steps: int | None = None) -> View:
     """Every call of an artefact, of a schedule (or its JSON file) or of a router, whose `threshold` is in 0..1.
 
+    `steps` chooses one of the artefact's programs, by default the first.
     Raises UsageError for what is none of them, ArtefactError or ScheduleError for one that cannot be read.
     """
     if isinstance(path, Schedule):
@@ -90,7 +92,9 @@ def inspect(path: str | os.PathLike[str] | Schedule, threshold: float | None = N
     if threshold is not None and (path.is_dir() or file_kind.is_json(path)):
         raise UsageError(f"threshold={threshold:g}: only a router has scores; the schedule of {path} was made with one")
     if path.is_dir():
-        return of_artefact(store.read(path, verify=False))
+        return of_artefact(store.read(path, verify=False), steps)
+    if steps is not None:
+        raise UsageError(f"steps={steps}: only an artefact has programs to choose from: leave it out")
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder: give an artefact, a schedule or a router")
     if file_kind.is_json(path):
@@ -117,10 +121,11 @@ def of_schedule(schedule: Schedule, title: str) -> View:
     return View(title, schedule.sublayers, calls)
 
 
-def of_artefact(manifest: Manifest) -> View:
-    """Calls with the bytes that they move: weights, and cached values read and written."""
-    rows = manifest.rows(manifest.batch)
-    weights = {name: graph_weight_bytes(manifest, name) for name in manifest.graphs}
+def of_artefact(manifest: Manifest, steps: int | None = None) -> View:
+    """A program's calls with the bytes that they move: weights, and cached values read and written."""
+    compiled = manifest.program(steps)
+    rows = compiled.rows(manifest.batch)
+    weights = {name: graph_weight_bytes(compiled, name) for name in compiled.graphs}
     calls = [
         CallView(
             index=n,
@@ -129,30 +134,32 @@ def of_artefact(manifest: Manifest) -> View:
             reused=list(call.reused),
             graph=call.graph,
             weight_bytes=weights[call.graph],
-            cache_bytes_read=sum(manifest.value_bytes(name, rows) for name in call.reads),
-            cache_bytes_written=sum(manifest.value_bytes(name, rows) for name in call.writes),
+            cache_bytes_read=sum(compiled.value_bytes(name, rows) for name in call.reads),
+            cache_bytes_written=sum(compiled.value_bytes(name, rows) for name in call.writes),
         )
-        for n, call in enumerate(manifest.calls)
+        for n, call in enumerate(compiled.calls)
     ]
-    bound = manifest.weights
+    bound = manifest.denoiser.weights
     summary = {
         "tool": manifest.tool,
-        "family": manifest.model.family,
-        "model": manifest.model.name,
-        "sampler": manifest.sampler,
+        "family": manifest.denoiser.family,
+        "model": manifest.denoiser.name,
+        "sampler": compiled.program.sampler,
+        "steps": compiled.program.steps,
+        "programs": list(manifest.programs),
         "guidance": manifest.guidance.mode,
         "precision": manifest.precision,
         "batch": manifest.batch,
         "backend": manifest.backend,
         "link": manifest.link,
         "passes": list(manifest.passes),
-        "graphs": len(manifest.step_graphs),
-        "segments": len(manifest.segments),
+        "graphs": len(compiled.step_graphs),
+        "segments": len(manifest.denoiser.segments),
         "weights": None if bound is None else bound.source,
         "random_weights": bool(bound and bound.random is not None),
-        "prologue_weight_bytes": sum(weights[n] for n in (manifest.constants, manifest.prologue) if n),
-        "cache_bytes": rows * sum(manifest.cache_bytes),
-        "scratch_bytes": rows * max(sum(manifest.graphs[name].slot_bytes) for name in manifest.step_graphs),
+        "prologue_weight_bytes": sum(weights[n] for n in compiled.before_loop),
+        "cache_bytes": rows * sum(compiled.cache_bytes),
+        "scratch_bytes": rows * max(sum(compiled.graphs[name].slot_bytes) for name in compiled.step_graphs),
         "bytes": manifest.bytes,
         "builds": {
             name: {
@@ -165,6 +172,6 @@ def of_artefact(manifest: Manifest) -> View:
         },
     }
     state = "unlinked" if bound is None else "RANDOM weights" if bound.random is not None else f"weights {bound.source}"
-    name = manifest.model.name or manifest.model.family
-    title = f"{name}, {manifest.sampler}, {manifest.precision}, {manifest.link} link, {state}"
-    return View(title, list(manifest.model.sublayers), calls, summary)
+    name = manifest.denoiser.name or manifest.denoiser.family
+    title = f"{name}, {compiled.program.sampler}, {manifest.precision}, {manifest.link} link, {state}"
+    return View(title, list(manifest.denoiser.sublayers), calls, summary)

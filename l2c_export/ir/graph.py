@@ -14,7 +14,7 @@ Names are the interface.  `blocks.3.attn` is the module, the value, the cache sl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -27,11 +27,15 @@ T = TypeVar("T")
 # Where a graph's input comes from.  Everything else is computed by a node.
 WEIGHT = "weight"  # a tensor of the checkpoint, or some rows of one
 TIME = "time"  # the timestep of the call: known when compiling
-LABEL = "label"  # the class labels: known when a request arrives
-LOOP = "loop"  # the latents and whatever else changes inside the loop
+REQUEST = "request"  # what is declared as an input: known when a request arrives
+STATE = "state"  # the latents and whatever else the loop keeps
+INDEX = "index"  # which rows make which image
+GUIDANCE = "guidance"  # its strength
+COEFFICIENTS = "coefficients"  # the sampler's numbers of this call
 CACHE = "cache"  # a value filled by an earlier call
-ROW = "row"  # a hoisted value: computed by the prologue, one row block per call
+PROLOGUE = "prologue"  # a hoisted value: computed before the loop, one row block per call
 INNER = ""  # computed by a node of the graph itself
+LOOP = frozenset({STATE, INDEX, GUIDANCE, COEFFICIENTS})  # known in the loop only
 FP32 = "_fp32"  # ends the operation of a sublayer that is kept in float32, weights and all
 
 
@@ -74,15 +78,20 @@ class Graph(msgspec.Struct, frozen=True):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names that are read before they are computed, in order of first use."""
-        computed = {name for node in self.nodes for name in node.outputs}
-        names = [name for node in self.nodes for name in node.inputs] + list(self.outputs)
-        return tuple(dict.fromkeys(name for name in names if name not in computed))
+        return unmade(self.nodes, self.outputs)
 
     def kind(self, name: str) -> str:
         return self.values[name].kind
 
 
 NOTHING = Graph((), {}, ())
+
+
+def unmade(nodes: Sequence[Node], outputs: Sequence[str]) -> tuple[str, ...]:
+    """The names that nodes and outputs read and no node makes, in order of first use."""
+    computed = {name for node in nodes for name in node.outputs}
+    names = [name for node in nodes for name in node.inputs] + list(outputs)
+    return tuple(dict.fromkeys(name for name in names if name not in computed))
 
 
 def live(graph: Graph) -> Graph:

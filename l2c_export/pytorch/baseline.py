@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import torch
 
-from ..artefact.manifest import CallRecord, Manifest
+from ..artefact.manifest import Manifest
+from ..artefact.records import CallRecord
 from ..errors import BackendError
 from ..models import families
 from .eager import Denoiser
@@ -27,8 +28,8 @@ class Baseline:
     def __init__(
         self, folder: Path, manifest: Manifest, compiled: bool, threads: int, device: str | None, cached: bool = True
     ) -> None:
-        if manifest.fp32:
-            raise BackendError(f"pytorch: has no layers kept in float32 (fp32={manifest.fp32[0]!r}): compile without")
+        if manifest.denoiser.fp32:
+            raise BackendError(f"pytorch: has no layers kept in float32 (fp32={manifest.denoiser.fp32[0]!r}): compile without")
         torch.set_num_threads(threads)
         self.device = torch_device(device)
         # CUDA graphs overwrite what they returned before, so only a loop without a cache can use them
@@ -37,16 +38,16 @@ class Baseline:
             from torch._inductor import config
 
             config.freezing = True  # weights become constants, packed for the processor
-        family = families.build(manifest.model.family, manifest.model.arch)
+        family = families.build(manifest.denoiser.family, manifest.denoiser.arch)
         weights = {name: tensor.to(self.device) for name, tensor in stored(folder, manifest).items()}
-        self._manifest, self._denoiser = manifest, Denoiser(family, weights, compiled, mode)
+        self._noise_scale, self._denoiser = manifest.program().noise_scale, Denoiser(family, weights, compiled, mode)
         self.runtime = f"{'torch.compile' if compiled else 'PyTorch eager'} {torch.__version__}"
 
     def steps(
         self, calls: Sequence[CallRecord], noise: np.ndarray, labels: np.ndarray, guidance: np.ndarray
     ) -> Iterator[object]:
         """One item per call; labels (R,) int32, the unconditional half last, guidance (C,), as the runtime takes them."""
-        scaled = noise * np.float32(self._manifest.noise_scale or 1)
+        scaled = noise * np.float32(self._noise_scale)
         x, y = torch.from_numpy(scaled).to(self.device), torch.from_numpy(labels).to(self.device)
         return self._denoiser.steps(calls, x, y, torch.from_numpy(guidance).reshape(1, -1, 1, 1).to(self.device))
 

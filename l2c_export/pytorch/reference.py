@@ -25,11 +25,21 @@ class Reference:
     """What every call of an artefact should make of `noise` (B, C, H, W), `labels` and a guidance scale.
 
     The weights are the artefact's own, unless a checkpoint is given (then an error in the artefact's copy shows too).
+    `steps` chooses its program.
     `recorded` (solver steps, B, C, H, W) replaces the latents at the end of every solver step.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, noise: np.ndarray, labels: Sequence[int], guidance_scale: float,
-                 checkpoint: Path | None = None, recorded: np.ndarray | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        noise: np.ndarray,
+        labels: Sequence[int],
+        guidance_scale: float,
+        checkpoint: Path | None = None,
+        recorded: np.ndarray | None = None,
+        steps: int | None = None,
+    ) -> None:
         self.noise, self.labels, self.guidance_scale = noise, list(labels), guidance_scale
         self.setting = {
             "reference": "cached PyTorch, float64",
@@ -37,8 +47,9 @@ class Reference:
             "labels": self.labels,
             "guidance_scale": guidance_scale,
         }
-        self._manifest, self._recorded = manifest, recorded
-        self._family = families.build(manifest.model.family, manifest.model.arch)
+        self._manifest, self._compiled, self._recorded = manifest, manifest.program(steps), recorded
+        self.steps = self._compiled.program.steps
+        self._family = families.build(manifest.denoiser.family, manifest.denoiser.arch)
         self._tensors = stored(folder, manifest) if checkpoint is None else checkpoint_tensors(checkpoint, manifest)
 
     @functools.cached_property
@@ -50,7 +61,7 @@ class Reference:
         """After every call, (B, C, H, W) float64."""
         trajectory = [x.numpy().copy() for x in self._run(self._model, torch.float64)]
         if self._recorded is not None:
-            ends = [n for n, call in enumerate(self._manifest.calls) if call.ends_step]
+            ends = [n for n, call in enumerate(self._compiled.calls) if call.ends_step]
             for n, x in zip(ends, self._recorded, strict=True):
                 trajectory[n] = x.astype(np.float64)
         return trajectory
@@ -76,16 +87,16 @@ class Reference:
     def _run(self, model: Denoiser, dtype: torch.dtype):  # type: ignore[no-untyped-def]
         labels, strength = map(torch.from_numpy, guided_labels(self._manifest, self.labels, self.guidance_scale, "float64"))
         guidance = strength.to(dtype).reshape(1, -1, 1, 1)
-        noise = torch.from_numpy(self.noise).to(dtype) * float(np.float32(self._manifest.noise_scale or 1))
-        return model.steps(self._manifest.calls, noise, labels, guidance)
+        noise = torch.from_numpy(self.noise).to(dtype) * float(np.float32(self._compiled.noise_scale))
+        return model.steps(self._compiled.calls, noise, labels, guidance)
 
 
 def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     """The artefact's weights, in the type in which they are stored."""
-    layout, memory = Layout(manifest.tensors, manifest.weight_types), np.fromfile(folder / WEIGHTS, np.uint8)
+    layout, memory = Layout(manifest.denoiser.tensors, manifest.denoiser.weight_types), np.fromfile(folder / WEIGHTS, np.uint8)
     return {
         name: torch.from_numpy(layout.view(memory, name)).view(getattr(torch, layout.types.of(name)))
-        for name in manifest.tensors
+        for name in manifest.denoiser.tensors
     }
 
 
@@ -94,23 +105,26 @@ def checkpoint_tensors(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor
     return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in tensors}
 
 
-def of_case(case: Path, folder: Path, manifest: Manifest, checkpoint: Path | None = None) -> Reference:
+def of_case(
+    case: Path, folder: Path, manifest: Manifest, checkpoint: Path | None = None, steps: int | None = None
+) -> Reference:
     """A recorded run of the reference implementation: its noise, labels, guidance, and the latents after every step."""
+    compiled = manifest.program(steps)
     try:
         config = json.loads((case / "config.json").read_text())
         golden = np.load(case / "golden.npz")
         scale = config["cfg"]["scale"]
         count = min(config["batch"], manifest.batch)
         labels, noise = golden["y"][:count].tolist(), golden["x_T"][:count]
-        full = all(not call.reused for call in manifest.calls)
+        full = all(not call.reused for call in compiled.calls)
         recorded = golden["full_x" if full else "cached_x"][:, :count]
     except (OSError, KeyError, ValueError) as error:
         raise UsageError(f"golden={str(case)!r}: not a recorded case (config.json and golden.npz): {error}") from None
-    if len(recorded) != manifest.steps_of_solver or noise.shape[1:] != manifest.model.latent:
+    if len(recorded) != compiled.steps_of_solver or noise.shape[1:] != compiled.latent:
         raise UsageError(
             f"golden={str(case)!r}: {counted(len(recorded), 'step')} of {noise.shape[1:]} latents, "
             f"not what {folder} was made for"
         )
     # U-ViT's reference writes c + s (c - u); a guidance scale in the usual sense is 1 + s
     usual = 1.0 if scale is None else 1.0 + scale if config["family"] == "uvit" else float(scale)
-    return Reference(folder, manifest, noise, labels, usual, checkpoint, recorded)
+    return Reference(folder, manifest, noise, labels, usual, checkpoint, recorded, steps)

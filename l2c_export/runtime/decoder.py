@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..artefact.manifest import DecoderRecord, FileInfo
+from ..artefact.records import DecoderRecord, FileInfo
 from ..backends.contract import Array, Backend, Run, SegmentFile
 from ..errors import UsageError
 

@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..artefact.manifest import CallRecord
+from ..artefact.compiled import Compiled
+from ..artefact.records import CallRecord, Origin
 from ..backends.contract import Array, Run
 from ..ir.dtypes import stored
 from ..ir.graph import Value
-from ..ir.names import split_at
 from ..support.ending import stop
 from ..support.words import counted
-from .program import Bound, Program, aligned, bind_graph, concrete, filled
+from .loaded import Bound, LoadedArtefact, aligned, bind_graph, concrete, filled
 from .prologue import Prologue
 
 
@@ -62,14 +62,14 @@ def turns(calls: Sequence[CallRecord]) -> list[LatentTurn]:
 class Loop:
     """Every call of a program bound for one batch: `images` latents and `rows` rows of the model's batch."""
 
-    def __init__(self, program: Program, images: int, guided: bool) -> None:
-        self.program, self.manifest, self.images = program, program.manifest, images
-        self.memory = program.backend.memory
-        self.rows = self.manifest.rows(images, guided)
-        latent = (images, *self.manifest.model.latent)
-        steps = {call.graph: self.manifest.graphs[call.graph].slot_bytes for call in self.manifest.calls}
-        scratch_bytes, cache_bytes = max(map(self._size, steps.values())), self._size(self.manifest.cache_bytes)
-        predictions = self.manifest.history + 1 if self.manifest.history else 0
+    def __init__(self, loaded: LoadedArtefact, compiled: Compiled, images: int, guided: bool) -> None:
+        self.loaded, self.compiled, self.images = loaded, compiled, images
+        self.memory = loaded.backend.memory
+        self.rows = self.compiled.rows(images, guided)
+        latent = (images, *compiled.latent)
+        steps = {call.graph: self.compiled.graphs[call.graph].slot_bytes for call in self.compiled.calls}
+        scratch_bytes, cache_bytes = max(map(self._size, steps.values())), self._size(self.compiled.cache_bytes)
+        predictions = compiled.history + 1 if compiled.history else 0
         states = 4 * math.prod(latent) * (3 + predictions)
         self.memory.reserve(scratch_bytes + cache_bytes + states, f"the buffers of {counted(images, 'image')}")
         self.states = [self.memory.empty(latent, "float32") for _ in range(3)]
@@ -84,15 +84,15 @@ class Loop:
         scratch = self.memory.empty((scratch_bytes,), "uint8")
         self.slots = {name: self._cut(scratch, sizes) for name, sizes in steps.items()}
         caches = self.memory.empty((cache_bytes,), "uint8")
-        self.caches = self._cut(caches, self.manifest.cache_bytes)
-        self.hoisted = Prologue(program, self.rows)
+        self.caches = self._cut(caches, self.compiled.cache_bytes)
+        self.hoisted = Prologue(loaded, compiled, self.rows)
         self.inputs["y"] = self.hoisted.y[: self.rows]
-        self._turns = turns(self.manifest.calls)
+        self._turns = turns(self.compiled.calls)
         self._bound: dict[int, list[Bound]] = {}
         self._whole: Run | None = None
 
     def _new(self, values: np.ndarray) -> Array:
-        return filled(self.program.backend, values)
+        return filled(self.loaded.backend, values)
 
     def _size(self, row_bytes: tuple[int, ...]) -> int:
         return sum(aligned(size * self.rows) for size in row_bytes)
@@ -108,7 +108,7 @@ class Loop:
         `execute` is given every engine in its turn, to run it: for those who measure it or look at what it reads and makes.
         """
         self.start(x, labels, guidance)
-        for index in range(len(self.manifest.calls)):
+        for index in range(len(self.compiled.calls)):
             for bound in self.engines(index):
                 stop()
                 execute(index, bound)
@@ -120,8 +120,8 @@ class Loop:
         """All calls without a stop between them; `after` the last one are the latents."""
         if self._whole is None:
             self.start(x, labels, guidance)  # a backend may rehearse, on inputs that are allowed
-            runs = [bound.run for index in range(len(self.manifest.calls)) for bound in self.engines(index)]
-            self._whole = self.program.backend.sequence(runs)
+            runs = [bound.run for index in range(len(self.compiled.calls)) for bound in self.engines(index)]
+            self._whole = self.loaded.backend.sequence(runs)
         self.start(x, labels, guidance)
         self._whole()
 
@@ -135,7 +135,7 @@ class Loop:
         self.start(x, labels, guidance)
         clock = self.memory.clock()
         clock.mark()
-        for index in range(len(self.manifest.calls)):
+        for index in range(len(self.compiled.calls)):
             for bound in self.engines(index):
                 bound.run()
             clock.mark()
@@ -143,7 +143,7 @@ class Loop:
 
     def start(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> None:
         """Take a request: latents (B, C, H, W), labels (R,), and the guidance of every latent channel (C,)."""
-        scale = np.float32(self.manifest.noise_scale or 1)
+        scale = np.float32(self.compiled.noise_scale)
         self.memory.put(self.states[0], np.multiply(x, scale, dtype=np.float32))
         for predicted in self.history:  # what the first calls read of before them counts nothing
             self.memory.put(predicted, np.zeros(predicted.shape, np.float32))
@@ -152,7 +152,7 @@ class Loop:
 
     def after(self, index: int) -> Step:
         """What call `index` leaves behind."""
-        return Step(self.manifest.calls[index], index, self.memory.get(self.states[self._turns[index].after]).copy())
+        return Step(self.compiled.calls[index], index, self.memory.get(self.states[self._turns[index].after]).copy())
 
     def go_on_from(self, step: Step) -> None:
         """Take the latents of a step as they are now, in case that somebody has changed them."""
@@ -165,35 +165,36 @@ class Loop:
     def bound(self, index: int) -> list[Bound]:
         """A call's own engines, bound to its buffers on first use."""
         if index not in self._bound:
-            graph = self.manifest.calls[index].graph
-            self._bound[index] = bind_graph(self.program, graph, lambda name: self.array(index, name))
+            graph = self.compiled.calls[index].graph
+            self._bound[index] = bind_graph(self.loaded, self.compiled, graph, lambda name: self.array(index, name))
         return self._bound[index]
 
     def array(self, index: int, name: str) -> Array:
         """The memory behind a name in call `index`."""
-        call, turn = self.manifest.calls[index], self._turns[index]
-        graph = self.manifest.graphs[call.graph]
-        base, offset = split_at(name)
-        state = {"x": turn.now, "base": turn.base, "x.next": turn.after}
-        if name in state:
-            return self.states[state[name]]
-        if base == "x.data":
-            return self.history[(index + offset) % len(self.history)]
-        if name in self.inputs:
-            return self.inputs[name]
-        if name == "coefficients":
-            return self._new(np.array(call.coefficients, np.float32))
-        if name in graph.slots:
-            return self._typed(self.slots[call.graph][graph.slots[name]], self.manifest.values[base])
-        if name in call.reads or name in call.writes:
-            slot = call.reads[name] if name in call.reads else call.writes[name]
-            return self._typed(self.caches[slot], self.manifest.values[base])
-        if base == "t":
-            later = self.manifest.calls[min(index + offset, len(self.manifest.calls) - 1)]
+        call, turn = self.compiled.calls[index], self._turns[index]
+        graph, origin = self.compiled.graphs[call.graph], self.compiled.origin(name)
+        for place, slots in ((graph.slots, self.slots[call.graph]), (call.reads, self.caches), (call.writes, self.caches)):
+            if name in place:
+                return self._typed(slots[place[name]], self.compiled.value(name))
+        if origin is None or origin.kind == "state":
+            state = {"x": turn.now, "base": turn.base, "x.next": turn.after}
+            if name in state:
+                return self.states[state[name]]
+            return self.history[(index + (origin.offset if origin else 0)) % len(self.history)]
+        return self._given(index, origin, name)
+
+    def _given(self, index: int, origin: Origin, name: str) -> Array:
+        """The memory behind what no call makes."""
+        if origin.kind == "weight":
+            return self.loaded.weights(name)
+        if origin.kind == "prologue":
+            return self.hoisted.row(origin.of, index + origin.offset, of=index)
+        if origin.kind == "coefficients":
+            return self._new(np.array(self.compiled.calls[index].coefficients, np.float32))
+        if origin.kind == "time":
+            later = self.compiled.calls[min(index + origin.offset, len(self.compiled.calls) - 1)]
             return self._new(np.full(self.rows, later.timestep, np.float32))
-        if base in self.manifest.values:
-            return self.hoisted.row(base, index + offset, of=index)
-        return self.program.weights(name)
+        return self.inputs[origin.of]
 
     def _typed(self, memory: Array, value: Value) -> Array:
         shape = concrete(value, self.images, self.rows)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 
 from ..artefact import store
+from ..artefact.compiled import Compiled
 from ..artefact.guidance import guided_labels
 from ..artefact.manifest import LINKS, Manifest
 from ..backends.choose import Opened, open_backend
@@ -26,9 +27,9 @@ from ..weights import layout
 from . import decoder
 from . import request as asked
 from .images import Output, to_images
+from .loaded import LoadedArtefact, load_engines
 from .lock import Turn
 from .loop import Loop, Step
-from .program import Program, load_program
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 P = ParamSpec("P")
@@ -74,12 +75,12 @@ def load(
     opened = open_backend(backend or manifest.backend, request)
     if link not in (None, manifest.link) and opened.backend.name in BUILT:
         raise UsageError(f"link={link!r}: the engines of {opened.backend.name} were built for link={manifest.link!r}")
-    program = load_program(folder.absolute(), manifest, opened.backend, link)  # the process may go elsewhere
+    loaded = load_engines(folder.absolute(), manifest, opened.backend, link)  # the process may go elsewhere
     store.check_unchanged(folder, manifest)
     if threads is None and opened.backend.spins:
         advise(others.share())
     LOG.info("%s: loaded in %.2f s, %s, %s", folder, time.perf_counter() - started, opened.backend.name, opened.why)
-    return Pipeline(program, opened, tile)
+    return Pipeline(loaded, opened, tile)
 
 
 def advise(share: float | None) -> None:
@@ -107,29 +108,28 @@ class Pipeline:
     As a context manager it is closed at the end.
     """
 
-    def __init__(self, program: Program, opened: Opened, tile: int | None = None) -> None:
-        self.manifest: Manifest = program.manifest
-        self.path = program.folder
-        self._program: Program | None = program
+    def __init__(self, loaded: LoadedArtefact, opened: Opened, tile: int | None = None) -> None:
+        self.manifest: Manifest = loaded.manifest
+        self.path = loaded.folder
+        self._loaded: LoadedArtefact | None = loaded
         self._tile = tile
         self._decoder: decoder.Decoder | None = None
         self._turn = Turn(opened.backend.forks)
         self._started: weakref.WeakSet[Generator[Step, None, None]] = weakref.WeakSet()
-        self.link = program.link
+        self.link = loaded.link
         memory = opened.backend.memory
         self.device = "cpu" if memory.on_host else f"cuda:{getattr(memory, 'index', 0)}"  # where latents are
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
-        self._loops: dict[tuple[int, bool], Loop] = {}
+        self._loops: dict[tuple[str, int, bool], Loop] = {}
 
     def __repr__(self) -> str:
         """The model, the share of its schedule, and how it runs, on one line."""
-        manifest, model = self.manifest, self.manifest.model
+        manifest, model = self.manifest, self.manifest.denoiser
         guidance = f"guidance {manifest.guidance.mode} {manifest.guidance.scale:g}"
-        name, calls = model.name or model.family, counted(len(manifest.calls), "call")
-        state = ", closed" if self._program is None else ""
+        name, programs = model.name or model.family, " or ".join(map(_in_words, manifest.all_programs()))
+        state = ", closed" if self._loaded is None else ""
         return (
-            f"<Pipeline {name}: {manifest.computed_share:.0%} of the sublayers in {calls}, "
-            f"{manifest.sampler} with {counted(manifest.steps_of_solver, 'step')}, {manifest.precision}, "
+            f"<Pipeline {name}: {programs}, {manifest.precision}, "
             f"{self.backend.partition(' ')[0]} on {self.device}, batch {manifest.batch}, {guidance}{state}>"
         )
 
@@ -147,7 +147,7 @@ class Pipeline:
     def close(self) -> None:
         """Free the engines, the buffers and the weights, when the generation that runs has ended.  Closing twice is fine."""
         with self._turn.taken():
-            self._program = self._decoder = None
+            self._loaded = self._decoder = None
             self._loops.clear()
 
     @contextlib.contextmanager
@@ -156,8 +156,8 @@ class Pipeline:
         self._turn.check_process()
         with self._turn.taken():
             try:
-                if self._program:
-                    self._program.backend.memory.enter()
+                if self._loaded:
+                    self._loaded.backend.memory.enter()
                 yield
             except MemoryError:
                 raise RunError("out of memory: generate fewer images at once, or free some memory") from None
@@ -172,6 +172,7 @@ class Pipeline:
         output_type: str | None = None,
         callback_on_step_end: Callback | None = None,
         check_finite: bool = False,
+        steps: int | None = None,
     ) -> Output:
         """Generate one image per label: a number, or a name where the artefact has names.
 
@@ -180,6 +181,7 @@ class Pipeline:
         are 0..1000.
         `output_type` is "pil" or "np" where there is a decoder or a model of pixels, which then is the default ("np" without
         Pillow); "latent", the default elsewhere; or "device", latents left where they were computed (see `Output`).
+        `steps` chooses one of the artefact's programs, by default the first.
         `check_finite` raises RunError naming the call whose latents are the first to hold NaN or Inf.
         Raises UsageError for a request that this artefact cannot meet, before anything is computed.
         """
@@ -187,7 +189,7 @@ class Pipeline:
         labels = self.labels(class_labels)
         output_type = asked.output_type(self.manifest, output_type)
         noise = self.noise(len(labels), seed) if latents is None else asked.latents(self.manifest, latents, len(labels))
-        generation = self.generation(labels, guidance_scale)
+        generation = self.generation(labels, guidance_scale, steps)
         if callback_on_step_end or check_finite:
             self._stepwise(generation, noise, callback_on_step_end, check_finite)
         else:
@@ -207,16 +209,16 @@ class Pipeline:
         latents = memory.get(final).copy()
         if output_type == "latent":
             return latents, None
-        return latents, to_images(self._decode(generation.loop.program, latents), output_type)
+        return latents, to_images(self._decode(generation.loop.loaded, latents), output_type)
 
-    def _decode(self, program: Program, latents: np.ndarray) -> np.ndarray:
+    def _decode(self, loaded: LoadedArtefact, latents: np.ndarray) -> np.ndarray:
         """Latents (B, C, H, W) -> pixels (B, 3, scale H, scale W) around -1..1; they are pixels already without a decoder."""
         if not self.manifest.decoder:
             return latents
         if self._decoder is None:
             info = self.manifest.files[self.manifest.decoder.file]
-            store.check_same(program.folder, self.manifest.decoder.file, info)  # it is read now that it is needed
-            self._decoder = decoder.Decoder(program.folder, self.manifest.decoder, program.backend, self._tile, info)
+            store.check_same(loaded.folder, self.manifest.decoder.file, info)  # it is read now that it is needed
+            self._decoder = decoder.Decoder(loaded.folder, self.manifest.decoder, loaded.backend, self._tile, info)
         return self._decoder(latents)
 
     def _stepwise(self, generation: Generation, noise: np.ndarray, callback: Callback | None, check_finite: bool) -> None:
@@ -230,7 +232,9 @@ class Pipeline:
             step += 1
             if callback:
                 with ending.resting():
-                    given = callback(self, step, self._step_timestep(done.index), {"latents": done.x.copy()})
+                    given = callback(
+                        self, step, step_timestep(generation.loop.compiled, done.index), {"latents": done.x.copy()}
+                    )
                 changed = asked.returned(self.manifest, given, len(noise))
                 if changed is not None:
                     done.x[...] = changed
@@ -238,36 +242,39 @@ class Pipeline:
                         raise RunError(f"the callback after step {step} returned NaN or infinite latents")
 
     def steps(
-        self, labels: Sequence[int | str], guidance_scale: float | None, noise: np.ndarray
+        self, labels: Sequence[int | str], guidance_scale: float | None, noise: np.ndarray, steps: int | None = None
     ) -> Generator[Step, None, None]:
         """The loop itself, for callers that want progress or timing: one item per network evaluation.
 
         From its first item to its end, or until it is closed, the pipeline is busy with it.
         """
         numbers = self.labels(labels)
-        made = self._steps(numbers, guidance_scale, asked.latents(self.manifest, noise, len(numbers)))
+        made = self._steps(numbers, guidance_scale, asked.latents(self.manifest, noise, len(numbers)), steps)
         self._started.add(made)
         return made
 
-    def _steps(self, labels: list[int], guidance_scale: float | None, noise: np.ndarray) -> Generator[Step, None, None]:
+    def _steps(
+        self, labels: list[int], guidance_scale: float | None, noise: np.ndarray, steps: int | None
+    ) -> Generator[Step, None, None]:
         with self._alone():
-            generation = self.generation(labels, guidance_scale)
+            generation = self.generation(labels, guidance_scale, steps)
             for step in generation.loop.denoise(noise, generation.labels, generation.guidance):
                 with self._turn.rest():
                     yield step
                 generation.loop.memory.enter()  # perhaps in another thread
 
-    def generation(self, labels: Sequence[int], guidance_scale: float | None) -> Generation:
-        """The loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
-        if self._program is None:
+    def generation(self, labels: Sequence[int], guidance_scale: float | None, steps: int | None = None) -> Generation:
+        """A program's loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
+        if self._loaded is None:
             raise RunError("this pipeline is closed: load the artefact again")
         guidance = self.manifest.guidance
         scale = asked.scale(guidance, guidance_scale)
         guided = scale != 1
-        key = len(labels), guided
+        compiled = self.manifest.program(steps)
+        key = compiled.name, len(labels), guided
         if key not in self._loops:
             self._loops.clear()  # buffers of one batch size at a time
-            self._loops[key] = Loop(self._program, *key)
+            self._loops[key] = Loop(self._loaded, compiled, len(labels), guided)
         return Generation(self._loops[key], *guided_labels(self.manifest, labels, scale))
 
     def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
@@ -278,8 +285,17 @@ class Pipeline:
         """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
         return asked.labels(self.manifest, given)
 
-    def _step_timestep(self, index: int) -> float:
-        """The timestep at which the solver step began that ends with call `index`."""
-        while index and not self.manifest.calls[index - 1].ends_step:
-            index -= 1
-        return self.manifest.calls[index].timestep
+
+def _in_words(compiled: Compiled) -> str:
+    """A program's share, calls and steps."""
+    return (
+        f"{compiled.computed_share:.0%} of the sublayers in {counted(len(compiled.calls), 'call')}, "
+        f"{compiled.program.sampler} with {counted(compiled.steps_of_solver, 'step')}"
+    )
+
+
+def step_timestep(compiled: Compiled, index: int) -> float:
+    """The timestep at which the solver step began that ends with call `index`."""
+    while index and not compiled.calls[index - 1].ends_step:
+        index -= 1
+    return compiled.calls[index].timestep

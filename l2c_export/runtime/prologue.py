@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..artefact.compiled import Compiled
 from ..backends.contract import Array
 from ..ir.dtypes import stored
-from ..ir.names import split_at
-from .program import Bound, Program, bind_graph, concrete, filled
+from .loaded import Bound, LoadedArtefact, bind_graph, concrete, filled
 
 # Hoisted rows of more calls than fit in here are computed in several chunks.
 HOISTED_BYTES = 256 * 2**20
@@ -22,25 +22,25 @@ class Prologue:
     far as calls read the rows of later ones.
     """
 
-    def __init__(self, program: Program, rows: int) -> None:
-        self.manifest, self.program, self.rows = program.manifest, program, rows
-        self.calls = len(self.manifest.calls)
-        ahead = max((split_at(i)[1] for g in self.manifest.graphs.values() for i in g.inputs), default=0)
-        names = self.manifest.graphs[self.manifest.prologue].outputs if self.manifest.prologue else ()
-        per_call = rows * sum(self.manifest.values[n].row_bytes for n in names)
+    def __init__(self, loaded: LoadedArtefact, compiled: Compiled, rows: int) -> None:
+        self.compiled, self.loaded, self.rows = compiled, loaded, rows
+        self.calls = len(self.compiled.calls)
+        ahead = max((origin.offset for origin in compiled.size.origins.values()), default=0)
+        names = self.compiled.graphs[self.compiled.prologue].outputs if self.compiled.prologue else ()
+        per_call = rows * sum(compiled.value(n).row_bytes for n in names)
         fits = HOISTED_BYTES // max(per_call, 1)
         self.window = self.calls if fits >= self.calls else max(fits, ahead + 1)
         self.step = self.window if self.window >= self.calls else self.window - ahead
         chunks = range(0, self.calls, self.step)
-        program.backend.memory.reserve(self.window * per_call, f"what is computed before the loop for {rows} rows")
-        self.y = filled(program.backend, np.zeros(self.window * rows, np.int32))
-        self._constants = self._evaluate_constants(chunks[-1] + self.window) if self.manifest.constants else {}
+        loaded.backend.memory.reserve(self.window * per_call, f"what is computed before the loop for {rows} rows")
+        self.y = filled(loaded.backend, np.zeros(self.window * rows, np.int32))
+        self._constants = self._evaluate_constants(chunks[-1] + self.window) if self.compiled.constants else {}
         self._rows = {n: self._many(n, self.window * rows) for n in names}
-        self.prologue = [self._bind_prologue(first) for first in chunks] if self.manifest.prologue else [[] for _ in chunks]
+        self.prologue = [self._bind_prologue(first) for first in chunks] if self.compiled.prologue else [[] for _ in chunks]
 
     def labels(self, y: np.ndarray) -> None:
         """New labels: nothing that was computed before holds any more."""
-        self.program.backend.memory.put(self.y, np.tile(y, self.window))
+        self.loaded.backend.memory.put(self.y, np.tile(y, self.window))
 
     def before(self, index: int) -> list[Bound]:
         """What has to run before call `index`: calls run in order."""
@@ -57,28 +57,28 @@ class Prologue:
         return (self._constants if is_constant else self._rows)[name][first * self.rows : (first + 1) * self.rows]
 
     def _many(self, name: str, rows: int) -> Array:
-        value = self.manifest.values[name]
-        return self.program.backend.memory.empty(concrete(value, rows, rows), stored(value.dtype))
+        value = self.compiled.value(name)
+        return self.loaded.backend.memory.empty(concrete(value, rows, rows), stored(value.dtype))
 
     def _evaluate_constants(self, padded: int) -> dict[str, Array]:
         """What depends on the timesteps alone: `padded` times `rows` rows, those past the last call as of the last."""
-        assert self.manifest.constants
-        backend = self.program.backend
-        values = {n: self._many(n, self.calls) for n in self.manifest.graphs[self.manifest.constants].outputs}
-        times = filled(backend, np.array([call.timestep for call in self.manifest.calls], np.float32))
-        for bound in self._bind(self.manifest.constants, {**values, "t": times}, self.calls):
+        assert self.compiled.constants
+        backend = self.loaded.backend
+        values = {n: self._many(n, self.calls) for n in self.compiled.graphs[self.compiled.constants].outputs}
+        times = filled(backend, np.array([call.timestep for call in self.compiled.calls], np.float32))
+        for bound in self._bind(self.compiled.constants, {**values, "t": times}, self.calls):
             bound.run()
         order = np.repeat(np.minimum(np.arange(padded), self.calls - 1), self.rows)
         return {name: filled(backend, backend.memory.get(value)[order]) for name, value in values.items()}
 
     def _bind_prologue(self, first: int) -> list[Bound]:
-        assert self.manifest.prologue
+        assert self.compiled.prologue
         rows = slice(first * self.rows, (first + self.window) * self.rows)
         constants = {name: values[rows] for name, values in self._constants.items()}
-        return self._bind(self.manifest.prologue, {**constants, **self._rows, "y": self.y}, self.window * self.rows)
+        return self._bind(self.compiled.prologue, {**constants, **self._rows, "y": self.y}, self.window * self.rows)
 
     def _bind(self, name: str, outer: Mapping[str, Array], rows: int) -> list[Bound]:
-        nodes = self.manifest.graphs[name].nodes
+        nodes = self.compiled.graphs[name].nodes
         inner = {n: self._many(n, rows) for node in nodes for n in node.outputs if n not in outer}
         arrays = {**outer, **inner}
-        return bind_graph(self.program, name, lambda n: arrays[n] if n in arrays else self.program.weights(n))
+        return bind_graph(self.loaded, self.compiled, name, lambda n: arrays[n] if n in arrays else self.loaded.weights(n))

@@ -17,7 +17,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from ..artefact.manifest import Guidance, Manifest, Model
+from ..artefact.manifest import Manifest
+from ..artefact.records import Denoiser, Guidance
 from ..errors import UsageError
 from ..samplers.noise import standard_normal
 from ..support.tensors import on_host, scalar
@@ -47,10 +48,10 @@ def labels(manifest: Manifest, values: Labels) -> list[int]:
         remedy = f"ask for fewer, or compile it with batch={len(entries)}" if entries else "give at least one"
         able = "1 image" if manifest.batch == 1 else f"1 to {manifest.batch} images"
         raise UsageError(f"{len(entries)} class labels: this artefact makes {able} at once: {remedy}")
-    return [_label(manifest.model, scalar(label)) for label in entries]
+    return [_label(manifest.denoiser, scalar(label)) for label in entries]
 
 
-def _label(model: Model, label: Any) -> int:
+def _label(model: Denoiser, label: Any) -> int:
     """The number of a class.  Text is the name of one, or else a number in digits, as at the command line."""
     if isinstance(label, str) and label in (model.names or {}):
         return named(model, label)
@@ -64,7 +65,7 @@ def _label(model: Model, label: Any) -> int:
     return int(label)
 
 
-def named(model: Model, name: Any) -> int:
+def named(model: Denoiser, name: Any) -> int:
     """The number of a class name."""
     names = model.names or {}
     if not isinstance(name, str) or name not in names:
@@ -99,7 +100,7 @@ def scale(guidance: Guidance, value: Any) -> float:
 
 def noise(manifest: Manifest, count: int, seed: Any) -> np.ndarray:
     """Standard normal latents (count, C, H, W) float32, image i's from seed + i, or from seed[i]."""
-    return standard_normal(manifest.model.latent, seeds(count, seed))
+    return standard_normal(manifest.program().latent, seeds(count, seed))
 
 
 def seeds(count: int, seed: Any) -> list[int]:
@@ -113,7 +114,7 @@ def seeds(count: int, seed: Any) -> list[int]:
 
 def latents(manifest: Manifest, values: Any, count: int) -> np.ndarray:
     """Latents of a user as float32 (count, C, H, W): an array, or a tensor of PyTorch."""
-    shape = (count, *manifest.model.latent)
+    shape = (count, *manifest.program().latent)
     try:
         array = np.asarray(on_host(values))
     except (ValueError, TypeError, RuntimeError):  # the latter two are those of tensors in a list
@@ -153,7 +154,7 @@ def output_type(manifest: Manifest, given: Any) -> str:
 
 
 def makes_pixels(manifest: Manifest) -> bool:
-    return bool(manifest.decoder) or manifest.model.latent[0] in (1, 3)
+    return bool(manifest.decoder) or manifest.program().latent[0] in (1, 3)
 
 
 def whole(value: object) -> TypeGuard[int]:

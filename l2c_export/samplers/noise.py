@@ -7,6 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def standard_normal(latent: tuple[int, int, int], seeds: Sequence[int]) -> np.ndarray:
-    """Noise (seeds, C, H, W) float32."""
+def standard_normal(latent: tuple[int, ...], seeds: Sequence[int]) -> np.ndarray:
+    """Noise (seeds, *latent) float32."""
     return np.stack([np.random.Generator(np.random.Philox(s)).standard_normal(latent, np.float32) for s in seeds])

@@ -11,7 +11,7 @@ import msgspec
 
 from .. import demo
 from ..artefact import integrity, staging
-from ..artefact.manifest import Guidance
+from ..artefact.records import Guidance
 from ..compiler.request import GUIDANCE
 from ..errors import ArtefactError, UsageError
 from ..ir.dtypes import DTYPES

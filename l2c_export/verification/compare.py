@@ -64,19 +64,21 @@ def verify(
     backend: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    steps: int | None = None,
 ) -> Verdict:
     """Compare an artefact, or a pipeline that is loaded, with the cached PyTorch model in float64, call by call.
 
     `class_labels`, `guidance_scale` and `seed` are those of a pipeline's call, by default as many labels as the batch;
     `golden` is the folder of a recorded run (config.json, golden.npz) instead of them.  `weights` is a checkpoint to compare
-    with, by default the artefact's own.  A call passes if |error| <= `atol` + `rtol` * max |latents|, by default 3e-5 (fp32),
-    2e-2 (fp16) or 5e-2 (bf16).  `backend`, `device` and `threads` are those of `load`.
+    with, by default the artefact's own.  `steps` chooses one of its programs, by default the first.
+    A call passes if |error| <= `atol` + `rtol` * max |latents|, by default 3e-5 (fp32), 2e-2 (fp16) or
+    5e-2 (bf16).  `backend`, `device` and `threads` are those of `load`.
     Raises UsageError for a request that it cannot meet, and what `load` raises; what is wrong is said by the verdict.
     """
     needs("torch", "export")
     check_tolerances(atol=atol, rtol=rtol)
     pipe = path if isinstance(path, pipeline.Pipeline) else pipeline.load(path, backend, device, threads)
-    reference = _reference(pipe, class_labels, guidance_scale, seed, path_of(weights), path_of(golden))
+    reference = _reference(pipe, class_labels, guidance_scale, seed, path_of(weights), path_of(golden), steps)
     return compare(pipe, reference, atol, rtol)
 
 
@@ -92,35 +94,35 @@ def check_tolerances(**given: float | None) -> None:
 
 
 def _reference(pipe: pipeline.Pipeline, class_labels: Labels | None, guidance_scale: float | None, seed: int,
-               weights: Path | None, golden: Path | None) -> Reference:  # fmt: skip
+               weights: Path | None, golden: Path | None, steps: int | None) -> Reference:  # fmt: skip
     """The PyTorch side of a request."""
     from ..pytorch.reference import Reference, of_case
 
     manifest = pipe.manifest
     if golden:
-        return of_case(golden, pipe.path, manifest, weights)
-    labels = manifest.model.usual_labels(manifest.batch) if class_labels is None else pipe.labels(class_labels)
+        return of_case(golden, pipe.path, manifest, weights, steps)
+    labels = manifest.denoiser.usual_labels(manifest.batch) if class_labels is None else pipe.labels(class_labels)
     scale = request.scale(manifest.guidance, guidance_scale)
-    return Reference(pipe.path, manifest, pipe.noise(len(labels), seed), labels, scale, weights)
+    return Reference(pipe.path, manifest, pipe.noise(len(labels), seed), labels, scale, weights, steps=steps)
 
 
 def compare(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = None, rtol: float | None = None) -> Verdict:
     """Compare a pipeline with a reference that was made for the same request."""
     default = TOLERANCE[pipe.manifest.precision]
     tolerance = Tolerance(default if atol is None else atol, default if rtol is None else rtol)
-    asked = pipe.generation(reference.labels, reference.guidance_scale)
+    asked = pipe.generation(reference.labels, reference.guidance_scale, reference.steps)
     want, limits = reference.latents(), reference.float32_errors()
     fed = trajectory(asked, reference.noise, want)
     free = trajectory(asked, reference.noise, None)
     calls = []
-    for n, call in enumerate(pipe.manifest.calls):
+    for n, call in enumerate(asked.loop.compiled.calls):
         error = Error.between(fed[n], want[n])
         calls.append(CallCheck(n, call.timestep, error, Error.between(free[n], want[n]), limits[n],
                                tolerance.share(error, want[n]) <= 1))  # fmt: skip
     wrong = next((check.index for check in calls if not check.passed), None)
     place = None if wrong is None else locate(asked, reference, want, wrong, tolerance)
     setting = {"backend": pipe.backend, "link": pipe.link, "precision": pipe.manifest.precision,
-               "assumed": list(pipe.manifest.model.assumed or ()), **reference.setting}  # fmt: skip
+               "assumed": list(pipe.manifest.denoiser.assumed or ()), **reference.setting}  # fmt: skip
     return Verdict(wrong is None, tolerance.atol, tolerance.rtol, tuple(calls), place, setting)
 
 
@@ -147,12 +149,12 @@ def table(verdict: Verdict) -> list[tuple[object, ...]]:
 
 def basis(manifest: Manifest) -> list[str]:
     """Lines: what was assumed of the architecture, if anything was; the reference has the same, so no comparison shows it."""
-    if not manifest.model.assumed:
+    if not manifest.denoiser.assumed:
         return []
     from ..models import families
     from ..models.evidence import architecture
 
-    lines = architecture(families.build(manifest.model.family, manifest.model.arch), manifest.model.assumed)
+    lines = architecture(families.build(manifest.denoiser.family, manifest.denoiser.arch), manifest.denoiser.assumed)
     return [*lines, "the reference assumes the same: if that is wrong, so are both"]
 
 

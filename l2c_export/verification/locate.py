@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..artefact.manifest import Manifest
+from ..artefact.compiled import Compiled
 from ..ir.dtypes import widened
 from ..ir.names import split_at
 from ..runtime import pipeline
+from ..runtime.loaded import Bound, load_engines
 from ..runtime.loop import Loop
-from ..runtime.program import Bound, load_program
 from .error import Error, Tolerance
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def locate(
 ) -> Suspect | None:
     """Run call `call` engine by engine, and name the first value that is not the reference's."""
     loop = per_segment(generation.loop)
-    search = Search(loop, Expected(loop.manifest, reference, call), tolerance)
+    search = Search(loop, Expected(loop.compiled, reference, call), tolerance)
     for step in loop.denoise(reference.noise, generation.labels, generation.guidance, search.execute):
         if step.index == call:
             break
@@ -57,8 +57,8 @@ class Search:
 
     def __init__(self, loop: Loop, expected: Expected, tolerance: Tolerance) -> None:
         self.loop, self.expected, self.tolerance = loop, expected, tolerance
-        self.inner = tolerance.inner(loop.manifest.precision)
-        self.graph = loop.manifest.graphs[loop.manifest.calls[expected.call].graph]
+        self.inner = tolerance.inner(loop.compiled.precision)
+        self.graph = loop.compiled.graphs[loop.compiled.calls[expected.call].graph]
         self.place: Suspect | None = None
         self._ended = False
 
@@ -67,8 +67,8 @@ class Search:
         if index != self.expected.call or self._ended or self._made.isdisjoint(bound.outputs):
             bound.run()
             return
-        manifest, call = self.loop.manifest, self.loop.manifest.calls[index]
-        names = [name for name in bound.inputs if name in call.reads or is_hoisted(manifest, name)]
+        compiled, call = self.loop.compiled, self.loop.compiled.calls[index]
+        names = [name for name in bound.inputs if name in call.reads or is_hoisted(compiled, name)]
         early = {name: self._value(name).copy() for name in names}
         bound.run()
         for name in bound.outputs:
@@ -79,7 +79,7 @@ class Search:
             large = self.tolerance.share(error, scale) > 1
             if large or (self.place is None and self.inner.share(error, scale) > 1):
                 finite = math.isfinite(error.largest)
-                cause = blame(early, manifest, self.expected, self.inner, bound, finite)
+                cause = blame(early, compiled, self.expected, self.inner, bound, finite)
                 self.place = Suspect(index, call.timestep, bound.name, bound.engine, name, error.relative, finite, cause)
             if large:
                 self._ended = True
@@ -91,19 +91,20 @@ class Search:
         return frozenset(name for node in self.graph.nodes for name in node.outputs)
 
     def _value(self, name: str) -> np.ndarray:
-        return as_float32(self.loop.memory.get(self.loop.array(self.expected.call, name)), self.loop.manifest, name)
+        return as_float32(self.loop.memory.get(self.loop.array(self.expected.call, name)), self.loop.compiled, name)
 
 
 def per_segment(loop: Loop) -> Loop:
     """The loop with an engine per segment: a whole graph shows none of its inner values."""
-    if loop.program.link == "shared":
+    whole = loop.loaded
+    if whole.link == "shared":
         return loop
-    program = load_program(loop.program.folder, loop.manifest, loop.program.backend, "shared")
-    return Loop(program, loop.images, loop.rows > loop.images)
+    loaded = load_engines(whole.folder, whole.manifest, whole.backend, "shared")
+    return Loop(loaded, loop.compiled, loop.images, loop.rows > loop.images)
 
 
 def blame(
-    early: dict[str, np.ndarray], manifest: Manifest, expected: Expected, tolerance: Tolerance, bound: Bound, finite: bool
+    early: dict[str, np.ndarray], compiled: Compiled, expected: Expected, tolerance: Tolerance, bound: Bound, finite: bool
 ) -> str:
     """Why a value is wrong: something that came from outside the call, or the engine that made it."""
     for name, value in early.items():
@@ -114,20 +115,20 @@ def blame(
         if offset < 0:
             return f"it reads {base} from the cache, which call {expected.call + offset} filled: that value is wrong or stale"
         return f"it reads {name}, which was computed before the loop: that value is wrong"
-    if not finite and bound.name in manifest.model.sublayers and manifest.precision != "fp32":
-        return f"it overflows in {manifest.precision}: compile with fp32={bound.name!r}"
-    weights = [name for name in bound.inputs if manifest.is_weight(name)]
+    if not finite and bound.name in compiled.denoiser.sublayers and compiled.precision != "fp32":
+        return f"it overflows in {compiled.precision}: compile with fp32={bound.name!r}"
+    weights = [name for name in bound.inputs if compiled.is_weight(name)]
     return f"what it reads is right: look at the engine or its weights ({', '.join(weights[:4]) or 'none'})"
 
 
-def is_hoisted(manifest: Manifest, name: str) -> bool:
-    graphs = [manifest.graphs[g] for g in (manifest.constants, manifest.prologue) if g]
-    return any(split_at(name)[0] in graph.outputs for graph in graphs)
+def is_hoisted(compiled: Compiled, name: str) -> bool:
+    origin = compiled.origin(name)
+    return origin is not None and origin.kind == "prologue"
 
 
-def as_float32(array: np.ndarray, manifest: Manifest, name: str) -> np.ndarray:
+def as_float32(array: np.ndarray, compiled: Compiled, name: str) -> np.ndarray:
     """The numbers of a value; bfloat16 is kept as its 16 bits."""
-    if manifest.values[split_at(name)[0]].dtype == "bfloat16":
+    if compiled.value(name).dtype == "bfloat16":
         return widened(array)
     return array
 
@@ -135,11 +136,11 @@ def as_float32(array: np.ndarray, manifest: Manifest, name: str) -> np.ndarray:
 class Expected:
     """What values of one call should be, by their names in the compiled graphs."""
 
-    def __init__(self, manifest: Manifest, reference: Reference, call: int) -> None:
-        names = [n for node in manifest.graphs[manifest.calls[call].graph].nodes for n in (*node.inputs, *node.outputs)]
-        offsets = {split_at(name)[1] for name in names if not manifest.is_weight(name)}
-        near = {call + offset for offset in offsets} & set(range(len(manifest.calls)))
-        self.call, self._columns = call, list(manifest.model.sublayers)
+    def __init__(self, compiled: Compiled, reference: Reference, call: int) -> None:
+        names = [n for node in compiled.graphs[compiled.calls[call].graph].nodes for n in (*node.inputs, *node.outputs)]
+        offsets = {split_at(name)[1] for name in names if not compiled.is_weight(name)}
+        near = {call + offset for offset in offsets} & set(range(len(compiled.calls)))
+        self.call, self._columns = call, list(compiled.denoiser.sublayers)
         self._traces = reference.traces(frozenset(near | {call}))
 
     def value(self, name: str) -> np.ndarray | None:

@@ -24,7 +24,8 @@ from safetensors.torch import save_file as save_torch
 
 import l2c_export
 from l2c_export.artefact import given_weights, staging, store
-from l2c_export.artefact.manifest import FILE, FileInfo
+from l2c_export.artefact.manifest import FILE
+from l2c_export.artefact.records import FileInfo
 from l2c_export.compiler import emit, link
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.errors import ArtefactError, ModelError, WeightsError

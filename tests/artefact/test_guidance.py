@@ -18,8 +18,8 @@ MANIFEST = store.read(GOLDEN / "v1" / "engines", verify=False)
 )
 def test_guidance_doubles_the_rows_of_a_batch(mode, guided, rows):
     manifest = replace(MANIFEST, guidance=replace(MANIFEST.guidance, mode=mode))
-    assert manifest.rows(3, guided) == rows
-    assert manifest.rows(3) == (3 if mode == "none" else 6)
+    assert manifest.program().rows(3, guided) == rows
+    assert manifest.program().rows(3) == (3 if mode == "none" else 6)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("first3", [2.5, 2.5, 2.5, 0]), ("all", [2.5] * 4)])

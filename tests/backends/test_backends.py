@@ -19,8 +19,8 @@ from l2c_export.backends.contract import BACKENDS, Request, SegmentFile
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
 from l2c_export.errors import BackendError, RunError, UsageError
+from l2c_export.runtime.loaded import concrete, load_engines, mapped_weights
 from l2c_export.runtime.loop import Loop
-from l2c_export.runtime.program import concrete, load_program, mapped_weights
 
 
 def missing(name):
@@ -36,9 +36,9 @@ def segments(tiny):
     manifest = store.read(folder)
     view = mapped_weights(folder, manifest)
     found = {}
-    for graph in manifest.graphs.values():
+    for graph in manifest.program().graphs.values():
         for node in graph.nodes:
-            segment = manifest.segments[node.op]
+            segment = manifest.denoiser.segments[node.op]
             file = SegmentFile(folder / segment.file, segment.inputs, segment.outputs)
             found.setdefault(node.op, (manifest, view, node, file))
     return found
@@ -51,18 +51,18 @@ def arguments(manifest, view, node, file, images, seed=0):
 
     def array(name):
         base = name.partition("@")[0]
-        if manifest.is_weight(name):
+        if manifest.program().is_weight(name):
             return view(name)
-        value = manifest.values[base]
+        value = manifest.program().values[base]
         shape = concrete(value, images, rows)
         if base in indices:
             return indices[base].astype(np.int32)
         if value.dtype == "int32":
-            return rng.integers(0, manifest.model.labels, shape, np.int32)
+            return rng.integers(0, manifest.denoiser.labels, shape, np.int32)
         return rng.standard_normal(shape, np.float32)
 
     inputs = {i: array(given) for i, given in zip(file.inputs, node.inputs, strict=True)}
-    shapes = [concrete(manifest.values[made.partition("@")[0]], images, rows) for made in node.outputs]
+    shapes = [concrete(manifest.program().values[made.partition("@")[0]], images, rows) for made in node.outputs]
     return inputs, {o: np.full(s, np.nan, np.float32) for o, s in zip(file.outputs, shapes, strict=True)}
 
 
@@ -123,9 +123,9 @@ def test_the_shared_link_does_not_copy_the_weights(name, tmp_path):
     size = manifest.files["weights.safetensors"].bytes
 
     before = private_bytes()
-    program = load_program(tmp_path / "e", manifest, open_backend(name).backend)
+    program = load_engines(tmp_path / "e", manifest, open_backend(name).backend)
     loop = Loop(program, images=1, guided=False)
-    shape = (1, *manifest.model.latent)
+    shape = (1, *manifest.denoiser.latent)
     list(loop.denoise(np.zeros(shape, np.float32), np.zeros(1, np.int32), np.zeros(4, np.float32)))
     assert private_bytes() - before < size / 2, f"{size} bytes of weights"
 
@@ -179,7 +179,7 @@ def test_a_run_that_fails_is_one_line(name, tiny):
 def test_a_library_that_writes_to_its_weights_does_not_write_to_the_file(tiny, tmp_path):
     folder = shutil.copytree(tiny[0], tmp_path / "e")
     manifest = store.read(folder)
-    mapped_weights(folder, manifest)(next(iter(manifest.tensors)))[...] = 0
+    mapped_weights(folder, manifest)(next(iter(manifest.denoiser.tensors)))[...] = 0
     assert store.read(folder) == manifest, "and its hash is the same"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import l2c_export
-from l2c_export.artefact.manifest import Build
+from l2c_export.artefact.records import Build
 from l2c_export.backends import choose, doctor
 from l2c_export.backends.choose import open_backend
 from l2c_export.backends.contract import Request

@@ -18,8 +18,8 @@ from l2c_export.backends.cuda import device as cuda
 from l2c_export.backends.cuda import dlpack
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.errors import BackendError, L2CError, RunError
+from l2c_export.runtime.loaded import load_engines
 from l2c_export.runtime.pipeline import Pipeline
-from l2c_export.runtime.program import load_program
 
 pytest.importorskip("cuda.bindings.runtime")
 
@@ -257,7 +257,7 @@ def opened(folder, backend, **changes):
     import msgspec
 
     manifest = l2c_export.artefact.store.read(folder)
-    return Pipeline(load_program(folder, msgspec.structs.replace(manifest, **changes), backend), Opened(backend, "as asked"))
+    return Pipeline(load_engines(folder, msgspec.structs.replace(manifest, **changes), backend), Opened(backend, "as asked"))
 
 
 @pytest.mark.parametrize("link", ["shared", "static"])
@@ -345,7 +345,9 @@ def test_what_cannot_be_captured_is_launched_between_graphs(on_gpu, tiny, monkey
         assert np.array_equal(pipe([1], 3.0).latents, stepwise)
     assert embed.repeats is False
     whole = [work for work in captured if not hasattr(work, "engine")]
-    assert len(whole) == len(pipe.manifest.calls) + 1  # the prologue's part, and one after the embedding of every call
+    assert (
+        len(whole) == len(pipe.manifest.program().calls) + 1
+    )  # the prologue's part, and one after the embedding of every call
 
 
 def test_bfloat16_is_bound_as_what_it_is(on_gpu, tmp_path):

@@ -351,7 +351,7 @@ def test_a_twin_is_the_same_model_with_the_same_weights(tiny, tmp_path):
     manifest = link.bind(tmp_path / "random", "random:1")
     compile_twin(tmp_path / "random", manifest, tmp_path / "twin", cache=False)
     twin = store.read(tmp_path / "twin")
-    assert (twin.model, twin.weights, twin.passes) == (manifest.model, manifest.weights, manifest.passes)
+    assert (twin.model, twin.weights, twin.passes) == (manifest.denoiser, manifest.denoiser.weights, manifest.passes)
     assert twin.files["weights.safetensors"] == manifest.files["weights.safetensors"]
     assert not any(call.reused for call in twin.calls)
 
@@ -372,8 +372,10 @@ def test_a_twin_has_the_graphs_that_were_asked_for(merged, tmp_path, change):
     manifest, chosen = merged
     compile_twin(chosen.out, manifest, tmp_path / "twin", **change)
     twin, by_hand = (store.read(tmp_path / "twin"), compile_artefact(replace(chosen, out=tmp_path / "by hand", **change)))
-    assert len(twin.step_graphs) == len(manifest.step_graphs) <= 4
-    assert [(call.computed, call.graph) for call in twin.calls] == [(call.computed, call.graph) for call in manifest.calls]
+    assert len(twin.step_graphs) == len(manifest.program().step_graphs) <= 4
+    assert [(call.computed, call.graph) for call in twin.calls] == [
+        (call.computed, call.graph) for call in manifest.program().calls
+    ]
     assert (twin.calls, twin.graphs, twin.asked) == (by_hand.calls, by_hand.graphs, by_hand.asked)
 
 

@@ -53,12 +53,16 @@ def test_half_precision_segments_have_a_fused_form_beside_them(name, precision, 
     compile_artefact(case(name).options(tmp_path / "e", precision=precision, fp32=kept))
     manifest = store.read(tmp_path / "e")  # which knows their hashes
     second = {n.removesuffix(FUSED).removeprefix("segments/") for n in manifest.files if n.endswith(FUSED)}
-    wanted = {n for n in manifest.segments if n.startswith("attn" if "uvit" in name else ("attn", "mlp")) and "_fp32" not in n}
+    wanted = {
+        n
+        for n in manifest.denoiser.segments
+        if n.startswith("attn" if "uvit" in name else ("attn", "mlp")) and "_fp32" not in n
+    }
     assert second == (wanted if precision == "fp16" else set())
     for each in second:
         model = onnx.load(tmp_path / "e" / "segments" / f"{each}{FUSED}")
-        assert [i.name for i in model.graph.input] == list(manifest.segments[each].inputs)
-        assert [o.name for o in model.graph.output] == list(manifest.segments[each].outputs)
+        assert [i.name for i in model.graph.input] == list(manifest.denoiser.segments[each].inputs)
+        assert [o.name for o in model.graph.output] == list(manifest.denoiser.segments[each].outputs)
 
 
 def test_what_only_looks_alike_is_left_alone():

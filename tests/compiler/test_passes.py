@@ -16,7 +16,7 @@ from l2c_export.compiler.passes.place import Life, assign, caches
 from l2c_export.compiler.passes.segment import group
 from l2c_export.compiler.passes.specialise import specialise
 from l2c_export.compiler.plan import Key, Plan, make_plan
-from l2c_export.ir.graph import CACHE, ROW, Graph, Node, Value, check
+from l2c_export.ir.graph import CACHE, PROLOGUE, Graph, Node, Value, check
 from l2c_export.schedules.schedule import Schedule, ScheduleSource
 
 # two gated sublayers between an embedding and an output, as in DiT
@@ -53,10 +53,10 @@ def test_hoist_splits_by_what_is_known_when():
     constants, prologue, call = hoist(CALL)
     assert lines(constants) == ["time = time(t, w0)"]
     assert [n.op for n in prologue.nodes] == ["condition", "modulation", "modulation", "shift"]
-    assert prologue.kind("time") == ROW
+    assert prologue.kind("time") == PROLOGUE
     assert prologue.outputs == ("sa", "ga", "gb")
     assert [n.op for n in call.nodes] == ["embed", "attn", "Mul", "Add", "mlp", "Mul", "Add", "final"]
-    assert {n for n in call.inputs if call.kind(n) == ROW} == {"ga", "gb", "sa"}
+    assert {n for n in call.inputs if call.kind(n) == PROLOGUE} == {"ga", "gb", "sa"}
 
 
 def test_hoist_goes_by_data_flow_and_not_by_name():

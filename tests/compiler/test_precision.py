@@ -157,8 +157,8 @@ WHOLE = {"y", "rows", "conditional", "unconditional"}
 @pytest.mark.parametrize("precision", HALF)
 def test_activations_are_narrow_and_the_sampler_is_float32(half, precision):
     manifest = store.read(half(precision))
-    assert (manifest.precision, manifest.weight_dtype) == (precision, NAMES[precision])
-    types = {name: value.dtype for name, value in manifest.values.items()}
+    assert (manifest.precision, manifest.denoiser.weight_dtype) == (precision, NAMES[precision])
+    types = {name: value.dtype for name, value in manifest.program().values.items()}
     assert {name for name, kind in types.items() if kind == "int32"} == WHOLE
     assert {types[name] for name in ALWAYS_WIDE} == {"float32"}
     others = {name: kind for name, kind in types.items() if name not in ALWAYS_WIDE | WHOLE}

@@ -87,16 +87,16 @@ def test_polygraphy_reads_every_file(engines):
 
 def test_a_node_is_called_after_the_sublayer_that_it_is_in(engines):
     manifest = store.read(engines)
-    sublayers, seen = set(manifest.model.sublayers), set()
-    for name in {call.graph for call in manifest.calls}:
-        calls = {node.name for node in manifest.graphs[name].nodes}
-        for node in onnx.load(engines / manifest.graphs[name].file, load_external_data=False).graph.node:
+    sublayers, seen = set(manifest.denoiser.sublayers), set()
+    for name in {call.graph for call in manifest.program().calls}:
+        calls = {node.name for node in manifest.program().graphs[name].nodes}
+        for node in onnx.load(engines / manifest.program().graphs[name].file, load_external_data=False).graph.node:
             assert node.name == node.output[0]
             place = node.name.partition("/")[0]
             seen |= {place} & sublayers
             if node.op_type in ("Gemm", "MatMul", "Softmax", "LayerNormalization"):
                 assert place in calls, node.name
-    computed = {manifest.model.sublayers[column] for call in manifest.calls for column in call.computed}
+    computed = {manifest.denoiser.sublayers[column] for call in manifest.program().calls for column in call.computed}
     assert seen == computed
     values = {o for path in graphs(engines) for n in onnx.load(path, load_external_data=False).graph.node for o in n.output}
     assert computed <= values, "what a sublayer makes has its name"

@@ -19,7 +19,7 @@ from l2c_export.compiler.source import resolve
 from l2c_export.errors import UsageError
 from l2c_export.inspection.dry_run import predict_both
 from l2c_export.inspection.predict import comparison, graph_weight_bytes, predict
-from l2c_export.runtime import program
+from l2c_export.runtime import loaded
 from l2c_export.runtime.loop import Loop
 
 NOWHERE = Path("nowhere")
@@ -59,13 +59,13 @@ def test_bytes_are_those_of_the_arrays_that_the_loop_binds(tiny, monkeypatch):
     manifest, backend, taken = store.read(tiny[0]), Counting(), []
     empty = type(backend.memory).empty
     monkeypatch.setattr(type(backend.memory), "empty", lambda *given: (taken.append(empty(*given)), taken[-1])[1])
-    loop = Loop(program.load_program(tiny[0], manifest, backend), images=2, guided=True)
+    loop = Loop(loaded.load_engines(tiny[0], manifest, backend), images=2, guided=True)
     predicted = predict(manifest, images=2)
     assert sum(array.nbytes for array in taken) == pytest.approx(predicted.peak_bytes - predicted.weight_bytes, rel=0.1)
-    prologue = {node.op for node in manifest.graphs[manifest.prologue].nodes}
+    prologue = {node.op for node in manifest.program().graphs[manifest.program().prologue].nodes}
     assert sum(backend.bound[op] for op in prologue) == predicted.prologue.bytes
     backend.bound.clear()
-    for index in range(len(manifest.calls)):
+    for index in range(len(manifest.program().calls)):
         loop.bound(index)
     assert backend.bound.total() == pytest.approx(sum(cost.bytes for cost in predicted.calls), rel=0.05)
 
@@ -124,16 +124,18 @@ def test_what_folding_saves_for_the_released_routers(name):
 
     def traffic(**options):
         manifest = lowered(schedule=router, **options)
-        return manifest, [sum(manifest.value_bytes(n, 2) for n in (*c.reads, *c.writes)) for c in manifest.calls]
+        return manifest, [
+            sum(manifest.program().value_bytes(n, 2) for n in (*c.reads, *c.writes)) for c in manifest.program().calls
+        ]
 
     manifest, folded = traffic()
     _, plain = traffic(fold=False)
     assert sum(folded) <= RELEASED[name] * sum(plain)
-    for call in manifest.calls:
-        assert len(call.reads) == runs(call.reused, manifest.model)
-    if manifest.model.family == "dit":
-        in_loop = max(graph_weight_bytes(manifest, call.graph) for call in manifest.calls)
-        assert in_loop <= 0.67 * sum(map(manifest.tensor_bytes, manifest.tensors))
+    for call in manifest.program().calls:
+        assert len(call.reads) == runs(call.reused, manifest.denoiser)
+    if manifest.denoiser.family == "dit":
+        in_loop = max(graph_weight_bytes(manifest, call.graph) for call in manifest.program().calls)
+        assert in_loop <= 0.67 * sum(map(manifest.program().tensor_bytes, manifest.denoiser.tensors))
 
 
 def runs(reused, model) -> int:
@@ -143,10 +145,10 @@ def runs(reused, model) -> int:
 
 def test_slots_are_shared_between_values_that_do_not_live_together():
     manifest = lowered(schedule="every:2", steps=20, model="DiT-S/2")
-    assert len(manifest.cache_bytes) == 1
-    graph = manifest.graphs[manifest.calls[0].graph]
+    assert len(manifest.program().cache_bytes) == 1
+    graph = manifest.program().graphs[manifest.program().calls[0].graph]
     assert len(graph.slot_bytes) <= 5 < len(graph.nodes)
-    assert np.prod(manifest.model.latent) > 0
+    assert np.prod(manifest.denoiser.latent) > 0
 
 
 def test_open_backend_is_what_calibration_uses():

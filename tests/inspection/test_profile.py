@@ -34,15 +34,15 @@ def found(written) -> Profile:
 
 def test_every_engine_run_is_there(found, tiny):
     manifest = l2c_export.load(tiny[0], threads=1).manifest
-    nodes = [node for call in manifest.calls for node in manifest.graphs[call.graph].nodes]
-    prologue = manifest.graphs[manifest.prologue].nodes
+    nodes = [node for call in manifest.program().calls for node in manifest.program().graphs[call.graph].nodes]
+    prologue = manifest.program().graphs[manifest.program().prologue].nodes
     assert sorted((e.name, e.engine) for e in found.events) == sorted((n.name, n.op) for n in (*nodes, *prologue))
     assert sum(kind.runs for kind in found.kinds) == sum(call.runs for call in found.calls) == len(found.events)
-    for call, of in zip(found.calls, manifest.calls, strict=True):
+    for call, of in zip(found.calls, manifest.program().calls, strict=True):
         assert (call.timestep, call.computed) == (of.timestep, len(of.computed))
     attention = next(kind for kind in found.kinds if kind.kind == "attn")
-    names = manifest.model.sublayers
-    assert attention.runs == sum(names[j].endswith("attn") for call in manifest.calls for j in call.computed)
+    names = manifest.denoiser.sublayers
+    assert attention.runs == sum(names[j].endswith("attn") for call in manifest.program().calls for j in call.computed)
 
 
 def test_the_times_add_up(found):

@@ -343,7 +343,7 @@ def test_an_assumption_is_printed_kept_and_repeated(noted, tmp_path):
 def test_weights_of_a_training_that_contradicts_the_artefact_are_not_bound(noted, tiny, tmp_path):
     folder, _ = noted
     manifest = store.read(tiny[0])
-    assert dict(given_weights.tensors(folder / "0050000.pt", manifest)).keys() == dict(manifest.tensors).keys()
+    assert dict(given_weights.tensors(folder / "0050000.pt", manifest)).keys() == dict(manifest.denoiser.tensors).keys()
     with pytest.raises(ModelError, match="noted num_heads 4, the artefact has 2"):
         given_weights.tensors(folder / "other.pt", manifest)
     with pytest.raises(ModelError, match="flow matching is not supported yet"):

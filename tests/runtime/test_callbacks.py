@@ -24,7 +24,7 @@ def test_a_callback_is_told_step_timestep_and_latents(pipe):
 def test_a_solver_step_of_two_evaluations_is_one_callback(pixels):
     pipe, seen = l2c_export.load(pixels), []
     pipe([1], callback_on_step_end=lambda p, step, timestep, v: seen.append((step, timestep)))
-    assert len(pipe.manifest.calls) == 4
+    assert len(pipe.manifest.program().calls) == 4
     assert seen == [(0, 1000), (1, pytest.approx(500.5))], "the timestep at which the step began"
 
 

@@ -67,14 +67,14 @@ def test_who_loads_while_the_artefact_is_replaced_is_told(copy, other, monkeypat
 
 def test_what_is_parsed_is_what_was_hashed(copy, monkeypatch):
     """A file that changes between the check and its use is refused by the second look at the same bytes."""
-    load_program = pipeline.load_program
+    load_engines = pipeline.load_engines
 
     def swapped(folder, manifest, backend, link):
-        segment = folder / next(iter(manifest.segments.values())).file
+        segment = folder / next(iter(manifest.denoiser.segments.values())).file
         segment.write_bytes(segment.read_bytes()[:-1] + b"\0")
-        return load_program(folder, manifest, backend, link)
+        return load_engines(folder, manifest, backend, link)
 
-    monkeypatch.setattr(pipeline, "load_program", swapped)
+    monkeypatch.setattr(pipeline, "load_engines", swapped)
     with pytest.raises(ArtefactError, match="does not match its hash"):
         l2c_export.load(copy)
 

@@ -39,7 +39,7 @@ def test_a_busy_machine_is_told_where_threads_are_not_chosen(tiny, monkeypatch, 
     opened = open_backend("onnxruntime", Request(threads=threads))
     assert opened.backend.spins == spins
     monkeypatch.setattr("l2c_export.runtime.pipeline.open_backend", lambda *_: opened)
-    monkeypatch.setattr("l2c_export.runtime.pipeline.load_program", lambda *_: None)
+    monkeypatch.setattr("l2c_export.runtime.pipeline.load_engines", lambda *_: None)
     monkeypatch.setattr("l2c_export.runtime.pipeline.Pipeline", lambda *_: None)
     l2c_export.load(tiny[0], "onnxruntime", threads=threads)
     assert len(caplog.records) == told

@@ -21,7 +21,7 @@ def test_a_steps_mask_is_a_schedule(world, tmp_path, mask):
     (tmp_path / "cache-dit.json").write_text('{"steps_computation_mask": [1, 0, 0, 1, 0, 1], "Fn_compute_blocks": 1}')
     text = str(tmp_path / mask) if mask.endswith(".json") else mask
     manifest = store.read(world.compiled(text))
-    assert [bool(call.computed) for call in manifest.calls] == [True, False, False, True, False, True]
+    assert [bool(call.computed) for call in manifest.program().calls] == [True, False, False, True, False, True]
 
 
 @pytest.mark.parametrize("mask", ["mask:1,0", "mask:0,1,1,1,1,1", "mask:1,2,1,1,1,1", "mask:", "mask:1,x,1,1,1,1"])

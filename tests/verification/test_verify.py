@@ -16,7 +16,7 @@ from l2c_export.cli import main
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.link import bind
 from l2c_export.pytorch.reference import Reference, of_case
-from l2c_export.runtime.program import Bound
+from l2c_export.runtime.loaded import Bound
 from l2c_export.verification.compare import compare, summary
 from l2c_export.verification.error import Error, Tolerance
 from l2c_export.verification.locate import locate
@@ -38,7 +38,7 @@ def loop_of(pipe, reference):
 
 def filling_call(manifest):
     """A call that fills the cache, and the one that reads it."""
-    reader = next(n for n, call in enumerate(manifest.calls) if call.reads)
+    reader = next(n for n, call in enumerate(manifest.program().calls) if call.reads)
     return reader - 1, reader
 
 

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from l2c_export.artefact import given_weights, integrity, store
 from l2c_export.artefact.check import MOST_HISTORY, problem
-from l2c_export.artefact.manifest import FILE, CompilationRecord
+from l2c_export.artefact.manifest import FILE
+from l2c_export.artefact.records import CompilationRecord
 from l2c_export.backends.contract import FUSED, SegmentFile
 from l2c_export.compiler import link
 from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError, UsageError, WeightsError
@@ -237,7 +238,7 @@ def test_a_safetensors_header_is_refused_or_read(head):
         path = Path(folder) / "w.safetensors"
         path.write_bytes(head + rest)
         if found := tolerant(lambda: dict(given_weights.tensors(path, manifest)), WeightsError):
-            assert {n: v.shape for n, v in found.items()} == dict(manifest.tensors)
+            assert {n: v.shape for n, v in found.items()} == dict(manifest.denoiser.tensors)
 
 
 @settings(max_examples=80)

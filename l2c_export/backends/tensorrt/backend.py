@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...artefact.integrity import verified
-from ...artefact.manifest import Build
+from ...artefact.records import Build
 from ...errors import ArtefactError, BackendError
 from ...support.cache import cache_folder, keep, kept
 from ...support.extras import needs

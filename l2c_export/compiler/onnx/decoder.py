@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...artefact.manifest import DecoderRecord
+from ...artefact.records import DecoderRecord
 from ...errors import ModelError
 from ...models.diffusers.model_index import AUTOENCODER
 from ...support.extras import needs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -13,14 +13,15 @@ from .fold import Folded, fill, fold
 from .specialise import specialise
 
 
-def specialise_calls(call: Graph, plan: Plan, folding: bool) -> dict[Key, Graph]:
-    """The distinct calls: each prunes what it reuses, and computes what later calls read."""
+def specialise_calls(call: Graph, plans: Sequence[Plan], folding: bool) -> dict[Key, Graph]:
+    """The distinct calls of all plans: each prunes what it reuses, and computes what later calls read."""
     folded = {}
-    for sources in {s for key in plan.keys for s in (key.sources, *(r for _, r in key.readers))}:
+    keys = list(dict.fromkeys(key for plan in plans for key in plan.keys))
+    for sources in {s for key in keys for s in (key.sources, *(r for _, r in key.readers))}:
         pruned = check(specialise(call, sources), "specialise")
         folded[sources] = fold(pruned) if folding else Folded(pruned, ())
         check(folded[sources].call, "fold")
-    return {key: check(fill_for_readers(key, folded), "fill") for key in plan.distinct()}
+    return {key: check(fill_for_readers(key, folded), "fill") for key in keys}
 
 
 def fill_for_readers(key: Key, folded: Mapping[tuple[int, ...], Folded]) -> Graph:

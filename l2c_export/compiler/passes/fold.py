@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ...ir.graph import CACHE, INNER, LOOP, PLAIN_OPS, ROW, TIME, Graph, Node, Value, dependencies, live, producers, rename
+from ...ir.graph import CACHE, INNER, LOOP, PLAIN_OPS, PROLOGUE, TIME, Graph, Node, Value, dependencies, live, producers, rename
 from ...ir.names import at, split_at
 
 
@@ -70,7 +70,7 @@ def fill(call: Graph, fragments: Iterable[tuple[int, Fragment]]) -> Graph:
         def here(name: str, k: int = k, values: Mapping[str, Value] = fragment.values) -> str:
             if values[name].kind == CACHE:
                 return split_at(name)[0]  # what the later call reads from the cache is made here
-            return at(name, k) if values[name].kind in (INNER, ROW, TIME) else name
+            return at(name, k) if values[name].kind in (INNER, PROLOGUE, TIME) else name
 
         for node in rename(fragment.nodes, here):
             if node not in nodes:  # without hoisting, two runs share the conditioning behind their gates
@@ -135,7 +135,7 @@ def _filling_calls(call: Graph) -> dict[str, int | None]:
         value = call.values[name]
         if value.kind == CACHE:
             return -split_at(name)[1]
-        return "now" if value.kind == LOOP else "early"
+        return "now" if value.kind in LOOP else "early"
 
     ages: dict[str, int | None] = {}
     for name, reached in dependencies(call, reach).items():

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from ...ir.graph import INNER, LABEL, ROW, TIME, WEIGHT, Graph, Node, dependencies, live
+from ...ir.graph import INNER, PROLOGUE, REQUEST, TIME, WEIGHT, Graph, Node, dependencies, live
 
-EARLY = frozenset({WEIGHT, TIME, LABEL})
+EARLY = frozenset({WEIGHT, TIME, REQUEST})
 
 
 class Hoisted(NamedTuple):
@@ -22,7 +22,7 @@ class Hoisted(NamedTuple):
 def hoist(call: Graph) -> Hoisted:
     """Split a call by data flow: a value belongs to the earliest time at which its inputs are known.
 
-    A hoisted value that a later part reads becomes an input of kind ROW there.
+    A hoisted value that a later part reads becomes an input of kind PROLOGUE there.
     """
     needs = dependencies(call, call.kind)
     constant = {name for name, kinds in needs.items() if kinds <= {WEIGHT, TIME} and TIME in kinds}
@@ -34,7 +34,7 @@ def hoist(call: Graph) -> Hoisted:
 
         def kind(name: str) -> str:
             value = call.values[name]
-            return ROW if value.kind == INNER and name not in computed else value.kind
+            return PROLOGUE if value.kind == INNER and name not in computed else value.kind
 
         names = {name for node in nodes for name in node.inputs} | set(outputs)
         values = {n: msgspec.structs.replace(call.values[n], kind=kind(n)) for n in names | computed}

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from ..source import Source
 
 
-def share_graphs(source: Source, most: int | None, flops: Mapping[str, int], report: Report) -> Shared:
-    """Merge calls until at most `most` graphs are left, if that is asked for."""
+def share_graphs(source: Source, schedule: Schedule, most: int | None, flops: Mapping[str, int], report: Report) -> Shared:
+    """Merge a schedule's calls until at most `most` graphs are left, if that is asked for."""
     if most is None:
-        return Shared(source.schedule, make_plan(source.schedule), 0.0)
+        return Shared(schedule, make_plan(schedule), 0.0)
     cost = [float(flops[name.rpartition(".")[2]]) for name in source.family.sublayers]
-    shared = share(source.schedule, most, cost)
+    shared = share(schedule, most, cost)
     report(f"max_graphs={most}: {shared.added:.2%} more computation than the schedule asks for")
     return shared
 

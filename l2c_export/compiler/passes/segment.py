@@ -17,21 +17,21 @@ import msgspec
 
 from ...ir.graph import CACHE, PLAIN_OPS, Graph, Node, Value, live
 from ...ir.names import split_at
-from ..plan import Key, Plan
+from ..plan import Key
 from .hoist import Hoisted
 
 
 @dataclass(frozen=True)
 class Linked:
-    """Graphs as calls of segments and as a whole, and which graph every call runs."""
+    """Graphs as calls of segments and as a whole, and the name of the graph of every distinct call."""
 
     segments: dict[str, Graph]
     graphs: dict[str, Graph]
     whole: dict[str, Graph]
-    calls: tuple[str, ...]
+    names: Mapping[Key, str]
 
 
-def cut(parts: Hoisted, calls: Mapping[Key, Graph], plan: Plan) -> Linked:
+def cut(parts: Hoisted, calls: Mapping[Key, Graph]) -> Linked:
     """Cut every graph into segments and share the equal ones."""
     names = {key: f"step-{i:03d}" for i, key in enumerate(calls)}
     uncut = {n: live(g) for n, g in (("constants", parts.constants), ("prologue", parts.prologue)) if g.nodes}
@@ -40,7 +40,7 @@ def cut(parts: Hoisted, calls: Mapping[Key, Graph], plan: Plan) -> Linked:
     for name, graph in uncut.items():
         graphs[name], own = group(graph)
         segments.update(own)
-    return Linked(segments, graphs, uncut, tuple(names[key] for key in plan.keys))
+    return Linked(segments, graphs, uncut, names)
 
 
 def group(graph: Graph) -> tuple[Graph, dict[str, Graph]]:

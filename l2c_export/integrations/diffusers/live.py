@@ -18,7 +18,7 @@ from ...artefact.manifest import Manifest
 from ...errors import UsageError
 from ...ir.dtypes import widened
 from ...models.diffusers.tensor_names import TransformerConfig, renamed, shape_of
-from ...runtime import pipeline, program, request
+from ...runtime import loaded, pipeline, request
 from ...samplers.scheduler_config import Scheduler
 from ...schedules.schedule import Schedule
 from ...support.words import counted
@@ -108,12 +108,12 @@ class Live:
             raise UsageError(f"output_type {output_type!r}: use pil, np, pt or latent")
         self.check_transformer(pipe.transformer)
         self.check_scheduler(pipe.scheduler)
-        check_steps(steps, self.compiled.manifest)
+        chosen = check_steps(steps, self.compiled.manifest)
         numbers, strength = self.compiled.labels(labels), guidance(scale)
         if pipe.vae is None and output_type != "latent":
             raise UsageError(f'output_type {output_type!r}: the pipeline has no vae: use output_type="latent"')
         noise = self._noise(pipe, len(numbers), generator)
-        latents = self.compiled(numbers, strength, latents=noise, output_type="latent").latents
+        latents = self.compiled(numbers, strength, latents=noise, output_type="latent", steps=chosen).latents
         if output_type == "latent":
             return sys.modules["torch"].from_numpy(latents)
         pixels = self._decode(pipe, latents)
@@ -125,7 +125,7 @@ class Live:
     def _noise(self, pipe: Any, count: int, generator: Any) -> np.ndarray:
         """What the pipeline itself would draw."""
         torch, device, dtype = sys.modules["torch"], _device(pipe), pipe.transformer.dtype
-        shape = self.compiled.manifest.model.latent
+        shape = self.compiled.manifest.program().latent
         several = isinstance(generator, list)
         if several and len(generator) != count:
             raise UsageError(f"generator: a list of {len(generator)} for {counted(count, 'image')}: give one, or one per image")
@@ -154,25 +154,25 @@ def _device(pipe: Any) -> Any:
 
 
 def _compiled_scheduler(folder: Path, manifest: Manifest) -> Scheduler:
-    scheduler = Schedule.read(folder / "schedule.json").scheduler
+    scheduler = Schedule.read(folder / manifest.program().program.schedule).scheduler
     if not scheduler or manifest.guidance.mode == "first3":
-        option = f"guidance={manifest.guidance.mode!r}" if scheduler else f"sampler={manifest.sampler!r}"
+        option = f"guidance={manifest.guidance.mode!r}" if scheduler else f"sampler={manifest.program().program.sampler!r}"
         raise UsageError(f"{folder} was compiled with {option}, which no DiTPipeline has: compile its folder with model=..")
     return scheduler
 
 
 def _check_transformer(transformer: Any, manifest: Manifest, folder: Path) -> None:
     """Compare the architecture, and all the weights: a fine-tune may be of a few layers."""
-    if manifest.model.family != "dit":
+    if manifest.denoiser.family != "dit":
         raise UsageError(
-            f"{folder} was compiled from a {manifest.model.family}, which no DiTPipeline has: compile it from its folder"
+            f"{folder} was compiled from a {manifest.denoiser.family}, which no DiTPipeline has: compile it from its folder"
         )
-    block_embeddings = bool(manifest.model.arch.get("block_embeddings", False))
+    block_embeddings = bool(manifest.denoiser.arch.get("block_embeddings", False))
     shape = _shape(transformer, manifest, folder, block_embeddings)
     stored, rounding = live_weights.checkpoint(transformer, folder)
     weights = renamed(stored, shape, block_embeddings)
-    view = program.mapped_weights(folder, manifest)
-    for name in manifest.tensors:
+    view = loaded.mapped_weights(folder, manifest)
+    for name in manifest.denoiser.tensors:
         array = view(name)
         own_rounding = ROUNDING["bfloat16" if array.dtype == np.uint16 else str(array.dtype)]
         if array.dtype == np.uint16:
@@ -188,8 +188,8 @@ def _shape(transformer: Any, manifest: Manifest, folder: Path, block_embeddings:
     """What its configuration says, which must be what was compiled."""
     shape = shape_of(dict(transformer.config), NAME)
     for name, value in shape.arch(block_embeddings).items():
-        if manifest.model.arch[name] != value:
+        if manifest.denoiser.arch[name] != value:
             raise UsageError(
-                f"{NAME} has {name} {value}, {folder} was compiled for {manifest.model.arch[name]}: compile it again"
+                f"{NAME} has {name} {value}, {folder} was compiled for {manifest.denoiser.arch[name]}: compile it again"
             )
     return shape

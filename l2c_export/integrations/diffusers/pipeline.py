@@ -64,12 +64,12 @@ class L2CPipeline:
     @property
     def labels(self) -> dict[str, int]:
         """Class names and their numbers."""
-        return dict(sorted((self.manifest.model.names or {}).items()))
+        return dict(sorted((self.manifest.denoiser.names or {}).items()))
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
         """The numbers of class names, however many.  Raises UsageError for one that does not exist."""
         names = [label] if isinstance(label, str) else request.listed(label, "class labels")
-        return [request.named(self.manifest.model, name) for name in names]
+        return [request.named(self.manifest.denoiser, name) for name in names]
 
     @property
     def device(self) -> Any:
@@ -125,17 +125,17 @@ class L2CPipeline:
 
         A `guidance_scale` of 1 or less turns guidance off, as in diffusers.  `generator` is one of numpy's or torch's, a
         seed, or a list with one for every image; without it the noise is new each time.  `num_inference_steps` must be what
-        was compiled.  `output_type` is "pil", "np", "pt" (where torch is loaded) or "latent".
+        was compiled, by default the first.  `output_type` is "pil", "np", "pt" (where torch is loaded) or "latent".
         """
-        check_steps(num_inference_steps, self.manifest)
+        steps = check_steps(num_inference_steps, self.manifest)
         labels = self.pipe.labels(class_labels)
         scale = None if guidance_scale is None else guidance(guidance_scale)
         kind = "np" if output_type == "pt" and loaded() else output_type
         kind = request.output_type(self.manifest, kind)
         if latents is None:
-            latents = noise((len(labels), *self.manifest.model.latent), generator, self.pipe)
+            latents = noise((len(labels), *self.manifest.program().latent), generator, self.pipe)
         callback = callback_on_step_end and self._own(callback_on_step_end)
-        output = self.pipe(labels, scale, latents=latents, output_type=kind, callback_on_step_end=callback)
+        output = self.pipe(labels, scale, latents=latents, output_type=kind, callback_on_step_end=callback, steps=steps)
         images = output.latents if kind in ("latent", "device") else output.images
         if output_type == "pt":
             images = loaded().from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
@@ -150,13 +150,17 @@ def guidance(scale: Any) -> float:
     return max(request.number(scale), 1.0)
 
 
-def check_steps(value: Any, manifest: Manifest) -> None:
+def check_steps(value: Any, manifest: Manifest) -> int | None:
+    """The number of steps that is asked for, if one is.  Raises UsageError for one that the artefact does not have."""
     steps = scalar(value)
-    if steps is not None and not (request.whole(steps) and steps == manifest.steps):
+    if steps is None:
+        return None
+    if not request.whole(steps) or str(steps) not in manifest.programs:
         raise UsageError(
-            f"num_inference_steps {value}: this artefact was compiled for {manifest.steps}: use that, "
+            f"num_inference_steps {value}: this artefact was compiled for {' or '.join(manifest.programs)}: use that, "
             f"or compile another one with steps={value}"
         )
+    return int(steps)
 
 
 def noise(shape: Shape, generator: Any, pipe: pipeline.Pipeline) -> np.ndarray:

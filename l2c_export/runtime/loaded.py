@@ -9,15 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ..artefact import integrity
-from ..artefact.manifest import Manifest, SegmentRecord
+from ..artefact.compiled import Compiled
+from ..artefact.manifest import Manifest
+from ..artefact.records import SegmentRecord
 from ..backends.contract import ALIGNED, FUSED, Array, Backend, Engine, Run, SegmentFile, WeightView
 from ..ir.graph import Value
 from ..support.ending import stop
 from ..weights.layout import WEIGHTS, Layout
 
 
-class Program(NamedTuple):
-    """An artefact's engines and weights, ready to be bound: what all batch sizes have in common."""
+class LoadedArtefact(NamedTuple):
+    """An artefact's engines and weights, ready to be bound: what all programs and batch sizes have in common."""
 
     folder: Path
     manifest: Manifest
@@ -37,30 +39,35 @@ class Bound(NamedTuple):
     run: Run
 
 
-def load_program(
+def load_engines(
     folder: Path, manifest: Manifest, backend: Backend, link: str | None = None, view: WeightView | None = None
-) -> Program:
+) -> LoadedArtefact:
     """Load every engine that a link needs, by default the one that the artefact was compiled for.
 
     The weights are memory-mapped, or those of `view`.
     """
     link, view = link or manifest.link, view or mapped_weights(folder, manifest)
-    files = {name: segment_file(folder, manifest, segment) for name, segment in manifest.segments.items()}
+    files = {name: segment_file(folder, manifest, segment) for name, segment in manifest.denoiser.segments.items()}
     if link == "shared":
-        names = {i for graph in manifest.graphs.values() for i in graph.inputs if manifest.is_weight(i)}
-        device_view = backend.memory.weights(view, names)
+        device_view = backend.memory.weights(view, weight_names(manifest))
         engines = {}
         for name, file in files.items():
             stop()
             engines[name] = backend.load(file)
-        return Program(folder, manifest, backend, link, device_view, engines)
-    engines = {}
-    for name, graph in manifest.graphs.items():
+        return LoadedArtefact(folder, manifest, backend, link, device_view, engines)
+    engines, names = {}, weight_names(manifest)
+    for name, graph in manifest.all_graphs().items():
         stop()
-        constants = {i: view(i) for i in graph.inputs if manifest.is_weight(i)}
+        constants = {i: view(i) for i in graph.inputs if i in names}
         integrity.check_closed((folder / graph.file).read_bytes(), folder / graph.file)
         engines[name] = backend.link(folder / graph.file, graph.nodes, files, graph.outputs, constants)
-    return Program(folder, manifest, backend, link, view, engines)
+    return LoadedArtefact(folder, manifest, backend, link, view, engines)
+
+
+def weight_names(manifest: Manifest) -> set[str]:
+    """Every weight that a graph reads, whole or some rows of it."""
+    origins = (size.origins for size in manifest.denoiser.sizes.values())
+    return {name for each in origins for name, origin in each.items() if origin.kind == "weight"}
 
 
 def segment_file(folder: Path, manifest: Manifest, segment: SegmentRecord) -> SegmentFile:
@@ -75,7 +82,7 @@ def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:
 
     Nothing writes to them; the mapping is copy-on-write because some libraries do not take read-only memory.
     """
-    layout = Layout(manifest.tensors, manifest.weight_types)
+    layout = Layout(manifest.denoiser.tensors, manifest.denoiser.weight_types)
     memory = np.memmap(folder / WEIGHTS, mode="c")
     return lambda name: layout.view(memory, name)
 
@@ -87,19 +94,19 @@ def filled(backend: Backend, values: np.ndarray) -> Array:
     return array
 
 
-def bind_graph(program: Program, name: str, array: Callable[[str], Array]) -> list[Bound]:
+def bind_graph(loaded: LoadedArtefact, compiled: Compiled, name: str, array: Callable[[str], Array]) -> list[Bound]:
     """Bind a graph's engines to arrays found by name: one per segment call, or one for the whole graph."""
-    manifest, graph = program.manifest, program.manifest.graphs[name]
-    if program.link == "static":
-        names = tuple(i for i in graph.inputs if not manifest.is_weight(i))
-        run = program.engines[name].bind({i: array(i) for i in names}, {o: array(o) for o in graph.outputs})
+    graph = compiled.graphs[name]
+    if loaded.link == "static":
+        names = tuple(i for i in graph.inputs if not compiled.is_weight(i))
+        run = loaded.engines[name].bind({i: array(i) for i in names}, {o: array(o) for o in graph.outputs})
         return [Bound(name, name, names, graph.outputs, run)]
     bound = []
     for node in graph.nodes:
-        segment = manifest.segments[node.op]
+        segment = compiled.segments[node.op]
         inputs = {i: array(value) for i, value in zip(segment.inputs, node.inputs, strict=True)}
         outputs = {o: array(value) for o, value in zip(segment.outputs, node.outputs, strict=True)}
-        run = program.engines[node.op].bind(inputs, outputs)
+        run = loaded.engines[node.op].bind(inputs, outputs)
         bound.append(Bound(node.name, node.op, node.inputs, node.outputs, run))
     return bound
 

@@ -1,0 +1,135 @@
+"""One program of an artefact with all that it stands on: what runs, inspects or measures it looks here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..ir.dtypes import BYTES, Types
+from ..ir.graph import Value
+from .records import (
+    CallRecord,
+    Denoiser,
+    GraphRecord,
+    Guidance,
+    Origin,
+    ProgramRecord,
+    SegmentRecord,
+    SizeRecord,
+    computed_share,
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program, its size and its denoiser."""
+
+    name: str
+    program: ProgramRecord
+    size: SizeRecord
+    denoiser: Denoiser
+    guidance: Guidance
+    precision: str
+    batch: int  # images; the model sees twice as many with guidance
+
+    @property
+    def calls(self) -> tuple[CallRecord, ...]:
+        return self.program.calls
+
+    @property
+    def graphs(self) -> Mapping[str, GraphRecord]:
+        """Those of its size; other programs may use some of them."""
+        return self.size.graphs
+
+    @property
+    def segments(self) -> Mapping[str, SegmentRecord]:
+        return self.denoiser.segments
+
+    @property
+    def latent(self) -> tuple[int, ...]:
+        return self.size.latent
+
+    @property
+    def cache_bytes(self) -> tuple[int, ...]:
+        """Of every cache slot, per row."""
+        return self.program.cache_bytes
+
+    @property
+    def history(self) -> int:
+        """How many earlier data predictions a call reads."""
+        return self.program.history or 0
+
+    @property
+    def noise_scale(self) -> float:
+        """Of the first latents, in standard deviations."""
+        return self.program.noise_scale or 1.0
+
+    @property
+    def weight_types(self) -> Types:
+        return self.denoiser.weight_types
+
+    @property
+    def constants(self) -> str | None:
+        """The graph that runs once per loaded artefact."""
+        return self.size.constants
+
+    @property
+    def prologue(self) -> str | None:
+        """The graph that runs once per request, for all calls."""
+        return self.size.prologue
+
+    @property
+    def before_loop(self) -> list[str]:
+        """The graphs that run before the loop."""
+        return [name for name in (self.size.constants, self.size.prologue) if name is not None]
+
+    @property
+    def step_graphs(self) -> list[str]:
+        """The graphs of its calls, by name, in the order of their first use."""
+        return list(dict.fromkeys(call.graph for call in self.calls))
+
+    @property
+    def steps_of_solver(self) -> int:
+        """Solver steps: what a callback is called for."""
+        return sum(call.ends_step for call in self.calls)
+
+    @property
+    def computed_share(self) -> float:
+        """Of all sublayers of all calls, 0..1."""
+        return computed_share(self.calls, len(self.denoiser.sublayers))
+
+    def rows(self, images: int, guided: bool = True) -> int:
+        """Rows of the model's batch for so many images; a request may do without the guidance that the artefact has."""
+        return images * (self.guidance.halves if guided else 1)
+
+    def origin(self, name: str) -> Origin | None:
+        """Where a value comes from that its graph does not make; None for one that it makes for itself."""
+        return self.size.origins.get(name)
+
+    def is_weight(self, name: str) -> bool:
+        """Whether an input of a graph is a tensor of the checkpoint, or some rows of one."""
+        origin = self.origin(name)
+        return origin is not None and origin.kind == "weight"
+
+    def value(self, name: str) -> Value:
+        """The type of a value that is no weight."""
+        origin = self.origin(name)
+        return self.size.values[origin.of if origin else name]
+
+    def weight_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight tensor, or of some of its rows."""
+        origin = self.size.origins[name]
+        first, *rest = self.denoiser.tensors[origin.of]
+        return (len(range(first)[origin.first : origin.last]), *rest)
+
+    def tensor_bytes(self, weight: str) -> int:
+        """Bytes of a weight tensor, or of some of its rows."""
+        return math.prod(self.weight_shape(weight)) * BYTES[self.weight_types.of(self.size.origins[weight].of)]
+
+    def value_bytes(self, name: str, rows: int) -> int:
+        """Bytes of any input or output of a node, for `rows` rows of the model's batch."""
+        if self.is_weight(name):
+            return self.tensor_bytes(name)
+        value = self.value(name)
+        return value.row_bytes * (rows if isinstance(value.shape[0], str) else 1)

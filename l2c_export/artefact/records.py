@@ -1,0 +1,222 @@
+"""The parts of a manifest: what each says, field by field.  `manifest.py` puts them together.
+
+What not every artefact needs is left out where it is not used (UNSET).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from ..ir.dtypes import BYTES, Types
+from ..ir.graph import Node, Value, unmade
+from ..support.words import counted
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Frozen, and strict about unknown fields."""
+
+
+class FileInfo(Record, frozen=True, kw_only=True):
+    """What a file must look like."""
+
+    bytes: int
+    sha256: str
+
+
+class Guidance(Record, frozen=True, kw_only=True):
+    """How the two halves of a guided batch are joined."""
+
+    mode: Literal["first3", "all", "none"]
+    scale: float  # used where none is given
+
+    @property
+    def halves(self) -> int:
+        """Rows of the model's batch for an image: with its label, and without it where the artefact guides."""
+        return 1 if self.mode == "none" else 2
+
+    def channels(self, count: int) -> list[float]:
+        """1 for every latent channel that is guided."""
+        guided = {"first3": 3, "all": count, "none": 0}[self.mode]
+        return [1.0 if c < guided else 0.0 for c in range(count)]
+
+
+class WeightsRecord(Record, frozen=True, kw_only=True):
+    """Where the bound weights come from; `random` is the seed of weights that mean nothing."""
+
+    source: str
+    random: int | None = None
+
+
+class SegmentRecord(Record, frozen=True, kw_only=True):
+    """A compiled unit: its file, and the names of its inputs and outputs in the order of its callers'."""
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    flops: int  # per row of the model's batch
+
+
+OriginKind = Literal["weight", "state", "index", "guidance", "coefficients", "time", "request", "prologue", "cache", "later"]
+
+
+class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """Where a value of a graph comes from that the graph does not make, or for whom it makes one: [kind, of, offset].
+
+    - "weight": the tensor `of`, or its rows `first` to `last` (not included);
+    - "state": what the loop keeps: the latents `x`, `base` at the start of the solver step, `x.data` of an earlier call;
+    - "index", "guidance", "coefficients": which rows make which image, the strength per channel, the sampler's numbers;
+    - "time": the timestep; "request": the declared input `of`; both per row of the model's batch;
+    - "prologue": the value `of` that the constants or the prologue make, for the call `offset` calls later;
+    - "cache": the value `of` that the call -`offset` calls ago made;
+    - "later": made here under a name of its own, the value `of` that the call `offset` calls later reads.
+    """
+
+    kind: OriginKind
+    of: str
+    offset: int = 0
+    first: int | None = None
+    last: int | None = None
+
+
+class GraphRecord(Record, frozen=True, kw_only=True):
+    """Calls of segments in order.  `slots` places what lives inside it; sizes are bytes per row."""
+
+    file: str
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    slots: dict[str, int]
+    slot_bytes: tuple[int, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names that are read before they are computed, in order of first use."""
+        return unmade(self.nodes, self.outputs)
+
+
+class CallRecord(Record, frozen=True, kw_only=True):
+    """One network evaluation; `reads` and `writes` say which cache slots its cached values use."""
+
+    timestep: float
+    computed: tuple[int, ...]
+    reused: tuple[int, ...]
+    graph: str
+    coefficients: tuple[float, ...]
+    ends_step: bool
+    reads: dict[str, int]
+    writes: dict[str, int]
+
+
+class CompilationRecord(Record, frozen=True, kw_only=True):
+    """What a compiler was asked that the rest does not show: with it, the same can be compiled again."""
+
+    max_graphs: int
+    computed: tuple[tuple[int, ...], ...]  # by call, before calls were merged
+
+
+class SizeRecord(Record, frozen=True, kw_only=True):
+    """The graphs for latents of one size, which all programs of this size share."""
+
+    latent: tuple[int, ...]  # channels, then the axes of a picture
+    values: dict[str, Value]  # the type of everything that is not a weight, under the name it has in its own call
+    origins: dict[str, Origin]  # of every name that `values` does not have
+    graphs: dict[str, GraphRecord]
+    constants: str | None  # the graphs that run before the loop: once per loaded artefact,
+    prologue: str | None  # and once per request
+
+
+class ProgramRecord(Record, frozen=True, kw_only=True):
+    """A loop: one schedule of a sampler with a number of steps, over the graphs of a size."""
+
+    size: str
+    schedule: str  # the file of the schedule that it was compiled from
+    sampler: str
+    steps: int
+    calls: tuple[CallRecord, ...]
+    cache_bytes: tuple[int, ...]  # cache slots, bytes per row
+    history: int | msgspec.UnsetType = msgspec.UNSET  # how many earlier data predictions a call reads
+    noise_scale: float | msgspec.UnsetType = msgspec.UNSET  # of the first latents, in standard deviations
+    asked: CompilationRecord | msgspec.UnsetType = msgspec.UNSET  # where calls were merged
+
+
+class Denoiser(Record, frozen=True, kw_only=True):
+    """The component in the loop: the model, its weights, and its segments, one copy for all sizes and programs."""
+
+    family: str
+    name: str | None
+    arch: dict[str, int | float | bool | str]
+    labels: int
+    null_label: int | None
+    names: dict[str, int] | msgspec.UnsetType = msgspec.UNSET  # of the class labels
+    assumed: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET  # of the architecture, where nothing said it
+    sublayers: tuple[str, ...]  # column -> name
+    weight_dtype: str
+    fp32: tuple[str, ...]  # sublayers that are kept in float32
+    weights: WeightsRecord | None
+    tensors: dict[str, tuple[int, ...]]
+    segments: dict[str, SegmentRecord]
+    sizes: dict[str, SizeRecord]
+
+    @property
+    def weight_types(self) -> Types:
+        return Types(self.weight_dtype, self.fp32)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all tensors."""
+        types = self.weight_types
+        return sum(math.prod(shape) * BYTES[types.of(name)] for name, shape in self.tensors.items())
+
+    def usual_labels(self, count: int) -> list[int]:
+        """Labels for images of which it does not matter what they show."""
+        return [(207 + n) % self.labels for n in range(count)]
+
+
+class DecoderRecord(Record, frozen=True, kw_only=True):
+    """The component behind the loop: what turns latents into pixels."""
+
+    file: str
+    scale: int  # pixels per latent, along each side
+    channels: int  # of a picture
+    scaling_factor: float  # what the latents are divided by, inside the graph
+    shift_factor: float | msgspec.UnsetType = msgspec.UNSET  # what is added after that, inside the graph
+    latents_mean: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET  # or this, of every channel, after the deviation
+    latents_std: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
+    tile: int  # side of the pictures that it was trained for, pixels
+    made_from: str | msgspec.UnsetType = msgspec.UNSET  # sha256 of the autoencoder
+
+
+class Build(Record, frozen=True, kw_only=True):
+    """Engines for GPUs, made from the artefact's ONNX files by `l2c build`."""
+
+    backend: str
+    version: str  # of the library
+    targets: tuple[str, ...]  # GPU architectures: sm90 ..
+    images: tuple[int, int, int]  # the fewest, usual and most of one call
+    level: int | None  # the builder's optimisation level
+    version_compatible: bool
+    hardware_compatible: bool
+    engines: dict[str, str]  # segment (shared link) or graph (static link) -> file
+
+    def runs_on(self, architecture: str, version: str) -> bool:
+        """Whether a GPU and a version of the library can run these engines."""
+        same = self.version == version
+        own, present = (tuple(map(int, re.findall(r"\d+", v)[:3])) for v in (self.version, version))
+        newer = self.version_compatible and own[:1] == present[:1] and own <= present
+        ampere = self.hardware_compatible and int(architecture.removeprefix("sm")) >= 80
+        return (same or newer) and (architecture in self.targets or ampere)
+
+
+def computed_share(calls: Sequence[CallRecord], columns: int) -> float:
+    """The share of the sublayers, `columns` in each call, that these calls compute."""
+    return sum(len(call.computed) for call in calls) / (columns * len(calls))
+
+
+def image_range(images: Sequence[int]) -> str:
+    """A build's `images` in words."""
+    least, usual, most = images
+    return counted(most, "image") if least == most else f"{least} to {counted(most, 'image')}, fastest at {usual}"

@@ -1,0 +1,206 @@
+"""The manifest of what is compiled: graphs and plans become records, and buffers get their places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from ..artefact import autoencoder
+from ..artefact.manifest import Manifest
+from ..artefact.records import (
+    CallRecord,
+    CompilationRecord,
+    Denoiser,
+    GraphRecord,
+    Guidance,
+    Origin,
+    ProgramRecord,
+    SegmentRecord,
+    SizeRecord,
+    WeightsRecord,
+)
+from ..ir.dtypes import DTYPES
+from ..ir.graph import FP32, WEIGHT, Graph, Value
+from ..ir.names import rows_of, split_at
+from ..schedules.schedule import Schedule
+from ..version import __version__
+from .passes.place import caches, temporaries
+
+if TYPE_CHECKING:
+    from .passes.merge_calls import Shared
+    from .passes.segment import Linked
+    from .request import Options
+    from .source import Source
+
+
+class Planned(NamedTuple):
+    """A program before its buffers have places."""
+
+    asked: Schedule
+    schedule: Schedule  # perhaps with fewer distinct calls
+    graphs: tuple[str, ...]  # of every call
+    file: str  # for the schedule
+
+
+def planned(schedules: Sequence[Schedule], shared: Sequence[Shared], linked: Linked) -> tuple[Planned, ...]:
+    """Which graph every call of every program runs."""
+    return tuple(
+        Planned(
+            asked,
+            program.schedule,
+            tuple(linked.names[key] for key in program.plan.keys),
+            "schedule.json" if len(schedules) == 1 else f"schedule-{asked.steps}.json",
+        )
+        for asked, program in zip(schedules, shared, strict=True)
+    )
+
+
+def describe(
+    options: Options, source: Source, programs: Sequence[Planned], linked: Linked, flops: Mapping[str, int]
+) -> Manifest:
+    """The manifest, without the files' hashes.  `flops` are those of every operation kind, per row."""
+    values = value_types(linked.graphs)
+    size = {name: value.row_bytes for name, value in values.items()}
+    latent = source.family.latent
+    name = "x".join(map(str, latent[1:]))
+    record = SizeRecord(
+        latent=latent,
+        values=values,
+        origins=origins(linked.graphs),
+        graphs={name: graph_record(name, graph, size) for name, graph in linked.graphs.items()},
+        constants="constants" if "constants" in linked.graphs else None,
+        prologue="prologue" if "prologue" in linked.graphs else None,
+    )
+    return Manifest(
+        tool=f"l2c-export {__version__}",
+        guidance=Guidance(
+            mode=source.guidance,  # type: ignore[arg-type]  # validated by Options
+            scale=source.scale,
+        ),
+        precision=options.precision,
+        batch=options.batch,
+        backend=options.backend,
+        link=options.link,  # type: ignore[arg-type]
+        passes=tuple(name for name in ("hoist", "fold") if getattr(options, name)),
+        denoiser=denoiser(options, source, segment_records(linked, flops), {name: record}),
+        decoder=autoencoder.describe(source.vae, latent[0], source.own_vae) if source.vae else msgspec.UNSET,
+        programs={str(p.schedule.steps): program_record(options, p, name, linked, size) for p in programs},
+        files={},
+    )
+
+
+def denoiser(options: Options, source: Source, segments: dict[str, SegmentRecord], sizes: dict[str, SizeRecord]) -> Denoiser:
+    family = source.family
+    return Denoiser(
+        family=family.name,
+        name=source.name,
+        arch=msgspec.structs.asdict(family.arch),
+        labels=family.labels,
+        null_label=family.null_label,
+        names=(source.folder and source.folder.labels) or msgspec.UNSET,
+        assumed=source.assumed or msgspec.UNSET,
+        sublayers=family.sublayers,
+        weight_dtype=DTYPES[options.precision],
+        fp32=options.fp32,
+        weights=weights_record(source),
+        tensors=family.tensors(),
+        segments=segments,
+        sizes=sizes,
+    )
+
+
+def program_record(options: Options, program: Planned, name: str, linked: Linked, size: Mapping[str, int]) -> ProgramRecord:
+    """A loop over graphs of the size `name`, whose values have `size` bytes per row."""
+    schedule, table = program.schedule, program.schedule.table()
+    wiring, cache_bytes = caches([linked.graphs[graph] for graph in program.graphs], size)
+    calls = tuple(
+        CallRecord(
+            timestep=call.timestep,
+            computed=call.computed,
+            reused=call.reused,
+            graph=graph,
+            coefficients=update.coefficients,
+            ends_step=update.ends_step,
+            reads=wires.reads,
+            writes=wires.writes,
+        )
+        for call, graph, update, wires in zip(schedule.calls, program.graphs, table.updates, wiring, strict=True)
+    )
+    return ProgramRecord(
+        size=name,
+        schedule=program.file,
+        sampler=schedule.sampler,
+        steps=schedule.steps,
+        calls=calls,
+        cache_bytes=tuple(cache_bytes),
+        history=table.history or msgspec.UNSET,
+        noise_scale=table.noise_scale if table.noise_scale != 1 else msgspec.UNSET,
+        asked=compilation_record(options, program.asked),
+    )
+
+
+def segment_records(linked: Linked, flops: Mapping[str, int]) -> dict[str, SegmentRecord]:
+    return {
+        name: SegmentRecord(
+            file=f"segments/{name}.onnx",
+            inputs=segment.inputs,
+            outputs=segment.outputs,
+            flops=sum(flops[node.op.removesuffix(FP32)] for node in segment.nodes),
+        )
+        for name, segment in linked.segments.items()
+    }
+
+
+def compilation_record(options: Options, schedule: Schedule) -> CompilationRecord | msgspec.UnsetType:
+    """`schedule` is the one that was asked for, before calls were merged."""
+    if options.max_graphs is None:
+        return msgspec.UNSET
+    return CompilationRecord(max_graphs=options.max_graphs, computed=tuple(call.computed for call in schedule.calls))
+
+
+def weights_record(source: Source) -> WeightsRecord | None:
+    if source.checkpoint:
+        return WeightsRecord(source=source.checkpoint.path.name)
+    return WeightsRecord(source="random", random=source.seed) if source.seed is not None else None
+
+
+def graph_record(name: str, graph: Graph, size: Mapping[str, int]) -> GraphRecord:
+    slots, slot_bytes = temporaries(graph, {n: size[split_at(n)[0]] for n in graph.values if graph.kind(n) != WEIGHT})
+    return GraphRecord(
+        file=f"{name}.onnx",
+        nodes=graph.nodes,
+        outputs=graph.outputs,
+        slots=slots,
+        slot_bytes=tuple(slot_bytes),
+    )
+
+
+def value_types(graphs: Mapping[str, Graph]) -> dict[str, Value]:
+    """The type of every value that the runtime has to hold, under the name it has in its own call."""
+    types: dict[str, Value] = {}
+    for graph in graphs.values():
+        for name, value in graph.values.items():
+            if value.kind != WEIGHT:
+                types.setdefault(split_at(name)[0], msgspec.structs.replace(value, kind=""))
+    return types
+
+
+def origins(graphs: Mapping[str, Graph]) -> dict[str, Origin]:
+    """Where every value comes from that is not made by its own graph under its own name."""
+    found: dict[str, Origin] = {}
+    for graph in graphs.values():
+        for name in graph.inputs:
+            found[name] = origin(name, graph.kind(name))
+        for name in (o for node in graph.nodes for o in node.outputs if split_at(o)[1]):
+            found[name] = Origin("later", *split_at(name))
+    return found
+
+
+def origin(name: str, kind: str) -> Origin:
+    """Of an input of a graph, by its name and its kind."""
+    if kind == WEIGHT:
+        tensor, rows = rows_of(name)
+        return Origin("weight", tensor, 0, rows.start, rows.stop)
+    return Origin(kind, *split_at(name))  # type: ignore[arg-type]  # the kinds of a graph's inputs are those of origins
