@@ -36,6 +36,7 @@ HOMES = {
     "onnxscript": {"compiler/onnx/export.py"},
     "accelerate": {"training/workers.py"},
     "platformdirs": {"support/cache.py"},
+    "ml_dtypes": {"ir/dtypes.py"},
     "onnxruntime": {"backends/onnxruntime/"},
     "openvino": {"backends/openvino/"},
     "tensorrt": {"backends/tensorrt/backend.py"},

@@ -1,25 +1,21 @@
-"""The types of weights and values: their sizes, their names at each precision, and how numpy holds them."""
+"""The types of weights and values: their sizes, and their names at each precision.
+
+numpy has a bfloat16 once `ml_dtypes` is imported, so every type is a dtype of its arrays, by its name.  What exchanges arrays
+with a library goes by pointers, or gives it the bits: buffers, DLPack, OpenVINO's tensors, PyTorch and ONNX Runtime do not know
+this dtype.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 # The type of weights and activations at each precision; the latents and the sampler are float32 in all of them.
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-
-def stored(dtype: str) -> str:
-    """How numpy holds a type: bfloat16 is unknown to it and kept as its 16 bits."""
-    return "uint16" if dtype == "bfloat16" else dtype
-
-
-def widened(bits: np.ndarray) -> np.ndarray:
-    """The float32 numbers of bfloat16 ones, whose 16 bits are the upper halves."""
-    numbers: np.ndarray = np.asarray(np.left_shift(bits.astype(np.uint32), 16)).view(np.float32)
-    return numbers
 
 
 class Types(NamedTuple):

@@ -16,7 +16,6 @@ import numpy as np
 from ..artefact.compiled import Compiled
 from ..artefact.records import CallRecord, Origin
 from ..backends.contract import Array, Run
-from ..ir.dtypes import stored
 from ..ir.graph import Value
 from ..support.ending import stop
 from ..support.words import counted
@@ -199,4 +198,4 @@ class Loop:
     def _typed(self, memory: Array, value: Value) -> Array:
         shape = concrete(value, self.images, self.rows)
         size = value.row_bytes * shape[0]
-        return memory[:size].view(stored(value.dtype)).reshape(shape)
+        return memory[:size].view(value.dtype).reshape(shape)

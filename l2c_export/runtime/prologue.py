@@ -8,7 +8,6 @@ import numpy as np
 
 from ..artefact.compiled import Compiled
 from ..backends.contract import Array
-from ..ir.dtypes import stored
 from .loaded import Bound, LoadedArtefact, bind_graph, concrete, filled
 
 # Hoisted rows of more calls than fit in here are computed in several chunks.
@@ -58,7 +57,7 @@ class Prologue:
 
     def _many(self, name: str, rows: int) -> Array:
         value = self.compiled.value(name)
-        return self.loaded.backend.memory.empty(concrete(value, rows, rows), stored(value.dtype))
+        return self.loaded.backend.memory.empty(concrete(value, rows, rows), value.dtype)
 
     def _evaluate_constants(self, padded: int) -> dict[str, Array]:
         """What depends on the timesteps alone: `padded` times `rows` rows, those past the last call as of the last."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..artefact.compiled import Compiled
-from ..ir.dtypes import widened
 from ..ir.names import split_at
 from ..runtime import pipeline
 from ..runtime.loaded import Bound, load_engines
@@ -91,7 +90,7 @@ class Search:
         return frozenset(name for node in self.graph.nodes for name in node.outputs)
 
     def _value(self, name: str) -> np.ndarray:
-        return as_float32(self.loop.memory.get(self.loop.array(self.expected.call, name)), self.loop.compiled, name)
+        return self.loop.memory.get(self.loop.array(self.expected.call, name))
 
 
 def per_segment(loop: Loop) -> Loop:
@@ -124,13 +123,6 @@ def blame(
 def is_hoisted(compiled: Compiled, name: str) -> bool:
     origin = compiled.origin(name)
     return origin is not None and origin.kind == "prologue"
-
-
-def as_float32(array: np.ndarray, compiled: Compiled, name: str) -> np.ndarray:
-    """The numbers of a value; bfloat16 is kept as its 16 bits."""
-    if compiled.value(name).dtype == "bfloat16":
-        return widened(array)
-    return array
 
 
 class Expected:

@@ -13,12 +13,12 @@ import numpy as np
 import safetensors
 
 from ..errors import WeightsError
-from ..ir.dtypes import widened
 from ..support import file_kind
 from . import containers, pickled, torch_file
 from .layout import CODES, Shapes
 
-READABLE = (*CODES.values(), "F64")  # types of a .safetensors checkpoint
+NUMPY = {**{code: dtype for dtype, code in CODES.items()}, "F64": "float64"}
+READABLE = tuple(NUMPY)  # types of a .safetensors checkpoint
 FLOATS = (*CODES, "float64")  # and of a PyTorch one
 FILES = (file_kind.SAFETENSORS, file_kind.TORCH, file_kind.LEGACY_TORCH)
 REMEDY = "give the model's .safetensors or .pt file"
@@ -126,26 +126,21 @@ def _safetensors(path: Path) -> dict[str, Slice]:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is not a safetensors file, or is truncated: {error}: {REMEDY}") from None
-    bfloat16 = _BFloat16(path) if any(tensor.get_dtype() == "BF16" for tensor in slices.values()) else None
-
-    def read(name: str) -> np.ndarray:
-        if bfloat16 and slices[name].get_dtype() == "BF16":
-            return bfloat16.read(name)
-        return np.asarray(file.get_tensor(name)).astype(np.float32)
-
-    return {name: Slice(tuple(tensor.get_shape()), tensor.get_dtype(), partial(read, name)) for name, tensor in slices.items()}
+    memory = Mapped(path)
+    return {name: Slice(tuple(s.get_shape()), s.get_dtype(), partial(memory.float32, name)) for name, s in slices.items()}
 
 
-class _BFloat16:
-    """Tensors of a checked file in a type that numpy lacks: the upper halves of float32."""
+class Mapped:
+    """The numbers of a checked file, in its own memory.  The library would copy them, and lacks bfloat16 in older releases."""
 
     def __init__(self, path: Path) -> None:
-        self._memory = np.memmap(path, mode="r")
+        self._memory = np.memmap(path, mode="c")  # some libraries do not take read-only memory
         self._start = 8 + int.from_bytes(bytes(self._memory[:8]), "little")
         self._entries = json.loads(bytes(self._memory[8 : self._start]))
 
-    def read(self, name: str) -> np.ndarray:
+    def float32(self, name: str) -> np.ndarray:
+        """A view of a float32 tensor whose place in the file is as it has to be in memory, else a copy."""
         entry = self._entries[name]
         first, last = (self._start + offset for offset in entry["data_offsets"])
-        shape: list[int] = entry["shape"]
-        return widened(np.frombuffer(bytes(self._memory[first:last]), "<u2")).reshape(shape)
+        numbers = self._memory[first:last].view(NUMPY[entry["dtype"]]).reshape(entry["shape"])
+        return np.require(numbers, np.float32, "A")

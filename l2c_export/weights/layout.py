@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import WeightsError
-from ..ir.dtypes import BYTES, Types, stored
+from ..ir.dtypes import BYTES, Types
 from ..ir.names import rows_of
 from ..support.files import replacing
 from ..support.progress import Step, unsaid
@@ -69,9 +69,9 @@ class Layout:
         return Place(self._starts[name] + first * row, (last - first, *shape[1:]), (last - first) * row)
 
     def view(self, memory: np.ndarray, weight: str) -> np.ndarray:
-        """The weight as an array inside `memory`, the file's bytes; bfloat16 as its 16 bits."""
+        """The weight as an array inside `memory`, the file's bytes."""
         offset, shape, size = self.place(weight)
-        return memory[offset : offset + size].view(stored(self.types.of(weight))).reshape(shape)
+        return memory[offset : offset + size].view(self.types.of(weight)).reshape(shape)
 
 
 def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> None:
@@ -81,7 +81,7 @@ def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> 
         step(len(layout.header))
         for name, value in tensors:
             data = rounded(name, value, layout.types.of(name))
-            file.write(data.data)
+            file.write(data.reshape(-1).view(np.uint8).data)  # bfloat16 is no type of buffers
             step(data.nbytes)
 
 
@@ -93,13 +93,9 @@ def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
             f"weights: {counted(count, 'value')} of {name} {'is' if count == 1 else 'are'} NaN or infinite: "
             "export the checkpoint again"
         )
-    if dtype == "bfloat16":
-        bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
-        data = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)  # ties to even
-        check_fits(name, (data & 0x7F80) != 0x7F80, dtype)  # an exponent of ones is infinite
-        return data.reshape(np.shape(value))
     with np.errstate(over="ignore"):
-        data = np.ascontiguousarray(value, dtype=dtype)
+        wide = np.float32 if dtype == "bfloat16" else dtype  # from float64 in two steps, as PyTorch does
+        data = np.ascontiguousarray(value, wide).astype(dtype, copy=False)
     check_fits(name, np.isfinite(data), dtype)
     return data
 

@@ -1,6 +1,7 @@
 """Reading files of torch.save, both its zip archives and its older format, without PyTorch: only tensors and plain values.
 
-Tensors are views of the mapped file: nothing is unpacked or copied, whatever sizes it claims.
+Tensors are views of the mapped file: nothing is unpacked or copied, whatever sizes it claims.  The mapping is copy-on-write,
+because some libraries do not take read-only memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import L2CError
-from ..ir.dtypes import widened
+from ..ir.dtypes import BFLOAT16
 from ..support import file_kind
 from . import pickled
 from .pickled import Global, Placeholder, Refused
@@ -26,7 +27,7 @@ MOST_PICKLED = 128 * 2**20  # bytes; the tensors' numbers lie outside
 MOST_LISTED = 32 * 2**20  # bytes of an archive's list of entries
 MOST_AXES = 32
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-# PyTorch's types that NumPy has, and bfloat16 as its 16 bits
+# PyTorch's types that NumPy has, and bfloat16 as its 16 bits, in either order of bytes
 STORED = {
     "float32": "f4", "float64": "f8", "float16": "f2", "bfloat16": "u2", "int64": "i8", "int32": "i4", "int16": "i2",
     "int8": "i1", "uint8": "u1", "bool": "?", "complex64": "c8", "complex128": "c16", "uint16": "u2",
@@ -65,7 +66,7 @@ class Tensor:
     strides: tuple[int, ...] = ()
 
     def array(self) -> np.ndarray:
-        """A view of the mapped file, not to be written to; bfloat16 as its 16 bits.  Raises Refused for a type NumPy lacks."""
+        """A view of the mapped file; bfloat16 as its 16 bits.  Raises Refused for a type NumPy lacks."""
         if self.storage is None or self.dtype not in STORED:
             raise Refused(f"a tensor is {self.dtype}")
         code = np.dtype(STORED[self.dtype]).newbyteorder("<" if self.storage.records.little else ">")
@@ -75,14 +76,16 @@ class Tensor:
             return np.zeros(self.shape, code)
         flat = data[start:].view(np.uint8)
         flat = flat[: len(flat) // code.itemsize * code.itemsize].view(code)
-        return np.lib.stride_tricks.as_strided(flat, self.shape, [s * code.itemsize for s in self.strides], writeable=False)
+        return np.lib.stride_tricks.as_strided(flat, self.shape, [s * code.itemsize for s in self.strides])
 
     def float32(self) -> np.ndarray:
-        """The numbers of a floating-point tensor, in an array of their own."""
+        """The numbers of a floating-point tensor, as a view if they are float32 already, one behind the other."""
         values = self.array()
-        if self.dtype != "bfloat16":
-            return np.array(values, np.float32, order="C")
-        return widened(values)
+        if self.dtype == "bfloat16":
+            values = values.astype(np.uint16).view(
+                BFLOAT16
+            )  # in the machine's order of bytes, which ml_dtypes takes for granted
+        return np.require(values, np.float32, ["C", "A"])
 
 
 @dataclass(eq=False)
@@ -223,7 +226,7 @@ def load(path: Path, error: type[L2CError], what: str, remedy: str) -> Any:
 
 
 def _archive(path: Path) -> Any:
-    memory = np.memmap(path, mode="r")
+    memory = np.memmap(path, mode="c")
     _check_list(memory)
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
@@ -278,7 +281,7 @@ def _record(memory: np.ndarray, entry: zipfile.ZipInfo) -> np.ndarray:
 
 def _legacy(path: Path) -> Any:
     """Four pickles (a magic number, a version, the system, the object), a list of keys, and the storages in its order."""
-    memory = np.memmap(path, mode="r")
+    memory = np.memmap(path, mode="c")
     file, records = io.BytesIO(bytes(memory[:MOST_PICKLED])), Records()
     magic, version, system, content, keys = (pickled.load(file, records.calls(), records.persistent) for _ in range(5))
     if magic != MAGIC or version != PROTOCOL or not isinstance(keys, list):

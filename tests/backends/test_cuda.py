@@ -18,6 +18,7 @@ from l2c_export.backends.cuda import device as cuda
 from l2c_export.backends.cuda import dlpack
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.errors import BackendError, L2CError, RunError
+from l2c_export.ir.dtypes import BFLOAT16
 from l2c_export.runtime.loaded import load_engines
 from l2c_export.runtime.pipeline import Pipeline
 
@@ -99,10 +100,10 @@ def test_a_capsule_that_nobody_reads_holds_nothing(memory, cudart):
     assert not dlpack._lent
 
 
-def test_sixteen_bits_are_bfloat16(memory):
+def test_bfloat16_is_given_away_as_what_it_is(memory):
     torch = pytest.importorskip("torch")
-    array = memory.empty((2,), "uint16")
-    memory.put(array, np.array([0x3F80, 0xC000], np.uint16))
+    array = memory.empty((2,), "bfloat16")
+    memory.put(array, np.array([0x3F80, 0xC000], np.uint16).view(BFLOAT16))
     assert torch.equal(torch.from_dlpack(array), torch.tensor([1.0, -2.0], dtype=torch.bfloat16))
 
 
@@ -358,8 +359,8 @@ def test_bfloat16_is_bound_as_what_it_is(on_gpu, tmp_path):
     from l2c_export.backends.contract import SegmentFile
 
     memory = on_gpu.memory
-    a, b = memory.empty((2,), "uint16"), memory.empty((2,), "float32")
-    memory.put(a, np.array([0x3F80, 0xC000], np.uint16))
+    a, b = memory.empty((2,), "bfloat16"), memory.empty((2,), "float32")
+    memory.put(a, np.array([0x3F80, 0xC000], np.uint16).view(BFLOAT16))
     on_gpu.load(SegmentFile(tmp_path / "cast.onnx", ("a",), ("b",))).bind({"a": a}, {"b": b})()
     assert memory.get(b).tolist() == [1.0, -2.0]
 

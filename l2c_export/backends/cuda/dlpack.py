@@ -12,7 +12,7 @@ from typing import Any
 
 CUDA = 2  # DLDeviceType
 INT, FLOAT, BFLOAT = 0, 2, 4  # DLDataTypeCode
-CODES = {"float32": (FLOAT, 32), "float16": (FLOAT, 16), "int32": (INT, 32), "uint8": (1, 8), "uint16": (BFLOAT, 16)}
+CODES = {"float32": (FLOAT, 32), "float16": (FLOAT, 16), "int32": (INT, 32), "uint8": (1, 8), "bfloat16": (BFLOAT, 16)}
 
 
 class DLDevice(ctypes.Structure):
@@ -62,7 +62,7 @@ _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
 
 
 def capsule(pointer: int, shape: Sequence[int], dtype: str, device: tuple[int, int], owner: object) -> Any:
-    """A capsule over dense memory; `owner` is kept until its reader is done.  uint16 is taken for bfloat16 (see `stored`)."""
+    """A capsule over dense memory; `owner` is kept until its reader is done."""
     sizes = (ctypes.c_int64 * len(shape))(*shape)
     code, bits = CODES[dtype]
     tensor = DLTensor(pointer, DLDevice(*device), len(shape), DLDataType(code, bits, 1), sizes, None, 0)

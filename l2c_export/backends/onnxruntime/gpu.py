@@ -24,7 +24,7 @@ from .session import initialised, not_loaded, session_options, share_pool
 ort = needs("onnxruntime", "onnxruntime-gpu")
 
 PROVIDER = "CUDAExecutionProvider"
-BFLOAT16 = 16  # ONNX's number of the type, for which numpy has no name
+BFLOAT16 = 16  # ONNX's number of the type: its bindings look dtypes up by numbers that ml_dtypes does not have
 RUNS_TO_SETTLE = 8  # at most: another process may be taking memory
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 

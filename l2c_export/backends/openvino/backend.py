@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import BackendError, RunError
+from ...ir.dtypes import BFLOAT16
 from ...ir.graph import FP32
 from ...support.cache import cached
 from ...support.extras import needs
@@ -53,14 +54,14 @@ class OpenVinoEngine:
         sources: dict[str, tuple[Any, int]] = {}
         for part in self._parts:
             request = part.compiled.create_infer_request()
-            for i, (name, port) in enumerate(zip(part.inputs, part.compiled.inputs, strict=True)):
+            for i, name in enumerate(part.inputs):
                 if name in inputs:
-                    request.set_input_tensor(i, tensor(inputs[name], port.get_element_type()))
+                    request.set_input_tensor(i, tensor(inputs[name]))
                 else:  # made by an earlier part, which gives it a shape when it first runs
                     links.append((request, i, *sources[name]))
-            for i, (name, port) in enumerate(zip(part.outputs, part.compiled.outputs, strict=True)):
+            for i, name in enumerate(part.outputs):
                 if name in outputs:
-                    request.set_output_tensor(i, tensor(outputs[name], port.get_element_type()))
+                    request.set_output_tensor(i, tensor(outputs[name]))
                 sources[name] = request, i
             requests.append(request)
         keep = (dict(inputs), dict(outputs))
@@ -80,9 +81,11 @@ class OpenVinoEngine:
         return run
 
 
-def tensor(array: np.ndarray, kind: Any) -> Any:
-    """The same memory as OpenVINO sees it; numpy holds bfloat16 as plain 16 bits."""
-    return ov.Tensor(array, array.shape, kind) if kind == ov.Type.bf16 else ov.Tensor(array, shared_memory=True)
+def tensor(array: np.ndarray) -> Any:
+    """The same memory as OpenVINO sees it, which takes bfloat16 as 16 bits of a type that is told."""
+    if array.dtype == BFLOAT16:
+        return ov.Tensor(array.view(np.uint16), array.shape, ov.Type.bf16)
+    return ov.Tensor(array, shared_memory=True)
 
 
 class OpenVinoBackend(OnHost):
@@ -154,8 +157,7 @@ class OpenVinoBackend(OnHost):
         """One compiled model of some nodes, the weights shared in place."""
         models = {name: self._read(segments[name]) for name in {node.op for node in nodes}}
         names = {name for node in nodes for name in node.inputs if name in weights}
-        kinds = {n: ov.Type.bf16 if weights[n].dtype == np.uint16 else None for n in names}
-        ports: dict[str, Any] = {n: ov.op.Constant(tensor(weights[n], kinds[n]), shared_memory=True).output(0) for n in names}
+        ports: dict[str, Any] = {n: ov.op.Constant(tensor(weights[n]), shared_memory=True).output(0) for n in names}
         parameters = {}
         for node in nodes:
             model = models[node.op].clone()

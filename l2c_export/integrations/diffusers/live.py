@@ -16,7 +16,6 @@ import numpy as np
 
 from ...artefact.manifest import Manifest
 from ...errors import UsageError
-from ...ir.dtypes import widened
 from ...models.diffusers.tensor_names import TransformerConfig, renamed, shape_of
 from ...runtime import loaded, pipeline, request
 from ...samplers.scheduler_config import Scheduler
@@ -174,11 +173,9 @@ def _check_transformer(transformer: Any, manifest: Manifest, folder: Path) -> No
     view = loaded.mapped_weights(folder, manifest)
     for name in manifest.denoiser.tensors:
         array = view(name)
-        own_rounding = ROUNDING["bfloat16" if array.dtype == np.uint16 else str(array.dtype)]
-        if array.dtype == np.uint16:
-            array = widened(array)
+        tolerance = max(ROUNDING[str(array.dtype)], rounding)
         other = weights.read(name)
-        if array.shape != other.shape or not np.allclose(array, other, rtol=max(own_rounding, rounding), atol=1e-6):
+        if array.shape != other.shape or not np.allclose(array.astype(np.float32), other, rtol=tolerance, atol=1e-6):
             raise UsageError(
                 f"{NAME} has other weights than {folder} ({name}): run l2c_export.link({str(folder)!r}, weights='..')"
             )
