@@ -16,6 +16,7 @@ from ..errors import WeightsError
 from ..support import file_kind
 from . import containers, pickled, torch_file
 from .layout import CODES, Shapes
+from .recipe import Recipe, Unfit
 
 NUMPY = {**{code: dtype for dtype, code in CODES.items()}, "F64": "float64"}
 READABLE = tuple(NUMPY)  # types of a .safetensors checkpoint
@@ -38,6 +39,7 @@ class Checkpoint(NamedTuple):
     read: Callable[[str], np.ndarray]
     args: Mapping[str, object] = {}  # the options of the training script, as far as the file has them
     taken: str = ""  # which of its models, where it holds several
+    recipes: Mapping[str, Recipe] = {}  # what its tensors are made of, where the file has others
 
     @property
     def described(self) -> str:
@@ -58,6 +60,16 @@ class Checkpoint(NamedTuple):
                 f"{self.path} does not fit the model: {'; '.join(problems[:3])}{more}: give the weights of this model"
             )
         return ((name, self.read(name)) for name in sorted(shapes))
+
+    def made(self, recipes: Mapping[str, Recipe]) -> Checkpoint:
+        """What recipes make of it, each tensor when it is read.  Raises WeightsError naming the first that cannot be made."""
+        shapes = {}
+        for name, recipe in recipes.items():
+            try:
+                shapes[name] = recipe.shape(self.shapes)
+            except Unfit as reason:
+                raise WeightsError(f"{self.path} does not fit its model, for {name}: {reason}") from None
+        return self._replace(shapes=shapes, read=lambda name: recipes[name].value(self.read, shapes[name]), recipes=recipes)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

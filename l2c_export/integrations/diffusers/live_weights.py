@@ -7,7 +7,6 @@ something else than its weights say, or keeps them so coarsely that they cannot 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import numpy as np
 from ...errors import UsageError
 from ...support.tensors import is_tensor
 from ...weights.checkpoint import Checkpoint
+from ...weights.layout import Shapes
+from ...weights.recipe import Recipe, TensorSource
 
 MODELS = ("DiTTransformer2DModel", "Transformer2DModel")
 # how far a weight may be from itself, relatively, after both sides have rounded it
@@ -27,6 +28,7 @@ PROCESSORS = (
 )  # fmt: skip
 AROUND = re.compile(r"\b(_orig_mod|base_layer)\.")  # torch.compile and adapters around a layer
 ADAPTER = re.compile(r"\.lora_\w+\.|\.lora_\w+$")
+FUSED = ".to_qkv."
 HOOKS = ("_hf_hook", "_diffusers_hook")  # of accelerate and diffusers: they move weights and call the own forward
 NAME = "pipe.transformer"
 
@@ -51,10 +53,10 @@ def checkpoint(transformer: Any, folder: Path) -> tuple[Checkpoint, float]:
     """The weights of an unwrapped transformer, read as they are used, and how coarse they are."""
     _check_layers(transformer, folder)
     state = {AROUND.sub("", name): tensor for name, tensor in _state(transformer).items() if not ADAPTER.search(name)}
-    state = dict(_split(state))
     coarse = max((_rounding(name, tensor, folder) for name, tensor in state.items()), default=0.0)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return Checkpoint(Path(NAME), shapes, lambda name: np.asarray(state[name].detach().float().cpu().numpy())), coarse
+    stored = Checkpoint(Path(NAME), shapes, lambda name: np.asarray(state[name].detach().float().cpu().numpy()))
+    return stored.made(_split(shapes)), coarse
 
 
 def mark(transformer: Any) -> tuple[tuple[Any, ...], ...]:
@@ -121,15 +123,14 @@ def _offloaded(modules: dict[str, Any], name: str) -> Any:
     raise UsageError(f"{NAME} has no weights ({name} is on the meta device): load the pipeline with them before enable_l2c")
 
 
-def _split(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _split(shapes: Shapes) -> dict[str, Recipe]:
     """Fused projections, which are what computes where there are some, as those that they were made of."""
-    fused = {name: tensor for name, tensor in state.items() if ".to_qkv." in name}
-    parts = {
-        name.replace("to_qkv", f"to_{head}"): part
-        for name, tensor in fused.items()
-        for head, part in zip("qkv", tensor.chunk(3), strict=True)
-    }
-    yield from ((name, tensor) for name, tensor in {**state, **parts}.items() if name not in fused)
+    recipes = {name: Recipe.of(name) for name in shapes if FUSED not in name}
+    for name in (name for name in shapes if FUSED in name):
+        third = shapes[name][0] // 3
+        for i, head in enumerate("qkv"):
+            recipes[name.replace(FUSED, f".to_{head}.")] = Recipe((TensorSource(name, i * third, (i + 1) * third),))
+    return recipes
 
 
 def _rounding(name: str, tensor: Any, folder: Path) -> float:

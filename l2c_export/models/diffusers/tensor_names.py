@@ -1,7 +1,7 @@
 """The weights of diffusers' DiTTransformer2DModel under the names of the DiT family.
 
-Query, key and value are separate there, every block has embedders of its own (the released checkpoints hold the same ones in
-each), and the position embedding is not stored.
+Every tensor of ours has a recipe: query, key and value are separate there, every block has embedders of its own (the released
+checkpoints hold the same ones in each), and the position embedding is not stored.
 """
 
 from __future__ import annotations
@@ -17,25 +17,30 @@ import numpy as np
 from ...errors import ModelError, WeightsError
 from ...support.words import counted
 from ...weights.checkpoint import Checkpoint
+from ...weights.recipe import Recipe
 from .model_index import PIPELINE, TRANSFORMER, config
 
-# our names -> theirs, in a block and outside
-BLOCK = {
-    "t_embedder.mlp.0": "norm1.emb.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "norm1.emb.timestep_embedder.linear_2",
-    "y_embedder.embedding_table": "norm1.emb.class_embedder.embedding_table",
-    "attn.qkv": "attn1.to_",
-    "attn.proj": "attn1.to_out.0",
-    "mlp.fc1": "ff.net.0.proj",
-    "mlp.fc2": "ff.net.2",
-    "adaLN_modulation.1": "norm1.linear",
+TABLE = "y_embedder.embedding_table"  # the only layer without a bias
+# our layers -> those of theirs whose tensors they are made of: of every block, of its embedders, and outside
+LAYERS: dict[str, tuple[str, ...]] = {
+    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "attn.proj": ("attn1.to_out.0",),
+    "mlp.fc1": ("ff.net.0.proj",),
+    "mlp.fc2": ("ff.net.2",),
+    "adaLN_modulation.1": ("norm1.linear",),
 }
-OUTSIDE = {
-    "x_embedder.proj": "pos_embed.proj",
-    "final_layer.adaLN_modulation.1": "proj_out_1",
-    "final_layer.linear": "proj_out_2",
+EMBEDDERS: dict[str, tuple[str, ...]] = {
+    "t_embedder.mlp.0": ("norm1.emb.timestep_embedder.linear_1",),
+    "t_embedder.mlp.2": ("norm1.emb.timestep_embedder.linear_2",),
+    TABLE: ("norm1.emb.class_embedder.embedding_table",),
 }
-EMBEDDERS = ("t_embedder.", "y_embedder.")
+OUTSIDE: dict[str, tuple[str, ...]] = {
+    "x_embedder.proj": ("pos_embed.proj",),
+    "final_layer.adaLN_modulation.1": ("proj_out_1",),
+    "final_layer.linear": ("proj_out_2",),
+}
+EMBEDDED = re.compile(r"transformer_blocks\.\d+\.norm1\.emb\.")
+POSITIONS = "pos_embed.pos_embed"  # a buffer of theirs that they compute, whether a file has it or not
 # What must be so for it to be a DiT; diffusers ignores options of other models, which older configurations have.
 NEEDED: dict[str, Any] = {
     "norm_type": "ada_norm_zero",
@@ -162,41 +167,37 @@ def same_embedders(stored: Checkpoint, shape: TransformerConfig) -> bool:
     return True
 
 
+def recipes(depth: int, block_embeddings: bool) -> dict[str, Recipe]:
+    """What every tensor of the DiT family is made of.  Embedders that all blocks share are those of the first."""
+    blocks = [(f"blocks.{i}.", f"transformer_blocks.{i}.", LAYERS) for i in range(depth)]
+    embedded = range(depth) if block_embeddings else range(1)
+    embedders = [(f"blocks.{i}." if block_embeddings else "", f"transformer_blocks.{i}.", EMBEDDERS) for i in embedded]
+    made = {"pos_embed": Recipe.of(POSITIONS)}
+    for ours, theirs, layers in [("", "", OUTSIDE), *blocks, *embedders]:
+        for layer, sources in layers.items():
+            for part in ("weight",) if layer == TABLE else ("weight", "bias"):
+                made[f"{ours}{layer}.{part}"] = Recipe.of(*(f"{theirs}{source}.{part}" for source in sources))
+    return made
+
+
 def renamed(stored: Checkpoint, shape: TransformerConfig, block_embeddings: bool) -> Checkpoint:
     """The weights under the DiT family's names.  Raises WeightsError for tensors that no DiT has."""
-    sources = {f"{ours}.{part}": [f"{theirs}.{part}"] for ours, theirs in OUTSIDE.items() for part in ("weight", "bias")}
-    for i in range(shape.num_layers):
-        for ours, theirs in BLOCK.items():
-            at = "" if not block_embeddings and ours.startswith(EMBEDDERS) else f"blocks.{i}."
-            for part in ("weight",) if ours.startswith("y_") else ("weight", "bias"):
-                heads = ("q", "k", "v") if theirs.endswith("_") else ("",)
-                names = [f"transformer_blocks.{i}.{theirs}{head}.{part}" for head in heads]
-                sources.setdefault(f"{at}{ours}.{part}", names)
-    names_used = {name for names in sources.values() for name in names}
-    shared = re.compile(r"transformer_blocks\.\d+\.norm1\.emb\.") if not block_embeddings else None
-    surplus = [
-        n
-        for n in sorted(stored.shapes)
-        if n not in names_used and n != "pos_embed.pos_embed" and not (shared and shared.match(n))
-    ]
-    missing = [n for n in sorted(names_used) if n not in stored.shapes]
-    if surplus or missing:
-        problem = f"{missing[0]} is missing" if missing else f"{surplus[0]} is not part of a DiT"
-        raise WeightsError(f"{stored.path} does not fit its model: {problem}")
-    position = position_embedding(shape)
+    made = recipes(shape.num_layers, block_embeddings)
+    checkpoint = with_positions(stored, shape).made(made)
+    used = {source.tensor for recipe in made.values() for source in recipe.sources}
+    for name in sorted(stored.shapes):
+        if name not in used and (block_embeddings or not EMBEDDED.match(name)):
+            raise WeightsError(f"{stored.path} does not fit its model: {name} is not part of a DiT")
+    return checkpoint
 
-    def read(name: str) -> np.ndarray:
-        if name == "pos_embed":
-            return position
-        return (
-            np.concatenate([stored.read(n) for n in sources[name]]) if len(sources[name]) > 1 else stored.read(sources[name][0])
-        )
 
-    shapes: dict[str, tuple[int, ...]] = {"pos_embed": position.shape}
-    for ours, names in sources.items():
-        first, *rest = stored.shapes[names[0]]
-        shapes[ours] = (first * len(names), *rest)
-    return stored._replace(shapes=shapes, read=read)
+def with_positions(stored: Checkpoint, shape: TransformerConfig) -> Checkpoint:
+    """The same with the position embedding, which is computed."""
+    embedding = position_embedding(shape)
+    return stored._replace(
+        shapes={**stored.shapes, POSITIONS: embedding.shape},
+        read=lambda name: embedding if name == POSITIONS else stored.read(name),
+    )
 
 
 def position_embedding(shape: TransformerConfig) -> np.ndarray:
