@@ -82,9 +82,7 @@ class Tensor:
         """The numbers of a floating-point tensor, as a view if they are float32 already, one behind the other."""
         values = self.array()
         if self.dtype == "bfloat16":
-            values = values.astype(np.uint16).view(
-                BFLOAT16
-            )  # in the machine's order of bytes, which ml_dtypes takes for granted
+            values = values.astype(np.uint16).view(BFLOAT16)  # which is in the machine's order of bytes
         return np.require(values, np.float32, ["C", "A"])
 
 
