@@ -48,7 +48,7 @@ import hostile  # noqa: E402
 import l2c_export  # noqa: E402
 from l2c_export import L2CError, Schedule, load  # noqa: E402
 from l2c_export.artefact import given_weights, integrity, store  # noqa: E402
-from l2c_export.artefact.manifest import FILE  # noqa: E402
+from l2c_export.artefact.records import FILE  # noqa: E402
 from l2c_export.compiler.compile import lower  # noqa: E402
 from l2c_export.compiler.request import Options  # noqa: E402
 from l2c_export.compiler.source import resolve  # noqa: E402

@@ -97,7 +97,7 @@ def other(tmp_path):
     from folders import GOLDEN
 
     from l2c_export.artefact import integrity, store
-    from l2c_export.artefact.manifest import FILE
+    from l2c_export.artefact.records import FILE
     from l2c_export.compiler.link import bind
 
     folder = shutil.copytree(GOLDEN, tmp_path / "other")

@@ -20,11 +20,12 @@ import msgspec
 import numpy as np
 import onnx
 import torch
+from manifests import changed
 from onnx import TensorProto, helper
 
 from l2c_export.artefact import integrity, store
-from l2c_export.artefact.manifest import FILE, Manifest
-from l2c_export.artefact.records import FileInfo
+from l2c_export.artefact.manifest import Manifest
+from l2c_export.artefact.records import FILE, FileInfo, Origin
 from l2c_export.compiler.link import bind
 from l2c_export.inspection import view
 from l2c_export.models import lookup
@@ -332,7 +333,7 @@ def artefacts(folder: Path, engines: Path) -> Iterator[Hostile]:
 
 
 def _edit(folder: Path, **changes: object) -> None:
-    store.write_json(folder / FILE, msgspec.structs.replace(store.read(folder, verify=False), **changes))
+    store.write_json(folder / FILE, changed(store.read(folder, verify=False), **changes))
 
 
 def _generate(folder: Path, backend: str, link: str) -> Callable[[], object]:
@@ -342,7 +343,8 @@ def _generate(folder: Path, backend: str, link: str) -> Callable[[], object]:
 def _external(folder: Path, which: str, location: str) -> str:
     """Let a graph of the artefact read a constant from `location`; the output is then another one."""
     manifest = store.read(folder)
-    record = next(s for n, s in getattr(manifest, which).items() if n.startswith(("attn", "step")))
+    records = {"segments": manifest.denoiser.segments, "graphs": manifest.all_graphs()}[which]
+    record = next(record for name, record in records.items() if name.startswith(("attn", "step")))
     model = onnx.load(folder / record.file, load_external_data=False)
     tensor = TensorProto(name="stolen", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", "0"), ("length", "4")):
@@ -361,12 +363,12 @@ def _changes(manifest: Manifest) -> dict[str, dict[str, object]]:
     replace = msgspec.structs.replace
     calls, graphs, values = manifest.program().calls, manifest.program().graphs, manifest.program().values
     step, graph = calls[0].graph, graphs[calls[0].graph]
-    last = calls[-1]
+    last, origins = calls[-1], manifest.program().size.origins
     name = next(iter(graph.slots))
     base = name.split("@")[0]
     huge = {n: replace(v, shape=(v.shape[0], *(2**30 for _ in v.shape[1:]))) for n, v in values.items()}
     return {
-        "huge-latents": {"model": replace(manifest.denoiser, latent=(4, 2**20, 2**20))},
+        "huge-latents": {"latent": (4, 2**20, 2**20)},
         "huge-batch": {"batch": 2**62},
         "huge-values": {"values": huge},
         "huge-cache": {"cache_bytes": (2**50,) * len(manifest.program().cache_bytes)},
@@ -384,7 +386,9 @@ def _changes(manifest: Manifest) -> dict[str, dict[str, object]]:
         "far-cache": {"calls": (*calls[:-1], replace(last, reads=dict.fromkeys(last.reads, 10**6)))},
         "unread-cache": {"calls": (*calls[:-1], replace(last, reads={}))},
         "tensors": {"tensors": {**manifest.denoiser.tensors, "more": (2**40,)}},
-        "rows": {"graphs": {**graphs, step: replace(graph, inputs=(*graph.inputs, "pos_embed[5:99999999999]"))}},
+        "rows": {"origins": {**origins, "pos_embed[5:99999999999]": Origin("weight", "pos_embed", 0, 5, 99999999999)}},
+        "nowhere": {"origins": {}},
+        "far-row": {"origins": {n: replace(o, offset=2**40) for n, o in origins.items()}},
         "weights": {"files": {**manifest.files, "weights.safetensors": FileInfo(bytes=2**60, sha256="0" * 64)}},
     }
 

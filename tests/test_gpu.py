@@ -306,7 +306,7 @@ def test_bench_measures_on_the_gpu(artefacts, load, backend, tmp_path):
     import msgspec
 
     from l2c_export.artefact import store
-    from l2c_export.artefact.manifest import FILE
+    from l2c_export.artefact.records import FILE
     from l2c_export.benchmarks import measured
 
     folder = artefacts / f"{CASES[0]}-fp32"

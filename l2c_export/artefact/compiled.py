@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from ..ir.dtypes import BYTES, Types
 from ..ir.graph import Value
+from ..support.words import counted
 from .records import (
     CallRecord,
-    Denoiser,
+    DenoiserRecord,
     GraphRecord,
     Guidance,
     Origin,
@@ -28,7 +29,7 @@ class Compiled:
     name: str
     program: ProgramRecord
     size: SizeRecord
-    denoiser: Denoiser
+    denoiser: DenoiserRecord
     guidance: Guidance
     precision: str
     batch: int  # images; the model sees twice as many with guidance
@@ -49,6 +50,15 @@ class Compiled:
     @property
     def latent(self) -> tuple[int, ...]:
         return self.size.latent
+
+    @property
+    def sampler(self) -> str:
+        return self.program.sampler
+
+    @property
+    def steps(self) -> int:
+        """As it was asked for: sampling steps, or network evaluations."""
+        return self.program.steps
 
     @property
     def cache_bytes(self) -> tuple[int, ...]:
@@ -98,6 +108,20 @@ class Compiled:
     def computed_share(self) -> float:
         """Of all sublayers of all calls, 0..1."""
         return computed_share(self.calls, len(self.denoiser.sublayers))
+
+    @property
+    def summary(self) -> str:
+        """Its share, calls and steps in words."""
+        return (
+            f"{self.computed_share:.0%} of the sublayers in {counted(len(self.calls), 'call')}, "
+            f"{self.sampler} with {counted(self.steps_of_solver, 'step')}"
+        )
+
+    def step_timestep(self, index: int) -> float:
+        """The timestep at which the solver step began that ends with call `index`."""
+        while index and not self.calls[index - 1].ends_step:
+            index -= 1
+        return self.calls[index].timestep
 
     def rows(self, images: int, guided: bool = True) -> int:
         """Rows of the model's batch for so many images; a request may do without the guidance that the artefact has."""

@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import ArtefactError
 from ..weights import layout
 from . import damage
-from .manifest import FILE
-from .records import FileInfo
+from .records import FILE, FileInfo
 
 # external data in an ONNX file: an entry with the key `location`, then its value with tag and length (protobuf)
 LOCATION, WEIGHTS = b"location", b"\x12" + bytes([len(layout.WEIGHTS)]) + layout.WEIGHTS.encode()

@@ -20,10 +20,9 @@ import msgspec
 
 from ..errors import UsageError
 from .compiled import Compiled
-from .records import Build, DecoderRecord, Denoiser, FileInfo, GraphRecord, Guidance, ProgramRecord, Record
+from .records import Build, DecoderRecord, DenoiserRecord, FileInfo, GraphRecord, Guidance, ProgramRecord, Record
 
 VERSION = 2
-FILE = "manifest.json"
 LINKS = ("shared", "static")
 
 
@@ -43,7 +42,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     backend: str  # that was asked for
     link: Literal["shared", "static"]
     passes: tuple[str, ...]
-    denoiser: Denoiser
+    denoiser: DenoiserRecord
     decoder: DecoderRecord | msgspec.UnsetType = msgspec.UNSET
     programs: dict[str, ProgramRecord]  # by the number of steps; the first is the one that runs where none is named
     builds: dict[str, Build] = msgspec.field(default_factory=dict)

@@ -16,6 +16,8 @@ from ..ir.dtypes import BYTES, Types
 from ..ir.graph import Node, Value, unmade
 from ..support.words import counted
 
+FILE = "manifest.json"
+
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Frozen, and strict about unknown fields."""
@@ -143,7 +145,7 @@ class ProgramRecord(Record, frozen=True, kw_only=True):
     asked: CompilationRecord | msgspec.UnsetType = msgspec.UNSET  # where calls were merged
 
 
-class Denoiser(Record, frozen=True, kw_only=True):
+class DenoiserRecord(Record, frozen=True, kw_only=True):
     """The component in the loop: the model, its weights, and its segments, one copy for all sizes and programs."""
 
     family: str

@@ -24,7 +24,7 @@ from ..errors import ArtefactError
 from ..support.files import Report, locked, small, sync, sync_tree
 from .damage import check_regular
 from .integrity import inside
-from .manifest import FILE
+from .records import FILE
 
 TOLERATED = {"README.md", ".gitignore", ".gitattributes"}  # what may lie in an output folder that is not an artefact
 # What file managers, git and a hub's client leave in any folder; it stays there.

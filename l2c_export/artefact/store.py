@@ -15,8 +15,8 @@ from ..errors import ArtefactError
 from ..support.files import replacing
 from . import check, damage, staging
 from .integrity import check_file, info
-from .manifest import FILE, VERSION, Manifest
-from .records import FileInfo
+from .manifest import VERSION, Manifest
+from .records import FILE, FileInfo
 from .upgrade import OLDEST, upgraded
 
 DECODER = msgspec.json.Decoder(Manifest)  # made here, once: two threads that make one crash in msgspec

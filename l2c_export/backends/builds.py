@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from ..artefact import integrity, staging, store
-from ..artefact.manifest import FILE, Manifest
-from ..artefact.records import Build, image_range
+from ..artefact.manifest import Manifest
+from ..artefact.records import FILE, Build, image_range
 from ..errors import BackendError, UsageError
 from ..support.cache import cache_folder, cached, keep, kept
 from ..support.files import Report, check_place

@@ -11,8 +11,8 @@ import msgspec
 
 from ..artefact import store
 from ..artefact.compiled import Compiled
-from ..artefact.manifest import FILE, Manifest
-from ..artefact.records import Build
+from ..artefact.manifest import Manifest
+from ..artefact.records import FILE, Build
 from ..errors import ArtefactError
 from ..schedules.schedule import Schedule
 from ..support.extras import needs_compiler

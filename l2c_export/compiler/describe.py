@@ -12,7 +12,7 @@ from ..artefact.manifest import Manifest
 from ..artefact.records import (
     CallRecord,
     CompilationRecord,
-    Denoiser,
+    DenoiserRecord,
     GraphRecord,
     Guidance,
     Origin,
@@ -91,9 +91,11 @@ def describe(
     )
 
 
-def denoiser(options: Options, source: Source, segments: dict[str, SegmentRecord], sizes: dict[str, SizeRecord]) -> Denoiser:
+def denoiser(
+    options: Options, source: Source, segments: dict[str, SegmentRecord], sizes: dict[str, SizeRecord]
+) -> DenoiserRecord:
     family = source.family
-    return Denoiser(
+    return DenoiserRecord(
         family=family.name,
         name=source.name,
         arch=msgspec.structs.asdict(family.arch),

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from ..artefact import autoencoder, given_weights, integrity, staging, store
-from ..artefact.manifest import FILE, Manifest
-from ..artefact.records import Build, DecoderRecord, Denoiser, FileInfo, ProgramRecord, WeightsRecord
+from ..artefact.manifest import Manifest
+from ..artefact.records import FILE, Build, DecoderRecord, DenoiserRecord, FileInfo, ProgramRecord, WeightsRecord
 from ..errors import ArtefactError, MissingExtra, WeightsError
 from ..models.diffusers import model_index, pipeline_folder
 from ..models.diffusers.model_index import INDEX
@@ -76,7 +76,7 @@ def _check_training(folder: Path, pipeline: Path, program: ProgramRecord) -> Non
         )
 
 
-def _named(model: Denoiser, pipeline: Path) -> Denoiser:
+def _named(model: DenoiserRecord, pipeline: Path) -> DenoiserRecord:
     """The model with the class names of the pipeline, if it has some."""
     names = model_index.read(pipeline / INDEX).labels
     return msgspec.structs.replace(model, names=names) if names else model

@@ -144,8 +144,8 @@ def of_artefact(manifest: Manifest, steps: int | None = None) -> View:
         "tool": manifest.tool,
         "family": manifest.denoiser.family,
         "model": manifest.denoiser.name,
-        "sampler": compiled.program.sampler,
-        "steps": compiled.program.steps,
+        "sampler": compiled.sampler,
+        "steps": compiled.steps,
         "programs": list(manifest.programs),
         "guidance": manifest.guidance.mode,
         "precision": manifest.precision,
@@ -173,5 +173,5 @@ def of_artefact(manifest: Manifest, steps: int | None = None) -> View:
     }
     state = "unlinked" if bound is None else "RANDOM weights" if bound.random is not None else f"weights {bound.source}"
     name = manifest.denoiser.name or manifest.denoiser.family
-    title = f"{name}, {compiled.program.sampler}, {manifest.precision}, {manifest.link} link, {state}"
+    title = f"{name}, {compiled.sampler}, {manifest.precision}, {manifest.link} link, {state}"
     return View(title, list(manifest.denoiser.sublayers), calls, summary)

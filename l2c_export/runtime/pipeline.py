@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 
 from ..artefact import store
-from ..artefact.compiled import Compiled
 from ..artefact.guidance import guided_labels
 from ..artefact.manifest import LINKS, Manifest
 from ..backends.choose import Opened, open_backend
@@ -126,7 +125,7 @@ class Pipeline:
         """The model, the share of its schedule, and how it runs, on one line."""
         manifest, model = self.manifest, self.manifest.denoiser
         guidance = f"guidance {manifest.guidance.mode} {manifest.guidance.scale:g}"
-        name, programs = model.name or model.family, " or ".join(map(_in_words, manifest.all_programs()))
+        name, programs = model.name or model.family, " or ".join(compiled.summary for compiled in manifest.all_programs())
         state = ", closed" if self._loaded is None else ""
         return (
             f"<Pipeline {name}: {programs}, {manifest.precision}, "
@@ -232,9 +231,7 @@ class Pipeline:
             step += 1
             if callback:
                 with ending.resting():
-                    given = callback(
-                        self, step, step_timestep(generation.loop.compiled, done.index), {"latents": done.x.copy()}
-                    )
+                    given = callback(self, step, generation.loop.compiled.step_timestep(done.index), {"latents": done.x.copy()})
                 changed = asked.returned(self.manifest, given, len(noise))
                 if changed is not None:
                     done.x[...] = changed
@@ -284,18 +281,3 @@ class Pipeline:
     def labels(self, given: asked.Labels) -> list[int]:
         """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
         return asked.labels(self.manifest, given)
-
-
-def _in_words(compiled: Compiled) -> str:
-    """A program's share, calls and steps."""
-    return (
-        f"{compiled.computed_share:.0%} of the sublayers in {counted(len(compiled.calls), 'call')}, "
-        f"{compiled.program.sampler} with {counted(compiled.steps_of_solver, 'step')}"
-    )
-
-
-def step_timestep(compiled: Compiled, index: int) -> float:
-    """The timestep at which the solver step began that ends with call `index`."""
-    while index and not compiled.calls[index - 1].ends_step:
-        index -= 1
-    return compiled.calls[index].timestep

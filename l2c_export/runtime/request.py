@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from ..artefact.manifest import Manifest
-from ..artefact.records import Denoiser, Guidance
+from ..artefact.records import DenoiserRecord, Guidance
 from ..errors import UsageError
 from ..samplers.noise import standard_normal
 from ..support.tensors import on_host, scalar
@@ -51,7 +51,7 @@ def labels(manifest: Manifest, values: Labels) -> list[int]:
     return [_label(manifest.denoiser, scalar(label)) for label in entries]
 
 
-def _label(model: Denoiser, label: Any) -> int:
+def _label(model: DenoiserRecord, label: Any) -> int:
     """The number of a class.  Text is the name of one, or else a number in digits, as at the command line."""
     if isinstance(label, str) and label in (model.names or {}):
         return named(model, label)
@@ -65,7 +65,7 @@ def _label(model: Denoiser, label: Any) -> int:
     return int(label)
 
 
-def named(model: Denoiser, name: Any) -> int:
+def named(model: DenoiserRecord, name: Any) -> int:
     """The number of a class name."""
     names = model.names or {}
     if not isinstance(name, str) or name not in names:

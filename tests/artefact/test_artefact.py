@@ -19,13 +19,13 @@ import torch
 from helpers import Case, case
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import changed
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 import l2c_export
 from l2c_export.artefact import given_weights, staging, store
-from l2c_export.artefact.manifest import FILE
-from l2c_export.artefact.records import FileInfo
+from l2c_export.artefact.records import FILE, FileInfo
 from l2c_export.compiler import emit, link
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.errors import ArtefactError, ModelError, WeightsError
@@ -322,7 +322,7 @@ def test_swapping_weights_changes_the_result_and_nothing_else(copy, tiny, tmp_pa
     after, y = tree(copy), generate(copy)
     assert {n for n in before if before[n] != after[n]} == {"manifest.json", "weights.safetensors"}
     assert set(after) == set(before)
-    assert store.read(copy).weights.source == "tuned.safetensors"
+    assert store.read(copy).denoiser.weights.source == "tuned.safetensors"
     assert np.abs(y - x).max() > 0.01
     assert np.array_equal(running([1, 2], seed=3).latents, x), "who runs already keeps the old weights"
     link.bind(copy, str(tiny[1].path / "model.safetensors"))
@@ -332,7 +332,7 @@ def test_swapping_weights_changes_the_result_and_nothing_else(copy, tiny, tmp_pa
 def test_random_weights_follow_their_seed_and_are_marked(copy):
     link.bind(copy, "random:7")
     x = generate(copy)
-    assert store.read(copy).weights.random == 7
+    assert store.read(copy).denoiser.weights.random == 7
     link.bind(copy, "random:8")
     assert not np.array_equal(generate(copy), x)
     link.bind(copy, "random:7")
@@ -464,7 +464,7 @@ def test_a_manifest_that_could_not_be_read_again_takes_no_place(tiny, tmp_path):
     """JSON has no NaN: msgspec writes null, which is no number."""
     made = store.read(tiny[0])
     (tmp_path / "manifest.json").write_text("the old one")
-    call = msgspec.structs.replace(made.calls[0], coefficients=(float("nan"), *made.calls[0].coefficients[1:]))
+    call = msgspec.structs.replace(made.program().calls[0], coefficients=(float("nan"), 0.0, 0.0))
     with pytest.raises(ArtefactError, match=r"would not be read again: .*coefficients\[0\]"):
-        store.write_json(tmp_path / "manifest.json", msgspec.structs.replace(made, calls=(call, *made.calls[1:])))
+        store.write_json(tmp_path / "manifest.json", changed(made, calls=(call, *made.program().calls[1:])))
     assert (tmp_path / "manifest.json").read_text() == "the old one"

@@ -15,7 +15,9 @@ import pytest
 
 import l2c_export
 from l2c_export.artefact import manifest, store
-from l2c_export.artefact.manifest import FILE, VERSION, Manifest
+from l2c_export.artefact.manifest import VERSION, Manifest
+from l2c_export.artefact.records import FILE
+from l2c_export.artefact.upgrade import OLDEST
 from l2c_export.errors import ArtefactError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -24,9 +26,10 @@ CPU = ("onnxruntime", "openvino")
 
 @pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("link", ["shared", "static"])
-def test_the_golden_artefact_makes_what_it_made(backend, link):
-    recorded = np.load(GOLDEN / f"v{VERSION}" / "latents.npy")
-    with l2c_export.load(GOLDEN / f"v{VERSION}" / "engines", backend, link=link) as pipe:
+@pytest.mark.parametrize("version", range(OLDEST, VERSION + 1))
+def test_the_golden_artefacts_make_what_they_made(version, backend, link):
+    recorded = np.load(GOLDEN / f"v{version}" / "latents.npy")
+    with l2c_export.load(GOLDEN / f"v{version}" / "engines", backend, link=link) as pipe:
         assert np.abs(pipe([0, 2], 2.0, seed=7).latents - recorded).max() < 1e-5 * np.abs(recorded).max()
 
 
@@ -74,7 +77,7 @@ def test_a_newer_version_is_named(tmp_path):
     raw = json.loads((folder / FILE).read_text())
     (folder / FILE).write_text(json.dumps({**raw, "version": VERSION + 1}))
     with pytest.raises(
-        ArtefactError, match=f"format version {VERSION + 1}, this release reads {VERSION}: run l2c-export again"
+        ArtefactError, match=f"format version {VERSION + 1}, this release reads {OLDEST} to {VERSION}: run l2c-export again"
     ):
         l2c_export.load(folder)
 

@@ -14,7 +14,7 @@ import pytest
 
 import l2c_export
 from l2c_export.artefact import integrity, store
-from l2c_export.artefact.manifest import FILE
+from l2c_export.artefact.records import FILE
 from l2c_export.backends import builds
 from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
 from l2c_export.compiler.compile import compile_artefact

@@ -17,7 +17,7 @@ from folders import GOLDEN, replace, tree
 
 import l2c_export
 from l2c_export.artefact import staging, store
-from l2c_export.artefact.manifest import FILE
+from l2c_export.artefact.records import FILE
 from l2c_export.compiler.link import bind
 from l2c_export.errors import ArtefactError
 

@@ -32,7 +32,7 @@ def test_the_second_writer_waits_and_says_so(copy, other, tmp_path):
     second.join(100)
     assert said == [f"{copy}: another process is writing here: waiting for it"]
     assert order == ["first", "second"]
-    assert store.read(copy).weights.random == 4
+    assert store.read(copy).denoiser.weights.random == 4
     assert set(store.read(copy).files) == set(store.read(other).files), "it changed what the first has made"
 
 
@@ -70,7 +70,7 @@ def test_without_locks_one_still_writes(copy, monkeypatch):
     monkeypatch.setattr(files, "fcntl", None)
     (copy / ".l2c-partial-of-somebody").mkdir()
     bind(copy, "random:4")
-    assert store.read(copy).weights.random == 4
+    assert store.read(copy).denoiser.weights.random == 4
     assert (copy / ".l2c-partial-of-somebody").exists(), "perhaps he is still at it"
 
 

@@ -36,7 +36,7 @@ def segments(tiny):
     manifest = store.read(folder)
     view = mapped_weights(folder, manifest)
     found = {}
-    for graph in manifest.program().graphs.values():
+    for graph in manifest.all_graphs().values():
         for node in graph.nodes:
             segment = manifest.denoiser.segments[node.op]
             file = SegmentFile(folder / segment.file, segment.inputs, segment.outputs)
@@ -53,7 +53,7 @@ def arguments(manifest, view, node, file, images, seed=0):
         base = name.partition("@")[0]
         if manifest.program().is_weight(name):
             return view(name)
-        value = manifest.program().values[base]
+        value = manifest.program().value(name)
         shape = concrete(value, images, rows)
         if base in indices:
             return indices[base].astype(np.int32)
@@ -62,7 +62,7 @@ def arguments(manifest, view, node, file, images, seed=0):
         return rng.standard_normal(shape, np.float32)
 
     inputs = {i: array(given) for i, given in zip(file.inputs, node.inputs, strict=True)}
-    shapes = [concrete(manifest.program().values[made.partition("@")[0]], images, rows) for made in node.outputs]
+    shapes = [concrete(manifest.program().value(made), images, rows) for made in node.outputs]
     return inputs, {o: np.full(s, np.nan, np.float32) for o, s in zip(file.outputs, shapes, strict=True)}
 
 
@@ -123,9 +123,9 @@ def test_the_shared_link_does_not_copy_the_weights(name, tmp_path):
     size = manifest.files["weights.safetensors"].bytes
 
     before = private_bytes()
-    program = load_engines(tmp_path / "e", manifest, open_backend(name).backend)
-    loop = Loop(program, images=1, guided=False)
-    shape = (1, *manifest.denoiser.latent)
+    loaded = load_engines(tmp_path / "e", manifest, open_backend(name).backend)
+    loop = Loop(loaded, manifest.program(), images=1, guided=False)
+    shape = (1, *manifest.program().latent)
     list(loop.denoise(np.zeros(shape, np.float32), np.zeros(1, np.int32), np.zeros(4, np.float32)))
     assert private_bytes() - before < size / 2, f"{size} bytes of weights"
 

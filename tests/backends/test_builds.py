@@ -127,7 +127,7 @@ def test_a_twin_has_the_engines_that_the_artefact_has(half, tmp_path):
     compile_twin(tmp_path / "e", manifest, tmp_path / "twin", cache=False)
     mine, other = (next(iter(store.read(tmp_path / name).builds.values())) for name in ("e", "twin"))
     assert (other.backend, other.targets, other.images, other.level) == (mine.backend, mine.targets, mine.images, mine.level)
-    assert set(other.engines) == set(store.read(tmp_path / "twin").segments)
+    assert set(other.engines) == set(store.read(tmp_path / "twin").denoiser.segments)
 
 
 def test_builds_are_added_and_replaced_and_go_with_the_artefact(half, tmp_path):
@@ -228,7 +228,7 @@ def test_what_was_measured_on_another_gpu_of_the_architecture_is_not_used(half, 
 
     monkeypatch.setattr(builds, "Builder", Fake)
     monkeypatch.setattr(builds, "Cuda", lambda *_: SimpleNamespace(architecture="sm89", name=card))
-    count = len(store.read(half).segments)
+    count = len(store.read(half).denoiser.segments)
     for card, times in (("NVIDIA L4", 1), ("NVIDIA GeForce RTX 4090", 2), ("NVIDIA L4", 2)):
         folder = tmp_path / f"{card} {times}"
         shutil.copytree(half, folder)

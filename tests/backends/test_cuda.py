@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fake_cuda import Error, FakeCudart
 from helpers import case
+from manifests import changed
 
 import l2c_export
 from l2c_export.backends.choose import Opened, open_backend
@@ -255,10 +256,9 @@ def test_on_a_gpu_float32_means_float32():
 
 
 def opened(folder, backend, **changes):
-    import msgspec
 
     manifest = l2c_export.artefact.store.read(folder)
-    return Pipeline(load_engines(folder, msgspec.structs.replace(manifest, **changes), backend), Opened(backend, "as asked"))
+    return Pipeline(load_engines(folder, changed(manifest, **changes), backend), Opened(backend, "as asked"))
 
 
 @pytest.mark.parametrize("link", ["shared", "static"])

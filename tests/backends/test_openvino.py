@@ -38,7 +38,7 @@ def test_a_compiled_model_that_was_damaged_is_compiled_again(empty_cache):
         path.write_bytes(data)
     with l2c_export.load(GOLDEN, "openvino") as pipe:
         assert np.array_equal(latents(pipe), wanted)
-    assert len(entries) == len(store.read(GOLDEN).segments)
+    assert len(entries) == len(store.read(GOLDEN).denoiser.segments)
 
 
 def test_a_library_that_does_not_load_is_one_line_and_no_end_for_auto(tiny, tmp_path, monkeypatch):

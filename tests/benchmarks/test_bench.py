@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import case
+from manifests import changed
 
 from l2c_export.artefact import store
 from l2c_export.benchmarks import bench, measured, plot, report
@@ -353,7 +354,7 @@ def test_a_twin_is_the_same_model_with_the_same_weights(tiny, tmp_path):
     twin = store.read(tmp_path / "twin")
     assert (twin.model, twin.weights, twin.passes) == (manifest.denoiser, manifest.denoiser.weights, manifest.passes)
     assert twin.files["weights.safetensors"] == manifest.files["weights.safetensors"]
-    assert not any(call.reused for call in twin.calls)
+    assert not any(call.reused for call in twin.program().calls)
 
 
 @pytest.fixture(scope="module")
@@ -372,23 +373,27 @@ def test_a_twin_has_the_graphs_that_were_asked_for(merged, tmp_path, change):
     manifest, chosen = merged
     compile_twin(chosen.out, manifest, tmp_path / "twin", **change)
     twin, by_hand = (store.read(tmp_path / "twin"), compile_artefact(replace(chosen, out=tmp_path / "by hand", **change)))
-    assert len(twin.step_graphs) == len(manifest.program().step_graphs) <= 4
-    assert [(call.computed, call.graph) for call in twin.calls] == [
+    assert len(twin.program().step_graphs) == len(manifest.program().step_graphs) <= 4
+    assert [(call.computed, call.graph) for call in twin.program().calls] == [
         (call.computed, call.graph) for call in manifest.program().calls
     ]
-    assert (twin.calls, twin.graphs, twin.asked) == (by_hand.calls, by_hand.graphs, by_hand.asked)
+    assert (twin.program().calls, twin.program().graphs, twin.program().program.asked) == (
+        by_hand.program().calls,
+        by_hand.program().graphs,
+        by_hand.program().program.asked,
+    )
 
 
 def test_an_uncached_twin_of_merged_calls_is_one_graph(merged, tmp_path):
     manifest, chosen = merged
     compile_twin(chosen.out, manifest, tmp_path / "twin", cache=False)
-    assert len(store.read(tmp_path / "twin").step_graphs) == 1
+    assert len(store.read(tmp_path / "twin").program().step_graphs) == 1
 
 
 def test_where_nobody_knows_how_calls_were_merged_there_is_no_twin(merged, tmp_path):
     """As an older release has left it."""
     manifest, chosen = merged
-    unknown = msgspec.structs.replace(manifest, asked=msgspec.UNSET)
+    unknown = changed(manifest, asked=msgspec.UNSET)
     with pytest.raises(ArtefactError, match="merged its calls in another way: run l2c-export again"):
         compile_twin(chosen.out, unknown, tmp_path / "twin", fold=False)
 
@@ -531,7 +536,7 @@ def test_what_pytorch_cannot_do_is_told(tiny):
     from l2c_export.pytorch import baseline
 
     manifest = store.read(tiny[0], verify=False)
-    islands = msgspec.structs.replace(manifest, fp32=("blocks.0.mlp",))
+    islands = changed(manifest, fp32=("blocks.0.mlp",))
     with pytest.raises(BackendError, match=r"fp32='blocks\.0\.mlp'"):
         baseline.Baseline(tiny[0], islands, False, 1, None)
     if not torch.cuda.is_available():

@@ -13,26 +13,27 @@ from l2c_export.artefact import store
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    ("--no-hoist", lambda m: m.passes == ("fold",) and m.prologue is None),
+    ("--no-hoist", lambda m: m.passes == ("fold",) and m.program().prologue is None),
     ("--no-fold", lambda m: m.passes == ("hoist",)),
-    ("--no-cache", lambda m: not any(call.reused for call in m.calls)),
-    ("--threshold 0", lambda m: not any(call.reused for call in m.calls)),
-    ("--threshold 1", lambda m: [len(call.computed) for call in m.calls] == [6, 6, 0, 6, 0, 6, 0]),
+    ("--no-cache", lambda m: not any(call.reused for call in m.program().calls)),
+    ("--threshold 0", lambda m: not any(call.reused for call in m.program().calls)),
+    ("--threshold 1", lambda m: [len(call.computed) for call in m.program().calls] == [6, 6, 0, 6, 0, 6, 0]),
     ("--link static", lambda m: m.link == "static"),
     ("--batch 5", lambda m: m.batch == 5),
     ("--guidance all", lambda m: m.guidance.channels(4) == [1, 1, 1, 1]),
     ("--guidance first3", lambda m: m.guidance.channels(4) == [1, 1, 1, 0] and m.guidance.scale == 4),
     ("--guidance none", lambda m: m.guidance.channels(4) == [0, 0, 0, 0] and m.guidance.scale == 1),
     ("--backend onnxruntime", lambda m: m.backend == "onnxruntime"),
-    ("--max-graphs 2", lambda m: len({call.graph for call in m.calls}) <= 2),
-    ("--schedule mask:1,0,1", lambda m: [len(c.computed) for c in m.calls] == [6, 0, 6]),
-    ("--schedule every:3 --steps 5", lambda m: [len(c.computed) for c in m.calls] == [6, 0, 0, 6, 0]),
-    ("--schedule full:0,2 --steps 4 --sampler dpm-solver++", lambda m: m.sampler == "dpm-solver++" and len(m.calls) == 4),
-    ("--schedule schedule.json", lambda m: m.steps == 7),
-    ("--steps 7 --sampler ddim", lambda m: m.steps == 7 and m.sampler == "ddim"),
-    ("--weights weights.pt", lambda m: m.weights.source == "weights.pt" and m.weights.random is None),
-    ("--weights random", lambda m: m.weights.random == 0),
-    ("--weights random:9", lambda m: m.weights.random == 9),
+    ("--max-graphs 2", lambda m: len({call.graph for call in m.program().calls}) <= 2),
+    ("--schedule mask:1,0,1", lambda m: [len(c.computed) for c in m.program().calls] == [6, 0, 6]),
+    ("--schedule every:3 --steps 5", lambda m: [len(c.computed) for c in m.program().calls] == [6, 0, 0, 6, 0]),
+    ("--schedule full:0,2 --steps 4 --sampler dpm-solver++",
+     lambda m: m.program().sampler == "dpm-solver++" and len(m.program().calls) == 4),
+    ("--schedule schedule.json", lambda m: m.program().steps == 7),
+    ("--steps 7 --sampler ddim", lambda m: m.program().steps == 7 and m.program().sampler == "ddim"),
+    ("--weights weights.pt", lambda m: m.denoiser.weights.source == "weights.pt" and m.denoiser.weights.random is None),
+    ("--weights random", lambda m: m.denoiser.weights.random == 0),
+    ("--weights random:9", lambda m: m.denoiser.weights.random == 9),
 ])  # fmt: skip
 def test_an_option_reaches_the_artefact(new, options, says):
     done = invoke(f"export {GOOD} {options}")
@@ -55,7 +56,7 @@ def test_a_model_without_a_null_class_is_not_guided(new):
     line = "export --schedule every:2 --steps 2 --model no-null.json --out new"
     assert invoke(line).exit_code == 0
     assert store.read(new).guidance.mode == "none"
-    assert store.read(new).model.null_label is None
+    assert store.read(new).denoiser.null_label is None
 
 
 def test_dump_writes_every_stage(new, tmp_path):
@@ -63,7 +64,7 @@ def test_dump_writes_every_stage(new, tmp_path):
     written = {p.name for p in (tmp_path / "stages").iterdir()}
     assert written >= {"schedule.json", "1-recorded.txt", "2-constants.txt", "2-prologue.txt", "2-call.txt",
                        "3-step-000.txt", "4-step-000.txt", "4-prologue.txt"}  # fmt: skip
-    segments = {f"5-segment-{name}.txt" for name in store.read(new).segments}
+    segments = {f"5-segment-{name}.txt" for name in store.read(new).denoiser.segments}
     assert segments <= written
     assert "blocks.0.attn" in (tmp_path / "stages/1-recorded.txt").read_text()
     assert len((tmp_path / "stages/2-call.txt").read_text()) < len((tmp_path / "stages/1-recorded.txt").read_text())
@@ -72,7 +73,7 @@ def test_dump_writes_every_stage(new, tmp_path):
 def test_an_artefact_without_weights_says_so_until_it_has_some(desk, new):
     without = GOOD.replace("--weights model.safetensors", "")
     assert "no weights yet: bind them with l2c link ENGINES --weights PATH" in invoke(f"export {without}").stderr
-    assert store.read(new).weights is None
+    assert store.read(new).denoiser.weights is None
     assert "unlinked" in invoke("inspect new").stdout
     refused = invoke("run new --class-label 3 --out new/x.npy")
     assert refused.exit_code == 1
@@ -88,7 +89,7 @@ def test_random_weights_are_said_everywhere(new):
         exported = invoke(f"export {GOOD} --weights {source} --json")
         assert f"RANDOM weights, seed {seed}: good for latency, the images mean nothing" in exported.stderr
         assert json.loads(exported.stdout)["random_weights"] is True
-    assert store.read(new).weights.random == 5
+    assert store.read(new).denoiser.weights.random == 5
     assert "RANDOM weights" in invoke("inspect new").stdout
     assert json.loads(invoke("inspect new --json").stdout)["artefact"]["random_weights"] is True
     assert "the weights are RANDOM" in invoke("run new --class-label 1 --out new/x.npy").stderr

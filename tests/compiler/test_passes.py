@@ -211,7 +211,7 @@ def test_every_combination_of_passes_computes_the_same_loop(drawn):
     results = []
     for parts in (whole, hoist(call)):
         for folding in (False, True):
-            results.append(run_loop(parts, specialise_calls(parts.call, plan, folding), plan, times))
+            results.append(run_loop(parts, specialise_calls(parts.call, [plan], folding), plan, times))
     np.testing.assert_allclose(results, results[0], rtol=1e-12)
     np.testing.assert_allclose(results[0], direct(computed, times), rtol=1e-12)
 
@@ -233,7 +233,7 @@ def direct(computed, times) -> np.ndarray:
 def test_a_folded_call_reads_one_tensor_per_run():
     schedule = Schedule.make("dit", "ddim", 2, 5, [range(5), {2}])
     call = hoist(wide_call(5)).call
-    calls = specialise_calls(call, make_plan(schedule), True)
+    calls = specialise_calls(call, [make_plan(schedule)], True)
     reader = next(g for g in calls.values() if any(g.kind(n) == CACHE for n in g.inputs))
     assert [n for n in reader.inputs if reader.kind(n) == CACHE] == ["run.v0..v1@-1", "run.v3..v4@-1"]
 
@@ -268,7 +268,7 @@ def shared_loop(computed, most):
     shared = share(schedule, most, [2.0 if j % 2 else 1.0 for j in range(schedule.columns)])
     times = [c.timestep / 1000 for c in schedule.calls]
     parts = hoist(wide_call(schedule.columns))
-    calls = specialise_calls(parts.call, shared.plan, True)
+    calls = specialise_calls(parts.call, [shared.plan], True)
     return run_loop(parts, calls, shared.plan, times), shared, len(calls), times
 
 

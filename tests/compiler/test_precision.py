@@ -186,7 +186,7 @@ def test_float32_sublayers_of_a_bf16_model_link_both_ways(tmp_path):
 
 @pytest.mark.parametrize("precision", HALF)
 def test_the_cache_is_as_narrow_as_the_stream(half, tiny, precision):
-    wide, narrow = store.read(tiny[0]).cache_bytes, store.read(half(precision)).cache_bytes
+    wide, narrow = store.read(tiny[0]).program().cache_bytes, store.read(half(precision)).cache_bytes
     assert [2 * size for size in narrow] == list(wide) if precision == "fp16" else narrow == wide
 
 
@@ -195,7 +195,7 @@ def test_norms_softmax_final_layer_and_update_are_float32_islands(half, precisio
     """In the graphs themselves, so in every backend that does what they say."""
     seen = set()
     folder = half(precision)
-    for path in sorted(folder / segment.file for segment in store.read(folder).segments.values()):
+    for path in sorted(folder / segment.file for segment in store.read(folder).denoiser.segments.values()):
         model, kind = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True), path.name.split(".")[0]
         values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
         types = {v.name: onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type) for v in values}

@@ -33,11 +33,11 @@ def engines(request, tmp_path_factory, own_cache):
 
 
 def graphs(folder):
-    return [folder / graph.file for graph in store.read(folder).graphs.values()]
+    return [folder / graph.file for graph in store.read(folder).program().graphs.values()]
 
 
 def segments(folder):
-    return [folder / segment.file for segment in store.read(folder).segments.values()]
+    return [folder / segment.file for segment in store.read(folder).denoiser.segments.values()]
 
 
 def test_there_is_nothing_but_operators_of_opset_17(engines):

@@ -36,7 +36,7 @@ def test_flops_are_those_of_the_formula():
     t, d, depth = 256, 384, 12
     layers = 2 * depth * (2 * t * (4 * d**2 + 2 * t * d) + 2 * t * 8 * d**2)
     ends = 2 * t * 16 * d + 2 * 2 * t * d * 32  # the embedding of one image, the final layer of two rows
-    full, cached = predict(manifest).calls[:2]
+    full, cached = predict(manifest.program()).calls[:2]
     assert full.flops == pytest.approx(layers + ends, rel=1e-5)
     assert cached.flops == pytest.approx(ends, rel=1e-2)
 
@@ -59,8 +59,8 @@ def test_bytes_are_those_of_the_arrays_that_the_loop_binds(tiny, monkeypatch):
     manifest, backend, taken = store.read(tiny[0]), Counting(), []
     empty = type(backend.memory).empty
     monkeypatch.setattr(type(backend.memory), "empty", lambda *given: (taken.append(empty(*given)), taken[-1])[1])
-    loop = Loop(loaded.load_engines(tiny[0], manifest, backend), images=2, guided=True)
-    predicted = predict(manifest, images=2)
+    loop = Loop(loaded.load_engines(tiny[0], manifest, backend), manifest.program(), images=2, guided=True)
+    predicted = predict(manifest.program(), images=2)
     assert sum(array.nbytes for array in taken) == pytest.approx(predicted.peak_bytes - predicted.weight_bytes, rel=0.1)
     prologue = {node.op for node in manifest.program().graphs[manifest.program().prologue].nodes}
     assert sum(backend.bound[op] for op in prologue) == predicted.prologue.bytes
@@ -148,7 +148,7 @@ def test_slots_are_shared_between_values_that_do_not_live_together():
     assert len(manifest.program().cache_bytes) == 1
     graph = manifest.program().graphs[manifest.program().calls[0].graph]
     assert len(graph.slot_bytes) <= 5 < len(graph.nodes)
-    assert np.prod(manifest.denoiser.latent) > 0
+    assert np.prod(manifest.program().latent) > 0
 
 
 def test_open_backend_is_what_calibration_uses():

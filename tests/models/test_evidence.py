@@ -317,7 +317,7 @@ def test_a_noted_checkpoint_compiles_to_what_was_recorded(noted, tmp_path):
     done = invoke("export", *words, "--backend", "onnxruntime")
     assert "dit, 3 x 32, 2 heads, 10 classes + null, pictures of 64 x 64, latents 4 x 8 x 8\n" in done.stderr
     assert "assumed" not in done.stderr
-    assert store.read(tmp_path / "e").model.assumed is msgspec.UNSET
+    assert store.read(tmp_path / "e").denoiser.assumed is msgspec.UNSET
     checked = invoke("verify", tmp_path / "e", "--golden", chosen.path)
     assert checked.exit_code == 0, checked.stderr
     assert "assumed" not in checked.stderr
@@ -329,7 +329,7 @@ def test_an_assumption_is_printed_kept_and_repeated(noted, tmp_path):
     marked = "assumed: that it predicts noise, as a DiT does"
     assert marked in invoke("export", *words, "--dry-run").stderr
     assert marked in invoke("export", *words, "--backend", "onnxruntime").stderr
-    assert len(store.read(tmp_path / "e").model.assumed) == 1
+    assert len(store.read(tmp_path / "e").denoiser.assumed) == 1
     checked = invoke("verify", tmp_path / "e")
     assert marked in checked.stderr
     assert "if that is wrong, so are both" in checked.stderr

@@ -13,13 +13,8 @@ def test_hoisted_rows_that_do_not_fit_are_computed_in_chunks(pipe, tiny, monkeyp
     whole, manifest = pipe([1, 2], seed=5).latents, pipe.manifest
     hoisted = pipe.generation([1, 2], None).loop.hoisted
     assert hoisted.window == len(manifest.program().calls)
-    per_call = (
-        2
-        * 2
-        * sum(
-            manifest.program().values[name].row_bytes for name in manifest.program().graphs[manifest.program().prologue].outputs
-        )
-    )
+    compiled = manifest.program()
+    per_call = 2 * 2 * sum(compiled.value(name).row_bytes for name in compiled.graphs[compiled.prologue].outputs)
     for calls in (1, 2, 3, 5):
         monkeypatch.setattr(sys.modules[type(hoisted).__module__], "HOISTED_BYTES", calls * per_call)
         chunked = l2c_export.load(tiny[0], backend="onnxruntime")

@@ -125,7 +125,7 @@ def named(tiny, tmp_path):
     folder = shutil.copytree(tiny[0], tmp_path / "named")
     manifest = store.read(folder, verify=False)
     model = msgspec.structs.replace(manifest.denoiser, names={"cat": 3, "7": 4})
-    store.write_manifest(folder, msgspec.structs.replace(manifest, model=model))
+    store.write_manifest(folder, msgspec.structs.replace(manifest, denoiser=model))
     return folder
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import hostile
+import manifests
 import msgspec
 import numpy as np
 import pytest
@@ -25,8 +26,7 @@ from hypothesis import strategies as st
 
 from l2c_export.artefact import given_weights, integrity, store
 from l2c_export.artefact.check import MOST_HISTORY, problem
-from l2c_export.artefact.manifest import FILE
-from l2c_export.artefact.records import CompilationRecord
+from l2c_export.artefact.records import FILE, CompilationRecord
 from l2c_export.backends.contract import FUSED, SegmentFile
 from l2c_export.compiler import link
 from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError, UsageError, WeightsError
@@ -258,20 +258,35 @@ def test_a_pickle_is_refused_or_a_router(data):
 replace = msgspec.structs.replace
 
 
+def calls_of(manifest):
+    return manifest.program().calls
+
+
 @pytest.mark.parametrize(("contradiction", "words"), [
-    (lambda m: {"calls": (replace(m.calls[0], computed=m.calls[0].computed[1:]), *m.calls[1:])}, "call 0: it does not say of"),
-    (lambda m: {"segments": {n: replace(s, outputs=(*s.outputs, "more")) for n, s in m.segments.items()}}, "fit its segment"),
-    (lambda m: {"cache_bytes": tuple(size - 1 for size in m.cache_bytes)}, "does not fit into its slot"),
-    (lambda m: {"model": replace(m.model, null_label=None)}, "guidance without a null label"),
+    (lambda m: {"calls": (replace(calls_of(m)[0], computed=calls_of(m)[0].computed[1:]), *calls_of(m)[1:])},
+     "call 0: it does not say of"),
+    (lambda m: {"segments": {n: replace(s, outputs=(*s.outputs, "more")) for n, s in m.denoiser.segments.items()}},
+     "fit its segment"),
+    (lambda m: {"cache_bytes": tuple(size - 1 for size in m.program().cache_bytes)}, "does not fit into its slot"),
+    (lambda m: {"null_label": None}, "guidance without a null label"),
     (lambda m: {"history": MOST_HISTORY + 1}, "3 earlier predictions"),
-    (lambda m: {"asked": CompilationRecord(max_graphs=0, computed=((),) * len(m.calls))}, "asked for other calls"),
+    (lambda m: {"asked": CompilationRecord(max_graphs=0, computed=((),) * len(calls_of(m)))}, "asked for other calls"),
     (lambda m: {"asked": CompilationRecord(max_graphs=1, computed=((),))}, "asked for other calls"),
-    (lambda m: {"asked": CompilationRecord(max_graphs=1, computed=((0, 99),) * len(m.calls))}, "asked for other calls"),
+    (lambda m: {"asked": CompilationRecord(max_graphs=1, computed=((0, 99),) * len(calls_of(m)))}, "asked for other calls"),
+    (lambda m: {"origins": {**m.program().size.origins, "w": Origin("weight", "pos_embed", 0, 2, 99)}}, "'w' is from nowhere"),
+    (lambda m: {"origins": {**m.program().size.origins, "w": Origin("cache", "x.next", 1)}}, "'w' is from nowhere"),
+    (lambda m: {"origins": {k: o for k, o in m.program().size.origins.items() if o.kind != "cache"}}, "nothing is known of"),
+    (lambda m: {"programs": {"9": m.program().program}}, "the program '9' has 4 steps"),
+    (lambda m: {"programs": {}}, "programs is 0"),
+    (lambda m: {"schedule": "other.json"}, "it does not list other.json, which it uses"),
 ], ids=["unsaid sublayer", "more outputs", "small cache", "guided without null", "long history", "no graphs", "other calls",
-        "more than computed"])  # fmt: skip
+        "more than computed", "too many rows", "a later cache", "unknown caches", "other steps", "no program",
+        "no schedule"])  # fmt: skip
 def test_a_manifest_that_contradicts_itself_is_told_where(contradiction, words):
     sound = store.read(GOLDEN)
-    assert words in (problem(replace(sound, **contradiction(sound))) or "nothing")
+    change = contradiction(sound)
+    made = replace(sound, **change) if "programs" in change else manifests.changed(sound, **change)
+    assert words in (problem(made) or "nothing")
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def _device(pipe: Any) -> Any:
 def _compiled_scheduler(folder: Path, manifest: Manifest) -> Scheduler:
     scheduler = Schedule.read(folder / manifest.program().program.schedule).scheduler
     if not scheduler or manifest.guidance.mode == "first3":
-        option = f"guidance={manifest.guidance.mode!r}" if scheduler else f"sampler={manifest.program().program.sampler!r}"
+        option = f"guidance={manifest.guidance.mode!r}" if scheduler else f"sampler={manifest.program().sampler!r}"
         raise UsageError(f"{folder} was compiled with {option}, which no DiTPipeline has: compile its folder with model=..")
     return scheduler
 

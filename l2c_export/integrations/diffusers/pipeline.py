@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...artefact import staging, store
-from ...artefact.manifest import FILE, Manifest
+from ...artefact.manifest import Manifest
+from ...artefact.records import FILE
 from ...errors import UsageError
 from ...runtime import pipeline, request
 from ...support.tensors import loaded, scalar

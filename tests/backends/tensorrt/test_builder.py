@@ -52,7 +52,7 @@ def test_a_network_has_the_names_types_and_shapes_of_the_plan(half):
 
 @pytest.fixture(scope="module")
 def networks(half):
-    return {name.partition(".")[0]: parsed(half / segment.file) for name, segment in store.read(half).segments.items()}
+    return {name.partition(".")[0]: parsed(half / segment.file) for name, segment in store.read(half).denoiser.segments.items()}
 
 
 def test_where_types_are_hints_every_layer_is_told_its_own(networks):
@@ -95,7 +95,7 @@ def test_networks_of_one_type_are_given_their_tensors_as_they_are(networks):
 
 def test_only_chains_of_sums_and_products_go_to_myelin_by_a_gather_that_changes_nothing(half):
     given = {}
-    for name, segment in store.read(half).segments.items():
+    for name, segment in store.read(half).denoiser.segments.items():
         network = parsed(half / segment.file)
         before = network.num_layers
         give_to_myelin(trt, network)
