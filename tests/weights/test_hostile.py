@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from l2c_export.artefact import given_weights, integrity, store
 from l2c_export.artefact.check import MOST_HISTORY, problem
-from l2c_export.artefact.records import FILE, CompilationRecord
+from l2c_export.artefact.records import FILE, CompilationRecord, Origin
 from l2c_export.backends.contract import FUSED, SegmentFile
 from l2c_export.compiler import link
 from l2c_export.errors import ArtefactError, L2CError, ModelError, ScheduleError, UsageError, WeightsError
