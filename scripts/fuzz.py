@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["l2c_export", "zipfile"]):
     from l2c_export.models import lookup
     from l2c_export.schedules import routers
 
-GOLDEN = ROOT / "tests" / "golden" / "v1"
+GOLDEN = ROOT / "tests" / "golden" / "v2"
 FOLDER = Path(tempfile.mkdtemp(prefix="l2c-fuzz-"))
 ARTEFACT = store.read(GOLDEN / "engines")
 

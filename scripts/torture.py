@@ -55,7 +55,7 @@ from l2c_export.compiler.source import resolve  # noqa: E402
 from l2c_export.models import lookup  # noqa: E402
 from l2c_export.schedules import routers  # noqa: E402
 
-GOLDEN = ROOT / "tests" / "golden" / "v1"
+GOLDEN = ROOT / "tests" / "golden" / "v2"
 BUILT = ("tensorrt", "tensorrt-rtx")  # whose engines are built before they are loaded
 LIMIT = 10.0  # seconds; what takes longer hangs
 BAD = ("error", "crash", "hang", "half", "lost", "executed", "outside", "corrupt", "different", "grown")

@@ -9,7 +9,7 @@ from recorded import GOLDEN as VERSIONS
 
 from l2c_export.artefact import staging
 
-GOLDEN = VERSIONS / "v1" / "engines"
+GOLDEN = VERSIONS / "v2" / "engines"
 
 
 def tree(folder: Path) -> dict[str, bytes]:

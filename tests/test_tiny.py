@@ -17,7 +17,7 @@ from l2c_export.compiler.request import Options
 from l2c_export.pytorch.reference import Reference
 from l2c_export.verification.compare import compare
 
-MODEL = GOLDEN / "v1" / "model.json"
+MODEL = GOLDEN / "v2" / "model.json"
 COMPUTED = [(0, 1, 2, 3), (0, 3), (0, 1, 2, 3), (2,)]  # of blocks.0.attn, blocks.0.mlp, blocks.1.attn, blocks.1.mlp
 TIMESTEPS, LABELS, SCALE, NULL = (999.0, 666.0, 333.0, 0.0), [0, 2], 3.0, 3
 
@@ -43,7 +43,7 @@ def test_from_a_schedule_to_latents(tmp_path):
 
 def random_weights() -> dict[str, np.ndarray]:
     """Large enough that every sublayer counts."""
-    shapes = {name: value.shape for name, value in load_file(GOLDEN / "v1" / "engines" / "weights.safetensors").items()}
+    shapes = {name: value.shape for name, value in load_file(GOLDEN / "v2" / "engines" / "weights.safetensors").items()}
     chance = np.random.default_rng(0)
     return {name: 0.3 * chance.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import ArtefactError
 from ..ir.graph import Graph, text
-from .describe import Planned
 from .emit import write_schedules
 from .passes.hoist import Hoisted
 from .plan import Key
 
 if TYPE_CHECKING:
+    from .describe import Planned
     from .passes.segment import Linked
 
 

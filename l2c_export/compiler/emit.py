@@ -14,11 +14,11 @@ from ..support.files import Report
 from ..support.progress import Progress
 from ..weights import origin
 from ..weights.layout import WEIGHTS, Layout, write
-from .describe import Planned
 from .onnx import decoder, models
 from .onnx.fuse import fuse
 
 if TYPE_CHECKING:
+    from .describe import Planned
     from .passes.segment import Linked
     from .source import Source
 

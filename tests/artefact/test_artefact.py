@@ -25,6 +25,7 @@ from safetensors.torch import save_file as save_torch
 
 import l2c_export
 from l2c_export.artefact import given_weights, staging, store
+from l2c_export.artefact.manifest import VERSION
 from l2c_export.artefact.records import FILE, FileInfo
 from l2c_export.compiler import emit, link
 from l2c_export.compiler.compile import compile_artefact
@@ -48,7 +49,7 @@ def generate(folder):
 
 def edit(folder, **changes) -> None:
     """Change the manifest as somebody would who knows the checksum."""
-    store.write_json(folder / FILE, msgspec.structs.replace(store.read(folder, verify=False), **changes))
+    store.write_json(folder / FILE, changed(store.read(folder, verify=False), **changes))
 
 
 def checkpoint(path, chosen: Case, change=lambda tensors: None):
@@ -114,14 +115,14 @@ def test_a_manifest_with_other_fields_is_refused(copy, change):
         l2c_export.load(copy)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True])
+@pytest.mark.parametrize("version", [0, VERSION + 1, "1", None])
 def test_another_format_version_is_named(copy, version):
     data = json.loads((copy / FILE).read_text())
     (copy / FILE).write_text(json.dumps({**data, "version": version, "new_in_this_version": []}))
     with pytest.raises(ArtefactError, match=r"manifest\.json"):
         l2c_export.load(copy)
-    if version in (0, 2):
-        with pytest.raises(ArtefactError, match=f"format version {version}, this release reads 1"):
+    if version in (0, VERSION + 1):
+        with pytest.raises(ArtefactError, match=f"format version {version}, this release reads 1 to {VERSION}"):
             l2c_export.load(copy)
 
 
@@ -142,7 +143,8 @@ def test_a_path_out_of_the_artefact_is_refused(copy, name):
 
 @pytest.mark.parametrize("part", ["segments", "graphs"])
 def test_an_engine_that_is_not_among_the_files_is_not_loaded(copy, part):
-    parts = dict(getattr(store.read(copy), part))
+    sound = store.read(copy)
+    parts = dict(sound.all_graphs() if part == "graphs" else sound.denoiser.segments)
     name = next(iter(parts))
     parts[name] = msgspec.structs.replace(parts[name], file="../evil.onnx")
     edit(copy, **{part: parts})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from manifests import changed
 from msgspec.structs import replace
 from recorded import GOLDEN
 
 from l2c_export.artefact import store
 from l2c_export.artefact.guidance import guided_labels
 
-MANIFEST = store.read(GOLDEN / "v1" / "engines", verify=False)
+MANIFEST = store.read(GOLDEN / "v2" / "engines", verify=False)
 
 
 @pytest.mark.parametrize(
@@ -24,8 +25,7 @@ def test_guidance_doubles_the_rows_of_a_batch(mode, guided, rows):
 
 @pytest.mark.parametrize(("mode", "channels"), [("first3", [2.5, 2.5, 2.5, 0]), ("all", [2.5] * 4)])
 def test_the_unconditional_half_is_last_and_the_scale_counts_above_one(mode, channels):
-    model = replace(MANIFEST.model, latent=(4, 8, 8), null_label=10)
-    manifest = replace(MANIFEST, model=model, guidance=replace(MANIFEST.guidance, mode=mode))
+    manifest = changed(MANIFEST, latent=(4, 8, 8), null_label=10, guidance=replace(MANIFEST.guidance, mode=mode))
     labels, strength = guided_labels(manifest, [3, 7], 3.5)
     assert labels.tolist() == [3, 7, 10, 10]
     assert (labels.dtype, strength.dtype) == (np.int32, np.float32)

@@ -22,7 +22,7 @@ from l2c_export.compiler.link import bind
 from l2c_export.compiler.request import Options
 from l2c_export.errors import ArtefactError
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
+GOLDEN = Path(__file__).parents[1] / "golden" / "v2"
 WEIGHTS = "weights.safetensors"
 EXPORT = functools.partial(Options, "every:2", model=str(GOLDEN / "model.json"), weights="random:1", steps=4)
 

@@ -34,7 +34,7 @@ from l2c_export.models import families, lookup
 from l2c_export.schedules import routers, schedule
 from l2c_export.weights import checkpoint, layout
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "v1" / "engines"
+GOLDEN = Path(__file__).parents[1] / "golden" / "v2" / "engines"
 
 
 @pytest.fixture
