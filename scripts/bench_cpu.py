@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import l2c_export
 from l2c_export import L2CError, Schedule
+from l2c_export.backends.descriptors import packages
 from l2c_export.benchmarks import bench
 from l2c_export.benchmarks.contenders import BenchRequest, Contender
 from l2c_export.benchmarks.measured import Measured
@@ -179,7 +180,7 @@ def main() -> None:
         root.mkdir(parents=True, exist_ok=True)
         compile_all(root, names, args.model, args.profile)
         times, overheads = measure(names, root, args)
-    rows, here = summary(times, "pytorch"), machine.examine()
+    rows, here = summary(times, "pytorch"), machine.examine(packages())
     result = {
         "command": "python scripts/bench_cpu.py " + " ".join(sys.argv[1:]),
         "cpu": ", ".join((here.cpu, *here.flags)),

@@ -31,8 +31,8 @@ from pathlib import Path
 import numpy as np
 
 import l2c_export
+from l2c_export.backends.descriptors import built
 
-BUILT = ("tensorrt", "tensorrt-rtx")  # whose engines are built before they are loaded
 LABEL, SCALE = 207, 4.0
 TWO_RUNS = 1e-4  # how far two launches of one graph may be apart: some kernels add in any order
 
@@ -57,7 +57,7 @@ def parity(args: argparse.Namespace) -> dict:
             log(f"{name}: not reached in {args.seconds} s")
             continue
         try:
-            if args.backend in BUILT:
+            if args.backend in built():
                 build(folder, args)
             found[name] = worst_step(folder, args.cases / folder.parent.name, args.backend)
         except Exception as error:  # every case is reported
@@ -99,9 +99,9 @@ def engines(args: argparse.Namespace) -> dict:
         result: dict[str, object] = {}
         found[name] = result
         try:
-            if args.backend in BUILT:
-                built = build(folder, args).manifest
-                made = next(b for b in built.builds.values() if b.backend == args.backend)
+            if args.backend in built():
+                manifest = build(folder, args).manifest
+                made = next(b for b in manifest.builds.values() if b.backend == args.backend)
                 result["engines"] = len(made.engines)
                 result["plan_bytes"] = sum(built.files[f].bytes for f in made.engines.values())
             load = functools.partial(l2c_export.load, folder, backend=args.backend, device="cuda", link=args.link)

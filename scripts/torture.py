@@ -49,6 +49,7 @@ import l2c_export  # noqa: E402
 from l2c_export import L2CError, Schedule, load  # noqa: E402
 from l2c_export.artefact import given_weights, integrity, store  # noqa: E402
 from l2c_export.artefact.records import FILE  # noqa: E402
+from l2c_export.backends.descriptors import built  # noqa: E402
 from l2c_export.compiler.compile import lower  # noqa: E402
 from l2c_export.compiler.request import Options  # noqa: E402
 from l2c_export.compiler.source import resolve  # noqa: E402
@@ -56,7 +57,6 @@ from l2c_export.models import lookup  # noqa: E402
 from l2c_export.schedules import routers  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "v2"
-BUILT = ("tensorrt", "tensorrt-rtx")  # whose engines are built before they are loaded
 LIMIT = 10.0  # seconds; what takes longer hangs
 BAD = ("error", "crash", "hang", "half", "lost", "executed", "outside", "corrupt", "different", "grown")
 
@@ -521,9 +521,9 @@ def wear(count: int, seconds: float, chance: random.Random, work: Path) -> Count
 
 
 def _wear(engines: Path, backend: str, count: int, deadline: float) -> dict[str, int]:
-    if backend in BUILT:
+    if backend in built():
         l2c_export.build(engines, backend)
-    with load(engines, backend, threads=None if backend in BUILT else 1) as pipe:
+    with load(engines, backend, threads=None if backend in built() else 1) as pipe:
         memory = pipe._program.backend.memory  # type: ignore[union-attr]
 
         def resident() -> int:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from recorded import case
 
 import l2c_export
 from l2c_export.backends.cuda.device import Cuda, DeviceArray
+from l2c_export.backends.descriptor import GPU
+from l2c_export.backends.descriptors import BACKENDS, built
 from l2c_export.errors import BackendError
 
 CASES = ("dit_tiny_lowvar", "dit_batch3_no_cfg", "uvit_tiny_variant")
@@ -30,7 +33,7 @@ PIPELINE = "pipeline"  # of diffusers, with a scheduler that looks back three st
 # of max(1, max|x|), every step fed the recorded latents
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2}
 REPEATS = 1e-4  # two runs of one captured loop: some kernels add in any order
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx", "onnxruntime": "onnxruntime"}
+ON_GPU = [each for each in BACKENDS if any(site.device == GPU for site in each.sites)]
 
 pytestmark = pytest.mark.gpu
 
@@ -76,13 +79,14 @@ def artefacts(tmp_path_factory, own_cache):
     return folder
 
 
-@pytest.fixture(scope="module", params=MODULES)
+@pytest.fixture(scope="module", params=ON_GPU, ids=attrgetter("name"))
 def backend(request):
-    if importlib.util.find_spec(MODULES[request.param]) is None:
-        pytest.skip(f"{request.param} is not installed")
-    if request.param == "tensorrt-rtx" and Cuda("cuda", request.param).architecture == "sm90":
+    name = request.param.name
+    if not request.param.installed:
+        pytest.skip(f"{name} is not installed")
+    if name == "tensorrt-rtx" and Cuda("cuda", name).architecture == "sm90":
         pytest.skip("TensorRT-RTX does not support Hopper")
-    return request.param
+    return name
 
 
 @pytest.fixture
@@ -92,11 +96,11 @@ def load(artefacts, backend):
     def loaded(name=CASES[0], precision="fp32", link=None):
         from l2c_export.artefact import store
         from l2c_export.backends import builds
-        from l2c_export.backends.tensorrt.builder import BuildSettings
+        from l2c_export.backends.building import BuildSettings
 
         folder = artefacts / f"{name}-{precision}"
         made = {build.backend for build in store.read(folder).builds.values()}
-        if backend != "onnxruntime" and backend not in made:
+        if backend in built() and backend not in made:
             builds.build(folder, backend, BuildSettings())
         return l2c_export.load(folder, backend=backend, device="cuda", link=link)
 
@@ -287,7 +291,7 @@ def test_a_batch_that_engines_were_not_built_for_is_one_line(artefacts, backend,
     if backend == "onnxruntime":
         pytest.skip("it takes any batch")
     from l2c_export.backends import builds
-    from l2c_export.backends.tensorrt.builder import BuildSettings
+    from l2c_export.backends.building import BuildSettings
 
     shutil.copytree(artefacts / f"{CASES[0]}-fp32", tmp_path / "e")
     builds.build(tmp_path / "e", backend, BuildSettings(), batch="1:1:2")

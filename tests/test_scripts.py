@@ -16,16 +16,17 @@ EAGER = {"models", "pytorch.eager"}
 INSIDE = {
     # attack the readers behind the public functions, one by one
     "fuzz.py": {"artefact", "models", "schedules"},
-    "torture.py": {"artefact", "artefact.manifest", "compiler.compile", "compiler.request", "compiler.source", "models",
-                   "schedules"},
+    "torture.py": {"artefact", "artefact.manifest", "backends.descriptors", "compiler.compile", "compiler.request",
+                   "compiler.source", "models", "schedules"},
     # train and sample the demo on a GPU: the package's own network in PyTorch, which its users have no use for
     "train_demo.py": {*EAGER, "models.family"},
     "sampling.py": {"pytorch.eager", "samplers.noise"},
     "quality.py": {*EAGER, "support", "support.figure"},  # and its palette, and the machine as benchmarks name it
     # time PyTorch with an artefact's weights beside its engines
-    "gpu_check.py": {*EAGER, "pytorch.reference"},
+    "gpu_check.py": {*EAGER, "backends.descriptors", "pytorch.reference"},
     # `bench` compares only what did the same work; this one compares precisions, too
-    "bench_cpu.py": {"benchmarks", "benchmarks.contenders", "benchmarks.measured", "benchmarks.process", "support"},
+    "bench_cpu.py": {"backends.descriptors", "benchmarks", "benchmarks.contenders", "benchmarks.measured", "benchmarks.process",
+                     "support"},
 }  # fmt: skip
 
 

@@ -22,13 +22,9 @@ from ..support.files import Report, check_place
 from ..support.progress import Watch, unwatched
 from ..support.words import counted
 from ..weights.layout import WEIGHTS
-from .contract import BUILT
-from .cuda.device import Cuda
-from .ports import Range
-from .tensorrt.builder import Builder, BuildSettings
+from .building import BuildSettings, EngineBuilder, Range
+from .descriptors import buildable
 from .units import Unit, units
-
-RTX_TARGETS = ("sm86", "sm89", "sm120")  # the consumer and edge GPUs of the last three generations
 
 
 def images(text: str | None, manifest: Manifest) -> Range:
@@ -59,39 +55,35 @@ def build(
     `progress` is told of every finished engine, `watch` of how far the present one is, where the library says so.
     Raises ArtefactError, BackendError or UsageError; the artefact is complete, without the new build, after an error.
     """
-    if backend not in BUILT:
-        raise UsageError(f"backend={backend!r}: nothing to build; use one of {', '.join(BUILT)}")
+    descriptor = buildable(backend)
     store.read(folder, verify=False)  # refuse what is no artefact before anything is written
-    if backend == "tensorrt-rtx" and not settings.targets:
-        settings = settings._replace(targets=RTX_TARGETS)
-    if timing_cache and backend == "tensorrt-rtx":
-        raise UsageError(f"timing_cache={str(timing_cache)!r}: tensorrt-rtx measures nothing when it builds: leave it out")
+    if timing_cache and descriptor.targets:  # GPUs that need not be here
+        raise UsageError(f"timing_cache={str(timing_cache)!r}: {backend} measures nothing when it builds: leave it out")
     if timing_cache:
         check_place(timing_cache, "timing_cache")
-    settings = settings._replace(targets=tuple(sorted(set(settings.targets), key=lambda t: (len(t), t))))
+    targets = sorted(set(settings.targets or descriptor.targets), key=lambda t: (len(t), t))
     start = time.perf_counter()
     with staging.changed(folder, report) as stage:
         manifest = store.read(folder)
         if manifest.link == "static":
             store.check_linked(folder, manifest)
-        settings = settings._replace(precision=manifest.precision)
+        settings = settings._replace(precision=manifest.precision, targets=tuple(targets))
         sizes = images(batch, manifest)
-        targets, card = _gpus(settings, backend)
-        builder = Builder(backend, settings, watch)
-        cache = timing_cache or cache_folder("timing") / f"{backend}-{builder.version}-{card}.cache"
+        builder = descriptor.open_builder(settings, watch)
+        cache = timing_cache or cache_folder("timing") / f"{backend}-{builder.version}-{builder.card}.cache"
         builder.known = kept(cache)
-        name = f"{backend}-{builder.version}-{'-'.join(targets)}"
+        name = f"{backend}-{builder.version}-{'-'.join(builder.gpus)}"
         (stage / name).mkdir()
         engines = {}
         for part, unit in units(manifest, sizes).items():
             engines[part] = f"{name}/{part}.plan"
-            (stage / engines[part]).write_bytes(_plan(folder, manifest, builder, (*targets, card), unit))
+            (stage / engines[part]).write_bytes(_plan(folder, manifest, builder, unit))
             progress()
         keep(cache, builder.timing_cache())
         record = Build(
             backend=backend,
             version=builder.version,
-            targets=targets,
+            targets=builder.gpus,
             images=(sizes.least, sizes.usual, sizes.most),
             level=settings.level,
             version_compatible=settings.version_compatible,
@@ -107,17 +99,6 @@ def build(
     return result
 
 
-def _gpus(settings: BuildSettings, backend: str) -> tuple[tuple[str, ...], str]:
-    """The architectures to build for, and the name of the card if it is the one in this machine.
-
-    What was measured on it is not true of every card of its architecture.
-    """
-    if settings.targets:
-        return settings.targets, ""
-    gpu = Cuda("cuda", backend)
-    return (gpu.architecture,), "-".join(re.findall(r"\w+", gpu.name))
-
-
 def _longest(seconds: Mapping[str, float]) -> str:
     """Where the time of a build went; the first engine has the library's start, too."""
     if not seconds:
@@ -126,13 +107,13 @@ def _longest(seconds: Mapping[str, float]) -> str:
     return "slowest: " + ", ".join(f"{model.removesuffix('.onnx')} {seconds[model]:.1f} s" for model in slowest)
 
 
-def _plan(folder: Path, manifest: Manifest, builder: Builder, gpus: tuple[str, ...], unit: Unit) -> bytes:
+def _plan(folder: Path, manifest: Manifest, builder: EngineBuilder, unit: Unit) -> bytes:
     """One engine, perhaps built before by what was interrupted, or for another artefact."""
     path = folder / unit.file
     integrity.check_closed(path.read_bytes(), path)
     model = [manifest.files[unit.file].sha256]
     model += [manifest.files[WEIGHTS].sha256] if manifest.link == "static" else []
-    key = [*model, *unit, gpus, *builder.identity]
+    key = [*model, *unit, builder.gpus, builder.card, *builder.identity]
     try:
         return cached("plans", key, lambda: builder.build(path, unit.ports, unit.ranges, unit.once))
     except BackendError as error:

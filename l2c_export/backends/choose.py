@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..errors import BackendError, L2CError, UsageError
 from ..support.machine import version
-from .contract import AUTO, BACKENDS, BUILT, Backend, Request
-
-# where a backend is opened; a library is imported only when it is asked for
-HOMES = {
-    "tensorrt": "tensorrt.backend",
-    "tensorrt-rtx": "tensorrt.backend",
-    "openvino": "openvino.backend",
-    "onnxruntime": "onnxruntime.cpu",
-}
+from .contract import Backend, Request
+from .descriptor import GPU, Descriptor, Site
+from .descriptors import AUTO, named, sites
 
 
 class Opened(NamedTuple):
@@ -35,10 +28,7 @@ def open_backend(name: str, request: Request = Request()) -> Opened:  # noqa: B0
         raise UsageError(f"threads={request.threads}: must be at least 1, and at most {most}, the processors of this machine")
     if name == AUTO:
         return _fastest(request)
-    if name not in BACKENDS:
-        raise BackendError(f"unknown backend {name!r}: known are {AUTO}, {', '.join(BACKENDS)}")
-    module = importlib.import_module(f"{__package__}.{HOMES[name]}")
-    return Opened(module.open_backend(name, request), "as asked")
+    return Opened(named(name).open(request), "as asked")
 
 
 def _fastest(request: Request) -> Opened:
@@ -55,12 +45,17 @@ def _fastest(request: Request) -> Opened:
 
 def _candidates(request: Request) -> Iterator[tuple[str, str | None]]:
     """What is worth a try, and a word if it fails, with the device to use."""
-    backends = {build.backend for build in request.builds}
-    on_gpu = (request.device or "").startswith("cuda")
-    if on_gpu or request.device is None:
-        yield from ((name, request.device) for name in BUILT if name in backends)
-    if on_gpu or (request.device is None and version("onnxruntime-gpu")):
-        yield "onnxruntime", request.device or "cuda"
-    if not on_gpu:  # in float32 ONNX Runtime is the faster one (scripts/results/cpu_xeon.json, cpu_epyc.json)
-        order = ("onnxruntime", "openvino") if request.precision == "fp32" else ("openvino", "onnxruntime")
-        yield from ((name, request.device) for name in order)
+    for descriptor, site in sites(request.precision):
+        if _fits(descriptor, site, request):
+            yield descriptor.name, request.device or descriptor.asked(site)
+
+
+def _fits(descriptor: Descriptor, site: Site, request: Request) -> bool:
+    """Whether a site is on the device that is asked for; if none is, a GPU only where something is there for it."""
+    on_gpu = (request.device or "").startswith(GPU)
+    if site.device != GPU:
+        return not on_gpu
+    if descriptor.builder:
+        is_there = any(build.backend == descriptor.name for build in request.builds)
+        return is_there and (on_gpu or request.device is None)
+    return on_gpu or (request.device is None and version(site.package) is not None)

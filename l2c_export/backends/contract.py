@@ -1,6 +1,7 @@
-"""What a backend is: it turns segments into engines, and engines bound to arrays into runs.
+"""What a backend is once it is open: it turns segments into engines, and engines bound to arrays into runs.
 
-Binding happens once per batch size, running once per call.
+Binding happens once per batch size, running once per call.  Nothing is closed by hand: an engine, an array or a captured run
+holds what it needs, and what a library does not free by itself is freed with the last that holds it (`weakref.finalize`).
 """
 
 from __future__ import annotations
@@ -22,18 +23,8 @@ WeightView = Callable[[str], Array]  # a weight, or some rows of one, by name
 Run = Callable[[], None]
 Nodes = tuple[Node, ...]
 
-BACKENDS = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
-BUILT = ("tensorrt", "tensorrt-rtx")  # these run engines that `l2c build` has added to the artefact
-AUTO = "auto"
 ALIGNED = 256  # bytes: what TensorRT asks of addresses
 FUSED = ".fused.onnx"  # ends the name of a segment's second form, with operators that only ONNX Runtime has
-# What each can be asked for at all; whether this machine has it is found out when it is opened.
-PRECISIONS = {
-    "tensorrt": ("fp32", "bf16", "fp16"),
-    "tensorrt-rtx": ("fp32", "bf16", "fp16"),
-    "openvino": ("fp32", "bf16", "fp16"),
-    "onnxruntime": ("fp32", "fp16"),
-}
 
 
 class Request(NamedTuple):
@@ -86,6 +77,7 @@ class Memory(Protocol):
     """Where the arrays of a loop live."""
 
     on_host: bool
+    device: str  # as a request names it: cpu, cuda:0 ..
 
     def enter(self) -> None:
         """Make this the memory that the calling thread works with."""

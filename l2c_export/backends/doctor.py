@@ -15,8 +15,9 @@ from ..support.extras import needs
 from ..support.machine import version
 from .choose import open_backend
 from .contract import Request
+from .descriptor import Descriptor, Site
+from .descriptors import sites
 
-PLACES = (("tensorrt", None), ("tensorrt-rtx", None), ("onnxruntime", "cuda"), ("openvino", None), ("onnxruntime", None))
 # a package, what is imported of it, the extra that installs it, and what it is for
 PACKAGES = (
     ("torch", "torch", "export", "l2c-export, l2c verify, l2c train"),
@@ -35,21 +36,22 @@ class Finding:
 
 def doctor() -> tuple[Finding, ...]:
     """What works on this machine, by trying: every backend is opened, every package imported, and the cache looked at."""
-    return (*map(_backend, PLACES), _python(), *map(_package, PACKAGES), _cache())
+    return (*(_backend(*each) for each in sites()), _python(), *map(_package, PACKAGES), _cache())
 
 
 def any_backend(findings: Sequence[Finding]) -> bool:
     """Whether one of the backends works."""
-    return any(finding.works for finding in findings[: len(PLACES)])
+    return any(finding.works for finding in findings[: len(sites())])
 
 
-def _backend(place: tuple[str, str | None]) -> Finding:
-    backend, device = place
-    name, found = f"{backend} {device}" if device else backend, version(backend) or version(f"{backend}-gpu")
+def _backend(backend: Descriptor, site: Site) -> Finding:
+    device = backend.asked(site)
+    name, versions = f"{backend.name} {device}" if device else backend.name, (version(s.package) for s in backend.sites[::-1])
+    found = next((number for number in versions if number), None)
     try:
-        return Finding(name, True, found, open_backend(backend, Request(device=device)).backend.describe())
+        return Finding(name, True, found, open_backend(backend.name, Request(device=device)).backend.describe())
     except L2CError as error:
-        builds = "; l2c_export.build works here all the same" if backend == "tensorrt-rtx" and found else ""
+        builds = "; l2c_export.build works here all the same" if backend.targets and found else ""
         return Finding(name, False, found, f"{error}{builds}")
 
 

@@ -26,6 +26,7 @@ class HostMemory:
     """Plain numpy: nothing is copied without being asked for, and a run that returns has ended."""
 
     on_host = True
+    device = "cpu"
 
     def enter(self) -> None:
         pass

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..artefact.compiled import Compiled
 from ..artefact.manifest import Manifest
-from .ports import Port, Range
+from .building import Port, Range
 
 DECODER = "decoder"  # of the decoder's engine in a build
 

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from ..artefact import store
+from ..backends.descriptors import packages
 from ..errors import L2CError, UsageError
 from ..support import machine, neighbours
 from ..support.files import Report
@@ -84,7 +85,7 @@ def contest(
         raise UsageError(f"images={request.images}: this artefact was compiled for 1 to {manifest.batch} (batch=..)")
     if rounds is not None and rounds < 1:
         raise UsageError(f"rounds={rounds}: must be at least 1")
-    here = machine.examine()
+    here = machine.examine(packages())
     wanted = list(dict.fromkeys((OURS, *names, *(["uncached", *twins_of(manifest)] if passes else []))))
     left_out: list[LeftOut] = []
     with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as running:

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from ..artefact.manifest import Manifest
+from ..backends.descriptors import loaded
 from ..errors import UsageError
 from ..support import machine
 
@@ -71,25 +72,34 @@ PYTORCH: Mapping[str, tuple[Literal["pytorch", "torch-compile"], bool]] = {
     "torch-compile": ("torch-compile", False),
     "torch-compile-cached": ("torch-compile", True),
 }
-BACKENDS = ("onnxruntime", "openvino")
 # Our engines with something left out, as options of the compiler; the first is always offered, the others with --passes.
 TWINS: Mapping[str, Mapping[str, bool]] = {
     "uncached": {"cache": False},
     "uncached-no-hoist": {"cache": False, "hoist": False},
     "no-fold": {"fold": False},
 }
-KNOWN = (*PYTORCH, *BACKENDS, "uncached")
+
+
+def backends() -> list[str]:
+    """Those that run any artefact."""
+    return sorted(loaded())
+
+
+def known() -> tuple[str, ...]:
+    """What is measured where nobody says with what."""
+    return (*PYTORCH, *backends(), "uncached")
 
 
 def chosen(names: str | Sequence[str] | None) -> list[str]:
     """The contenders of a list, or of text like "pytorch,uncached"; all that are known without one.  Raises UsageError."""
     if names is None:
-        return list(KNOWN)
+        return list(known())
     listed = names.split(",") if isinstance(names, str) else names
     contenders = [name.strip() for name in listed if name.strip()]
+    offered = dict.fromkeys((*known(), *TWINS))
     for name in contenders:
-        if name not in (*KNOWN, *TWINS):
-            raise UsageError(f"against={name!r}: known are {', '.join((*KNOWN, *(t for t in TWINS if t not in KNOWN)))}")
+        if name not in offered:
+            raise UsageError(f"against={name!r}: known are {', '.join(offered)}")
     return list(dict.fromkeys(contenders))
 
 

@@ -17,7 +17,7 @@ from ..errors import ArtefactError
 from ..schedules.schedule import Schedule
 from ..support.extras import needs_compiler
 from ..weights.layout import WEIGHTS
-from .contenders import BACKENDS, OURS, PYTORCH, TWINS, Contender
+from .contenders import OURS, PYTORCH, TWINS, Contender, backends
 
 
 def contender(
@@ -30,7 +30,7 @@ def contender(
     if name in PYTORCH:
         runtime, cached = PYTORCH[name]
         return Contender(name=name, folder=str(folder), runtime=runtime, cached=cached), None
-    if name in BACKENDS:
+    if name in backends():
         return Contender(name=name, folder=str(folder), backend=name), None
     if name == OURS:
         return Contender(name=name, folder=str(folder)), None
@@ -97,9 +97,10 @@ def asked_schedule(folder: Path, manifest: Manifest) -> Schedule:
 def build_like(build: Build, out: Path) -> None:
     """Engines for a twin as the artefact has them."""
     from ..backends import builds
-    from ..backends.tensorrt.builder import BuildSettings
+    from ..backends.building import BuildSettings
+    from ..backends.descriptors import buildable
 
-    targets = build.targets if build.backend == "tensorrt-rtx" else ()
+    targets = build.targets if buildable(build.backend).targets else ()
     settings = BuildSettings(targets=targets, level=build.level, version_compatible=build.version_compatible,
                         hardware_compatible=build.hardware_compatible)  # fmt: skip
     builds.build(out, build.backend, settings, ":".join(map(str, build.images)))

@@ -25,6 +25,7 @@ import msgspec
 from ..artefact import store
 from ..artefact.manifest import Manifest
 from ..artefact.records import CallRecord, computed_share
+from ..backends.descriptors import named
 from ..errors import L2CError
 from ..support import machine
 from ..weights.layout import WEIGHTS
@@ -58,7 +59,7 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     pipe = pipeline.load(task.contender.folder, task.contender.backend, request.device, request.threads)
     noise = pipe.noise(request.images, request.seed)
     backend = pipe.backend.partition(" ")[0]
-    version = sys.modules[backend.replace("-", "_")].__version__.partition("-")[0]  # of what was loaded, if two are installed
+    version = sys.modules[named(backend).library].__version__.partition("-")[0]  # of what was loaded, if two are installed
     settings = _settings(task, manifest, manifest.program().calls, labels, scale, f"{backend} {version}".strip())
     generation = pipe.generation(labels, scale)
     on_gpu = not generation.loop.memory.on_host

@@ -9,6 +9,7 @@ import click
 
 from ..support.files import write
 from . import options
+from .choices import LOADED
 from .console import Command, check_places, print_json, save_json, say
 from .options import FILE, FOLDER, group, option
 from .progress import bars
@@ -22,7 +23,7 @@ from .tables import print_table
     option(
         "--against",
         metavar="NAME,..",
-        help="pytorch, pytorch-cached, torch-compile, torch-compile-cached, onnxruntime, openvino, uncached. "
+        help=f"pytorch, pytorch-cached, torch-compile, torch-compile-cached, {', '.join(LOADED)}, uncached. "
         "[default: all that are installed]",
     ),
     option("--passes", is_flag=True, help="Measure what each compiler pass adds, with twins that lack it."),

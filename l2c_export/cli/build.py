@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .choices import BUILT
+from .choices import BUILT, TARGETS
 from .console import Command, print_json, say
 from .options import FILE, FOLDER, Choice, group, option
 from .progress import bars
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 @click.argument("engines", type=FOLDER)
 @group(
     "What is built",
-    option("--backend", type=Choice(BUILT), required=True, help="tensorrt-rtx needs no GPU to build."),
-    option("--target", "targets", metavar="GPU,..", help="tensorrt-rtx: for these GPUs. [default: sm86,sm89,sm120]"),
+    option("--backend", type=Choice(BUILT), required=True, help=f"{', '.join(TARGETS)} needs no GPU to build."),
+    option("--target", "targets", metavar="GPU,..", help=f"{', '.join(TARGETS)}: for these GPUs. "
+           f"[default: {'; '.join(map(','.join, TARGETS.values()))}]"),
     option("--batch", metavar="MIN:OPT:MAX", help="Images. [default: 1:N:N, N being what the artefact was compiled for]"),
-)
+)  # fmt: skip
 @group(
     "How it is built",
     option("--optimization-level", "level", type=click.IntRange(0, 5), help="More builds slower. [default: the library's]"),

@@ -1,13 +1,17 @@
 """What options choose from.
 
-The modules that know more of these names load libraries, for which a help should not wait; a test compares them.
+Of some, the modules that know more load libraries, for which a help should not wait: a test compares them.
 """
 
 from __future__ import annotations
 
-BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
-BUILT = ("tensorrt", "tensorrt-rtx")  # whose engines are built beforehand
-PRECISIONS = ("fp32", "bf16", "fp16")
+from ..backends import descriptors
+
+BACKENDS = (descriptors.AUTO, *descriptors.names())
+BUILT = descriptors.built()  # whose engines are built beforehand
+LOADED = sorted(descriptors.loaded())  # that run any artefact
+TARGETS = {d.name: d.targets for d in descriptors.BACKENDS if d.targets}  # whose GPU need not be here
+PRECISIONS = descriptors.precisions()
 LINKS = ("shared", "static")
 GUIDANCE = ("first3", "all", "none")
 DEVICES = ("cpu", "h100", "rtx4090", "orin")  # that times are predicted for

@@ -46,7 +46,7 @@ from .tables import print_table
 @group(
     "How it is compiled",
     option("--backend", type=Choice(BACKENDS), metavar="NAME", default="auto",
-           help="One of auto (what works where it runs), tensorrt, tensorrt-rtx, openvino, onnxruntime."),
+           help=f"One of auto (what works where it runs), {', '.join(BACKENDS[1:])}."),
     option("--precision", type=Choice(PRECISIONS), default="fp32", help="The two of 16 bits where the backend has them."),
     option("--fp32", multiple=True, metavar="SUBLAYER", help="Keep this one in float32 (blocks.3.mlp); repeat for more."),
     option("--link", type=Choice(LINKS), default="shared", help="An engine per segment, or one per distinct call."),

@@ -12,6 +12,7 @@ from .tables import print_table
 @click.command(cls=Command, example="l2c doctor")
 def doctor(as_json: bool) -> None:
     """Say what works on this machine, what does not, and why: backends, packages and the cache."""
+    from ..backends.descriptors import BACKENDS
     from ..backends.doctor import any_backend
     from ..backends.doctor import doctor as examine
 
@@ -22,4 +23,4 @@ def doctor(as_json: bool) -> None:
         rows = [(f.name, "yes" if f.works else "no", f.version or "-", f.note) for f in found]
         print_table("on this machine", [("what", "works", "version", "what to know"), *rows])
     if not any_backend(found):
-        raise UsageError("no backend works: pip install 'l2c-export[onnxruntime]'")
+        raise UsageError(f"no backend works: pip install 'l2c-export[{BACKENDS[-1].extra}]'")

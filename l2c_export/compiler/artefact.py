@@ -12,10 +12,8 @@ from typing import Any
 from ..artefact import store
 from ..artefact.manifest import Manifest
 from ..backends import builds, units
-from ..backends.contract import BUILT
-from ..backends.tensorrt.backend import library
-from ..backends.tensorrt.builder import BuildSettings
-from ..errors import UsageError
+from ..backends.building import BuildSettings
+from ..backends.descriptors import buildable, built
 from ..runtime.pipeline import Pipeline, load
 from ..runtime.request import folder
 from ..support.extras import needs_compiler
@@ -108,7 +106,8 @@ def compile(
       the weights.  `weights`: a checkpoint, a folder of diffusers, or "random[:SEED]"; without any, `link` binds them later.
     - `sampler`: "ddim", "dpm-solver++", or a scheduler of diffusers by class or file.  `guidance`: "first3", "all" or "none".
     - `batch`: the most images of one call.  `precision`: "fp32", "fp16" or "bf16"; `fp32` names sublayers to keep in float32.
-    - `backend`: "auto", "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx"; for the last two engines are built, too.
+    - `backend`: "auto", "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx", or what else `backends/descriptors.py` lists;
+      for those of TensorRT engines are built, too.
       `link`: "shared" for an engine per segment, "static" for one per distinct call.
     - `hoist=False` and `fold=False` leave a pass out; `max_graphs` merges calls, which then compute more, never less.
     - `with_vae` adds the decoder of the pipeline, `vae` that of another folder, so that images come out.
@@ -127,21 +126,19 @@ def compile(
         batch=batch, precision=precision, fp32=fp32, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
         max_graphs=max_graphs, with_vae=with_vae, vae=vae, dump=dump,
     )  # fmt: skip
-    if options.backend in BUILT:
+    if options.backend in built():
         check_built(options.backend)
     started = time.perf_counter()
     artefact = Artefact(options.out, compile_artefact(options, report, progress))
     report(f"{options.out}: {artefact.bytes / 2**20:.1f} MB in {time.perf_counter() - started:.1f} s")
-    if options.backend not in BUILT:
+    if options.backend not in built():
         return artefact
     return build(artefact, options.backend, report=report, progress=progress, watch=watch)
 
 
 def check_built(backend: str) -> None:
     """Refuse, before long work for it, a backend that builds nothing or whose library is missing.  Raises L2CError."""
-    if backend not in BUILT:
-        raise UsageError(f"backend={backend!r}: nothing to build; use one of {', '.join(BUILT)}")
-    library(backend)
+    buildable(backend).imported()
 
 
 def build(

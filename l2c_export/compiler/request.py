@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, cast
 
 from .. import demo
 from ..artefact.manifest import LINKS
-from ..backends.contract import AUTO, BACKENDS, PRECISIONS
+from ..backends import descriptors
+from ..backends.descriptors import AUTO
 from ..errors import UsageError
 from ..ir.dtypes import DTYPES, Types
 from ..samplers.reference import SAMPLERS
@@ -72,17 +73,17 @@ class Options:
         if self.sampler not in (None, *SAMPLERS, *KINDS) and not _is_config(str(self.sampler)):
             names = ", ".join((*SAMPLERS, *KINDS))
             raise UsageError(f"sampler={self.sampler!r}: use one of {names}, or a scheduler_config.json")
-        if self.backend not in (AUTO, *BACKENDS):
-            raise UsageError(f"backend={self.backend!r}: use one of {', '.join((AUTO, *BACKENDS))}")
-        precisions = tuple(dict.fromkeys(p for able in PRECISIONS.values() for p in able))
+        if self.backend not in (AUTO, *descriptors.names()):
+            raise UsageError(f"backend={self.backend!r}: use one of {', '.join((AUTO, *descriptors.names()))}")
+        precisions = descriptors.precisions()
         chosen = (("guidance", GUIDANCE), ("precision", precisions), ("link", LINKS))
         for name, known in chosen:
             if getattr(self, name) not in (None, *known):
                 raise UsageError(f"{name}={getattr(self, name)!r}: use one of {', '.join(known)}")
         if self.fp32 and self.precision == "fp32":
             raise UsageError(f"fp32={self.fp32[0]!r}: all of the model is float32: use it with precision='fp16' or bf16")
-        if self.precision not in PRECISIONS.get(self.backend, precisions):
-            able = " or ".join(name for name, known in PRECISIONS.items() if self.precision in known)
+        if self.backend != AUTO and self.precision not in descriptors.named(self.backend).precisions:
+            able = " or ".join(d.name for d in descriptors.BACKENDS if self.precision in d.precisions)
             raise UsageError(f"precision={self.precision!r}: backend={self.backend!r} has none: use backend={able!r}")
 
     @property

@@ -16,7 +16,8 @@ from ..artefact import store
 from ..artefact.guidance import guided_labels
 from ..artefact.manifest import LINKS, Manifest
 from ..backends.choose import Opened, open_backend
-from ..backends.contract import BUILT, Request
+from ..backends.contract import Request
+from ..backends.descriptors import built
 from ..errors import RunError, UsageError
 from ..support import ending
 from ..support.log import LOG
@@ -72,7 +73,7 @@ def load(
     decoder.check_tile(tile, manifest.decoder or None)
     request = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()), manifest.files)
     opened = open_backend(backend or manifest.backend, request)
-    if link not in (None, manifest.link) and opened.backend.name in BUILT:
+    if link not in (None, manifest.link) and opened.backend.name in built():
         raise UsageError(f"link={link!r}: the engines of {opened.backend.name} were built for link={manifest.link!r}")
     loaded = load_engines(folder.absolute(), manifest, opened.backend, link)  # the process may go elsewhere
     store.check_unchanged(folder, manifest)
@@ -116,8 +117,7 @@ class Pipeline:
         self._turn = Turn(opened.backend.forks)
         self._started: weakref.WeakSet[Generator[Step, None, None]] = weakref.WeakSet()
         self.link = loaded.link
-        memory = opened.backend.memory
-        self.device = "cpu" if memory.on_host else f"cuda:{getattr(memory, 'index', 0)}"  # where latents are
+        self.device = opened.backend.memory.device  # where latents are
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
         self._loops: dict[tuple[str, int, bool], Loop] = {}
 

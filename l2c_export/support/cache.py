@@ -19,7 +19,8 @@ import platformdirs
 from .files import replacing
 
 LIMIT = 10 * 2**30  # bytes of all entries; those that were used longest ago go first
-KINDS = ("segments", "plans", "openvino", "timing", "kernels")  # the last two are the libraries' own files
+# exported, built, compiled when they were loaded; the last two are the libraries' own files
+KINDS = ("segments", "plans", "engines", "timing", "kernels")
 DIGEST = 32
 
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from .words import counted
 
 TELLING = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
-PACKAGES = ("l2c-export", "numpy", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
+PACKAGES = ("l2c-export", "numpy", "torch")
 
 
 class Gpu(msgspec.Struct, frozen=True):
@@ -44,7 +45,8 @@ class Machine(msgspec.Struct, frozen=True):
         return f"{self.cpu} ({' '.join(self.flags) or 'no known flags'}), {counted(self.cores, 'core')}{gpus}"
 
 
-def examine() -> Machine:
+def examine(packages: Iterable[str] = ()) -> Machine:
+    """This one, with the versions of some packages more."""
     info = cpuinfo()
     return Machine(
         cpu=info.get("model name") or platform.processor() or platform.machine(),
@@ -54,7 +56,7 @@ def examine() -> Machine:
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
         gpus=gpus(),
         os=platform.platform(),
-        versions={"python": platform.python_version(), **{p: v for p in PACKAGES if (v := version(p))}},
+        versions={"python": platform.python_version(), **{p: v for p in (*PACKAGES, *packages) if (v := version(p))}},
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     )
 

@@ -16,7 +16,8 @@ import l2c_export
 from l2c_export.artefact import integrity, store
 from l2c_export.artefact.records import FILE
 from l2c_export.backends import builds
-from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
+from l2c_export.backends.building import BuildSettings
+from l2c_export.backends.tensorrt.builder import Builder
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.link import bind
 from l2c_export.compiler.request import Options

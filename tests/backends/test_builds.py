@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import onnx
@@ -15,7 +14,9 @@ from helpers import case, compiled
 import l2c_export
 from l2c_export.artefact import manifest, store
 from l2c_export.backends import builds
-from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
+from l2c_export.backends.building import BuildSettings
+from l2c_export.backends.tensorrt import builder
+from l2c_export.backends.tensorrt.builder import Builder
 from l2c_export.benchmarks.twins import compile_twin
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.link import bind
@@ -203,7 +204,7 @@ def test_wrong_wishes_are_refused(half, backend, settings, batch, message):
 def test_a_timing_cache_that_cannot_be_used_is_refused_before_the_work(half, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"timing_cache='t': tensorrt-rtx measures nothing when it builds: leave it out"):
         builds.build(half, "tensorrt-rtx", BuildSettings(), timing_cache=Path("t"))
-    monkeypatch.setattr(builds, "Cuda", None)
+    monkeypatch.setattr(builder, "Builder", None)
     with pytest.raises(UsageError, match=r"timing_cache='.*/no/t': there is no folder .*/no: make it first"):
         builds.build(half, "tensorrt", BuildSettings(), timing_cache=tmp_path / "no" / "t")
 
@@ -216,7 +217,7 @@ def test_what_was_measured_on_another_gpu_of_the_architecture_is_not_used(half, 
         version = identity = "10.3.0"
 
         def __init__(self, *_):
-            self.known, self.seconds = b"", {}
+            self.gpus, self.card, self.known, self.seconds = ("sm89",), card, b"", {}
 
         def build(self, model, *_):
             self.seconds[model.name] = 1.0
@@ -226,17 +227,16 @@ def test_what_was_measured_on_another_gpu_of_the_architecture_is_not_used(half, 
         def timing_cache(self):
             return card.encode()
 
-    monkeypatch.setattr(builds, "Builder", Fake)
-    monkeypatch.setattr(builds, "Cuda", lambda *_: SimpleNamespace(architecture="sm89", name=card))
+    monkeypatch.setattr(builder, "Builder", Fake)
     count = len(store.read(half).denoiser.segments)
-    for card, times in (("NVIDIA L4", 1), ("NVIDIA GeForce RTX 4090", 2), ("NVIDIA L4", 2)):
+    for card, times in (("NVIDIA-L4", 1), ("NVIDIA-GeForce-RTX-4090", 2), ("NVIDIA-L4", 2)):
         folder = tmp_path / f"{card} {times}"
         shutil.copytree(half, folder)
         builds.build(folder, "tensorrt", BuildSettings())
         assert built == [b""] * times * count
     shutil.rmtree(empty_cache / "plans")
     builds.build(folder, "tensorrt", BuildSettings())
-    assert built[2 * count :] == [b"NVIDIA L4"] * count
+    assert built[2 * count :] == [b"NVIDIA-L4"] * count
 
 
 @pytest.mark.parametrize(

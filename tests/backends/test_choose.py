@@ -6,9 +6,10 @@ import pytest
 
 import l2c_export
 from l2c_export.artefact.records import Build
-from l2c_export.backends import choose, doctor
+from l2c_export.backends import doctor
 from l2c_export.backends.choose import open_backend
 from l2c_export.backends.contract import Request
+from l2c_export.backends.descriptor import Descriptor
 from l2c_export.errors import BackendError, MissingExtra
 
 
@@ -30,14 +31,14 @@ def test_auto_takes_a_backend_that_has_the_precision_or_says_why_none_has(precis
 
 def test_auto_takes_the_first_that_works_and_says_why_not_the_others(monkeypatch, tiny):
     pytest.importorskip("onnxruntime")
-    real = choose.importlib.import_module
+    real = Descriptor.open
 
-    def without_openvino(module):
-        if module.endswith("openvino.backend"):
-            raise MissingExtra("openvino", "openvino")
-        return real(module)
+    def without_openvino(self, request):
+        if self.name == "openvino":
+            raise MissingExtra(self.library, self.extra)
+        return real(self, request)
 
-    monkeypatch.setattr(choose.importlib, "import_module", without_openvino)
+    monkeypatch.setattr(Descriptor, "open", without_openvino)
     opened = open_backend("auto", Request(precision="fp16"))
     assert opened.backend.name == "onnxruntime"
     assert "openvino is not installed: pip install 'l2c-export[openvino]'" in opened.why

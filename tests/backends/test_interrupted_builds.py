@@ -15,7 +15,8 @@ from folders import GOLDEN
 import l2c_export
 from l2c_export.artefact import store
 from l2c_export.backends import builds, units
-from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
+from l2c_export.backends.building import BuildSettings
+from l2c_export.backends.tensorrt.builder import Builder
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -75,7 +76,7 @@ BUILD = """
 import signal, sys
 from pathlib import Path
 from l2c_export.backends import builds
-from l2c_export.backends.tensorrt.builder import BuildSettings
+from l2c_export.backends.building import BuildSettings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the parent has set
 builds.build(Path(sys.argv[1]), "tensorrt-rtx", BuildSettings(), watch=lambda *_: print(flush=True))

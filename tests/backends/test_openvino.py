@@ -31,7 +31,7 @@ def test_a_compiled_model_that_was_damaged_is_compiled_again(empty_cache):
     """OpenVINO itself would run it."""
     with l2c_export.load(GOLDEN, "openvino") as pipe:
         wanted = latents(pipe)
-    entries = list((empty_cache / "openvino").iterdir())
+    entries = list((empty_cache / "engines").iterdir())
     for path in entries:
         data = bytearray(path.read_bytes())
         data[-len(data) // 3] ^= 1
@@ -89,9 +89,9 @@ def test_openvino_keeps_compiled_segments_but_never_weights(tmp_path, monkeypatc
         compile_artefact(case("dit_tiny_odd_resetN").options(tmp_path / link, link=link))
     monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
     for link in ("shared", "static"):
-        before = set((tmp_path / "cache").glob("openvino/*"))
+        before = set((tmp_path / "cache").glob("engines/*"))
         l2c_export.load(tmp_path / link, backend="openvino")
-        sizes[link] = len(set((tmp_path / "cache").glob("openvino/*")) - before)
+        sizes[link] = len(set((tmp_path / "cache").glob("engines/*")) - before)
     assert sizes["shared"] > 0
     assert sizes["static"] == 0
 

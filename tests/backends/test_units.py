@@ -9,8 +9,8 @@ import pytest
 
 from l2c_export.artefact import store
 from l2c_export.backends import builds, units
-from l2c_export.backends.ports import Range
-from l2c_export.backends.tensorrt.builder import Builder, BuildSettings
+from l2c_export.backends.building import BuildSettings, Range
+from l2c_export.backends.tensorrt.builder import Builder
 
 trt = pytest.importorskip("tensorrt_rtx")
 

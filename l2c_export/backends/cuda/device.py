@@ -86,6 +86,7 @@ class Cuda:
         if kind != "cuda" or not (number or "0").isdecimal() or int(number or 0) >= count:
             raise BackendError(f"device {device!r}: use {' or '.join(f'cuda:{i}' for i in range(count))}")
         self.index = int(number or 0)
+        self.device = f"cuda:{self.index}"
         self.enter()
         self.stream: int = int(self._call("cudaStreamCreateWithFlags", self._cudart.cudaStreamNonBlocking))
         weakref.finalize(self, self._cudart.cudaStreamDestroy, self.stream)

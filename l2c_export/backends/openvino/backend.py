@@ -121,7 +121,7 @@ class OpenVinoBackend(OnHost):
             return OpenVinoEngine([Part(model, segment.inputs, segment.outputs)])
         data, settings = segment.read(), self._settings(segment.path.name)
         name = self._core.get_property(self._device, "FULL_DEVICE_NAME")
-        key = [hashlib.sha256(data).hexdigest(), settings, ov.__version__, self._device, name]
+        key = [self.name, hashlib.sha256(data).hexdigest(), settings, ov.__version__, self._device, name]
 
         def exported() -> bytes:
             blob = io.BytesIO()
@@ -129,7 +129,7 @@ class OpenVinoBackend(OnHost):
             return blob.getvalue()
 
         try:
-            compiled = self._core.import_model(io.BytesIO(cached("openvino", key, exported)), self._device, settings)
+            compiled = self._core.import_model(io.BytesIO(cached("engines", key, exported)), self._device, settings)
         except RuntimeError:  # not every device can export
             compiled = self._compile(segment.path, self._read(segment), settings)
         return OpenVinoEngine([Part(compiled, segment.inputs, segment.outputs)])

@@ -12,17 +12,10 @@ from ...artefact.integrity import verified
 from ...artefact.records import Build
 from ...errors import ArtefactError, BackendError
 from ...support.cache import cache_folder, keep, kept
-from ...support.extras import needs
 from ..contract import Arrays, Nodes, Request, Run, SegmentFile
 from ..cuda.device import Allocation, Cuda
+from ..descriptors import named
 from ..host import in_order
-
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-
-
-def library(name: str) -> Any:
-    """The Python module of a flavour; `name` is also the extra that installs it."""
-    return needs(MODULES[name], name)
 
 
 def logger(trt: Any) -> Any:
@@ -84,7 +77,7 @@ class TensorRtBackend:
     spins = False
 
     def __init__(self, name: str, request: Request) -> None:
-        self.name, self._trt = name, library(name)
+        self.name, self._trt = name, named(name).imported()
         self.memory = Cuda(request.device or "cuda", name)
         self.log = logger(self._trt)
         self._folder, self._files, self._build = request.folder, request.files, self._choose(request)

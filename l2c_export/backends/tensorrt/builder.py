@@ -7,16 +7,19 @@ told of every layer.
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...errors import BackendError, UsageError
 from ...support.progress import Watch, unwatched
 from ...support.source_hash import source_hash
-from ..ports import Port, Range
-from .backend import library, logger
+from ..building import BuildSettings, Port, Range
+from ..cuda.device import Cuda
+from ..descriptors import named
+from .backend import logger
 from .monitor import Interrupt, monitor
 from .pointwise import give_to_myelin
 from .types import fix_interface, multiplies, state_types
@@ -24,26 +27,18 @@ from .types import fix_interface, multiplies, state_types
 # Builder optimisation of 8.6: for products of matrices in the loop, and for the rest.  The library's own 3 takes three times
 # as long for DiT-XL/2 on an H100, and what it makes is no faster.
 LEVEL, QUICK_LEVEL = 2, 0
-SOURCES = ("backends/tensorrt", "backends/ports.py")  # the code that decides what a plan is
+SOURCES = ("backends/tensorrt", "backends/building.py")  # the code that decides what a plan is
 WORKSPACE = 128 * 2**20  # bytes of scratch that a kernel may ask for
 
 
-class BuildSettings(NamedTuple):
-    """What a user may choose about building; None leaves it to the library."""
-
-    precision: str = "fp32"
-    targets: tuple[str, ...] = ()  # TensorRT-RTX: GPU architectures, sm86 ..
-    level: int | None = None  # of builder optimisation
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-
-
 class Builder:
-    """One library and one set of settings, for any number of engines."""
+    """A `building.EngineBuilder` of either flavour."""
 
     def __init__(self, name: str, settings: BuildSettings, watch: Watch = unwatched) -> None:
         self.name, self.settings = name, settings
-        self._trt, self._log = library(name), logger(library(name))
+        self.gpus, self.card = built_for(name, settings)  # first: who has none is not told to install the library
+        self._trt: Any = named(name).imported()
+        self._log = logger(self._trt)
         self.strong = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._check()
         self._interrupt = Interrupt()
@@ -89,14 +84,9 @@ class Builder:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """All that its plans depend on but the model and the GPU."""
         return (self.name, self.version, self.settings, source_hash(*SOURCES))
 
     def build(self, model: Path, ports: Sequence[Port], ranges: Mapping[str, Range], once: bool = False) -> bytes:
-        """The plan of an ONNX model; one that runs `once`, before the loop, is not tuned.
-
-        Raises BackendError naming the model and the node that is not supported.
-        """
         start = time.perf_counter()
         with self._interrupt:
             plan = self._build(model, ports, ranges, once)
@@ -132,7 +122,6 @@ class Builder:
         return bytes(plan)
 
     def timing_cache(self) -> bytes:
-        """What was measured so far; it makes the next build faster.  Nothing new is empty."""
         cache = vars(self).get("_cache")
         return b"" if cache is None else bytes(cache.serialize())
 
@@ -171,6 +160,14 @@ class Builder:
         return profile
 
 
+def built_for(name: str, settings: BuildSettings) -> tuple[tuple[str, ...], str]:
+    """The architectures, and the card if it is the one in this machine."""
+    if settings.targets:
+        return settings.targets, ""
+    gpu = Cuda("cuda", name)
+    return (gpu.architecture,), "-".join(re.findall(r"\w+", gpu.name))
+
+
 def reasons(parser: Any) -> str:
     """The parser's errors on one line, each with its node."""
     errors = []
@@ -179,3 +176,7 @@ def reasons(parser: Any) -> str:
         operator = f"{error.node_operator()} " if hasattr(error, "node_operator") else ""
         errors.append(f"{' '.join(error.desc().split())} ({operator}node {error.node()})")
     return "; ".join(errors) or "no reason given"
+
+
+def open_builder(name: str, settings: BuildSettings, watch: Watch) -> Builder:
+    return Builder(name, settings, watch)

@@ -19,11 +19,11 @@ from fake_cuda import Error, FakeCudart
 import l2c_export
 from l2c_export.artefact import manifest
 from l2c_export.backends import builds
+from l2c_export.backends.building import BuildSettings
 from l2c_export.backends.choose import open_backend
 from l2c_export.backends.contract import Request, SegmentFile
 from l2c_export.backends.cuda import device
-from l2c_export.backends.tensorrt.backend import MODULES
-from l2c_export.backends.tensorrt.builder import BuildSettings
+from l2c_export.backends.descriptors import BACKENDS
 from l2c_export.errors import ArtefactError, BackendError, MissingExtra, RunError, UsageError
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -87,7 +87,7 @@ def test_a_plan_that_the_library_does_not_take_is_one_line(cudart, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("backend", "module"), MODULES.items())
+@pytest.mark.parametrize(("backend", "module"), [(each.name, each.library) for each in BACKENDS if each.builder])
 def test_a_missing_library_is_named_with_its_extra(backend, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=rf"{module} is not installed: pip install 'l2c-export\[{backend}\]'"):

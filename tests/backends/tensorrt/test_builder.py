@@ -11,8 +11,8 @@ from helpers import compiled
 
 from l2c_export.artefact import manifest, store
 from l2c_export.backends import builds, units
-from l2c_export.backends.ports import Port, Range
-from l2c_export.backends.tensorrt.builder import LEVEL, Builder, BuildSettings
+from l2c_export.backends.building import BuildSettings, Port, Range
+from l2c_export.backends.tensorrt.builder import LEVEL, Builder
 from l2c_export.backends.tensorrt.monitor import Interrupt, monitor
 from l2c_export.backends.tensorrt.pointwise import give_to_myelin
 from l2c_export.backends.tensorrt.types import MOVES, fix_interface, stated
