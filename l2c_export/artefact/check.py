@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from ..ir.dtypes import BYTES
 from ..ir.graph import Value
-from ..weights.layout import WEIGHTS, Layout
+from ..weights.layout import CODES, WEIGHTS, Layout
 from .compiled import Compiled
 from .manifest import Manifest
 from .records import CallRecord, GraphRecord, Origin, SizeRecord
@@ -37,9 +37,10 @@ def problem(manifest: Manifest) -> str | None:
 
 def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _whole(manifest)
+    for name, tensor in manifest.denoiser.tensors.items():
+        if tensor.dtype not in CODES or not all(map(_is_size, tensor.shape)):
+            yield f"the weight {name!r} has no usable type: {tensor.dtype} of shape {tensor.shape}"
     yield from _files(manifest)
-    shapes = manifest.denoiser.tensors.items()
-    yield from (f"the weight {name!r} has no usable shape" for name, shape in shapes if not all(map(_is_size, shape)))
     for name, size in manifest.denoiser.sizes.items():
         yield from (f"size {name}: {wrong}" for wrong in _size(manifest, size))
     for name, program in manifest.programs.items():
@@ -72,7 +73,7 @@ def _files(manifest: Manifest) -> Iterator[str]:
     names |= {file for build in manifest.builds.values() for file in build.engines.values()}
     yield from (f"it does not list {name}, which it uses" for name in sorted(names - set(manifest.files)))
     if model.weights and WEIGHTS in manifest.files:
-        size = Layout(model.tensors, model.weight_types).bytes
+        size = Layout(model.tensors).bytes
         if manifest.files[WEIGHTS].bytes != size:
             yield f"its tensors make {size} bytes, {WEIGHTS} has {manifest.files[WEIGHTS].bytes}"
 
@@ -95,11 +96,10 @@ def _size(manifest: Manifest, size: SizeRecord) -> Iterator[str]:
 
 def _is_origin(manifest: Manifest, size: SizeRecord, origin: Origin, calls: int) -> bool:
     if origin.kind == "weight":
-        shape = manifest.denoiser.tensors.get(origin.of)
-        first, last = origin.first, origin.last
-        if not shape or (first is None and last is None):
-            return bool(shape)
-        return first is not None and last is not None and 0 <= first < last <= shape[0]
+        tensor, first, last = manifest.denoiser.tensors.get(origin.of), origin.first, origin.last
+        if not tensor or not tensor.shape or (first is None and last is None):
+            return bool(tensor and tensor.shape)
+        return first is not None and last is not None and 0 <= first < last <= tensor.shape[0]
     signs = {"state": (-MOST_HISTORY, 0), "cache": (-calls, -1), "later": (1, calls)}
     least, most = signs.get(origin.kind, (0, calls))
     known = PROVIDED.get(origin.kind, size.values)

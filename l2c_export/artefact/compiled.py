@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..ir.dtypes import BYTES, Types
+from ..ir.dtypes import BYTES
 from ..ir.graph import Value
 from ..support.words import counted
 from .records import (
@@ -76,10 +76,6 @@ class Compiled:
         return self.program.noise_scale or 1.0
 
     @property
-    def weight_types(self) -> Types:
-        return self.denoiser.weight_types
-
-    @property
     def constants(self) -> str | None:
         """The graph that runs once per loaded artefact."""
         return self.size.constants
@@ -144,12 +140,12 @@ class Compiled:
     def weight_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight tensor, or of some of its rows."""
         origin = self.size.origins[name]
-        first, *rest = self.denoiser.tensors[origin.of]
+        first, *rest = self.denoiser.tensors[origin.of].shape
         return (len(range(first)[origin.first : origin.last]), *rest)
 
     def tensor_bytes(self, weight: str) -> int:
         """Bytes of a weight tensor, or of some of its rows."""
-        return math.prod(self.weight_shape(weight)) * BYTES[self.weight_types.of(self.size.origins[weight].of)]
+        return math.prod(self.weight_shape(weight)) * BYTES[self.denoiser.tensors[self.size.origins[weight].of].dtype]
 
     def value_bytes(self, name: str, rows: int) -> int:
         """Bytes of any input or output of a node, for `rows` rows of the model's batch."""

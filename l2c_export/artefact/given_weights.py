@@ -8,16 +8,24 @@ from ..models.diffusers import pipeline_folder
 from ..weights import notes
 from ..weights.checkpoint import Checkpoint
 from ..weights.layout import Tensors
+from ..weights.recipe import Recipe
 from .manifest import Manifest
 
 
 def checkpoint(source: Path, manifest: Manifest) -> Checkpoint:
     """What `--weights` means for an artefact's model.  Raises WeightsError or ModelError for weights of another one."""
-    opened = pipeline_folder.checkpoint_for(source, manifest.denoiser.family, manifest.denoiser.arch)
+    opened = by_recipes(pipeline_folder.checkpoint_for(source, manifest.denoiser.family, manifest.denoiser.arch), manifest)
     notes.check_same(opened, manifest.denoiser.arch)
     return opened
 
 
+def by_recipes(opened: Checkpoint, manifest: Manifest) -> Checkpoint:
+    """The same under the names that are stored, if its own are those that the artefact's recipes name."""
+    recipes = {name: tensor.recipe or Recipe.of(name) for name, tensor in manifest.denoiser.tensors.items()}
+    named = {source.tensor for recipe in recipes.values() for source in recipe.sources}
+    return opened.made(recipes) if opened.shapes.keys() == named else opened
+
+
 def tensors(source: Path, manifest: Manifest) -> Tensors:
     """Name and values of every tensor of the model, from there."""
-    return checkpoint(source, manifest).tensors(manifest.denoiser.tensors)
+    return checkpoint(source, manifest).tensors(manifest.denoiser.shapes)

@@ -5,16 +5,15 @@ What not every artefact needs is left out where it is not used (UNSET).
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from ..ir.dtypes import BYTES, Types
 from ..ir.graph import Node, Value, unmade
 from ..support.words import counted
+from ..weights.recipe import TensorRecord
 
 FILE = "manifest.json"
 
@@ -159,19 +158,18 @@ class DenoiserRecord(Record, frozen=True, kw_only=True):
     weight_dtype: str
     fp32: tuple[str, ...]  # sublayers that are kept in float32
     weights: WeightsRecord | None
-    tensors: dict[str, tuple[int, ...]]
+    tensors: dict[str, TensorRecord]  # what is stored
     segments: dict[str, SegmentRecord]
     sizes: dict[str, SizeRecord]
 
     @property
-    def weight_types(self) -> Types:
-        return Types(self.weight_dtype, self.fp32)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     @property
     def weight_bytes(self) -> int:
         """Of all tensors."""
-        types = self.weight_types
-        return sum(math.prod(shape) * BYTES[types.of(name)] for name, shape in self.tensors.items())
+        return sum(tensor.bytes for tensor in self.tensors.values())
 
     def usual_labels(self, count: int) -> list[int]:
         """Labels for images of which it does not matter what they show."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..ir.dtypes import Types
 from ..ir.names import rows_of, split_at
 
 OLDEST = 1
@@ -38,7 +39,13 @@ def upgraded(raw: Raw) -> dict[str, Any]:
     size["graphs"] = {
         name: {key: value for key, value in graph.items() if key != "inputs"} for name, graph in raw["graphs"].items()
     }
-    denoiser = {**_only(raw, OF_DENOISER), **{key: value for key, value in model.items() if key != "latent"}}
+    types = Types(raw["weight_dtype"], tuple(raw["fp32"]))
+    tensors = {name: {"shape": shape, "dtype": types.of(name)} for name, shape in raw["tensors"].items()}
+    denoiser = {
+        **_only(raw, OF_DENOISER),
+        "tensors": tensors,
+        **{key: value for key, value in model.items() if key != "latent"},
+    }
     program = {"size": name, "schedule": "schedule.json", **_only(raw, OF_PROGRAM)}
     return {
         **rest,

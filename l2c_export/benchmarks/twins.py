@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..artefact.records import FILE, Build
 from ..errors import ArtefactError
 from ..schedules.schedule import Schedule
 from ..support.extras import needs_compiler
-from ..weights.layout import WEIGHTS
+from ..weights.layout import WEIGHTS, Layout
 from .contenders import OURS, PYTORCH, TWINS, Contender, backends
 
 
@@ -41,7 +42,7 @@ def contender(
 
 
 def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -> None:
-    """Compile an artefact again from its own schedule, model and weights, with other passes.
+    """Compile an artefact again from its own schedule and model, with other passes, over its own file of weights.
 
     The twin's manifest names the model and the weights as the artefact's does: they are the same.  With the same caching it has
     the same graphs; raises ArtefactError where it has not.
@@ -58,7 +59,6 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
         "schedule": str(schedule),
         "max_graphs": program.program.asked.max_graphs if program.program.asked else None,
         "model": str(model),
-        "weights": str(folder / WEIGHTS),
         "guidance": manifest.guidance.mode,
         "batch": manifest.batch,
         "precision": manifest.precision,
@@ -71,12 +71,23 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
     twin = compile_artefact(Options(out=out, **{**options, **changes}))
     if changes.get("cache", True) and distinct(twin.program()) != distinct(program):
         raise ArtefactError(f"{folder}: another release has merged its calls in another way: run l2c-export again")
-    named = msgspec.structs.replace(
-        manifest.denoiser, segments=twin.denoiser.segments, sizes=twin.denoiser.sizes, tensors=twin.denoiser.tensors
-    )
-    store.write_json(out / FILE, msgspec.structs.replace(twin, denoiser=named))
+    if Layout(twin.denoiser.tensors).header != Layout(manifest.denoiser.tensors).header:
+        raise ArtefactError(f"{folder}: another release has laid out its weights in another way: run l2c-export again")
+    share(folder / WEIGHTS, out / WEIGHTS)
+    named = msgspec.structs.replace(manifest.denoiser, segments=twin.denoiser.segments, sizes=twin.denoiser.sizes)
+    files = {**twin.files, WEIGHTS: manifest.files[WEIGHTS]}
+    store.write_json(out / FILE, msgspec.structs.replace(twin, denoiser=named, files=files))
     for build in manifest.builds.values():
         build_like(build, out)
+
+
+def share(file: Path, place: Path) -> None:
+    """The same file in another place: under a second name, or by a link where that is another file system."""
+    file = file.resolve()
+    try:
+        os.link(file, place)
+    except OSError:  # or one that has no second names
+        place.symlink_to(file)
 
 
 def distinct(compiled: Compiled) -> list[int]:

@@ -75,7 +75,7 @@ def compile_artefact(options: Options, report: Report = id, progress: Progress =
         report(line)
     lowered = lower(options, source, report)
     bodies = export_bodies(source.family, lowered.whole, progress)  # PyTorch -> ONNX, once per operation kind
-    layout = Layout(source.family.tensors(), options.weight_types)
+    layout = Layout(lowered.manifest.denoiser.tensors)
     with staging.staged(options.out, report) as folder:
         emit.write_models(folder, lowered.linked, bodies, layout)
         emit.write_schedules(folder, lowered.programs)

@@ -26,6 +26,7 @@ from ..ir.graph import FP32, WEIGHT, Graph, Value
 from ..ir.names import rows_of, split_at
 from ..schedules.schedule import Schedule
 from ..version import __version__
+from ..weights.recipe import records
 from .passes.place import caches, temporaries
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def denoiser(
         weight_dtype=DTYPES[options.precision],
         fp32=options.fp32,
         weights=weights_record(source),
-        tensors=family.tensors(),
+        tensors=records(family.tensors(), options.weight_types, source.checkpoint.recipes if source.checkpoint else {}),
         segments=segments,
         sizes=sizes,
     )

@@ -43,11 +43,12 @@ def write_decoder(folder: Path, source: Source, record: Manifest, report: Report
 
 def write_models(folder: Path, linked: Linked, bodies: models.Bodies, layout: Layout) -> None:
     """One ONNX file per segment and per distinct graph, and a fused form of the segments where it computes the same."""
+    is_half = any(tensor.dtype == "float16" for tensor in layout.tensors.values())
     (folder / "segments").mkdir()
     for name, segment in linked.segments.items():
         model = models.segment_model(name, segment, bodies)
         (folder / "segments" / f"{name}.onnx").write_bytes(model.SerializeToString())
-        if layout.types.dtype == "float16" and FP32 not in name and (second := fuse(model)):
+        if is_half and FP32 not in name and (second := fuse(model)):
             (folder / "segments" / f"{name}{FUSED}").write_bytes(second.SerializeToString())
     for name, graph in linked.whole.items():
         step = models.step_model(name, graph, bodies, layout)

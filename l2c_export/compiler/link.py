@@ -34,13 +34,13 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
     with staging.changed(folder, report) as stage:
         manifest = store.read(folder, verify=False)
         checkpoint = given_weights.checkpoint(Path(source), manifest) if seed is None else None
-        tensors = origin.tensors(manifest.denoiser.tensors, checkpoint, seed)
+        tensors = origin.tensors(manifest.denoiser.shapes, checkpoint, seed)
         assert tensors is not None
         pipeline = Path(source) if seed is None and (Path(source) / INDEX).is_file() else None
         if pipeline:
             _check_training(folder, pipeline, manifest.program().program)
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
-        places = layout.Layout(manifest.denoiser.tensors, manifest.denoiser.weight_types)
+        places = layout.Layout(manifest.denoiser.tensors)
         layout.write(stage / layout.WEIGHTS, places, tensors, progress("writing weights", places.bytes))
         written = {layout.WEIGHTS: integrity.info(stage / layout.WEIGHTS)}
         if pipeline and decoder:

@@ -54,10 +54,10 @@ def seconds(runs: Sequence[Run]) -> list[float]:
 
 def random_weights(compiled: Compiled) -> WeightView:
     """Weights for timing only: slices of one pool, a new place each time, since in the loop no weight is in the cache."""
-    tensors, types = compiled.denoiser.tensors, compiled.weight_types
-    sizes = [math.prod(shape) for shape in tensors.values()]
+    tensors = compiled.denoiser.tensors
+    sizes = [math.prod(tensor.shape) for tensor in tensors.values()]
     numbers = np.random.default_rng(0).standard_normal(max(2 * max(sizes), 2**24), np.float32) * np.float32(0.02)
-    pools = {dtype: rounded("random", numbers, dtype) for dtype in {types.of(name) for name in tensors}}
+    pools = {dtype: rounded("random", numbers, dtype) for dtype in {tensor.dtype for tensor in tensors.values()}}
     cursor = 0
 
     def view(name: str) -> np.ndarray:
@@ -66,6 +66,6 @@ def random_weights(compiled: Compiled) -> WeightView:
         size = int(np.prod(shape))
         start = cursor if cursor + size <= numbers.size else 0
         cursor = start + size
-        return np.reshape(pools[types.of(compiled.size.origins[name].of)][start:cursor], shape)
+        return np.reshape(pools[tensors[compiled.size.origins[name].of].dtype][start:cursor], shape)
 
     return view

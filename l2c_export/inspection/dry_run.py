@@ -70,6 +70,6 @@ def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, 
     bodies = export_bodies(source.family, lowered.whole)
     backend = open_backend(options.backend, Request(precision=options.precision)).backend
     with tempfile.TemporaryDirectory() as folder:
-        layout = Layout(source.family.tensors(), options.weight_types)
+        layout = Layout(lowered.manifest.denoiser.tensors)
         emit.write_models(Path(folder), lowered.linked, bodies, layout)
         return segment_times(Path(folder), lowered.manifest, backend, options.batch)

@@ -17,7 +17,7 @@ from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..models import families
 from ..support.words import counted
-from ..weights.layout import WEIGHTS, Layout, rounded
+from ..weights.layout import WEIGHTS, mapped, rounded
 from .eager import Denoiser, TracingDenoiser
 
 
@@ -92,12 +92,14 @@ class Reference:
 
 
 def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The artefact's weights, in the type in which they are stored."""
-    layout, memory = Layout(manifest.denoiser.tensors, manifest.denoiser.weight_types), np.fromfile(folder / WEIGHTS, np.uint8)
-    return {
-        name: torch.from_numpy(layout.view(memory, name)).view(getattr(torch, layout.types.of(name)))
-        for name in manifest.denoiser.tensors
-    }
+    """The artefact's weights, in the type in which they are stored: views of the file."""
+    view = mapped(folder / WEIGHTS, manifest.denoiser.tensors)
+    return {name: as_tensor(view(name)) for name in manifest.denoiser.tensors}
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """The same memory; PyTorch takes bfloat16 by its bits."""
+    return torch.from_numpy(array.view(f"i{array.itemsize}")).view(getattr(torch, str(array.dtype)))
 
 
 def checkpoint_tensors(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from ..artefact.records import SegmentRecord
 from ..backends.contract import ALIGNED, FUSED, Array, Backend, Engine, Run, SegmentFile, WeightView
 from ..ir.graph import Value
 from ..support.ending import stop
-from ..weights.layout import WEIGHTS, Layout
+from ..weights.layout import WEIGHTS, mapped
 
 
 class LoadedArtefact(NamedTuple):
@@ -78,13 +78,8 @@ def segment_file(folder: Path, manifest: Manifest, segment: SegmentRecord) -> Se
 
 
 def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:
-    """Weights by name, as views of the file.
-
-    Nothing writes to them; the mapping is copy-on-write because some libraries do not take read-only memory.
-    """
-    layout = Layout(manifest.denoiser.tensors, manifest.denoiser.weight_types)
-    memory = np.memmap(folder / WEIGHTS, mode="c")
-    return lambda name: layout.view(memory, name)
+    """An artefact's weights by name, as views of the file."""
+    return mapped(folder / WEIGHTS, manifest.denoiser.tensors)
 
 
 def filled(backend: Backend, values: np.ndarray) -> Array:

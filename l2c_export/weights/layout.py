@@ -1,30 +1,31 @@
 """The one copy of the weights: `weights.safetensors`, written tensor by tensor and read through a memory map.
 
-Its layout follows from the names and shapes alone (sorted by name, no gaps), so step graphs can point into
+Its layout follows from the names, shapes and types alone (sorted by name, no gaps), so step graphs can point into
 it before there are any weights, and weights can be bound or swapped later without touching a graph.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import WeightsError
-from ..ir.dtypes import BYTES, Types
+from ..ir.dtypes import BYTES
 from ..ir.names import rows_of
 from ..support.files import replacing
 from ..support.progress import Step, unsaid
 from ..support.words import counted
+from .recipe import Shape, TensorRecord
 
 WEIGHTS = "weights.safetensors"
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we write
 
-
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, Shape]
 Tensors = Iterable[tuple[str, np.ndarray]]
 
 
@@ -37,41 +38,48 @@ class Place(NamedTuple):
 
 
 class Layout:
-    """The file's header and the place of every weight, for tensors of the given shapes and types."""
+    """The file's header and the place of every weight."""
 
-    def __init__(self, shapes: Shapes, types: Types = Types()) -> None:  # noqa: B008  (frozen)
-        self.types = types
+    def __init__(self, tensors: Mapping[str, TensorRecord]) -> None:
+        self.tensors = tensors
         table: dict[str, dict[str, object]] = {}
         position = 0
         starts: dict[str, int] = {}
-        for name in sorted(shapes):
-            size = BYTES[types.of(name)] * int(np.prod(shapes[name]))
-            table[name] = {
-                "dtype": CODES[types.of(name)],
-                "shape": list(shapes[name]),
-                "data_offsets": [position, position + size],
-            }
-            starts[name] = position
-            position += size
+        for name, tensor in sorted(tensors.items()):
+            end = position + tensor.bytes
+            table[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+            starts[name], position = position, end
         text = json.dumps(table, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % 64)
         self.header = len(text).to_bytes(8, "little") + text
         self.bytes = len(self.header) + position
         self._starts = {name: len(self.header) + start for name, start in starts.items()}
-        self._shapes = dict(shapes)
+
+    def dtype(self, weight: str) -> str:
+        """The type of "name" or of "name[first:last]"."""
+        return self.tensors[rows_of(weight)[0]].dtype
 
     def place(self, weight: str) -> Place:
         """The place of "name" or of "name[first:last]"."""
         name, rows = rows_of(weight)
-        shape = self._shapes[name]
-        row = BYTES[self.types.of(name)] * int(np.prod(shape[1:]))
+        shape = self.tensors[name].shape
+        row = BYTES[self.tensors[name].dtype] * math.prod(shape[1:])
         first, last, _ = rows.indices(shape[0])
         return Place(self._starts[name] + first * row, (last - first, *shape[1:]), (last - first) * row)
 
     def view(self, memory: np.ndarray, weight: str) -> np.ndarray:
         """The weight as an array inside `memory`, the file's bytes."""
         offset, shape, size = self.place(weight)
-        return memory[offset : offset + size].view(self.types.of(weight)).reshape(shape)
+        return memory[offset : offset + size].view(self.dtype(weight)).reshape(shape)
+
+
+def mapped(path: Path, tensors: Mapping[str, TensorRecord]) -> Callable[[str], np.ndarray]:
+    """Weights by name, as views of the file.
+
+    Nothing writes to them; the mapping is copy-on-write because some libraries do not take read-only memory.
+    """
+    layout, memory = Layout(tensors), np.memmap(path, mode="c")
+    return lambda weight: layout.view(memory, weight)
 
 
 def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> None:
@@ -80,7 +88,7 @@ def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> 
         file.write(layout.header)
         step(len(layout.header))
         for name, value in tensors:
-            data = rounded(name, value, layout.types.of(name))
+            data = rounded(name, value, layout.tensors[name].dtype)
             file.write(data.reshape(-1).view(np.uint8).data)  # bfloat16 is no type of buffers
             step(data.nbytes)
 

@@ -6,10 +6,13 @@ asked for.  The last step, rounding to the type that is stored, belongs to the f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
+
+from ..ir.dtypes import BYTES, Types
 
 Shape = tuple[int, ...]
 Read = Callable[[str], np.ndarray]  # a tensor of a checkpoint, by its name
@@ -93,3 +96,21 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
             joined[(slice(None),) * self.axis + (slice(position, position + length),)] = part
             position += length
         return joined
+
+
+class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor as it is stored, and what of a checkpoint it is made of, where that is not the tensor of its own name."""
+
+    shape: Shape
+    dtype: str
+    recipe: Recipe | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def bytes(self) -> int:
+        return BYTES[self.dtype] * math.prod(self.shape)
+
+
+def records(shapes: Mapping[str, Shape], types: Types, recipes: Mapping[str, Recipe]) -> dict[str, TensorRecord]:
+    """A model's tensors as they are stored, for a checkpoint that has these recipes."""
+    told = {name: recipe for name, recipe in recipes.items() if recipe != Recipe.of(name)}
+    return {name: TensorRecord(shape, types.of(name), told.get(name, msgspec.UNSET)) for name, shape in shapes.items()}

@@ -32,6 +32,7 @@ from small_pipelines import (
 
 import l2c_export
 from l2c_export.artefact import integrity, store
+from l2c_export.artefact.manifest import FILE
 from l2c_export.artefact.records import Build
 from l2c_export.cli.main import l2c
 from l2c_export.compiler.compile import compile_artefact
@@ -40,6 +41,7 @@ from l2c_export.compiler.onnx import decoder as vae
 from l2c_export.compiler.request import Options
 from l2c_export.errors import ArtefactError, MissingExtra, WeightsError
 from l2c_export.support import extras
+from l2c_export.weights.recipe import Recipe, TensorSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -87,6 +89,54 @@ def test_a_fine_tune_has_the_names_of_diffusers_too(world, tmp_path, how):
     assert (again / "weights.safetensors").read_bytes() == want
     for weights, code in ((tuned, 0), (str(tmp_path / "other"), 0), (str(world.folder), 1)):
         assert CliRunner().invoke(l2c, ["verify", str(again), "--weights", weights]).exit_code == code
+
+
+def test_what_was_stored_says_what_it_is_made_of(world, tmp_path):
+    """From a folder of diffusers; weights under the reference's own names need no word, and bind as well."""
+    tensors = store.read(world.compiled()).denoiser.tensors
+    heads = [source.tensor for source in tensors["blocks.0.attn.qkv.weight"].recipe.sources]
+    assert heads == [f"transformer_blocks.0.attn1.to_{head}.weight" for head in "qkv"]
+    assert tensors["pos_embed"].recipe == Recipe.of("pos_embed.pos_embed")
+    assert all(tensor.recipe for tensor in tensors.values()), "no name is the same there"
+    shutil.copytree(world.compiled(), tmp_path / "e")
+    shutil.copy(tmp_path / "e/weights.safetensors", tmp_path / "own.safetensors")
+    want = weights_of(tmp_path / "e")
+    bind(tmp_path / "e", "random:5")
+    assert store.read(tmp_path / "e").denoiser.tensors == tensors
+    bind(tmp_path / "e", str(tmp_path / "own.safetensors"))
+    assert weights_of(tmp_path / "e") == want
+
+
+def test_weights_under_the_names_of_a_recipe_are_bound_by_it(copy, tmp_path):
+    """As of a model that has no code of ours for its names."""
+    want, manifest = weights_of(copy), store.read(copy)
+    own = load_file(copy / "weights.safetensors")
+    tensors, name = dict(manifest.denoiser.tensors), "blocks.0.mlp.fc1.weight"
+    parts = TensorSource(f"{name}.low"), TensorSource("all", 1, 2), TensorSource(f"{name}.high")
+    tensors[name] = msgspec.structs.replace(tensors[name], recipe=Recipe(parts))
+    denoiser = msgspec.structs.replace(manifest.denoiser, tensors=tensors)
+    store.write_json(copy / FILE, msgspec.structs.replace(manifest, denoiser=denoiser))
+    whole = own.pop(name)
+    own[f"{name}.low"], own[f"{name}.high"] = whole[:3].clone(), whole[4:].clone()
+    own["all"] = torch.stack([whole[0], whole[3]])
+    save_file(own, tmp_path / "w.safetensors")
+    bind(copy, "random:9")
+    assert weights_of(copy) != want
+    bind(copy, str(tmp_path / "w.safetensors"))
+    assert weights_of(copy) == want
+    for changed, says in (
+        ({"more": torch.zeros(1)}, "blocks.0.mlp.fc1.weight is missing; all is not part of the model"),
+        (
+            {"all": torch.zeros(1, 8)},
+            "does not fit its model, for blocks.0.mlp.fc1.weight: all has shape [1, 8]: there is no 1 to 2",
+        ),
+    ):
+        save_file({**own, **changed}, tmp_path / "other.safetensors")
+        with pytest.raises(WeightsError) as error:
+            bind(copy, str(tmp_path / "other.safetensors"))
+        assert says in str(error.value)
+        assert "\n" not in str(error.value)
+    assert weights_of(copy) == want
 
 
 def test_a_fine_tune_of_another_model_is_refused(world, tmp_path):

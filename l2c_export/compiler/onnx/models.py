@@ -95,7 +95,7 @@ def _typed(name: str, value: Value) -> onnx.ValueInfoProto:
 
 def _external(weight: str, layout: Layout) -> TensorProto:
     place = layout.place(weight)
-    tensor = TensorProto(name=weight, data_type=TYPES[layout.types.of(weight)], dims=place.shape)
+    tensor = TensorProto(name=weight, data_type=TYPES[layout.dtype(weight)], dims=place.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, entry in (("location", WEIGHTS), ("offset", str(place.offset)), ("length", str(place.bytes))):
         tensor.external_data.add(key=key, value=entry)

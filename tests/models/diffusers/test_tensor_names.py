@@ -18,6 +18,7 @@ from l2c_export.models.diffusers import pipeline_folder
 from l2c_export.models.diffusers.tensor_names import TransformerConfig, position_embedding, recipes, renamed
 from l2c_export.weights import layout
 from l2c_export.weights.checkpoint import Checkpoint, open_checkpoint
+from l2c_export.weights.recipe import records
 
 LINEAR = {
     "attn.proj": "attn1.to_out.0", "mlp.fc1": "ff.net.0.proj", "mlp.fc2": "ff.net.2", "adaLN_modulation.1": "norm1.linear",
@@ -80,7 +81,7 @@ def test_folders_give_the_bits_that_concatenation_gives(tmp_path, form, depth, h
     for name, value in folder.checkpoint.tensors(family.tensors()):
         assert np.array_equal(value.view(np.uint32), want[name].view(np.uint32)), name
     for dtype in ("float32", "bfloat16", "float16"):
-        places = layout.Layout(family.tensors(), Types(dtype))
+        places = layout.Layout(records(family.tensors(), Types(dtype), folder.checkpoint.recipes))
         for file, tensors in (("made", folder.checkpoint.tensors(family.tensors())), ("want", sorted(want.items()))):
             layout.write(tmp_path / file, places, tensors)
         assert (tmp_path / "made").read_bytes() == (tmp_path / "want").read_bytes()
