@@ -31,6 +31,7 @@ from l2c_export.inspection import view
 from l2c_export.models import lookup
 from l2c_export.runtime.pipeline import load
 from l2c_export.schedules import schedule
+from l2c_export.weights.recipe import TensorRecord
 
 
 class Hostile(NamedTuple):
@@ -385,7 +386,7 @@ def _changes(manifest: Manifest) -> dict[str, dict[str, object]]:
         "other-graph": {"calls": (*calls[:-1], replace(last, graph="prologue"))},
         "far-cache": {"calls": (*calls[:-1], replace(last, reads=dict.fromkeys(last.reads, 10**6)))},
         "unread-cache": {"calls": (*calls[:-1], replace(last, reads={}))},
-        "tensors": {"tensors": {**manifest.denoiser.tensors, "more": (2**40,)}},
+        "tensors": {"tensors": {**manifest.denoiser.tensors, "more": TensorRecord((2**40,), "float32")}},
         "rows": {"origins": {**origins, "pos_embed[5:99999999999]": Origin("weight", "pos_embed", 0, 5, 99999999999)}},
         "nowhere": {"origins": {}},
         "far-row": {"origins": {n: replace(o, offset=2**40) for n, o in origins.items()}},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import os
 import random
 import re
 import shutil
@@ -20,6 +22,7 @@ from click.testing import CliRunner
 from helpers import case
 from manifests import changed
 
+import l2c_export
 from l2c_export.artefact import store
 from l2c_export.benchmarks import bench, measured, plot, report
 from l2c_export.benchmarks.contenders import BenchRequest, Contender, chosen
@@ -352,9 +355,44 @@ def test_a_twin_is_the_same_model_with_the_same_weights(tiny, tmp_path):
     manifest = link.bind(tmp_path / "random", "random:1")
     compile_twin(tmp_path / "random", manifest, tmp_path / "twin", cache=False)
     twin = store.read(tmp_path / "twin")
-    assert (twin.model, twin.weights, twin.passes) == (manifest.denoiser, manifest.denoiser.weights, manifest.passes)
+    for field in ("family", "name", "arch", "weights", "tensors"):
+        assert getattr(twin.denoiser, field) == getattr(manifest.denoiser, field)
+    assert twin.passes == manifest.passes
     assert twin.files["weights.safetensors"] == manifest.files["weights.safetensors"]
     assert not any(call.reused for call in twin.program().calls)
+
+
+@pytest.mark.parametrize("linked", ["shared", "static"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_twin_has_no_weights_of_its_own(tiny, tmp_path, monkeypatch, linked, elsewhere):
+    """The same file under a second name; on another file system a link to it."""
+
+    def another_system(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    own = tiny[0] / "weights.safetensors"
+    if elsewhere:
+        monkeypatch.setattr(os, "link", another_system)
+    before = own.read_bytes()
+    compile_twin(tiny[0], changed(store.read(tiny[0]), link=linked), tmp_path / "twin", hoist=False)
+    theirs = tmp_path / "twin" / "weights.safetensors"
+    assert theirs.is_symlink() is elsewhere
+    assert theirs.samefile(own)
+    with l2c_export.load(tiny[0]) as ours, l2c_export.load(tmp_path / "twin") as other:
+        want, got = (pipe([1], 2.0, seed=3).latents for pipe in (ours, other))
+        assert np.abs(want - got).max() < 1e-5 * np.abs(want).max()
+    shutil.rmtree(tmp_path / "twin")
+    assert own.read_bytes() == before
+
+
+def test_weights_that_another_release_laid_out_otherwise_are_not_shared(tiny, tmp_path):
+    manifest = store.read(tiny[0])
+    tensors = dict(manifest.denoiser.tensors)
+    tensors["renamed"] = tensors.pop("pos_embed")
+    other = changed(manifest, tensors=tensors)
+    with pytest.raises(ArtefactError, match="laid out its weights in another way: run l2c-export again"):
+        compile_twin(tiny[0], other, tmp_path / "twin", fold=False)
+    assert not (tmp_path / "twin" / "weights.safetensors").exists()
 
 
 @pytest.fixture(scope="module")
