@@ -84,8 +84,9 @@ def fill_desk(tiny):
 
 
 def invoke(line: str, **given):
-    """A command in this process."""
-    return CliRunner().invoke(main.l2c, shlex.split(line), **given)
+    """A command in this process.  Another schedule takes the place of that of GOOD, instead of being one more program."""
+    others = line.count("--schedule ") > 1
+    return CliRunner().invoke(main.l2c, shlex.split(line.replace("--schedule router.pt ", "", 1) if others else line), **given)
 
 
 def started(line: str, cache: str = "", **given) -> subprocess.Popen:

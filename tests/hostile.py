@@ -362,7 +362,7 @@ def _external(folder: Path, which: str, location: str) -> str:
 
 def _changes(manifest: Manifest) -> dict[str, dict[str, object]]:
     replace = msgspec.structs.replace
-    calls, graphs, values = manifest.program().calls, manifest.program().graphs, manifest.program().values
+    calls, graphs, values = manifest.program().calls, manifest.program().graphs, manifest.program().size.values
     step, graph = calls[0].graph, graphs[calls[0].graph]
     last, origins = calls[-1], manifest.program().size.origins
     name = next(iter(graph.slots))

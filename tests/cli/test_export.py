@@ -44,7 +44,7 @@ def test_an_option_reaches_the_artefact(new, options, says):
 def test_what_caches_nothing_needs_no_schedule(desk):
     done = invoke("export --model config.json --weights random --no-cache --steps 3 --out new")
     assert done.exit_code == 0, done.stderr
-    assert all(len(call.computed) == 6 for call in store.read(Path("new")).calls)
+    assert all(len(call.computed) == 6 for call in store.read(Path("new")).program().calls)
 
 
 def test_the_price_of_fewer_graphs_is_said(new):

@@ -161,7 +161,7 @@ WHOLE = {"y", "rows", "conditional", "unconditional"}
 def test_activations_are_narrow_and_the_sampler_is_float32(half, precision):
     manifest = store.read(half(precision))
     assert (manifest.precision, manifest.denoiser.weight_dtype) == (precision, NAMES[precision])
-    types = {name: value.dtype for name, value in manifest.program().values.items()}
+    types = {name: value.dtype for name, value in manifest.program().size.values.items()}
     assert {name for name, kind in types.items() if kind == "int32"} == WHOLE
     assert {types[name] for name in ALWAYS_WIDE} == {"float32"}
     others = {name: kind for name, kind in types.items() if name not in ALWAYS_WIDE | WHOLE}

@@ -123,19 +123,17 @@ def test_what_folding_saves_for_the_released_routers(name):
     router = str(REFERENCE / name / "router.pt")
 
     def traffic(**options):
-        manifest = lowered(schedule=router, **options)
-        return manifest, [
-            sum(manifest.program().value_bytes(n, 2) for n in (*c.reads, *c.writes)) for c in manifest.program().calls
-        ]
+        program = lowered(schedule=router, **options).program()
+        return program, [sum(program.value_bytes(n, 2) for n in (*c.reads, *c.writes)) for c in program.calls]
 
-    manifest, folded = traffic()
+    program, folded = traffic()
     _, plain = traffic(fold=False)
     assert sum(folded) <= RELEASED[name] * sum(plain)
-    for call in manifest.program().calls:
-        assert len(call.reads) == runs(call.reused, manifest.denoiser)
-    if manifest.denoiser.family == "dit":
-        in_loop = max(graph_weight_bytes(manifest, call.graph) for call in manifest.program().calls)
-        assert in_loop <= 0.67 * sum(map(manifest.program().tensor_bytes, manifest.denoiser.tensors))
+    for call in program.calls:
+        assert len(call.reads) == runs(call.reused, program.denoiser)
+    if program.denoiser.family == "dit":
+        in_loop = max(graph_weight_bytes(program, call.graph) for call in program.calls)
+        assert in_loop <= 0.67 * program.denoiser.weight_bytes
 
 
 def runs(reused, model) -> int:
