@@ -30,7 +30,7 @@ def compiled(name: str, folder: Path, **options) -> Path:
     return folder
 
 
-def parse(text: str, sublayers: tuple[str, ...] = ()) -> Graph:
+def parse(text: str, sublayers: tuple[str | tuple[str, ...], ...] = ()) -> Graph:
     """A graph from ONNX text.  Quoted names may hold dots and @.
 
     An input's kind follows from its name: w* is a weight, t a timestep, y labels, row* hoisted, *@-k cached, the rest is
@@ -57,7 +57,12 @@ def parse(text: str, sublayers: tuple[str, ...] = ()) -> Graph:
     nodes = tuple(Node(n.op_type, name(n.output[0]), tuple(map(name, n.input)), tuple(map(name, n.output))) for n in plain.node)
     values = {name(i.name): Value(("R",), kind=kind(name(i.name))) for i in plain.input}
     values |= {o: Value(("R",)) for n in nodes for o in n.outputs}
-    return Graph(nodes, values, tuple(name(o.name) for o in plain.output), sublayers)
+    return Graph(nodes, values, tuple(name(o.name) for o in plain.output), _columns(sublayers))
+
+
+def _columns(sublayers: tuple[str | tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    """A sublayer of one value may be written as that."""
+    return tuple((each,) if isinstance(each, str) else each for each in sublayers)
 
 
 def lines(graph: Graph) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from ..ir.graph import Node, Value, unmade
+from ..ir.graph import Node, Primitive, Value, unmade
 from ..support.words import counted
 from ..weights.recipe import TensorRecord
 
@@ -54,11 +54,17 @@ class WeightsRecord(Record, frozen=True, kw_only=True):
 
 
 class SegmentRecord(Record, frozen=True, kw_only=True):
-    """A compiled unit: its file, and the names of its inputs and outputs in the order of its callers'."""
+    """A compiled unit: its file, and the names of its inputs and outputs in the order of its callers'.
+
+    The primitives say all that it computes; an artefact of format 1 has none.
+    """
 
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    kind: str  # of the family's operation that it holds: "attn", or "sum" for residual arithmetic alone
+    precision: str  # the type that it is to be computed in: the weights', or float32 for an island
+    primitives: tuple[Primitive, ...] | msgspec.UnsetType = msgspec.UNSET
     flops: int  # per row of the model's batch
 
 

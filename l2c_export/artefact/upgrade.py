@@ -18,6 +18,8 @@ KINDS = {
     "x": "state", "base": "state", "x.data": "state", "rows": "index", "conditional": "index", "unconditional": "index",
     "guidance": "guidance", "coefficients": "coefficients", "t": "time", "y": "request",
 }  # fmt: skip
+ISLAND = "_fp32"  # ended the operation of a sublayer that is kept in float32
+ISLANDS = ("update", "multistep", "data", "final", "time", "condition")  # were computed in it by themselves
 OF_PROGRAM = ("sampler", "steps", "calls", "cache_bytes", "history", "noise_scale", "asked")
 OF_SIZE = ("values", "graphs", "constants", "prologue")
 OF_DENOISER = ("weight_dtype", "fp32", "weights", "tensors", "segments")
@@ -41,11 +43,9 @@ def upgraded(raw: Raw) -> dict[str, Any]:
     }
     types = Types(raw["weight_dtype"], tuple(raw["fp32"]))
     tensors = {name: {"shape": shape, "dtype": types.of(name)} for name, shape in raw["tensors"].items()}
-    denoiser = {
-        **_only(raw, OF_DENOISER),
-        "tensors": tensors,
-        **{key: value for key, value in model.items() if key != "latent"},
-    }
+    segments = {name: _segment(name, record, raw["weight_dtype"]) for name, record in raw["segments"].items()}
+    own = {key: value for key, value in model.items() if key != "latent"}
+    denoiser = {**_only(raw, OF_DENOISER), **own, "tensors": tensors, "segments": segments}
     program = {"size": name, "schedule": "schedule.json", **_only(raw, OF_PROGRAM)}
     return {
         **rest,
@@ -59,6 +59,14 @@ def upgraded(raw: Raw) -> dict[str, Any]:
 
 def _only(raw: Raw, keys: tuple[str, ...]) -> dict[str, Any]:
     return {key: raw[key] for key in keys if key in raw}
+
+
+def _segment(name: str, record: Raw, dtype: str) -> dict[str, Any]:
+    """What its name said: "attn_fp32-mul-add.3f2a9c"."""
+    first = name.partition(".")[0].partition("-")[0]
+    kind = first.removesuffix(ISLAND)
+    island = kind != first or kind in ISLANDS
+    return {**record, "kind": "sum" if kind in ("add", "mul") else kind, "precision": "float32" if island else dtype}
 
 
 def _origins(raw: Raw) -> Iterator[tuple[str, list[Any]]]:

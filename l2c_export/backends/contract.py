@@ -46,6 +46,7 @@ class SegmentFile(NamedTuple):
     outputs: tuple[str, ...]
     info: FileInfo | None = None
     fused: FileInfo | None = None  # its second form, if there is one
+    island: bool = False  # computed in float32 whatever the precision
     weights_inside: bool = False  # a model of its own, in float32
 
     def read(self, fused: bool = False) -> bytes:

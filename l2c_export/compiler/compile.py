@@ -21,6 +21,7 @@ from .describe import Planned
 from .dump import stages
 from .emit import bind_weights, write_decoder
 from .onnx.export import export_bodies
+from .onnx.fuse import fused_bodies
 from .passes.calls import specialise_calls
 from .passes.hoist import Hoisted, hoist
 from .passes.merge_calls import share_graphs
@@ -44,16 +45,16 @@ class Lowered:
 def lower(options: Options, source: Source, report: Report = id) -> Lowered:
     """From a model and its schedules to segments, step graphs and the manifest."""
     history = history_of(source)
-    whole, flops = record(source.family, options.weight_types, history)  # the uncached call as a graph
+    whole = record(source.family, options.weight_types, history)  # the uncached call as a graph
     check(whole, "record")
     shared = [
-        share_graphs(source, s, options.max_graphs, flops, report) for s in source.schedules
+        share_graphs(source, s, options.max_graphs, whole, report) for s in source.schedules
     ]  # perhaps fewer distinct calls
     parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, whole)  # what leaves the loop
     calls = specialise_calls(parts.call, [program.plan for program in shared], options.fold)  # one graph per distinct call
     linked = cut(parts, calls)  # into segments; equal ones are one
     programs = describe.planned(source.schedules, shared, linked)
-    manifest = describe.describe(options, source, programs, linked, flops)  # buffers get their places
+    manifest = describe.describe(options, source, programs, linked)  # buffers get their places
     kinds, count = counted(len(linked.segments), "segment"), sum(len(program.graphs) for program in programs)
     report(f"{counted(count, 'call')}: {counted(len(calls), 'distinct graph')} of {kinds}")
     return Lowered(whole, linked, programs, manifest, stages(whole, parts, calls))
@@ -74,10 +75,11 @@ def compile_artefact(options: Options, report: Report = id, progress: Progress =
     for line in source.describe():
         report(line)
     lowered = lower(options, source, report)
-    bodies = export_bodies(source.family, lowered.whole, progress)  # PyTorch -> ONNX, once per operation kind
+    bodies = export_bodies(lowered.whole.bodies, progress)  # PyTorch -> ONNX, once per operation kind
+    second = fused_bodies(lowered.whole.bodies, options.weight_types.dtype)  # the same for ONNX Runtime on a GPU
     layout = Layout(lowered.manifest.denoiser.tensors)
     with staging.staged(options.out, report) as folder:
-        emit.write_models(folder, lowered.linked, bodies, layout)
+        emit.write_models(folder, lowered.linked, bodies, second, layout)
         emit.write_schedules(folder, lowered.programs)
         bind_weights(folder, source, layout, report, progress)
         write_decoder(folder, source, lowered.manifest, report)

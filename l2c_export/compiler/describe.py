@@ -22,11 +22,12 @@ from ..artefact.records import (
     WeightsRecord,
 )
 from ..ir.dtypes import DTYPES
-from ..ir.graph import FP32, WEIGHT, Graph, Value
+from ..ir.graph import WEIGHT, Graph, Value
 from ..ir.names import rows_of, split_at
 from ..schedules.schedule import Schedule
 from ..version import __version__
 from ..weights.recipe import records
+from .passes.flatten import flatten
 from .passes.place import caches, temporaries
 
 if TYPE_CHECKING:
@@ -58,10 +59,8 @@ def planned(schedules: Sequence[Schedule], shared: Sequence[Shared], linked: Lin
     )
 
 
-def describe(
-    options: Options, source: Source, programs: Sequence[Planned], linked: Linked, flops: Mapping[str, int]
-) -> Manifest:
-    """The manifest, without the files' hashes.  `flops` are those of every operation kind, per row."""
+def describe(options: Options, source: Source, programs: Sequence[Planned], linked: Linked) -> Manifest:
+    """The manifest, without the files' hashes."""
     values = value_types(linked.graphs)
     size = {name: value.row_bytes for name, value in values.items()}
     latent = source.family.latent
@@ -85,16 +84,14 @@ def describe(
         backend=options.backend,
         link=options.link,  # type: ignore[arg-type]
         passes=tuple(name for name in ("hoist", "fold") if getattr(options, name)),
-        denoiser=denoiser(options, source, segment_records(linked, flops), {name: record}),
+        denoiser=denoiser(options, source, linked, {name: record}),
         decoder=autoencoder.describe(source.vae, latent[0], source.own_vae) if source.vae else msgspec.UNSET,
         programs={str(p.schedule.steps): program_record(options, p, name, linked, size) for p in programs},
         files={},
     )
 
 
-def denoiser(
-    options: Options, source: Source, segments: dict[str, SegmentRecord], sizes: dict[str, SizeRecord]
-) -> DenoiserRecord:
+def denoiser(options: Options, source: Source, linked: Linked, sizes: dict[str, SizeRecord]) -> DenoiserRecord:
     family = source.family
     return DenoiserRecord(
         family=family.name,
@@ -109,7 +106,7 @@ def denoiser(
         fp32=options.fp32,
         weights=weights_record(source),
         tensors=records(family.tensors(), options.weight_types, source.checkpoint.recipes if source.checkpoint else {}),
-        segments=segments,
+        segments={name: segment_record(options, name, segment) for name, segment in linked.segments.items()},
         sizes=sizes,
     )
 
@@ -144,16 +141,17 @@ def program_record(options: Options, program: Planned, name: str, linked: Linked
     )
 
 
-def segment_records(linked: Linked, flops: Mapping[str, int]) -> dict[str, SegmentRecord]:
-    return {
-        name: SegmentRecord(
-            file=f"segments/{name}.onnx",
-            inputs=segment.inputs,
-            outputs=segment.outputs,
-            flops=sum(flops[node.op.removesuffix(FP32)] for node in segment.nodes),
-        )
-        for name, segment in linked.segments.items()
-    }
+def segment_record(options: Options, name: str, segment: Graph) -> SegmentRecord:
+    flat = flatten(segment)
+    return SegmentRecord(
+        file=f"segments/{name}.onnx",
+        inputs=segment.inputs,
+        outputs=segment.outputs,
+        kind=flat.kind,
+        precision=flat.precision(DTYPES[options.precision]),
+        primitives=flat.primitives,
+        flops=flat.flops,
+    )
 
 
 def compilation_record(options: Options, schedule: Schedule) -> CompilationRecord | msgspec.UnsetType:

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 from ..artefact import autoencoder
 from ..artefact.manifest import Manifest
 from ..backends.contract import FUSED
-from ..ir.graph import FP32
 from ..support.files import Report
 from ..support.progress import Progress
 from ..weights import origin
 from ..weights.layout import WEIGHTS, Layout, write
 from .onnx import decoder, models
-from .onnx.fuse import fuse
 
 if TYPE_CHECKING:
     from .describe import Planned
@@ -41,14 +39,14 @@ def write_decoder(folder: Path, source: Source, record: Manifest, report: Report
         decoder.write(source.vae, record.decoder, source.family.latent[0], folder / record.decoder.file)
 
 
-def write_models(folder: Path, linked: Linked, bodies: models.Bodies, layout: Layout) -> None:
-    """One ONNX file per segment and per distinct graph, and a fused form of the segments where it computes the same."""
-    is_half = any(tensor.dtype == "float16" for tensor in layout.tensors.values())
+def write_models(folder: Path, linked: Linked, bodies: models.Bodies, fused: models.Bodies, layout: Layout) -> None:
+    """One ONNX file per segment and per distinct graph, and a second one of the segments with `fused` operations."""
     (folder / "segments").mkdir()
     for name, segment in linked.segments.items():
         model = models.segment_model(name, segment, bodies)
         (folder / "segments" / f"{name}.onnx").write_bytes(model.SerializeToString())
-        if is_half and FP32 not in name and (second := fuse(model)):
+        if any(node.op in fused for node in segment.nodes):
+            second = models.segment_model(name, segment, {**bodies, **fused})
             (folder / "segments" / f"{name}{FUSED}").write_bytes(second.SerializeToString())
     for name, graph in linked.whole.items():
         step = models.step_model(name, graph, bodies, layout)

@@ -1,59 +1,58 @@
-"""The first stage: a family's call recorded as a graph, shapes and FLOPs from running it without data."""
+"""The first stage: a family's call recorded as a graph, and what each of its operations computes in primitives."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from typing import Any
 
 from ..ir.dtypes import Types
-from ..ir.graph import COEFFICIENTS, FP32, GUIDANCE, INDEX, INNER, REQUEST, STATE, TIME, WEIGHT, Graph, Node, Value
+from ..ir.graph import COEFFICIENTS, GUIDANCE, INDEX, REQUEST, STATE, TIME, WEIGHT, Body, Graph, Node, Primitive, Value
 from ..ir.names import at
-from ..models.family import Family, operation_of
+from ..ir.primitives import infer
+from ..models import layers
+from ..models.family import Family, Operation
+from ..models.tape import body
 from ..models.updates import UPDATES
 
-# Batch sizes for recording: primes that no model has as a width, so that they mark the batch axes.
-# Two rows per image, as with guidance, so that FLOPs per row also hold for what runs once per image.
-IMAGES, ROWS = 3967, 7919
+PLAIN = {"Mul": "mul", "Add": "add"}  # residual arithmetic, and the primitives that it is
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A value while recording: its name, and a tensor without data that knows its shape."""
+    """A value while recording."""
 
     name: str
-    meta: Tensor
+    value: Value
 
 
 @dataclass
 class Recorder:
-    """A Runner that records nodes.  Shapes come from running the functions without data."""
+    """A Runner that records nodes."""
 
     family: Family
     types: Types  # of weights; activations follow
     nodes: list[Node] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
-    flops: dict[str, int] = field(default_factory=dict)  # per row of the model's batch, of every operation
+    bodies: dict[str, Body] = field(default_factory=dict)
+    sublayers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each makes
 
-    def input(self, name: str, kind: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Traced:
-        return self._made(name, torch.empty(shape, dtype=dtype, device="meta"), kind)
+    def input(self, name: str, kind: str, shape: tuple[int | str, ...], dtype: str = "float32") -> Traced:
+        return self._made(name, Value(shape, dtype, kind))
 
-    def __call__(self, op: str, *inputs: Traced, at: str = "") -> Traced:
+    def __call__(self, op: str, *inputs: Traced, at: str = "") -> Any:
         return self._segment(op, f"{at}.{op}" if at else op, inputs, at)
 
-    def sublayer(self, op: str, *inputs: Traced, at: str) -> Traced:
+    def sublayer(self, op: str, *inputs: Traced, at: str) -> Any:
         name = f"{at}.{op}"
-        return self._segment(op + FP32 if name in self.types.fp32 else op, name, inputs, at)
+        made = self._segment(op, name, inputs, at, name in self.types.fp32)
+        self.sublayers[name] = self.nodes[-1].outputs
+        return made
 
-    def _segment(self, op: str, name: str, inputs: Sequence[Traced], at: str) -> Traced:
+    def _segment(self, op: str, name: str, inputs: Sequence[Traced], at: str, island: bool = False) -> Any:
         segment = operation_of(self.family, op)
         weights = [self._weight(f"{at}.{w}" if at else w) for w in segment.weights]
-        return self._node(op, name, segment.function, [*inputs, *weights])
+        return self.node(op, name, segment.function, [*inputs, *weights], island)
 
     def chunks(self, op: str, value: Traced, at: str, names: Sequence[str]) -> tuple[Traced, ...]:
         rows = self.family.tensors()[f"{at}.weight"][0] // len(names)
@@ -61,43 +60,59 @@ class Recorder:
         for i, name in enumerate(names):
             cut = f"[{i * rows}:{(i + 1) * rows}]"
             weights = [self._weight(f"{at}.{w}", cut) for w in self.family.segments[op].weights]
-            values.append(self._node(op, name, self.family.segments[op].function, [value, *weights]))
+            values.append(self.node(op, name, self.family.segments[op].function, [value, *weights]))
         return tuple(values)
 
     def residual(self, stream: Traced, value: Traced, at: str, gate: Traced | None = None) -> Traced:
         if gate is not None:
-            value = self._node("Mul", f"{at}.gated", torch.mul, [gate, value])
-        return self._node("Add", f"{at}.residual", torch.add, [stream, value])
+            value = self._plain("Mul", f"{at}.gated", gate, value)
+        return self._plain("Add", f"{at}.residual", stream, value)
 
     def _weight(self, tensor: str, cut: str = "") -> Traced:
         shape = self.family.tensors()[tensor]
         if cut:
             first, last = map(int, cut[1:-1].split(":"))
             shape = (last - first, *shape[1:])
-        return self.input(tensor + cut, WEIGHT, shape, getattr(torch, self.types.of(tensor)))
+        return self.input(tensor + cut, WEIGHT, shape, self.types.of(tensor))
 
-    def _node(self, op: str, name: str, function: Callable[..., Tensor], inputs: list[Traced]) -> Traced:
-        self.nodes.append(Node(op, name, tuple(i.name for i in inputs), (name,)))
-        plain = op.removesuffix(FP32)
-        with FlopCounterMode(display=False) if plain not in self.flops else contextlib.nullcontext() as counter:
-            result = function(*(i.meta for i in inputs))
-        if counter:
-            self.flops[plain] = counter.get_total_flops() // ROWS
-        return self._made(name, result, INNER)
+    def _plain(self, op: str, name: str, a: Traced, b: Traced) -> Traced:
+        self.nodes.append(Node(op, name, (a.name, b.name), (name,)))
+        return self._made(name, arithmetic(op, a.value, b.value))
 
-    def _made(self, name: str, meta: Tensor, kind: str) -> Traced:
-        symbols: dict[int, int | str] = {IMAGES: "B", ROWS: "R"}
-        shape = tuple(symbols.get(n, n) for n in meta.shape)
-        self.values[name] = Value(shape, str(meta.dtype).removeprefix("torch."), kind)
-        return Traced(name, meta)
+    def node(self, kind: str, name: str, function: Callable[..., Any], inputs: Sequence[Traced], island: bool = False) -> Any:
+        """Call an operation; its first result is called after the node, others `name.1`, `name.2`, ..
+
+        An island computes in float32 whatever it is given.
+        """
+        made = body(kind, in_float32(function) if island else function, [i.value for i in inputs])
+        outputs = tuple(f"{name}.{n}" if n else name for n in range(len(made.outputs)))
+        self.nodes.append(Node(self._op(made, island), name, tuple(i.name for i in inputs), outputs))
+        results = [self._made(new, made.values[old]) for new, old in zip(outputs, made.outputs, strict=True)]
+        return tuple(results) if len(results) > 1 else results[0]
+
+    def _op(self, made: Body, island: bool) -> str:
+        """The name of a body: its kind, and a number where the kind computes several things."""
+        name = f"{made.kind}_fp32" if island else made.kind
+        names = (f"{name}_{n}" if n else name for n in range(len(self.bodies) + 1))
+        op = next(n for n in names if self.bodies.get(n, made) == made)
+        self.bodies[op] = made
+        return op
+
+    def _made(self, name: str, value: Value) -> Traced:
+        self.values[name] = value
+        return Traced(name, value)
+
+    def graph(self, outputs: tuple[str, ...]) -> Graph:
+        sublayers = tuple(self.sublayers.get(name, (name,)) for name in self.family.sublayers)
+        return Graph(tuple(self.nodes), self.values, outputs, sublayers, self.bodies)
 
 
-class Recorded(NamedTuple):
-    call: Graph
-    flops: Mapping[str, int]  # of every kind of operation, per row of the model's batch
+def arithmetic(op: str, a: Value, b: Value) -> Value:
+    """The type of residual arithmetic."""
+    return infer([Primitive(PLAIN[op], (), ("a", "b"), ("made",))], {"a": a, "b": b})["made"]
 
 
-def record(family: Family, types: Types = Types(), history: int = 0) -> Recorded:  # noqa: B008  (frozen)
+def record(family: Family, types: Types = Types(), history: int = 0) -> Graph:  # noqa: B008  (frozen)
     """The family's uncached call with weights of the given types, guidance and the sampler's update included, as a graph.
 
     Its loop inputs: `x` the latents, `base` the latents at the start of the solver step, `rows`,
@@ -107,20 +122,34 @@ def record(family: Family, types: Types = Types(), history: int = 0) -> Recorded
     """
     run = Recorder(family, types)
     channels, height, width = family.latent
-    images = (IMAGES, channels, height, width)
+    images = ("B", channels, height, width)
     x = run.input("x", STATE, images)
-    rows = run.input("rows", INDEX, (ROWS,), torch.int32)
-    t, y = run.input("t", TIME, (ROWS,)), run.input("y", REQUEST, (ROWS,), torch.int32)
+    rows = run.input("rows", INDEX, ("R",), "int32")
+    t, y = run.input("t", TIME, ("R",)), run.input("y", REQUEST, ("R",), "int32")
     noise = family.call(run, x, rows, t, y)
-    halves = [run.input(n, INDEX, (IMAGES,), torch.int32) for n in ("conditional", "unconditional")]
+    halves = [run.input(n, INDEX, ("B",), "int32") for n in ("conditional", "unconditional")]
     guidance = run.input("guidance", GUIDANCE, (1, channels, 1, 1))
     coefficients = run.input("coefficients", COEFFICIENTS, (4 + history if history else 3,))
     if history:
-        predicted = run._node("data", "x.data", UPDATES["data"], [noise, x, *halves, guidance, coefficients])
+        predicted = run.node("data", "x.data", UPDATES["data"], [noise, x, *halves, guidance, coefficients])
         earlier = [run.input(at("x.data", -k), STATE, images) for k in range(1, history + 1)]
-        run._node("multistep", "x.next", UPDATES["multistep"], [x, predicted, *earlier, coefficients])
+        run.node("multistep", "x.next", UPDATES["multistep"], [x, predicted, *earlier, coefficients])
     else:
         base = run.input("base", STATE, images)
-        run._node("update", "x.next", UPDATES["update"], [noise, x, base, *halves, guidance, coefficients])
-    outputs = ("x.next", "x.data") if history else ("x.next",)
-    return Recorded(Graph(tuple(run.nodes), run.values, outputs, family.sublayers), run.flops)
+        run.node("update", "x.next", UPDATES["update"], [noise, x, base, *halves, guidance, coefficients])
+    return run.graph(("x.next", "x.data") if history else ("x.next",))
+
+
+def operation_of(family: Family, op: str) -> Operation:
+    """The kind of operation, those of every sampler's update included."""
+    return Operation(UPDATES[op]) if op in UPDATES else family.segments[op]
+
+
+def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same in float32 whatever it is given; what it makes has the type of its first input."""
+
+    def widened(h: Any, *others: Any) -> Any:
+        made = function(layers.wide(h), *map(layers.wide, others))
+        return tuple(layers.to(m, h.dtype) for m in made) if isinstance(made, tuple) else layers.to(made, h.dtype)
+
+    return widened

@@ -67,9 +67,9 @@ def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, 
     from ..compiler import emit
     from ..compiler.onnx.export import export_bodies
 
-    bodies = export_bodies(source.family, lowered.whole)
+    bodies = export_bodies(lowered.whole.bodies)
     backend = open_backend(options.backend, Request(precision=options.precision)).backend
     with tempfile.TemporaryDirectory() as folder:
         layout = Layout(lowered.manifest.denoiser.tensors)
-        emit.write_models(Path(folder), lowered.linked, bodies, layout)
+        emit.write_models(Path(folder), lowered.linked, bodies, {}, layout)
         return segment_times(Path(folder), lowered.manifest, backend, options.batch)

@@ -19,7 +19,6 @@ import numpy as np
 
 from ..artefact.compiled import Compiled
 from ..errors import UsageError
-from ..ir.graph import FP32
 from ..runtime.loaded import Bound
 from ..runtime.pipeline import Pipeline, load
 from ..support.files import Report
@@ -35,12 +34,7 @@ class Event(msgspec.Struct, frozen=True):
     engine: str
     start: float
     seconds: float
-
-    @property
-    def kind(self) -> str:
-        """What the engine computes first: "attn" of "attn-mul-add.3f2a9c"; a static engine is a "whole call"."""
-        first = self.engine.partition(".")[0].partition("-")[0].removesuffix(FP32)
-        return "whole call" if self.name == self.engine and first == "step" else first
+    kind: str  # of the engine's segment; a static engine is a "whole call", or a graph that runs before the loop
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -154,7 +148,7 @@ def profile_pipeline(
 def record(pipe: Pipeline, labels: Sequence[int], scale: float | None, noise: np.ndarray) -> Recording:
     """Make one image, timing every engine run."""
     generation = pipe.generation(labels, scale)
-    loop = generation.loop
+    loop, compiled = generation.loop, pipe.manifest.program()
     for _ in loop.denoise(noise, generation.labels, generation.guidance):
         pass  # binds and warms up
     events: list[Event] = []
@@ -164,7 +158,8 @@ def record(pipe: Pipeline, labels: Sequence[int], scale: float | None, noise: np
         begin = time.perf_counter()
         bound.run()
         loop.memory.finish()
-        events.append(Event(index, bound.name, bound.engine, begin - start, time.perf_counter() - begin))
+        kind = kind_of(bound.engine, compiled)
+        events.append(Event(index, bound.name, bound.engine, begin - start, time.perf_counter() - begin, kind))
 
     start = last = time.perf_counter()
     for _ in loop.denoise(noise, generation.labels, generation.guidance, timed):
@@ -172,6 +167,13 @@ def record(pipe: Pipeline, labels: Sequence[int], scale: float | None, noise: np
         calls.append(now - last)
         last = now
     return Recording(tuple(events), tuple(calls))
+
+
+def kind_of(engine: str, compiled: Compiled) -> str:
+    """What an engine computes: the kind of its segment, or of a whole graph."""
+    if engine in compiled.segments:
+        return compiled.segments[engine].kind
+    return engine if engine in compiled.before_loop else "whole call"
 
 
 def kinds(recording: Recording) -> list[KindProfile]:

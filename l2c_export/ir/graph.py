@@ -36,7 +36,8 @@ CACHE = "cache"  # a value filled by an earlier call
 PROLOGUE = "prologue"  # a hoisted value: computed before the loop, one row block per call
 INNER = ""  # computed by a node of the graph itself
 LOOP = frozenset({STATE, INDEX, GUIDANCE, COEFFICIENTS})  # known in the loop only
-FP32 = "_fp32"  # ends the operation of a sublayer that is kept in float32, weights and all
+
+Attribute = int | float | str
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -53,7 +54,7 @@ class Value(msgspec.Struct, frozen=True):
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True):
-    """One operation: a segment kind of the family (`attn`), or the plain ONNX `Add` and `Mul`."""
+    """One operation: one of a graph's bodies by name, or the plain ONNX `Add` and `Mul`."""
 
     op: str
     name: str
@@ -64,16 +65,40 @@ class Node(msgspec.Struct, frozen=True, array_like=True):
 PLAIN_OPS = frozenset({"Add", "Mul"})
 
 
+class Primitive(msgspec.Struct, frozen=True, array_like=True):
+    """One of the operations that segments are written in (`ir/signatures.py`)."""
+
+    op: str
+    attributes: tuple[tuple[str, Attribute], ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Body(msgspec.Struct, frozen=True):
+    """What an operation computes: primitives from its inputs i0, i1, .. to its outputs.
+
+    `kind` is the family's name of it.
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    primitives: tuple[Primitive, ...]
+    values: Mapping[str, Value]
+
+
 class Graph(msgspec.Struct, frozen=True):
     """Nodes in topological order, the values' types, what is read and what is written.
 
-    `sublayers` names the cacheable values, in the order of the router's columns.
+    `sublayers` names the cacheable values, in the order of the router's columns: those that a sublayer makes are cached
+    together, and the first bears its name.
     """
 
     nodes: tuple[Node, ...]
     values: Mapping[str, Value]
     outputs: tuple[str, ...]
-    sublayers: tuple[str, ...] = ()
+    sublayers: tuple[tuple[str, ...], ...] = ()
+    bodies: Mapping[str, Body] = {}
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -94,9 +119,12 @@ def unmade(nodes: Sequence[Node], outputs: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name not in computed))
 
 
-def live(graph: Graph) -> Graph:
-    """Drop every node whose outputs nobody reads (dead code elimination), and the types of dropped values."""
-    needed, alive = set(graph.outputs), []
+def live(graph: Graph, also: Iterable[str] = ()) -> Graph:
+    """Drop every node whose outputs nobody reads (dead code elimination), and the types of dropped values.
+
+    `also` names values that are kept although the graph has no use for them.
+    """
+    needed, alive = {*graph.outputs, *also}, []
     for node in reversed(graph.nodes):
         if needed.intersection(node.outputs):
             alive.append(node)
@@ -105,6 +133,12 @@ def live(graph: Graph) -> Graph:
     names = {name for node in nodes for name in (*node.inputs, *node.outputs)} | set(graph.outputs)
     values = {name: value for name, value in graph.values.items() if name in names}
     return msgspec.structs.replace(graph, nodes=nodes, values=values)
+
+
+def computed_sublayers(graph: Graph) -> set[str]:
+    """The cacheable values that this call makes."""
+    made = {name for node in graph.nodes for name in node.outputs}
+    return {name for names in graph.sublayers for name in names if name in made}
 
 
 def rename(nodes: Iterable[Node], name: Callable[[str], str]) -> tuple[Node, ...]:

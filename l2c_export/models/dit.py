@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import msgspec
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ModelError
@@ -17,10 +16,13 @@ from ..ir.inputs import class_labels
 from ..samplers.reference import OF_FAMILY
 from . import layers
 from .family import Operation, Runner, check_sizes
+from .primitives import add, frequencies, gather, gelu_tanh, layer_norm, linear, modulate, silu, sinusoid, unpatchify, unsqueeze
 from .unshown import IMAGENET, Unshown, last_row, side
 
 # size -> depth, width, heads (table 1 of the paper)
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+WAVES = 128  # frequencies of a timestep's embedding
+EPS = 1e-6  # of a LayerNorm
 
 
 class DiTArch(msgspec.Struct, frozen=True):
@@ -66,7 +68,7 @@ class DiT:
         self.null_label = arch.num_classes if arch.class_dropout_prob > 0 else None
         self.inputs = (class_labels(self.labels, self.null_label),)
         self.sublayers = tuple(f"blocks.{i}.{kind}" for i in range(arch.depth) for kind in ("attn", "mlp"))
-        self.frequencies = layers.timestep_frequencies(128, arch.frequency_shift)
+        self.frequencies = frequencies(WAVES, arch.frequency_shift)
         self.embedders = [f"blocks.{i}." for i in range(arch.depth)] if arch.block_embeddings else [""]
         attention = ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias")
         mlp = ("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias")
@@ -134,7 +136,7 @@ class DiT:
 
         shapes["x_embedder.proj.weight"], shapes["x_embedder.proj.bias"] = (d, a.in_channels, p, p), (d,)
         for at in self.embedders:
-            linear(f"{at}t_embedder.mlp.0", d, 256)
+            linear(f"{at}t_embedder.mlp.0", d, 2 * WAVES)
             linear(f"{at}t_embedder.mlp.2", d, d)
             shapes[f"{at}y_embedder.embedding_table.weight"] = (a.num_classes + (a.class_dropout_prob > 0), d)
         for i in range(a.depth):
@@ -165,43 +167,38 @@ class DiT:
 
     # the segment kinds: activations, then weights
 
-    def time(self, t: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    def time(self, t: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor) -> Any:
         """t (R,) float32 -> (R, D)."""
-        wave = layers.sinusoid(t, self.frequencies.to(t.device)).to(w0.dtype)
-        return F.linear(F.silu(F.linear(wave, w0, b0)), w2, b2)
+        wave = sinusoid(t, half=WAVES, shift=self.arch.frequency_shift)
+        return linear(silu(linear(wave, w0, b0)), w2, b2)
 
-    def embed(self, x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
+    def embed(self, x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Any:
         """x (B, C, H, W), rows (R,) -> tokens (R, T, D)."""
-        return layers.stream(layers.patchify(x, self.arch.patch_size, weight, bias).index_select(0, rows) + position)
+        return layers.stream(add(gather(layers.patches(x, self.arch.patch_size, weight, bias), rows), position))
 
-    def attn(self, h: Tensor, shift: Tensor, scale: Tensor, *weights: Tensor) -> Tensor:
+    def attn(self, h: Tensor, shift: Tensor, scale: Tensor, *weights: Tensor) -> Any:
         """h (R, T, D); shift, scale (R, 1, D) -> (R, T, D), before the gate."""
-        qkv, qkv_bias, proj, proj_bias = weights
-        return layers.stream(
-            layers.attention(modulate(h, shift, scale), self.arch.num_heads, (qkv, qkv_bias), (proj, proj_bias))
-        )
+        h = modulate(layer_norm(h, eps=EPS), shift, scale)
+        return layers.stream(layers.attention(h, self.arch.num_heads, weights[:2], weights[2:]))
 
-    def mlp(self, h: Tensor, shift: Tensor, scale: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    def mlp(self, h: Tensor, shift: Tensor, scale: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Any:
         """h (R, T, D); shift, scale (R, 1, D) -> (R, T, D), before the gate."""
-        h = modulate(h, shift, scale, self.arch.mlp_eps)
-        return layers.stream(layers.linear(layers.gelu_tanh(layers.linear(h, w1, b1)), w2, b2))
+        h = modulate(layer_norm(h, eps=self.arch.mlp_eps), shift, scale)
+        return layers.stream(linear(gelu_tanh(linear(h, w1, b1)), w2, b2))
 
-    def final(self, h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def final(self, h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Any:
         """h (R, T, D) -> (R, C or 2C, H, W) float32: the sampler amplifies the rounding of this one small product."""
         h, shift, scale, weight, bias = (layers.wide(v) for v in (h, shift, scale, weight, bias))
-        tokens = layers.linear(modulate(h, shift, scale), weight, bias)
-        return layers.unpatchify(tokens, self.arch.patch_size, self.out_channels, *self.latent[1:])
+        tokens = linear(modulate(layer_norm(h, eps=EPS), shift, scale), weight, bias)
+        _, height, width = self.latent
+        return unpatchify(tokens, patch=self.arch.patch_size, channels=self.out_channels, height=height, width=width)
 
 
-def condition(time: Tensor, y: Tensor, table: Tensor) -> Tensor:
+def condition(time: Tensor, y: Tensor, table: Tensor) -> Any:
     """time (R, D), y (R,) -> (R, D): SiLU of the sum, which is all that the blocks read of it."""
-    return F.silu(time + table.index_select(0, y))
+    return silu(add(time, gather(table, y)))
 
 
-def modulation(c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def modulation(c: Tensor, weight: Tensor, bias: Tensor) -> Any:
     """c (R, D) -> (R, 1, D): one of a block's shifts, scales and gates."""
-    return layers.stream(F.linear(c, weight, bias)[:, None])
-
-
-def modulate(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
-    return layers.norm(h, eps=eps) * (1 + scale) + shift
+    return layers.stream(unsqueeze(linear(c, weight, bias), axis=1))

@@ -8,20 +8,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
-from torch import Tensor
 
 from ..errors import ModelError
-from ..ir.graph import FP32
 from ..ir.inputs import RequestInput
 from ..support.words import counted
-from . import layers
-from .updates import UPDATES
 
 
 class Operation(NamedTuple):
-    """A kind of operation: a pure function of activations, then weights.
+    """A kind of operation: a pure function of activations, then weights, written in primitives.
 
-    `weights` are the names of the weights under the module that the operation is called at.
+    It returns one value, or a tuple of several.  `weights` are the names of the weights under the module that the operation is
+    called at.
     """
 
     function: Callable[..., Any]
@@ -35,7 +32,7 @@ class Runner(Protocol):
         """Run a segment kind with the weights of module `at`."""
 
     def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
-        """The same for a cacheable attention or MLP."""
+        """The same for a cacheable attention or MLP.  All that it makes is cached and reused together."""
 
     def chunks(self, op: str, value: Any, at: str, names: Sequence[str]) -> tuple[Any, ...]:
         """A linear layer whose rows are several independent projections, one per name."""
@@ -71,21 +68,6 @@ class Family(Protocol):
         x (B, C, H, W) float32 latents; rows (R,) int32: which latent each row of the model's batch
         uses; t (R,) float32 timesteps; y (R,) int32 labels.  Returns (R, C or 2C, H, W).
         """
-
-
-def operation_of(family: Family, op: str) -> Operation:
-    """The kind of operation; with the suffix `FP32` it computes in float32 whatever it is given."""
-    if op in UPDATES:
-        return Operation(UPDATES[op])
-    segment = family.segments[op.removesuffix(FP32)]
-    return segment._replace(function=in_float32(segment.function)) if op.endswith(FP32) else segment
-
-
-def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def widened(h: Tensor, *others: Tensor) -> Tensor:
-        return function(layers.wide(h), *map(layers.wide, others)).to(h.dtype)
-
-    return widened
 
 
 # Keys of the reference's own configurations that change no number: what saves memory in training.

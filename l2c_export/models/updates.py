@@ -7,13 +7,16 @@ read again, and `multistep` makes the next latents from this and earlier predict
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import layers
+from .primitives import primitive
 
 
+@primitive
 def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, unconditional: Tensor,
            guidance: Tensor, coefficients: Tensor) -> Tensor:  # fmt: skip
     """coefficients (3,): the next latents are an affine function of the step's first latents `base`, the latents `x` of
@@ -27,6 +30,7 @@ def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, uncondit
     return of_base * base + of_x * x + of_noise * (c + guidance * (c - u))
 
 
+@primitive
 def data(
     noise: Tensor, x: Tensor, conditional: Tensor, unconditional: Tensor, guidance: Tensor, coefficients: Tensor
 ) -> Tensor:
@@ -36,6 +40,7 @@ def data(
     return of_x * x + of_noise * (c + guidance * (c - u))
 
 
+@primitive
 def multistep(x: Tensor, *predicted_and_coefficients: Tensor) -> Tensor:
     """Latents, data predictions (newest first), and coefficients, of which the first two are those of `data`."""
     *predicted, coefficients = predicted_and_coefficients
@@ -52,7 +57,7 @@ def halves(noise: Tensor, x: Tensor, conditional: Tensor, unconditional: Tensor)
     return noise.index_select(0, conditional), noise.index_select(0, unconditional)
 
 
-UPDATES: Mapping[str, Callable[..., Tensor]] = {"update": update, "data": data, "multistep": multistep}
+UPDATES: Mapping[str, Callable[..., Any]] = {"update": update, "data": data, "multistep": multistep}
 
 
 class Sampler:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
-import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ModelError
@@ -15,10 +13,27 @@ from ..ir.inputs import class_labels
 from ..samplers.reference import OF_FAMILY
 from . import layers
 from .family import Operation, Runner, check_sizes
+from .primitives import (
+    add,
+    concat,
+    conv2d,
+    frequencies,
+    gather,
+    gelu,
+    layer_norm,
+    linear,
+    silu,
+    sinusoid,
+    tail,
+    unpatchify,
+    unsqueeze,
+)
 from .unshown import IMAGENET, Unshown, last_row, side
 
 # size -> depth, width, heads (table 1 of the paper; depth counts the in and out blocks, not the middle)
 SIZES = {"S": (12, 512, 8), "M": (16, 768, 12), "L": (20, 1024, 16), "H": (28, 1152, 16)}
+EPS = 1e-5  # of a LayerNorm
+EXTRA = 2  # tokens before the patches: label and time
 LATENTS = 4  # channels of Stable Diffusion's latents, of which the published models have its noise schedule
 PIXELS = (
     "which noise schedule it was trained with (published U-ViTs of {} channels are for pixels, with a continuous VP schedule "
@@ -74,7 +89,7 @@ class UViT:
         half = arch.depth // 2
         self.ins, self.outs = [f"in_blocks.{i}" for i in range(half)], [f"out_blocks.{i}" for i in range(half)]
         self.sublayers = tuple(f"{b}.{kind}" for b in (*self.ins, "mid_block", *self.outs) for kind in ("attn", "mlp"))
-        self.frequencies = layers.timestep_frequencies(arch.embed_dim // 2)
+        self.frequencies = frequencies(arch.embed_dim // 2)
         qkv = ("attn.qkv.weight", "attn.qkv.bias") if arch.qkv_bias else ("attn.qkv.weight",)
         attention = ("norm1.weight", "norm1.bias", *qkv, "attn.proj.weight", "attn.proj.bias")
         mlp = ("norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias")
@@ -114,7 +129,7 @@ class UViT:
         half = sum(n.startswith("in_blocks.") and n.endswith("norm1.weight") for n in shapes)
         return msgspec.structs.replace(
             arch,
-            img_size=side(shapes["pos_embed"][1] - 2) * patch,
+            img_size=side(shapes["pos_embed"][1] - EXTRA) * patch,
             patch_size=patch,
             in_chans=channels,
             embed_dim=width,
@@ -144,7 +159,7 @@ class UViT:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         a = self.arch
         d, p, hidden = a.embed_dim, a.patch_size, layers.mlp_width(a.embed_dim, a.mlp_ratio)
-        shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, 2 + (a.img_size // p) ** 2, d)}
+        shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, EXTRA + (a.img_size // p) ** 2, d)}
 
         def linear(name: str, out: int, inner: int, bias: bool = True) -> None:
             shapes[f"{name}.weight"] = (out, inner)
@@ -192,46 +207,46 @@ class UViT:
 
     # the segment kinds: activations, then weights
 
-    def time(self, t: Tensor, *mlp: Tensor) -> Tensor:
+    def time(self, t: Tensor, *mlp: Tensor) -> Any:
         """t (R,) float32, fractional -> the time token (R, 1, D), float32 if there is no MLP."""
-        token = layers.sinusoid(t, self.frequencies.to(t.device))
+        token = sinusoid(t, half=self.arch.embed_dim // 2)
         if mlp:
-            token = F.linear(F.silu(F.linear(token.to(mlp[0].dtype), *mlp[:2])), *mlp[2:])
-        return token[:, None]
+            token = linear(silu(linear(token, *mlp[:2])), *mlp[2:])
+        return unsqueeze(token, axis=1)
 
     def embed(
         self, x: Tensor, rows: Tensor, time: Tensor, label: Tensor, weight: Tensor, bias: Tensor, position: Tensor
-    ) -> Tensor:
+    ) -> Any:
         """x (B, C, H, W), rows (R,), time and label tokens (R, 1, D) -> tokens (R, 2 + T, D)."""
-        patches = layers.patchify(x, self.arch.patch_size, weight, bias).index_select(0, rows)
-        tokens = torch.cat([label, time.to(label.dtype), patches], dim=1)
-        return layers.stream(tokens) + layers.stream(position)
+        patches = gather(layers.patches(x, self.arch.patch_size, weight, bias), rows)
+        tokens = concat(label, layers.to(time, label.dtype), patches, axis=1)
+        return add(layers.stream(tokens), layers.stream(position))
 
-    def attn(self, h: Tensor, norm: Tensor, norm_bias: Tensor, *weights: Tensor) -> Tensor:
+    def attn(self, h: Tensor, norm: Tensor, norm_bias: Tensor, *weights: Tensor) -> Any:
         """h (R, T, D) -> (R, T, D)."""
         qkv, qkv_bias = (weights[0], weights[1]) if self.arch.qkv_bias else (weights[0], None)
-        h = layers.norm(h, norm, norm_bias, eps=1e-5)
+        h = layer_norm(h, norm, norm_bias, eps=EPS)
         return layers.stream(layers.attention(h, self.arch.num_heads, (qkv, qkv_bias), (weights[-2], weights[-1])))
 
-    def final(self, h: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, *conv: Tensor) -> Tensor:
+    def final(self, h: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, *conv: Tensor) -> Any:
         """h (R, 2 + T, D) -> (R, C, H, W) float32: the sampler amplifies the rounding of this one small product."""
         h, norm, norm_bias, weight, bias, *kernel = (layers.wide(v) for v in (h, norm, norm_bias, weight, bias, *conv))
-        h = layers.norm(h[:, 2:], norm, norm_bias, eps=1e-5)
-        out = layers.unpatchify(layers.linear(h, weight, bias), self.arch.patch_size, *self.latent)
-        return F.conv2d(out, kernel[0], kernel[1], padding=1) if kernel else out
+        tokens = linear(layer_norm(tail(h, start=EXTRA), norm, norm_bias, eps=EPS), weight, bias)
+        channels, height, width = self.latent
+        out = unpatchify(tokens, patch=self.arch.patch_size, channels=channels, height=height, width=width)
+        return conv2d(out, *kernel, padding=1) if kernel else out
 
 
-def label(y: Tensor, table: Tensor) -> Tensor:
+def label(y: Tensor, table: Tensor) -> Any:
     """y (R,) -> the label token (R, 1, D)."""
-    return table.index_select(0, y)[:, None]
+    return unsqueeze(gather(table, y), axis=1)
 
 
-def skip(h: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def skip(h: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> Any:
     """The long skip: a projection of [h, old], (R, T, D) twice -> (R, T, D)."""
-    return layers.stream(layers.linear(torch.cat([h, old], dim=-1), weight, bias))
+    return layers.stream(linear(concat(h, old, axis=2), weight, bias))
 
 
-def mlp_(h: Tensor, norm: Tensor, norm_bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+def mlp_(h: Tensor, norm: Tensor, norm_bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Any:
     """h (R, T, D) -> (R, T, D); the exact (erf) GELU."""
-    h = layers.norm(h, norm, norm_bias, eps=1e-5)
-    return layers.stream(layers.linear(F.gelu(layers.linear(h, w1, b1)), w2, b2))
+    return layers.stream(linear(gelu(linear(layer_norm(h, norm, norm_bias, eps=EPS), w1, b1)), w2, b2))

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..models.family import Family
 from ..models.updates import Sampler
 
-Cache = Mapping[str, Tensor]
+Made = Any  # what an operation makes: a tensor, or a tuple of several
+Cache = Mapping[str, Made]
 
 
 @dataclass
@@ -26,13 +27,13 @@ class Eager:
     weights: Mapping[str, Tensor] | Parameters
     reused: frozenset[str]
     cache: Cache
-    fresh: dict[str, Tensor]
+    fresh: dict[str, Made]
 
     def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
         segment = self.family.segments[op]
         weights = [self.weights[f"{at}.{w}" if at else w] for w in segment.weights]
-        value: Tensor = segment.function(*inputs, *weights)
-        return value.to(weights[0].dtype) if weights else value
+        value = segment.function(*inputs, *weights)
+        return each(lambda v: v.to(weights[0].dtype), value) if weights else value
 
     def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
         name = f"{at}.{op}"
@@ -44,6 +45,11 @@ class Eager:
 
     def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
         return stream + value if gate is None else stream + gate * value
+
+
+def each(function: Callable[..., Tensor], *made: Made) -> Made:
+    """A function of every tensor that operations make."""
+    return tuple(map(function, *made)) if isinstance(made[0], tuple) else function(*made)
 
 
 class CallLike(Protocol):
@@ -79,7 +85,7 @@ class EagerCall(torch.nn.Module):
         super().__init__()
         self.family, self.weights, self.reused, self.keep = family, weights, reused, keep
 
-    def forward(self, x: Tensor, row: Tensor, t: Tensor, y: Tensor, cache: Cache) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, row: Tensor, t: Tensor, y: Tensor, cache: Cache) -> tuple[Tensor, dict[str, Made]]:
         run = Eager(self.family, self.weights, self.reused, cache, {})
         noise = self.family.call(run, x, row, t, y)
         return noise, run.fresh if self.keep else {}
@@ -95,7 +101,7 @@ class Denoiser:
     def __init__(self, family: Family, weights: Mapping[str, Tensor], compiled: bool = False, mode: str | None = None) -> None:
         self.family, self.weights, self.compiled, self.mode = family, Parameters(weights), compiled, mode
         self._keep = True  # without a cache there is nothing to keep, and torch.compile may fuse more
-        self._calls: dict[tuple[frozenset[str], bool], Callable[..., tuple[Tensor, dict[str, Tensor]]]] = {}
+        self._calls: dict[tuple[frozenset[str], bool], Callable[..., tuple[Tensor, dict[str, Made]]]] = {}
 
     def __call__(self, calls: Sequence[CallLike], x: Tensor, labels: Tensor, guidance: Tensor) -> Tensor:
         """x (B, C, H, W) noise; labels (R,) int32, the unconditional half last; guidance as in `base.update`."""
@@ -109,7 +115,7 @@ class Denoiser:
         index = torch.arange(images, dtype=torch.int32, device=x.device)
         row, unconditional = index.repeat(rows // images), index + (rows - images)
         sampler = Sampler(x, index, unconditional, guidance)
-        cache: dict[str, Tensor] = {}
+        cache: dict[str, Made] = {}
         self._keep = any(call.reused for call in calls)
         for n, call in enumerate(calls):
             reused = frozenset(self.family.sublayers[j] for j in call.reused)
@@ -119,11 +125,11 @@ class Denoiser:
             coefficients = torch.tensor(call.coefficients, device=x.device, dtype=x.dtype)
             yield sampler.take(noise, coefficients, call.ends_step)
 
-    def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Made]]:
         """Call `n`: the predicted noise, and every sublayer's value."""
         return self._call(reused)(*inputs)
 
-    def _call(self, reused: frozenset[str]) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    def _call(self, reused: frozenset[str]) -> Callable[..., tuple[Tensor, dict[str, Made]]]:
         key = reused, self._keep
         if key not in self._calls:
             call = EagerCall(self.family, self.weights, reused, self._keep).eval()
@@ -149,8 +155,9 @@ class Tracing(Eager):
         value = value if gate is None else self._saw(f"{at}.gated", gate * value)
         return self._saw(f"{at}.residual", stream + value)
 
-    def _saw(self, name: str, value: Tensor) -> Tensor:
-        self.seen[name] = value
+    def _saw(self, name: str, value: Made) -> Made:
+        values = value if isinstance(value, tuple) else (value,)
+        self.seen.update((f"{name}.{n}" if n else name, v) for n, v in enumerate(values))
         return value
 
 
@@ -162,7 +169,7 @@ class TracingDenoiser(Denoiser):
         self.keep: frozenset[int] = frozenset()
         self.traces: dict[int, dict[str, Tensor]] = {}
 
-    def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Made]]:
         if n not in self.keep:
             return super()._evaluate(n, reused, *inputs)
         x, row, t, y, cache = inputs

@@ -73,8 +73,9 @@ def weight_names(manifest: Manifest) -> set[str]:
 def segment_file(folder: Path, manifest: Manifest, segment: SegmentRecord) -> SegmentFile:
     """A segment on disk, with what its file and its fused form must look like."""
     fused = str(PurePosixPath(segment.file).with_suffix(FUSED))
-    info_of = manifest.files.get
-    return SegmentFile(folder / segment.file, segment.inputs, segment.outputs, info_of(segment.file), info_of(fused))
+    info_of, island = manifest.files.get, segment.precision == "float32"
+    names = segment.inputs, segment.outputs
+    return SegmentFile(folder / segment.file, *names, info_of(segment.file), info_of(fused), island)
 
 
 def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..models import layers
 from ..models.family import Family
-from ..pytorch.eager import Eager
+from ..pytorch.eager import Eager, each
 
 if TYPE_CHECKING:
     from .lessons import Lesson
@@ -37,8 +37,12 @@ class Mixing(AsCompiled):
     def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
         name = f"{at}.{op}"
         new, score = self(op, *inputs, at=at), self.scores[name]
-        mixed = score * layers.wide(new) + (1 - score) * layers.wide(self.cache[name])
-        self.fresh[name] = mixed.to(new.dtype)
+
+        def mixed(fresh: Tensor, cached: Tensor) -> Tensor:
+            both: Tensor = score * layers.wide(fresh) + (1 - score) * layers.wide(cached)
+            return both.to(fresh.dtype)
+
+        self.fresh[name] = each(mixed, new, self.cache[name])
         return self.fresh[name]
 
 

@@ -143,12 +143,14 @@ class Expected:
             return None
         if base.startswith("run."):
             first, _, last = base.removeprefix("run.").partition("..")
+            if not {first, last} <= set(self._columns):
+                return None  # one of several streams, which its name does not tell
             span = self._columns[self._columns.index(first) : self._columns.index(last) + 1]
             summed: np.ndarray = np.sum([self._gated(sublayer, filling, reading) for sublayer in span], axis=0)
             return summed
         if base.endswith(".gated") and base.removesuffix(".gated") in self._columns:
             return self._gated(base.removesuffix(".gated"), filling, reading)
-        trace: dict[str, np.ndarray] = self._traces[filling if base in self._columns else reading]
+        trace: dict[str, np.ndarray] = self._traces[filling if base in self._columns or offset < 0 else reading]
         return trace.get(base)
 
     def _gated(self, sublayer: str, filling: int, reading: int) -> np.ndarray:

@@ -16,15 +16,8 @@ from l2c_export.backends.choose import open_backend
 from l2c_export.backends.contract import Request
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.errors import BackendError
-from l2c_export.models.updates import UPDATES
 
 pytest.importorskip("openvino")
-
-
-def test_openvino_keeps_updates_in_float32():
-    from l2c_export.backends.openvino.backend import ALWAYS_FP32
-
-    assert set(UPDATES) <= set(ALWAYS_FP32)
 
 
 def test_a_compiled_model_that_was_damaged_is_compiled_again(empty_cache):

@@ -14,7 +14,7 @@ import l2c_export
 from l2c_export.cli.main import l2c
 from l2c_export.errors import UsageError
 from l2c_export.inspection import profile
-from l2c_export.inspection.profile import Event, Profile
+from l2c_export.inspection.profile import Profile
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,12 @@ def test_a_static_engine_shows_whole_calls(tiny):
     assert "--link shared shows what is inside" in done.stderr
 
 
-def test_kinds_of_engines():
-    named = {"attn-mul-add.3f2a9c": "attn", "mlp_fp32.0a1b2c": "mlp", "step-003": "whole call", "prologue": "prologue"}
-    for engine, kind in named.items():
-        assert Event(0, engine, engine, 0.0, 0.0).kind == kind
+def test_kinds_of_engines(tiny):
+    compiled = l2c_export.load(tiny[0], threads=1).manifest.program()
+    assert {profile.kind_of(name, compiled) for name in compiled.segments} >= {"attn", "mlp", "update", "sum"}
+    assert all(profile.kind_of(name, compiled) == record.kind for name, record in compiled.segments.items())
+    assert profile.kind_of(compiled.prologue, compiled) == compiled.prologue
+    assert {profile.kind_of(name, compiled) for name in compiled.step_graphs} == {"whole call"}
 
 
 def test_wrong_requests_are_refused(tiny):

@@ -22,7 +22,7 @@ from l2c_export.errors import ModelError
 from l2c_export.ir.dtypes import DTYPES
 from l2c_export.ir.graph import LOOP, PLAIN_OPS, WEIGHT
 from l2c_export.ir.names import rows_of
-from l2c_export.models import dit, layers, lookup, uvit
+from l2c_export.models import dit, lookup, primitives, uvit
 from l2c_export.models.dit import DiT
 from l2c_export.models.uvit import UViT
 from l2c_export.pytorch.eager import Denoiser, Eager
@@ -325,7 +325,7 @@ GELU = {"dit": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.0447
 @pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["ordinary", "so small that the norm's epsilon shows"])
 def test_attention_and_mlp_are_their_formulas(family, exporting, scale, monkeypatch):
     """The operations as they are exported are the same functions written differently."""
-    monkeypatch.setattr(layers, "exporting", lambda: exporting)
+    monkeypatch.setattr(primitives, "exporting", lambda: exporting)
     h, (a, b) = scale * rng(2, 6, 32), rng(2, 2, 1, 32, seed=1)
     shapes = {n.partition(".0.")[2]: s for n, s in family.tensors().items() if n.startswith(("blocks.0", "in_blocks.0"))}
     weights = {n: 0.3 * rng(*s, seed=i) for i, (n, s) in enumerate(shapes.items())}
@@ -373,7 +373,8 @@ def test_tokens_of_a_unet_are_label_time_and_patches_with_their_position():
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5))
 def test_a_token_becomes_a_patch_with_its_channels_fastest(patch, high, wide, channels):
     tokens = rng(2, high * wide, patch * patch * channels)
-    made = layers.unpatchify(torch.from_numpy(tokens), patch, channels, high * patch, wide * patch).numpy()
+    sizes = {"patch": patch, "channels": channels, "height": high * patch, "width": wide * patch}
+    made = primitives.unpatchify(torch.from_numpy(tokens), **sizes).numpy()
     for row in range(high * patch):
         for column in range(wide * patch):
             token = (row // patch) * wide + column // patch
@@ -383,7 +384,7 @@ def test_a_token_becomes_a_patch_with_its_channels_fastest(patch, high, wide, ch
 
 @given(st.floats(0, 1000), st.integers(1, 64))
 def test_a_timestep_is_cosines_then_sines(t, half):
-    made = layers.sinusoid(torch.tensor([t, 0.0]), layers.timestep_frequencies(half)).numpy()
+    made = primitives.sinusoid(torch.tensor([t, 0.0]), half=half).numpy()
     frequencies = np.exp(-np.log(10000) * np.arange(half) / half)
     angles = np.outer([np.float32(t), 0.0], frequencies)
     assert np.allclose(made, np.concatenate([np.cos(angles), np.sin(angles)], 1), atol=3e-4)  # one ulp of 1000 is 6e-5

@@ -13,7 +13,6 @@ import numpy as np
 
 from ...errors import BackendError, RunError
 from ...ir.dtypes import BFLOAT16
-from ...ir.graph import FP32
 from ...support.cache import cached
 from ...support.extras import needs
 from ...support.machine import cores
@@ -24,8 +23,6 @@ from ..host import OnHost
 ov = needs("openvino", "openvino")
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-# The sampler's update and what leads to it amplify rounding up to 150 times, and timesteps up to 999 need more than 8 bits.
-ALWAYS_FP32 = ("update", "multistep", "data", "final", "time", "condition")
 
 
 class Part(NamedTuple):
@@ -117,9 +114,9 @@ class OpenVinoBackend(OnHost):
     def load(self, segment: SegmentFile) -> OpenVinoEngine:
         """Segments are the same for all weights and kept compiled, in our own cache: OpenVINO's would run a damaged entry."""
         if segment.weights_inside:
-            model = self._compile(segment.path, self._read(segment), self._settings("", "fp32"))
+            model = self._compile(segment.path, self._read(segment), self._settings(segment))
             return OpenVinoEngine([Part(model, segment.inputs, segment.outputs)])
-        data, settings = segment.read(), self._settings(segment.path.name)
+        data, settings = segment.read(), self._settings(segment)
         name = self._core.get_property(self._device, "FULL_DEVICE_NAME")
         key = [self.name, hashlib.sha256(data).hexdigest(), settings, ov.__version__, self._device, name]
 
@@ -141,7 +138,7 @@ class OpenVinoBackend(OnHost):
 
         The precision is a property of a compiled model, so the float32 islands are models of their own.
         """
-        parts = [tuple(part) for _, part in itertools.groupby(nodes, lambda node: self._precision_of(node.op))]
+        parts = [tuple(part) for _, part in itertools.groupby(nodes, lambda node: self._precision_of(segments[node.op]))]
         readers = [set(outputs)]  # what is read after a part
         for part in reversed(parts):
             readers.insert(0, readers[0] | {name for node in part for name in node.inputs})
@@ -170,10 +167,10 @@ class OpenVinoBackend(OnHost):
             ports.update(zip(node.outputs, (result.input_value(0) for result in model.get_results()), strict=True))
         stitched = ov.Model([ports[name] for name in outputs], list(parameters.values()), path.stem)
         # never cached: a compiled graph holds its weights, so every graph of every checkpoint would stay on the disk
-        return Part(self._compile(path, stitched, self._settings(nodes[0].op)), tuple(parameters), outputs)
+        return Part(self._compile(path, stitched, self._settings(segments[nodes[0].op])), tuple(parameters), outputs)
 
-    def _precision_of(self, segment: str) -> str:
-        return "fp32" if segment.startswith(ALWAYS_FP32) or FP32 in segment else self._precision
+    def _precision_of(self, segment: SegmentFile) -> str:
+        return "fp32" if segment.island or segment.weights_inside else self._precision
 
     def _read(self, segment: SegmentFile) -> Any:
         try:
@@ -181,9 +178,9 @@ class OpenVinoBackend(OnHost):
         except RuntimeError as error:
             raise BackendError(f"OpenVINO {ov.__version__} cannot read {segment.path}: {_reason(error)}") from None
 
-    def _settings(self, segment: str, precision: str | None = None) -> dict[str, Any]:
+    def _settings(self, segment: SegmentFile) -> dict[str, Any]:
         threads = {"INFERENCE_NUM_THREADS": self._threads} if self._device == "CPU" else {}
-        hint = HINTS[precision or self._precision_of(segment)]
+        hint = HINTS[self._precision_of(segment)]
         return {"PERFORMANCE_HINT": "LATENCY", **threads, "INFERENCE_PRECISION_HINT": hint}
 
     def _compile(self, path: Path, model: Any, settings: dict[str, Any]) -> Any:

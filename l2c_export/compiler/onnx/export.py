@@ -10,14 +10,15 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 
+import msgspec
 import onnx
 import torch
 
-from ...ir.graph import PLAIN_OPS, Graph, Node, Value
-from ...models.family import Family, operation_of
+from ...ir.graph import Body
+from ...models.primitives import execute
 from ...support.cache import cached
 from ...support.progress import Progress, unseen
 from ...support.source_hash import source_hash
@@ -27,56 +28,62 @@ EXAMPLE = {"B": 2, "R": 3}  # a batch of one would be specialised
 SOURCES = ("ir", "models", "compiler/onnx")  # the folders whose code decides what is exported
 
 
-def export_bodies(family: Family, call: Graph, progress: Progress = unseen) -> dict[str, onnx.ModelProto]:
-    """An ONNX model for every operation kind that the call uses, keyed by kind.
+def export_bodies(kinds: Mapping[str, Body], progress: Progress = unseen) -> dict[str, onnx.ModelProto]:
+    """An ONNX model for every operation kind that a call uses, keyed by kind.
 
-    Its graph inputs are i0, i1, .. and its output is o0; batch axes are symbolic.  `progress` counts kinds.
+    Its graph inputs are i0, i1, .. and its outputs o0, o1, ..; batch axes are symbolic.  `progress` counts kinds.
     """
-    kinds: dict[str, Node] = {}
-    for node in call.nodes:
-        if node.op not in PLAIN_OPS:
-            kinds.setdefault(node.op, node)
     step = progress("exporting operations", len(kinds))
-    bodies: dict[str, onnx.ModelProto] = {}
-    for op, node in kinds.items():
-        bodies[op] = _cached(family, op, [call.values[i] for i in node.inputs])
+    models: dict[str, onnx.ModelProto] = {}
+    for op, body in kinds.items():
+        models[op] = export(body)
         step()
-    return bodies
+    return models
 
 
-def _cached(family: Family, op: str, inputs: Sequence[Value]) -> onnx.ModelProto:
+def export(body: Body) -> onnx.ModelProto:
+    """One operation as a checked opset 17 model, from the user's cache or traced."""
     versions = (str(torch.__version__), onnx.__version__, *map(version, ("onnxscript", "onnx-ir")))
-    key = (*versions, family.name, op, family.arch, inputs, source_hash(*SOURCES))
-    export = lambda: _export(operation_of(family, op).function, op, inputs).SerializeToString()  # noqa: E731
-    return onnx.load_from_string(cached("segments", key, export))
+    key = (*versions, msgspec.json.encode(body, order="deterministic"), source_hash(*SOURCES))
+    return onnx.load_from_string(cached("segments", key, lambda: traced(body).SerializeToString()))
 
 
-def _export(function: object, op: str, inputs: Sequence[Value]) -> onnx.ModelProto:
-    """Trace one function with symbolic batch axes and return it as a checked opset 17 model."""
+class Module(torch.nn.Module):
+    """A body that is computed by PyTorch."""
 
-    class Module(torch.nn.Module):
-        def forward(self, *values: torch.Tensor) -> torch.Tensor:
-            return function(*values)  # type: ignore[operator,no-any-return]
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self._body = body
 
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        made = execute(self._body.primitives, dict(zip(self._body.inputs, values, strict=True)))
+        return tuple(made[name] for name in self._body.outputs)
+
+
+def traced(body: Body) -> onnx.ModelProto:
+    """Trace it with symbolic batch axes."""
     axes = {name: torch.export.Dim(name) for name in EXAMPLE}
     arguments, dynamic = [], []
-    for value in inputs:
+    for value in (body.values[name] for name in body.inputs):
         shape = [EXAMPLE[n] if isinstance(n, str) else n for n in value.shape]
         arguments.append(torch.zeros(shape, dtype=getattr(torch, value.dtype)))
         dynamic.append({i: axes[n] for i, n in enumerate(value.shape) if isinstance(n, str)} or None)
+    module = Module(body).eval()
+    with torch.no_grad():
+        module(*arguments)  # makes the tables that are part of it
     with quiet():
         program = torch.onnx.export(
-            Module().eval(),
+            module,
             tuple(arguments),
             dynamo=True,
             opset_version=EXPORTED,
             dynamic_shapes=(tuple(dynamic),),
-            input_names=[f"i{i}" for i in range(len(inputs))],
-            output_names=["o0"],
+            input_names=[f"i{i}" for i in range(len(arguments))],
+            output_names=[f"o{i}" for i in range(len(body.outputs))],
             verbose=False,
         )
     assert program is not None
-    return downgrade(program.model_proto, op)
+    return downgrade(program.model_proto, body.kind)
 
 
 @contextlib.contextmanager

@@ -1,123 +1,86 @@
 """Attention and GELU as single operators, for ONNX Runtime on a GPU.
 
 The operators are ONNX Runtime's own (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md), so what is
-fused is a second form of a segment, beside the one that every library reads.  What is not of the form that `models.layers`
-exports is left as it is.
+fused is a second form of a segment, beside the one that every library reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
-DOMAIN = "com.microsoft"
-GELU = ["Add", "Mul", "Mul", "Mul", "Mul"]  # what leads from x to the sigmoid in `layers.gelu_tanh`
+from ...ir.graph import Body, Graph, Node, Primitive
+from ...ir.primitives import precision
+from .export import export
+from .models import DOMAIN, composed, typed
 
-
-def fuse(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The model with fused operators; None if it has nothing to fuse."""
-    graph = Nodes(model)
-    for node in list(model.graph.node):
-        if node.op_type == "Softmax":
-            graph.fuse_attention(node)
-        elif node.op_type == "Sigmoid":
-            graph.fuse_gelu(node)
-    if not graph.made:
-        return None
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    result.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    del result.graph.node[:]
-    result.graph.node.extend(graph.live())
-    return result
+FUSED_OPS = frozenset({"sdpa", "gelu_tanh"})  # primitives that are one operator there
 
 
-class Nodes:
-    """A graph's nodes, found by what they make and by what they read."""
+def fused_bodies(bodies: Mapping[str, Body], dtype: str) -> dict[str, onnx.ModelProto]:
+    """The second form of every operation that has one: of those that compute in half precision."""
+    if dtype != "float16":
+        return {}
+    narrow = {op: body for op, body in bodies.items() if precision(body.primitives, body.values, dtype) == dtype}
+    return {op: fused(body) for op, body in narrow.items() if any(p.op in FUSED_OPS for p in body.primitives)}
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._outputs = [output.name for output in model.graph.output]
-        self._nodes = list(model.graph.node)
-        self._maker = {name: node for node in self._nodes for name in node.output}
-        self.made: dict[str, list[onnx.NodeProto]] = {}  # instead of the node that makes this value
 
-    def fuse_attention(self, softmax: onnx.NodeProto) -> None:
-        """softmax(scale q k') v, with q, k, v (tokens, D) split into heads, as one MultiHeadAttention over (R, T, D)."""
-        scores = self._above(softmax.input[0], "MatMul")
-        mixed = self._below(softmax.output[0], "MatMul")
-        joined = mixed and self._below(mixed.output[0], "Transpose")
-        if not (scores and mixed and joined):
-            return
-        scaled = self._above(scores.input[0], "Mul")
-        operands = (scores.input[0] if scaled is None else scaled.input[0], scores.input[1], mixed.input[1])
-        parts = [part for name in operands if (part := self._above(name, "Transpose", "Reshape"))]
-        if scaled is None or len(parts) < 3:
-            return
-        _, tokens, heads, size = self._constant(parts[0].input[1]).tolist()
-        name = joined.output[0]
-        shape = numpy_helper.from_array(np.array([-1, tokens, heads * size], np.int64))
-        nodes = [helper.make_node("Constant", [], [f"{name}.shape"], value=shape)]
-        for i, part in enumerate(parts):
-            nodes.append(helper.make_node("Reshape", [part.input[0], f"{name}.shape"], [f"{name}.{i}"]))
-        scale = float(self._constant(scaled.input[1]))
-        inputs = [f"{name}.{i}" for i in range(3)]
-        nodes.append(helper.make_node("MultiHeadAttention", inputs, [name], domain=DOMAIN, num_heads=heads, scale=scale))
-        self.made[name] = nodes
+def fused(body: Body) -> onnx.ModelProto:
+    """The operation in plain operators, but for its attention and its GELU."""
+    nodes, models = [], {}
+    for n, piece in enumerate(pieces(body)):
+        name = f"{body.kind}.{n}"
+        nodes.append(Node(name, name, piece.inputs, piece.outputs))
+        (first, *_) = piece.primitives
+        models[name] = operator(first, piece) if first.op in FUSED_OPS else export(canonical(piece))
+    names = dict(zip(body.outputs, (f"o{i}" for i in range(len(body.outputs))), strict=True))
+    renamed = tuple(
+        Node(n.op, n.name, tuple(names.get(i, i) for i in n.inputs), tuple(names.get(o, o) for o in n.outputs)) for n in nodes
+    )
+    values = {names.get(name, name): value for name, value in body.values.items()}
+    return composed(body.kind, Graph(renamed, values, tuple(names.values())), models)
 
-    def fuse_gelu(self, sigmoid: onnx.NodeProto) -> None:
-        """x sigmoid(x c (x x a + 1)), the tanh approximation, as one FastGelu."""
-        product = self._below(sigmoid.output[0], "Mul")
-        if product is None:
-            return
-        x = next(name for name in product.input if name != sigmoid.output[0])
-        if sorted(self._between(x, sigmoid.input[0])) == GELU:
-            name = product.output[0]
-            self.made[name] = [helper.make_node("FastGelu", [x], [name], domain=DOMAIN)]
 
-    def live(self) -> list[onnx.NodeProto]:
-        """The nodes with the fused ones in their places, without those that nobody reads any more."""
-        nodes = [new for node in self._nodes for new in self.made.get(node.output[0], [node])]
-        needed, alive = set(self._outputs), []
-        for node in reversed(nodes):
-            if needed.intersection(node.output):
-                alive.append(node)
-                needed.update(node.input)
-        return alive[::-1]
+def pieces(body: Body) -> Iterator[Body]:
+    """A body cut before and after what is one operator."""
+    numbered = enumerate(body.primitives)
+    runs = [[p for _, p in run] for _, run in groupby(numbered, lambda pair: pair[0] if pair[1].op in FUSED_OPS else -1)]
+    for n, run in enumerate(runs):
+        made = [o for p in run for o in p.outputs]
+        inputs = dict.fromkeys(i for p in run for i in p.inputs if i not in made)
+        later = {i for other in runs[n + 1 :] for p in other for i in p.inputs} | set(body.outputs)
+        values = {name: body.values[name] for name in (*inputs, *made)}
+        yield Body(body.kind, tuple(inputs), tuple(o for o in made if o in later), tuple(run), values)
 
-    def _above(self, name: str, *kinds: str) -> onnx.NodeProto | None:
-        """The node at the end of a chain of first inputs of these kinds, casts between them aside."""
-        node = None
-        for kind in kinds:
-            while name in self._maker and self._maker[name].op_type == "Cast":
-                name = self._maker[name].input[0]
-            node = self._maker.get(name)
-            if node is None or node.op_type != kind:
-                return None
-            name = node.input[0]
-        return node
 
-    def _below(self, name: str, kind: str) -> onnx.NodeProto | None:
-        """The one reader of a value, if it is of that kind, casts between them aside."""
-        readers = [node for node in self._nodes if name in node.input]
-        if len(readers) == 1 and readers[0].op_type == "Cast":
-            return self._below(readers[0].output[0], kind)
-        return readers[0] if len(readers) == 1 and readers[0].op_type == kind else None
+def canonical(piece: Body) -> Body:
+    """The same with its inputs called i0, i1, .., so that equal pieces are exported once."""
+    names = {name: f"i{n}" for n, name in enumerate(piece.inputs)}
+    names |= {name: f"v{n}" for n, name in enumerate(name for name in piece.values if name not in piece.inputs)}
 
-    def _between(self, first: str, last: str) -> Iterator[str]:
-        """The kinds of all nodes on the way from one value to another, each once."""
-        seen, names = set(), [last]
-        while names:
-            name = names.pop()
-            node = self._maker.get(name)
-            if name == first or name in seen or node is None or node.op_type == "Constant":
-                continue
-            seen.add(name)
-            names.extend(node.input)
-            yield node.op_type
+    def renamed(those: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(names[name] for name in those)
 
-    def _constant(self, name: str) -> np.ndarray:
-        values: np.ndarray = numpy_helper.to_array(self._maker[name].attribute[0].t)
-        return values
+    primitives = tuple(Primitive(p.op, p.attributes, renamed(p.inputs), renamed(p.outputs)) for p in piece.primitives)
+    values = {names[name]: value for name, value in piece.values.items()}
+    return Body(piece.kind, renamed(piece.inputs), renamed(piece.outputs), primitives, values)
+
+
+def operator(primitive: Primitive, piece: Body) -> onnx.ModelProto:
+    """A primitive as one operator of ONNX Runtime's."""
+    inputs = [f"i{n}" for n in range(len(piece.inputs))]
+    if primitive.op == "sdpa":
+        heads = dict(primitive.attributes)["heads"]
+        assert isinstance(heads, int)
+        width = piece.values[primitive.inputs[0]].shape[2]
+        assert isinstance(width, int)
+        attributes = {"num_heads": heads, "scale": (width // heads) ** -0.5}
+        node = helper.make_node("MultiHeadAttention", inputs, ["o0"], domain=DOMAIN, **attributes)
+    else:
+        node = helper.make_node("FastGelu", inputs, ["o0"], domain=DOMAIN)
+    given = [typed(i, piece.values[name]) for i, name in zip(inputs, piece.inputs, strict=True)]
+    made = [typed("o0", piece.values[piece.outputs[0]])]
+    return helper.make_model(helper.make_graph([node], primitive.op, given, made))

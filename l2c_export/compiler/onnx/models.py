@@ -16,6 +16,7 @@ from ...weights.layout import WEIGHTS, Layout
 from .opset import OPSET
 
 IR_VERSION = 8  # the one of opset 17
+DOMAIN = "com.microsoft"  # of the operators that only ONNX Runtime has
 TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -27,17 +28,22 @@ Bodies = Mapping[str, onnx.ModelProto]
 
 def segment_model(name: str, segment: Graph, bodies: Bodies) -> onnx.ModelProto:
     """A segment as a model of its own: symbolic batch, weights as inputs."""
-    inputs = [_typed(i, segment.values[i]) for i in segment.inputs]
-    outputs = [_typed(o, segment.values[o]) for o in segment.outputs]
-    model = _model(helper.make_graph(operators(segment, bodies), name, inputs, outputs))
+    model = composed(name, segment, bodies)
     onnx.checker.check_model(model)
     return model
 
 
+def composed(name: str, graph: Graph, bodies: Bodies) -> onnx.ModelProto:
+    """A graph as a model, all its inputs inputs."""
+    inputs = [typed(i, graph.values[i]) for i in graph.inputs]
+    outputs = [typed(o, graph.values[o]) for o in graph.outputs]
+    return _model(helper.make_graph(operators(graph, bodies), name, inputs, outputs))
+
+
 def step_model(name: str, graph: Graph, bodies: Bodies, layout: Layout) -> onnx.ModelProto:
     """A whole graph as a model: symbolic batch, weights as external data, which may not be bound yet."""
-    inputs = [_typed(i, graph.values[i]) for i in graph.inputs if graph.kind(i) != WEIGHT]
-    outputs = [_typed(o, graph.values[o]) for o in graph.outputs]
+    inputs = [typed(i, graph.values[i]) for i in graph.inputs if graph.kind(i) != WEIGHT]
+    outputs = [typed(o, graph.values[o]) for o in graph.outputs]
     initializers = [_external(i, layout) for i in graph.inputs if graph.kind(i) == WEIGHT]
     return _model(helper.make_graph(operators(graph, bodies), name, inputs, outputs, initializer=initializers))
 
@@ -89,7 +95,7 @@ def _renamed(call: Node, body: onnx.GraphProto) -> list[onnx.NodeProto]:
     return nodes
 
 
-def _typed(name: str, value: Value) -> onnx.ValueInfoProto:
+def typed(name: str, value: Value) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TYPES[value.dtype], list(value.shape))
 
 
@@ -103,5 +109,6 @@ def _external(weight: str, layout: Layout) -> TensorProto:
 
 
 def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
-    opsets = [helper.make_opsetid("", OPSET)]
+    domains = {node.domain for node in graph.node} - {""}
+    opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="l2c-export")

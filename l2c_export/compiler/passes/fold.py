@@ -2,7 +2,7 @@
 
 Between two computed sublayers a cached call adds gate_j * cached_j for every skipped j.  The gates are
 known before the loop and the cached values are known to the filling call, so the whole sum is: the filling
-call emits it, and the cached call adds one tensor.  The addition is reassociated,
+call emits it, and the cached call adds one tensor.  Sublayers never move.  The addition is reassociated,
 (h + a) + b = h + (a + b), which is exact up to rounding.
 
 Like hoisting this is a question of binding time and is answered by data flow alone: whatever depends on the
@@ -11,13 +11,29 @@ values of one filling call, and otherwise only on what is known before the loop,
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from ...ir.graph import CACHE, INNER, LOOP, PLAIN_OPS, PROLOGUE, TIME, Graph, Node, Value, dependencies, live, producers, rename
+from ...ir.graph import (
+    CACHE,
+    INNER,
+    LOOP,
+    PLAIN_OPS,
+    PROLOGUE,
+    TIME,
+    Graph,
+    Node,
+    Value,
+    computed_sublayers,
+    dependencies,
+    live,
+    producers,
+    rename,
+)
 from ...ir.names import at, split_at
 
 
@@ -55,7 +71,8 @@ def fold(call: Graph) -> Folded:
         return at(name, -(filled[name] or 0)) if name in frontier else name
 
     nodes = tuple(Node(n.op, n.name, tuple(map(read, n.inputs)), n.outputs) for n in rest)
-    return Folded(live(msgspec.structs.replace(call, nodes=nodes, values=values)), tuple(fragments))
+    folded = msgspec.structs.replace(call, nodes=nodes, values=values)
+    return Folded(live(folded, computed_sublayers(folded)), tuple(fragments))
 
 
 def fill(call: Graph, fragments: Iterable[tuple[int, Fragment]]) -> Graph:
@@ -97,39 +114,56 @@ def reassociate(call: Graph) -> Graph:
     """
     filled = _filling_calls(call)
     uses = Counter(name for n in call.nodes for name in n.inputs) + Counter(call.outputs)
-    span = _spans(call)
+    terms: dict[str, tuple[str, ...]] = {}  # of a sum
     nodes: list[Node] = []
     maker: dict[str, Node] = {}
     values = dict(call.values)
+    name_of = _names(call)
     for node in call.nodes:
         if node.op == "Add":
             stream, value = node.inputs
             inner = maker.get(stream)
             age = filled[value]
             if inner and inner.op == "Add" and uses[stream] == 1 and age is not None and filled[inner.inputs[1]] == age:
-                first, last = span[inner.inputs[1]][0], span[value][1]
-                total = f"run.{first}..{last}"
+                first = inner.inputs[1]
+                members = (*terms.get(first, (first,)), value)
+                total = name_of(members)
                 nodes.remove(inner)
-                nodes.append(Node("Add", total, (inner.inputs[1], value), (total,)))
+                nodes.append(Node("Add", total, (first, value), (total,)))
                 values[total] = msgspec.structs.replace(values[value], kind=INNER)
-                filled[total], span[total] = age, (first, last)
+                filled[total], terms[total] = age, members
                 node = msgspec.structs.replace(node, inputs=(inner.inputs[0], total))
         nodes.append(node)
         maker[node.outputs[0]] = node
-    return live(msgspec.structs.replace(call, nodes=tuple(nodes), values=values))
+    summed = msgspec.structs.replace(call, nodes=tuple(nodes), values=values)
+    return live(summed, computed_sublayers(summed))
 
 
-def _spans(call: Graph) -> dict[str, tuple[str, str]]:
-    """For each value that depends on cached values: the first and the last sublayer among them."""
-    column = {name: i for i, name in enumerate(call.sublayers)}
-    cached = dependencies(call, lambda name: column[split_at(name)[0]] if call.kind(name) == CACHE else -1)
-    columns_of = {name: sorted(columns - {-1}) for name, columns in cached.items()}
-    return {name: (call.sublayers[c[0]], call.sublayers[c[-1]]) for name, c in columns_of.items() if c}
+def _names(call: Graph) -> Callable[[tuple[str, ...]], str]:
+    """What sums of these terms are called: after the first and the last sublayer in them.
+
+    That is all there is to say where every sublayer has one value, and that one reader: a run of sublayers has one sum.
+    Where there are several streams, the terms themselves decide, by their hash.
+    """
+    column = {name: i for i, names in enumerate(call.sublayers) for name in names}
+    readers = Counter(name for n in call.nodes for name in n.inputs if call.kind(name) == CACHE)
+    alone = all(len(names) == 1 for names in call.sublayers) and set(readers.values()) <= {1}
+    columns = dependencies(call, lambda name: column[split_at(name)[0]] if call.kind(name) == CACHE else -1)
+
+    def name(terms: tuple[str, ...]) -> str:
+        spanned = sorted(set().union(*(columns[term] for term in terms)) - {-1})
+        title = f"run.{call.sublayers[spanned[0]][0]}..{call.sublayers[spanned[-1]][0]}"
+        return title if alone else f"{title}.{hashlib.sha256(' '.join(terms).encode()).hexdigest()[:8]}"
+
+    return name
 
 
 def _filling_calls(call: Graph) -> dict[str, int | None]:
     """For each value: how many calls ago it could have been computed because all its inputs were known; None if
-    only now, or before the loop, or by several calls."""
+    only now, or before the loop, or by several calls.
+
+    Only sums move: what else reads a cached value is computed now, whatever it could be.
+    """
 
     def reach(name: str) -> object:
         value = call.values[name]
@@ -137,9 +171,14 @@ def _filling_calls(call: Graph) -> dict[str, int | None]:
             return -split_at(name)[1]
         return "now" if value.kind in LOOP else "early"
 
+    reached: dict[str, frozenset[object]] = {name: frozenset([reach(name)]) for name in call.inputs}
+    for node in call.nodes:
+        joined: frozenset[object] = frozenset().union(*(reached[name] for name in node.inputs))
+        stays = node.op not in PLAIN_OPS and joined != {"early"}
+        reached.update(dict.fromkeys(node.outputs, frozenset(["now"]) if stays else joined))
     ages: dict[str, int | None] = {}
-    for name, reached in dependencies(call, reach).items():
-        loop = reached - {"early"}
+    for name, found in reached.items():
+        loop = found - {"early"}
         (age,) = loop if len(loop) == 1 else (None,)
         ages[name] = age if isinstance(age, int) else None
     return ages

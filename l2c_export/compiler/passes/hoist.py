@@ -38,7 +38,7 @@ def hoist(call: Graph) -> Hoisted:
 
         names = {name for node in nodes for name in node.inputs} | set(outputs)
         values = {n: msgspec.structs.replace(call.values[n], kind=kind(n)) for n in names | computed}
-        return live(Graph(tuple(nodes), values, outputs))
+        return live(Graph(tuple(nodes), values, outputs, bodies=call.bodies))
 
     loop = part([n for n in call.nodes if n.outputs[0] not in hoisted], call.outputs)
     loop = msgspec.structs.replace(loop, sublayers=call.sublayers)

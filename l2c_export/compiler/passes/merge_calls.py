@@ -8,9 +8,11 @@ model), and two sets of sums become their union (a sum that nobody reads is writ
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...ir.graph import PLAIN_OPS, Graph
+from ...ir.primitives import flops
 from ...schedules.schedule import Schedule
 from ...support.files import Report
 from ..plan import Key, Plan, make_plan
@@ -19,11 +21,12 @@ if TYPE_CHECKING:
     from ..source import Source
 
 
-def share_graphs(source: Source, schedule: Schedule, most: int | None, flops: Mapping[str, int], report: Report) -> Shared:
+def share_graphs(source: Source, schedule: Schedule, most: int | None, call: Graph, report: Report) -> Shared:
     """Merge a schedule's calls until at most `most` graphs are left, if that is asked for."""
     if most is None:
         return Shared(schedule, make_plan(schedule), 0.0)
-    cost = [float(flops[name.rpartition(".")[2]]) for name in source.family.sublayers]
+    bodies = {node.name: call.bodies[node.op] for node in call.nodes if node.op not in PLAIN_OPS}
+    cost = [float(flops(bodies[name].primitives, bodies[name].values)) for name in source.family.sublayers]
     shared = share(schedule, most, cost)
     report(f"max_graphs={most}: {shared.added:.2%} more computation than the schedule asks for")
     return shared

@@ -1,21 +1,23 @@
 """Group: cut a call into segments, the units that are compiled once and called many times.
 
-A segment is one operation of the family together with the residual arithmetic behind it: an attention with
-its gate and its addition to the stream.  The sums that go from call to call are segments of their own, so that there are as
-many kinds of segments as of sublayers, whatever the schedule skips: an engine for an attention takes seconds to build
-(TensorRT 8.6), and one more addition takes microseconds to run.  Two segments that differ only in the names they are called
-with are the same, so their number does not grow with the schedule's length or the model's depth.
+A segment is one operation of the family together with the residual arithmetic that consumes its value: an attention with
+its gate and its addition to the stream, wherever in the call these are.  The sums that go from call to call are segments of
+their own, so that there are as many kinds of segments as of sublayers, whatever the schedule skips: an engine for an attention
+takes seconds to build (TensorRT 8.6), and one more addition takes microseconds to run.  Two segments that differ only in the
+names they are called with are the same, so their number does not grow with the schedule's length or the model's depth.
 """
 
 from __future__ import annotations
 
+import graphlib
 import hashlib
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from ...ir.graph import CACHE, PLAIN_OPS, Graph, Node, Value, live
+from ...ir.graph import CACHE, PLAIN_OPS, Graph, Node, live
 from ...ir.names import split_at
 from ..plan import Key
 from .hoist import Hoisted
@@ -51,29 +53,61 @@ def group(graph: Graph) -> tuple[Graph, dict[str, Graph]]:
     calls, segments = [], {}
     for nodes in _pieces(graph):
         inputs, outputs = _interface(nodes, graph)
-        segment = _canonical(nodes, inputs, outputs, graph.values)
+        segment = _canonical(nodes, inputs, outputs, graph)
         name = _name(segment)
         segments[name] = segment
         calls.append(Node(name, nodes[0].name, inputs, outputs))
-    return msgspec.structs.replace(graph, nodes=tuple(calls)), segments
+    return msgspec.structs.replace(graph, nodes=tuple(calls), bodies={}), segments
 
 
 def _pieces(graph: Graph) -> list[list[Node]]:
+    """The nodes of every segment, in an order in which they can run."""
     pieces: list[list[Node]] = []
+    needs: list[set[int]] = []  # the pieces that a piece reads from
+    maker: dict[str, int] = {}  # value -> piece
     for node in graph.nodes:
-        if pieces and _continues(node, pieces[-1][-1], graph):
-            pieces[-1].append(node)
-        else:
-            pieces.append([node])
-    return pieces
+        read = {maker[i] for i in node.inputs if i in maker}
+        home = maker.get(node.inputs[-1], -1) if node.op in PLAIN_OPS else -1  # gate * value, stream + value
+        if home < 0 or not _joins(node, pieces[home], graph) or home in _reached(read - {home}, needs):
+            home = len(pieces)
+            pieces.append([])
+            needs.append(set())
+        pieces[home].append(node)
+        needs[home] |= read - {home}
+        maker.update(dict.fromkeys(node.outputs, home))
+    order = graphlib.TopologicalSorter(dict(enumerate(needs)))
+    return [pieces[n] for n in _first_first(order)]
 
 
-def _continues(node: Node, before: Node, graph: Graph) -> bool:
-    """Whether a node belongs to the piece that ends with `before`: residual arithmetic behind its sublayer, and in
-    the sums between calls an addition behind the gate."""
-    if node.op not in PLAIN_OPS or _between_calls(node, graph) != _between_calls(before, graph):
-        return False
-    return not _between_calls(node, graph) or (before.op == "Mul" and before.outputs[0] in node.inputs)
+def _joins(node: Node, piece: list[Node], graph: Graph) -> bool:
+    """Whether arithmetic is of one segment with what made its value: with an operation, and in the sums between calls an
+    addition with the gate."""
+    first = piece[0]
+    if _between_calls(node, graph):
+        return len(piece) == 1 and first.op == "Mul" and _between_calls(first, graph)
+    return first.op not in PLAIN_OPS
+
+
+def _reached(start: set[int], needs: Sequence[set[int]]) -> set[int]:
+    """All pieces that some depend on, and those themselves."""
+    seen, ahead = set(start), list(start)
+    while ahead:
+        new = needs[ahead.pop()] - seen
+        seen |= new
+        ahead += new
+    return seen
+
+
+def _first_first(order: graphlib.TopologicalSorter[int]) -> Iterator[int]:
+    """In topological order, the lowest number first."""
+    order.prepare()
+    ready: list[int] = []
+    while order.is_active():
+        for n in order.get_ready():
+            heapq.heappush(ready, n)
+        n = heapq.heappop(ready)
+        yield n
+        order.done(n)
 
 
 def _between_calls(node: Node, graph: Graph) -> bool:
@@ -90,7 +124,7 @@ def _interface(nodes: list[Node], graph: Graph) -> tuple[tuple[str, ...], tuple[
     return tuple(inputs), tuple(name for name in computed if name in outside)
 
 
-def _canonical(nodes: list[Node], inputs: tuple[str, ...], outputs: tuple[str, ...], values: Mapping[str, Value]) -> Graph:
+def _canonical(nodes: list[Node], inputs: tuple[str, ...], outputs: tuple[str, ...], graph: Graph) -> Graph:
     computed = [name for n in nodes for name in n.outputs]
     names = {name: f"i{i}" for i, name in enumerate(inputs)}
     names |= {name: f"v{i}" for i, name in enumerate(computed)}
@@ -98,8 +132,9 @@ def _canonical(nodes: list[Node], inputs: tuple[str, ...], outputs: tuple[str, .
     body = tuple(
         Node(n.op, names[n.outputs[0]], tuple(names[i] for i in n.inputs), tuple(names[o] for o in n.outputs)) for n in nodes
     )
-    types = {names[n]: msgspec.structs.replace(values[n], kind="") for n in (*inputs, *computed)}
-    return Graph(body, types, tuple(names[o] for o in outputs))
+    types = {names[n]: msgspec.structs.replace(graph.values[n], kind="") for n in (*inputs, *computed)}
+    bodies = {n.op: graph.bodies[n.op] for n in nodes if n.op in graph.bodies}
+    return Graph(body, types, tuple(names[o] for o in outputs), bodies=bodies)
 
 
 def _name(segment: Graph) -> str:

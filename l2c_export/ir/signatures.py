@@ -1,0 +1,249 @@
+"""The primitives: what each takes, and the types of what it makes of that.
+
+`models/primitives.py` has the same in PyTorch.  Activations come first, then weights; an input at the end may be left out
+where a signature takes a range of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from .graph import Value
+from .signature import (
+    DTYPE,
+    EPSILON,
+    FREQUENCY,
+    INDEX,
+    SIGNATURES,
+    SIZE,
+    Signature,
+    joined,
+    need,
+    numbers,
+    ranked,
+    signature,
+    sizes,
+)
+
+MOST_PARTS = 64  # of a linear layer
+
+# elementwise
+
+
+@signature(2)
+def add(a: Value, b: Value) -> tuple[Value, ...]:
+    """a + b."""
+    return (joined(a, b),)
+
+
+@signature(2)
+def mul(a: Value, b: Value) -> tuple[Value, ...]:
+    """a * b."""
+    return (joined(a, b),)
+
+
+@signature(1, dtype=DTYPE)
+def cast(x: Value, dtype: str) -> tuple[Value, ...]:
+    numbers(x)
+    return (Value(x.shape, dtype),)
+
+
+def same(x: Value) -> tuple[Value, ...]:
+    numbers(x)
+    return (Value(x.shape, x.dtype),)
+
+
+for name in ("gelu", "gelu_tanh", "silu"):
+    SIGNATURES[name] = Signature(name, 1, 1, {}, same)
+
+
+@signature(3)
+def modulate(x: Value, shift: Value, scale: Value) -> tuple[Value, ...]:
+    """x (1 + scale) + shift."""
+    made = joined(joined(x, scale), shift)
+    need(made.shape == x.shape, "shift and scale are larger than what they change")
+    return (made,)
+
+
+# norms over the last axis; their statistics are float32
+
+
+@signature(1, 3, eps=EPSILON)
+def layer_norm(x: Value, weight: Value | None = None, bias: Value | None = None, *, eps: float) -> tuple[Value, ...]:
+    need(bool(x.shape), "a number has no last axis")
+    for given in (weight, bias):
+        need(given is None or given.shape == x.shape[-1:], "a weight is not as wide as what is normalised")
+        numbers(*(given,) if given else ())
+    return same(x)
+
+
+@signature(1, 2, eps=EPSILON)
+def rms_norm(x: Value, weight: Value | None = None, *, eps: float) -> tuple[Value, ...]:
+    return layer_norm(x, weight, eps=eps)
+
+
+# products, in the type of the weights
+
+
+@signature(2, 3, parts=SIZE)
+def linear(x: Value, weight: Value, bias: Value | None = None, *, parts: int) -> tuple[Value, ...]:
+    """x weight' + bias over the last axis; the rows of the weight are those of `parts` results, one after the other."""
+    numbers(x, weight)
+    need(len(weight.shape) >= 2 and len(x.shape) >= 2, "a product needs matrices")
+    rows, *columns = sizes(weight.shape)
+    need(x.shape[-1] == math.prod(columns), "the weight is not as wide as what it multiplies")
+    need(rows % parts == 0, f"{rows} rows are not {parts} equal parts")
+    need(bias is None or (bias.shape, bias.dtype) == ((rows,), weight.dtype), "the bias does not fit the weight")
+    need(parts <= MOST_PARTS, f"{parts} parts are too many")
+    return (Value((*x.shape[:-1], rows // parts), weight.dtype),) * parts
+
+
+@signature(3, heads=SIZE)
+def sdpa(q: Value, k: Value, v: Value, heads: int) -> tuple[Value, ...]:
+    """Scaled dot-product attention of q (R, T, D) over k and v (R, S, D), whose last axes hold heads."""
+    numbers(q, k, v)
+    rows, _, width = ranked(q, 3)
+    need(k.shape == v.shape and ranked(k, 3)[::2] == (rows, width), "queries, keys and values do not go together")
+    need(q.dtype == k.dtype == v.dtype, "queries, keys and values are of several types")
+    sizes((*q.shape[1:], *k.shape[1:]))
+    need(isinstance(width, int) and width % heads == 0, f"{width} is not a multiple of {heads} heads")
+    return (Value(q.shape, q.dtype),)
+
+
+@signature(2, 3, padding=INDEX)
+def conv2d(x: Value, weight: Value, bias: Value | None = None, *, padding: int) -> tuple[Value, ...]:
+    """Over (N, C, H, W), with a stride of 1."""
+    numbers(x, weight)
+    n, channels, *plane = ranked(x, 4)
+    out, inner, *kernel = sizes(ranked(weight, 4))
+    need(channels == inner and x.dtype == weight.dtype, "the weight is for other channels or another type")
+    need(bias is None or (bias.shape, bias.dtype) == ((out,), weight.dtype), "the bias does not fit the weight")
+    moved = tuple(size + 2 * padding - k + 1 for size, k in zip(sizes(plane), kernel, strict=True))
+    need(min(moved) > 0, "the kernel is larger than the picture")
+    return (Value((n, out, *moved), x.dtype),)
+
+
+# positions
+
+
+@signature(1, half=SIZE, shift=INDEX)
+def sinusoid(t: Value, half: int, shift: int) -> tuple[Value, ...]:
+    """t (R,) -> (R, 2 half): cosines, then sines, of t exp(-ln(10000) k / (half - shift)) for k < half."""
+    need(ranked(t, 1) is not None and t.dtype == "float32", "times are float32")
+    need(shift < half, f"a shift of {shift} leaves none of {half} frequencies")
+    return (Value((*t.shape, 2 * half), "float32"),)
+
+
+@signature(1, heads=SIZE, theta=FREQUENCY)
+def rope(x: Value, heads: int, theta: float) -> tuple[Value, ...]:
+    """Rotary positions (arXiv 2104.09864) of x (R, T, D): token t turns pair k of a head of size s by t theta^(-2k / s); the
+    pairs are the first and the second half of a head."""
+    *_, width = ranked(x, 3)
+    sizes(x.shape[1:])
+    need(isinstance(width, int) and width % (2 * heads) == 0, f"{width} is not {heads} heads of an even size")
+    return same(x)
+
+
+# moving
+
+
+@signature(1, patch=SIZE)
+def patchify(x: Value, patch: int) -> tuple[Value, ...]:
+    """(N, C, H, W) -> (N, T, C patch patch), row major over patches."""
+    n, *picture = ranked(x, 4)
+    channels, height, width = sizes(picture)
+    need(height % patch == 0 and width % patch == 0, f"its sides are no multiples of {patch}")
+    return (Value((n, (height // patch) * (width // patch), channels * patch * patch), x.dtype),)
+
+
+@signature(1, patch=SIZE, channels=SIZE, height=SIZE, width=SIZE)
+def unpatchify(x: Value, patch: int, channels: int, height: int, width: int) -> tuple[Value, ...]:
+    """(N, T, patch patch C), with C fastest, -> (N, C, H, W)."""
+    n, *tokens = ranked(x, 3)
+    need(height % patch == 0 and width % patch == 0, f"its sides are no multiples of {patch}")
+    wanted = [(height // patch) * (width // patch), patch * patch * channels]
+    need(tokens == wanted, f"its tokens are not {wanted}")
+    return (Value((n, channels, height, width), x.dtype),)
+
+
+@signature(2)
+def gather(x: Value, rows: Value) -> tuple[Value, ...]:
+    """Entries of the first axis, by number."""
+    need(bool(x.shape) and rows.dtype == "int32", "rows are int32, of what has some")
+    return (Value((*ranked(rows, 1), *x.shape[1:]), x.dtype),)
+
+
+@signature(2, 8, axis=SIZE)
+def concat(*values: Value, axis: int) -> tuple[Value, ...]:
+    """Along an axis behind the batch."""
+    first = values[0]
+    need(axis < len(first.shape), f"there is no axis {axis}")
+    others = {(*v.shape[:axis], *v.shape[axis + 1 :], v.dtype, len(v.shape)) for v in values}
+    need(len(others) == 1, "they differ beside that axis")
+    total = sum(sizes([v.shape[axis] for v in values]))
+    return (Value((*first.shape[:axis], total, *first.shape[axis + 1 :]), first.dtype),)
+
+
+@signature(1, axis=SIZE)
+def unsqueeze(x: Value, axis: int) -> tuple[Value, ...]:
+    """A new axis of 1, behind the batch."""
+    need(axis <= len(x.shape), f"there is no axis {axis}")
+    return (Value((*x.shape[:axis], 1, *x.shape[axis:]), x.dtype),)
+
+
+@signature(1, start=INDEX)
+def tail(x: Value, start: int) -> tuple[Value, ...]:
+    """Tokens (R, T, D) from `start` on."""
+    rows, tokens, width = ranked(x, 3)
+    need(isinstance(tokens, int) and start < tokens, f"none of {tokens} tokens are left")
+    assert isinstance(tokens, int)
+    return (Value((rows, tokens - start, width), x.dtype),)
+
+
+# guidance and the sampler's update, in float32 (models/updates.py)
+
+
+def _guided(noise: Value, x: Value, conditional: Value, unconditional: Value, guidance: Value) -> tuple[Value, ...]:
+    numbers(noise)
+    need(len(x.shape) >= 2 and len(noise.shape) == len(x.shape), "latents and the prediction are of different ranks")
+    need(noise.shape[2:] == x.shape[2:], "latents and the prediction differ")
+    (most,), (channels,) = sizes(noise.shape[1:2]), sizes(x.shape[1:2])
+    need(most >= channels, "the prediction has too few channels")
+    for rows in (conditional, unconditional):
+        need((rows.shape, rows.dtype) == (x.shape[:1], "int32"), "rows are int32, one per image")
+    need(x.dtype == "float32" and joined(guidance, x) == Value(x.shape), "guidance does not fit the latents")
+    return (Value(x.shape),)
+
+
+def _coefficients(value: Value, least: int) -> None:
+    need(value.dtype == "float32" and sizes(ranked(value, 1))[0] >= least, f"there are fewer than {least} coefficients")
+
+
+@signature(7)
+def update(
+    noise: Value, x: Value, base: Value, conditional: Value, unconditional: Value, guidance: Value, coefficients: Value
+) -> tuple[Value, ...]:
+    need(coefficients.shape == (3,) and coefficients.dtype == "float32", "there are not 3 coefficients")
+    need(Value(base.shape, base.dtype) == Value(x.shape), "the step's first latents are others")
+    return _guided(noise, x, conditional, unconditional, guidance)
+
+
+@signature(6)
+def data(
+    noise: Value, x: Value, conditional: Value, unconditional: Value, guidance: Value, coefficients: Value
+) -> tuple[Value, ...]:
+    _coefficients(coefficients, 2)
+    return _guided(noise, x, conditional, unconditional, guidance)
+
+
+@signature(3, 8)
+def multistep(x: Value, *predicted_and_coefficients: Value) -> tuple[Value, ...]:
+    *predicted, coefficients = predicted_and_coefficients
+    _coefficients(coefficients, 3 + len(predicted))
+    need(coefficients.shape == (3 + len(predicted),), "there are more coefficients than predictions")
+    need(all(Value(v.shape, v.dtype) == Value(x.shape) for v in predicted), "predictions differ from the latents")
+    return (Value(x.shape),)
+
+
+TABLE: Mapping[str, Signature] = SIGNATURES

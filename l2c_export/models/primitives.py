@@ -1,0 +1,225 @@
+"""The primitives in PyTorch: pure functions of activations, then weights.
+
+`ir/signatures.py` says what each takes and makes.  Called with values of a `Tape` they are recorded, with tensors they compute.
+
+Products run on tokens flattened to two dimensions: they become one ONNX Gemm with its bias, which
+ONNX Runtime and TensorRT both run faster than MatMul + Add.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..ir.graph import Primitive
+
+PRIMITIVES: dict[str, Callable[..., Any]] = {}
+
+
+def primitive(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add a function to the primitives.  Its attributes are keywords; weights that are left out are None."""
+    op = function.__name__
+    defaults = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+    @functools.wraps(function)
+    def called(*inputs: Any, **attributes: Any) -> Any:
+        if not isinstance(inputs[0], Tensor):  # a value of a tape
+            return inputs[0].tape.take(op, [i for i in inputs if i is not None], {**defaults, **attributes})
+        return function(*inputs, **attributes)
+
+    PRIMITIVES[op] = called
+    return called
+
+
+def execute(primitives: Iterable[Primitive], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All values of a graph, given its inputs."""
+    known = dict(values)
+    for each in primitives:
+        made = PRIMITIVES[each.op](*(known[i] for i in each.inputs), **dict(each.attributes))
+        known.update(zip(each.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+    return known
+
+
+def exporting() -> bool:
+    """Whether the exporter is tracing; eager PyTorch gets its own fused operations, to be a fair baseline."""
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the former is new in 2.7
+    return bool(is_exporting())
+
+
+def _wide(x: Tensor) -> Tensor:
+    """float32 for what half precision is too coarse for."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+@primitive
+def add(a: Tensor, b: Tensor) -> Tensor:
+    return a + b
+
+
+@primitive
+def mul(a: Tensor, b: Tensor) -> Tensor:
+    return a * b
+
+
+@primitive
+def cast(x: Tensor, *, dtype: str) -> Tensor:
+    return x.to(getattr(torch, dtype))
+
+
+@primitive
+def gelu(x: Tensor) -> Tensor:
+    return F.gelu(x)
+
+
+@primitive
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU; exported as 0.5 (1 + tanh u) = sigmoid(2u), which is three operations fewer."""
+    if not exporting():
+        return F.gelu(x, approximate="tanh")
+    return x * torch.sigmoid(x * (2 * math.sqrt(2 / math.pi)) * (x * x * 0.044715 + 1.0))
+
+
+@primitive
+def silu(x: Tensor) -> Tensor:
+    return F.silu(x)
+
+
+@primitive
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+@primitive
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float) -> Tensor:
+    """Its statistics are float32 (PyTorch's own kernel does that inside)."""
+    same = weight is None or weight.dtype == x.dtype
+    if same and (not exporting() or x.dtype == torch.float32):
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    scale, shift = (None if p is None else _wide(p) for p in (weight, bias))
+    return F.layer_norm(_wide(x), x.shape[-1:], scale, shift, eps).to(x.dtype)
+
+
+@primitive
+def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float) -> Tensor:
+    """Root mean square normalisation (arXiv 1910.07467), in float32."""
+    wide = _wide(x)
+    normed = wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
+    return (normed if weight is None else normed * _wide(weight)).to(x.dtype)
+
+
+@primitive
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, parts: int = 1) -> Any:
+    weight = weight.reshape(weight.shape[0], -1) if weight.ndim > 2 else weight
+    if x.ndim == 2:
+        flat = F.linear(x.to(weight.dtype), weight, bias)
+    else:
+        flat = F.linear(x.reshape(-1, x.shape[-1]).to(weight.dtype), weight, bias)
+    shape = (*x.shape[:-1], weight.shape[0] // parts)
+    made = tuple(part if x.ndim == 2 else part.reshape(shape) for part in (flat.chunk(parts, dim=1) if parts > 1 else (flat,)))
+    return made if parts > 1 else made[0]
+
+
+@primitive
+def sdpa(q: Tensor, k: Tensor, v: Tensor, *, heads: int) -> Tensor:
+    size = q.shape[2] // heads
+    shape = q.shape
+    q, k, v = (part.reshape(part.shape[0], part.shape[1], heads, size).permute(0, 2, 1, 3) for part in (q, k, v))
+    if exporting():  # as separate operations: opset 17 has no attention
+        scores = (q * size**-0.5) @ k.transpose(2, 3)
+        mixed = torch.softmax(_wide(scores), dim=-1).to(v.dtype) @ v
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v)
+    return mixed.transpose(1, 2).reshape(shape)
+
+
+@primitive
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: int) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=padding)
+
+
+# Tables are made once, outside of any trace, so that they are exported as numbers.
+TABLES: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
+
+
+def table(key: tuple[object, ...], make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    if key not in TABLES:
+        assert not exporting(), f"{key} is first needed while exporting"
+        TABLES[key] = make()
+    return TABLES[key]
+
+
+def frequencies(half: int, shift: int = 0) -> Tensor:
+    """exp(-ln(10000) k / (half - shift)) for k < half, as PyTorch's float32 evaluates it."""
+
+    def make() -> tuple[Tensor, ...]:
+        return (torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - shift)),)
+
+    return table(("frequencies", half, shift), make)[0]
+
+
+def rotations(tokens: int, half: int, theta: float) -> tuple[Tensor, ...]:
+    """Cosine and sine of the angle of every token and pair, (tokens, half) each."""
+
+    def make() -> tuple[Tensor, ...]:
+        turns = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        angles = torch.arange(tokens, dtype=torch.float64)[:, None] * turns[None]
+        return torch.cos(angles).float(), torch.sin(angles).float()
+
+    return table(("rotations", tokens, half, theta), make)
+
+
+@primitive
+def sinusoid(t: Tensor, *, half: int, shift: int = 0) -> Tensor:
+    angle = t[:, None] * frequencies(half, shift).to(t.device)[None]
+    return torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
+
+
+@primitive
+def rope(x: Tensor, *, heads: int, theta: float) -> Tensor:
+    tokens, size = x.shape[1], x.shape[2] // heads
+    split = x.reshape(x.shape[0], tokens, heads, size)
+    cosine, sine = (values.to(x.device)[:, None] for values in rotations(tokens, size // 2, theta))
+    first, second = _wide(split).chunk(2, dim=-1)
+    turned = torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+    return turned.reshape(x.shape).to(x.dtype)
+
+
+@primitive
+def patchify(x: Tensor, *, patch: int) -> Tensor:
+    n, c, h, w = x.shape
+    x = x.reshape(n, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(n, (h // patch) * (w // patch), c * patch * patch)
+
+
+@primitive
+def unpatchify(x: Tensor, *, patch: int, channels: int, height: int, width: int) -> Tensor:
+    x = x.reshape(-1, height // patch, width // patch, patch, patch, channels)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, height, width)
+
+
+@primitive
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    return x.index_select(0, rows)
+
+
+@primitive
+def concat(*values: Tensor, axis: int) -> Tensor:
+    return torch.cat(values, dim=axis)
+
+
+@primitive
+def unsqueeze(x: Tensor, *, axis: int) -> Tensor:
+    return x.unsqueeze(axis)
+
+
+@primitive
+def tail(x: Tensor, *, start: int) -> Tensor:
+    return x[:, start:]
