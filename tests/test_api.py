@@ -207,11 +207,47 @@ def test_a_schedule_is_changed_in_a_copy(schedule):
 
 @pytest.mark.parametrize(("call", "columns", "says"), [
     (4, [0], "call=4: the schedule has calls 0 to 3"), (-1, [0], "call=-1"), (1, [6], "the schedule has columns 0 to 5"),
-    (0, [0], "call 0 reuses columns"),
+    (0, [0], "call 0 must compute every sublayer"),
 ])  # fmt: skip
 def test_a_change_that_no_schedule_has(schedule, call, columns, says):
     with pytest.raises((l2c_export.UsageError, l2c_export.ScheduleError), match=says):
         schedule.with_computed(call, columns)
+
+
+def test_a_call_gets_rules_in_a_copy(schedule):
+    changed = schedule.with_rules(3, {"*.attn": "taylor:1", "mid_block.attn": [[1, 0.5]]})
+    assert changed.derived(3) == {name: "taylor:1" if "attn" in name else "reuse" for name in schedule.sublayers} | {
+        "mid_block.attn": ((1, 0.5),)
+    }
+    assert changed.calls[3].reused == (1, 3, 5)
+    assert changed.source == Schedule.from_json(changed.to_json()).source != schedule.source
+    assert schedule.calls[3].rules == {"*": "reuse"}
+
+
+def test_a_level_that_gets_a_rule_is_cacheable_while_it_has_one(schedule):
+    ranged = schedule.with_rules(3, {"stack[0:2]": "taylor:1"})
+    assert ranged.cacheable == (*schedule.sublayers, "stack[0:2]")
+    assert ranged.with_rules(3, {"output": "reuse"}).cacheable == (*schedule.sublayers, "output")
+    assert ranged.with_computed(3, ["mid_block.attn", 5]).calls[3].computed == (2, 5)
+    assert ranged.uncached().cacheable == schedule.sublayers
+
+
+@pytest.mark.parametrize(("call", "rules", "says"), [
+    (4, {}, "call=4: the schedule has calls 0 to 3"),
+    (1, {"*": 3}, r"rules=.*: use reuse, taylor:M, or \[\[age, coefficient\], ..\]"),
+    (1, {"mid.*": "reuse"}, "has a rule for 'mid\\.\\*'"), (0, {"output": "reuse"}, "'output', so it cannot compute"),
+    (1, {"*": [[2, 1.0]]}, "call 1 derives 'in_blocks.0.attn' from call -1"),
+])  # fmt: skip
+def test_rules_that_no_call_can_have(schedule, call, rules, says):
+    with pytest.raises((l2c_export.UsageError, l2c_export.ScheduleError), match=says):
+        schedule.with_rules(call, rules)
+
+
+def test_other_columns_take_their_rules_along(schedule):
+    ruled = schedule.with_rules(1, {"*": "taylor:1", "mid_block.attn": "taylor:2"}).with_rules(3, {"output": "reuse"})
+    more = ruled.computing([range(6), [2], range(6), [0]])
+    assert [call.rules for call in more.calls] == [{}, {"*": "taylor:1"}, {}, {"*": "reuse"}]
+    assert more.cacheable == ruled.cacheable == (*schedule.sublayers, "output")
 
 
 def test_a_schedule_is_one_line(schedule):
@@ -271,7 +307,7 @@ def test_a_checker_sees_the_types(tmp_path):
     types = [line.rpartition('is "')[2].rstrip('"') for line in shown.splitlines() if "Revealed type" in line]
     assert [name.replace("builtins.", "").rpartition("l2c_export.")[2] for name in types] == [
         "compiler.artefact.Artefact", "runtime.images.Output", "bool", "benchmarks.measured.Result",
-        "schedules.schedule.Call, ...]",
+        "schedules.calls.Call, ...]",
     ]  # fmt: skip
     assert 'Unexpected keyword argument "weihgts"' in shown
 

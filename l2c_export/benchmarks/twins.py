@@ -99,10 +99,7 @@ def asked_schedule(folder: Path, manifest: Manifest) -> Schedule:
     """The schedule that an artefact was asked to follow, before calls were merged."""
     program = manifest.program().program
     schedule = Schedule.read(folder / program.schedule)
-    if not program.asked:
-        return schedule
-    head = (schedule.family, schedule.sampler, schedule.steps, schedule.columns)
-    return Schedule.make(*head, program.asked.computed, schedule.threshold, schedule.source, schedule.scheduler or None)
+    return schedule.computing(program.asked.computed) if program.asked else schedule
 
 
 def build_like(build: Build, out: Path) -> None:

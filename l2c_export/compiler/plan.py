@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from ..schedules.schedule import Schedule
@@ -25,10 +26,15 @@ class Plan(NamedTuple):
 
 def make_plan(schedule: Schedule) -> Plan:
     """Find for every reused column the call that filled it, and for every call who reads from it."""
-    filled_by = [0] * schedule.columns
+    return plan_of(schedule.columns, [call.computed for call in schedule.calls])
+
+
+def plan_of(columns: int, computed: Sequence[Collection[int]]) -> Plan:
+    """The plan of calls that compute these columns and reuse the others."""
+    filled_by = [0] * columns
     sources = []
-    for n, call in enumerate(schedule.calls):
-        for j in call.computed:
+    for n, run in enumerate(computed):
+        for j in run:
             filled_by[j] = n
         sources.append(tuple(n - by for by in filled_by))
     readers: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in sources]

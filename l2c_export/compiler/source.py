@@ -19,7 +19,7 @@ from ..models.family import Family
 from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import KINDS, Scheduler, check_noise
 from ..samplers.trained import unlike
-from ..schedules import routers
+from ..schedules import executed, routers
 from ..schedules.rules import is_rule, mask_length, mask_rule
 from ..schedules.schedule import Schedule, content
 from ..support import file_kind
@@ -235,18 +235,19 @@ def _schedule(
     schedule = _made(options, family, origin, scheduler)
     if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
         raise UsageError(f"sampler={options.sampler!r}: {options.schedule} was made for {schedule.sampler}")
-    return schedule if options.cache else schedule.uncached()
+    schedule = schedule if options.cache else schedule.uncached()
+    executed.check(schedule, str(options.schedule))
+    return schedule
 
 
 def _made(options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None) -> Schedule:
-    columns = len(family.sublayers)
     if isinstance(origin, routers.Router):
         threshold = options.threshold
         if threshold is None:
             threshold = routers.default_threshold(family.name, family.latent[1])
         if scheduler and family.default_sampler != "ddim":
             raise UsageError(f"sampler={options.sampler!r}: a router of {family.name} is for {family.default_sampler}")
-        return origin.schedule(threshold, options.steps, columns, scheduler)
+        return origin.schedule(threshold, options.steps, family.sublayers, scheduler)
     if options.threshold is not None:
         raise UsageError(f"threshold={options.threshold}: only a router has scores to compare with a threshold")
     if isinstance(origin, str):
@@ -254,14 +255,26 @@ def _made(options: Options, family: Family, origin: routers.Router | Schedule | 
         if steps is None:
             raise UsageError(f"{f'schedule={options.schedule!r}' if options.schedule else 'cache=False'} needs steps=..")
         name = _name(options, scheduler, family)
-        return Schedule.from_rule(origin, family=family.name, steps=steps, columns=columns, sampler=name, scheduler=scheduler)
-    if origin.columns != columns:
-        raise ScheduleError(
-            f"{options.schedule}: {counted(origin.columns, 'column')}, but the model has "
-            f"{counted(columns, 'sublayer')}: check model=.."
+        return Schedule.from_rule(
+            origin, family=family.name, steps=steps, columns=family.sublayers, sampler=name, scheduler=scheduler
         )
     if options.steps not in (None, origin.steps):
         raise ScheduleError(
             f"{options.schedule}: made for {counted(origin.steps, 'step')}, but steps={options.steps}: use no steps=.."
         )
-    return origin
+    return _fitted(origin, family, str(options.schedule))
+
+
+def _fitted(schedule: Schedule, family: Family, name: str) -> Schedule:
+    """The schedule with the model's columns."""
+    if schedule.columns != len(family.sublayers):
+        raise ScheduleError(
+            f"{name}: {counted(schedule.columns, 'column')}, but the model has "
+            f"{counted(len(family.sublayers), 'sublayer')}: check model=.."
+        )
+    try:
+        return schedule.of_sublayers(family.sublayers)
+    except ValueError as error:
+        raise ScheduleError(
+            f"{name}: {error} is a sublayer of the schedule or of the model, but not of both: check model=.."
+        ) from None

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..schedules import picture
+from ..schedules.values import values_of
 from ..support.figure import DARK, new_figure, write
 from .view import View
 
 
 def schedule_heatmap(view: View, path: Path) -> None:
-    """Sublayers (rows) x calls (columns): dark is computed, light is reused from the cache."""
+    """Values (rows) x calls (columns): dark is computed, light is reused from the cache."""
     times = [call.milliseconds for call in view.calls if call.milliseconds is not None]
     width, height = heatmap_size(view)
     figure = new_figure(width, height + (1.2 if times else 0))
@@ -27,11 +28,16 @@ def schedule_heatmap(view: View, path: Path) -> None:
 
 
 def heatmap_size(view: View) -> tuple[float, float]:
-    return picture.size(len(view.sublayers), len(view.calls))
+    return _picture(view).size
 
 
 def heatmap(axes: Any, view: View) -> None:
-    picture.heatmap(axes, view.sublayers, view.timesteps, [call.computed for call in view.calls])
+    picture.heatmap(axes, _picture(view))
+
+
+def _picture(view: View) -> picture.Picture:
+    calls = [picture.DrawnCall(call.timestep, call.computed, call.reused, call.rules) for call in view.calls]
+    return picture.picture_of(values_of((*view.sublayers, *view.levels)), calls)
 
 
 def label_calls(axes: Any, view: View) -> None:

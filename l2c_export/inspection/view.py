@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..artefact.manifest import Manifest
 from ..artefact.records import image_range
 from ..errors import UsageError
 from ..schedules import rules
+from ..schedules.forecast import Rule, shown
 from ..schedules.schedule import Schedule, content
 from ..support import file_kind
 from ..support.words import counted
@@ -21,12 +23,16 @@ from .predict import graph_weight_bytes
 
 @dataclass(frozen=True)
 class CallView:
-    """One network evaluation.  Bytes are for the largest batch; None where only a schedule is known."""
+    """One network evaluation.  Bytes are for the largest batch; None where only a schedule is known.
+
+    `rules` has the rule of every forecast, by value: of sublayers that are neither computed nor reused, and of levels.
+    """
 
     index: int
     timestep: float
     computed: list[int]
     reused: list[int]
+    rules: dict[str, Rule] = field(default_factory=dict)
     graph: str | None = None
     weight_bytes: int | None = None
     cache_bytes_read: int | None = None
@@ -43,6 +49,7 @@ class View:
     calls: list[CallView]
     artefact: dict[str, Any] | None = None
     timing: str | None = None  # "predicted for h100", "measured here"
+    levels: list[str] = field(default_factory=list)  # that some call derives
 
     @property
     def timesteps(self) -> list[float]:
@@ -52,6 +59,9 @@ class View:
     def table(self) -> list[tuple[Any, ...]]:
         head: tuple[Any, ...] = ("call", "timestep", "computed", "reused")
         rows: list[tuple[Any, ...]] = [(c.index, round(c.timestep, 2), len(c.computed), len(c.reused)) for c in self.calls]
+        if any(call.rules for call in self.calls):
+            head += ("forecast",)
+            rows = [(*row, described(c.rules, self.levels)) for row, c in zip(rows, self.calls, strict=True)]
         if self.artefact is not None:
             head += ("graph", "weights MB", "cache read KB", "cache written KB")
             rows = [
@@ -117,8 +127,25 @@ def inspect(path: str | os.PathLike[str] | Schedule, threshold: float | None = N
 
 
 def of_schedule(schedule: Schedule, title: str) -> View:
-    calls = [CallView(n, c.timestep, list(c.computed), list(c.reused)) for n, c in enumerate(schedule.calls)]
-    return View(title, schedule.sublayers, calls)
+    levels = schedule.values.levels
+    calls = [
+        CallView(n, c.timestep, list(c.computed), list(c.reused), forecasts(schedule, n)) for n, c in enumerate(schedule.calls)
+    ]
+    used = [level for level in levels if any(level in call.rules for call in calls)]
+    return View(title, list(schedule.sublayers), calls, levels=used)
+
+
+def forecasts(schedule: Schedule, call: int) -> dict[str, Rule]:
+    """What a call derives otherwise than by the reuse of a sublayer."""
+    reused = {schedule.sublayers[j] for j in schedule.calls[call].reused}
+    return {name: rule for name, rule in schedule.derived(call).items() if name not in reused}
+
+
+def described(rules: Mapping[str, Rule], levels: Collection[str]) -> str:
+    """In a few words: sublayers by their number, levels by their name."""
+    counts = Counter(shown(rule) for name, rule in rules.items() if name not in levels)
+    named = [f"{name} by {shown(rule)}" for name, rule in rules.items() if name in levels]
+    return ", ".join([*(f"{count} by {rule}" for rule, count in counts.items()), *named])
 
 
 def of_artefact(manifest: Manifest, steps: int | None = None) -> View:

@@ -19,7 +19,9 @@ from ..support.files import small
 from ..support.words import counted
 from ..weights import containers, torch_file
 from ..weights.checkpoint import FLOATS
-from .schedule import Schedule, ScheduleSource, file_source
+from .forms import ScheduleSource
+from .schedule import Schedule, file_source
+from .values import sublayers_of
 
 REMEDY = "give a .pt file that the router's training has saved"
 LEAST_ROWS = {"ddim": 1, "dpm-solver++": 2}  # one per network evaluation, of which a step of DPM-Solver++ makes two
@@ -44,29 +46,33 @@ class Router(NamedTuple):
         return int(self.logits.shape[1])
 
     def schedule(
-        self, threshold: float, steps: int | None, columns: int | None = None, scheduler: Scheduler | None = None
+        self,
+        threshold: float,
+        steps: int | None,
+        columns: int | Sequence[str] | None = None,
+        scheduler: Scheduler | None = None,
     ) -> Schedule:
         """Sublayer j of row i is computed iff sigmoid(logit) > threshold, strictly, in float32.
 
-        `columns` is the model's number of sublayers; a U-ViT of odd depth has two fewer than its router.
+        `columns` are the model's sublayers, or their number; a U-ViT of odd depth has two fewer than its router.
         """
         rows, width = self.logits.shape
         steps = rows if steps is None else steps
         if rows != steps:
             raise ScheduleError(f"{self.path}: the router has {counted(rows, 'row')}, but steps={steps}: they must be equal")
-        columns = width if columns is None else columns
-        spare = 2 if self.family == "uvit" else 0
-        if columns not in (width, width - spare):
+        names = sublayers_of(self.family, width if columns is None else columns)
+        count, spare = len(names), 2 if self.family == "uvit" else 0
+        if count not in (width, width - spare):
             raise ScheduleError(
-                f"{self.path}: the router is {width} wide, but the model has {counted(columns, 'sublayer')} "
-                f"({counted(columns // 2, 'block')}): give the model that the router was trained for with model=.."
+                f"{self.path}: the router is {width} wide, but the model has {counted(count, 'sublayer')} "
+                f"({counted(count // 2, 'block')}): give the model that the router was trained for with model=.."
             )
         if not 0 <= threshold <= 1:
             raise UsageError(f"threshold={threshold}: must be between 0 and 1")
         active = torch.sigmoid(self.logits) > torch.tensor(threshold, dtype=torch.float32)
-        computed = [row[:columns].nonzero().flatten().tolist() for row in active]
+        computed = [row[:count].nonzero().flatten().tolist() for row in active]
         try:
-            return from_scores(self.family, self.sampler, steps, computed, columns, threshold, self.source, scheduler)
+            return from_scores(self.family, self.sampler, steps, computed, names, threshold, self.source, scheduler)
         except UsageError as error:  # it speaks of an option that the router speaks for
             why = str(error).partition(": ")[2]
             raise ScheduleError(f"{self.path}: the router has {counted(rows, 'row')}, one per step: {why}: {REMEDY}") from None
@@ -155,10 +161,10 @@ def removed(schedule: Schedule) -> float:
 
 
 def from_scores(
-    family: str, sampler: str, steps: int, computed_of_row: Sequence[Sequence[int]], columns: int, threshold: float,
-    source: ScheduleSource, scheduler: Scheduler | None = None,
+    family: str, sampler: str, steps: int, computed_of_row: Sequence[Sequence[int]], sublayers: Sequence[str],
+    threshold: float, source: ScheduleSource, scheduler: Scheduler | None = None,
 ) -> Schedule:  # fmt: skip
     """A router's rows placed at the calls of its family's sampler, or of a scheduler of diffusers in its place."""
     sampler = scheduler.kind if scheduler else sampler
-    computed = [range(columns) if row is None else computed_of_row[row] for row in router_rows(sampler, steps)]
-    return Schedule.make(family, sampler, steps, columns, computed, threshold, source, scheduler)
+    computed = [range(len(sublayers)) if row is None else computed_of_row[row] for row in router_rows(sampler, steps)]
+    return Schedule.make(family, sampler, steps, sublayers, computed, threshold, source, scheduler)

@@ -1,24 +1,27 @@
-"""The schedule: for every call of the sampler, which sublayers are computed and which are reused.
+"""The schedule: for every call of the sampler, which values are computed and how the others follow from earlier calls.
 
-This is what was learned (or chosen), free of any framework; `to_json` is its portable form:
+This is what was learned (or chosen), free of any framework; `to_json` is its portable form, version 2:
 
-    {"format": "l2c-schedule", "version": 1, "family": "dit", "sampler": "ddim", "steps": 4, "columns": 6,
-     "calls": [{"timestep": 999.0, "computed": [0, 1, 2, 3, 4, 5], "reused": []},
-               {"timestep": 666.0, "computed": [0, 3], "reused": [1, 2, 4, 5]}, ..],
+    {"format": "l2c-schedule", "version": 2, "family": "dit", "sampler": "ddim", "steps": 4,
+     "cacheable": ["blocks.0.attn", "blocks.0.mlp", "stack", "output"],
+     "calls": [{"timestep": 999.0, "computed": "all", "rules": {}},
+               {"timestep": 666.0, "computed": "all", "rules": {}},
+               {"timestep": 333.0, "computed": ["blocks.0.mlp"], "rules": {"blocks.0.attn": [[1, 1.5], [2, -0.5]]}},
+               {"timestep": 0.0, "computed": [], "rules": {"output": "taylor:1"}}],
      "threshold": 0.1, "source": {"file": "router.pt", "sha256": ".."}}
 
-`calls` are network evaluations in sampling order.  Column 2b is the attention of block b, column 2b + 1 its MLP
-(U-ViT: in blocks, the middle, out blocks).  A reused value is the one of the most recent call that computed it.
-With a scheduler of diffusers, `sampler` is its class and `scheduler` what its configuration says.
+README.md says what every key means.  `calls` are network evaluations in sampling order.  In Python a sublayer is its column:
+its index among the sublayers of `cacheable`.  With a scheduler of diffusers, `sampler` is its class and `scheduler` what its
+configuration says.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import msgspec
 
@@ -29,42 +32,40 @@ from ..samplers.table import table
 from ..samplers.update import Table
 from ..support import file_kind
 from ..support.words import counted
+from . import forms
+from .calls import Call, applied, call_of, check, remaining
+from .forecast import Rule
+from .forms import ScheduleSource
+from .resolve import resolve
 from .rules import full_calls
+from .values import OUTPUT, STACK, Cacheable, columns_of, is_level, sublayers_of, values_of
 
 REMEDY = "give the schedule.json of an artefact"
 
 
-class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One network evaluation: its timestep (0..1000), the computed and the reused columns, ascending."""
-
-    timestep: float
-    computed: tuple[int, ...]
-    reused: tuple[int, ...]
-
-
-class ScheduleSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a schedule came from: the file's name and hash, or the rule, such as "every:2"."""
-
-    file: str | None = None
-    sha256: str | None = None
-    rule: str | None = None
-
-
-class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """What runs in every call.  Raises ScheduleError when it contradicts itself."""
 
-    format: Literal["l2c-schedule"] = "l2c-schedule"
-    version: Literal[1] = 1
     family: str
     sampler: str
     steps: int
-    columns: int
+    cacheable: tuple[str, ...]
     calls: tuple[Call, ...]
     threshold: float | None = None
     source: ScheduleSource = ScheduleSource()
     scheduler: Scheduler | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
+        self._check_sampler()
+        ruled = {key for call in self.calls for key in call.rules}
+        for level in self.values.levels:
+            if level not in (OUTPUT, STACK, *ruled):
+                raise ScheduleError(f"schedule: cacheable lists {level!r}, for which no call has a rule: leave it out")
+        for n, call in enumerate(self.calls):
+            check(self.values, n, call)
+        resolve(self.cacheable, self.calls)
+
+    def _check_sampler(self) -> None:
         try:
             updates = self.table().updates
         except UsageError as error:
@@ -78,30 +79,48 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 f"{counted(self.steps, 'step')} makes {len(updates)}"
             )
         for n, (call, update) in enumerate(zip(self.calls, updates, strict=True)):
-            listed = call.computed + call.reused
-            if len(listed) != self.columns or sorted(listed) != list(range(self.columns)):
-                raise ScheduleError(
-                    f"schedule: call {n} must list each of the columns 0..{self.columns - 1} once, as computed or reused"
-                )
-            if abs(call.timestep - update.timestep) > 1e-2:
+            if not abs(call.timestep - update.timestep) <= 1e-2:
                 raise ScheduleError(f"schedule: call {n} has timestep {call.timestep}, {self.sampler} has {update.timestep}")
-        if self.calls[0].reused:
-            raise ScheduleError("schedule: call 0 reuses columns, but nothing is cached before it")
+
+    @property
+    def values(self) -> Cacheable:
+        """What `cacheable` names."""
+        return values_of(self.cacheable)
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:
+        """The name of every column."""
+        return self.values.sublayers
+
+    @property
+    def columns(self) -> int:
+        """How many sublayers there are."""
+        return len(self.sublayers)
+
+    @property
+    def computed_share(self) -> float:
+        """Of all sublayers of all calls, 0..1."""
+        return sum(len(call.computed) for call in self.calls) / (self.columns * len(self.calls))
 
     def table(self) -> Table:
         """What the sampler does in every call."""
         return table(self.sampler, self.steps, self.scheduler or None)
 
+    def derived(self, call: int) -> dict[str, Rule]:
+        """The rule of every value that a call derives from earlier ones: sublayers, and levels."""
+        return applied(self.values, self.calls[call].computed, self.calls[call].rules, call)
+
     def to_json(self) -> bytes:
-        """The portable form, one line per call."""
-        text = msgspec.json.format(msgspec.json.encode(self), indent=0).decode()
-        head, calls = text.split('"calls":', 1)
-        return (head + '"calls":' + calls).encode()
+        """The portable form, version 2, one line per call."""
+        return forms.written(self)
 
     @staticmethod
     def from_json(data: bytes, name: str = "schedule") -> Schedule:
+        """The schedule in JSON of version 1 or 2; `name` is what an error calls it.  Raises ScheduleError."""
         try:
-            return msgspec.json.decode(data, type=Schedule)
+            return Schedule(**forms.read(data)._asdict())
+        except ScheduleError as error:
+            raise ScheduleError(f"{name}: {str(error).removeprefix('schedule: ')}") from None
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
             other = _other_kind(data)
             reason = other.instead(REMEDY) if other else f"{error}; give one like the schedule.json of an artefact"
@@ -117,89 +136,134 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         family: str,
         sampler: str,
         steps: int,
-        columns: int,
+        columns: int | Sequence[str],
         computed: Iterable[Iterable[int]],
         threshold: float | None = None,
         source: ScheduleSource = ScheduleSource(),  # noqa: B008  (frozen)
         scheduler: Scheduler | None = None,
     ) -> Schedule:
-        """A schedule from the computed columns of every call, in sampling order.  Raises ScheduleError or UsageError."""
+        """A schedule from the computed columns of every call, in sampling order; the others are reused.
+
+        `columns` are the names of the model's sublayers, or their number, where `family` is "dit" or "uvit".  Raises
+        ScheduleError or UsageError.
+        """
         chosen = [set(run) for run in computed]
         updates = table(sampler, steps, scheduler).updates
         if len(chosen) != len(updates):
             raise ScheduleError(f"schedule: {len(chosen)} calls, but {sampler} with {steps} steps makes {len(updates)}")
-        calls = tuple(call_of(update.timestep, run, columns) for update, run in zip(updates, chosen, strict=True))
+        names = sublayers_of(family, columns)
+        calls = tuple(call_of(update.timestep, run, values_of(names)) for update, run in zip(updates, chosen, strict=True))
         return Schedule(
-            family=family, sampler=sampler, steps=steps, columns=columns, calls=calls, threshold=threshold, source=source,
+            family=family, sampler=sampler, steps=steps, cacheable=names, calls=calls, threshold=threshold, source=source,
             scheduler=scheduler or msgspec.UNSET,
         )  # fmt: skip
 
     @staticmethod
-    def every(k: int, *, family: str, steps: int, columns: int, sampler: str | None = None) -> Schedule:
+    def every(k: int, *, family: str, steps: int, columns: int | Sequence[str], sampler: str | None = None) -> Schedule:
         """Everything is computed in calls 0, k, 2k, .. and nothing between: `from_rule` with "every:K"."""
         return Schedule.from_rule(f"every:{k}", family=family, steps=steps, columns=columns, sampler=sampler)
 
     @staticmethod
     def from_rule(
-        rule: str, *, family: str, steps: int, columns: int, sampler: str | None = None, scheduler: Scheduler | None = None
-    ) -> Schedule:
+        rule: str, *, family: str, steps: int, columns: int | Sequence[str], sampler: str | None = None,
+        scheduler: Scheduler | None = None,
+    ) -> Schedule:  # fmt: skip
         """A schedule without a router: "every:3", "full:0,1,5" or "mask:1,0,0,1" (see `rules.full_calls`).
 
         `family` is "dit" or "uvit", `steps` are sampling steps (DiT) or network evaluations (U-ViT), `columns` the model's
-        sublayers, two per block; `sampler` is the family's, "ddim" or "dpm-solver++", where none is given.  Raises UsageError.
+        sublayers (two per block) or their number; `sampler` is the family's, "ddim" or "dpm-solver++", where none is given.
+        Raises UsageError.
         """
         if family not in OF_FAMILY:
             raise UsageError(f"family={family!r}: use one of {', '.join(OF_FAMILY)}")
         chosen = sampler or OF_FAMILY[family]
         count = len(table(chosen, steps, scheduler).updates)
-        full = full_calls(rule, count)
-        computed = [range(columns) if n in full else () for n in range(count)]
-        return Schedule.make(family, chosen, steps, columns, computed, source=ScheduleSource(rule=rule), scheduler=scheduler)
+        full, names = full_calls(rule, count), sublayers_of(family, columns)
+        computed = [range(len(names)) if n in full else () for n in range(count)]
+        return Schedule.make(family, chosen, steps, names, computed, source=ScheduleSource(rule=rule), scheduler=scheduler)
 
-    def with_computed(self, call: int, columns: Iterable[int]) -> Schedule:
-        """A copy in which call number `call` computes these columns and reuses the others.
+    def with_computed(self, call: int, columns: Iterable[int | str]) -> Schedule:
+        """A copy in which call number `call` computes these columns, given by number or name, and reuses the others.
 
         What it came from no longer says what it is, so the copy has neither source nor threshold.  Raises UsageError for a
         call or a column that the schedule does not have, ScheduleError if call 0 would reuse any.
         """
-        computed = set(columns)
+        chosen = set(columns)
+        if not chosen <= {*range(self.columns), *self.sublayers}:
+            of = f"columns 0 to {self.columns - 1}, {self.sublayers[0]} to {self.sublayers[-1]}"
+            raise UsageError(f"columns={sorted(chosen, key=str)}: the schedule has {of}")
+        timestep = self.calls[self._number(call)].timestep
+        return self._with_call(call, call_of(timestep, columns_of(self.values, chosen), self.values))
+
+    def with_rules(self, call: int, rules: Mapping[str, Rule]) -> Schedule:
+        """A copy in which what call number `call` does not compute follows these rules, and is reused where none applies.
+
+        Keys are values or patterns, rules "reuse", "taylor:M" or ((age, coefficient), ..).  Levels that they name become
+        cacheable.  The copy has neither source nor threshold.  Raises UsageError or ScheduleError.
+        """
+        try:
+            given = msgspec.convert(rules, dict[str, Rule])
+        except msgspec.ValidationError as error:
+            raise UsageError(f"rules={rules!r}: {error}: use reuse, taylor:M, or [[age, coefficient], ..]") from None
+        levels = tuple(key for key in given if is_level(key) and key not in self.cacheable)
+        cacheable, n = self.cacheable + levels, self._number(call)
+        changed = call_of(self.calls[n].timestep, self.calls[n].computed, values_of(cacheable), given, n)
+        return self._with_call(n, changed, cacheable)
+
+    def _number(self, call: int) -> int:
         if not 0 <= call < len(self.calls):
             raise UsageError(f"call={call}: the schedule has calls 0 to {len(self.calls) - 1}")
-        if not computed <= set(range(self.columns)):
-            raise UsageError(f"columns={sorted(computed)}: the schedule has columns 0 to {self.columns - 1}")
-        changed = call_of(self.calls[call].timestep, computed, self.columns)
-        calls = (*self.calls[:call], changed, *self.calls[call + 1 :])
-        return msgspec.structs.replace(self, calls=calls, threshold=None, source=ScheduleSource())
+        return call
 
-    @property
-    def sublayers(self) -> list[str]:
-        """A name for every column: "0.attn", "0.mlp", "1.attn", .."""
-        return [f"{j // 2}.{'mlp' if j % 2 else 'attn'}" for j in range(self.columns)]
+    def _with_call(self, number: int, call: Call, cacheable: tuple[str, ...] = ()) -> Schedule:
+        calls = (*self.calls[:number], call, *self.calls[number + 1 :])
+        return self._replaced(cacheable or self.cacheable, calls, threshold=None, source=ScheduleSource())
 
-    @property
-    def computed_share(self) -> float:
-        """Of all sublayers of all calls, 0..1."""
-        return sum(len(call.computed) for call in self.calls) / (self.columns * len(self.calls))
+    def _replaced(self, cacheable: tuple[str, ...], calls: tuple[Call, ...], **rest: Any) -> Schedule:
+        """With other calls; a range of the stack is listed while a call has a rule for it."""
+        ruled = {key for call in calls for key in call.rules}
+        kept = tuple(name for name in cacheable if not is_level(name) or name in (OUTPUT, STACK) or name in ruled)
+        return msgspec.structs.replace(self, cacheable=kept, calls=calls, **rest)
+
+    def computing(self, computed: Sequence[Collection[int]]) -> Schedule:
+        """A copy whose calls compute these columns; a rule goes with the value that it was for."""
+        calls = tuple(
+            call_of(call.timestep, run, self.values, remaining(self.values, run, call.rules))
+            for call, run in zip(self.calls, computed, strict=True)
+        )
+        return self._replaced(self.cacheable, calls)
+
+    def uncached(self) -> Schedule:
+        """The twin that computes everything in every call."""
+        twin = self.computing([range(self.columns)] * len(self.calls))
+        return msgspec.structs.replace(twin, threshold=None, source=ScheduleSource(rule="no-cache"))
+
+    def of_sublayers(self, names: tuple[str, ...]) -> Schedule:
+        """The same with columns in the order of a model's sublayers.  Raises ValueError where they are not those."""
+        if self.sublayers == names:
+            return self
+        if other := sorted({*self.sublayers} ^ {*names}):
+            raise ValueError(other[0])
+        cacheable = (*names, *self.values.levels)
+        values = values_of(cacheable)
+        calls = (columns_of(values, [self.sublayers[j] for j in call.computed]) for call in self.calls)
+        changed = (
+            call_of(c.timestep, run, values, c.rules, n) for n, (c, run) in enumerate(zip(self.calls, calls, strict=True))
+        )
+        return msgspec.structs.replace(self, cacheable=cacheable, calls=tuple(changed))
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw sublayers x calls as .png, .svg or .pdf: dark is computed, light is reused.  Raises UsageError or RunError."""
-        from .picture import draw
+        """Draw values x calls as .png, .svg or .pdf: dark is computed, light is reused.  Raises UsageError or RunError."""
+        from .picture import DrawnCall, draw, picture_of
 
-        draw(Path(path), self.sublayers, [c.timestep for c in self.calls], [c.computed for c in self.calls])
+        calls = [DrawnCall(c.timestep, c.computed, c.reused, self.derived(n)) for n, c in enumerate(self.calls)]
+        draw(Path(path), picture_of(self.values, calls))
 
     def __repr__(self) -> str:
         threshold = "" if self.threshold is None else f", threshold {self.threshold:.9g}"
         return (
             f"<Schedule {self.family}, {self.sampler}, {counted(self.steps, 'step')}, {counted(len(self.calls), 'call')} of "
             f"{counted(self.columns, 'sublayer')}, {self.computed_share:.1%} computed{threshold}>"
-        )
-
-    def uncached(self) -> Schedule:
-        """The twin that computes everything in every call."""
-        full = [range(self.columns)] * len(self.calls)
-        source = ScheduleSource(rule="no-cache")
-        return Schedule.make(
-            self.family, self.sampler, self.steps, self.columns, full, source=source, scheduler=self.scheduler or None
         )
 
 
@@ -220,11 +284,6 @@ def _other_kind(data: bytes) -> file_kind.Kind | None:
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
     return None if kind == file_kind.SCHEDULE else kind
-
-
-def call_of(timestep: float, computed: Collection[int], columns: int) -> Call:
-    """A call that computes these columns and reuses the others."""
-    return Call(timestep, tuple(sorted(computed)), tuple(j for j in range(columns) if j not in computed))
 
 
 def file_source(path: Path, data: bytes) -> ScheduleSource:

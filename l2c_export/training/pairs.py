@@ -8,8 +8,8 @@ from ..compiler.plan import make_plan
 from ..errors import UsageError
 from ..models.family import Family
 from ..samplers.reference import updates
+from ..schedules.forms import ScheduleSource
 from ..schedules.routers import from_scores, router_rows
-from ..schedules.schedule import ScheduleSource
 
 
 class Pair(NamedTuple):
@@ -40,9 +40,7 @@ def full_calls(family: Family, steps: int) -> tuple[FullCall, ...]:
 def make_pairs(family: Family, steps: int) -> tuple[Pair, ...]:
     """The cached calls in sampling order.  Raises UsageError when there is none."""
     calls = full_calls(family, steps)
-    nothing = from_scores(
-        family.name, family.default_sampler, steps, [()] * steps, len(family.sublayers), 0.0, ScheduleSource()
-    )
+    nothing = from_scores(family.name, family.default_sampler, steps, [()] * steps, family.sublayers, 0.0, ScheduleSource())
     ages = [key.sources[0] for key in make_plan(nothing).keys]
     pairs = []
     for n, row in enumerate(router_rows(family.default_sampler, steps)):

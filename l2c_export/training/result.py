@@ -99,7 +99,7 @@ def write(training: Training, curve: Tradeoff) -> None:
     args = Namespace(**{name: str(value) for name, value in vars(training.options).items()})
     replace(folder / "router.pt", routers.encode(task.family.name, rows, state.optimizer, args))
     router = routers.read(folder / "router.pt")
-    schedule = router.schedule(curve.chosen.threshold, training.options.steps, len(task.family.sublayers))
+    schedule = router.schedule(curve.chosen.threshold, training.options.steps, task.family.sublayers)
     replace(folder / "schedule.json", schedule.to_json())
     replace(folder / "tradeoff.json", msgspec.json.format(msgspec.json.encode(curve), indent=1) + b"\n")
     plot.tradeoff_picture(curve, folder / "tradeoff.png")

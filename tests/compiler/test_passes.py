@@ -17,7 +17,8 @@ from l2c_export.compiler.passes.segment import group
 from l2c_export.compiler.passes.specialise import specialise
 from l2c_export.compiler.plan import Key, Plan, make_plan
 from l2c_export.ir.graph import CACHE, PROLOGUE, Graph, Node, Value, check
-from l2c_export.schedules.schedule import Schedule, ScheduleSource
+from l2c_export.schedules.forms import ScheduleSource
+from l2c_export.schedules.schedule import Schedule
 
 # two gated sublayers between an embedding and an output, as in DiT
 CALL = parse(

@@ -23,6 +23,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from version2 import EXAMPLE
 
 from l2c_export.artefact import given_weights, integrity, store
 from l2c_export.artefact.check import MOST_HISTORY, problem
@@ -182,7 +183,7 @@ def paths(value: object, here: tuple[object, ...] = ()):
         yield from paths(inner, (*here, key))
 
 
-SCHEDULE = (GOLDEN / "schedule.json").read_bytes()
+SCHEDULE, RULES = (GOLDEN / "schedule.json").read_bytes(), EXAMPLE.encode()
 MANIFEST = (GOLDEN / FILE).read_bytes()
 MODEL = {"family": "dit", "arch": {**hostile.ARCH, "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "learn_sigma": True}}
 
@@ -204,7 +205,9 @@ def tolerant(read: Callable[[], T], refusal: type[L2CError]) -> T | None:
 
 
 @settings(max_examples=150)
-@given(st.binary(max_size=80) | changed(SCHEDULE) | edited(json.loads(SCHEDULE)))
+@given(
+    st.binary(max_size=80) | st.sampled_from([SCHEDULE, RULES]).flatmap(lambda data: changed(data) | edited(json.loads(data)))
+)
 def test_a_schedule_is_refused_or_one(data):
     if found := tolerant(lambda: schedule.Schedule.from_json(data), ScheduleError):
         assert schedule.Schedule.from_json(found.to_json()) == found

@@ -15,7 +15,7 @@ from ...ir.graph import PLAIN_OPS, Graph
 from ...ir.primitives import flops
 from ...schedules.schedule import Schedule
 from ...support.files import Report
-from ..plan import Key, Plan, make_plan
+from ..plan import Key, Plan, make_plan, plan_of
 
 if TYPE_CHECKING:
     from ..source import Source
@@ -56,10 +56,8 @@ def share(schedule: Schedule, most: int, cost: Sequence[float]) -> Shared:
         else:
             union = merge.a | merge.b
             computed = [union if run in merge else run for run in computed]
-        head = (schedule.family, schedule.sampler, schedule.steps, schedule.columns)
-        schedule = Schedule.make(*head, computed, schedule.threshold, schedule.source, schedule.scheduler or None)
-        plan = _with_joint_writes(make_plan(schedule), written)
-    return Shared(schedule, plan, extra / total)
+        plan = _with_joint_writes(plan_of(schedule.columns, computed), written)
+    return Shared(schedule.computing(computed), plan, extra / total)
 
 
 class Computes(NamedTuple):
