@@ -12,6 +12,7 @@ from torch import Tensor
 from l2c_export import Schedule
 from l2c_export.pytorch.eager import Denoiser
 from l2c_export.samplers.noise import standard_normal
+from l2c_export.schedules import executed
 
 
 class Step(NamedTuple):
@@ -24,6 +25,7 @@ class Step(NamedTuple):
 
 
 def steps_of(schedule: Schedule) -> list[Step]:
+    executed.check(schedule, repr(schedule))
     return [
         Step(call.timestep, call.reused, update.coefficients, update.ends_step)
         for call, update in zip(schedule.calls, schedule.table().updates, strict=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 from version2 import EXAMPLE, SUBLAYERS, schedule_of
 
@@ -40,10 +43,13 @@ def test_the_example_is_looked_at_but_not_compiled(tmp_path):
     path.write_text(EXAMPLE)
     assert view.inspect(path).calls[3].rules == {"output": "taylor:1"}
     Schedule.read(path).plot(tmp_path / "s.png")
-    with pytest.raises(
-        ScheduleError, match=r"s\.json: call 2 has explicit terms for 'blocks\.0\.attn', which are not executed yet"
-    ):
-        resolve(Options(schedule=str(path), model="DiT-S/2", weights="random"))
+    arch = {"input_size": 4, "patch_size": 2, "in_channels": 4, "hidden_size": 8, "depth": 1, "num_heads": 2}
+    (tmp_path / "m.json").write_text(json.dumps({"family": "dit", "arch": arch}))
+    options = Options(schedule=str(path), model=str(tmp_path / "m.json"), weights="random")
+    with pytest.raises(ScheduleError, match=r"s\.json: call 2 has explicit terms for 'blocks\.0\.attn', which are not exec"):
+        resolve(options)
+    twin = resolve(dataclasses.replace(options, cache=False)).schedule
+    assert [(call.computed, call.rules) for call in twin.calls] == [((0, 1), {})] * 4
 
 
 def test_a_schedule_of_names_follows_the_model(tmp_path):
