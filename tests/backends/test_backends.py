@@ -155,7 +155,7 @@ def test_a_closed_pipeline_has_freed_its_engines_and_its_backend(name, link, tin
     pipe([1, 2], seed=3)
     kept = pipe.steps([1], None, pipe.noise(1, 0))
     next(kept)
-    held = [weakref.ref(each) for each in (pipe._program.backend, *pipe._program.engines.values())]
+    held = [weakref.ref(each) for each in (pipe._loaded.backend, *pipe._loaded.engines.values())]
     kept.close()
     pipe.close()
     pipe.close()
@@ -245,7 +245,7 @@ def test_a_backend_may_rehearse_a_generation_before_it_is_asked_for(tiny):
     """As a CUDA graph is captured: everything runs once before, and must leave no trace in the result."""
     folder, _ = tiny
     pipe = l2c_export.load(folder, backend="onnxruntime")
-    backend = pipe._program.backend
+    backend = pipe._loaded.backend
     plain = backend.sequence
     rehearsed = []
 

@@ -34,7 +34,7 @@ def test_every_segment_builds_for_three_gpus_at_once(name, precision, tmp_path):
     built = builds.build(folder, "tensorrt-rtx", BuildSettings())
     (made,) = built.builds.values()
     assert made.targets == ("sm86", "sm89", "sm120")
-    assert set(made.engines) == set(built.segments)
+    assert set(made.engines) == set(built.program().segments)
     assert store.read(folder) == built  # complete, and every plan as hashed
     assert all((folder / file).stat().st_size > 1000 for file in made.engines.values())
     attention = [(folder / file).read_bytes() for name, file in made.engines.items() if name.startswith("attn")]
@@ -61,9 +61,10 @@ def test_static_link_builds_whole_graphs_with_their_weights(tmp_path):
     assert all(node.domain == "" for node in graph.graph.node)
     built = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
     (made,) = built.builds.values()
-    assert set(made.engines) == set(built.graphs)
-    step = built.calls[0].graph
-    weights = sum(built.tensor_bytes(i) for i in built.graphs[step].inputs if built.is_weight(i))
+    program = built.program()
+    assert set(made.engines) == set(program.graphs)
+    step = program.calls[0].graph
+    weights = sum(program.tensor_bytes(i) for i in program.graphs[step].inputs if program.is_weight(i))
     assert built.files[made.engines[step]].bytes > 0.9 * weights
 
 

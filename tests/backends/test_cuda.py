@@ -332,7 +332,7 @@ def test_whole_graphs_share_one_copy_of_the_weights_and_read_it_in_place(on_gpu,
 def test_what_cannot_be_captured_is_launched_between_graphs(on_gpu, tiny, monkeypatch):
     """As a session that waits for the GPU: its runs keep their places."""
     pipe, captured = opened(tiny[0], on_gpu), []
-    embed = next(engine for name, engine in pipe._program.engines.items() if name.startswith("embed"))
+    embed = next(engine for name, engine in pipe._loaded.engines.items() if name.startswith("embed"))
 
     def capture(self, work):
         captured.append(work)
@@ -367,7 +367,7 @@ def test_bfloat16_is_bound_as_what_it_is(on_gpu, tmp_path):
 
 def test_a_run_that_fails_is_one_line(on_gpu, tiny):
     pipe = opened(tiny[0], on_gpu)
-    engine = next(engine for name, engine in pipe._program.engines.items() if name.startswith("attn"))
+    engine = next(engine for name, engine in pipe._loaded.engines.items() if name.startswith("attn"))
     names = [port.name for port in engine.session.get_inputs()]
     wrong = {name: on_gpu.memory.empty((1,), "float32") for name in names}
     with pytest.raises(L2CError, match=r"onnxruntime: attn.*\.onnx did not run: ") as caught:

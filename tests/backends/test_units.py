@@ -19,12 +19,13 @@ def test_engines_take_every_batch_from_one_image_to_the_compiled_one(half):
     made = store.read(half)
     sizes = builds.images(None, made)
     found = units.units(made, sizes)
-    calls, largest = len(made.calls), 2 * made.batch
-    step = next(node.op for node in made.graphs[made.calls[0].graph].nodes if node.op.startswith("attn"))
-    hoisted = next(node.op for node in made.graphs[made.prologue].nodes if node.op.startswith("modulation"))
+    program = made.program()
+    calls, largest = len(program.calls), 2 * made.batch
+    step = next(node.op for node in program.graphs[program.calls[0].graph].nodes if node.op.startswith("attn"))
+    hoisted = next(node.op for node in program.graphs[program.prologue].nodes if node.op.startswith("modulation"))
     assert found[step].ranges["R"] == (1, largest, largest)
     assert found[hoisted].ranges["R"] == (1, calls * largest, calls * largest)
-    constant = next(node.op for node in made.graphs[made.constants].nodes if node.op.startswith("time"))
+    constant = next(node.op for node in program.graphs[program.constants].nodes if node.op.startswith("time"))
     assert found[constant].ranges["R"] == (1, calls, calls)
 
 

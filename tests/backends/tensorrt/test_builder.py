@@ -9,7 +9,7 @@ import onnx
 import pytest
 from helpers import compiled
 
-from l2c_export.artefact import manifest, store
+from l2c_export.artefact import store
 from l2c_export.backends import builds, units
 from l2c_export.backends.building import BuildSettings, Port, Range
 from l2c_export.backends.tensorrt.builder import LEVEL, Builder
@@ -34,7 +34,7 @@ def parsed(file):
 
 def test_a_network_has_the_names_types_and_shapes_of_the_plan(half):
     """What the parser makes of a segment is what the loop will bind."""
-    made = store.read(half)
+    made = store.read(half).program()
     for graph in made.graphs.values():
         for node in graph.nodes:
             segment = made.segments[node.op]
@@ -45,7 +45,7 @@ def test_a_network_has_the_names_types_and_shapes_of_the_plan(half):
             assert [o.name for o in outputs] == list(segment.outputs)
             for tensor, name in zip((*inputs, *outputs), (*node.inputs, *node.outputs), strict=True):
                 if not made.is_weight(name):
-                    value = made.values[manifest.split_at(name)[0]]
+                    value = made.value(name)
                     assert tensor.dtype == TYPES[value.dtype], (node.name, name)
                     assert list(tensor.shape) == [-1 if isinstance(n, str) else n for n in value.shape], (node.name, name)
 
