@@ -32,8 +32,7 @@ from small_pipelines import (
 
 import l2c_export
 from l2c_export.artefact import integrity, store
-from l2c_export.artefact.manifest import FILE
-from l2c_export.artefact.records import Build
+from l2c_export.artefact.records import FILE, Build
 from l2c_export.cli.main import l2c
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.link import bind
