@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     from .runtime.pipeline import Pipeline, load
     from .schedules.schedule import Schedule
     from .training.train import train
+    from .verification.check import CheckResult, check
     from .verification.compare import verify
 
 __all__ = [
     "Artefact",
     "ArtefactError",
     "BackendError",
+    "CheckResult",
     "L2CError",
     "L2CPipeline",
     "MissingExtra",
@@ -59,6 +61,7 @@ __all__ = [
     "__version__",
     "bench",
     "build",
+    "check",
     "compile",
     "doctor",
     "dry_run",
@@ -73,12 +76,14 @@ __all__ = [
 
 HOMES = {
     "Artefact": "compiler.artefact",
+    "CheckResult": "verification.check",
     "L2CPipeline": "integrations.diffusers.pipeline",
     "Output": "runtime.images",
     "Pipeline": "runtime.pipeline",
     "Schedule": "schedules.schedule",
     "bench": "benchmarks.bench",
     "build": "compiler.artefact",
+    "check": "verification.check",
     "compile": "compiler.artefact",
     "doctor": "backends.doctor",
     "dry_run": "inspection.dry_run",

@@ -175,7 +175,7 @@ def pytorch(args: argparse.Namespace) -> dict:
 
     from l2c_export.models import families
     from l2c_export.pytorch.eager import Denoiser
-    from l2c_export.pytorch.reference import stored
+    from l2c_export.pytorch.stored import stored
 
     found: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     for name in args.twins:

@@ -68,7 +68,8 @@ ASKED = {
 }
 # what runs where there is neither torch nor onnx: nothing of theirs is imported with it
 WITHOUT_TORCH = {"runtime/", "integrations/", "backends/", "artefact/", "support/", "ir/", "samplers/", "weights/",
-                 "models/diffusers/", "compiler/link.py", "inspection/view.py", "inspection/predict.py", "cli/"}  # fmt: skip
+                 "models/diffusers/", "compiler/link.py", "verification/check.py", "inspection/view.py",
+                 "inspection/predict.py", "cli/"}  # fmt: skip
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -230,7 +231,7 @@ def test_the_commands_of_the_runtime_run_there_too(tiny, tmp_path):
         "import shutil; shutil.copytree(sys.argv[1], 'e')\n"
         "from l2c_export.cli.main import l2c\n"
         "for words in (['inspect', 'e'], ['link', 'e', '--weights', sys.argv[3]],\n"
-        "              ['link', 'e', '--weights', sys.argv[2]], ['doctor'],\n"
+        "              ['link', 'e', '--weights', sys.argv[2]], ['check', 'e', '--record'], ['doctor'],\n"
         "              ['run', 'e', '--class-label', '3', '--out', 'x.npy'], ['run', 'e', '--class-label', '3', '--json']):\n"
         "    l2c(words, standalone_mode=False)\n"
     )
@@ -263,6 +264,7 @@ def test_public_names():
     functions = {
         "bench",
         "build",
+        "check",
         "compile",
         "doctor",
         "dry_run",
@@ -274,7 +276,7 @@ def test_public_names():
         "train",
         "verify",
     }
-    values = {"Artefact", "L2CPipeline", "Output", "Pipeline", "Schedule", "__version__"}
+    values = {"Artefact", "CheckResult", "L2CPipeline", "Output", "Pipeline", "Schedule", "__version__"}
     assert set(l2c_export.__all__) == errors | functions | values
     assert l2c_export.__all__ == sorted(l2c_export.__all__)
     assert all(getattr(l2c_export, name) is not None for name in l2c_export.__all__)

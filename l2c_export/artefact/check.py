@@ -13,7 +13,7 @@ from ..ir.graph import Value
 from ..weights.layout import CODES, WEIGHTS, Layout
 from .compiled import Compiled
 from .manifest import Manifest
-from .records import CallRecord, GraphRecord, Origin, SizeRecord
+from .records import FINGERPRINT, CallRecord, FingerprintRecord, GraphRecord, Origin, SizeRecord
 
 LATENTS = "x.next"  # what every call makes
 # what the loop itself provides, by where it comes from
@@ -48,6 +48,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             yield f"the program {name!r} has {program.steps} steps, and the size {program.size!r}"
     for compiled in manifest.all_programs():
         yield from (f"program {compiled.name}: {wrong}" for wrong in _program(compiled))
+    if manifest.fingerprint:
+        yield from (f"its fingerprint {wrong}" for wrong in _fingerprint(manifest, manifest.fingerprint))
 
 
 def _whole(manifest: Manifest) -> Iterator[str]:
@@ -70,6 +72,7 @@ def _files(manifest: Manifest) -> Iterator[str]:
     names |= {program.schedule for program in manifest.programs.values()}
     names |= {WEIGHTS} if model.weights else set()
     names |= {manifest.decoder.file} if manifest.decoder else set()
+    names |= {FINGERPRINT} if manifest.fingerprint else set()
     names |= {file for build in manifest.builds.values() for file in build.engines.values()}
     yield from (f"it does not list {name}, which it uses" for name in sorted(names - set(manifest.files)))
     if model.weights and WEIGHTS in manifest.files:
@@ -161,6 +164,17 @@ def _call(compiled: Compiled, call: CallRecord, hoisted: set[str]) -> Iterator[s
         yield "it does not say of every sublayer once whether it is computed"
     yield from _placed(compiled.size, call.reads, compiled.program.cache_bytes)
     yield from _placed(compiled.size, call.writes, compiled.program.cache_bytes)
+
+
+def _fingerprint(manifest: Manifest, record: FingerprintRecord) -> Iterator[str]:
+    compiled, indices = manifest.program(), (record.filling or 0, record.light or 0)
+    if not 0 <= record.calls <= len(compiled.calls) or not all(0 <= n < max(record.calls, 1) for n in indices):
+        yield f"is of {record.calls} calls, among them {indices}"
+    if record.precision != manifest.precision or not 0 <= record.seed < LARGEST or manifest.denoiser.weights is None:
+        yield "is that of another artefact"
+    for segment, piece in record.pieces.items():
+        if compiled.node(piece, segment) is None:
+            yield f"has a piece {segment!r} that nothing calls"
 
 
 def _is(compiled: Compiled, name: str, kind: str) -> bool:

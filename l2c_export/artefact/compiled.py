@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..ir.dtypes import BYTES
-from ..ir.graph import Value
+from ..ir.graph import Node, Value
 from ..support.words import counted
 from .records import (
     CallRecord,
@@ -15,6 +15,7 @@ from .records import (
     GraphRecord,
     Guidance,
     Origin,
+    PieceRecord,
     ProgramRecord,
     SegmentRecord,
     SizeRecord,
@@ -122,6 +123,12 @@ class Compiled:
     def rows(self, images: int, guided: bool = True) -> int:
         """Rows of the model's batch for so many images; a request may do without the guidance that the artefact has."""
         return images * (self.guidance.halves if guided else 1)
+
+    def node(self, piece: PieceRecord, segment: str) -> Node | None:
+        """The call of a segment that a piece repeats; None if there is no such call."""
+        graph = self.graphs.get(piece.graph)
+        nodes = graph.nodes if graph else ()
+        return next((node for node in nodes if (node.name, node.op) == (piece.node, segment)), None)
 
     def origin(self, name: str) -> Origin | None:
         """Where a value comes from that its graph does not make; None for one that it makes for itself."""

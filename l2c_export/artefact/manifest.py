@@ -20,7 +20,17 @@ import msgspec
 
 from ..errors import UsageError
 from .compiled import Compiled
-from .records import Build, DecoderRecord, DenoiserRecord, FileInfo, GraphRecord, Guidance, ProgramRecord, Record
+from .records import (
+    Build,
+    DecoderRecord,
+    DenoiserRecord,
+    FileInfo,
+    FingerprintRecord,
+    GraphRecord,
+    Guidance,
+    ProgramRecord,
+    Record,
+)
 
 VERSION = 2
 LINKS = ("shared", "static")
@@ -45,6 +55,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     denoiser: DenoiserRecord
     decoder: DecoderRecord | msgspec.UnsetType = msgspec.UNSET
     programs: dict[str, ProgramRecord]  # by the number of steps; the first is the one that runs where none is named
+    fingerprint: FingerprintRecord | msgspec.UnsetType = msgspec.UNSET  # what can be checked without PyTorch
     builds: dict[str, Build] = msgspec.field(default_factory=dict)
     files: dict[str, FileInfo]
     checksum: str = ""  # sha256 of this record as JSON with an empty checksum

@@ -16,6 +16,7 @@ from ..support.words import counted
 from ..weights.recipe import TensorRecord
 
 FILE = "manifest.json"
+FINGERPRINT = "fingerprint.safetensors"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -116,6 +117,26 @@ class CallRecord(Record, frozen=True, kw_only=True):
     ends_step: bool
     reads: dict[str, int]
     writes: dict[str, int]
+
+
+class PieceRecord(Record, frozen=True, kw_only=True):
+    """A call of a segment, which says whose weights the segment was given."""
+
+    graph: str
+    node: str
+
+
+class FingerprintRecord(Record, frozen=True, kw_only=True):
+    """What lies in the fingerprint's file (artefact/fingerprint.py): of the first program, and who computed it."""
+
+    seed: int  # of the pieces' inputs, and of the request's noise
+    calls: int  # so many of the first calls are recorded
+    filling: int | msgspec.UnsetType = msgspec.UNSET  # which of them fills the cache
+    light: int | msgspec.UnsetType = msgspec.UNSET  # and which reads it
+    pieces: dict[str, PieceRecord]  # by segment: of those that the recorded calls do not run
+    precision: str
+    weights: str = ""  # sha256 of those that it was recorded with
+    recorded_by: str = ""  # a library and its version
 
 
 class CompilationRecord(Record, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ import msgspec
 
 from ..errors import ArtefactError
 from ..support.files import replacing
+from ..weights.layout import WEIGHTS
 from . import check, damage, staging
 from .integrity import check_file, info
 from .manifest import VERSION, Manifest
@@ -115,10 +116,11 @@ def checksum(raw: dict[str, Any]) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, hashing every file that lies in the folder."""
+    """Write the manifest, hashing every file that lies in the folder; a fingerprint is one of the weights there."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     files = {n: info(folder / n) for n in names if n != FILE and n not in staging.TOLERATED}
-    write_json(folder / FILE, msgspec.structs.replace(manifest, files=files))
+    record = manifest.fingerprint and msgspec.structs.replace(manifest.fingerprint, weights=files[WEIGHTS].sha256)
+    write_json(folder / FILE, msgspec.structs.replace(manifest, files=files, fingerprint=record))
 
 
 def write_json(path: Path, manifest: Manifest) -> Manifest:

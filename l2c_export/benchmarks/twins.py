@@ -68,7 +68,7 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
         "hoist": "hoist" in manifest.passes,
         "fold": "fold" in manifest.passes,
     }
-    twin = compile_artefact(Options(out=out, **{**options, **changes}))
+    twin = compile_artefact(Options(out=out, **{**options, **changes}), fingerprinted=False)
     if changes.get("cache", True) and distinct(twin.program()) != distinct(program):
         raise ArtefactError(f"{folder}: another release has merged its calls in another way: run l2c-export again")
     if Layout(twin.denoiser.tensors).header != Layout(manifest.denoiser.tensors).header:

@@ -81,6 +81,10 @@ threads = option("--threads", type=int, help="[default: all cores]")
 steps = option("--steps", type=int, help="Of the artefact's numbers of steps, this one. [default: the first]")
 link = option("--link", type=Choice(LINKS), help="Engines per segment or per call. [default: the artefact's]")
 
+TOLERANCE = click.FloatRange(min=0, max=1e9)
+atol = option("--atol", type=TOLERANCE, help="[default: 3e-5 fp32, 2e-2 fp16, 5e-2 bf16]")
+rtol = option("--rtol", type=TOLERANCE, help="The same, times the largest value.")
+
 
 def split_labels(given: Iterable[str], known: Collection[str]) -> list[str]:
     """The labels of "1,2,3"; a class name with a comma in it stays whole."""

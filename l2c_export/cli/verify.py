@@ -13,8 +13,6 @@ from .console import Command, print_json, say
 from .options import FOLDER, group, option, split_labels
 from .tables import print_table
 
-TOLERANCE = click.FloatRange(min=0, max=1e9)
-
 
 @click.command(cls=Command, example="l2c verify engines --class-label 207,360")
 @click.argument("engines", type=FOLDER)
@@ -27,11 +25,7 @@ TOLERANCE = click.FloatRange(min=0, max=1e9)
     option("--weights", type=click.Path(path_type=Path), help="Compare with this checkpoint. [default: the artefact's own]"),
     option("--golden", type=FOLDER, help="A recorded run: config.json and golden.npz."),
 )
-@group(
-    "What is allowed",
-    option("--atol", type=TOLERANCE, help="[default: 3e-5 fp32, 2e-2 fp16, 5e-2 bf16]"),
-    option("--rtol", type=TOLERANCE, help="The same, times the largest latent."),
-)
+@group("What is allowed", options.atol, options.rtol)
 @group("Where it runs", options.backend, options.device, options.threads)
 def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, steps: int | None,
            weights: Path | None, golden: Path | None, atol: float | None, rtol: float | None, backend: str | None,
@@ -40,8 +34,9 @@ def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None,
     needs("torch", "export")
     from ..runtime.pipeline import load
     from ..verification import compare
+    from ..verification.error import check_tolerances
 
-    compare.check_tolerances(atol=atol, rtol=rtol)
+    check_tolerances(atol=atol, rtol=rtol)
     pipe = load(engines, backend, device, threads)
     chosen = split_labels(labels, pipe.manifest.denoiser.names or {}) or None
     verdict = compare.verify(pipe, class_labels=chosen, guidance_scale=guidance_scale, seed=seed, weights=weights,

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
 
 from ..artefact import staging, store
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..ir.graph import NOTHING, Graph, check
+from ..pytorch import fingerprint
 from ..support.files import Report
 from ..support.progress import Progress, unseen
 from ..support.words import counted
@@ -68,7 +72,9 @@ def history_of(source: Source) -> int:
     return needed.pop()
 
 
-def compile_artefact(options: Options, report: Report = id, progress: Progress = unseen) -> Manifest:
+def compile_artefact(
+    options: Options, report: Report = id, progress: Progress = unseen, fingerprinted: bool = True
+) -> Manifest:
     """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
     staging.check_target(options.out, report)
     source = resolve(options)  # files -> a model and a schedule
@@ -83,7 +89,18 @@ def compile_artefact(options: Options, report: Report = id, progress: Progress =
         emit.write_schedules(folder, lowered.programs)
         bind_weights(folder, source, layout, report, progress)
         write_decoder(folder, source, lowered.manifest, report)
-        store.write_manifest(folder, lowered.manifest)
+        manifest = with_fingerprint(folder, lowered.manifest, report) if fingerprinted else lowered.manifest
+        store.write_manifest(folder, manifest)
         if options.dump:
             dump.dump(options.dump, lowered.programs, lowered.stages, lowered.linked)
     return store.read(options.out, verify=False)
+
+
+def with_fingerprint(folder: Path, manifest: Manifest, report: Report) -> Manifest:
+    """The manifest with what PyTorch makes of a small request, where there are weights yet."""
+    if manifest.denoiser.weights is None:
+        return manifest
+    recorded = fingerprint.record(folder, manifest)
+    if recorded is None:
+        report("no fingerprint: with these weights PyTorch makes latents that are NaN or infinite")
+    return msgspec.structs.replace(manifest, fingerprint=recorded or msgspec.UNSET)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..artefact import autoencoder, given_weights, integrity, staging, store
+from ..artefact import autoencoder, fingerprint, given_weights, integrity, staging, store
 from ..artefact.manifest import Manifest
 from ..artefact.records import FILE, Build, DecoderRecord, DenoiserRecord, FileInfo, ProgramRecord, WeightsRecord
 from ..errors import ArtefactError, MissingExtra, WeightsError
@@ -47,7 +47,7 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
         name = "random" if seed is not None else Path(source).name
         stale = manifest.builds if manifest.link == "static" or decoder else {}
-        rest = manifest.without_builds(stale)
+        rest = fingerprint.without(manifest.without_builds(stale))
         linked = msgspec.structs.replace(
             rest,
             denoiser=msgspec.structs.replace(
@@ -59,6 +59,8 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
         )
         linked = store.write_json(stage / FILE, linked)
     _tell_of_stale(stale, folder, report)
+    if manifest.fingerprint:
+        report(f"its fingerprint was that of the old weights: run l2c_export.check({str(folder)!r}, record=True) for a new one")
     for assumption in linked.denoiser.assumed or ():
         report(f"assumed when it was compiled: {assumption}")
     return linked

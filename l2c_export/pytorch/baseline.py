@@ -16,7 +16,7 @@ from ..artefact.records import CallRecord
 from ..errors import BackendError
 from ..models import families
 from .eager import Denoiser
-from .reference import stored
+from .stored import stored
 
 
 class Baseline:

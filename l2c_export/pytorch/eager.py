@@ -98,8 +98,10 @@ class Denoiser:
     It computes in the type of the weights; the latents and the sampler stay float32.
     """
 
-    def __init__(self, family: Family, weights: Mapping[str, Tensor], compiled: bool = False, mode: str | None = None) -> None:
-        self.family, self.weights, self.compiled, self.mode = family, Parameters(weights), compiled, mode
+    def __init__(self, family: Family, weights: Mapping[str, Tensor] | Parameters, compiled: bool = False,
+                 mode: str | None = None) -> None:  # fmt: skip
+        self.family, self.compiled, self.mode = family, compiled, mode
+        self.weights = weights if isinstance(weights, Parameters) else Parameters(weights)
         self._keep = True  # without a cache there is nothing to keep, and torch.compile may fuse more
         self._calls: dict[tuple[frozenset[str], bool], Callable[..., tuple[Tensor, dict[str, Made]]]] = {}
 

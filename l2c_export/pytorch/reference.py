@@ -17,8 +17,9 @@ from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..models import families
 from ..support.words import counted
-from ..weights.layout import WEIGHTS, mapped, rounded
+from ..weights.layout import rounded
 from .eager import Denoiser, TracingDenoiser
+from .stored import stored
 
 
 class Reference:
@@ -89,17 +90,6 @@ class Reference:
         guidance = strength.to(dtype).reshape(1, -1, 1, 1)
         noise = torch.from_numpy(self.noise).to(dtype) * float(np.float32(self._compiled.noise_scale))
         return model.steps(self._compiled.calls, noise, labels, guidance)
-
-
-def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The artefact's weights, in the type in which they are stored: views of the file."""
-    view = mapped(folder / WEIGHTS, manifest.denoiser.tensors)
-    return {name: as_tensor(view(name)) for name in manifest.denoiser.tensors}
-
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """The same memory; PyTorch takes bfloat16 by its bits."""
-    return torch.from_numpy(array.view(f"i{array.itemsize}")).view(getattr(torch, str(array.dtype)))
 
 
 def checkpoint_tensors(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:

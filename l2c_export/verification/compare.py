@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..artefact.manifest import Manifest
-from ..errors import UsageError
 from ..runtime import pipeline, request
 from ..runtime.request import Labels
 from ..support.extras import needs
-from .error import TOLERANCE, Error, Tolerance
+from .error import TOLERANCE, Error, Tolerance, check_tolerances
 from .locate import Suspect, locate
 
 if TYPE_CHECKING:
@@ -84,13 +83,6 @@ def verify(
 
 def path_of(given: str | os.PathLike[str] | None) -> Path | None:
     return None if given is None else Path(given)
-
-
-def check_tolerances(**given: float | None) -> None:
-    """Raises UsageError for what is no number of at least 0."""
-    for name, value in given.items():
-        if value is not None and not value >= 0:
-            raise UsageError(f"{name}={value}: must be a number of at least 0")
 
 
 def _reference(pipe: pipeline.Pipeline, class_labels: Labels | None, guidance_scale: float | None, seed: int,

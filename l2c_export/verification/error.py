@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import UsageError
+
 # Largest error of a call that is fed the reference's latents, as a share of their largest value.  The first DDIM step
 # amplifies an error of the noise up to 150 times, so: about 3 times the worst of the 22 golden cases (fp32, fp16), and
 # about the worst of them (bf16, where PyTorch itself with model.to(bfloat16) reaches 1e-1).
@@ -50,3 +52,10 @@ class Tolerance:
     def share(self, error: Error, reference: np.ndarray) -> float:
         """The error over what is allowed; more than 1 is too much."""
         return error.largest / max(self.atol + self.rtol * float(np.abs(reference).max()), 1e-300)
+
+
+def check_tolerances(**given: float | None) -> None:
+    """Raises UsageError for what is no number of at least 0."""
+    for name, value in given.items():
+        if value is not None and not value >= 0:
+            raise UsageError(f"{name}={value}: must be a number of at least 0")

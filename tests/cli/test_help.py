@@ -71,7 +71,7 @@ def test_an_example_is_a_command_that_is_understood(name):
             export.make_context(tool, words)
 
 
-@pytest.mark.parametrize("name", ["export", "run", "verify", "bench", "profile", "build", "train"])
+@pytest.mark.parametrize("name", ["export", "run", "verify", "check", "bench", "profile", "build", "train"])
 def test_many_options_stand_under_headings(name):
     headings = re.findall(r"^(\S.*):$", invoke(f"{name} -h").stdout, re.MULTILINE)
     assert headings[-2:] == ["In every command", "Example"]

@@ -179,7 +179,7 @@ def test_pytorch_in_float32_is_fed_the_references_latents_too(dit):
     recorded = np.stack(reference.latents())
     recorded[0] += 1
     request = reference.noise, reference.labels, reference.guidance_scale
-    errors = Reference(pipe._program.folder, pipe.manifest, *request, recorded=recorded).float32_errors()
+    errors = Reference(pipe.path, pipe.manifest, *request, recorded=recorded).float32_errors()
     assert [error > 1e-2 for error in errors[:2]] == [True, True], "the second call goes on from what was recorded"
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from l2c_export.artefact import store
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
-from l2c_export.pytorch.reference import as_tensor, stored
+from l2c_export.pytorch.stored import as_tensor, stored
 
 MODEL = '{"family": "dit", "arch": {"input_size": 4, "hidden_size": 8, "depth": 1, "num_heads": 2, "num_classes": 3}}'
 
