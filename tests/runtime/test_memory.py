@@ -33,11 +33,11 @@ def test_without_memory_a_generation_fails_and_the_next_one_does_not(pipe, monke
 
     with monkeypatch.context() as patched:
         if place == "a buffer":
-            patched.setattr(type(pipe._program.backend.memory), "empty", fail)
+            patched.setattr(type(pipe._loaded.backend.memory), "empty", fail)
         elif place == "the loop":
             patched.setattr(loop.Loop, "bound", fail)
         else:
-            engine = next(iter(pipe._program.engines.values()))
+            engine = next(iter(pipe._loaded.engines.values()))
             patched.setattr(type(engine), "bind", fail)
         with pytest.raises(RunError, match="out of memory: generate fewer images at once"):
             pipe([0])  # a batch size that is new, so that buffers are made
@@ -46,7 +46,7 @@ def test_without_memory_a_generation_fails_and_the_next_one_does_not(pipe, monke
 
 def test_more_memory_than_the_machine_has_is_refused_before_it_is_taken(pipe):
     with pytest.raises(RunError, match="MB are needed at once, the machine has"):
-        pipe._program.backend.memory.empty((2**20, 2**20), "float32")
+        pipe._loaded.backend.memory.empty((2**20, 2**20), "float32")
 
 
 def test_a_closed_pipeline_says_so_and_has_let_go_of_everything(copy):
