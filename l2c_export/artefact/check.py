@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from ..ir.dtypes import BYTES
 from ..ir.graph import Value
 from ..weights.layout import CODES, WEIGHTS, Layout
+from . import check_primitives
 from .compiled import Compiled
 from .manifest import Manifest
 from .records import FINGERPRINT, CallRecord, FingerprintRecord, GraphRecord, Origin, SizeRecord
@@ -95,6 +96,7 @@ def _size(manifest: Manifest, size: SizeRecord) -> Iterator[str]:
             yield f"there is no graph {part!r}"
     for name, graph in size.graphs.items():
         yield from (f"graph {name}: {wrong}" for wrong in _graph(manifest, size, graph))
+    yield from check_primitives.problems(manifest.denoiser, size)
 
 
 def _is_origin(manifest: Manifest, size: SizeRecord, origin: Origin, calls: int) -> bool:

@@ -34,8 +34,11 @@ class Recorded:
     def refuse(self, name: str) -> NoReturn:
         raise AssertionError(f"{self.tape.kind}: {name} is no primitive")
 
-    def __torch_function__(self, function: Any, types: object, args: object = (), kwargs: object = None) -> NoReturn:
-        self.refuse(getattr(function, "__name__", str(function)))
+    @classmethod
+    def __torch_function__(cls, function: Any, types: object, args: Any = (), kwargs: object = None) -> NoReturn:
+        flat = [value for each in args for value in (each if isinstance(each, (list, tuple)) else (each,))]
+        found = next(value for value in flat if isinstance(value, cls))
+        found.refuse(getattr(function, "__name__", str(function)))
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:

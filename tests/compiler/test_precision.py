@@ -186,7 +186,7 @@ def test_float32_sublayers_of_a_bf16_model_link_both_ways(tmp_path):
 
 @pytest.mark.parametrize("precision", HALF)
 def test_the_cache_is_as_narrow_as_the_stream(half, tiny, precision):
-    wide, narrow = store.read(tiny[0]).program().cache_bytes, store.read(half(precision)).cache_bytes
+    wide, narrow = store.read(tiny[0]).program().cache_bytes, store.read(half(precision)).program().cache_bytes
     assert [2 * size for size in narrow] == list(wide) if precision == "fp16" else narrow == wide
 
 
