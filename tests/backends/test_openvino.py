@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,18 @@ from recorded import TOLERANCE, latents
 import l2c_export
 from l2c_export.artefact import store
 from l2c_export.backends.choose import open_backend
-from l2c_export.backends.contract import Request
+from l2c_export.backends.contract import Request, SegmentFile
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.errors import BackendError
 
 pytest.importorskip("openvino")
+
+
+def test_islands_of_float32_are_computed_in_it_whatever_the_precision():
+    backend = open_backend("openvino").backend
+    backend._precision = "bf16"
+    files = [SegmentFile(Path("s.onnx"), (), (), island=island) for island in (True, False)]
+    assert [backend._settings(file)["INFERENCE_PRECISION_HINT"] for file in files] == ["f32", "bf16"]
 
 
 def test_a_compiled_model_that_was_damaged_is_compiled_again(empty_cache):
