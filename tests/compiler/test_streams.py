@@ -37,7 +37,7 @@ def streams(monkeypatch, tmp_path):
 
 
 def scheduled(computed):
-    return Schedule.make("streams", "ddim", len(computed), len(COLUMNS), computed, source=ScheduleSource(rule="test"))
+    return Schedule.make("streams", "ddim", len(computed), COLUMNS, computed, source=ScheduleSource(rule="test"))
 
 
 def reads(graph):
