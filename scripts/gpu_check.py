@@ -147,9 +147,9 @@ def timed_images(pipe, images: int, rounds: int, before: int) -> dict:
     labels, noise = [(LABEL + i) % 1000 for i in range(images)], pipe.noise(images, 0)
     first = seconds(lambda: pipe(labels, SCALE, latents=noise))
     whole = [seconds(lambda: pipe(labels, SCALE, latents=noise)) for _ in range(rounds)]
-    asked = pipe.generation(labels, SCALE)
-    loop = asked.loop
-    loop.start(noise, asked.labels, asked.guidance)
+    generation = pipe.generation(pipe.inputs(labels), SCALE, images)
+    loop = generation.loop
+    loop.start(noise, generation.inputs, generation.guidance)
     loop.memory.finish()
     host = seconds(loop._whole)
     loop.memory.finish()
@@ -159,7 +159,7 @@ def timed_images(pipe, images: int, rounds: int, before: int) -> dict:
         "min_ms": 1e3 * min(whole),
         "launch_ms": 1e3 * host,
         "device_bytes": before - free_memory(),
-        "calls_ms": [1e3 * s for s in loop.timed(noise, asked.labels, asked.guidance)],
+        "calls_ms": [1e3 * s for s in loop.timed(noise, generation.inputs, generation.guidance)],
     }
 
 
@@ -189,13 +189,15 @@ def pytorch(args: argparse.Namespace) -> dict:
             denoiser = Denoiser(family, weights, how == "compile", mode)
             for images in args.images:
                 x = torch.randn((images, *family.latent), device="cuda")
-                labels = torch.tensor([LABEL] * images + [family.null_label] * images, dtype=torch.int32, device="cuda")
+                labels = torch.tensor(
+                    [LABEL] * images + [family.inputs[0].unconditional] * images, dtype=torch.int32, device="cuda"
+                )
                 strength = torch.tensor(manifest.guidance.channels(family.latent[0]), device="cuda").reshape(1, -1, 1, 1)
 
                 calls = manifest.program().calls
 
                 def image(d=denoiser, x=x, labels=labels, guidance=(SCALE - 1) * strength, calls=calls):
-                    d(calls, x, labels, guidance)
+                    d(calls, x, {"class_labels": labels}, guidance)
                     torch.cuda.synchronize()
 
                 try:

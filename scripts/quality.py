@@ -132,7 +132,7 @@ def measured(schedule: Schedule, seed: int, denoiser, judge, real, args: argpars
     from metrics import frechet, precision_recall
     from sampling import noise_of, sample
 
-    labels = torch.arange(args.count, device=device) % denoiser.family.labels
+    labels = torch.arange(args.count, device=device) % denoiser.family.inputs[0].choices
     first = seed * args.count
     noise = noise_of(denoiser.family.latent, range(first, first + args.count), device)
     features, seen = classifier.examine(judge, sample(denoiser, schedule, noise, labels, args.scale, args.batch))

@@ -38,8 +38,8 @@ def sample(denoiser: Denoiser, schedule: Schedule, noise: Tensor, labels: Tensor
     strength = torch.full((1, family.latent[0], 1, 1), scale - 1, device=noise.device)
     made = []
     for x, y in zip(noise.split(batch), labels.int().split(batch), strict=True):
-        rows = torch.cat([y, torch.full_like(y, family.null_label)]) if scale != 1 else y
-        made.append(denoiser(steps, x, rows, strength))
+        rows = torch.cat([y, torch.full_like(y, family.inputs[0].unconditional)]) if scale != 1 else y
+        made.append(denoiser(steps, x, {"class_labels": rows}, strength))
     return torch.cat(made)
 
 

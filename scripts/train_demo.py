@@ -71,7 +71,7 @@ class Trainer:
         alpha = self.alpha[t][:, None, None, None]
         cast = {n: w.bfloat16() if n.startswith("blocks.") and "adaLN" not in n else w for n, w in weights.items()}
         run = Eager(self.family, cast, frozenset(), {}, {})
-        seen = self.family.call(run, alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, self.rows, t.float(), y)
+        seen = self.family.call(run, alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, self.rows, t.float(), {"class_labels": y})
         return (seen[:, : x0.shape[1]] - noise).square().mean()
 
     def iterate(self) -> None:
@@ -92,7 +92,7 @@ class Trainer:
         index = torch.randint(len(self.images), (self.batch,), device=self.device)
         x0, y = classifier.scaled(self.images[index]), self.labels[index].int()
         dropped = torch.rand(self.batch, device=self.device) < self.family.arch.class_dropout_prob
-        y = y.masked_fill(dropped, self.family.null_label)
+        y = y.masked_fill(dropped, self.family.inputs[0].unconditional)
         t = torch.randint(len(ALPHA), (self.batch,), device=self.device)
         return x0, t, y, torch.randn_like(x0)
 
@@ -146,7 +146,7 @@ def evaluate(denoiser: Denoiser, judge: classifier.Classifier, data: digits.Digi
     """Accuracy on the asked class and Frechet distance to the test images, uncached, 20 steps, by guidance scale."""
     full = Schedule.every(1, family="dit", steps=20, columns=len(denoiser.family.sublayers))
     real, _ = classifier.examine(judge, classifier.scaled(torch.from_numpy(data.test_images).to(device)))
-    labels = torch.arange(count, device=device) % denoiser.family.labels
+    labels = torch.arange(count, device=device) % denoiser.family.inputs[0].choices
     noise = noise_of(denoiser.family.latent, range(count), device)
     found = {}
     for scale in SCALES:
@@ -160,7 +160,7 @@ def evaluate(denoiser: Denoiser, judge: classifier.Classifier, data: digits.Digi
 def draw(denoiser: Denoiser, path: Path, device: torch.device) -> None:
     """A row per class, 8 samples each for every guidance scale, side by side."""
     full = Schedule.every(1, family="dit", steps=20, columns=len(denoiser.family.sublayers))
-    labels = torch.arange(denoiser.family.labels, device=device).repeat_interleave(8)
+    labels = torch.arange(denoiser.family.inputs[0].choices, device=device).repeat_interleave(8)
     noise = noise_of(denoiser.family.latent, range(len(labels)), device)
     parts = [grid(sample(denoiser, full, noise, labels, scale), 8) for scale in SCALES]
     gap = np.full((parts[0].shape[0], 8), 128, np.uint8)

@@ -87,6 +87,11 @@ def same(a, b):
     return np.array_equal(a, b, equal_nan=True)
 
 
+def asked(labels, dtype=np.int32) -> dict[str, np.ndarray]:
+    """What a request for these class labels says."""
+    return {"class_labels": np.array(labels, dtype)}
+
+
 def latents(pipe, seed: int = 0) -> np.ndarray:
     """What the small artefact of tests/golden makes of a request."""
     return pipe([0, 1], 2.0, seed=seed).latents

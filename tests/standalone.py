@@ -39,8 +39,8 @@ def denoise(
         "rows": np.tile(index, 2),
         "conditional": index,
         "unconditional": index + n,
-        "y": np.array([*labels, *[manifest.denoiser.null_label] * n], np.int32),
-        "guidance": np.float32(scale - 1) * guided.reshape(1, -1, 1, 1),
+        "request.class_labels": np.array([*labels, *manifest.inputs[0].without(n)], np.int32),
+        "guidance": np.tile(np.float32(scale - 1) * guided.reshape(1, -1, 1, 1), (n, 1, 1, 1)),
     }
     rows = []
     for call in manifest.program().calls:

@@ -46,8 +46,7 @@ class Streams:
 
     def __init__(self, arch: StreamsArch) -> None:
         self.arch, self.latent = arch, (4, 4, 4)
-        self.labels = self.null_label = arch.num_classes
-        self.inputs = (class_labels(self.labels, self.null_label),)
+        self.inputs = (class_labels(arch.num_classes, arch.num_classes),)
         self.sublayers = tuple(f"blocks.{i}.{kind}" for i in range(arch.depth) for kind in ("joint", "text"))
         self.segments = {
             "time": Operation(self.time, ("weight", "bias")),
@@ -77,8 +76,8 @@ class Streams:
             shapes |= {f"{at}qkv.weight": (3 * d, d), f"{at}proj.weight": (d, d), f"{at}proj.bias": (d,)}
         return shapes
 
-    def call(self, run: Any, x: Any, rows: Any, t: Any, y: Any) -> Any:
-        c, g = run("time", t, at="t"), run("words", y, at="y")
+    def call(self, run: Any, x: Any, rows: Any, t: Any, request: Mapping[str, Any]) -> Any:
+        c, g = run("time", t, at="t"), run("words", request["class_labels"], at="y")
         h = run("embed", x, rows, at="x")
         for i in range(self.arch.depth):
             at = f"blocks.{i}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers import all_cases, case
-from recorded import close
+from recorded import asked, close
 
 import l2c_export
 from l2c_export.compiler.compile import compile_artefact
@@ -58,7 +58,7 @@ def test_merged_calls_compute_what_pytorch_computes(name, most, tmp_path):
     manifest = compile_artefact(chosen.options(folder, max_graphs=most))
     assert len({call.graph for call in manifest.program().calls}) <= most
     pipe = l2c_export.load(folder, backend="onnxruntime")
-    verdict = compare(pipe, Reference(folder, manifest, pipe.noise(2, 0), [1, 2], chosen.scale))
+    verdict = compare(pipe, Reference(folder, manifest, pipe.noise(2, 0), asked([1, 2]), chosen.scale))
     assert verdict.passed, summary(verdict)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recorded import case
+from recorded import asked, case
 
 import l2c_export
 from l2c_export.backends.cuda.device import Cuda, DeviceArray
@@ -212,10 +212,10 @@ def test_latents_stay_on_the_device(load):
 
 def test_the_clock_of_the_device_sees_every_call(load):
     pipe = load()
-    asked = pipe.generation([1], 3.0)
-    request = pipe.noise(1, 0), asked.labels, asked.guidance
-    asked.loop.timed(*request)
-    seconds = asked.loop.timed(*request)
+    generation = pipe.generation(asked([1]), 3.0, 1)
+    request = pipe.noise(1, 0), generation.inputs, generation.guidance
+    generation.loop.timed(*request)
+    seconds = generation.loop.timed(*request)
     assert len(seconds) == len(pipe.manifest.program().calls)
     assert all(1e-6 < s < 1 for s in seconds)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from ..ir.dtypes import BYTES
 from ..ir.graph import Value
+from ..ir.inputs import guided
 from ..weights.layout import CODES, WEIGHTS, Layout
 from . import check_primitives
 from .compiled import Compiled
@@ -24,7 +25,6 @@ PROVIDED = {
     "guidance": {"guidance"},
     "coefficients": {"coefficients"},
     "time": {"t"},
-    "request": {"y"},
 }
 LARGEST_FLOAT = 3.4e38
 MOST_HISTORY = 2  # DPM-Solver++ of order 3
@@ -55,12 +55,15 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 
 def _whole(manifest: Manifest) -> Iterator[str]:
     model = manifest.denoiser
-    counts = {"batch": manifest.batch, "programs": len(manifest.programs), "labels": model.labels}
+    counts = {"batch": manifest.batch, "programs": len(manifest.programs)}
     yield from (f"{name} is {count}" for name, count in counts.items() if not _is_size(count))
-    if not 0 <= (model.null_label or 0) <= model.labels or model.weight_dtype not in BYTES:
-        yield f"null label {model.null_label}, weights of type {model.weight_dtype}"
-    if model.null_label is None and manifest.guidance.halves == 2:
-        yield "guidance without a null label"
+    if model.weight_dtype not in BYTES:
+        yield f"weights of type {model.weight_dtype}"
+    yield from filter(None, (declared.problem() for declared in manifest.inputs))
+    if len({declared.name for declared in manifest.inputs}) < len(manifest.inputs):
+        yield "two inputs have one name"
+    if not guided(manifest.inputs) and manifest.guidance.halves == 2:
+        yield "guidance, but no input has an unconditional value"
     if not math.isfinite(manifest.guidance.scale):
         yield f"guidance scale {manifest.guidance.scale}"
     if manifest.decoder and not (_is_size(manifest.decoder.scale) and _is_size(manifest.decoder.channels)):
@@ -89,8 +92,15 @@ def _size(manifest: Manifest, size: SizeRecord) -> Iterator[str]:
     yield from (f"the value {name!r} has no usable type" for name, value in size.values.items() if not _usable(value))
     calls = max((len(p.calls) for p in manifest.programs.values()), default=0)
     for name, origin in size.origins.items():
-        if not _is_origin(manifest, size, origin, calls):
+        right = (
+            _is_requested(manifest, size, name, origin)
+            if origin.kind == "request"
+            else _is_origin(manifest, size, origin, calls)
+        )
+        if not right:
             yield f"{name!r} is from nowhere: {origin.kind} {origin.of!r} {origin.offset:+d}"
+        if origin.kind == "guidance" and right and not _is_guidance(size, origin):
+            yield f"guidance of shape {size.values[origin.of].shape} for latents of shape {size.latent}"
     for part in (size.constants, size.prologue):
         if part is not None and part not in size.graphs:
             yield f"there is no graph {part!r}"
@@ -109,6 +119,22 @@ def _is_origin(manifest: Manifest, size: SizeRecord, origin: Origin, calls: int)
     least, most = signs.get(origin.kind, (0, calls))
     known = PROVIDED.get(origin.kind, size.values)
     return origin.of in size.values and origin.of in known and least <= origin.offset <= most
+
+
+def _is_requested(manifest: Manifest, size: SizeRecord, name: str, origin: Origin) -> bool:
+    """Whether a graph's input is what is declared under that name."""
+    declared = next((i for i in manifest.inputs if i.name == origin.of), None)
+    value = size.values.get(name)
+    if declared is None or value is None or origin.offset:
+        return False
+    return (value.shape, value.dtype) == (("R", *declared.shape), declared.dtype)
+
+
+def _is_guidance(size: SizeRecord, origin: Origin) -> bool:
+    """(B, C, 1, ..), or as in format 1 (1, C, 1, ..)."""
+    value = size.values[origin.of]
+    channels, *axes = size.latent
+    return value.dtype == "float32" and value.shape[0] in ("B", 1) and value.shape[1:] == (channels, *(1 for _ in axes))
 
 
 def _graph(manifest: Manifest, size: SizeRecord, graph: GraphRecord) -> Iterator[str]:
@@ -203,8 +229,7 @@ def _values(compiled: Compiled, graph: GraphRecord) -> list[str]:
 def _placed(size: SizeRecord, slots: Mapping[str, int], sizes: tuple[int, ...]) -> Iterator[str]:
     """Values that have no row axis, or do not fit into their slot."""
     for name, slot in slots.items():
-        origin = size.origins.get(name)
-        value = size.values.get(origin.of if origin else name)
+        value = size.type_of(name)
         if value is None or not isinstance(value.shape[0], str) or not 0 <= slot < len(sizes) or value.row_bytes > sizes[slot]:
             yield f"{name!r} does not fit into its slot"
     most = max((value.row_bytes for value in size.values.values()), default=0)

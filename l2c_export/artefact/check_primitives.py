@@ -70,7 +70,7 @@ def _type(denoiser: DenoiserRecord, size: SizeRecord, name: str) -> Type | None:
     """The type of a value or weight as a graph names it."""
     origin = size.origins.get(name)
     if origin is None or origin.kind != "weight":
-        value = size.values.get(origin.of if origin else name)
+        value = size.type_of(name)
         return (value.shape, value.dtype) if value else None
     tensor = denoiser.tensors.get(origin.of)
     if tensor is None or not tensor.shape:

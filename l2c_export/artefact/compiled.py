@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..ir.dtypes import BYTES
 from ..ir.graph import Node, Value
+from ..ir.inputs import RequestInput
 from ..support.words import counted
 from .records import (
     CallRecord,
@@ -31,6 +32,7 @@ class Compiled:
     program: ProgramRecord
     size: SizeRecord
     denoiser: DenoiserRecord
+    inputs: tuple[RequestInput, ...]
     guidance: Guidance
     precision: str
     batch: int  # images; the model sees twice as many with guidance
@@ -120,6 +122,16 @@ class Compiled:
             index -= 1
         return self.calls[index].timestep
 
+    @property
+    def guides_each_image(self) -> bool:
+        """Whether the images of a batch may have different guidance scales: artefacts of format 1 have one for all."""
+        return all(self.value(name).shape[0] == "B" for name, origin in self.size.origins.items() if origin.kind == "guidance")
+
+    @property
+    def requested(self) -> dict[str, str]:
+        """The declared input that a graph's input is given, by the graph's name for it."""
+        return {name: origin.of for name, origin in self.size.origins.items() if origin.kind == "request"}
+
     def rows(self, images: int, guided: bool = True) -> int:
         """Rows of the model's batch for so many images; a request may do without the guidance that the artefact has."""
         return images * (self.guidance.halves if guided else 1)
@@ -141,8 +153,9 @@ class Compiled:
 
     def value(self, name: str) -> Value:
         """The type of a value that is no weight."""
-        origin = self.origin(name)
-        return self.size.values[origin.of if origin else name]
+        found = self.size.type_of(name)
+        assert found, name
+        return found
 
     def weight_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight tensor, or of some of its rows."""

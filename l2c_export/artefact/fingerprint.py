@@ -22,6 +22,7 @@ from safetensors.numpy import load, save
 
 from ..errors import ArtefactError
 from ..ir.graph import Node
+from ..ir.inputs import Inputs
 from ..weights.layout import rounded
 from .compiled import Compiled
 from .integrity import verified
@@ -38,10 +39,10 @@ Made = Mapping[str, Sequence[np.ndarray]]  # by segment, a sketch of every outpu
 class Fingerprint(NamedTuple):
     """A request and what its calls and pieces made, as it lies in the file."""
 
-    noise: np.ndarray  # (1, C, H, W) float32, in standard deviations
-    labels: np.ndarray  # (1,) int32
+    noise: np.ndarray  # (1, C, ..) float32, in standard deviations
+    inputs: Inputs  # (1, ..) by name
     guidance_scale: float
-    latents: tuple[np.ndarray, ...]  # (1, C, H, W) float32, after every recorded call
+    latents: tuple[np.ndarray, ...]  # (1, C, ..) float32, after every recorded call
     pieces: Made
 
 
@@ -134,7 +135,7 @@ def write(path: Path, fingerprint: Fingerprint) -> None:
     """Write the file of a fingerprint."""
     tensors = {
         "noise": fingerprint.noise,
-        "labels": fingerprint.labels,
+        **{f"input/{name}": value for name, value in fingerprint.inputs.items()},
         "guidance_scale": np.array([fingerprint.guidance_scale], np.float32),
     }
     tensors |= {f"call/{n}": x for n, x in enumerate(fingerprint.latents)}
@@ -149,11 +150,12 @@ def read(folder: Path, manifest: Manifest, record: FingerprintRecord) -> Fingerp
         tensors = load(verified(path, manifest.files[FINGERPRINT]))
         latent = (1, *manifest.program().latent)
         noise, *latents = (_typed(tensors, name, latent) for name in ("noise", *(f"call/{n}" for n in range(record.calls))))
-        labels, scale = _typed(tensors, "labels", (1,), "int32"), _typed(tensors, "guidance_scale", (1,))
+        inputs = {i.name: _typed(tensors, f"input/{i.name}", (1, *i.shape), i.dtype) for i in manifest.inputs}
+        scale = _typed(tensors, "guidance_scale", (1,))
         pieces = {segment: tuple(_sketches(tensors, manifest, segment)) for segment in record.pieces}
     except (SafetensorError, KeyError, ValueError) as error:
         raise ArtefactError(f"{path}: is not the fingerprint that the manifest describes: {error}") from None
-    return Fingerprint(noise, labels, float(scale[0]), tuple(latents), pieces)
+    return Fingerprint(noise, inputs, float(scale[0]), tuple(latents), pieces)
 
 
 def _sketches(tensors: Mapping[str, np.ndarray], manifest: Manifest, segment: str) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance of a request, as the loop takes it: labels for both halves of the batch, and a strength."""
+"""Classifier-free guidance of a request, as the loop takes it: what is asked for and what is not, and a strength."""
 
 from __future__ import annotations
 
@@ -7,18 +7,39 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .manifest import Manifest
+from ..ir.inputs import Inputs, RequestInput
+from .compiled import Compiled
+from .records import Guidance
 
 
-class GuidedLabels(NamedTuple):
+class GuidedRequest(NamedTuple):
     """What a request says besides the noise."""
 
-    labels: np.ndarray  # (R,) int32, the unconditional half last
-    strength: np.ndarray  # (C,): scale - 1, or 0 for an unguided channel
+    inputs: Inputs  # (R, ..) by name, the unconditional half last
+    strength: np.ndarray  # (B, C, 1, ..): an image's scale - 1, or 0 for an unguided channel
 
 
-def guided_labels(manifest: Manifest, labels: Sequence[int], scale: float, dtype: str = "float32") -> GuidedLabels:
-    """Class labels, one per image, and a guidance scale; without guidance (a scale of 1) there is one half only."""
-    null = [manifest.denoiser.null_label] * len(labels) if scale != 1 else []
-    channels = np.array(manifest.guidance.channels(manifest.program().latent[0]), dtype)
-    return GuidedLabels(np.array([*labels, *null], np.int32), (scale - 1) * channels)
+def guided_request(compiled: Compiled, inputs: Inputs, scales: np.ndarray, dtype: str = "float32") -> GuidedRequest:
+    """Inputs (B, ..), and a guidance scale for every image (B,).
+
+    There is one half only where no image is guided (all scales are 1).  An input without an unconditional value is what was
+    asked for in both.
+    """
+    both = inputs if (scales == 1).all() else halves(compiled.inputs, inputs)
+    return GuidedRequest(both, strength(compiled.guidance, compiled.latent, scales, dtype))
+
+
+def halves(declared: Sequence[RequestInput], inputs: Inputs) -> Inputs:
+    """Inputs (B, ..) -> (2 B, ..), the unconditional half last."""
+    values = {one.name: inputs[one.name] for one in declared}
+    without = {one.name: one.without(len(values[one.name])) for one in declared if one.guides}
+    return {name: np.concatenate([asked, without.get(name, asked)]) for name, asked in values.items()}
+
+
+def strength(
+    guidance: Guidance, latent: Sequence[int], scales: np.ndarray | Sequence[float], dtype: str = "float32"
+) -> np.ndarray:
+    """(B, C, 1, ..) of the latents' rank: what the difference of both halves counts.  It is exactly 0 at a scale of 1."""
+    above = (np.asarray(scales, np.float64) - 1).astype(dtype)
+    per_channel = above[:, None] * np.array(guidance.channels(latent[0]), dtype)
+    return np.reshape(per_channel, (len(above), latent[0], *(1 for _ in latent[1:])))

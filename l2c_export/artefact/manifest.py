@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from ..errors import UsageError
+from ..ir.inputs import RequestInput
 from .compiled import Compiled
 from .records import (
     Build,
@@ -46,6 +47,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     format: Literal["l2c-export"] = "l2c-export"
     version: Literal[2] = 2
     tool: str  # what wrote it
+    inputs: tuple[RequestInput, ...]  # what a request says besides the noise
     guidance: Guidance
     precision: str
     batch: int  # images; the model sees twice as many with guidance
@@ -68,7 +70,7 @@ class Manifest(Record, frozen=True, kw_only=True):
             raise UsageError(f"steps={steps}: this artefact was compiled for {able} steps: use those, or compile it again")
         program = self.programs[name]
         size = self.denoiser.sizes[program.size]
-        return Compiled(name, program, size, self.denoiser, self.guidance, self.precision, self.batch)
+        return Compiled(name, program, size, self.denoiser, self.inputs, self.guidance, self.precision, self.batch)
 
     def all_programs(self) -> list[Compiled]:
         return [self.program(record.steps) for record in self.programs.values()]

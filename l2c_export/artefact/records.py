@@ -38,7 +38,7 @@ class Guidance(Record, frozen=True, kw_only=True):
 
     @property
     def halves(self) -> int:
-        """Rows of the model's batch for an image: with its label, and without it where the artefact guides."""
+        """Rows of the model's batch for an image: with what is asked for, and without it where the artefact guides."""
         return 1 if self.mode == "none" else 2
 
     def channels(self, count: int) -> list[float]:
@@ -77,8 +77,8 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
 
     - "weight": the tensor `of`, or its rows `first` to `last` (not included);
     - "state": what the loop keeps: the latents `x`, `base` at the start of the solver step, `x.data` of an earlier call;
-    - "index", "guidance", "coefficients": which rows make which image, the strength per channel, the sampler's numbers;
-    - "time": the timestep; "request": the declared input `of`; both per row of the model's batch;
+    - "index", "guidance", "coefficients": which rows make which image, an image's strength per channel, the sampler's numbers;
+    - "time": the timestep; "request": what is declared under the name `of`; both per row of the model's batch;
     - "prologue": the value `of` that the constants or the prologue make, for the call `offset` calls later;
     - "cache": the value `of` that the call -`offset` calls ago made;
     - "later": made here under a name of its own, the value `of` that the call `offset` calls later reads.
@@ -156,6 +156,11 @@ class SizeRecord(Record, frozen=True, kw_only=True):
     constants: str | None  # the graphs that run before the loop: once per loaded artefact,
     prologue: str | None  # and once per request
 
+    def type_of(self, name: str) -> Value | None:
+        """The type of what a graph knows under this name; None for a weight, and for what is unknown."""
+        origin = self.origins.get(name)
+        return self.values.get(name if origin is None or origin.kind == "request" else origin.of)
+
 
 class ProgramRecord(Record, frozen=True, kw_only=True):
     """A loop: one schedule of a sampler with a number of steps, over the graphs of a size."""
@@ -177,9 +182,6 @@ class DenoiserRecord(Record, frozen=True, kw_only=True):
     family: str
     name: str | None
     arch: dict[str, int | float | bool | str]
-    labels: int
-    null_label: int | None
-    names: dict[str, int] | msgspec.UnsetType = msgspec.UNSET  # of the class labels
     assumed: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET  # of the architecture, where nothing said it
     sublayers: tuple[str, ...]  # column -> name
     weight_dtype: str
@@ -197,10 +199,6 @@ class DenoiserRecord(Record, frozen=True, kw_only=True):
     def weight_bytes(self) -> int:
         """Of all tensors."""
         return sum(tensor.bytes for tensor in self.tensors.values())
-
-    def usual_labels(self, count: int) -> list[int]:
-        """Labels for images of which it does not matter what they show."""
-        return [(207 + n) % self.labels for n in range(count)]
 
 
 class DecoderRecord(Record, frozen=True, kw_only=True):

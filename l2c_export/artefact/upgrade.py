@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..ir.dtypes import Types
+from ..ir.inputs import CLASS_LABELS
 from ..ir.names import rows_of, split_at
 
 OLDEST = 1
 # what the loop provides, by name
 KINDS = {
     "x": "state", "base": "state", "x.data": "state", "rows": "index", "conditional": "index", "unconditional": "index",
-    "guidance": "guidance", "coefficients": "coefficients", "t": "time", "y": "request",
+    "guidance": "guidance", "coefficients": "coefficients", "t": "time",
 }  # fmt: skip
 ISLAND = "_fp32"  # ended the operation of a sublayer that is kept in float32
 ISLANDS = ("update", "multistep", "data", "final", "time", "condition")  # were computed in it by themselves
@@ -44,17 +45,25 @@ def upgraded(raw: Raw) -> dict[str, Any]:
     types = Types(raw["weight_dtype"], tuple(raw["fp32"]))
     tensors = {name: {"shape": shape, "dtype": types.of(name)} for name, shape in raw["tensors"].items()}
     segments = {name: _segment(name, record, raw["weight_dtype"]) for name, record in raw["segments"].items()}
-    own = {key: value for key, value in model.items() if key != "latent"}
+    own = {key: value for key, value in model.items() if key not in ("latent", "labels", "null_label", "names")}
     denoiser = {**_only(raw, OF_DENOISER), **own, "tensors": tensors, "segments": segments}
     program = {"size": name, "schedule": "schedule.json", **_only(raw, OF_PROGRAM)}
     return {
         **rest,
         **_only(raw, OF_ARTEFACT),
         "version": 2,
+        "inputs": [_labels(model)],
         "denoiser": {**denoiser, "sizes": {name: size}},
         "programs": {str(raw["steps"]): program},
         "checksum": raw["checksum"],
     }
+
+
+def _labels(model: Raw) -> dict[str, Any]:
+    """The one input of format 1."""
+    declared = {"name": CLASS_LABELS, "dtype": "int32", "choices": model["labels"]}
+    null = {} if model["null_label"] is None else {"unconditional": model["null_label"]}
+    return {**declared, **null, **_only(model, ("names",))}
 
 
 def _only(raw: Raw, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -82,6 +91,8 @@ def _origins(raw: Raw) -> Iterator[tuple[str, list[Any]]]:
 def _origin(name: str, values: Raw, made: set[str]) -> list[Any]:
     """Of an input of a graph."""
     base, offset = split_at(name)
+    if name == "y":
+        return ["request", CLASS_LABELS]
     if base not in values:
         tensor, rows = rows_of(name)
         return ["weight", tensor, 0, rows.start, rows.stop]

@@ -56,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sampler: str
     guidance: str
     guidance_scale: float
-    labels: tuple[int, ...]
+    request: str  # a hash of what the images are of
     seed: int
     threads: int
     device: str

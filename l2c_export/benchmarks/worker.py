@@ -21,12 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from ..artefact import store
 from ..artefact.manifest import Manifest
 from ..artefact.records import CallRecord, computed_share
 from ..backends.descriptors import named
 from ..errors import L2CError
+from ..ir.inputs import Inputs, usual
 from ..support import machine
 from ..weights.layout import WEIGHTS
 from .contenders import Settings
@@ -46,12 +48,12 @@ def load(task: Task) -> Loaded:
     """Load a contender into this process."""
     contender, request = task.contender, task.request
     manifest = store.read(Path(contender.folder), verify=False)
-    labels = manifest.denoiser.usual_labels(request.images)
+    inputs = usual(manifest.inputs, request.images)
     scale = manifest.guidance.scale if request.guidance_scale is None else request.guidance_scale
-    return (_engines if contender.runtime == "engines" else _pytorch)(task, manifest, labels, scale)
+    return (_engines if contender.runtime == "engines" else _pytorch)(task, manifest, inputs, scale)
 
 
-def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) -> Loaded:
+def _engines(task: Task, manifest: Manifest, inputs: Inputs, scale: float) -> Loaded:
     from ..inspection import profile
     from ..runtime import pipeline
 
@@ -60,24 +62,24 @@ def _engines(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     noise = pipe.noise(request.images, request.seed)
     backend = pipe.backend.partition(" ")[0]
     version = sys.modules[named(backend).library].__version__.partition("-")[0]  # of what was loaded, if two are installed
-    settings = _settings(task, manifest, manifest.program().calls, labels, scale, f"{backend} {version}".strip())
-    generation = pipe.generation(labels, scale)
+    settings = _settings(task, manifest, manifest.program().calls, inputs, scale, f"{backend} {version}".strip())
+    generation = pipe.generation(inputs, scale, request.images)
     on_gpu = not generation.loop.memory.on_host
 
     def on_its_clock() -> Timed:
-        seconds = seconds_of(lambda: pipe(labels, scale, latents=noise, output_type="latent"))
-        return Timed(seconds, tuple(generation.loop.timed(noise, generation.labels, generation.guidance)))
+        seconds = seconds_of(lambda: pipe(**inputs, guidance_scale=scale, latents=noise, output_type="latent"))
+        return Timed(seconds, tuple(generation.loop.timed(noise, generation.inputs, generation.guidance)))
 
     return Loaded(
         settings=msgspec.structs.replace(settings, device=request.device or "cuda") if on_gpu else settings,
         artefact_bytes=manifest.bytes,
-        image=on_its_clock if on_gpu else lambda: call_by_call(pipe.steps(labels, scale, noise)),
-        overhead=lambda: profile.record(pipe, labels, scale, noise).overhead,
+        image=on_its_clock if on_gpu else lambda: call_by_call(pipe.steps(**inputs, guidance_scale=scale, noise=noise)),
+        overhead=lambda: profile.record(pipe, inputs, scale, noise).overhead,
     )
 
 
-def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) -> Loaded:
-    from ..artefact.guidance import guided_labels
+def _pytorch(task: Task, manifest: Manifest, inputs: Inputs, scale: float) -> Loaded:
+    from ..artefact.guidance import guided_request
     from ..support.extras import needs
 
     needs("torch", "export")
@@ -90,23 +92,23 @@ def _pytorch(task: Task, manifest: Manifest, labels: list[int], scale: float) ->
     own = manifest.program()
     calls = own.calls if contender.cached else baseline.uncached(own.calls)
     noise = standard_normal(own.latent, range(request.seed, request.seed + request.images))
-    halves = guided_labels(manifest, labels, scale)
-    settings = _settings(task, manifest, calls, labels, scale, model.runtime)
+    guided = guided_request(own, inputs, np.full(request.images, scale))
+    settings = _settings(task, manifest, calls, inputs, scale, model.runtime)
 
     def on_its_clock() -> Timed:
-        seconds = seconds_of(lambda: model.finish(model.steps(calls, noise, *halves)))
-        return Timed(seconds, tuple(model.timed(model.steps(calls, noise, *halves))))
+        seconds = seconds_of(lambda: model.finish(model.steps(calls, noise, *guided)))
+        return Timed(seconds, tuple(model.timed(model.steps(calls, noise, *guided))))
 
     return Loaded(
         settings=msgspec.structs.replace(settings, passes=(), link="none"),
         artefact_bytes=manifest.files[WEIGHTS].bytes,
-        image=on_its_clock if model.on_gpu else lambda: call_by_call(model.steps(calls, noise, *halves)),
+        image=on_its_clock if model.on_gpu else lambda: call_by_call(model.steps(calls, noise, *guided)),
         overhead=lambda: None,
     )
 
 
 def _settings(
-    task: Task, manifest: Manifest, calls: Sequence[CallRecord], labels: list[int], scale: float, runtime: str
+    task: Task, manifest: Manifest, calls: Sequence[CallRecord], inputs: Inputs, scale: float, runtime: str
 ) -> Settings:
     computed = [call.computed for call in calls]
     assert manifest.denoiser.weights
@@ -126,7 +128,7 @@ def _settings(
         sampler=manifest.program().sampler,
         guidance=manifest.guidance.mode,
         guidance_scale=scale,
-        labels=tuple(labels),
+        request=hashlib.sha256(b"".join(name.encode() + inputs[name].tobytes() for name in sorted(inputs))).hexdigest(),
         seed=task.request.seed,
         threads=task.request.threads,
         device=task.request.device or "cpu",

@@ -58,12 +58,14 @@ def inspect(path: Path, threshold: float | None, steps: int | None, device: str 
 
 def measured_calls(folder: Path, steps: int | None = None) -> list[float]:
     """Seconds of every call of one image, after a warm-up."""
+    from ..ir.inputs import usual
     from ..runtime import pipeline
 
     pipe = pipeline.load(folder)
-    pipe([0], output_type="latent", steps=steps)
+    inputs, noise = usual(pipe.manifest.inputs, 1), pipe.noise(1, 0)
+    pipe(**inputs, latents=noise, output_type="latent", steps=steps)
     seconds, before = [], time.perf_counter()
-    for _ in pipe.steps([0], None, pipe.noise(1, 0), steps):
+    for _ in pipe.steps(**inputs, noise=noise, steps=steps):
         seconds.append(time.perf_counter() - before)
         before = time.perf_counter()
     return seconds

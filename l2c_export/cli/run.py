@@ -103,21 +103,23 @@ def check_request(
     Returned are the labels in batches, and whether pixels are wanted.
     """
     from ..artefact import store
-    from ..runtime import request
+    from ..ir.inputs import CLASS_LABELS, names_of
+    from ..runtime import inputs, request
     from ..runtime.images import check_target, is_folder, is_picture
 
     manifest = store.read(engines, verify=False)
     manifest.program(steps)
-    given = split_labels(labels, manifest.denoiser.names or {})
+    given = split_labels(labels, names_of(manifest.inputs))
     chunks = [given[n : n + manifest.batch] for n in range(0, len(given), manifest.batch)]
-    request.scale(manifest.guidance, guidance_scale)
+    request.scales(manifest.program(), guidance_scale, 1)
     request.seeds(len(given), seed)
     if is_picture(out) and not request.makes_pixels(manifest):
         raise UsageError(
             f"--out {out}: this model makes latents, not pixels, and the artefact has no decoder: use a .npy, or compile it "
             "with --with-vae"
         )
-    for label, number in zip(given, [n for chunk in chunks for n in request.labels(manifest, chunk)], strict=True):
+    numbers = [n for chunk in chunks for n in inputs.checked(manifest, {CLASS_LABELS: chunk})[CLASS_LABELS]]
+    for label, number in zip(given, numbers, strict=True):
         if label.isdecimal() and int(label) != number:
             say(f"--class-label {label}: the class of this name, which is number {number}")
     pixels = is_picture(out) or (is_folder(out) and request.makes_pixels(manifest))

@@ -32,13 +32,14 @@ def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None,
            device: str | None, threads: int | None, as_json: bool) -> None:  # fmt: skip
     """Compare every call with the cached PyTorch model in float64; exit code 1 if one leaves the tolerance."""
     needs("torch", "export")
+    from ..ir.inputs import names_of
     from ..runtime.pipeline import load
     from ..verification import compare
     from ..verification.error import check_tolerances
 
     check_tolerances(atol=atol, rtol=rtol)
     pipe = load(engines, backend, device, threads)
-    chosen = split_labels(labels, pipe.manifest.denoiser.names or {}) or None
+    chosen = split_labels(labels, names_of(pipe.manifest.inputs)) or None
     verdict = compare.verify(pipe, class_labels=chosen, guidance_scale=guidance_scale, seed=seed, weights=weights,
                              golden=golden, atol=atol, rtol=rtol, steps=steps)  # fmt: skip
     for line in compare.basis(pipe.manifest):

@@ -22,7 +22,8 @@ from ..artefact.records import (
     WeightsRecord,
 )
 from ..ir.dtypes import DTYPES
-from ..ir.graph import WEIGHT, Graph, Value
+from ..ir.graph import REQUEST, REQUESTED, WEIGHT, Graph, Value
+from ..ir.inputs import named
 from ..ir.names import rows_of, split_at
 from ..schedules.schedule import Schedule
 from ..version import __version__
@@ -75,6 +76,7 @@ def describe(options: Options, source: Source, programs: Sequence[Planned], link
     )
     return Manifest(
         tool=f"l2c-export {__version__}",
+        inputs=named(source.family.inputs, source.folder.labels if source.folder else {}),
         guidance=Guidance(
             mode=source.guidance,  # type: ignore[arg-type]  # validated by Options
             scale=source.scale,
@@ -97,9 +99,6 @@ def denoiser(options: Options, source: Source, linked: Linked, sizes: dict[str, 
         family=family.name,
         name=source.name,
         arch=msgspec.structs.asdict(family.arch),
-        labels=family.labels,
-        null_label=family.null_label,
-        names=(source.folder and source.folder.labels) or msgspec.UNSET,
         assumed=source.assumed or msgspec.UNSET,
         sublayers=family.sublayers,
         weight_dtype=DTYPES[options.precision],
@@ -204,4 +203,6 @@ def origin(name: str, kind: str) -> Origin:
     if kind == WEIGHT:
         tensor, rows = rows_of(name)
         return Origin("weight", tensor, 0, rows.start, rows.stop)
+    if kind == REQUEST:
+        return Origin("request", name.removeprefix(REQUESTED))
     return Origin(kind, *split_at(name))  # type: ignore[arg-type]  # the kinds of a graph's inputs are those of origins

@@ -9,8 +9,9 @@ import msgspec
 
 from ..artefact import autoencoder, fingerprint, given_weights, integrity, staging, store
 from ..artefact.manifest import Manifest
-from ..artefact.records import FILE, Build, DecoderRecord, DenoiserRecord, FileInfo, ProgramRecord, WeightsRecord
+from ..artefact.records import FILE, Build, DecoderRecord, FileInfo, ProgramRecord, WeightsRecord
 from ..errors import ArtefactError, MissingExtra, WeightsError
+from ..ir.inputs import named
 from ..models.diffusers import model_index, pipeline_folder
 from ..models.diffusers.model_index import INDEX
 from ..samplers.scheduler_config import check_noise
@@ -50,10 +51,8 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
         rest = fingerprint.without(manifest.without_builds(stale))
         linked = msgspec.structs.replace(
             rest,
-            denoiser=msgspec.structs.replace(
-                _named(manifest.denoiser, pipeline) if pipeline else manifest.denoiser,
-                weights=WeightsRecord(source=name, random=seed),
-            ),
+            inputs=named(manifest.inputs, model_index.read(pipeline / INDEX).labels if pipeline else {}),
+            denoiser=msgspec.structs.replace(manifest.denoiser, weights=WeightsRecord(source=name, random=seed)),
             files=rest.files | written,
             decoder=decoder or rest.decoder,
         )
@@ -76,12 +75,6 @@ def _check_training(folder: Path, pipeline: Path, program: ProgramRecord) -> Non
         raise WeightsError(
             f"{pipeline}: was trained with {other}, the loop in {folder} is for another: compile it from {pipeline}"
         )
-
-
-def _named(model: DenoiserRecord, pipeline: Path) -> DenoiserRecord:
-    """The model with the class names of the pipeline, if it has some."""
-    names = model_index.read(pipeline / INDEX).labels
-    return msgspec.structs.replace(model, names=names) if names else model
 
 
 def _decoder(folder: Path, source: Path, manifest: Manifest) -> DecoderRecord | None:

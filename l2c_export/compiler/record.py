@@ -7,7 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ir.dtypes import Types
-from ..ir.graph import COEFFICIENTS, GUIDANCE, INDEX, REQUEST, STATE, TIME, WEIGHT, Body, Graph, Node, Primitive, Value
+from ..ir.graph import (
+    COEFFICIENTS,
+    GUIDANCE,
+    INDEX,
+    REQUEST,
+    REQUESTED,
+    STATE,
+    TIME,
+    WEIGHT,
+    Body,
+    Graph,
+    Node,
+    Primitive,
+    Value,
+)
 from ..ir.names import at
 from ..ir.primitives import infer
 from ..models import layers
@@ -15,6 +29,7 @@ from ..models.family import Family, Operation
 from ..models.tape import body
 from ..models.updates import UPDATES
 
+Shape = tuple[int | str, ...]
 PLAIN = {"Mul": "mul", "Add": "add"}  # residual arithmetic, and the primitives that it is
 
 
@@ -121,14 +136,16 @@ def record(family: Family, types: Types = Types(), history: int = 0) -> Graph:  
     is that of this call, and `x.data@-1`, .. (also of the loop) are those of the calls before.
     """
     run = Recorder(family, types)
-    channels, height, width = family.latent
-    images = ("B", channels, height, width)
+    images: Shape = ("B", *family.latent)
     x = run.input("x", STATE, images)
     rows = run.input("rows", INDEX, ("R",), "int32")
-    t, y = run.input("t", TIME, ("R",)), run.input("y", REQUEST, ("R",), "int32")
-    noise = family.call(run, x, rows, t, y)
+    t = run.input("t", TIME, ("R",))
+    shapes: dict[str, Shape] = {i.name: ("R", *i.shape) for i in family.inputs}
+    request = {i.name: run.input(REQUESTED + i.name, REQUEST, shapes[i.name], i.dtype) for i in family.inputs}
+    noise = family.call(run, x, rows, t, request)
     halves = [run.input(n, INDEX, ("B",), "int32") for n in ("conditional", "unconditional")]
-    guidance = run.input("guidance", GUIDANCE, (1, channels, 1, 1))
+    strength: Shape = ("B", family.latent[0], *(1 for _ in family.latent[1:]))
+    guidance = run.input("guidance", GUIDANCE, strength)
     coefficients = run.input("coefficients", COEFFICIENTS, (4 + history if history else 3,))
     if history:
         predicted = run.node("data", "x.data", UPDATES["data"], [noise, x, *halves, guidance, coefficients])

@@ -10,6 +10,7 @@ import msgspec
 
 from .. import demo
 from ..errors import ModelError, ScheduleError, UsageError
+from ..ir.inputs import guided
 from ..models import families, lookup
 from ..models.diffusers import pipeline_folder
 from ..models.diffusers.model_index import config
@@ -107,9 +108,9 @@ def resolve(options: Options) -> Source:
     schedules = tuple(_schedule(one, family, origin, scheduler) for one, origin in zip(options.programs, origins, strict=True))
     _check_programs(schedules)
     mode = "all" if folder else family.default_guidance[0]
-    guidance = options.guidance or (mode if family.null_label is not None else "none")
-    if guidance != "none" and family.null_label is None:
-        raise UsageError(f"guidance={guidance!r}: the model was trained without a null class: use guidance='none'")
+    guidance = options.guidance or (mode if guided(family.inputs) else "none")
+    if guidance != "none" and not guided(family.inputs):
+        raise UsageError(f"guidance={guidance!r}: no input has an unconditional value: use guidance='none'")
     scale = 1.0 if guidance == "none" else family.default_guidance[1]
     vae, is_own = _vae(options, folder), options.vae is None
     lines = _notes(options, folder, schedules)
@@ -244,7 +245,7 @@ def _made(options: Options, family: Family, origin: routers.Router | Schedule | 
     if isinstance(origin, routers.Router):
         threshold = options.threshold
         if threshold is None:
-            threshold = routers.default_threshold(family.name, family.latent[1])
+            threshold = routers.default_threshold(family.name, max(family.latent[1:], default=0))
         if scheduler and family.default_sampler != "ddim":
             raise UsageError(f"sampler={options.sampler!r}: a router of {family.name} is for {family.default_sampler}")
         return origin.schedule(threshold, options.steps, family.sublayers, scheduler)

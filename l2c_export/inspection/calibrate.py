@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ..artefact.compiled import Compiled
+from ..artefact.guidance import strength
 from ..artefact.manifest import Manifest
 from ..backends.contract import Backend, Run, WeightView
+from ..ir.inputs import usual
 from ..runtime.loaded import Bound, load_engines
 from ..runtime.loop import Loop
 from ..weights.layout import rounded
@@ -27,7 +29,6 @@ def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: in
     compiled = manifest.program()
     loaded = load_engines(folder, manifest, backend, "shared", random_weights(compiled))
     loop = Loop(loaded, compiled, images, guided=True)
-    latent = (images, *compiled.latent)
     places: dict[str, list[Run]] = defaultdict(list)
     distinct = {call.graph: n for n, call in reversed(list(enumerate(compiled.calls)))}  # graph -> its first call
 
@@ -35,8 +36,11 @@ def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: in
         if index in distinct.values():
             places[bound.engine].append(bound.run)
 
-    request = np.zeros(latent, np.float32), np.zeros(loop.rows, np.int32), np.zeros(latent[1], np.float32)
-    for _ in loop.denoise(*request, collect):
+    scales = np.full(images, compiled.guidance.scale)
+    guidance = strength(compiled.guidance, compiled.latent, scales)
+    for _ in loop.denoise(
+        np.zeros((images, *compiled.latent), np.float32), usual(compiled.inputs, loop.rows), guidance, collect
+    ):
         pass
     return {name: statistics.median(seconds(runs)) for name, runs in places.items()}
 

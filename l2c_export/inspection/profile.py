@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -19,6 +19,7 @@ import numpy as np
 
 from ..artefact.compiled import Compiled
 from ..errors import UsageError
+from ..ir.inputs import Inputs, usual
 from ..runtime.loaded import Bound
 from ..runtime.pipeline import Pipeline, load
 from ..support.files import Report
@@ -112,21 +113,21 @@ def profile(
     """
     pipe = load(path, backend, device, threads, link=link)
     report(f"backend: {pipe.backend}")
-    labels = pipe.labels(pipe.manifest.denoiser.usual_labels(images))
-    return profile_pipeline(pipe, labels, guidance_scale, seed, rounds, progress)
+    inputs = pipe.inputs(**usual(pipe.manifest.inputs, images))
+    return profile_pipeline(pipe, inputs, guidance_scale, images, seed, rounds, progress)
 
 
 def profile_pipeline(
-    pipe: Pipeline, labels: Sequence[int], scale: float | None, seed: int, rounds: int, progress: Progress = unseen
+    pipe: Pipeline, inputs: Inputs, scale: float | None, images: int, seed: int, rounds: int, progress: Progress = unseen
 ) -> Profile:
-    """Make `rounds` images of a batch, and sum up the one of median length."""
+    """Make a batch of `images` `rounds` times, and sum up the one of median length."""
     if rounds < 1:
         raise UsageError(f"rounds={rounds}: must be at least 1")
     step = progress("profiling", rounds)
-    noise = pipe.noise(len(labels), seed)
+    noise = pipe.noise(images, seed)
     recordings = []
     for _ in range(rounds):
-        recordings.append(record(pipe, labels, scale, noise))
+        recordings.append(record(pipe, inputs, scale, noise))
         step()
     median = sorted(recordings, key=lambda recording: recording.seconds)[(rounds - 1) // 2]
     compiled = pipe.manifest.program()
@@ -135,7 +136,7 @@ def profile_pipeline(
         backend=pipe.backend,
         link=pipe.link,
         precision=compiled.precision,
-        images=len(labels),
+        images=images,
         rounds=rounds,
         seconds=median.seconds,
         outside=median.seconds - sum(event.seconds for event in median.events),
@@ -145,11 +146,11 @@ def profile_pipeline(
     )
 
 
-def record(pipe: Pipeline, labels: Sequence[int], scale: float | None, noise: np.ndarray) -> Recording:
+def record(pipe: Pipeline, inputs: Inputs, scale: float | None, noise: np.ndarray) -> Recording:
     """Make one image, timing every engine run."""
-    generation = pipe.generation(labels, scale)
+    generation = pipe.generation(inputs, scale, len(noise))
     loop, compiled = generation.loop, pipe.manifest.program()
-    for _ in loop.denoise(noise, generation.labels, generation.guidance):
+    for _ in loop.denoise(noise, generation.inputs, generation.guidance):
         pass  # binds and warms up
     events: list[Event] = []
     calls: list[float] = []
@@ -162,7 +163,7 @@ def record(pipe: Pipeline, labels: Sequence[int], scale: float | None, noise: np
         events.append(Event(index, bound.name, bound.engine, begin - start, time.perf_counter() - begin, kind))
 
     start = last = time.perf_counter()
-    for _ in loop.denoise(noise, generation.labels, generation.guidance, timed):
+    for _ in loop.denoise(noise, generation.inputs, generation.guidance, timed):
         now = time.perf_counter()
         calls.append(now - last)
         last = now

@@ -28,6 +28,7 @@ T = TypeVar("T")
 WEIGHT = "weight"  # a tensor of the checkpoint, or some rows of one
 TIME = "time"  # the timestep of the call: known when compiling
 REQUEST = "request"  # what is declared as an input: known when a request arrives
+REQUESTED = "request."  # begins the name of such an input, before that of what is declared
 STATE = "state"  # the latents and whatever else the loop keeps
 INDEX = "index"  # which rows make which image
 GUIDANCE = "guidance"  # its strength

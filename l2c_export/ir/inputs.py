@@ -6,6 +6,7 @@ than what is declared here.
 
 from __future__ import annotations
 
+import keyword
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,10 @@ import numpy as np
 
 CLASS_LABELS = "class_labels"
 LARGEST, LARGEST_FLOAT = 2**31, 3.4e38  # no axis is longer, no number is larger
-Inputs = Mapping[str, np.ndarray]  # the values of a request by the name of their input; the first axis counts images or rows
+Inputs = Mapping[str, Any]  # what a request says: arrays by name, whose first axis counts images, or rows of the model's batch
+# what else a request is told by its keywords
+RESERVED = frozenset({"self", "guidance_scale", "seed", "latents", "noise", "output_type", "callback_on_step_end",
+                      "check_finite", "steps"})  # fmt: skip
 
 
 class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,7 +60,7 @@ class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     def problem(self) -> str | None:
         """What is wrong with the declaration, None if nothing is."""
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", self.name):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", self.name) or keyword.iskeyword(self.name) or self.name in RESERVED:
             return f"an input is called {self.name[:100]!r}"
         if not all(0 < size < LARGEST for size in self.shape) or math.prod(self.shape) >= LARGEST:
             return f"the input {self.name!r} has the shape {self.shape}"
@@ -89,7 +93,7 @@ def guided(inputs: Sequence[RequestInput]) -> bool:
     return any(given.guides for given in inputs)
 
 
-def usual(inputs: Sequence[RequestInput], images: int) -> dict[str, np.ndarray]:
+def usual(inputs: Sequence[RequestInput], images: int) -> dict[str, Any]:
     """A request for pictures of which it does not matter what they show."""
     return {given.name: given.usual(images) for given in inputs}
 

@@ -12,7 +12,7 @@ import msgspec
 from torch import Tensor
 
 from ..errors import ModelError
-from ..ir.inputs import class_labels
+from ..ir.inputs import CLASS_LABELS, class_labels
 from ..samplers.reference import OF_FAMILY
 from . import layers
 from .family import Operation, Runner, check_sizes
@@ -64,9 +64,7 @@ class DiT:
         self.arch = arch
         self.latent = (arch.in_channels, arch.input_size, arch.input_size)
         self.out_channels = arch.in_channels * (2 if arch.learn_sigma else 1)
-        self.labels = arch.num_classes
-        self.null_label = arch.num_classes if arch.class_dropout_prob > 0 else None
-        self.inputs = (class_labels(self.labels, self.null_label),)
+        self.inputs = (class_labels(arch.num_classes, arch.num_classes if arch.class_dropout_prob > 0 else None),)
         self.sublayers = tuple(f"blocks.{i}.{kind}" for i in range(arch.depth) for kind in ("attn", "mlp"))
         self.frequencies = frequencies(WAVES, arch.frequency_shift)
         self.embedders = [f"blocks.{i}." for i in range(arch.depth)] if arch.block_embeddings else [""]
@@ -149,7 +147,8 @@ class DiT:
         linear("final_layer.adaLN_modulation.1", 2 * d, d)
         return shapes
 
-    def call(self, run: Runner, x: Any, rows: Any, t: Any, y: Any) -> Any:
+    def call(self, run: Runner, x: Any, rows: Any, t: Any, request: Mapping[str, Any]) -> Any:
+        y = request[CLASS_LABELS]
         c = [run("condition", run("time", t, at=f"{at}t_embedder"), y, at=f"{at}y_embedder") for at in self.embedders]
         h = run("embed", x, rows)
         for i in range(self.arch.depth):

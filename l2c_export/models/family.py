@@ -52,21 +52,19 @@ class Family(Protocol):
     default_sampler: ClassVar[str]
     default_guidance: ClassVar[tuple[str, float]]
     arch: Any
-    latent: tuple[int, int, int]  # channels, height, width
+    latent: tuple[int, ...]  # channels, then the axes of a picture or of whatever else it makes
     inputs: tuple[RequestInput, ...]  # what a request says besides the noise
-    labels: int  # valid class labels are 0 .. labels-1
-    null_label: int | None  # the label of the unconditional half, None without one
     sublayers: tuple[str, ...]  # router column -> value name
     segments: Mapping[str, Operation]
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of a checkpoint."""
 
-    def call(self, run: Runner, x: Any, rows: Any, t: Any, y: Any) -> Any:
+    def call(self, run: Runner, x: Any, rows: Any, t: Any, request: Mapping[str, Any]) -> Any:
         """Predict the noise.
 
-        x (B, C, H, W) float32 latents; rows (R,) int32: which latent each row of the model's batch
-        uses; t (R,) float32 timesteps; y (R,) int32 labels.  Returns (R, C or 2C, H, W).
+        x (B, C, ..) float32 latents; rows (R,) int32: which latent each row of the model's batch uses; t (R,) float32
+        timesteps; request: (R, *shape) of every declared input, by name.  Returns (R, C or more, ..).
         """
 
 
@@ -109,9 +107,10 @@ def check_total(family: Family) -> None:
     """Raise ModelError for a model whose sizes are possible one by one, but not together."""
     shapes = family.tensors()
     parameters = sum(math.prod(shape) for shape in shapes.values())
-    _, height, width = family.latent
-    if parameters > MOST_PARAMETERS or height * width > MOST_PIXELS:
-        raise ModelError(f"{family.name}: {parameters:,} parameters and latents of {height}x{width}: check model=..")
+    axes = family.latent[1:]
+    if parameters > MOST_PARAMETERS or math.prod(axes) > MOST_PIXELS:
+        size = "x".join(map(str, axes))
+        raise ModelError(f"{family.name}: {parameters:,} parameters and latents of {size}: check model=..")
 
 
 def width_of(arch: Any) -> int:
@@ -124,14 +123,24 @@ def summary(family: Family) -> str:
     arch, width = family.arch, width_of(family.arch)
     size = [f"{arch.depth} x {width}"] if width and hasattr(arch, "depth") else [counted(len(family.sublayers), "sublayer")]
     heads = [f"{arch.num_heads} heads"] if hasattr(arch, "num_heads") else []
-    classes = f"{counted(family.labels, 'class', 'classes')} {'without' if family.null_label is None else '+'} null"
-    channels, height, wide = family.latent
-    if channels in (1, 3):
-        picture = f"pictures of {height} x {wide} pixels"
-    else:
-        of = f"pictures of {8 * height} x {8 * wide}, " if channels == 4 else ""
-        picture = f"{of}latents {channels} x {height} x {wide}"
-    return ", ".join([family.name, *size, *heads, classes, picture])
+    return ", ".join([family.name, *size, *heads, *map(asked, family.inputs), made(family.latent)])
+
+
+def asked(declared: RequestInput) -> str:
+    """An input in words: "1000 classes + null" of labels."""
+    null = "+ null" if declared.guides else "without null"
+    if declared.choices and not declared.shape:
+        return f"{counted(declared.choices, 'class', 'classes')} {null}"
+    return f"{declared.name} {' x '.join(map(str, declared.shape))} {null}"
+
+
+def made(latent: Sequence[int]) -> str:
+    """What comes out, in words."""
+    channels, *axes = latent
+    if len(axes) == 2 and channels in (1, 3):
+        return f"pictures of {axes[0]} x {axes[1]} pixels"
+    of = f"pictures of {8 * axes[0]} x {8 * axes[1]}, " if len(axes) == 2 and channels == 4 else ""
+    return f"{of}latents {' x '.join(map(str, latent))}"
 
 
 def shown(number: float) -> str:

@@ -22,8 +22,8 @@ def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, uncondit
     """coefficients (3,): the next latents are an affine function of the step's first latents `base`, the latents `x` of
     this call and the guided prediction (see samplers.py).
 
-    Guidance (arXiv 2207.12598): guidance (1, C, 1, 1) is scale - 1, or 0 for channels that stay unguided, so the usual
-    u + s (c - u) is c + (s - 1) (c - u).
+    Guidance (arXiv 2207.12598): guidance (B, C, 1, ..) is an image's scale - 1, or 0 for channels that stay unguided, so the
+    usual u + s (c - u) is c + (s - 1) (c - u): at a scale of 1 exactly c, whatever else is in the batch.
     """
     c, u = halves(noise, x, conditional, unconditional)
     of_base, of_x, of_noise = coefficients.unbind(0)
@@ -52,7 +52,7 @@ def multistep(x: Tensor, *predicted_and_coefficients: Tensor) -> Tensor:
 
 
 def halves(noise: Tensor, x: Tensor, conditional: Tensor, unconditional: Tensor) -> tuple[Tensor, Tensor]:
-    """The conditional and the unconditional prediction (B, C, H, W), cut to the latents' channels."""
+    """The conditional and the unconditional prediction (B, C, ..), cut to the latents' channels."""
     noise = layers.wide(noise[:, : x.shape[1]])
     return noise.index_select(0, conditional), noise.index_select(0, unconditional)
 

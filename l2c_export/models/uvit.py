@@ -9,7 +9,7 @@ import msgspec
 from torch import Tensor
 
 from ..errors import ModelError
-from ..ir.inputs import class_labels
+from ..ir.inputs import CLASS_LABELS, class_labels
 from ..samplers.reference import OF_FAMILY
 from . import layers
 from .family import Operation, Runner, check_sizes
@@ -83,9 +83,8 @@ class UViT:
             )
         self.arch = arch
         self.latent = (arch.in_chans, arch.img_size, arch.img_size)
-        self.labels = arch.num_classes - arch.null_class
-        self.null_label = self.labels if arch.null_class else None
-        self.inputs = (class_labels(self.labels, self.null_label),)
+        classes = arch.num_classes - arch.null_class
+        self.inputs = (class_labels(classes, classes if arch.null_class else None),)
         half = arch.depth // 2
         self.ins, self.outs = [f"in_blocks.{i}" for i in range(half)], [f"out_blocks.{i}" for i in range(half)]
         self.sublayers = tuple(f"{b}.{kind}" for b in (*self.ins, "mid_block", *self.outs) for kind in ("attn", "mlp"))
@@ -189,8 +188,8 @@ class UViT:
             shapes["final_layer.weight"], shapes["final_layer.bias"] = (a.in_chans, a.in_chans, 3, 3), (a.in_chans,)
         return shapes
 
-    def call(self, run: Runner, x: Any, rows: Any, t: Any, y: Any) -> Any:
-        h = run("embed", x, rows, run("time", t), run("label", y))
+    def call(self, run: Runner, x: Any, rows: Any, t: Any, request: Mapping[str, Any]) -> Any:
+        h = run("embed", x, rows, run("time", t), run("label", request[CLASS_LABELS]))
 
         def block(h: Any, at: str) -> Any:
             h = run.residual(h, run.sublayer("attn", h, at=at), f"{at}.attn")

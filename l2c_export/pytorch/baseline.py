@@ -14,6 +14,7 @@ import torch
 from ..artefact.manifest import Manifest
 from ..artefact.records import CallRecord
 from ..errors import BackendError
+from ..ir.inputs import Inputs
 from ..models import families
 from .eager import Denoiser
 from .stored import stored
@@ -43,13 +44,12 @@ class Baseline:
         self._noise_scale, self._denoiser = manifest.program().noise_scale, Denoiser(family, weights, compiled, mode)
         self.runtime = f"{'torch.compile' if compiled else 'PyTorch eager'} {torch.__version__}"
 
-    def steps(
-        self, calls: Sequence[CallRecord], noise: np.ndarray, labels: np.ndarray, guidance: np.ndarray
-    ) -> Iterator[object]:
-        """One item per call; labels (R,) int32, the unconditional half last, guidance (C,), as the runtime takes them."""
+    def steps(self, calls: Sequence[CallRecord], noise: np.ndarray, inputs: Inputs, guidance: np.ndarray) -> Iterator[object]:
+        """One item per call; inputs (R, ..) by name, the unconditional half last, guidance (B, C, 1, ..), as in the runtime."""
         scaled = noise * np.float32(self._noise_scale)
-        x, y = torch.from_numpy(scaled).to(self.device), torch.from_numpy(labels).to(self.device)
-        return self._denoiser.steps(calls, x, y, torch.from_numpy(guidance).reshape(1, -1, 1, 1).to(self.device))
+        x, strength = (torch.from_numpy(values).to(self.device) for values in (scaled, guidance))
+        request = {name: torch.from_numpy(values).to(self.device) for name, values in inputs.items()}
+        return self._denoiser.steps(calls, x, request, strength)
 
     @property
     def on_gpu(self) -> bool:

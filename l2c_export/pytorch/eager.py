@@ -14,6 +14,7 @@ from ..models.updates import Sampler
 
 Made = Any  # what an operation makes: a tensor, or a tuple of several
 Cache = Mapping[str, Made]
+Tensors = Mapping[str, Tensor]  # what a request says, by the name of the input
 
 
 @dataclass
@@ -85,9 +86,9 @@ class EagerCall(torch.nn.Module):
         super().__init__()
         self.family, self.weights, self.reused, self.keep = family, weights, reused, keep
 
-    def forward(self, x: Tensor, row: Tensor, t: Tensor, y: Tensor, cache: Cache) -> tuple[Tensor, dict[str, Made]]:
+    def forward(self, x: Tensor, row: Tensor, t: Tensor, request: Tensors, cache: Cache) -> tuple[Tensor, dict[str, Made]]:
         run = Eager(self.family, self.weights, self.reused, cache, {})
-        noise = self.family.call(run, x, row, t, y)
+        noise = self.family.call(run, x, row, t, request)
         return noise, run.fresh if self.keep else {}
 
 
@@ -105,15 +106,16 @@ class Denoiser:
         self._keep = True  # without a cache there is nothing to keep, and torch.compile may fuse more
         self._calls: dict[tuple[frozenset[str], bool], Callable[..., tuple[Tensor, dict[str, Made]]]] = {}
 
-    def __call__(self, calls: Sequence[CallLike], x: Tensor, labels: Tensor, guidance: Tensor) -> Tensor:
-        """x (B, C, H, W) noise; labels (R,) int32, the unconditional half last; guidance as in `base.update`."""
-        *_, final = self.steps(calls, x, labels, guidance)
+    def __call__(self, calls: Sequence[CallLike], x: Tensor, request: Tensors, guidance: Tensor) -> Tensor:
+        """x (B, C, ..) noise; request (R, ..) by name, the unconditional half last; guidance as in `updates.update`."""
+        *_, final = self.steps(calls, x, request, guidance)
         return final
 
     @torch.no_grad()
-    def steps(self, calls: Sequence[CallLike], x: Tensor, labels: Tensor, guidance: Tensor) -> Iterator[Tensor]:
-        """The latents (B, C, H, W) after every call, in the type of `x`; they may be changed in place before the next."""
-        images, rows = x.shape[0], labels.shape[0]
+    def steps(self, calls: Sequence[CallLike], x: Tensor, request: Tensors, guidance: Tensor) -> Iterator[Tensor]:
+        """The latents (B, C, ..) after every call, in the type of `x`; they may be changed in place before the next."""
+        images = x.shape[0]
+        rows = max((given.shape[0] for given in request.values()), default=images)
         index = torch.arange(images, dtype=torch.int32, device=x.device)
         row, unconditional = index.repeat(rows // images), index + (rows - images)
         sampler = Sampler(x, index, unconditional, guidance)
@@ -123,7 +125,7 @@ class Denoiser:
             reused = frozenset(self.family.sublayers[j] for j in call.reused)
             t = torch.full((rows,), call.timestep, device=x.device)
             cached = {name: cache[name] for name in sorted(reused)}
-            noise, cache = self._evaluate(n, reused, sampler.x, row, t, labels, cached)
+            noise, cache = self._evaluate(n, reused, sampler.x, row, t, request, cached)
             coefficients = torch.tensor(call.coefficients, device=x.device, dtype=x.dtype)
             yield sampler.take(noise, coefficients, call.ends_step)
 
@@ -174,8 +176,8 @@ class TracingDenoiser(Denoiser):
     def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Made]]:
         if n not in self.keep:
             return super()._evaluate(n, reused, *inputs)
-        x, row, t, y, cache = inputs
+        x, row, t, request, cache = inputs
         run = Tracing(self.family, self.weights, reused, cache, {}, {})
-        noise = self.family.call(run, x, row, t, y)
+        noise = self.family.call(run, x, row, t, request)
         self.traces[n] = run.seen
         return noise, run.fresh

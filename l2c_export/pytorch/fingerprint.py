@@ -16,10 +16,11 @@ from torch import Tensor
 from ..artefact import fingerprint
 from ..artefact.compiled import Compiled
 from ..artefact.fingerprint import Fingerprint
-from ..artefact.guidance import guided_labels
+from ..artefact.guidance import guided_request
 from ..artefact.manifest import Manifest
 from ..artefact.records import FINGERPRINT, FingerprintRecord, Origin, SegmentRecord
 from ..ir.graph import Node, Primitive
+from ..ir.inputs import usual
 from ..models import families
 from ..models.primitives import execute
 from ..samplers.noise import standard_normal
@@ -43,8 +44,7 @@ def record(folder: Path, manifest: Manifest) -> FingerprintRecord | None:
     family = families.build(manifest.denoiser.family, manifest.denoiser.arch)
     weights = Widened(stored(folder, manifest))
     noise = standard_normal(compiled.latent, [planned.seed])
-    labels = np.array(manifest.denoiser.usual_labels(1), np.int32)
-    request = Fingerprint(noise, labels, manifest.guidance.scale, (), {})
+    request = Fingerprint(noise, usual(manifest.inputs, 1), manifest.guidance.scale, (), {})
     latents = _latents(Denoiser(family, weights), manifest, planned.calls, request)
     pieces = {}
     for name, piece in planned.pieces.items():
@@ -61,10 +61,11 @@ def record(folder: Path, manifest: Manifest) -> FingerprintRecord | None:
 
 def _latents(model: Denoiser, manifest: Manifest, count: int, request: Fingerprint) -> tuple[np.ndarray, ...]:
     """After each of the first calls."""
-    compiled, labels = manifest.program(), request.labels.tolist()
-    rows, strength = map(torch.from_numpy, guided_labels(manifest, labels, request.guidance_scale))
+    compiled = manifest.program()
+    guided = guided_request(compiled, request.inputs, np.array([request.guidance_scale]))
+    inputs = {name: torch.from_numpy(values) for name, values in guided.inputs.items()}
     x = torch.from_numpy(request.noise * np.float32(compiled.noise_scale))
-    steps = model.steps(compiled.calls[:count], x, rows, strength.reshape(1, -1, 1, 1)) if count else ()
+    steps = model.steps(compiled.calls[:count], x, inputs, torch.from_numpy(guided.strength)) if count else ()
     return tuple(after.numpy().copy() for after in steps)
 
 

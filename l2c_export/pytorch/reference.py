@@ -12,22 +12,25 @@ import torch
 from torch import Tensor
 
 from ..artefact import given_weights
-from ..artefact.guidance import guided_labels
+from ..artefact.guidance import guided_request
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
+from ..ir.inputs import Inputs
 from ..models import families
 from ..support.words import counted
 from ..weights.layout import rounded
 from .eager import Denoiser, TracingDenoiser
 from .stored import stored
 
+LISTED = 64  # numbers of an input that are few enough to say
+
 
 class Reference:
-    """What every call of an artefact should make of `noise` (B, C, H, W), `labels` and a guidance scale.
+    """What every call of an artefact should make of `noise` (B, C, ..), `inputs` (B, ..) by name and one or B guidance scales.
 
     The weights are the artefact's own, unless a checkpoint is given (then an error in the artefact's copy shows too).
     `steps` chooses its program.
-    `recorded` (solver steps, B, C, H, W) replaces the latents at the end of every solver step.
+    `recorded` (solver steps, B, C, ..) replaces the latents at the end of every solver step.
     """
 
     def __init__(
@@ -35,18 +38,19 @@ class Reference:
         folder: Path,
         manifest: Manifest,
         noise: np.ndarray,
-        labels: Sequence[int],
-        guidance_scale: float,
+        inputs: Inputs,
+        guidance_scale: float | Sequence[float] | np.ndarray,
         checkpoint: Path | None = None,
         recorded: np.ndarray | None = None,
         steps: int | None = None,
     ) -> None:
-        self.noise, self.labels, self.guidance_scale = noise, list(labels), guidance_scale
+        self.noise, self.inputs = noise, inputs
+        self.guidance_scale = np.broadcast_to(np.asarray(guidance_scale, np.float64), len(noise))
         self.setting = {
             "reference": "cached PyTorch, float64",
             "weights": str(checkpoint or "the artefact's own"),
-            "labels": self.labels,
-            "guidance_scale": guidance_scale,
+            **{name: values.tolist() for name, values in inputs.items() if values.size <= LISTED},
+            "guidance_scale": self.guidance_scale.tolist() if np.ptp(self.guidance_scale) else float(self.guidance_scale[0]),
         }
         self._manifest, self._compiled, self._recorded = manifest, manifest.program(steps), recorded
         self.steps = self._compiled.program.steps
@@ -59,7 +63,7 @@ class Reference:
 
     @functools.cache  # noqa: B019  (one per verification)
     def latents(self) -> list[np.ndarray]:
-        """After every call, (B, C, H, W) float64."""
+        """After every call, (B, C, ..) float64."""
         trajectory = [x.numpy().copy() for x in self._run(self._model, torch.float64)]
         if self._recorded is not None:
             ends = [n for n, call in enumerate(self._compiled.calls) if call.ends_step]
@@ -86,10 +90,16 @@ class Reference:
         return {n: {k: v.numpy() for k, v in values.items()} for n, values in self._model.traces.items()}
 
     def _run(self, model: Denoiser, dtype: torch.dtype):  # type: ignore[no-untyped-def]
-        labels, strength = map(torch.from_numpy, guided_labels(self._manifest, self.labels, self.guidance_scale, "float64"))
-        guidance = strength.to(dtype).reshape(1, -1, 1, 1)
+        guided = guided_request(self._compiled, self.inputs, self.guidance_scale, "float64")
+        request = {name: in_type(torch.from_numpy(values), dtype) for name, values in guided.inputs.items()}
+        guidance = torch.from_numpy(guided.strength).to(dtype)
         noise = torch.from_numpy(self.noise).to(dtype) * float(np.float32(self._compiled.noise_scale))
-        return model.steps(self._compiled.calls, noise, labels, guidance)
+        return model.steps(self._compiled.calls, noise, request, guidance)
+
+
+def in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floats in the type of the model; whole numbers stay what they are."""
+    return values.to(dtype) if values.is_floating_point() else values
 
 
 def checkpoint_tensors(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
@@ -107,7 +117,8 @@ def of_case(
         golden = np.load(case / "golden.npz")
         scale = config["cfg"]["scale"]
         count = min(config["batch"], manifest.batch)
-        labels, noise = golden["y"][:count].tolist(), golden["x_T"][:count]
+        inputs = {declared.name: golden["y"][:count].astype(declared.dtype) for declared in manifest.inputs[:1]}
+        noise = golden["x_T"][:count]
         full = all(not call.reused for call in compiled.calls)
         recorded = golden["full_x" if full else "cached_x"][:, :count]
     except (OSError, KeyError, ValueError) as error:
@@ -119,4 +130,4 @@ def of_case(
         )
     # U-ViT's reference writes c + s (c - u); a guidance scale in the usual sense is 1 + s
     usual = 1.0 if scale is None else 1.0 + scale if config["family"] == "uvit" else float(scale)
-    return Reference(folder, manifest, noise, labels, usual, checkpoint, recorded, steps)
+    return Reference(folder, manifest, noise, inputs, usual, checkpoint, recorded, steps)

@@ -17,6 +17,7 @@ from ..artefact.compiled import Compiled
 from ..artefact.records import CallRecord, Origin
 from ..backends.contract import Array, Run
 from ..ir.graph import Value
+from ..ir.inputs import Inputs
 from ..support.ending import stop
 from ..support.words import counted
 from .loaded import Bound, LoadedArtefact, aligned, bind_graph, concrete, filled
@@ -29,7 +30,7 @@ class Step:
 
     call: CallRecord
     index: int
-    x: np.ndarray  # (B, C, H, W) float32: the latents for the next call, a copy
+    x: np.ndarray  # (B, C, ..) float32: the latents for the next call, a copy
 
 
 Execute = Callable[[int, Bound], None]  # what is done with every engine of a call, instead of only running it
@@ -78,14 +79,13 @@ class Loop:
             "rows": self._new(np.tile(index, self.rows // images)),
             "conditional": self._new(index),
             "unconditional": self._new(index + (self.rows - images)),
-            "guidance": self._new(np.zeros((1, latent[1], 1, 1), np.float32)),
+            "guidance": self._new(np.zeros(concrete(compiled.value("guidance"), images, self.rows), np.float32)),
         }
         scratch = self.memory.empty((scratch_bytes,), "uint8")
         self.slots = {name: self._cut(scratch, sizes) for name, sizes in steps.items()}
         caches = self.memory.empty((cache_bytes,), "uint8")
         self.caches = self._cut(caches, self.compiled.cache_bytes)
         self.hoisted = Prologue(loaded, compiled, self.rows)
-        self.inputs["y"] = self.hoisted.y[: self.rows]
         self._turns = turns(self.compiled.calls)
         self._bound: dict[int, list[Bound]] = {}
         self._whole: Run | None = None
@@ -101,12 +101,12 @@ class Loop:
         starts = np.cumsum([0, *(aligned(size * self.rows) for size in row_bytes)]).tolist()
         return [memory[a:b] for a, b in itertools.pairwise(starts)]
 
-    def denoise(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray, execute: Execute = execute) -> Iterator[Step]:
+    def denoise(self, x: np.ndarray, inputs: Inputs, guidance: np.ndarray, execute: Execute = execute) -> Iterator[Step]:
         """Run the calls in order.  The latents of a yielded step may be changed before the next is asked for.
 
         `execute` is given every engine in its turn, to run it: for those who measure it or look at what it reads and makes.
         """
-        self.start(x, labels, guidance)
+        self.start(x, inputs, guidance)
         for index in range(len(self.compiled.calls)):
             for bound in self.engines(index):
                 stop()
@@ -115,13 +115,13 @@ class Loop:
             yield step
             self.go_on_from(step)
 
-    def whole(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> None:
+    def whole(self, x: np.ndarray, inputs: Inputs, guidance: np.ndarray) -> None:
         """All calls without a stop between them; `after` the last one are the latents."""
         if self._whole is None:
-            self.start(x, labels, guidance)  # a backend may rehearse, on inputs that are allowed
+            self.start(x, inputs, guidance)  # a backend may rehearse, on inputs that are allowed
             runs = [bound.run for index in range(len(self.compiled.calls)) for bound in self.engines(index)]
             self._whole = self.loaded.backend.sequence(runs)
-        self.start(x, labels, guidance)
+        self.start(x, inputs, guidance)
         self._whole()
 
     @property
@@ -129,9 +129,9 @@ class Loop:
         """Where the last call leaves the latents."""
         return self.states[self._turns[-1].after]
 
-    def timed(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> list[float]:
+    def timed(self, x: np.ndarray, inputs: Inputs, guidance: np.ndarray) -> list[float]:
         """The seconds of every call, on the clock of the device that runs them, which nothing holds up between two calls."""
-        self.start(x, labels, guidance)
+        self.start(x, inputs, guidance)
         clock = self.memory.clock()
         clock.mark()
         for index in range(len(self.compiled.calls)):
@@ -140,14 +140,14 @@ class Loop:
             clock.mark()
         return clock.seconds()
 
-    def start(self, x: np.ndarray, labels: np.ndarray, guidance: np.ndarray) -> None:
-        """Take a request: latents (B, C, H, W), labels (R,), and the guidance of every latent channel (C,)."""
+    def start(self, x: np.ndarray, inputs: Inputs, guidance: np.ndarray) -> None:
+        """Take a request: latents (B, C, ..), inputs (R, ..) by name, and an image's guidance per channel (B, C, 1, ..)."""
         scale = np.float32(self.compiled.noise_scale)
         self.memory.put(self.states[0], np.multiply(x, scale, dtype=np.float32))
         for predicted in self.history:  # what the first calls read of before them counts nothing
             self.memory.put(predicted, np.zeros(predicted.shape, np.float32))
-        self.memory.put(self.inputs["guidance"], guidance.reshape(1, -1, 1, 1))
-        self.hoisted.labels(labels)
+        self.memory.put(self.inputs["guidance"], guidance[: self.inputs["guidance"].shape[0]])  # of format 1: one for all
+        self.hoisted.take(inputs)
 
     def after(self, index: int) -> Step:
         """What call `index` leaves behind."""
@@ -193,6 +193,8 @@ class Loop:
         if origin.kind == "time":
             later = self.compiled.calls[min(index + origin.offset, len(self.compiled.calls) - 1)]
             return self._new(np.full(self.rows, later.timestep, np.float32))
+        if origin.kind == "request":
+            return self.hoisted.inputs[origin.of][: self.rows]
         return self.inputs[origin.of]
 
     def _typed(self, memory: Array, value: Value) -> Array:

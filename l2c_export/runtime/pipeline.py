@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 
 from ..artefact import store
-from ..artefact.guidance import guided_labels
+from ..artefact.guidance import guided_request
 from ..artefact.manifest import LINKS, Manifest
 from ..backends.choose import Opened, open_backend
 from ..backends.contract import Request
 from ..backends.descriptors import built
 from ..errors import RunError, UsageError
+from ..ir.inputs import CLASS_LABELS, Inputs
 from ..support import ending
 from ..support.log import LOG
 from ..support.neighbours import BUSY, Watch
@@ -27,6 +28,7 @@ from ..weights import layout
 from . import decoder
 from . import request as asked
 from .images import Output, to_images
+from .inputs import Labels, checked, images_of
 from .loaded import LoadedArtefact, load_engines
 from .lock import Turn
 from .loop import Loop, Step
@@ -34,14 +36,15 @@ from .loop import Loop, Step
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 P = ParamSpec("P")
 R = TypeVar("R")
+Scales = float | Sequence[float] | np.ndarray | None
 
 
 class Generation(NamedTuple):
     """What a request asks of the loop, besides the noise."""
 
     loop: Loop
-    labels: np.ndarray  # (R,) int32, the unconditional half last
-    guidance: np.ndarray  # (C,) float32: scale - 1, or 0 for an unguided channel
+    inputs: Inputs  # (R, ..) by name, the unconditional half last
+    guidance: np.ndarray  # (B, C, 1, ..) float32: an image's scale - 1, or 0 for an unguided channel
 
 
 @ending.computing()
@@ -164,20 +167,22 @@ class Pipeline:
     @alone
     def __call__(
         self,
-        class_labels: asked.Labels,
-        guidance_scale: float | None = None,
+        class_labels: Labels | None = None,
+        guidance_scale: Scales = None,
         seed: int | Sequence[int] = 0,
         latents: np.ndarray | None = None,
         output_type: str | None = None,
         callback_on_step_end: Callback | None = None,
         check_finite: bool = False,
         steps: int | None = None,
+        **inputs: Any,
     ) -> Output:
         """Generate one image per label: a number, or a name where the artefact has names.
 
-        `guidance_scale` 1 turns guidance off.  Without `latents` (B, C, H, W), image i starts from the noise of
-        seed + i, or of seed[i].  `callback_on_step_end(pipe, step, timestep, {"latents": x})` may return new latents; timesteps
-        are 0..1000.
+        Models that take something else have it in `inputs`, by name: arrays (B, ..) as `manifest.inputs` declares them.
+        `guidance_scale` is one number or one per image; 1 turns guidance off, to the bits of an image alone.  Without
+        `latents` (B, C, H, W), image i starts from the noise of seed + i, or of seed[i].
+        `callback_on_step_end(pipe, step, timestep, {"latents": x})` may return new latents; timesteps are 0..1000.
         `output_type` is "pil" or "np" where there is a decoder or a model of pixels, which then is the default ("np" without
         Pillow); "latent", the default elsewhere; or "device", latents left where they were computed (see `Output`).
         `steps` chooses one of the artefact's programs, by default the first.
@@ -185,20 +190,21 @@ class Pipeline:
         Raises UsageError for a request that this artefact cannot meet, before anything is computed.
         """
         started = time.perf_counter()
-        labels = self.labels(class_labels)
+        request = self.inputs(class_labels, **inputs)
+        images = images_of(self.manifest, request, seed, latents)
         output_type = asked.output_type(self.manifest, output_type)
-        noise = self.noise(len(labels), seed) if latents is None else asked.latents(self.manifest, latents, len(labels))
-        generation = self.generation(labels, guidance_scale, steps)
+        noise = self.noise(images, seed) if latents is None else asked.latents(self.manifest, latents, images)
+        generation = self.generation(request, guidance_scale, images, steps)
         if callback_on_step_end or check_finite:
             self._stepwise(generation, noise, callback_on_step_end, check_finite)
         else:
-            generation.loop.whole(noise, generation.labels, generation.guidance)
+            generation.loop.whole(noise, generation.inputs, generation.guidance)
         denoised = time.perf_counter()
-        latents, images = self._finished(generation, output_type)
+        latents, pictures = self._finished(generation, output_type)
         seconds = time.perf_counter() - started
-        LOG.info("%s in %.3f s", counted(len(labels), "image"), seconds)
-        LOG.debug("labels %s: %.3f s until the latents, %.3f s after", labels, denoised - started, seconds + started - denoised)
-        return Output(latents, images, seconds)
+        LOG.info("%s in %.3f s", counted(images, "image"), seconds)
+        LOG.debug("%.3f s until the latents, %.3f s after", denoised - started, seconds + started - denoised)
+        return Output(latents, pictures, seconds)
 
     def _finished(self, generation: Generation, output_type: str) -> tuple[Any, Any]:
         """The latents, and the images if they are wanted."""
@@ -223,7 +229,7 @@ class Pipeline:
     def _stepwise(self, generation: Generation, noise: np.ndarray, callback: Callback | None, check_finite: bool) -> None:
         """The loop with a stop after every call."""
         step = -1
-        for done in generation.loop.denoise(noise, generation.labels, generation.guidance):
+        for done in generation.loop.denoise(noise, generation.inputs, generation.guidance):
             if check_finite and not np.isfinite(done.x).all():
                 raise RunError(f"call {done.index} (timestep {done.call.timestep:g}) made NaN or infinite latents")
             if not done.call.ends_step:
@@ -239,45 +245,49 @@ class Pipeline:
                         raise RunError(f"the callback after step {step} returned NaN or infinite latents")
 
     def steps(
-        self, labels: Sequence[int | str], guidance_scale: float | None, noise: np.ndarray, steps: int | None = None
+        self,
+        class_labels: Labels | None = None,
+        guidance_scale: Scales = None,
+        noise: np.ndarray | None = None,
+        steps: int | None = None,
+        **inputs: Any,
     ) -> Generator[Step, None, None]:
         """The loop itself, for callers that want progress or timing: one item per network evaluation.
 
         From its first item to its end, or until it is closed, the pipeline is busy with it.
         """
-        numbers = self.labels(labels)
-        made = self._steps(numbers, guidance_scale, asked.latents(self.manifest, noise, len(numbers)), steps)
+        request = self.inputs(class_labels, **inputs)
+        images = images_of(self.manifest, request, 0, noise)
+        made = self._steps(request, guidance_scale, asked.latents(self.manifest, noise, images), steps)
         self._started.add(made)
         return made
 
     def _steps(
-        self, labels: list[int], guidance_scale: float | None, noise: np.ndarray, steps: int | None
+        self, inputs: Inputs, guidance_scale: Scales, noise: np.ndarray, steps: int | None
     ) -> Generator[Step, None, None]:
         with self._alone():
-            generation = self.generation(labels, guidance_scale, steps)
-            for step in generation.loop.denoise(noise, generation.labels, generation.guidance):
+            generation = self.generation(inputs, guidance_scale, len(noise), steps)
+            for step in generation.loop.denoise(noise, generation.inputs, generation.guidance):
                 with self._turn.rest():
                     yield step
                 generation.loop.memory.enter()  # perhaps in another thread
 
-    def generation(self, labels: Sequence[int], guidance_scale: float | None, steps: int | None = None) -> Generation:
+    def generation(self, inputs: Inputs, guidance_scale: Scales, images: int, steps: int | None = None) -> Generation:
         """A program's loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
         if self._loaded is None:
             raise RunError("this pipeline is closed: load the artefact again")
-        guidance = self.manifest.guidance
-        scale = asked.scale(guidance, guidance_scale)
-        guided = scale != 1
         compiled = self.manifest.program(steps)
-        key = compiled.name, len(labels), guided
+        scales = asked.scales(compiled, guidance_scale, images)
+        key = compiled.name, images, bool((scales != 1).any())
         if key not in self._loops:
             self._loops.clear()  # buffers of one batch size at a time
-            self._loops[key] = Loop(self._loaded, compiled, len(labels), guided)
-        return Generation(self._loops[key], *guided_labels(self.manifest, labels, scale))
+            self._loops[key] = Loop(self._loaded, compiled, *key[1:])
+        return Generation(self._loops[key], *guided_request(compiled, inputs, scales))
 
     def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
         """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""
         return asked.noise(self.manifest, count, seed)
 
-    def labels(self, given: asked.Labels) -> list[int]:
-        """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
-        return asked.labels(self.manifest, given)
+    def inputs(self, class_labels: Labels | None = None, **inputs: Any) -> dict[str, Any]:
+        """What a request says, checked: an array (B, ..) of every input that the artefact declares.  Raises UsageError."""
+        return checked(self.manifest, {CLASS_LABELS: class_labels, **inputs})

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..artefact.compiled import Compiled
 from ..backends.contract import Array
+from ..ir.inputs import Inputs
 from .loaded import Bound, LoadedArtefact, bind_graph, concrete, filled
 
 # Hoisted rows of more calls than fit in here are computed in several chunks.
@@ -26,20 +27,25 @@ class Prologue:
         self.calls = len(self.compiled.calls)
         ahead = max((origin.offset for origin in compiled.size.origins.values()), default=0)
         names = self.compiled.graphs[self.compiled.prologue].outputs if self.compiled.prologue else ()
-        per_call = rows * sum(compiled.value(n).row_bytes for n in names)
+        per_call = rows * sum(compiled.value(n).row_bytes for n in (*names, *compiled.requested))
         fits = HOISTED_BYTES // max(per_call, 1)
         self.window = self.calls if fits >= self.calls else max(fits, ahead + 1)
         self.step = self.window if self.window >= self.calls else self.window - ahead
         chunks = range(0, self.calls, self.step)
         loaded.backend.memory.reserve(self.window * per_call, f"what is computed before the loop for {rows} rows")
-        self.y = filled(loaded.backend, np.zeros(self.window * rows, np.int32))
+        self.inputs = {
+            declared.name: loaded.backend.memory.empty((self.window * rows, *declared.shape), declared.dtype)
+            for declared in compiled.inputs
+        }
+        self.take({d.name: np.zeros((rows, *d.shape), d.dtype) for d in compiled.inputs})  # which all engines may read
         self._constants = self._evaluate_constants(chunks[-1] + self.window) if self.compiled.constants else {}
         self._rows = {n: self._many(n, self.window * rows) for n in names}
         self.prologue = [self._bind_prologue(first) for first in chunks] if self.compiled.prologue else [[] for _ in chunks]
 
-    def labels(self, y: np.ndarray) -> None:
-        """New labels: nothing that was computed before holds any more."""
-        self.loaded.backend.memory.put(self.y, np.tile(y, self.window))
+    def take(self, inputs: Inputs) -> None:
+        """What a new request says, (R, ..) by name: nothing that was computed before holds any more."""
+        for name, values in inputs.items():
+            self.loaded.backend.memory.put(self.inputs[name], np.tile(values, (self.window, *(1 for _ in values.shape[1:]))))
 
     def before(self, index: int) -> list[Bound]:
         """What has to run before call `index`: calls run in order."""
@@ -74,7 +80,8 @@ class Prologue:
         assert self.compiled.prologue
         rows = slice(first * self.rows, (first + self.window) * self.rows)
         constants = {name: values[rows] for name, values in self._constants.items()}
-        return self._bind(self.compiled.prologue, {**constants, **self._rows, "y": self.y}, self.window * self.rows)
+        inputs = {name: self.inputs[of] for name, of in self.compiled.requested.items()}
+        return self._bind(self.compiled.prologue, {**constants, **self._rows, **inputs}, self.window * self.rows)
 
     def _bind(self, name: str, outer: Mapping[str, Array], rows: int) -> list[Bound]:
         nodes = self.compiled.graphs[name].nodes

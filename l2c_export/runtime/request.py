@@ -1,14 +1,12 @@
-"""What a request asks for, checked against the artefact: labels, noise, latents, guidance and the kind of output.
+"""How a request is to be met, checked against the artefact: noise, latents, guidance and the kind of output.
 
 Everything that is refused is a UsageError of one line.  Numbers of numpy and PyTorch become Python's, which do not wrap around.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence, Set
 from importlib.util import find_spec
 from numbers import Real
@@ -17,8 +15,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from ..artefact.compiled import Compiled
 from ..artefact.manifest import Manifest
-from ..artefact.records import DenoiserRecord, Guidance
 from ..errors import UsageError
 from ..samplers.noise import standard_normal
 from ..support.tensors import on_host, scalar
@@ -29,49 +27,11 @@ LARGEST = float(np.finfo(np.float32).max)
 LARGEST_SCALE = 1000.0  # guided predictions beyond keep less than four decimal digits of float32's seven
 
 
-# numbers, names, or an array or a tensor of one dimension
-Labels = Sequence[int | str] | int | str | Any
-
-
 def folder(path: Any) -> Path:
     """The folder of an artefact, as a path or as text."""
     if not isinstance(path, (str, os.PathLike)) or "\0" in str(path):
         raise UsageError(f"{path!r}: no folder can have this name: give the one that l2c-export wrote")
     return Path(path)
-
-
-def labels(manifest: Manifest, values: Labels) -> list[int]:
-    """Class labels as a list.  Raises UsageError for a label or a batch that this artefact does not have."""
-    values = scalar(values)
-    entries = [values] if isinstance(values, str) else listed(values, "class labels")
-    if not 1 <= len(entries) <= manifest.batch:
-        remedy = f"ask for fewer, or compile it with batch={len(entries)}" if entries else "give at least one"
-        able = "1 image" if manifest.batch == 1 else f"1 to {manifest.batch} images"
-        raise UsageError(f"{len(entries)} class labels: this artefact makes {able} at once: {remedy}")
-    return [_label(manifest.denoiser, scalar(label)) for label in entries]
-
-
-def _label(model: DenoiserRecord, label: Any) -> int:
-    """The number of a class.  Text is the name of one, or else a number in digits, as at the command line."""
-    if isinstance(label, str) and label in (model.names or {}):
-        return named(model, label)
-    if isinstance(label, str) and re.fullmatch(r"-?\d{1,18}", label, re.ASCII):
-        label = int(label)
-    if isinstance(label, str) and model.names:
-        return named(model, label)
-    if not whole(label) or not 0 <= label < model.labels:
-        hint = ", every label on its own" if isinstance(label, str) and "," in label else ""
-        raise UsageError(f"class label {label!r}: must be a whole number from 0 to {model.labels - 1}{hint}")
-    return int(label)
-
-
-def named(model: DenoiserRecord, name: Any) -> int:
-    """The number of a class name."""
-    names = model.names or {}
-    if not isinstance(name, str) or name not in names:
-        close = " or ".join(difflib.get_close_matches(str(name), names, 3))
-        raise UsageError(f"class label {name!r}: no such name: {f'did you mean {close}?' if close else 'use a number'}")
-    return names[name]
 
 
 def number(scale: Any) -> float:
@@ -88,14 +48,23 @@ def number(scale: Any) -> float:
     return amount
 
 
-def scale(guidance: Guidance, value: Any) -> float:
-    """A guidance scale; None is the artefact's."""
+def scales(compiled: Compiled, value: Any, images: int) -> np.ndarray:
+    """The guidance scale of every image, (B,) float64, from one number or one per image; None is the artefact's."""
+    guidance, value = compiled.guidance, scalar(value)
     if value is None:
-        return guidance.scale
-    amount = number(value)
-    if guidance.mode == "none" and amount != 1:
-        raise UsageError(f"guidance_scale={amount:g}: this artefact was compiled with guidance='none': use guidance_scale=1")
-    return amount
+        return np.full(images, guidance.scale)
+    several = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+    amounts = [number(entry) for entry in value] if several else [number(value)] * images
+    if len(amounts) != images:
+        raise UsageError(f"guidance_scale={repr(value)[:40]}: give one number, or one per image ({images})")
+    if other := next((amount for amount in amounts if guidance.mode == "none" and amount != 1), None):
+        raise UsageError(f"guidance_scale={other:g}: this artefact was compiled with guidance='none': use guidance_scale=1")
+    if len(set(amounts)) > 1 and not compiled.guides_each_image:
+        raise UsageError(
+            f"guidance_scale={repr(value)[:40]}: this artefact, of an older format, has one for all images of a batch: "
+            "compile it again, or give one number"
+        )
+    return np.array(amounts)
 
 
 def noise(manifest: Manifest, count: int, seed: Any) -> np.ndarray:
@@ -114,20 +83,28 @@ def seeds(count: int, seed: Any) -> list[int]:
 
 def latents(manifest: Manifest, values: Any, count: int) -> np.ndarray:
     """Latents of a user as float32 (count, C, H, W): an array, or a tensor of PyTorch."""
-    shape = (count, *manifest.program().latent)
+    shape, model = (count, *manifest.program().latent), f"this model and {counted(count, 'image')}"
+    given = array(values, "latents", f"{model} need numbers of shape {shape}")
+    if given.shape != shape:
+        raise UsageError(f"latents of shape {given.shape}: {model} need {shape}")
+    return floats(given, "latents")
+
+
+def array(values: Any, what: str, need: str) -> np.ndarray:
+    """An array, or a tensor of PyTorch, as an array."""
     try:
-        array = np.asarray(on_host(values))
+        return np.asarray(on_host(values))
     except (ValueError, TypeError, RuntimeError):  # the latter two are those of tensors in a list
-        raise UsageError(
-            f"latents: not an array: this model and {counted(count, 'label')} need numbers of shape {shape}"
-        ) from None
-    if array.shape != shape:
-        raise UsageError(f"latents of shape {array.shape}: this model and {counted(count, 'label')} need {shape}")
-    if array.dtype.newbyteorder("=") not in (np.float32, np.float64, np.float16):
-        raise UsageError(f"latents of dtype {array.dtype}: use float32")
-    if array.dtype.itemsize == 8 and np.any(np.isfinite(array) & (np.abs(array) > LARGEST)):
-        raise UsageError("latents: they hold numbers that are too large for float32")
-    return array.astype(np.float32, copy=False)
+        raise UsageError(f"{what}: not an array: {need}") from None
+
+
+def floats(values: np.ndarray, what: str) -> np.ndarray:
+    """Floats of another size as float32."""
+    if values.dtype.newbyteorder("=") not in (np.float32, np.float64, np.float16):
+        raise UsageError(f"{what} of dtype {values.dtype}: use float32")
+    if values.dtype.itemsize == 8 and np.any(np.isfinite(values) & (np.abs(values) > LARGEST)):
+        raise UsageError(f"{what}: they hold numbers that are too large for float32")
+    return values.astype(np.float32, copy=False)
 
 
 def returned(manifest: Manifest, result: Any, count: int) -> np.ndarray | None:
@@ -154,7 +131,8 @@ def output_type(manifest: Manifest, given: Any) -> str:
 
 
 def makes_pixels(manifest: Manifest) -> bool:
-    return bool(manifest.decoder) or manifest.program().latent[0] in (1, 3)
+    channels, *axes = manifest.program().latent
+    return bool(manifest.decoder) or (channels in (1, 3) and len(axes) == 2)
 
 
 def whole(value: object) -> TypeGuard[int]:

@@ -1,10 +1,10 @@
-"""Data to train on: an .npz of latents or images and their labels, or a folder with a file for every image."""
+"""Data to train on: an .npz of latents or images and what they are of, or a folder with a file for every image."""
 
 from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -12,30 +12,34 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..errors import UsageError
+from ..ir.inputs import Inputs, RequestInput
 from ..models.family import Family
 from ..support import file_kind
 from ..support.words import first_line
 
 REMEDY = "give an .npz with `latents` or `images`, and `labels`, or a folder of features and labels"
-FEATURES, LABELS = "features", "labels"  # how the names of fast-DiT's folders end
+FEATURES, LABELS = "features", "labels"  # how the names of fast-DiT's folders end; the latter also is an array of an .npz
 
 
 class Values(Protocol):
-    """(N, C, H, W) float32, of which some are taken at a time."""
+    """(N, C, ..) float32, of which some are taken at a time."""
+
+    def __len__(self) -> int: ...
 
     def __getitem__(self, chosen: list[int]) -> np.ndarray: ...
 
 
 class Samples(NamedTuple):
-    """Values (N, C, H, W) float32 as the model was trained on, and labels (N,) int64."""
+    """Values (N, C, ..) float32 as the model was trained on, and what it takes besides: (N, ..) by the name of the input."""
 
     values: Values
-    labels: np.ndarray
+    inputs: Inputs
 
 
 def read(path: Path, family: Family) -> Samples:
     """`latents` are taken as they are; `images` are floats (N, C, H, W) in -1..1, or uint8 (N, H, W, C) or (N, H, W).
 
+    What the model takes is an array of its name; the only input with choices is called `labels`, too.
     A folder holds `*_features` and `*_labels`, with an .npy file for every image: (1, C, H, W) floats, and its label.
     Raises UsageError for anything else, and for what does not fit the model.
     """
@@ -43,12 +47,21 @@ def read(path: Path, family: Family) -> Samples:
         return in_folder(path, family)
     arrays = load(path)
     name = next((n for n in ("latents", "images") if n in arrays), None)
-    if name is None or "labels" not in arrays:
-        missing = "neither `latents` nor `images`" if name is None else "no `labels`"
+    keys = {declared.name: key_of(declared, family, arrays) for declared in family.inputs}
+    if name is None or not set(keys.values()) <= set(arrays):
+        lacks = next((f"no `{key}`" for key in keys.values() if key not in arrays), "")
+        missing = "neither `latents` nor `images`" if name is None else lacks
         raise UsageError(f"data={str(path)!r}: holds {missing} (but {', '.join(arrays) or 'nothing'}): {REMEDY}")
     values = as_floats(path, name, without_axis(arrays[name], family))
     check_values(path, name, values, family)
-    return Samples(values, checked_labels(path, arrays["labels"], len(values), family))
+    inputs = {d.name: checked(path, keys[d.name], arrays[keys[d.name]], len(values), d) for d in family.inputs}
+    return Samples(values, inputs)
+
+
+def key_of(declared: RequestInput, family: Family, arrays: Collection[str]) -> str:
+    """What an .npz calls an input."""
+    single = [other.name for other in family.inputs if other.choices and not other.shape] == [declared.name]
+    return LABELS if single and declared.name not in arrays else declared.name
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
@@ -97,16 +110,19 @@ def check_values(path: Path, name: str, values: np.ndarray, family: Family) -> N
         raise UsageError(f"data={str(path)!r}: `images` reach {np.abs(values).max():.3g}: scale them to -1..1, or save uint8")
 
 
-def checked_labels(path: Path, labels: np.ndarray, count: int, family: Family) -> np.ndarray:
-    """(N,) int64 from (N,) or (N, 1) whole numbers."""
-    flat = labels[:, 0] if labels.shape == (count, 1) else labels
-    if flat.shape != (count,) or not np.issubdtype(flat.dtype, np.integer):
-        raise UsageError(f"data={str(path)!r}: `labels` are {labels.dtype} of shape {labels.shape}: use {count} whole numbers")
-    if flat.min() < 0 or flat.max() >= family.labels:
-        raise UsageError(
-            f"data={str(path)!r}: `labels` from {flat.min()} to {flat.max()}: the model has 0 to {family.labels - 1}"
-        )
-    return flat.astype(np.int64)
+def checked(path: Path, name: str, values: np.ndarray, count: int, declared: RequestInput) -> np.ndarray:
+    """(N, *shape) of an input's type; labels (N, 1) without that axis."""
+    flat = values[:, 0] if values.shape == (count, 1) and not declared.shape else values
+    kind, numbers = (np.integer, "whole numbers") if declared.dtype == "int32" else (np.floating, "floats")
+    if flat.shape != (count, *declared.shape) or not np.issubdtype(flat.dtype, kind):
+        need = f"{count} {numbers}" if not declared.shape else f"{numbers} {(count, *declared.shape)}"
+        raise UsageError(f"data={str(path)!r}: `{name}` are {values.dtype} of shape {values.shape}: use {need}")
+    if declared.choices and (flat.min() < 0 or flat.max() >= declared.choices):
+        most = declared.choices - 1
+        raise UsageError(f"data={str(path)!r}: `{name}` from {flat.min()} to {flat.max()}: the model has 0 to {most}")
+    if not np.isfinite(flat).all():
+        raise UsageError(f"data={str(path)!r}: `{name}` hold NaN or infinite values: leave those out")
+    return flat.astype(declared.dtype)
 
 
 # folders with a file for every image
@@ -121,6 +137,9 @@ class Files:
 
     def __getitem__(self, chosen: list[int]) -> np.ndarray:
         return np.stack([self._one(self.paths[n]) for n in chosen])
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
     def _one(self, path: Path) -> np.ndarray:
         values = array(path)
@@ -144,6 +163,9 @@ def array(path: Path) -> np.ndarray:
 
 def in_folder(path: Path, family: Family) -> Samples:
     """Features and labels that have the same file names."""
+    if len(family.inputs) != 1 or not family.inputs[0].choices or family.inputs[0].shape:
+        takes = ", ".join(f"`{declared.name}`" for declared in family.inputs) or "nothing"
+        raise UsageError(f"data={str(path)!r}: a folder holds labels, but the model takes {takes}: give an .npz with these")
     features, labels = (_by_name(path, end) for end in (FEATURES, LABELS))
     if unpaired := sorted(set(features) ^ set(labels), key=_order):
         has, lacks = ("features", "label") if unpaired[0] in features else ("a label", "features")
@@ -151,7 +173,9 @@ def in_folder(path: Path, family: Family) -> Samples:
     names = sorted(features, key=_order)
     values = Files(tuple(features[name] for name in names), family.latent)
     values[[0]]  # refuse another model's at once
-    return Samples(values, checked_labels(path, _labels([labels[name] for name in names]), len(names), family))
+    declared = family.inputs[0]
+    read = _labels([labels[name] for name in names])
+    return Samples(values, {declared.name: checked(path, LABELS, read, len(names), declared)})
 
 
 def _by_name(path: Path, end: str) -> Mapping[str, Path]:

@@ -10,20 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..artefact.guidance import halves
+from ..ir.inputs import Inputs, RequestInput, guided
 from ..models.family import Family
-from ..pytorch.eager import Cache, Denoiser
+from ..pytorch.eager import Cache, Denoiser, Tensors
 from .data import Samples
 from .mixing import AsCompiled
 from .pairs import FullCall, Pair
 
-DROPPED = 0.1  # so many labels become the null label, as when the models were trained
+DROPPED = 0.1  # so many images are told nothing, as when the models were trained
 
 
 class Lesson(NamedTuple):
-    """A cached call: which pair it is, the model's inputs x, rows, t, y, the filled cache, and the uncached output."""
+    """A cached call: which pair it is, the model's inputs x, rows, t, request, the filled cache, and the uncached output."""
 
     pair: int
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor]
+    inputs: tuple[Tensor, Tensor, Tensor, Tensors]
     cache: Cache
     target: Tensor
 
@@ -39,23 +41,55 @@ class Draw(NamedTuple):
 
 
 class LessonRequest(NamedTuple):
-    """Noise (B, C, H, W), labels (R,) int32 with the unconditional half last, and guidance (1, C, 1, 1) of `updates.update`."""
+    """Noise (B, C, ..), inputs (R, ..) with the unconditional half last, and guidance (1, C, 1, ..) of `updates.update`."""
 
     noise: Tensor
-    labels: Tensor
+    inputs: Tensors
     guidance: Tensor
 
 
-def draw_request(family: Family, guidance: Tensor | None, draw: Draw, device: torch.device) -> LessonRequest:
-    """A random request; without guidance, some of its labels are dropped."""
+class Subjects(NamedTuple):
+    """What images are of: any of the choices, or where there are others than choices, what some sample is of."""
+
+    declared: tuple[RequestInput, ...]
+    samples: Samples | None = None
+
+    def draw(self, chances: Sequence[np.random.Generator]) -> Inputs:
+        """(B, ..) of every input."""
+        if knows_all(self.declared):
+            drawn = [{d.name: chance.integers(d.choices or 1, size=d.shape) for d in self.declared} for chance in chances]
+            return {d.name: np.array([one[d.name] for one in drawn], d.dtype) for d in self.declared}
+        assert self.samples
+        picks = [int(chance.integers(len(self.samples.values))) for chance in chances]
+        return {name: values[picks] for name, values in self.samples.inputs.items()}
+
+
+def knows_all(declared: Sequence[RequestInput]) -> bool:
+    """Whether any request can be made up: the others' values only data have."""
+    return all(one.choices for one in declared)
+
+
+def draw_request(
+    subjects: Subjects, latent: tuple[int, ...], guidance: Tensor | None, draw: Draw, device: torch.device
+) -> LessonRequest:
+    """A random request; without guidance, some images of it are told nothing."""
     chances = draw.generators(0)
-    labels = [int(chance.integers(family.labels)) for chance in chances]
-    noise = torch.from_numpy(np.stack([chance.standard_normal(family.latent, np.float32) for chance in chances]))
+    inputs = subjects.draw(chances)
+    noise = torch.from_numpy(np.stack([chance.standard_normal(latent, np.float32) for chance in chances]))
     if guidance is None:
-        labels, guidance = drop_labels(family, labels, chances), torch.zeros(1, family.latent[0], 1, 1)
+        inputs, guidance = dropped(subjects.declared, inputs, chances), unguided(latent)
     else:
-        labels += [family.null_label or 0] * len(chances)
-    return LessonRequest(noise.to(device), torch.tensor(labels, dtype=torch.int32, device=device), guidance.to(device))
+        inputs = halves(subjects.declared, inputs)
+    return LessonRequest(noise.to(device), tensors(inputs, device), guidance.to(device))
+
+
+def unguided(latent: Sequence[int]) -> Tensor:
+    """The guidance of `updates.update` that leaves the conditional prediction what it is."""
+    return torch.zeros(1, *latent[:1], *(1 for _ in latent[1:]))
+
+
+def tensors(inputs: Inputs, device: torch.device) -> Tensors:
+    return {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
 
 
 class Observer(Denoiser):
@@ -73,12 +107,12 @@ class Observer(Denoiser):
         return self.output, run.fresh
 
     def lessons(self, calls: Sequence[FullCall], pairs: Mapping[int, Pair], first: int, last: int, x: Tensor,
-                labels: Tensor, guidance: Tensor) -> Iterator[Lesson]:  # fmt: skip
+                request: Tensors, guidance: Tensor) -> Iterator[Lesson]:  # fmt: skip
         """Sample from `x`, the latents of call `first`, to call `last`; a lesson for each of the pairs on the way."""
         fills = {pair.fill for pair in pairs.values()}
         caches: dict[int, Cache] = {}
         ends = {pair.cached: index for index, pair in pairs.items()}
-        for n, _ in enumerate(self.steps(calls[first : last + 1], x, labels, guidance), first):
+        for n, _ in enumerate(self.steps(calls[first : last + 1], x, request, guidance), first):
             if n in ends:
                 index = ends[n]
                 yield Lesson(index, self.inputs, caches.pop(pairs[index].fill), self.output)
@@ -104,7 +138,8 @@ class FromModel:
     device: torch.device
 
     def lessons(self, draw: Draw) -> Iterator[Lesson]:
-        request = draw_request(self.observer.family, self.guidance, draw, self.device)
+        family = self.observer.family
+        request = draw_request(Subjects(family.inputs), family.latent, self.guidance, draw, self.device)
         yield from self.observer.lessons(self.calls, dict(enumerate(self.pairs)), 0, self.pairs[-1].cached, *request)
 
 
@@ -120,21 +155,26 @@ class FromData:
 
     def lessons(self, draw: Draw) -> Iterator[Lesson]:
         family = self.observer.family
-        strength = torch.zeros(1, family.latent[0], 1, 1, device=self.device)
+        strength = unguided(family.latent).to(self.device)
         for index, pair in enumerate(self.pairs):
             chances, start = draw.generators(index), self.calls[pair.start]
-            picks = [int(chance.integers(len(self.samples.labels))) for chance in chances]
+            picks = [int(chance.integers(len(self.samples.values))) for chance in chances]
             noise = np.stack([chance.standard_normal(family.latent, np.float32) for chance in chances])
-            labels = drop_labels(family, self.samples.labels[picks].tolist(), chances)
+            given = {name: values[picks] for name, values in self.samples.inputs.items()}
+            request = tensors(dropped(family.inputs, given, chances), self.device)
             x = np.float32(start.signal) * self.samples.values[picks] + np.float32(start.noise) * noise
-            y = torch.tensor(labels, dtype=torch.int32, device=self.device)
             latents = torch.from_numpy(x).to(self.device)
-            yield from self.observer.lessons(self.calls, {index: pair}, pair.start, pair.cached, latents, y, strength)
+            yield from self.observer.lessons(self.calls, {index: pair}, pair.start, pair.cached, latents, request, strength)
 
 
-def drop_labels(family: Family, labels: Sequence[int], chances: Sequence[np.random.Generator]) -> list[int]:
-    """Some labels replaced by the null label, where the model has one."""
-    null = family.null_label
-    if null is None:
-        return list(labels)
-    return [null if chance.random() < DROPPED else label for label, chance in zip(labels, chances, strict=True)]
+def dropped(declared: Sequence[RequestInput], inputs: Inputs, chances: Sequence[np.random.Generator]) -> Inputs:
+    """Inputs (B, ..), some of whose images are told nothing, where the model has values for that."""
+    if not guided(declared):
+        return inputs
+    gone = np.array([chance.random() < DROPPED for chance in chances])
+    values = dict(inputs)
+    for one in declared:
+        if one.guides:
+            mask = gone.reshape(-1, *(1 for _ in one.shape))
+            values[one.name] = np.where(mask, one.without(len(gone)), inputs[one.name])
+    return values

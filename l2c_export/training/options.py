@@ -15,6 +15,7 @@ from ..artefact.records import Guidance
 from ..compiler.request import GUIDANCE
 from ..errors import ArtefactError, UsageError
 from ..ir.dtypes import DTYPES
+from ..ir.inputs import guided
 from ..models import lookup
 from ..models.evidence import architecture
 from ..models.family import Family
@@ -108,7 +109,7 @@ class TrainingTask(NamedTuple):
         """Lines: what was understood, the architecture, and what of it was assumed."""
         weights = f"random weights, seed {self.weights_seed}" if self.checkpoint is None else str(self.checkpoint.path)
         source = (
-            counted(len(self.samples.labels), "sample")
+            counted(len(self.samples.values), "sample")
             if self.samples
             else f"its own trajectories, guidance {self.guidance.scale:g}"
         )
@@ -136,10 +137,11 @@ def resolve(options: TrainingOptions) -> TrainingTask:
         )
     family, name, assumed = lookup.resolve(options.model, None, None, checkpoint)
     pairs = make_pairs(family, options.steps)
+    check_subjects(options, family)
     samples = None if options.data == SELF else data.read(Path(options.data), family)
     threshold = options.threshold
     if threshold is None:
-        threshold = routers.default_threshold(family.name, family.latent[1])
+        threshold = routers.default_threshold(family.name, max(family.latent[1:], default=0))
     check_target(options.out)
     return TrainingTask(
         family, name, checkpoint, seed or 0, full_calls(family, options.steps), pairs, guidance_of(options, family), samples,
@@ -147,10 +149,17 @@ def resolve(options: TrainingOptions) -> TrainingTask:
     )  # fmt: skip
 
 
+def check_subjects(options: TrainingOptions, family: Family) -> None:
+    """Refuse a model's own trajectories where nothing says what to ask it for."""
+    unknown = [declared.name for declared in family.inputs if not declared.choices]
+    if options.data == SELF and unknown:
+        raise UsageError(f"data={SELF!r}: nothing says what the model's {unknown[0]} may be: give an .npz with `{unknown[0]}`")
+
+
 def guidance_of(options: TrainingOptions, family: Family) -> Guidance:
-    if family.null_label is None:
+    if not guided(family.inputs):
         if options.guidance not in (None, "none"):
-            raise UsageError(f"guidance={options.guidance!r}: the model was trained without a null class: use guidance='none'")
+            raise UsageError(f"guidance={options.guidance!r}: no input has an unconditional value: use guidance='none'")
         return Guidance(mode="none", scale=1.0)
     mode, scale = family.default_guidance
     mode = options.guidance or mode

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .lessons import Curriculum, Draw, Observer, draw_request
+from .lessons import Curriculum, Draw, Observer, Subjects, draw_request
 from .mixing import mixed_output
 from .pairs import FullCall, Pair
 from .workers import Workers
@@ -21,15 +21,17 @@ class Trajectories:
     observer: Observer
     calls: tuple[FullCall, ...]
     pairs: tuple[Pair, ...]
-    guidance: Tensor | None  # (1, C, 1, 1) as in `updates.update`; None for the conditional half alone
+    guidance: Tensor | None  # (1, C, 1, ..) as in `updates.update`; None for the conditional half alone
+    subjects: Subjects
     workers: Workers
 
     def latents(self, draw: Draw, keep: np.ndarray) -> Tensor:
-        """The final latents (B, C, H, W) float32 of a draw, if only what `keep` (pairs, columns) says is computed."""
+        """The final latents (B, C, ..) float32 of a draw, if only what `keep` (pairs, columns) says is computed."""
         calls = list(self.calls)
         for pair, row in zip(self.pairs, keep, strict=True):
             calls[pair.cached] = calls[pair.cached]._replace(reused=tuple(np.flatnonzero(~row).tolist()))
-        return self.observer(calls, *draw_request(self.observer.family, self.guidance, draw, self.workers.device))
+        latent = self.observer.family.latent
+        return self.observer(calls, *draw_request(self.subjects, latent, self.guidance, draw, self.workers.device))
 
     @property
     def everything(self) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..artefact.guidance import strength
 from ..errors import RunError
 from ..ir.dtypes import DTYPES
 from ..schedules import routers
@@ -15,7 +16,7 @@ from ..support.files import Report, make_folder
 from ..support.progress import Step, unsaid
 from ..weights import layout, origin
 from . import state
-from .lessons import Curriculum, FromData, FromModel, Observer
+from .lessons import Curriculum, FromData, FromModel, Observer, Subjects
 from .options import LAMBDA, TrainingOptions, TrainingTask, resolve, with_demo_files
 from .sampling import Trajectories, influence
 from .state import State
@@ -42,8 +43,9 @@ class Training:
             self.report(f"{options.out}: goes on after iteration {found.iteration}")
         self.rows = untrained_rows(self.task, options)
         self.observer = Observer(self.task.family, load_tensors(self.task, options.precision, self.workers.device))
-        strength = guidance_strength(self.task, self.workers.device)
-        self.sampler = Trajectories(self.observer, self.task.calls, self.task.pairs, strength, self.workers)
+        guidance = guidance_strength(self.task, self.workers.device)
+        subjects = Subjects(self.task.family.inputs, self.task.samples)
+        self.sampler = Trajectories(self.observer, self.task.calls, self.task.pairs, guidance, subjects, self.workers)
         self._curriculum = make_curriculum(self.task, self.sampler)
         self.trainer = Trainer(self.observer, self._curriculum, self.workers, images, options.seed, options.lr,
                                found or first_state(self.task, self.rows))  # fmt: skip
@@ -113,11 +115,10 @@ def load_tensors(task: TrainingTask, precision: str, device: torch.device) -> di
 
 
 def guidance_strength(task: TrainingTask, device: torch.device) -> Tensor | None:
-    """(1, C, 1, 1) as in `updates.update`, None without guidance."""
+    """(1, C, 1, ..) as in `updates.update`, None without guidance."""
     if task.guidance.scale == 1:
         return None
-    channels = torch.tensor(task.guidance.channels(task.family.latent[0]), device=device)
-    return (task.guidance.scale - 1) * channels.reshape(1, -1, 1, 1)
+    return torch.from_numpy(strength(task.guidance, task.family.latent, [task.guidance.scale])).to(device)
 
 
 def make_curriculum(task: TrainingTask, sampler: Trajectories) -> Curriculum:

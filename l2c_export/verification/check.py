@@ -21,6 +21,7 @@ from ..artefact.manifest import Manifest
 from ..artefact.records import FILE, FINGERPRINT, FingerprintRecord
 from ..errors import RunError, UsageError
 from ..ir.graph import Node
+from ..ir.inputs import usual
 from ..runtime import pipeline
 from ..runtime.loaded import LoadedArtefact, concrete, filled, load_engines
 from ..samplers.noise import standard_normal
@@ -118,7 +119,7 @@ def recorded(pipe: pipeline.Pipeline, manifest: Manifest) -> FingerprintRecord:
 
 def repeated(pipe: pipeline.Pipeline, record: FingerprintRecord, given: Fingerprint, feed: bool = True) -> Fingerprint:
     """The same fingerprint as this pipeline makes it; its calls are fed the latents of `given`, or their own."""
-    asked = pipe.generation(given.labels.tolist(), given.guidance_scale)
+    asked = pipe.generation(given.inputs, given.guidance_scale, 1)
     latents, loaded = _latents(asked, record.calls, given, feed), asked.loop.loaded
     pieces = {} if pipe.link == "static" and latents else record.pieces  # whole graphs know no segments
     if pieces and pipe.link == "static":
@@ -135,7 +136,7 @@ def repeated(pipe: pipeline.Pipeline, record: FingerprintRecord, given: Fingerpr
 def _latents(asked: pipeline.Generation, count: int, given: Fingerprint, feed: bool) -> list[np.ndarray]:
     """After each of the first `count` calls."""
     seen: list[np.ndarray] = []
-    steps = asked.loop.denoise(given.noise, asked.labels, asked.guidance)
+    steps = asked.loop.denoise(given.noise, asked.inputs, asked.guidance)
     for _, step in zip(range(count), steps, strict=False):
         seen.append(step.x.copy())
         if feed:
@@ -186,8 +187,7 @@ def renewed(pipe: pipeline.Pipeline, report: Report) -> Manifest:
     library = pipe.backend.partition(" ")[0]
     name = f"{library} {version(library) or version(f'{library}-gpu')}"
     noise = standard_normal(manifest.program().latent, [planned.seed])
-    labels = np.array(manifest.denoiser.usual_labels(1), np.int32)
-    request = Fingerprint(noise, labels, manifest.guidance.scale, (), {})
+    request = Fingerprint(noise, usual(manifest.inputs, 1), manifest.guidance.scale, (), {})
     made = repeated(pipe, planned, request, feed=False)
     with staging.changed(pipe.path, report) as stage:
         store.check_unchanged(pipe.path, manifest)

@@ -8,16 +8,18 @@ its own float32 run beside it shows what float32 can do.  A call that leaves the
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..artefact.manifest import Manifest
+from ..ir.inputs import CLASS_LABELS, usual
 from ..runtime import pipeline, request
-from ..runtime.request import Labels
+from ..runtime.inputs import Labels
+from ..runtime.pipeline import Scales
 from ..support.extras import needs
 from .error import TOLERANCE, Error, Tolerance, check_tolerances
 from .locate import Suspect, locate
@@ -54,7 +56,8 @@ def verify(
     path: str | os.PathLike[str] | pipeline.Pipeline,
     *,
     class_labels: Labels | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: Scales = None,
+    inputs: Mapping[str, Any] | None = None,
     seed: int = 0,
     weights: str | os.PathLike[str] | None = None,
     golden: str | os.PathLike[str] | None = None,
@@ -67,17 +70,19 @@ def verify(
 ) -> Verdict:
     """Compare an artefact, or a pipeline that is loaded, with the cached PyTorch model in float64, call by call.
 
-    `class_labels`, `guidance_scale` and `seed` are those of a pipeline's call, by default as many labels as the batch;
-    `golden` is the folder of a recorded run (config.json, golden.npz) instead of them.  `weights` is a checkpoint to compare
-    with, by default the artefact's own.  `steps` chooses one of its programs, by default the first.
-    A call passes if |error| <= `atol` + `rtol` * max |latents|, by default 3e-5 (fp32), 2e-2 (fp16) or
-    5e-2 (bf16).  `backend`, `device` and `threads` are those of `load`.
+    `class_labels`, `inputs` (what else the model takes, by name), `guidance_scale` and `seed` are those of a pipeline's call,
+    by default a usual request of as many images as the batch; `golden` is the folder of a recorded run (config.json,
+    golden.npz) instead of them.  `weights` is a checkpoint to compare with, by default the artefact's own.  `steps` chooses one
+    of its programs, by default the first.  A call passes if |error| <= `atol` + `rtol` * max |latents|, by default 3e-5 (fp32),
+    2e-2 (fp16) or 5e-2 (bf16).  `backend`, `device` and `threads` are those of `load`.
     Raises UsageError for a request that it cannot meet, and what `load` raises; what is wrong is said by the verdict.
     """
     needs("torch", "export")
     check_tolerances(atol=atol, rtol=rtol)
     pipe = path if isinstance(path, pipeline.Pipeline) else pipeline.load(path, backend, device, threads)
-    reference = _reference(pipe, class_labels, guidance_scale, seed, path_of(weights), path_of(golden), steps)
+    reference = _reference(
+        pipe, {CLASS_LABELS: class_labels, **(inputs or {})}, guidance_scale, seed, path_of(weights), path_of(golden), steps
+    )
     return compare(pipe, reference, atol, rtol)
 
 
@@ -85,7 +90,7 @@ def path_of(given: str | os.PathLike[str] | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def _reference(pipe: pipeline.Pipeline, class_labels: Labels | None, guidance_scale: float | None, seed: int,
+def _reference(pipe: pipeline.Pipeline, given: Mapping[str, Any], guidance_scale: Scales, seed: int,
                weights: Path | None, golden: Path | None, steps: int | None) -> Reference:  # fmt: skip
     """The PyTorch side of a request."""
     from ..pytorch.reference import Reference, of_case
@@ -93,16 +98,18 @@ def _reference(pipe: pipeline.Pipeline, class_labels: Labels | None, guidance_sc
     manifest = pipe.manifest
     if golden:
         return of_case(golden, pipe.path, manifest, weights, steps)
-    labels = manifest.denoiser.usual_labels(manifest.batch) if class_labels is None else pipe.labels(class_labels)
-    scale = request.scale(manifest.guidance, guidance_scale)
-    return Reference(pipe.path, manifest, pipe.noise(len(labels), seed), labels, scale, weights, steps=steps)
+    asked = any(value is not None for value in given.values())
+    inputs = pipe.inputs(**given) if asked else usual(manifest.inputs, manifest.batch)
+    images = len(next(iter(inputs.values()))) if inputs else manifest.batch
+    scales = request.scales(manifest.program(steps), guidance_scale, images)
+    return Reference(pipe.path, manifest, pipe.noise(images, seed), inputs, scales, weights, steps=steps)
 
 
 def compare(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = None, rtol: float | None = None) -> Verdict:
     """Compare a pipeline with a reference that was made for the same request."""
     default = TOLERANCE[pipe.manifest.precision]
     tolerance = Tolerance(default if atol is None else atol, default if rtol is None else rtol)
-    asked = pipe.generation(reference.labels, reference.guidance_scale, reference.steps)
+    asked = pipe.generation(reference.inputs, reference.guidance_scale, len(reference.noise), reference.steps)
     want, limits = reference.latents(), reference.float32_errors()
     fed = trajectory(asked, reference.noise, want)
     free = trajectory(asked, reference.noise, None)
@@ -121,7 +128,7 @@ def compare(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = 
 def trajectory(asked: pipeline.Generation, noise: np.ndarray, fed: Sequence[np.ndarray] | None) -> list[np.ndarray]:
     """The latents after every call; the next call reads `fed` instead, if given."""
     seen = []
-    for done in asked.loop.denoise(noise, asked.labels, asked.guidance):
+    for done in asked.loop.denoise(noise, asked.inputs, asked.guidance):
         seen.append(done.x.copy())
         if fed is not None:
             done.x[...] = fed[done.index]

@@ -41,7 +41,7 @@ def locate(
     """Run call `call` engine by engine, and name the first value that is not the reference's."""
     loop = per_segment(generation.loop)
     search = Search(loop, Expected(loop.compiled, reference, call), tolerance)
-    for step in loop.denoise(reference.noise, generation.labels, generation.guidance, search.execute):
+    for step in loop.denoise(reference.noise, generation.inputs, generation.guidance, search.execute):
         if step.index == call:
             break
         step.x[...] = expected[step.index]

@@ -81,10 +81,11 @@ def check_name(checkpoint: Checkpoint, remedy: str) -> None:
         raise ModelError(f"{checkpoint.path}: its training noted model {name!r}, which is neither DiT nor U-ViT: {remedy}")
 
 
-def check_pictures(checkpoint: Checkpoint, latent: tuple[int, int, int]) -> None:
+def check_pictures(checkpoint: Checkpoint, latent: tuple[int, ...]) -> None:
     """Raise ModelError for an `image_size` that no autoencoder makes these latents of."""
-    pixels, (channels, side, _) = options(checkpoint).get("image_size"), latent
-    if type(pixels) is int and (pixels % side or (channels == 4 and pixels // side not in (1, 8))):
+    pixels, (channels, *axes) = options(checkpoint).get("image_size"), latent
+    side = max(axes, default=0)
+    if type(pixels) is int and side and (pixels % side or (channels == 4 and pixels // side not in (1, 8))):
         raise ModelError(
             f"{checkpoint.path} contradicts itself: its training noted image_size {pixels}, its latents are {side} x {side}: "
             "give the weights of one model"

@@ -136,7 +136,7 @@ def test_latents_that_are_not_finite_are_no_fingerprint(tiny, tmp_path):
     lambda t: t.update(noise=t["noise"][:, :1]),
     lambda t: t.update(noise=t["noise"].astype(np.float64)),
     lambda t: t["call/0"].fill(np.nan),
-    lambda t: t.update(labels=np.zeros(2, np.int32)),
+    lambda t: t.update({"input/class_labels": np.zeros(2, np.int32)}),
 ])  # fmt: skip
 def test_another_file_in_its_place_is_refused_in_one_line(copy, change):
     tensors = load_file(copy / FINGERPRINT)

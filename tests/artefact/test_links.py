@@ -202,7 +202,7 @@ TRAVELLED = {
     ),
     "page": ("step-000.onnx", write(PAGE), "is a web page, perhaps of an error or a login: download the file itself"),
     "cut": (WEIGHTS, lambda p: p.write_bytes(p.read_bytes()[:1000]), "has 1000 bytes, expected 23968: copy the artefact again"),
-    "missing": ("segments/update.7b06d5.onnx", Path.unlink, "is missing: the artefact is incomplete; copy the artefact again"),
+    "missing": ("step-001.onnx", Path.unlink, "is missing: the artefact is incomplete; copy the artefact again"),
     "other case": ("segments", lambda p: p.rename(p.with_name("SEGMENTS")), r"is missing, but there is \S+/SEGMENTS: its name"),
     "no folder": ("segments", shutil.rmtree, "is missing: the artefact is incomplete; copy the artefact again"),
 }

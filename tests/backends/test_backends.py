@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recorded import TOLERANCE
+from recorded import TOLERANCE, asked
 
 import l2c_export
 from l2c_export.artefact import store
@@ -62,7 +62,7 @@ def arguments(manifest, view, node, file, images, seed=0):
         if base in indices:
             return indices[base].astype(np.int32)
         if value.dtype == "int32":
-            return rng.integers(0, manifest.denoiser.labels, shape, np.int32)
+            return rng.integers(0, manifest.inputs[0].choices, shape, np.int32)
         return rng.standard_normal(shape, np.float32)
 
     inputs = {i: array(given) for i, given in zip(file.inputs, node.inputs, strict=True)}
@@ -130,7 +130,7 @@ def test_the_shared_link_does_not_copy_the_weights(name, tmp_path):
     loaded = load_engines(tmp_path / "e", manifest, open_backend(name).backend)
     loop = Loop(loaded, manifest.program(), images=1, guided=False)
     shape = (1, *manifest.program().latent)
-    list(loop.denoise(np.zeros(shape, np.float32), np.zeros(1, np.int32), np.zeros(4, np.float32)))
+    list(loop.denoise(np.zeros(shape, np.float32), asked([0]), np.zeros((1, 4, 1, 1), np.float32)))
     assert private_bytes() - before < size / 2, f"{size} bytes of weights"
 
 

@@ -11,6 +11,7 @@ import pytest
 from fake_cuda import Error, FakeCudart
 from helpers import case
 from manifests import changed
+from recorded import asked
 
 import l2c_export
 from l2c_export.backends.choose import Opened, open_backend
@@ -169,7 +170,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_taken(on_gpu, t
 
 def test_slots_hold_what_they_are_for_at_addresses_that_engines_take(on_gpu, tiny):
     sizes = (100, 1, 300)
-    loop = opened(tiny[0], on_gpu, cache_bytes=sizes).generation([1, 2], None).loop
+    loop = opened(tiny[0], on_gpu, cache_bytes=sizes).generation(asked([1, 2]), None, 2).loop
     assert all(slot.nbytes >= size * loop.rows for slot, size in zip(loop.caches, sizes, strict=True))
     assert all(slot.pointer % 256 == 0 for slot in loop.caches)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from recorded import asked
 from small_pipelines import LABELS, SCALE, SCHEDULERS, STEPS, close, noise, their_latents
 
 import l2c_export
@@ -124,7 +125,7 @@ def test_a_router_follows_the_folders_scheduler(world, tmp_path):
 def test_verify_knows_histories_and_scales(worlds, name):
     folder = worlds[name].compiled("every:2")
     pipe = l2c_export.load(folder)
-    found = compare.compare(pipe, Reference(folder, pipe.manifest, noise(), LABELS, SCALE))
+    found = compare.compare(pipe, Reference(folder, pipe.manifest, noise(), asked(LABELS), SCALE))
     assert found.passed
     assert max(call.free.relative for call in found.calls) < 1e-5
 
@@ -160,12 +161,12 @@ def test_from_a_folder_to_a_picture_with_two_commands(worlds, tmp_path):
 
 def test_names_of_classes(world):
     pipe = l2c_export.load(world.compiled())
-    assert pipe.labels(["chicken", 207]) == [8, 207]
-    assert pipe.labels("otter") == [360]
+    assert pipe.inputs(["chicken", 207])["class_labels"].tolist() == [8, 207]
+    assert pipe.inputs("otter")["class_labels"].tolist() == [360]
     with pytest.raises(UsageError, match="class label 'golden retriver': no such name: did you mean golden retriever"):
-        pipe.labels("golden retriver")
+        pipe.inputs("golden retriver")
     with pytest.raises(UsageError, match="class label 'qqq': no such name: use a number"):
-        pipe.labels("qqq")
+        pipe.inputs("qqq")
 
 
 def test_calls_are_merged_under_any_scheduler(world, tmp_path):

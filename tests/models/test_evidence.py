@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from l2c_export.artefact import given_weights, store
 from l2c_export.cli import main
 from l2c_export.errors import ModelError
+from l2c_export.ir.inputs import class_labels, guided
 from l2c_export.models import dit, layers, lookup, uvit
 from l2c_export.models.dit import DiT
 from l2c_export.models.uvit import UViT
@@ -77,7 +78,7 @@ def test_a_table_of_eleven_rows_is_what_somebody_says(said, labels, null, noted,
     found = checkpoint(dit.DiTArch(**TINY), **({"num_heads": 4, **said} if noted else {}))
     model = None if noted else described("dit", num_heads=4, **said)
     family = lookup.resolve(model, None, None, found).family
-    assert (family.labels, family.null_label) == (labels, null)
+    assert family.inputs == (class_labels(labels, null),)
     assert family.tensors() == found.shapes
 
 
@@ -125,11 +126,11 @@ def test_a_published_checkpoint_needs_no_words(name):
 def test_a_fine_tune_of_a_published_name_is_marked():
     found = checkpoint(dit.DiTArch(num_classes=10))
     resolved = lookup.resolve("DiT-XL/2", None, None, found)
-    assert (resolved.family.labels, resolved.family.null_label, resolved.name) == (10, 10, None)
+    assert (resolved.family.inputs, resolved.name) == ((class_labels(10, 10),), None)
     assert [
         "num_classes 10, as is usual" in each and "last of its 11 class embeddings" in each for each in resolved.assumed
     ] == [True]
-    assert lookup.resolve("DiT-XL/2", None, None, found._replace(args={"num_classes": 11})).family.null_label is None
+    assert not guided(lookup.resolve("DiT-XL/2", None, None, found._replace(args={"num_classes": 11})).family.inputs)
 
 
 def test_what_a_router_alone_says_is_marked():
@@ -239,7 +240,7 @@ def test_without_weights_the_noise_schedule_of_pixels_is_marked(described):
 
 def test_a_uvit_without_a_null_class_has_all_its_rows():
     family = UViT(uvit.UViTArch(num_classes=1000, null_class=False))
-    assert (family.labels, family.null_label) == (1000, None)
+    assert family.inputs == (class_labels(1000, None),)
     assert family.tensors()["label_emb.weight"] == (1000, 1152)
 
 

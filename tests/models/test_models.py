@@ -21,6 +21,7 @@ from l2c_export.compiler.source import resolve
 from l2c_export.errors import ModelError
 from l2c_export.ir.dtypes import DTYPES
 from l2c_export.ir.graph import LOOP, PLAIN_OPS, WEIGHT
+from l2c_export.ir.inputs import class_labels
 from l2c_export.ir.names import rows_of
 from l2c_export.models import dit, lookup, primitives, uvit
 from l2c_export.models.dit import DiT
@@ -63,16 +64,19 @@ def calls_of(schedule):
     return [Call(call.timestep, call.reused, update.coefficients, update.ends_step) for call, update in pairs]
 
 
+def null_labels(found, count):
+    return found.family.inputs[0].without(count) if found.guidance != "none" else []
+
+
 def steps(name, cached):
     """(the call, the latents after it) of a case; the latents may be changed."""
     chosen, found = case(name), source(name)
     calls = calls_of(found.schedule if cached else found.schedule.uncached())
     golden, n = chosen.golden, chosen.config["batch"]
-    null = [found.family.null_label] * n if found.guidance != "none" else []
-    labels = torch.tensor([*golden["y"][:n], *null], dtype=torch.int32)
+    request = {"class_labels": torch.tensor([*golden["y"][:n], *null_labels(found, n)], dtype=torch.int32)}
     guided = 3 if found.guidance == "first3" else 4
     guidance = (chosen.scale - 1) * (torch.arange(4) < guided).float().reshape(1, 4, 1, 1)
-    run = Denoiser(found.family, weights_of(name)).steps(calls, torch.from_numpy(golden["x_T"][:n]), labels, guidance)
+    run = Denoiser(found.family, weights_of(name)).steps(calls, torch.from_numpy(golden["x_T"][:n]), request, guidance)
     return zip(calls, run, strict=True)
 
 
@@ -99,7 +103,8 @@ def test_every_step_that_starts_from_recorded_latents_ends_at_recorded_ones(name
 def test_the_last_item_is_what_a_call_returns():
     name = "dit_batch3_no_cfg"
     found, golden = source(name), case(name).golden
-    given = calls_of(found.schedule), torch.from_numpy(golden["x_T"]), torch.tensor(golden["y"], dtype=torch.int32)
+    request = {"class_labels": torch.tensor(golden["y"], dtype=torch.int32)}
+    given = calls_of(found.schedule), torch.from_numpy(golden["x_T"]), request
     whole = Denoiser(found.family, weights_of(name))(*given, torch.zeros(1, 4, 1, 1))
     assert close(whole.numpy(), golden["cached_final"])
     assert np.array_equal(given[1].numpy(), case(name).golden["x_T"]), "the noise is only read"
@@ -109,9 +114,8 @@ def test_the_last_item_is_what_a_call_returns():
 def test_one_call_predicts_the_recorded_noise(name):
     """The sharpest comparison: kinds of GELU and the epsilon of a norm show here."""
     golden, found, n = case(name).golden, source(name), case(name).config["batch"]
-    y, null = torch.tensor(golden["y"][:n], dtype=torch.int32), found.family.null_label
     halves = 1 if found.guidance == "none" else 2
-    labels = torch.cat([y, torch.full_like(y, null or 0)])[: halves * n]
+    request = {"class_labels": torch.tensor([*golden["y"][:n], *null_labels(found, n)], dtype=torch.int32)}
     for k, t in enumerate(golden["t"]):
         if case(name).uvit:
             x, want = golden["full_xin"][k], np.concatenate([golden["full_cond"][k], golden["full_uncond"][k]])
@@ -120,7 +124,7 @@ def test_one_call_predicts_the_recorded_noise(name):
         run = Eager(found.family, weights_of(name), frozenset(), {}, {})
         rows, times = torch.arange(n, dtype=torch.int32).repeat(halves), torch.full((halves * n,), float(t))
         with torch.no_grad():
-            made = found.family.call(run, torch.from_numpy(x), rows, times, labels).numpy()
+            made = found.family.call(run, torch.from_numpy(x), rows, times, request).numpy()
         assert np.abs(made - want).max() < 3e-5, f"call {k}"
         assert tuple(run.fresh) == found.family.sublayers
 
@@ -149,7 +153,7 @@ def test_a_name_has_the_parameters_of_its_paper(name):
     assert (known, assumed) == (name, ())
     assert sum(math.prod(shape) for shape in family.tensors().values()) == pytest.approx(PAPERS[name] * 1e6, rel=0.01)
     assert family.latent == ((4, 64, 64) if "@512" in name else (4, 32, 32))
-    assert family.labels == family.null_label == 1000
+    assert family.inputs == (class_labels(1000, 1000),)
     assert lookup.resolve(None, None, None, shaped(family)).family.arch == family.arch, "the shapes alone say the same"
 
 
@@ -193,7 +197,7 @@ def test_a_recorded_call_is_made_of_the_familys_operations_and_reads_every_tenso
     others = {name: graph.kind(name) for name in graph.inputs if graph.kind(name) != WEIGHT}
     loop = {"x", "base", "rows", "conditional", "unconditional", "guidance", "coefficients"}
     assert {name for name, kind in others.items() if kind in LOOP} == loop
-    assert others.keys() == {*loop, "t", "y"}
+    assert others.keys() == {*loop, "t", "request.class_labels"}
 
 
 # architectures

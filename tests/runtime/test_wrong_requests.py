@@ -23,7 +23,7 @@ BAD = {
     "text": ({"class_labels": "cat"}, "class label 'cat': .* from 0 to 9"),
     "nothing": ({"class_labels": None}, "class label None: .* from 0 to 9"),
     "nested": ({"class_labels": [[1]]}, r"class label \[1\]: .* from 0 to 9"),
-    "fewer latents": ({"latents": np.zeros((1, 4, 8, 8), np.float32)}, r"\(1, 4, 8, 8\).*2 labels need \(2, 4, 8, 8\)"),
+    "fewer latents": ({"latents": np.zeros((1, 4, 8, 8), np.float32)}, r"\(1, 4, 8, 8\).*2 images need \(2, 4, 8, 8\)"),
     "one latent": ({"latents": np.zeros((4, 8, 8), np.float32)}, r"\(4, 8, 8\).*need \(2, 4, 8, 8\)"),
     "other channels": ({"latents": np.zeros((2, 3, 8, 8), np.float32)}, r"\(2, 3, 8, 8\).*need"),
     "whole latents": ({"latents": np.zeros((2, 4, 8, 8), int)}, "latents of dtype int64: use float32"),

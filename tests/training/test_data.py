@@ -9,12 +9,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from small_trainings import desk, invoke
+from vector import Vector, VectorArch, described
 
 from l2c_export.errors import UsageError
 from l2c_export.models import lookup
+from l2c_export.models.families import FAMILIES
+from l2c_export.samplers.reference import OF_FAMILY
 from l2c_export.schedules import routers
 from l2c_export.training import data
+from l2c_export.training.lessons import dropped
+from l2c_export.training.options import TrainingOptions
+from l2c_export.training.training import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +37,7 @@ def test_images_of_all_forms_are_the_same(tmp_path):
     for samples in read:
         assert samples.values.dtype == np.float32
         assert np.allclose(samples.values, floats, atol=1e-6)
-        assert samples.labels.tolist() == [0, 1, 2, 0, 1]
+        assert samples.inputs["class_labels"].tolist() == [0, 1, 2, 0, 1]
 
 
 def pixel_model(folder, channels):
@@ -71,7 +78,7 @@ def test_labels_and_latents_may_have_an_axis_of_their_own(tmp_path):
     np.savez(tmp_path / "data.npz", latents=latents[:, None].astype(np.float16), labels=np.array([[2], [0]]))
     samples = data.read(tmp_path / "data.npz", family)
     assert np.array_equal(samples.values, latents.astype(np.float16))
-    assert samples.labels.tolist() == [2, 0]
+    assert samples.inputs["class_labels"].tolist() == [2, 0]
 
 
 def features(folder, latents, labels, shape=(1,)):
@@ -91,7 +98,7 @@ def test_a_folder_of_features_is_read_when_it_is_taken(tmp_path, monkeypatch, sh
     read, real = [], np.load
     monkeypatch.setattr(np, "load", lambda path, **options: (read.append(path), real(path, **options))[1])
     samples = data.read(folder, family)
-    assert samples.labels.tolist() == [0, 1, 2] * 4  # 2.npy is before 10.npy
+    assert samples.inputs["class_labels"].tolist() == [0, 1, 2] * 4  # 2.npy is before 10.npy
     assert sum(path.parent.name == "imagenet256_features" for path in read) == 1
     assert np.array_equal(samples.values[[11, 2, 11]], latents[[11, 2, 11], 0])
 
@@ -126,3 +133,68 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path, change, problem):
     change(folder)
     with pytest.raises(UsageError, match=re.escape(problem.replace(": ", "': ", 1))):
         data.read(folder, family)
+
+
+# what is no label
+
+
+@pytest.fixture
+def vectors(monkeypatch, tmp_path):
+    """A family that is told a vector, its weights, and curves to train on."""
+    monkeypatch.setitem(FAMILIES, Vector.name, Vector)
+    monkeypatch.setitem(OF_FAMILY, Vector.name, Vector.default_sampler)
+    chance = np.random.default_rng(0)
+    arrays = {"latents": chance.standard_normal((4, 3, 6), np.float32), "condition": chance.standard_normal((4, 5), np.float32)}
+    np.savez(tmp_path / "data.npz", **arrays)
+    shapes = Vector(VectorArch()).tensors()
+    save_file({n: chance.standard_normal(s).astype(np.float32) / 2 for n, s in shapes.items()}, tmp_path / "w.safetensors")
+    return arrays
+
+
+def test_what_a_model_is_told_is_an_array_of_its_name(vectors, tmp_path):
+    samples = data.read(tmp_path / "data.npz", Vector(VectorArch()))
+    assert samples.inputs.keys() == {"condition"}
+    assert np.array_equal(samples.inputs["condition"], vectors["condition"])
+    assert samples.inputs["condition"].dtype == np.float32
+
+
+@pytest.mark.parametrize(("change", "problem"), [
+    ({"condition": None}, "holds no `condition` (but latents)"),
+    ({"condition": np.zeros((4, 4), np.float32)}, "`condition` are float32 of shape (4, 4): use floats (4, 5)"),
+    ({"condition": np.zeros((4, 5), int)}, "`condition` are int64 of shape (4, 5): use floats (4, 5)"),
+    ({"condition": np.full((4, 5), np.nan)}, "`condition` hold NaN or infinite values"),
+], ids=range(4))  # fmt: skip
+def test_what_a_model_cannot_be_told_is_refused(vectors, tmp_path, change, problem):
+    arrays = {name: value for name, value in {**vectors, **change}.items() if value is not None}
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(UsageError, match=re.escape(problem)):
+        data.read(tmp_path / "data.npz", Vector(VectorArch()))
+
+
+def test_a_folder_of_labels_is_none_of_vectors(vectors, tmp_path):
+    with pytest.raises(UsageError, match=r"a folder holds labels, but the model takes `condition`: give an \.npz with these"):
+        data.read(features(tmp_path / "data", np.zeros((2, 3, 6), np.float32), np.arange(2)), Vector(VectorArch()))
+
+
+def test_the_unconditional_vector_stands_for_those_that_are_dropped(vectors):
+    declared = Vector(VectorArch()).inputs
+    chances = [np.random.default_rng(n) for n in range(200)]
+    given = {"condition": np.ones((200, 5), np.float32)}
+    found = dropped(declared, given, chances)["condition"]
+    gone = (found == declared[0].without(200)).all(1)
+    assert 0.03 < gone.mean() < 0.18
+    assert (found[~gone] == 1).all()
+    assert found.dtype == np.float32
+
+
+def test_a_router_of_it_is_trained_on_data_alone(vectors, tmp_path):
+    line = f"train --model {described(tmp_path)} --weights {tmp_path}/w.safetensors --steps 4 --batch 2 --iterations 2"
+    done = invoke(f"{line} --data self --out {tmp_path}/out")
+    assert done.exit_code == 2
+    assert "--data self: nothing says what the model's condition may be: give an .npz with `condition`" in done.stderr
+    task = TrainingOptions(steps=4, data=str(tmp_path / "data.npz"), out=tmp_path / "out", model=described(tmp_path),
+                           weights=str(tmp_path / "w.safetensors"), batch=2, iterations=2, threshold=0.5)  # fmt: skip
+    training = Training(task, id)
+    training.run()
+    assert training.trainer.iteration == 2
+    assert torch.isfinite(training.trainer.logits).all()

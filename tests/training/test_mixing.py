@@ -35,8 +35,8 @@ def taught(kind, dtype=torch.float32):
     family, weights = model_of(kind, dtype)
     steps, noise = FAMILIES[kind][1], np.random.default_rng(0).standard_normal((2, *family.latent), np.float32)
     calls, pairs = full_calls(family, steps), make_pairs(family, steps)
-    labels = torch.tensor([3, 5, family.null_label, family.null_label], dtype=torch.int32)
-    given = torch.from_numpy(noise), labels, torch.full((1, family.latent[0], 1, 1), 0.5)
+    labels = torch.tensor([3, 5, *family.inputs[0].without(2)], dtype=torch.int32)
+    given = torch.from_numpy(noise), {"class_labels": labels}, torch.full((1, family.latent[0], 1, 1), 0.5)
     lessons = Observer(family, weights).lessons(calls, dict(enumerate(pairs)), 0, pairs[-1].cached, *given)
     return Taught(family, weights, calls, pairs, given, list(lessons))
 

@@ -67,7 +67,7 @@ def test_what_the_weights_do_not_say_of_their_model_is_asked_for_or_said_by_thei
     ("--target-reduction 0.4 --threshold 0.4", 2, "--threshold 0.4: --target-reduction chooses it"),
     ("--precision int8", 2, "--precision int8: use one of fp32, bf16, fp16"),
     ("--guidance some", 2, "--guidance some: use one of first3, all, none"),
-    ("--guidance all --weights random --model no-null.json", 2, "--guidance all: the model was trained without a null class"),
+    ("--guidance all --weights random --model no-null.json", 2, "--guidance all: no input has an unconditional value"),
     ("--error image", 2, "--error image: use one of latents, output"),
     ("--data missing.npz", 2, "--data missing.npz: no such file"),
     ("--data text.npz", 2, "--data text.npz: cannot be read"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import all_cases
+from recorded import asked
 from small_trainings import FAMILIES, model_of
 
 from l2c_export.models import lookup
@@ -45,8 +46,8 @@ def test_a_perfect_model_moves_noised_data_to_the_next_noise_level(sampler, step
 
 
 class Recording(Observer):
-    def steps(self, calls, x, labels, guidance):
-        self.x, self.labels, self.guidance = x, labels, guidance
+    def steps(self, calls, x, request, guidance):
+        self.x, self.labels, self.guidance = x, request["class_labels"], guidance
         return iter(())
 
 
@@ -55,11 +56,11 @@ def test_data_are_noised_at_the_start_of_the_filling_step_and_some_labels_droppe
         family, weights = model_of(kind)
         calls, pairs = full_calls(family, 8), make_pairs(family, 8)
         values = np.random.default_rng(0).standard_normal((3, *family.latent), np.float32)
-        samples = data.Samples(values, np.array([1, 2, 3]))
+        samples = data.Samples(values, asked([1, 2, 3]))
         observer = Recording(family, weights)
         list(FromData(observer, calls, pairs, samples, torch.device("cpu")).lessons(Draw((0,), range(200))))
         start, x, labels = calls[pairs[-1].start], observer.x.numpy(), observer.labels.numpy()
-        kept = labels != family.null_label
+        kept = labels != family.inputs[0].unconditional
         assert 0.8 < kept.mean() < 0.97
         assert start.ends_step or pairs[-1].start == pairs[-1].fill - 1, "two evaluations per step"
         noise = (x[kept] - start.signal * values[labels[kept] - 1]) / start.noise

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from helpers import case, compiled, faithful
-from recorded import ROOT
+from recorded import ROOT, asked
 
 import l2c_export
 from l2c_export.artefact import fingerprint, integrity, store
@@ -147,7 +147,7 @@ def test_a_broken_backend_is_noticed(tiny, backend, monkeypatch):
     """It forgets what a call writes for the next one: the first call is right, the light one is not."""
     pipe = l2c_export.load(tiny[0], backend, link="shared")
     manifest, record = pipe.manifest, pipe.manifest.fingerprint
-    loop = pipe.generation([7], manifest.guidance.scale).loop
+    loop = pipe.generation(asked([7]), manifest.guidance.scale, 1).loop
     last = loop.bound(record.filling)[-1]
 
     def forgetful():
@@ -164,7 +164,7 @@ def test_a_broken_backend_is_noticed(tiny, backend, monkeypatch):
 @pytest.mark.parametrize("made", [np.nan, np.inf])
 def test_what_is_not_finite_is_said(tiny, made):
     pipe = l2c_export.load(tiny[0], "onnxruntime", link="shared")
-    loop = pipe.generation([7], pipe.manifest.guidance.scale).loop
+    loop = pipe.generation(asked([7]), pipe.manifest.guidance.scale, 1).loop
     last = loop.bound(0)[-1]
 
     def overflowing():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import case, faithful
+from recorded import asked
 from safetensors.numpy import load_file, save_file
 
 import l2c_export
@@ -29,11 +30,11 @@ def dit(tiny):
     """A freshly loaded DiT to break, and a request with two different labels."""
     folder, chosen = tiny
     pipe = l2c_export.load(folder, backend="onnxruntime")
-    return pipe, Reference(folder, pipe.manifest, pipe.noise(2, 0), [1, 2], 3.0), chosen
+    return pipe, Reference(folder, pipe.manifest, pipe.noise(2, 0), asked([1, 2]), 3.0), chosen
 
 
 def loop_of(pipe, reference):
-    return pipe.generation(reference.labels, reference.guidance_scale).loop
+    return pipe.generation(reference.inputs, reference.guidance_scale, len(reference.noise)).loop
 
 
 def filling_call(manifest):
@@ -122,7 +123,7 @@ def test_one_weight_tensor_off_by_a_percent_is_found(dit, tmp_path):
     save_file(tensors, tmp_path / "wrong.safetensors")
     bind(folder, str(tmp_path / "wrong.safetensors"))
     pipe = l2c_export.load(folder)
-    request = folder, pipe.manifest, pipe.noise(1, 0), [3], 3.0
+    request = folder, pipe.manifest, pipe.noise(1, 0), asked([3]), 3.0
     assert compare(pipe, Reference(*request), STRICT, STRICT).passed
     place = compare(pipe, Reference(*request, chosen.path / "model.safetensors"), STRICT, STRICT).place
     assert place.sublayer == "blocks.1.mlp"
@@ -141,7 +142,7 @@ def test_an_overflow_of_fp16_is_found_where_it_first_appears(tmp_path):
         narrow = {"weights": str(tmp_path / "large.safetensors"), "precision": "fp16", "backend": "onnxruntime", **options}
         compile_artefact(chosen.options(tmp_path / "e", **narrow))
         pipe = faithful(tmp_path / "e")
-        return compare(pipe, Reference(tmp_path / "e", pipe.manifest, pipe.noise(1, 0), [3], 3.0))
+        return compare(pipe, Reference(tmp_path / "e", pipe.manifest, pipe.noise(1, 0), asked([3]), 3.0))
 
     verdict = verified()
     assert not verdict.place.finite
@@ -165,20 +166,20 @@ def test_the_command_says_where_and_fails(tiny):
 def test_a_place_is_looked_for_in_a_call_that_is_fed_the_references_latents(dit):
     """Whatever the calls before it have made."""
     pipe, reference, _ = dit
-    asked = pipe.generation(reference.labels, reference.guidance_scale)
+    generation = pipe.generation(reference.inputs, reference.guidance_scale, len(reference.noise))
 
     def spoil():
-        asked.loop.array(0, "x.next")[...] += 1
+        generation.loop.array(0, "x.next")[...] += 1
 
-    asked.loop.bound(0).append(own(spoil))
-    assert locate(asked, reference, reference.latents(), 1, Tolerance(1e-3, 1e-3)) is None
+    generation.loop.bound(0).append(own(spoil))
+    assert locate(generation, reference, reference.latents(), 1, Tolerance(1e-3, 1e-3)) is None
 
 
 def test_pytorch_in_float32_is_fed_the_references_latents_too(dit):
     pipe, reference, _ = dit
     recorded = np.stack(reference.latents())
     recorded[0] += 1
-    request = reference.noise, reference.labels, reference.guidance_scale
+    request = reference.noise, reference.inputs, reference.guidance_scale
     errors = Reference(pipe.path, pipe.manifest, *request, recorded=recorded).float32_errors()
     assert [error > 1e-2 for error in errors[:2]] == [True, True], "the second call goes on from what was recorded"
 

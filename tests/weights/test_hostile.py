@@ -271,7 +271,7 @@ def calls_of(manifest):
     (lambda m: {"segments": {n: replace(s, outputs=(*s.outputs, "more")) for n, s in m.denoiser.segments.items()}},
      "fit its segment"),
     (lambda m: {"cache_bytes": tuple(size - 1 for size in m.program().cache_bytes)}, "does not fit into its slot"),
-    (lambda m: {"null_label": None}, "guidance without a null label"),
+    (lambda m: {"inputs": (replace(m.inputs[0], unconditional=msgspec.UNSET),)}, "guidance, but no input has an"),
     (lambda m: {"history": MOST_HISTORY + 1}, "3 earlier predictions"),
     (lambda m: {"asked": CompilationRecord(max_graphs=0, computed=((),) * len(calls_of(m)))}, "asked for other calls"),
     (lambda m: {"asked": CompilationRecord(max_graphs=1, computed=((),))}, "asked for other calls"),

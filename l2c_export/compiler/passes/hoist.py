@@ -15,7 +15,7 @@ class Hoisted(NamedTuple):
     """Three graphs with three binding times; together they are the call that went in."""
 
     constants: Graph  # depends on the timesteps alone: evaluated once per loaded artefact
-    prologue: Graph  # depends on the request's labels too: evaluated once per request, for all calls
+    prologue: Graph  # depends on what is asked for too: evaluated once per request, for all calls
     call: Graph  # the rest
 
 

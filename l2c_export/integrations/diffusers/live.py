@@ -18,6 +18,7 @@ from ...artefact.manifest import Manifest
 from ...errors import UsageError
 from ...models.diffusers.tensor_names import TransformerConfig, renamed, shape_of
 from ...runtime import loaded, pipeline, request
+from ...runtime.inputs import images_of
 from ...samplers.scheduler_config import Scheduler
 from ...schedules.schedule import Schedule
 from ...support.words import counted
@@ -108,11 +109,11 @@ class Live:
         self.check_transformer(pipe.transformer)
         self.check_scheduler(pipe.scheduler)
         chosen = check_steps(steps, self.compiled.manifest)
-        numbers, strength = self.compiled.labels(labels), guidance(scale)
+        inputs, strength = self.compiled.inputs(labels), guidance(scale)
         if pipe.vae is None and output_type != "latent":
             raise UsageError(f'output_type {output_type!r}: the pipeline has no vae: use output_type="latent"')
-        noise = self._noise(pipe, len(numbers), generator)
-        latents = self.compiled(numbers, strength, latents=noise, output_type="latent", steps=chosen).latents
+        noise = self._noise(pipe, images_of(self.compiled.manifest, inputs, 0, None), generator)
+        latents = self.compiled(**inputs, guidance_scale=strength, latents=noise, output_type="latent", steps=chosen).latents
         if output_type == "latent":
             return sys.modules["torch"].from_numpy(latents)
         pixels = self._decode(pipe, latents)

@@ -14,7 +14,8 @@ from ...artefact import staging, store
 from ...artefact.manifest import Manifest
 from ...artefact.records import FILE
 from ...errors import UsageError
-from ...runtime import pipeline, request
+from ...ir.inputs import names_of
+from ...runtime import inputs, pipeline, request
 from ...support.tensors import loaded, scalar
 from ...support.words import counted
 from . import script_options
@@ -65,12 +66,12 @@ class L2CPipeline:
     @property
     def labels(self) -> dict[str, int]:
         """Class names and their numbers."""
-        return dict(sorted((self.manifest.denoiser.names or {}).items()))
+        return dict(sorted(names_of(self.manifest.inputs).items()))
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
         """The numbers of class names, however many.  Raises UsageError for one that does not exist."""
         names = [label] if isinstance(label, str) else request.listed(label, "class labels")
-        return [request.named(self.manifest.denoiser, name) for name in names]
+        return [inputs.named(self.manifest.inputs[0], name) for name in names]
 
     @property
     def device(self) -> Any:
@@ -113,8 +114,8 @@ class L2CPipeline:
 
     def __call__(
         self,
-        class_labels: request.Labels,
-        guidance_scale: float | None = None,
+        class_labels: inputs.Labels,
+        guidance_scale: pipeline.Scales = None,
         generator: Any = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
@@ -124,31 +125,37 @@ class L2CPipeline:
     ) -> ImageOutput | tuple[Any]:
         """Generate one image per label.
 
-        A `guidance_scale` of 1 or less turns guidance off, as in diffusers.  `generator` is one of numpy's or torch's, a
-        seed, or a list with one for every image; without it the noise is new each time.  `num_inference_steps` must be what
-        was compiled, by default the first.  `output_type` is "pil", "np", "pt" (where torch is loaded) or "latent".
+        A `guidance_scale` of 1 or less turns guidance off, as in diffusers; there may be one per image.  `generator` is one
+        of numpy's or torch's, a seed, or a list with one for every image; without it the noise is new each time.
+        `num_inference_steps` must be what was compiled, by default the first.  `output_type` is "pil", "np", "pt" (where
+        torch is loaded) or "latent".
         """
         steps = check_steps(num_inference_steps, self.manifest)
-        labels = self.pipe.labels(class_labels)
+        asked = self.pipe.inputs(class_labels)
         scale = None if guidance_scale is None else guidance(guidance_scale)
         kind = "np" if output_type == "pt" and loaded() else output_type
         kind = request.output_type(self.manifest, kind)
         if latents is None:
-            latents = noise((len(labels), *self.manifest.program().latent), generator, self.pipe)
+            images = inputs.images_of(self.manifest, asked, 0, None)
+            latents = noise((images, *self.manifest.program().latent), generator, self.pipe)
         callback = callback_on_step_end and self._own(callback_on_step_end)
-        output = self.pipe(labels, scale, latents=latents, output_type=kind, callback_on_step_end=callback, steps=steps)
-        images = output.latents if kind in ("latent", "device") else output.images
+        options = {"latents": latents, "output_type": kind, "callback_on_step_end": callback, "steps": steps}
+        output = self.pipe(**asked, guidance_scale=scale, **options)
+        pictures = output.latents if kind in ("latent", "device") else output.images
         if output_type == "pt":
-            images = loaded().from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        return ImageOutput(images) if return_dict else (images,)
+            pictures = loaded().from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+        return ImageOutput(pictures) if return_dict else (pictures,)
 
     def _own(self, callback: Callback) -> pipeline.Callback:
         return lambda _, step, timestep, values: callback(self, step, timestep, values)
 
 
-def guidance(scale: Any) -> float:
+def guidance(scale: Any) -> list[float] | float:
     """diffusers guides only above 1."""
-    return max(request.number(scale), 1.0)
+    value = scalar(scale)
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [max(request.number(entry), 1.0) for entry in value]
+    return max(request.number(value), 1.0)
 
 
 def check_steps(value: Any, manifest: Manifest) -> int | None:

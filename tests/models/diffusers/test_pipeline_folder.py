@@ -29,7 +29,9 @@ def eager(folder: pipeline_folder.Folder, x: torch.Tensor, t: torch.Tensor, y: t
     family = families.build("dit", folder.arch)
     weights = {name: torch.from_numpy(value.copy()) for name, value in folder.checkpoint.tensors(family.tensors())}
     with torch.no_grad():
-        return family.call(Eager(family, weights, frozenset(), {}, {}), x, torch.arange(2, dtype=torch.int32), t, y)
+        return family.call(
+            Eager(family, weights, frozenset(), {}, {}), x, torch.arange(2, dtype=torch.int32), t, {"class_labels": y}
+        )
 
 
 @pytest.mark.parametrize("shared", [False, True])
