@@ -20,7 +20,7 @@ from .primitives import primitive
 def update(noise: Tensor, x: Tensor, base: Tensor, conditional: Tensor, unconditional: Tensor,
            guidance: Tensor, coefficients: Tensor) -> Tensor:  # fmt: skip
     """coefficients (3,): the next latents are an affine function of the step's first latents `base`, the latents `x` of
-    this call and the guided prediction (see samplers.py).
+    this call and the guided prediction (see samplers/table.py).
 
     Guidance (arXiv 2207.12598): guidance (B, C, 1, ..) is an image's scale - 1, or 0 for channels that stay unguided, so the
     usual u + s (c - u) is c + (s - 1) (c - u): at a scale of 1 exactly c, whatever else is in the batch.

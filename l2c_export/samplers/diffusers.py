@@ -1,8 +1,8 @@
 """The schedulers of diffusers as tables, from their configurations (`scheduler_config.py`); diffusers itself is not needed.
 
-`table` is what the rest of the compiler asks: every call's timestep and coefficients, for these schedulers and for the
-samplers of `samplers.py`.  Latents are kept in the variance preserving scale that the model sees, alpha x0 + sigma noise.
-EulerDiscreteScheduler's own are 1 / alpha times as large; the ratio is part of its coefficients.
+Each function makes a table of every call's timestep and coefficients; `table.py` chooses among them.  Latents are kept in the
+variance preserving scale that the model sees, alpha x0 + sigma noise.  EulerDiscreteScheduler's own are
+1 / alpha times as large; the ratio is part of its coefficients.
 
 Sources: scheduling_ddim, scheduling_dpmsolver_multistep and scheduling_euler_discrete of diffusers; the formulas are those
 of arXiv 2010.02502 (DDIM), 2211.01095 (DPM-Solver++, multistep) and 2206.00364 (Euler).
@@ -22,7 +22,7 @@ from .update import Table, Update, float32
 Pair = tuple[float, float]  # of the latents, of the model's output
 
 
-def _ddim(s: Scheduler, steps: int) -> Table:
+def ddim(s: Scheduler, steps: int) -> Table:
     """next = sqrt(a') data + sqrt(1 - a') noise, with a' of the timestep one stride before."""
     signal, times = _kept(s), _timesteps(s, steps)
     updates = []
@@ -36,7 +36,7 @@ def _ddim(s: Scheduler, steps: int) -> Table:
     return Table(tuple(updates))
 
 
-def _euler(s: Scheduler, steps: int) -> Table:
+def euler(s: Scheduler, steps: int) -> Table:
     """In diffusers' scale y = x / alpha: next y = y + (sigma' - sigma) noise, and the model sees y / sqrt(sigma^2 + 1)."""
     signal, times = _kept(s), _timesteps(s, steps).astype(np.float32)
     all_sigmas = _noise_to_data(signal)
@@ -53,7 +53,7 @@ def _euler(s: Scheduler, steps: int) -> Table:
     return Table(tuple(updates), noise_scale=float(np.float32(spread / scales[0])))
 
 
-def _dpm_solver(s: Scheduler, steps: int) -> Table:
+def dpm_solver(s: Scheduler, steps: int) -> Table:
     """Multistep DPM-Solver++: the next latents are affine in the latents and in this and earlier data predictions.
 
     Coefficients: data = c[0] x + c[1] output;  next = c[2] x + c[3] data + c[4] data@-1 + c[5] data@-2.

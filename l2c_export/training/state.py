@@ -30,7 +30,7 @@ class State(NamedTuple):
     optimizer: dict[str, Any]
 
 
-class StateFile(NamedTuple):
+class LogEntry(NamedTuple):
     """A line of the log.  `loss` and `mse` are means over the cached calls, `computed` is the share of their sublayers.
 
     The loss counts errors by their influence, `mse` counts them as they are.
@@ -111,9 +111,9 @@ class Log:
         if iteration and self._path.exists():
             rows = list(csv.reader(io.StringIO(self._path.read_text())))[1:][:iteration]
         text = io.StringIO()
-        csv.writer(text).writerows([StateFile._fields, *rows])
+        csv.writer(text).writerows([LogEntry._fields, *rows])
         replace(self._path, text.getvalue().encode())
 
-    def add(self, entry: StateFile) -> None:
+    def add(self, entry: LogEntry) -> None:
         with open(self._path, "a", newline="") as file:
             csv.writer(file).writerow([f"{v:.6g}" if isinstance(v, float) else v for v in entry])

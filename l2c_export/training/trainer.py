@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import RunError
 from .lessons import Curriculum, Draw, Lesson, Observer
 from .mixing import mixed_output
-from .state import State, StateFile
+from .state import LogEntry, State
 from .workers import Workers
 
 CLAMP = 5.0  # of the logits, so that no score is ever beyond return
@@ -46,7 +46,7 @@ class Trainer:
         """One batch for every pair."""
         return self._curriculum.lessons(self.draw(phase, iteration))
 
-    def step(self, threshold: float) -> StateFile:
+    def step(self, threshold: float) -> LogEntry:
         """One iteration: a batch for every pair, then one step of all rows.
 
         The loss of a row is influence * mean squared error + lambda * sum of its scores.
@@ -64,7 +64,7 @@ class Trainer:
             self.logits.clamp_(-CLAMP, CLAMP)
             computed = float((torch.sigmoid(self.logits) > threshold).float().mean())
         self.iteration += 1
-        return StateFile(self.iteration, float(loss.mean()), float(mse.mean()), computed, time.perf_counter() - start)
+        return LogEntry(self.iteration, float(loss.mean()), float(mse.mean()), computed, time.perf_counter() - start)
 
     def errors(self, logits: Tensor, lessons: Iterable[Lesson]) -> tuple[Tensor, Tensor]:
         """The mean squared error of every pair's output (pairs,), and its gradient (pairs, columns).

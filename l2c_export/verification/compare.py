@@ -1,7 +1,7 @@
 """Is it right?  An artefact against the cached PyTorch model, call by call, and the first place where it is not.
 
 Every call is fed the reference's latents, so that errors do not add up, and the free trajectory is followed as well.
-The reference is the same model in PyTorch, in float64, with the reference implementation's caching (models/eager.py);
+The reference is the same model in PyTorch, in float64, with the reference implementation's caching (pytorch/eager.py);
 its own float32 run beside it shows what float32 can do.  A call that leaves the tolerance is run again engine by engine.
 """
 

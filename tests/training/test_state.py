@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_trainings import ENVIRONMENT, desk, invoke, logits_of, trained
 
-from l2c_export.training.state import Log, StateFile
+from l2c_export.training.state import Log, LogEntry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,7 +46,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path):
 
 
 def test_what_a_killed_training_had_logged_beyond_its_checkpoint_is_dropped(tmp_path):
-    entries = [StateFile(n, 1.0, 1.0, 0.5, 0.1) for n in range(1, 6)]
+    entries = [LogEntry(n, 1.0, 1.0, 0.5, 0.1) for n in range(1, 6)]
     log = Log(tmp_path, 0)
     for entry in entries:
         log.add(entry)
