@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import random
@@ -171,10 +172,11 @@ def test_no_ratio_between_different_settings(result, change):
     assert any(found.refused in line for line in report.sentences(shown))
 
 
-def test_the_labels_of_a_batch_differ(tiny):
+def test_the_images_of_a_batch_are_of_different_things(tiny):
     """Images of one class alone might be less work."""
     task = Task(Contender(name="ours", folder=str(tiny[0]), backend="openvino"), BenchRequest(images=2, threads=1))
-    assert load(task).settings.request == msgspec.structs.replace(load(task).settings).request
+    wanted = hashlib.sha256(b"class_labels" + np.array([207 % 10, 208 % 10], np.int32).tobytes()).hexdigest()
+    assert load(task).settings.request == wanted
 
 
 def test_what_torch_compile_took_is_what_the_first_batch_took_longer(monkeypatch):
