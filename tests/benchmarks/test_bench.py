@@ -215,9 +215,9 @@ from l2c_export.runtime import pipeline
 
 steps, clock = pipeline.Pipeline.steps, [0.0]
 
-def padded(self, *given):
+def padded(self, *given, **named):
     os.write(1, b"a library prints\\n")
-    for done in steps(self, *given):
+    for done in steps(self, *given, **named):
         clock[0] += 0.04 + (float(sys.argv[1]) if done.index == 3 else 0)
         yield done
 

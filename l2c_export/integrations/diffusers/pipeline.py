@@ -56,7 +56,11 @@ class L2CPipeline:
         with staging.staged(request.folder(folder)) as stage:
             for name in (*self.manifest.files, FILE):
                 (stage / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self._folder / name, stage / name)
+                try:
+                    shutil.copyfile(self._folder / name, stage / name)
+                except FileNotFoundError:  # as of a fingerprint, which does not outlive other weights
+                    store.check_unchanged(self._folder, self.manifest)
+                    raise
             store.check_unchanged(self._folder, self.manifest)
 
     @property
