@@ -14,6 +14,7 @@ import msgspec
 
 from l2c_export.ir.inputs import class_labels
 from l2c_export.models import layers
+from l2c_export.models.descriptor import FamilyDescriptor
 from l2c_export.models.family import Operation
 from l2c_export.models.primitives import (
     add,
@@ -36,13 +37,17 @@ class StreamsArch(msgspec.Struct, frozen=True):
     num_classes: int = 3
 
 
+STREAMS = FamilyDescriptor(
+    name="streams", title="Streams", home=__name__, model="Streams", mark="blocks.0.qkv.weight", sampler="ddim",
+    guidance=("all", 1.5),
+)  # fmt: skip
+
+
 class Streams:
     """Two streams of tokens: pictures h (R, 4, D), and one token g (R, 1, D) of a label."""
 
     name: ClassVar[str] = "streams"
     arch_type: ClassVar[type] = StreamsArch
-    default_sampler: ClassVar[str] = "ddim"
-    default_guidance: ClassVar[tuple[str, float]] = ("all", 1.5)
 
     def __init__(self, arch: StreamsArch) -> None:
         self.arch, self.latent = arch, (4, 4, 4)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..models import notes
 from ..models.diffusers import pipeline_folder
-from ..weights import notes
 from ..weights.checkpoint import Checkpoint
 from ..weights.layout import Tensors
 from ..weights.recipe import Recipe

@@ -11,7 +11,7 @@ import msgspec
 from .. import demo
 from ..errors import ModelError, ScheduleError, UsageError
 from ..ir.inputs import guided
-from ..models import families, lookup
+from ..models import families, lookup, notes
 from ..models.diffusers import pipeline_folder
 from ..models.diffusers.model_index import config
 from ..models.diffusers.pipeline_folder import Folder
@@ -25,7 +25,7 @@ from ..schedules.rules import is_rule, mask_length, mask_rule
 from ..schedules.schedule import Schedule, content
 from ..support import file_kind
 from ..support.words import counted
-from ..weights import notes, random
+from ..weights import random
 from ..weights.checkpoint import Checkpoint
 from .request import FULL, Options, Wanted, _is_config
 
@@ -87,14 +87,14 @@ def resolve(options: Options) -> Source:
     checkpoint = _checkpoint(options, folder) if seed is None else None
     origins = [_read(one.schedule or FULL) for one in options.programs]
     kind, columns = (None, None) if isinstance(origins[0], str) else (origins[0].family, origins[0].columns)
-    request = ModelRequest("dit") if folder else lookup.ask(options.model, kind, columns, checkpoint)
+    request = ModelRequest(pipeline_folder.FAMILY) if folder else lookup.ask(options.model, kind, columns, checkpoint)
     for one, origin in zip(options.programs, origins, strict=True):
         if not isinstance(origin, str) and origin.family != request.kind:
             raise ModelError(
                 f"{one.schedule} is for a {origin.family} model, but the model is a {request.kind}: check model=.."
             )
     if folder:
-        family, name, assumed = lookup.Resolved(families.build("dit", folder.arch), folder.name)
+        family, name, assumed = lookup.Resolved(families.build(request.kind, folder.arch), folder.name)
         if checkpoint:
             notes.check_same(checkpoint, folder.arch)
     else:
@@ -107,11 +107,11 @@ def resolve(options: Options) -> Source:
     scheduler = _scheduler(options.sampler, folder)
     schedules = tuple(_schedule(one, family, origin, scheduler) for one, origin in zip(options.programs, origins, strict=True))
     _check_programs(schedules)
-    mode = "all" if folder else family.default_guidance[0]
+    mode = "all" if folder else families.of(family.name).guidance[0]
     guidance = options.guidance or (mode if guided(family.inputs) else "none")
     if guidance != "none" and not guided(family.inputs):
         raise UsageError(f"guidance={guidance!r}: no input has an unconditional value: use guidance='none'")
-    scale = 1.0 if guidance == "none" else family.default_guidance[1]
+    scale = 1.0 if guidance == "none" else families.of(family.name).guidance[1]
     vae, is_own = _vae(options, folder), options.vae is None
     lines = _notes(options, folder, schedules)
     return Source(family, name, schedules, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
@@ -151,7 +151,7 @@ def _checkpoint(options: Options, folder: Folder | None) -> Checkpoint | None:
         return pipeline_folder.checkpoint(Path(options.weights)) if options.weights else None
     if options.weights is None or (options.model is None and Path(options.weights).is_dir()):
         return folder.checkpoint
-    return pipeline_folder.checkpoint_for(Path(options.weights), "dit", folder.arch)
+    return pipeline_folder.checkpoint_for(Path(options.weights), pipeline_folder.FAMILY, folder.arch)
 
 
 def _notes(options: Options, folder: Folder | None, schedules: Sequence[Schedule]) -> tuple[str, ...]:
@@ -197,7 +197,7 @@ def _check_trained_for(sampler: str, folder: Folder) -> None:
 
 
 def _name(options: Options, scheduler: Scheduler | None, family: Family) -> str:
-    return scheduler.kind if scheduler else options.sampler or family.default_sampler
+    return scheduler.kind if scheduler else options.sampler or families.of(family.name).sampler
 
 
 def _read(schedule: str | Schedule) -> routers.Router | Schedule | str:
@@ -246,8 +246,8 @@ def _made(options: Options, family: Family, origin: routers.Router | Schedule | 
         threshold = options.threshold
         if threshold is None:
             threshold = routers.default_threshold(family.name, max(family.latent[1:], default=0))
-        if scheduler and family.default_sampler != "ddim":
-            raise UsageError(f"sampler={options.sampler!r}: a router of {family.name} is for {family.default_sampler}")
+        if scheduler and origin.sampler != "ddim":
+            raise UsageError(f"sampler={options.sampler!r}: a router of {family.name} is for {origin.sampler}")
         return origin.schedule(threshold, options.steps, family.sublayers, scheduler)
     if options.threshold is not None:
         raise UsageError(f"threshold={options.threshold}: only a router has scores to compare with a threshold")

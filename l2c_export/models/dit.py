@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..ir.inputs import CLASS_LABELS, class_labels
-from ..samplers.reference import OF_FAMILY
 from . import layers
 from .family import Operation, Runner, check_sizes
 from .primitives import add, frequencies, gather, gelu_tanh, layer_norm, linear, modulate, silu, sinusoid, unpatchify, unsqueeze
@@ -48,8 +47,6 @@ class DiT:
 
     name: ClassVar[str] = "dit"
     arch_type: ClassVar[type] = DiTArch
-    default_sampler: ClassVar[str] = OF_FAMILY["dit"]
-    default_guidance: ClassVar[tuple[str, float]] = ("first3", 4.0)
     shown: ClassVar[tuple[str, ...]] = (
         "input_size", "patch_size", "in_channels", "hidden_size", "depth", "mlp_ratio", "learn_sigma", "block_embeddings",
     )  # fmt: skip

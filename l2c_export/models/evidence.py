@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..errors import ModelError
-from ..weights import notes
 from ..weights.checkpoint import Checkpoint
 from ..weights.layout import Shapes
+from . import families, notes
 from .family import Family, summary, width_of
 from .unshown import Unshown
 
 Fields = Mapping[str, Any]
 NONE: Fields = {}
-PREDICTION = "that it predicts noise, as a DiT does: nothing says so, and a SiT has the same tensors"
 
 
 class ModelRequest(NamedTuple):
@@ -49,7 +48,7 @@ class Evidence(NamedTuple):
 
 def architecture(family: Family, assumed: Iterable[str]) -> list[str]:
     """A line of sizes, and one for each thing that was assumed."""
-    return [summary(family), *(f"assumed: {assumption}" for assumption in assumed)]
+    return [summary(family, families.of(family.name).width), *(f"assumed: {assumption}" for assumption in assumed)]
 
 
 def from_description(family: Any, request: ModelRequest) -> Evidence:
@@ -65,8 +64,8 @@ def from_description(family: Any, request: ModelRequest) -> Evidence:
 
 def from_weights(family: Any, request: ModelRequest, checkpoint: Checkpoint) -> Evidence:
     """The architecture of a checkpoint.  Raises ModelError for evidence that is missing, or contradicts itself."""
-    notes.check(checkpoint)
-    training = notes.fields(family, checkpoint)
+    notes.check(checkpoint, family.arch_type.__struct_fields__)
+    training = notes.fields(families.of(request.kind), checkpoint)
     try:
         arch = family.from_tensors(checkpoint.shapes, family.arch_type(**{**training, **request.fields}))
     except ModelError as error:
@@ -102,10 +101,12 @@ def complete(family: Any, request: ModelRequest, training: Fields, seen: Any, ch
         why = "; ".join(gaps.missing[name] for name in unknown)
         raise ModelError(f"{checkpoint.path} does not show {why}: {request.question(unknown)}")
     assumed = [f"{name} {value}, as is usual: nothing says {gaps.missing[name]}" for name, value in usual.items()]
-    if request.kind == "dit" and not (request.name or request.described or notes.predicts_noise(checkpoint)):
-        assumed.append(PREDICTION)
+    known = families.of(request.kind)
+    if known.lookalike and not (request.name or request.described or notes.predicts_noise(checkpoint)):
+        why = f"nothing says so, and a {known.lookalike} has the same tensors"
+        assumed.append(f"that it predicts noise, as a {known.title} does: {why}")
     arch = msgspec.structs.replace(seen, **{**gaps.usual, **gaps.known, **fields})
-    if "mlp_ratio" in fields and is_rounded(fields["mlp_ratio"], seen):
+    if "mlp_ratio" in fields and is_rounded(fields["mlp_ratio"], seen, known.width):
         arch = msgspec.structs.replace(arch, mlp_ratio=seen.mlp_ratio)
     return Evidence(arch, tuple(assumed))
 
@@ -126,22 +127,22 @@ def of_any_heads(arch: Any) -> Any:
     return msgspec.structs.replace(arch, num_heads=1) if hasattr(arch, "num_heads") else arch
 
 
-def is_rounded(ratio: float, arch: Any) -> bool:
+def is_rounded(ratio: float, arch: Any, width: str) -> bool:
     """Whether an `mlp_ratio` is the one that the tensors show, but for the rounding of a quotient."""
-    return bool(abs(ratio - arch.mlp_ratio) * width_of(arch) < 1)
+    return bool(abs(ratio - arch.mlp_ratio) * width_of(arch, width) < 1)
 
 
 def check_foreign(family: Any, request: ModelRequest, arch: Any, checkpoint: Checkpoint) -> None:
     """Refuse tensors that no model of the family has, as those of a relative of DiT."""
-    tensors = family(of_any_heads(arch)).tensors()
+    tensors, known = family(of_any_heads(arch)).tensors(), families.titles("or", "a ")
     if extra := next((name for name in checkpoint.shapes if name not in tensors), None):
-        raise ModelError(f"{checkpoint.path} holds no {request.kind} model: {extra} is no part of one: give a DiT or a U-ViT")
+        raise ModelError(f"{checkpoint.path} holds no {request.kind} model: {extra} is no part of one: give {known}")
 
 
 def contradictions(family: Any, fields: Fields, arch: Any) -> list[str]:
     """The fields that somebody says otherwise than the tensors show them."""
     names = [name for name in fields if name in shown(family) and fields[name] != getattr(arch, name)]
-    return [name for name in names if name != "mlp_ratio" or not is_rounded(fields[name], arch)]
+    return [name for name in names if name != "mlp_ratio" or not is_rounded(fields[name], arch, families.of(family.name).width)]
 
 
 def check_agrees(family: Any, fields: Fields, arch: Any, one: str, other: str, remedy: str) -> None:

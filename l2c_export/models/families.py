@@ -1,4 +1,4 @@
-"""The model families.  A family is one file: its segments, its tensors' names, its call.  To add one, list it here."""
+"""The model families.  To add one, describe it here: everybody else goes by this list."""
 
 from __future__ import annotations
 
@@ -6,20 +6,71 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ModelError
-from .dit import DiT
+from .descriptor import FamilyDescriptor, RouterLayout
 from .family import Family, fields_of
-from .uvit import UViT
-
-FAMILIES: dict[str, Any] = {family.name: family for family in (DiT, UViT)}
 
 
-def build(kind: str, arch: Mapping[str, Any]) -> Family:
-    """The family `kind` with the given architecture."""
-    if kind not in FAMILIES:
-        raise ModelError(f"unknown model family {kind!r}: known are {', '.join(FAMILIES)}")
-    family: Family = FAMILIES[kind](fields_of(FAMILIES[kind].arch_type, arch))
-    return family
+def _unet(count: int) -> list[str]:
+    """As many blocks in as out, one in the middle; of an even number one more goes out."""
+    half = (count - 1) // 2
+    return [*(f"in_blocks.{n}" for n in range(half)), "mid_block", *(f"out_blocks.{n}" for n in range(count - 1 - half))]
+
+
+DIT = FamilyDescriptor(
+    name="dit",
+    title="DiT",
+    home=".dit",
+    model="DiT",
+    mark="x_embedder.proj.weight",
+    sampler="ddim",
+    guidance=("first3", 4.0),
+    examples=("DiT-XL/2", "DiT-S/4@512"),
+    routed={56: "DiT-XL/2"},
+    lookalike="SiT",
+    parts=("attn", "mlp"),
+    router=RouterLayout(signed=False, threshold=lambda side: 0.1 if side < 64 else 0.9),  # 256 px; 512 px
+)
+UVIT = FamilyDescriptor(
+    name="uvit",
+    title="U-ViT",
+    home=".uvit",
+    model="UViT",
+    mark="patch_embed.proj.weight",
+    sampler="dpm-solver++",
+    guidance=("all", 1.4),
+    examples=("U-ViT-H/2",),
+    routed={58: "U-ViT-H/2"},
+    noted="u-?vit",
+    unguided=0.0,  # it writes c + s (c - u)
+    width="embed_dim",
+    side="img_size",
+    blocks=_unet,
+    parts=("attn", "mlp"),
+    router=RouterLayout(container="", signed=False, spare=2, spared=lambda arch: bool(arch.depth % 2)),
+)
+
+FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT)}
+
+
+def of(name: str) -> FamilyDescriptor:
+    """The family of that name.  Raises ModelError."""
+    if name not in FAMILIES:
+        raise ModelError(f"unknown model family {name!r}: known are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def build(name: str, arch: Mapping[str, Any]) -> Family:
+    """A model of the family `name` with the given architecture."""
+    family = of(name).load()
+    model: Family = family(fields_of(family.arch_type, arch))
+    return model
 
 
 def is_name(model: str) -> bool:
-    return any(family.named(model) is not None for family in FAMILIES.values())
+    return any(family.load().named(model) is not None for family in FAMILIES.values())
+
+
+def titles(conjunction: str, article: str = "") -> str:
+    """ "DiT and U-ViT"; "a DiT or a U-ViT" with an article."""
+    *others, last = (f"{article}{family.title}" for family in FAMILIES.values())
+    return f"{', '.join(others)} {conjunction} {last}" if others else last

@@ -46,11 +46,10 @@ class Family(Protocol):
 
     Its class also has `arch_type`, `named` and `from_tensors`, and may have `shown`, the fields of the architecture that
     tensors show, and `unshown`, which says of the others what follows from published models and what must be asked.
+    What is known of a family without its operations is in its descriptor (`families.py`).
     """
 
     name: ClassVar[str]
-    default_sampler: ClassVar[str]
-    default_guidance: ClassVar[tuple[str, float]]
     arch: Any
     latent: tuple[int, ...]  # channels, then the axes of a picture or of whatever else it makes
     inputs: tuple[RequestInput, ...]  # what a request says besides the noise
@@ -113,14 +112,14 @@ def check_total(family: Family) -> None:
         raise ModelError(f"{family.name}: {parameters:,} parameters and latents of {size}: check model=..")
 
 
-def width_of(arch: Any) -> int:
-    """The width of the tokens, by whatever name; 0 without one."""
-    return int(getattr(arch, "hidden_size", getattr(arch, "embed_dim", 0)))
+def width_of(arch: Any, field: str) -> int:
+    """The width of the tokens; 0 without one."""
+    return int(getattr(arch, field, 0))
 
 
-def summary(family: Family) -> str:
+def summary(family: Family, width_field: str) -> str:
     """One line: depth x width, heads, classes and picture size."""
-    arch, width = family.arch, width_of(family.arch)
+    arch, width = family.arch, width_of(family.arch, width_field)
     size = [f"{arch.depth} x {width}"] if width and hasattr(arch, "depth") else [counted(len(family.sublayers), "sublayer")]
     heads = [f"{arch.num_heads} heads"] if hasattr(arch, "num_heads") else []
     return ", ".join([family.name, *size, *heads, *map(asked, family.inputs), made(family.latent)])

@@ -10,15 +10,19 @@ import msgspec
 from ..errors import ModelError
 from ..support.file_kind import MODEL, json_text, of_json
 from ..weights.checkpoint import Checkpoint
-from ..weights.notes import size
 from . import foreign
 from .evidence import ModelRequest, from_description, from_weights
-from .families import FAMILIES
+from .families import FAMILIES, titles
 from .family import Family, check_keys, check_total, fields_of
 
 RECORDED = "router_file"  # a key of a recorded run's configuration, which says more than its model
 REMEDY = "give a JSON file with family and arch"
-EXAMPLES = "DiT-XL/2, DiT-S/4@512, U-ViT-H/2, a pipeline folder of diffusers, or a JSON file with family and arch"
+
+
+def examples() -> str:
+    """What may be asked for, in words."""
+    names = [name for family in FAMILIES.values() for name in family.examples]
+    return ", ".join([*names, "a pipeline folder of diffusers, or a JSON file with family and arch"])
 
 
 class Resolved(NamedTuple):
@@ -48,17 +52,17 @@ def ask(
         return _from_file(Path(model)) if is_file else _from_name(model, checkpoint)
     if checkpoint is not None:
         return ModelRequest(_family_of(checkpoint))
-    default = {("dit", 56): "DiT-XL/2", ("uvit", 58): "U-ViT-H/2"}.get((router_family or "", router_columns or 0))
+    default = FAMILIES[router_family].routed.get(router_columns or 0) if router_family in FAMILIES else None
     if default is None:
         wide = f"a router of width {router_columns}" if router_columns else "this schedule"
-        raise ModelError(f"{wide} does not say which model it is for: give model=.. ({EXAMPLES}) or weights=..")
+        raise ModelError(f"{wide} does not say which model it is for: give model=.. ({examples()}) or weights=..")
     assumed = f"the model {default}, which has the router's {router_columns} columns"
     return _from_name(default, None)._replace(assumed=(assumed,))
 
 
 def find(request: ModelRequest, checkpoint: Checkpoint | None) -> Resolved:
     """The model that fits what was asked for and the checkpoint.  Raises ModelError where these do not say all of it."""
-    family = FAMILIES[request.kind]
+    family = FAMILIES[request.kind].load()
     arch, assumed = from_weights(family, request, checkpoint) if checkpoint else from_description(family, request)
     model = family(arch)
     check_total(model)
@@ -68,11 +72,11 @@ def find(request: ModelRequest, checkpoint: Checkpoint | None) -> Resolved:
 def _from_name(model: str, checkpoint: Checkpoint | None) -> ModelRequest:
     """A name stands for a size; for a size of pictures, too, if it says one, and without weights for all of a model."""
     for kind, family in FAMILIES.items():
-        if (arch := family.named(model)) is not None:
+        if (arch := family.load().named(model)) is not None:
             fields: dict[str, Any] = msgspec.structs.asdict(arch)
-            pixels = {name: value for name, value in fields.items() if name in ("input_size", "img_size") and "@" in model}
-            return ModelRequest(kind, fields if checkpoint is None else {**size(arch), **pixels}, model)
-    raise ModelError(f"unknown model {model!r}: use for example {EXAMPLES}")
+            pixels = {family.side: fields[family.side]} if "@" in model else {}
+            return ModelRequest(kind, fields if checkpoint is None else {**family.size(arch), **pixels}, model)
+    raise ModelError(f"unknown model {model!r}: use for example {examples()}")
 
 
 def _from_file(path: Path) -> ModelRequest:
@@ -85,12 +89,12 @@ def _from_file(path: Path) -> ModelRequest:
             raise ModelError(f"{path}: unknown family {kind!r}: known are {', '.join(FAMILIES)}")
         if RECORDED not in config:
             check_keys(config, ("family", "arch"))
-        fields = msgspec.structs.asdict(fields_of(FAMILIES[kind].arch_type, arch))
+        fields = msgspec.structs.asdict(fields_of(FAMILIES[kind].load().arch_type, arch))
         return ModelRequest(kind, {name: value for name, value in fields.items() if name in arch}, described=True)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     except OSError as error:
-        raise ModelError(f"model={str(path)!r}: {error.strerror}: use for example {EXAMPLES}") from None
+        raise ModelError(f"model={str(path)!r}: {error.strerror}: use for example {examples()}") from None
     except KeyError as error:
         raise ModelError(f"{path}: the key {error} is missing: a model needs family and arch") from None
     except (msgspec.MsgspecError, AttributeError, RecursionError, TypeError, ValueError) as error:
@@ -98,7 +102,7 @@ def _from_file(path: Path) -> ModelRequest:
 
 
 def _family_of(checkpoint: Checkpoint) -> str:
-    for kind, mark in (("dit", "x_embedder.proj.weight"), ("uvit", "patch_embed.proj.weight")):
-        if mark in checkpoint.shapes:
+    for kind, family in FAMILIES.items():
+        if family.mark in checkpoint.shapes:
             return kind
-    raise ModelError(f"{checkpoint.path}: l2c-export knows DiT and U-ViT, and {foreign.what(checkpoint.shapes)}")
+    raise ModelError(f"{checkpoint.path}: l2c-export knows {titles('and')}, and {foreign.what(checkpoint.shapes)}")

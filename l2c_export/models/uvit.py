@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..ir.inputs import CLASS_LABELS, class_labels
-from ..samplers.reference import OF_FAMILY
 from . import layers
 from .family import Operation, Runner, check_sizes
 from .primitives import (
@@ -65,8 +64,6 @@ class UViT:
 
     name: ClassVar[str] = "uvit"
     arch_type: ClassVar[type] = UViTArch
-    default_sampler: ClassVar[str] = OF_FAMILY["uvit"]
-    default_guidance: ClassVar[tuple[str, float]] = ("all", 1.4)
     shown: ClassVar[tuple[str, ...]] = (
         "img_size", "patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "mlp_time_embed", "num_classes",
         "conv", "skip",

@@ -128,6 +128,5 @@ def of_case(
             f"golden={str(case)!r}: {counted(len(recorded), 'step')} of {noise.shape[1:]} latents, "
             f"not what {folder} was made for"
         )
-    # U-ViT's reference writes c + s (c - u); a guidance scale in the usual sense is 1 + s
-    usual = 1.0 if scale is None else 1.0 + scale if config["family"] == "uvit" else float(scale)
+    usual = 1.0 if scale is None else float(scale) + (1.0 - families.of(config["family"]).unguided)
     return Reference(folder, manifest, noise, inputs, usual, checkpoint, recorded, steps)

@@ -19,8 +19,6 @@ import numpy as np
 from ..errors import UsageError
 from .update import Update, float32
 
-OF_FAMILY = {"dit": "ddim", "uvit": "dpm-solver++"}  # what the references of these families sample with
-
 
 def ddim(steps: int) -> tuple[Update, ...]:
     """DDIM with eta = 0 (arXiv 2010.02502) over the linear schedule of guided-diffusion, `steps` of 1000 timesteps.

@@ -1,4 +1,4 @@
-"""Trained Learning-to-Cache routers: the two file formats of the reference, read into a Schedule."""
+"""Trained Learning-to-Cache routers, each as its family lays them out, read into a Schedule."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_ROWS, MOST_COLUMNS = 1000, 2**14  # samplers have no more steps, models no 
 
 
 class Router(NamedTuple):
-    """The logits of a router file: one row per step, two columns per block."""
+    """The logits of a router file: one row per step, a column for every sublayer."""
 
     path: Path
     family: str
@@ -39,7 +39,7 @@ class Router(NamedTuple):
     @property
     def sampler(self) -> str:
         """The one that a router of this family is made for."""
-        return str(FAMILIES[self.family].default_sampler)
+        return FAMILIES[self.family].sampler
 
     @property
     def columns(self) -> int:
@@ -54,15 +54,15 @@ class Router(NamedTuple):
     ) -> Schedule:
         """Sublayer j of row i is computed iff sigmoid(logit) > threshold, strictly, in float32.
 
-        `columns` are the model's sublayers, or their number; a U-ViT of odd depth has two fewer than its router.
+        `columns` are the model's sublayers, or their number; a router may have spare columns behind those.
         """
         rows, width = self.logits.shape
         steps = rows if steps is None else steps
         if rows != steps:
             raise ScheduleError(f"{self.path}: the router has {counted(rows, 'row')}, but steps={steps}: they must be equal")
         names = sublayers_of(self.family, width if columns is None else columns)
-        count, spare = len(names), 2 if self.family == "uvit" else 0
-        if count not in (width, width - spare):
+        count = len(names)
+        if count not in (width, width - FAMILIES[self.family].router.spare):
             raise ScheduleError(
                 f"{self.path}: the router is {width} wide, but the model has {counted(count, 'sublayer')} "
                 f"({counted(count // 2, 'block')}): give the model that the router was trained for with model=.."
@@ -85,12 +85,10 @@ def read(path: Path) -> Router:
     except OSError as error:
         raise ScheduleError(f"{path}: cannot be read: {error.strerror}: {REMEDY}") from None
     state = torch_file.load(path, ScheduleError, "a router", REMEDY)
-    family = "uvit"
-    if isinstance(state, Mapping) and "routers" in state:
-        state, family = state["routers"], state.get("family", "dit")
+    family, state = _whose(state)
     if not isinstance(family, str) or family not in FAMILIES:
         raise ScheduleError(f"{path}: a router of unknown family {family!r}: known are {', '.join(FAMILIES)}")
-    rows = _rows(path, state)
+    rows = _rows(path, state, family)
     logits = torch.from_numpy(np.stack([row.float32() for row in rows]))
     if not logits.isfinite().all():
         raise ScheduleError(f"{path}: the router holds NaN or infinite logits: {REMEDY}")
@@ -100,45 +98,63 @@ def read(path: Path) -> Router:
     return router
 
 
-def _rows(path: Path, state: object) -> list[torch_file.Tensor]:
+def _whose(state: object) -> tuple[object, object]:
+    """What a file says of its family, or how it is laid out does; and its rows."""
+    file = state if isinstance(state, Mapping) else {}
+    layouts = {family.name: family.router for family in FAMILIES.values()}
+    boxes = [box for box in dict.fromkeys(layout.container for layout in layouts.values()) if box and box in file]
+    if not boxes:
+        bare = [name for name, layout in layouts.items() if not layout.container]
+        return next((name for name in bare if layouts[name].row.format(0) in file), bare[0]), state
+    unsigned = [name for name, layout in layouts.items() if layout.container in boxes and not layout.signed]
+    said = file.get("family", unsigned[0] if unsigned else None)
+    own = layouts[said].container if isinstance(said, str) and said in layouts else ""
+    return said, file[own if own in boxes else boxes[0]]
+
+
+def _rows(path: Path, state: object, family: str) -> list[torch_file.Tensor]:
     """The rows of a router in their order, all of one type and length."""
+    layout, per_block = FAMILIES[family].router, max(1, len(FAMILIES[family].parts))
+    names, length = ", ".join(layout.names(2)), {1: "one length", 2: "one even length"}.get(per_block, f"{per_block} a block")
     if not isinstance(state, Mapping) or not state:
-        raise ScheduleError(f"{path} is not a router: expected tensors named 0.prob, 1.prob, ..: {REMEDY}")
-    expected = [f"{i}.prob" for i in range(len(state))]
+        raise ScheduleError(f"{path} is not a router: expected tensors named {names}, ..: {REMEDY}")
+    expected = layout.names(len(state))
     if odd := next((str(k) for k in state if k not in expected), None):
         remedy = "give weights with weights=.." if containers.holds_model(state, (torch_file.Tensor,)) else REMEDY
-        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of 0.prob, 1.prob, ..: {remedy}")
+        raise ScheduleError(f"{path} is not a router: it holds {odd!r} instead of {names}, ..: {remedy}")
     rows = [state[name] for name in expected]
     if any(not isinstance(row, torch_file.Tensor) or row.dtype not in FLOATS or len(row.shape) != 1 for row in rows):
-        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
+        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of {length}: {REMEDY}")
     columns = rows[0].shape[0]
     if len(rows) > MOST_ROWS or columns > MOST_COLUMNS:
         raise ScheduleError(f"{path} is not a router: {len(rows)} rows of {columns} are more than any model has: {REMEDY}")
-    if columns % 2 or any(row.shape != rows[0].shape for row in rows):
-        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of one even length: {REMEDY}")
+    if columns % per_block or any(row.shape != rows[0].shape for row in rows):
+        raise ScheduleError(f"{path} is not a router: its rows must be float vectors of {length}: {REMEDY}")
     return rows
 
 
 def encode(family: str, logits: torch.Tensor, optimizer: Mapping[str, Any], args: argparse.Namespace) -> bytes:
     """A router file in the reference's layout: logits (rows, columns) float32, as `read` takes them.
 
-    U-ViT's has the rows alone.  DiT's is that of all others, too, which say whose it is.
+    U-ViT's has the rows alone.  DiT's is that of most others, too, which say whose it is.
     """
-    rows = {f"{i}.prob": row.clone() for i, row in enumerate(logits)}
-    content = {"routers": rows, "opt": dict(optimizer), "args": args}
+    layout = FAMILIES[family].router
+    rows = dict(zip(layout.names(len(logits)), (row.clone() for row in logits), strict=True))
+    content = {layout.container: rows, "opt": dict(optimizer), "args": args, **({"family": family} if layout.signed else {})}
     data = io.BytesIO()
-    torch.save(rows if family == "uvit" else content if family == "dit" else {**content, "family": family}, data)
+    torch.save(content if layout.container else rows, data)
     return data.getvalue()
 
 
 def width(family: Family) -> int:
-    """The columns of a router file: two per block, and for a U-ViT of odd depth two that nobody reads."""
-    return len(family.sublayers) + (2 if family.name == "uvit" and family.arch.depth % 2 else 0)
+    """The columns of a router file: the sublayers, and those that nobody reads."""
+    layout = FAMILIES[family.name].router
+    return len(family.sublayers) + (layout.spare if layout.spared(family.arch) else 0)
 
 
 def default_threshold(family: str, latent_size: int) -> float:
-    """The thresholds of the released routers: 0.1 for DiT at 256 px, 0.9 at 512 px and for U-ViT."""
-    return 0.1 if family == "dit" and latent_size < 64 else 0.9
+    """The thresholds of the released routers."""
+    return FAMILIES[family].router.threshold(latent_size)
 
 
 def router_rows(sampler: str, steps: int) -> tuple[int | None, ...]:

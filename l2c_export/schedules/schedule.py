@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from ..errors import ScheduleError, UsageError
-from ..samplers.reference import OF_FAMILY
+from ..models.families import FAMILIES
 from ..samplers.scheduler_config import Scheduler
 from ..samplers.table import table
 from ..samplers.update import Table
@@ -174,9 +174,9 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         sublayers (two per block) or their number; `sampler` is the family's, "ddim" or "dpm-solver++", where none is given.
         Raises UsageError.
         """
-        if family not in OF_FAMILY:
-            raise UsageError(f"family={family!r}: use one of {', '.join(OF_FAMILY)}")
-        chosen = sampler or OF_FAMILY[family]
+        if family not in FAMILIES:
+            raise UsageError(f"family={family!r}: use one of {', '.join(FAMILIES)}")
+        chosen = sampler or FAMILIES[family].sampler
         count = len(table(chosen, steps, scheduler).updates)
         full, names = full_calls(rule, count), sublayers_of(family, columns)
         computed = [range(len(names)) if n in full else () for n in range(count)]

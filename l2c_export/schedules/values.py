@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..errors import ScheduleError
+from ..models.families import FAMILIES
 from ..support.words import counted
 
 OUTPUT, STACK = "output", "stack"
@@ -110,26 +111,14 @@ def matched(pattern: str, sublayers: tuple[str, ...]) -> frozenset[str]:
 def sublayers_of(family: str, columns: int | Sequence[str]) -> tuple[str, ...]:
     """The names of the columns, where only their number may be known.
 
-    For a DiT and a U-ViT, whose schedules and routers have numbers instead of names, those of the model: column 2b is the
-    attention of block b, column 2b + 1 its MLP (U-ViT: in blocks, the middle, out blocks).  Otherwise "0", "1", ..
+    Those of the model, where its family's descriptor says them: column 2b of a DiT is the attention of block b, column 2b + 1
+    its MLP (U-ViT: in blocks, the middle, out blocks).  Otherwise "0", "1", ..
     """
     if not isinstance(columns, int):
         return tuple(columns)
     if not 1 <= columns <= MOST:
         raise ScheduleError(f"schedule: {columns} columns: a model has 1 to {MOST} sublayers")
-    blocks = _block_names(family, (columns + 1) // 2)
-    pairs = [f"{block}.{kind}" for block in blocks for kind in ("attn", "mlp")]
-    return tuple(pairs[:columns]) if pairs else tuple(map(str, range(columns)))
-
-
-def _block_names(family: str, count: int) -> list[str]:
-    if family == "dit":
-        return [f"blocks.{b}" for b in range(count)]
-    if family != "uvit":
-        return []
-    half = (count - 1) // 2
-    outs = range(count - 1 - half)
-    return [*(f"in_blocks.{b}" for b in range(half)), "mid_block", *(f"out_blocks.{b}" for b in outs)]
+    return FAMILIES[family].sublayers(columns) if family in FAMILIES else tuple(map(str, range(columns)))
 
 
 def columns_of(values: Cacheable, chosen: Collection[int | str]) -> tuple[int, ...]:

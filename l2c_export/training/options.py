@@ -16,7 +16,7 @@ from ..compiler.request import GUIDANCE
 from ..errors import ArtefactError, UsageError
 from ..ir.dtypes import DTYPES
 from ..ir.inputs import guided
-from ..models import lookup
+from ..models import families, lookup
 from ..models.evidence import architecture
 from ..models.family import Family
 from ..schedules import routers
@@ -161,7 +161,7 @@ def guidance_of(options: TrainingOptions, family: Family) -> Guidance:
         if options.guidance not in (None, "none"):
             raise UsageError(f"guidance={options.guidance!r}: no input has an unconditional value: use guidance='none'")
         return Guidance(mode="none", scale=1.0)
-    mode, scale = family.default_guidance
+    mode, scale = families.of(family.name).guidance
     mode = options.guidance or mode
     scale = scale if options.guidance_scale is None else options.guidance_scale
     return Guidance(mode="none", scale=1.0) if mode == "none" or scale == 1 else Guidance(mode=mode, scale=scale)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ..compiler.plan import make_plan
 from ..errors import UsageError
+from ..models import families
 from ..models.family import Family
 from ..samplers.reference import updates
 from ..schedules.forms import ScheduleSource
@@ -34,16 +35,17 @@ class FullCall(NamedTuple):
 
 def full_calls(family: Family, steps: int) -> tuple[FullCall, ...]:
     """The sampler that a router of this family is made for, without a cache."""
-    return tuple(FullCall(*update) for update in updates(family.default_sampler, steps))
+    return tuple(FullCall(*update) for update in updates(families.of(family.name).sampler, steps))
 
 
 def make_pairs(family: Family, steps: int) -> tuple[Pair, ...]:
     """The cached calls in sampling order.  Raises UsageError when there is none."""
     calls = full_calls(family, steps)
-    nothing = from_scores(family.name, family.default_sampler, steps, [()] * steps, family.sublayers, 0.0, ScheduleSource())
+    sampler = families.of(family.name).sampler
+    nothing = from_scores(family.name, sampler, steps, [()] * steps, family.sublayers, 0.0, ScheduleSource())
     ages = [key.sources[0] for key in make_plan(nothing).keys]
     pairs = []
-    for n, row in enumerate(router_rows(family.default_sampler, steps)):
+    for n, row in enumerate(router_rows(sampler, steps)):
         if row is not None:
             fill = n - ages[n]
             start = next(k for k in range(fill, -1, -1) if k == 0 or calls[k - 1].ends_step)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from helpers import evaluate, lines, parse
-from streams import Streams, StreamsArch
+from streams import STREAMS, Streams, StreamsArch
 
 import l2c_export
 from l2c_export.compiler.compile import compile_artefact
@@ -30,7 +30,7 @@ COLUMNS = Streams(StreamsArch()).sublayers  # joint and text of two blocks
 @pytest.fixture
 def streams(monkeypatch, tmp_path):
     """A description of the model."""
-    monkeypatch.setitem(families.FAMILIES, "streams", Streams)
+    monkeypatch.setitem(families.FAMILIES, "streams", STREAMS)
     path = tmp_path / "model.json"
     path.write_text(json.dumps({"family": "streams", "arch": {"width": 8}}))
     return str(path)

@@ -70,7 +70,7 @@ def test_all_that_is_exported_lies_in_the_folders_of_the_key():
 
 
 def family(name):
-    kind = next(f for f in families.FAMILIES.values() if f.named(name))
+    kind = next(f for f in (each.load() for each in families.FAMILIES.values()) if f.named(name))
     return kind(kind.named(name))
 
 

@@ -9,6 +9,7 @@ from small_trainings import desk, invoke, logits_of, model_of, trained
 
 from l2c_export.errors import ScheduleError
 from l2c_export.models import dit, families
+from l2c_export.models.descriptor import FamilyDescriptor
 from l2c_export.models.dit import DiT
 from l2c_export.schedules import routers
 from l2c_export.schedules.schedule import Schedule
@@ -55,8 +56,8 @@ class Third(DiT):
 
 @pytest.mark.parametrize(("sampler", "rows"), [("ddim", (3, 3)), ("dpm-solver++", (2, 4))])
 def test_a_router_of_another_family_is_that_familys(tmp_path, monkeypatch, sampler, rows):
-    monkeypatch.setitem(families.FAMILIES, "third", Third)
-    monkeypatch.setattr(Third, "default_sampler", sampler)
+    third = FamilyDescriptor("third", "Third", __name__, "Third", "x_embedder.proj.weight", sampler, ("first3", 4.0))
+    monkeypatch.setitem(families.FAMILIES, "third", third)
     arch = {"input_size": 4, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
     (tmp_path / "m.json").write_text(json.dumps({"family": "third", "arch": arch}))
     line = f"--model {tmp_path}/m.json --weights random"

@@ -17,6 +17,7 @@ from . import hub, model_index
 from .model_index import CONFIG, INDEX, KNOWN, PIPELINE, TRANSFORMER, TRANSFORMERS, PipelineIndex, config
 from .tensor_names import TransformerConfig, check_blocks, for_model, read_config, renamed, same_embedders
 
+FAMILY = "dit"  # what a DiTPipeline holds
 SCHEDULER = "scheduler/scheduler_config.json"
 # What the released DiT pipelines have, for a transformer that comes without a scheduler.
 USUAL_SCHEDULER = {"_class_name": DDIM, "clip_sample": False}
@@ -185,7 +186,7 @@ def chosen_autoencoder(path: Path) -> Path:
 
 def _check_same_model(folder: Folder, family: str, arch: Mapping[str, Any]) -> None:
     """By what their shapes do not show.  Where a model was named by its reference, only what that has, too, is compared."""
-    if family != "dit":
+    if family != FAMILY:
         raise WeightsError(f"{folder.path}: holds a DiT, but the model is a {family}: give the weights of this model")
     names = ["num_heads", "num_classes"]
     if arch.get("frequency_shift") == folder.arch["frequency_shift"]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import ModelError
-from .checkpoint import Checkpoint
+from ..weights.checkpoint import Checkpoint
+from .descriptor import FamilyDescriptor
+from .families import FAMILIES, titles
 
 NOISE = ("noise", "eps", "epsilon", "pred_noise")
 PREDICTIONS = ("prediction", "prediction_type", "parameterization", "objective")
 OTHERS = ("path_type", "predict_xstart", "predict_v", "qk_norm", "use_rope", "use_swiglu", "use_rmsnorm")  # of other models
 USUAL = {"noise_schedule": "linear", "beta_schedule": "linear", "diffusion_steps": 1000}  # of DiT's diffusion
-SIT, KNOWN = (re.compile(rf"(?<![a-z])({name})(?![a-z])", re.IGNORECASE) for name in ("sit", "dit|u-?vit"))
-SIZE = ("depth", "hidden_size", "embed_dim", "patch_size", "num_heads")
 
 
 def options(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -29,56 +29,68 @@ def model_name(checkpoint: Checkpoint) -> str:
     return name if isinstance(name, str) else ""
 
 
-def fields(family: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+def fields(family: FamilyDescriptor, checkpoint: Checkpoint) -> dict[str, Any]:
     """The fields of an architecture that the options tell, those of a published name among them."""
-    training, usual = options(checkpoint), family.arch_type()
-    published = family.named(model_name(checkpoint))
+    model = family.load()
+    training, usual = options(checkpoint), model.arch_type()
     return {
-        **size(published),
+        **family.size(model.named(model_name(checkpoint))),
         **{f: training[f] for f in usual.__struct_fields__ if f in training and _alike(training[f], getattr(usual, f))},
     }
-
-
-def size(arch: Any) -> dict[str, Any]:
-    """What a published name says of any model that is built under it, whatever its pictures and classes."""
-    return {name: getattr(arch, name) for name in SIZE if hasattr(arch, name)}
 
 
 def _alike(value: object, usual: object) -> bool:
     return type(value) is type(usual) or (type(value) is int and type(usual) is float)
 
 
+def names_one(name: str, patterns: Collection[str]) -> bool:
+    """Whether a model's name has that of a family in it."""
+    return re.search(rf"(?<![a-z])({'|'.join(patterns)})(?![a-z])", name, re.IGNORECASE) is not None
+
+
+def is_known(name: str) -> bool:
+    return names_one(name, [family.pattern for family in FAMILIES.values()])
+
+
+def is_flow(name: str) -> bool:
+    return names_one(name, ["sit"])
+
+
 def predicts_noise(checkpoint: Checkpoint) -> bool:
     """Whether the options say so."""
-    return bool(KNOWN.search(model_name(checkpoint))) or any(options(checkpoint).get(key) in NOISE for key in PREDICTIONS)
+    return is_known(model_name(checkpoint)) or any(options(checkpoint).get(key) in NOISE for key in PREDICTIONS)
 
 
-def check(checkpoint: Checkpoint) -> None:
-    """Raise ModelError for a model that was trained to predict something else than noise, as far as one can see."""
+def check(checkpoint: Checkpoint, fields: Collection[str]) -> None:
+    """Raise ModelError for a model that was trained to predict something else than noise, as far as one can see.
+
+    `fields` are those of its architecture, which are options of its own.
+    """
     training = options(checkpoint)
-    unsupported = {key: training[key] for key in OTHERS if training.get(key) not in (None, False)}
+    unsupported = {key: training[key] for key in OTHERS if key not in fields and training.get(key) not in (None, False)}
     unsupported |= {
         key: training[key] for key in PREDICTIONS if isinstance(training.get(key), str) and training[key].lower() not in NOISE
     }
     unsupported |= {
         key: training[key] for key, usual in USUAL.items() if type(training.get(key)) is type(usual) and training[key] != usual
     }
-    sit = SIT.search(model_name(checkpoint))
+    sit = is_flow(model_name(checkpoint))
     unsupported = {"model": model_name(checkpoint), **unsupported} if sit else unsupported
     if unsupported:
         flow = sit or "path_type" in unsupported or unsupported.get("prediction") in ("v", "velocity")
         kind = "flow matching" if flow else "what it is"
         words = ", ".join(f"{key} {value!r}" for key, value in unsupported.items())
-        raise ModelError(f"{checkpoint.path}: {kind} is not supported yet (its training noted {words}): give a DiT or a U-ViT")
-    if not training and SIT.search(checkpoint.path.name):
+        noted, remedy = f"(its training noted {words})", f"give {titles('or', 'a ')}"
+        raise ModelError(f"{checkpoint.path}: {kind} is not supported yet {noted}: {remedy}")
+    if not training and is_flow(checkpoint.path.name):
         raise ModelError(f"{checkpoint.path}: a SiT by its name: flow matching is not supported yet: rename it if it is a DiT")
 
 
 def check_name(checkpoint: Checkpoint, remedy: str) -> None:
     """Raise ModelError for the name of another model."""
-    name = model_name(checkpoint)
-    if name and not KNOWN.search(name):
-        raise ModelError(f"{checkpoint.path}: its training noted model {name!r}, which is neither DiT nor U-ViT: {remedy}")
+    name, neither = model_name(checkpoint), " nor ".join(family.title for family in FAMILIES.values())
+    if name and not is_known(name):
+        raise ModelError(f"{checkpoint.path}: its training noted model {name!r}, which is neither {neither}: {remedy}")
 
 
 def check_pictures(checkpoint: Checkpoint, latent: tuple[int, ...]) -> None:
@@ -94,7 +106,7 @@ def check_pictures(checkpoint: Checkpoint, latent: tuple[int, ...]) -> None:
 
 def check_same(checkpoint: Checkpoint, arch: Mapping[str, Any]) -> None:
     """Raise ModelError for weights whose training noted another model than the architecture of an artefact."""
-    check(checkpoint)
+    check(checkpoint, arch)
     training = options(checkpoint)
     for name in ("num_heads", "num_classes"):
         if type(training.get(name)) is int and training[name] != arch.get(name, training[name]):
