@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ..errors import ModelError
 from .descriptor import FamilyDescriptor, RouterLayout
-from .family import Family, fields_of
+
+if TYPE_CHECKING:
+    from .family import Family
 
 
 def _unet(count: int) -> list[str]:
@@ -49,6 +54,9 @@ UVIT = FamilyDescriptor(
     router=RouterLayout(container="", signed=False, spare=2, spared=lambda arch: bool(arch.depth % 2)),
 )
 
+# Keys of the reference's own configurations that change no number: what saves memory in training.
+WITHOUT_EFFECT = {"use_checkpoint"}
+
 FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT)}
 
 
@@ -74,3 +82,18 @@ def titles(conjunction: str, article: str = "") -> str:
     """ "DiT and U-ViT"; "a DiT or a U-ViT" with an article."""
     *others, last = (f"{article}{family.title}" for family in FAMILIES.values())
     return f"{', '.join(others)} {conjunction} {last}" if others else last
+
+
+def fields_of(arch_type: type, config: Mapping[str, Any]) -> Any:
+    """Build an architecture record from a configuration.  Raises ModelError for a key that is not known."""
+    names = [f.name for f in msgspec.structs.fields(arch_type)]
+    check_keys(config, names, WITHOUT_EFFECT)
+    return msgspec.convert({k: v for k, v in config.items() if k in names}, arch_type)
+
+
+def check_keys(config: Mapping[str, Any], known: Sequence[str], tolerated: Collection[str] = ()) -> None:
+    """Raise ModelError naming the first key that is not known, and the nearest that is."""
+    for key in config:
+        if key not in known and key not in tolerated:
+            close = difflib.get_close_matches(key, known, 1)
+            raise ModelError(f"unknown key {key!r}: {f'use {close[0]}' if close else 'known are ' + ', '.join(known)}")

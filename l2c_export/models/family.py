@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -65,25 +64,6 @@ class Family(Protocol):
         x (B, C, ..) float32 latents; rows (R,) int32: which latent each row of the model's batch uses; t (R,) float32
         timesteps; request: (R, *shape) of every declared input, by name.  Returns (R, C or more, ..).
         """
-
-
-# Keys of the reference's own configurations that change no number: what saves memory in training.
-WITHOUT_EFFECT = {"use_checkpoint"}
-
-
-def fields_of(arch_type: type, config: Mapping[str, Any]) -> Any:
-    """Build an architecture record from a configuration.  Raises ModelError for a key that is not known."""
-    names = [f.name for f in msgspec.structs.fields(arch_type)]
-    check_keys(config, names, WITHOUT_EFFECT)
-    return msgspec.convert({k: v for k, v in config.items() if k in names}, arch_type)
-
-
-def check_keys(config: Mapping[str, Any], known: Sequence[str], tolerated: Collection[str] = ()) -> None:
-    """Raise ModelError naming the first key that is not known, and the nearest that is."""
-    for key in config:
-        if key not in known and key not in tolerated:
-            close = difflib.get_close_matches(key, known, 1)
-            raise ModelError(f"unknown key {key!r}: {f'use {close[0]}' if close else 'known are ' + ', '.join(known)}")
 
 
 # What no model comes near, and what would take forever to find out.

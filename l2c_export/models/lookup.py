@@ -12,8 +12,8 @@ from ..support.file_kind import MODEL, json_text, of_json
 from ..weights.checkpoint import Checkpoint
 from . import foreign
 from .evidence import ModelRequest, from_description, from_weights
-from .families import FAMILIES, titles
-from .family import Family, check_keys, check_total, fields_of
+from .families import FAMILIES, check_keys, fields_of, titles
+from .family import Family, check_total
 
 RECORDED = "router_file"  # a key of a recorded run's configuration, which says more than its model
 REMEDY = "give a JSON file with family and arch"
