@@ -39,7 +39,7 @@ class StreamsArch(msgspec.Struct, frozen=True):
 
 STREAMS = FamilyDescriptor(
     name="streams", title="Streams", home=__name__, model="Streams", mark="blocks.0.qkv.weight", sampler="ddim",
-    guidance=("all", 1.5),
+    guidance=("all", 1.5), parts=("joint", "text"),
 )  # fmt: skip
 
 
