@@ -12,6 +12,7 @@ from torch import Tensor
 
 from l2c_export.ir.inputs import RequestInput
 from l2c_export.models import layers
+from l2c_export.models.descriptor import FamilyDescriptor
 from l2c_export.models.family import Operation, Runner
 from l2c_export.models.primitives import add, gather, gelu, linear, sinusoid, unsqueeze
 
@@ -23,13 +24,16 @@ class VectorArch(msgspec.Struct, frozen=True):
     entries: int = 5
 
 
+VECTOR = FamilyDescriptor(
+    name="vector", title="Vector", home=__name__, model="Vector", mark="told.weight", sampler="ddim", guidance=("all", 2.0)
+)  # fmt: skip
+
+
 class Vector:
     """Blocks of one MLP each over three curves, which see the sum of timestep and vector."""
 
     name: ClassVar[str] = "vector"
     arch_type: ClassVar[type] = VectorArch
-    default_sampler: ClassVar[str] = "ddim"
-    default_guidance: ClassVar[tuple[str, float]] = ("all", 2.0)
 
     def __init__(self, arch: VectorArch) -> None:
         self.arch, self.latent = arch, (3, arch.length)

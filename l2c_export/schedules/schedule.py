@@ -144,8 +144,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     ) -> Schedule:
         """A schedule from the computed columns of every call, in sampling order; the others are reused.
 
-        `columns` are the names of the model's sublayers, or their number, where `family` is "dit" or "uvit".  Raises
-        ScheduleError or UsageError.
+        `columns` are the names of the model's sublayers, or their number, where `family` is "dit" or "uvit" (or another
+        whose descriptor names them).  Raises ScheduleError or UsageError.
         """
         chosen = [set(run) for run in computed]
         updates = table(sampler, steps, scheduler).updates

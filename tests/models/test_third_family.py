@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import save_file
 
 import l2c_export
-from l2c_export.ir.inputs import class_labels
+from l2c_export.ir.inputs import CLASS_LABELS, class_labels
 from l2c_export.models import families, layers
 from l2c_export.models.descriptor import FamilyDescriptor, RouterLayout
 from l2c_export.models.family import Operation
@@ -36,7 +36,6 @@ class Swift:
 
     def __init__(self, arch):
         self.arch, self.latent = arch, (CHANNELS, SIDE, SIDE)
-        self.labels = self.null_label = arch.classes
         self.inputs = (class_labels(arch.classes, arch.classes),)
         self.sublayers = SWIFT.sublayers(2 * arch.depth)
         self.segments = {
@@ -65,8 +64,8 @@ class Swift:
         ends |= {"last.norm": (d,), "last.w": (4 * CHANNELS, d)}
         return ends | {f"layers.{n}.{name}": shape for n in range(self.arch.depth) for name, shape in block.items()}
 
-    def call(self, run, x, rows, t, y):
-        h = run("embed", x, rows, run("given", run("time", t, at="time"), y, at="given"), at="tokens")
+    def call(self, run, x, rows, t, request):
+        h = run("embed", x, rows, run("given", run("time", t, at="time"), request[CLASS_LABELS], at="given"), at="tokens")
         for name in self.sublayers:
             at, _, op = name.rpartition(".")
             h = run.residual(h, run.sublayer(op, h, at=at), name)

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from recorded import same
 from safetensors.numpy import save_file
-from vector import Vector, VectorArch, described
+from vector import VECTOR, Vector, VectorArch, described
 
 import l2c_export
 from l2c_export.artefact import store
@@ -22,9 +22,8 @@ from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
 from l2c_export.errors import UsageError
 from l2c_export.inspection.calibrate import segment_times
+from l2c_export.models.evidence import architecture
 from l2c_export.models.families import FAMILIES
-from l2c_export.models.family import summary
-from l2c_export.samplers.reference import OF_FAMILY
 
 TOLD = np.random.default_rng(5).standard_normal((3, 5)).astype(np.float32)
 
@@ -33,8 +32,7 @@ TOLD = np.random.default_rng(5).standard_normal((3, 5)).astype(np.float32)
 def known():
     """The family is listed while these tests run."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(FAMILIES, Vector.name, Vector)
-        patched.setitem(OF_FAMILY, Vector.name, Vector.default_sampler)
+        patched.setitem(FAMILIES, VECTOR.name, VECTOR)
         yield
 
 
@@ -73,7 +71,7 @@ def test_it_is_declared_in_the_artefact(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["inputs"] == [{"name": "condition", "shape": [5], "dtype": "float32", "known": "request",
                                    "unconditional": [0.0, 0.25, 0.5, 0.75, 1.0]}]  # fmt: skip
-    assert summary(Vector(VectorArch())) == "vector, 2 sublayers, condition 5 + null, latents 3 x 6"
+    assert architecture(Vector(VectorArch()), ()) == ["vector, 2 sublayers, condition 5 + null, latents 3 x 6"]
 
 
 @pytest.mark.parametrize("options", [{}, {"hoist": False}, {"fold": False}, {"link": "static"}, {"guidance": "none"}], ids=str)

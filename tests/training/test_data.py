@@ -11,12 +11,11 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from small_trainings import desk, invoke
-from vector import Vector, VectorArch, described
+from vector import VECTOR, Vector, VectorArch, described
 
 from l2c_export.errors import UsageError
 from l2c_export.models import lookup
 from l2c_export.models.families import FAMILIES
-from l2c_export.samplers.reference import OF_FAMILY
 from l2c_export.schedules import routers
 from l2c_export.training import data
 from l2c_export.training.lessons import dropped
@@ -141,8 +140,7 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path, change, problem):
 @pytest.fixture
 def vectors(monkeypatch, tmp_path):
     """A family that is told a vector, its weights, and curves to train on."""
-    monkeypatch.setitem(FAMILIES, Vector.name, Vector)
-    monkeypatch.setitem(OF_FAMILY, Vector.name, Vector.default_sampler)
+    monkeypatch.setitem(FAMILIES, VECTOR.name, VECTOR)
     chance = np.random.default_rng(0)
     arrays = {"latents": chance.standard_normal((4, 3, 6), np.float32), "condition": chance.standard_normal((4, 5), np.float32)}
     np.savez(tmp_path / "data.npz", **arrays)
