@@ -11,6 +11,7 @@ import pytest
 
 from l2c_export.backends.tensorrt import builder
 from l2c_export.compiler.onnx import export
+from l2c_export.compiler.record import record
 from l2c_export.models import families
 from l2c_export.models.updates import UPDATES
 from l2c_export.support.source_hash import PACKAGE, python_files, source_hash
@@ -76,11 +77,11 @@ def family(name):
 
 def test_the_key_follows_the_source(monkeypatch):
     """What `cached` is asked for, with another source beneath."""
-    keys = []
+    keys, body = [], record(family("DiT-S/2")).bodies["modulation"]
     monkeypatch.setattr(export, "cached", lambda kind, key, make: keys.append(key) or onnx.ModelProto().SerializeToString())
     for digest in ("a", "a", "b"):
         monkeypatch.setattr(export, "source_hash", lambda *parts, digest=digest: digest)
-        export._cached(family("DiT-S/2"), "modulation", [])
+        export.export(body)
     assert keys[0] == keys[1] != keys[2]
 
 
