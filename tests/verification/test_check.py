@@ -224,7 +224,7 @@ def test_a_fingerprint_of_other_weights_is_none(copy):
 
 def test_what_is_not_finite_is_no_fingerprint(copy):
     pipe = l2c_export.load(copy, "onnxruntime", link="shared")
-    loop = pipe.generation([7], pipe.manifest.guidance.scale).loop
+    loop = pipe.generation(asked([7]), pipe.manifest.guidance.scale, 1).loop
     last = loop.bound(0)[-1]
 
     def overflowing():
