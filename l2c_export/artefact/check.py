@@ -198,6 +198,8 @@ def _fingerprint(manifest: Manifest, record: FingerprintRecord) -> Iterator[str]
     compiled, indices = manifest.program(), (record.filling or 0, record.light or 0)
     if not 0 <= record.calls <= len(compiled.calls) or not all(0 <= n < max(record.calls, 1) for n in indices):
         yield f"is of {record.calls} calls, among them {indices}"
+    if not record.calls and not record.pieces:
+        yield "is of nothing"
     if record.precision != manifest.precision or not 0 <= record.seed < LARGEST or manifest.denoiser.weights is None:
         yield "is that of another artefact"
     for segment, piece in record.pieces.items():

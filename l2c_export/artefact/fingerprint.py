@@ -22,7 +22,7 @@ from safetensors.numpy import load, save
 
 from ..errors import ArtefactError
 from ..ir.graph import Node
-from ..ir.inputs import Inputs
+from ..ir.inputs import Inputs, RequestInput
 from ..weights.layout import rounded
 from .compiled import Compiled
 from .integrity import verified
@@ -131,6 +131,12 @@ def sketch(value: np.ndarray, seed: int) -> np.ndarray:
     return np.asarray(sums, np.float32)
 
 
+def finite(fingerprint: Fingerprint) -> bool:
+    """Whether all that was made is."""
+    made = (fingerprint.latents, *fingerprint.pieces.values())
+    return all(np.isfinite(value).all() for values in made for value in values)
+
+
 def write(path: Path, fingerprint: Fingerprint) -> None:
     """Write the file of a fingerprint."""
     tensors = {
@@ -150,12 +156,20 @@ def read(folder: Path, manifest: Manifest, record: FingerprintRecord) -> Fingerp
         tensors = load(verified(path, manifest.files[FINGERPRINT]))
         latent = (1, *manifest.program().latent)
         noise, *latents = (_typed(tensors, name, latent) for name in ("noise", *(f"call/{n}" for n in range(record.calls))))
-        inputs = {i.name: _typed(tensors, f"input/{i.name}", (1, *i.shape), i.dtype) for i in manifest.inputs}
+        inputs = {given.name: _asked(tensors, given) for given in manifest.inputs}
         scale = _typed(tensors, "guidance_scale", (1,))
         pieces = {segment: tuple(_sketches(tensors, manifest, segment)) for segment in record.pieces}
     except (SafetensorError, KeyError, ValueError) as error:
         raise ArtefactError(f"{path}: is not the fingerprint that the manifest describes: {error}") from None
     return Fingerprint(noise, inputs, float(scale[0]), tuple(latents), pieces)
+
+
+def _asked(tensors: Mapping[str, np.ndarray], given: RequestInput) -> np.ndarray:
+    """An input of the request, for one image; where it is a choice, one of those that there are."""
+    value = _typed(tensors, f"input/{given.name}", (1, *given.shape), given.dtype)
+    if given.choices and not (value.min() >= 0 and value.max() < given.choices):
+        raise ValueError(f"input/{given.name} is none of {given.choices} choices")
+    return value
 
 
 def _sketches(tensors: Mapping[str, np.ndarray], manifest: Manifest, segment: str) -> Iterator[np.ndarray]:

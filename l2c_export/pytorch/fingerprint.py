@@ -51,11 +51,12 @@ def record(folder: Path, manifest: Manifest) -> FingerprintRecord | None:
         node = compiled.node(piece, name)
         assert node
         given = fingerprint.inputs(compiled, node, planned.seed)
-        made = _piece(compiled, compiled.segments[name], node, given, weights)
-        pieces[name] = tuple(fingerprint.sketch(value, planned.seed) for value in made)
-    if not all(np.isfinite(value).all() for values in (latents, *pieces.values()) for value in values):
+        outputs = _piece(compiled, compiled.segments[name], node, given, weights)
+        pieces[name] = tuple(fingerprint.sketch(value, planned.seed) for value in outputs)
+    made = request._replace(latents=latents, pieces=pieces)
+    if not fingerprint.finite(made):
         return None
-    fingerprint.write(folder / FINGERPRINT, request._replace(latents=latents, pieces=pieces))
+    fingerprint.write(folder / FINGERPRINT, made)
     return msgspec.structs.replace(planned, recorded_by=f"PyTorch {torch.__version__} in float32")
 
 

@@ -19,7 +19,7 @@ from ..artefact.compiled import Compiled
 from ..artefact.fingerprint import Fingerprint
 from ..artefact.manifest import Manifest
 from ..artefact.records import FILE, FINGERPRINT, FingerprintRecord
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, printable
 from ..ir.graph import Node
 from ..ir.inputs import usual
 from ..runtime import pipeline
@@ -66,15 +66,14 @@ class CheckResult:
     @property
     def summary(self) -> str:
         """One line: right, or which value is wrong."""
-        allowed = f"atol {self.atol:g} + rtol {self.rtol:g}"
+        allowed, by = f"atol {self.atol:g} + rtol {self.rtol:g}", f"recorded by {self.recorded_by}"
         if self.passed:
             error = f"worst relative error {self.worst.error.relative:.1e} ({self.worst.what})"
-            return f"right: {error}, within {allowed}; recorded by {self.recorded_by}"
-        first = next(value for value in self.values if not value.passed)
-        wrong = sum(not value.passed for value in self.values)
+            return printable(f"right: {error}, within {allowed}; {by}")
+        first, *others = (value for value in self.values if not value.passed)
         off = f"off by {first.error.relative:.1e}" if math.isfinite(first.error.largest) else "NaN or infinite"
-        more = f", as {'is' if wrong == 2 else 'are'} {counted(wrong - 1, 'other')}" if wrong > 1 else ""
-        return f"wrong: {first.what} is {off}, not within {allowed}{more}; recorded by {self.recorded_by}"
+        more = f", as {'is' if len(others) == 1 else 'are'} {counted(len(others), 'other')}" if others else ""
+        return printable(f"wrong: {first.what} is {off}, not within {allowed}{more}; {by}")
 
 
 def check(
@@ -189,6 +188,8 @@ def renewed(pipe: pipeline.Pipeline, report: Report) -> Manifest:
     noise = standard_normal(manifest.program().latent, [planned.seed])
     request = Fingerprint(noise, usual(manifest.inputs, 1), manifest.guidance.scale, (), {})
     made = repeated(pipe, planned, request, feed=False)
+    if not fingerprint.finite(made):
+        raise RunError(f"{pipe.path}: {name} makes NaN or infinite values of it: that is no fingerprint")
     with staging.changed(pipe.path, report) as stage:
         store.check_unchanged(pipe.path, manifest)
         fingerprint.write(stage / FINGERPRINT, made)

@@ -137,6 +137,8 @@ def test_latents_that_are_not_finite_are_no_fingerprint(tiny, tmp_path):
     lambda t: t.update(noise=t["noise"].astype(np.float64)),
     lambda t: t["call/0"].fill(np.nan),
     lambda t: t.update({"input/class_labels": np.zeros(2, np.int32)}),
+    lambda t: t.update({"input/class_labels": np.array([10], np.int32)}),
+    lambda t: t.update({"input/class_labels": np.array([-1], np.int32)}),
 ])  # fmt: skip
 def test_another_file_in_its_place_is_refused_in_one_line(copy, change):
     tensors = load_file(copy / FINGERPRINT)
@@ -162,7 +164,7 @@ def replace_file(folder, write, content):
 
 @pytest.mark.parametrize("change", [
     {"calls": 8}, {"calls": -1}, {"light": 5}, {"filling": -1}, {"precision": "fp16"}, {"seed": -1},
-    {"pieces": {"attn": {"graph": "step-000", "node": "x"}}},
+    {"pieces": {"attn": {"graph": "step-000", "node": "x"}}}, {"calls": 0, "light": 0, "filling": 0, "pieces": {}},
 ], ids=str)  # fmt: skip
 def test_a_record_that_contradicts_the_artefact_is_refused(copy, change):
     manifest = store.read(copy)

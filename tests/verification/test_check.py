@@ -18,7 +18,7 @@ import l2c_export
 from l2c_export.artefact import fingerprint, integrity, store
 from l2c_export.artefact.records import FILE, FINGERPRINT
 from l2c_export.compiler.link import bind
-from l2c_export.errors import UsageError
+from l2c_export.errors import RunError, UsageError
 from l2c_export.weights.layout import WEIGHTS, Layout
 
 BACKENDS = tuple(name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name))
@@ -220,6 +220,28 @@ def test_a_fingerprint_of_other_weights_is_none(copy):
     store.write_json(copy / FILE, msgspec.structs.replace(manifest, fingerprint=record))
     with pytest.raises(UsageError, match="its fingerprint is of other weights: compile it again, or record "):
         l2c_export.check(copy)
+
+
+def test_what_is_not_finite_is_no_fingerprint(copy):
+    pipe = l2c_export.load(copy, "onnxruntime", link="shared")
+    loop = pipe.generation(asked([7]), pipe.manifest.guidance.scale, 1).loop
+    last = loop.bound(0)[-1]
+
+    def overflowing():
+        last.run()
+        loop.array(0, "x.next")[...] = np.inf
+
+    loop.bound(0)[-1] = last._replace(run=overflowing)
+    with pytest.raises(RunError, match=r"onnxruntime 1\S* makes NaN or infinite values of it: that is no fingerprint"):
+        l2c_export.check(pipe, record=True)
+    assert store.read(copy) == pipe.manifest
+
+
+def test_a_name_from_a_file_does_not_speak_to_the_terminal(copy):
+    manifest = store.read(copy)
+    record = msgspec.structs.replace(manifest.fingerprint, recorded_by="\x1b[2J\n")
+    store.write_json(copy / FILE, msgspec.structs.replace(manifest, fingerprint=record))
+    assert l2c_export.check(copy, backend="onnxruntime").summary.endswith(r"recorded by \x1b[2J\n")
 
 
 def test_a_record_is_not_made_for_an_artefact_that_was_replaced(copy):
