@@ -66,8 +66,9 @@ BAD = [
     (f"{E} --precision int8", 2, "--precision int8", "use one of fp32, bf16, fp16"),
     (f"{E} --precision bf16 --backend onnxruntime", 2, "--precision bf16", "use --backend "),
     (f"{E} --guidance both", 2, "--guidance both", "use one of first3, all, none"),
-    ("export --schedule every:2 --steps 2 --model no-null.json --out new --guidance all", 2, "--guidance all: the model was "
-     "no input has an unconditional value", "use --guidance none"),
+    ("export --schedule every:2 --steps 2 --model no-null.json --out new --guidance all", 2,
+     "--guidance all: no input has an unconditional value",
+     "use --guidance none"),
     (f"{E} --link dynamic", 2, "--link dynamic", "use one of shared, static"),
     (f"{E} --batch 0", 2, "--batch 0", "must be at least 1"),
     (f"{E} --batch -3", 2, "--batch -3", "must be at least 1"),

@@ -154,7 +154,7 @@ def test_the_weights_are_half_as_large_and_rounded_once(half, tiny, precision):
 
 
 ALWAYS_WIDE = {"x", "base", "x.next", "t", "guidance", "coefficients", "final_layer.final"}  # the sampler and what leads to it
-WHOLE = {"y", "rows", "conditional", "unconditional"}
+WHOLE = {"request.class_labels", "rows", "conditional", "unconditional"}
 
 
 @pytest.mark.parametrize("precision", HALF)

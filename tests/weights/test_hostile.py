@@ -292,6 +292,31 @@ def test_a_manifest_that_contradicts_itself_is_told_where(contradiction, words):
     assert words in (problem(made) or "nothing")
 
 
+def retyped(manifest, kind, **change):
+    """The values of one kind of origin with another type."""
+    size = manifest.program().size
+    names = [name for name, origin in size.origins.items() if origin.kind == kind]
+    return {"values": {n: replace(v, **change) if n in names else v for n, v in size.values.items()}}
+
+
+@pytest.mark.parametrize(("contradiction", "words"), [
+    (lambda m: {"inputs": (*m.inputs, m.inputs[0])}, "two inputs have one name"),
+    (lambda m: {"inputs": (replace(m.inputs[0], name="steps"),)}, "an input is called 'steps'"),
+    (lambda m: {"inputs": (replace(m.inputs[0], name="others"),)}, "is from nowhere: request 'class_labels'"),
+    (lambda m: {"inputs": (replace(m.inputs[0], shape=(2,)),)}, "is from nowhere: request 'class_labels'"),
+    (lambda m: retyped(m, "request", dtype="float32"), "is from nowhere: request 'class_labels'"),
+    (lambda m: {"origins": {**m.program().size.origins, "request.class_labels": Origin("request", "class_labels", 1)}},
+     "is from nowhere: request 'class_labels' +1"),
+    (lambda m: retyped(m, "guidance", shape=("R", 4, 1, 1)), "guidance of shape ('R', 4, 1, 1)"),
+    (lambda m: retyped(m, "guidance", shape=("B", 4, 1)), "guidance of shape ('B', 4, 1)"),
+    (lambda m: retyped(m, "guidance", dtype="float16"), "guidance of shape ('B', 4, 1, 1)"),
+], ids=["twice", "reserved", "other name", "other shape", "floats", "of a later call", "of rows", "other rank",
+        "halves"])  # fmt: skip
+def test_what_a_request_says_fits_the_graphs_that_read_it(contradiction, words):
+    sound = store.read(GOLDEN)
+    assert words in (problem(manifests.changed(sound, **contradiction(sound))) or "nothing")
+
+
 @pytest.mark.parametrize(
     "sizes", [{"depth": 10**9}, {"hidden_size": 2**62}, {"num_classes": 10**15}, {"in_channels": -1}], ids=str
 )
