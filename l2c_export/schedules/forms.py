@@ -127,7 +127,7 @@ def _numbered(found: NumberedSchedule) -> tuple[tuple[str, ...], tuple[Call, ...
     cacheable = sublayers_of(found.family, found.columns)
     for n, call in enumerate(found.calls):
         listed = call.computed + call.reused
-        if len(listed) != len(cacheable) or sorted(listed) != list(range(len(cacheable))):
+        if sorted(listed) != list(range(len(cacheable))):
             raise ScheduleError(
                 f"schedule: call {n} must list each of the columns 0..{len(cacheable) - 1} once, as computed or reused"
             )
