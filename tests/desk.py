@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
+from l2c_export.artefact.manifest import VERSION
 from l2c_export.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def fill_desk(tiny):
         shutil.copytree(folder, name)
     Path("incomplete/manifest.json").unlink()
     newer = json.loads(Path("newer/manifest.json").read_text())
-    Path("newer/manifest.json").write_text(json.dumps({**newer, "version": 2}))
+    Path("newer/manifest.json").write_text(json.dumps({**newer, "version": VERSION + 1}))
     graph = bytearray(Path("damaged/step-000.onnx").read_bytes())
     graph[100] ^= 1
     Path("damaged/step-000.onnx").write_bytes(graph)

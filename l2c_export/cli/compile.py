@@ -69,7 +69,7 @@ def export(
     dry_run: bool, device: str | None, calibrate: bool, as_json: bool, schedule: tuple[str, ...], **options: Any
 ) -> None:
     """Compile a learned schedule and its diffusion transformer into engines."""
-    options["schedule"] = (schedule[0] if len(schedule) == 1 else schedule) or None
+    options["schedule"] = schedule[0] if len(schedule) == 1 else schedule or None
     needs_compiler()
     if device and calibrate:
         raise UsageError(f"--device {device}: --calibrate is for this machine: use one of the two")

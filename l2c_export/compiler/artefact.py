@@ -63,7 +63,7 @@ class Artefact:
         )
         name = manifest.denoiser.name or manifest.denoiser.family
         calls = " or ".join(str(len(program.calls)) for program in manifest.programs.values())
-        graphs = sum(len(size.graphs) for size in manifest.denoiser.sizes.values())
+        graphs = len({graph for program in manifest.all_programs() for graph in program.step_graphs})
         return (
             f"<Artefact {self.path}: {name}, {calls} calls, {graphs} graphs, "
             f"{manifest.precision}, batch {manifest.batch}, {weights}, {self.bytes / 2**20:.1f} MB>"

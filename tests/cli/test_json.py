@@ -27,7 +27,7 @@ WHERE = r"(?:other programs .*\n)?backend: \w+ \(.*\n"
      LOG + r"7 calls: .*\nweights from model\.safetensors\nnew: 0\.\d MB in \d+\.\d s\n"),
     ("run engines --class-label 3 --class-label 4 --out new.npy --json", {"out", "images", "load_seconds", "run_seconds"},
      WHERE + r"new\.npy: 2 images in \d+\.\d\d s\n"),
-    ("inspect engines --json", {"title", "sublayers", "calls", "artefact", "timing"}, ""),
+    ("inspect engines --json", {"title", "sublayers", "calls", "artefact", "timing", "levels"}, ""),
 ], ids=["export", "run", "inspect"])  # fmt: skip
 def test_json_is_all_that_is_on_stdout(new, line, keys, log):
     code, out, err = ran(line)
@@ -39,7 +39,7 @@ def test_json_is_all_that_is_on_stdout(new, line, keys, log):
 
 def test_the_graphs_of_a_summary_are_those_of_the_calls(new):
     made = json.loads(invoke(f"export {GOOD} --json").stdout)
-    assert made["graphs"] == len({call.graph for call in store.read(Path("new")).calls}) < made["calls"] + 1
+    assert made["graphs"] == len({call.graph for call in store.read(Path("new")).program().calls}) < made["calls"] + 1
 
 
 def test_doctor_has_a_line_for_every_backend(desk):

@@ -56,7 +56,7 @@ def test_the_times_add_up(found):
 def test_a_profile_changes_nothing(tiny):
     pipe = l2c_export.load(tiny[0], threads=1)
     before = pipe([1, 2], seed=3).latents
-    recorded = profile.record(pipe, [1, 2], None, pipe.noise(2, 3))
+    recorded = profile.record(pipe, pipe.inputs([1, 2]), None, pipe.noise(2, 3))
     assert recorded.overhead > 0
     assert np.array_equal(pipe([1, 2], seed=3).latents, before)
 

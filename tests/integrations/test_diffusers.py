@@ -116,9 +116,9 @@ def test_a_router_follows_the_folders_scheduler(world, tmp_path):
     rows = [torch.full((6,), 5.0), torch.zeros(6), torch.tensor([5.0, -5, -5, 5, -5, 5]), torch.zeros(6)]
     torch.save({"routers": {f"{i}.prob": row for i, row in enumerate(rows)}}, tmp_path / "router.pt")
     folder = compile_artefact(Options(schedule=str(tmp_path / "router.pt"), model=str(world.folder), out=tmp_path / "e"))
-    assert folder.sampler == DDIM
-    assert [call.timestep for call in folder.calls] == [750, 500, 250, 0]
-    assert [call.computed for call in folder.calls] == [tuple(range(6)), (0, 3, 5), tuple(range(6)), tuple(range(6))]
+    assert folder.program().sampler == DDIM
+    assert [call.timestep for call in folder.program().calls] == [750, 500, 250, 0]
+    assert [call.computed for call in folder.program().calls] == [tuple(range(6)), (0, 3, 5), tuple(range(6)), tuple(range(6))]
 
 
 @pytest.mark.parametrize("name", ["dpm3", "euler"])
@@ -172,5 +172,5 @@ def test_names_of_classes(world):
 def test_calls_are_merged_under_any_scheduler(world, tmp_path):
     options = {"schedule": "every:3", "steps": 8, "model": str(world.folder), "sampler": "DPMSolverMultistepScheduler"}
     made = compile_artefact(Options(**options, out=tmp_path / "e", max_graphs=2))
-    assert len({call.graph for call in made.calls}) <= 2
-    assert made.sampler == "DPMSolverMultistepScheduler"
+    assert len({call.graph for call in made.program().calls}) <= 2
+    assert made.program().sampler == "DPMSolverMultistepScheduler"
