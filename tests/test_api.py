@@ -271,7 +271,7 @@ def test_a_family_without_a_schedule():
 
 def test_the_log_names_what_was_done_and_how_long_it_took(artefact, caplog):
     with caplog.at_level(logging.DEBUG, "l2c_export"):
-        artefact.load()([1, 2], output_type="latent")
+        artefact.load(threads=1)([1, 2], output_type="latent")
     records = [record for record in caplog.records if record.name == "l2c_export"]
     assert [record.levelname for record in records] == ["INFO", "INFO", "DEBUG"]
     loaded, made, times = (record.getMessage() for record in records)

@@ -70,7 +70,7 @@ def test_inspect_times_the_calls_and_draws_them(desk, tmp_path, words, title):
 
 
 def test_verify_passes_what_equals_its_recording(desk):
-    done = invoke("verify engines --golden case --backend onnxruntime --json")
+    done = invoke("verify engines --golden case --backend onnxruntime --threads 1 --json")
     assert done.exit_code == 0
     assert json.loads(done.stdout)["passed"] is True
     assert re.fullmatch(r"right: worst relative error of a call \S+, within .*\n", done.stderr)
@@ -78,7 +78,7 @@ def test_verify_passes_what_equals_its_recording(desk):
 
 def test_verify_fails_what_does_not(copy):
     invoke("link copy --weights random:1")
-    done = invoke("verify copy --golden case --backend onnxruntime --json --weights model.safetensors")
+    done = invoke("verify copy --golden case --backend onnxruntime --threads 1 --json --weights model.safetensors")
     assert done.exit_code == 1
     assert json.loads(done.stdout)["passed"] is False
     assert "is the first that leaves" in done.stderr
