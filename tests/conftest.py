@@ -27,6 +27,15 @@ def own_cache(tmp_path_factory):
     os.environ["L2C_CACHE"] = str((root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root) / "l2c-cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """ONNX Runtime has one pool for a process, of the size that the first session asks for: whichever test comes first asks for one."""
+    with contextlib.suppress(ImportError):
+        from l2c_export.backends.onnxruntime.session import share_pool
+
+        share_pool(1)
+
+
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
     """A cache of the test's own."""

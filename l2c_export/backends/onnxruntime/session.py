@@ -13,7 +13,7 @@ from ...artefact.integrity import leaves
 from ...errors import BackendError
 from ...support.extras import needs
 from ...support.machine import cores
-from ...support.words import first_line
+from ...support.words import counted, first_line
 from ...weights.layout import WEIGHTS
 
 ort = needs("onnxruntime", "onnxruntime")
@@ -80,7 +80,7 @@ def share_pool(threads: int | None) -> int:
             _global_threads = size
     if _global_threads and threads not in (None, _global_threads):
         raise BackendError(
-            f"onnxruntime: this process has a pool of {_global_threads} threads already: "
+            f"onnxruntime: this process has a pool of {counted(_global_threads, 'thread')} already: "
             f"use threads={_global_threads}, leave it out, or load the other pipeline in another process"
         )
     return _global_threads
