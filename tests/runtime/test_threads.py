@@ -53,4 +53,6 @@ def test_the_command_tells_it_beside_a_neighbour(tiny, tmp_path, neighbour):
         done = subprocess.run([*words, *threads, "--out", str(tmp_path / "x.npy")], capture_output=True, text=True, check=True)
         return bool(re.search(r"^other programs use \d+% of the processors: one thread", done.stderr, re.MULTILINE))
 
-    assert (told(), told("--threads", "1")) == (machine.cores() > 1, False)
+    # a load this short is measured in a few hundredths of a second
+    assert any(told() for _ in range(5)) == (machine.cores() > 1)
+    assert not told("--threads", "1")
