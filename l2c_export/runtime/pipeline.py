@@ -19,7 +19,7 @@ from ..backends.choose import Opened, open_backend
 from ..backends.contract import Request
 from ..backends.descriptors import built
 from ..errors import RunError, UsageError
-from ..ir.inputs import CLASS_LABELS, Inputs
+from ..ir.inputs import CLASS_LABELS, Inputs, usual
 from ..support import ending
 from ..support.log import LOG
 from ..support.neighbours import BUSY, Watch
@@ -31,12 +31,32 @@ from .images import Output, to_images
 from .inputs import Labels, checked, images_of
 from .loaded import LoadedArtefact, load_engines
 from .lock import Turn
-from .loop import Loop, Step
+from .loop import Cancel, Loop, Step
+from .loops import Loops
 
+CLOSED = "this pipeline is closed: load the artefact again"
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 P = ParamSpec("P")
 R = TypeVar("R")
 Scales = float | Sequence[float] | np.ndarray | None
+
+
+class Choices(NamedTuple):
+    """How an artefact is loaded: what `load` was told, with the backend that it took."""
+
+    backend: str
+    device: str | None = None
+    threads: int | None = None
+    link: str | None = None
+    tile: int | None = None
+
+
+class Warm(NamedTuple):
+    """What a pipeline has been made ready for."""
+
+    sizes: tuple[int, ...]  # in images
+    guidance_scale: float | None
+    steps: int | None
 
 
 class Generation(NamedTuple):
@@ -83,7 +103,7 @@ def load(
     if threads is None and opened.backend.spins:
         advise(others.share())
     LOG.info("%s: loaded in %.2f s, %s, %s", folder, time.perf_counter() - started, opened.backend.name, opened.why)
-    return Pipeline(loaded, opened, tile)
+    return Pipeline(loaded, opened, Choices(opened.backend.name, device, threads, link, tile))
 
 
 def advise(share: float | None) -> None:
@@ -111,18 +131,22 @@ class Pipeline:
     As a context manager it is closed at the end.
     """
 
-    def __init__(self, loaded: LoadedArtefact, opened: Opened, tile: int | None = None) -> None:
-        self.manifest: Manifest = loaded.manifest
-        self.path = loaded.folder
-        self._loaded: LoadedArtefact | None = loaded
-        self._tile = tile
-        self._decoder: decoder.Decoder | None = None
+    def __init__(self, loaded: LoadedArtefact, opened: Opened, choices: Choices | None = None) -> None:
+        self._choices = choices or Choices(opened.backend.name)
         self._turn = Turn(opened.backend.forks)
         self._started: weakref.WeakSet[Generator[Step, None, None]] = weakref.WeakSet()
-        self.link = loaded.link
+        self._warm: list[Warm] = []
         self.device = opened.backend.memory.device  # where latents are
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
-        self._loops: dict[tuple[str, int, bool], Loop] = {}
+        self._hold(loaded, Loops(loaded))
+
+    def _hold(self, loaded: LoadedArtefact, loops: Loops) -> None:
+        """Run this artefact from now on."""
+        self.manifest: Manifest = loaded.manifest
+        self.path, self.link = loaded.folder, loaded.link
+        self._decoder: decoder.Decoder | None = None
+        self._loaded: LoadedArtefact | None = loaded
+        self._loops: Loops | None = loops
 
     def __repr__(self) -> str:
         """The model, the share of its schedule, and how it runs, on one line."""
@@ -149,8 +173,7 @@ class Pipeline:
     def close(self) -> None:
         """Free the engines, the buffers and the weights, when the generation that runs has ended.  Closing twice is fine."""
         with self._turn.taken():
-            self._loaded = self._decoder = None
-            self._loops.clear()
+            self._loaded = self._decoder = self._loops = None
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -175,6 +198,7 @@ class Pipeline:
         callback_on_step_end: Callback | None = None,
         check_finite: bool = False,
         steps: int | None = None,
+        cancel: Cancel | None = None,
         **inputs: Any,
     ) -> Output:
         """Generate one image per label: a number, or a name where the artefact has names.
@@ -187,6 +211,8 @@ class Pipeline:
         Pillow); "latent", the default elsewhere; or "device", latents left where they were computed (see `Output`).
         `steps` chooses one of the artefact's programs, by default the first.
         `check_finite` raises RunError naming the call whose latents are the first to hold NaN or Inf.
+        `cancel`, a `threading.Event`, stops the generation between two steps once it is set, with Cancelled; on a GPU, where
+        many steps are one launch, after an eighth of them or two.
         Raises UsageError for a request that this artefact cannot meet, before anything is computed.
         """
         started = time.perf_counter()
@@ -196,9 +222,9 @@ class Pipeline:
         noise = self.noise(images, seed) if latents is None else asked.latents(self.manifest, latents, images)
         generation = self.generation(request, guidance_scale, images, steps)
         if callback_on_step_end or check_finite:
-            self._stepwise(generation, noise, callback_on_step_end, check_finite)
+            self._stepwise(generation, noise, callback_on_step_end, check_finite, cancel)
         else:
-            generation.loop.whole(noise, generation.inputs, generation.guidance)
+            generation.loop.whole(noise, generation.inputs, generation.guidance, cancel)
         denoised = time.perf_counter()
         latents, pictures = self._finished(generation, output_type)
         seconds = time.perf_counter() - started
@@ -223,13 +249,20 @@ class Pipeline:
         if self._decoder is None:
             info = self.manifest.files[self.manifest.decoder.file]
             store.check_same(loaded.folder, self.manifest.decoder.file, info)  # it is read now that it is needed
-            self._decoder = decoder.Decoder(loaded.folder, self.manifest.decoder, loaded.backend, self._tile, info)
+            self._decoder = decoder.Decoder(loaded.folder, self.manifest.decoder, loaded.backend, self._choices.tile, info)
         return self._decoder(latents)
 
-    def _stepwise(self, generation: Generation, noise: np.ndarray, callback: Callback | None, check_finite: bool) -> None:
+    def _stepwise(
+        self,
+        generation: Generation,
+        noise: np.ndarray,
+        callback: Callback | None,
+        check_finite: bool,
+        cancel: Cancel | None,
+    ) -> None:
         """The loop with a stop after every call."""
         step = -1
-        for done in generation.loop.denoise(noise, generation.inputs, generation.guidance):
+        for done in generation.loop.denoise(noise, generation.inputs, generation.guidance, cancel=cancel):
             if check_finite and not np.isfinite(done.x).all():
                 raise RunError(f"call {done.index} (timestep {done.call.timestep:g}) made NaN or infinite latents")
             if not done.call.ends_step:
@@ -250,39 +283,90 @@ class Pipeline:
         guidance_scale: Scales = None,
         noise: np.ndarray | None = None,
         steps: int | None = None,
+        every: int = 1,
+        cancel: Cancel | None = None,
         **inputs: Any,
     ) -> Generator[Step, None, None]:
-        """The loop itself, for callers that want progress or timing: one item per network evaluation.
+        """The loop itself, for callers that want progress, previews or timing: one item per network evaluation.
 
-        From its first item to its end, or until it is closed, the pipeline is busy with it.
+        `every=5` makes an item of every fifth one, and of the last; only these are copied to the host.
+        From its first item to its end, or until it is closed, the pipeline is busy with it.  `cancel` ends it with Cancelled.
         """
+        if not (isinstance(every, int) and every > 0):
+            raise UsageError(f"every={every}: must be at least 1")
         request = self.inputs(class_labels, **inputs)
         images = images_of(self.manifest, request, 0, noise)
-        made = self._steps(request, guidance_scale, asked.latents(self.manifest, noise, images), steps)
+        made = self._steps(request, guidance_scale, asked.latents(self.manifest, noise, images), steps, every, cancel)
         self._started.add(made)
         return made
 
     def _steps(
-        self, inputs: Inputs, guidance_scale: Scales, noise: np.ndarray, steps: int | None
+        self,
+        inputs: Inputs,
+        guidance_scale: Scales,
+        noise: np.ndarray,
+        steps: int | None,
+        every: int,
+        cancel: Cancel | None,
     ) -> Generator[Step, None, None]:
         with self._alone():
             generation = self.generation(inputs, guidance_scale, len(noise), steps)
-            for step in generation.loop.denoise(noise, generation.inputs, generation.guidance):
+            request = noise, generation.inputs, generation.guidance
+            for step in generation.loop.denoise(*request, every=every, cancel=cancel):
                 with self._turn.rest():
                     yield step
                 generation.loop.memory.enter()  # perhaps in another thread
 
+    @alone
+    def warm(self, sizes: Sequence[int], guidance_scale: float | None = None, steps: int | None = None) -> None:
+        """Make ready for batches of these sizes: memory for the largest, bindings and captured launches for each.
+
+        The first request for so many images then takes as long as the later ones.
+        """
+        warm = Warm(tuple(sizes), guidance_scale, steps)
+        if not warm.sizes or not all(isinstance(size, int) and size > 0 for size in warm.sizes):
+            raise UsageError(f"sizes={list(warm.sizes)}: numbers of images are needed, as [1, 4]")
+        self._prepare(warm)
+        self._warm.append(warm)
+
+    def _prepare(self, warm: Warm) -> None:
+        for images in sorted(set(warm.sizes), reverse=True):
+            request = usual(self.manifest.inputs, images)
+            generation = self.generation(request, warm.guidance_scale, images, warm.steps)
+            generation.loop.whole(self.noise(images, 0), generation.inputs, generation.guidance)
+            generation.loop.memory.finish()
+
+    def replace(self, path: str | os.PathLike[str], verify: bool = True) -> None:
+        """Run another artefact from now on, loaded and made as warm as this one while this one still runs.
+
+        The generation that runs ends as it began; the next one is the new artefact's.  It is loaded as this one was, by the
+        same backend.  Raises what `load` raises, and UsageError for one that is told or makes something else: then nothing
+        has changed.
+        """
+        if self._turn.mine:
+            raise RunError("this pipeline is in the middle of a generation: end it before it is replaced")
+        other = load(path, verify=verify, **self._choices._asdict())
+        theirs, ours = _interface(other.manifest), _interface(self.manifest)
+        for what in ours:
+            if ours[what] != theirs[what]:
+                raise UsageError(f"{path}: its {what} are {theirs[what]}, not {ours[what]}: load it as a pipeline of its own")
+        for warm in self._warm:
+            other.warm(*warm)
+        assert other._loaded
+        assert other._loops
+        with self._turn.taken():
+            if self._loaded is None:
+                raise RunError(CLOSED)
+            self._hold(other._loaded, other._loops)
+
     def generation(self, inputs: Inputs, guidance_scale: Scales, images: int, steps: int | None = None) -> Generation:
         """A program's loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
-        if self._loaded is None:
-            raise RunError("this pipeline is closed: load the artefact again")
+        if self._loops is None:
+            raise RunError(CLOSED)
         compiled = self.manifest.program(steps)
         scales = asked.scales(compiled, guidance_scale, images)
-        key = compiled.name, images, bool((scales != 1).any())
-        if key not in self._loops:
-            self._loops.clear()  # buffers of one batch size at a time
-            self._loops[key] = Loop(self._loaded, compiled, *key[1:])
-        return Generation(self._loops[key], *guided_request(compiled, inputs, scales))
+        loop = self._loops.loop(compiled, images, bool((scales != 1).any()))
+        return Generation(loop, *guided_request(compiled, inputs, scales))
 
     def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
         """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""
@@ -291,3 +375,12 @@ class Pipeline:
     def inputs(self, class_labels: Labels | None = None, **inputs: Any) -> dict[str, Any]:
         """What a request says, checked: an array (B, ..) of every input that the artefact declares.  Raises UsageError."""
         return checked(self.manifest, {CLASS_LABELS: class_labels, **inputs})
+
+
+def _interface(manifest: Manifest) -> dict[str, object]:
+    """What requests notice of an artefact besides its images."""
+    return {
+        "inputs": {each.name: each.shape for each in manifest.inputs},
+        "latents": manifest.program().latent,
+        "images": "decoded" if manifest.decoder else "its latents",
+    }

@@ -15,6 +15,7 @@ from ..ir.names import split_at
 from ..runtime import pipeline
 from ..runtime.loaded import Bound, load_engines
 from ..runtime.loop import Loop
+from ..runtime.loops import Loops
 from .error import Error, Tolerance
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def per_segment(loop: Loop) -> Loop:
     if whole.link == "shared":
         return loop
     loaded = load_engines(whole.folder, whole.manifest, whole.backend, "shared")
-    return Loop(loaded, loop.compiled, loop.images, loop.rows > loop.images)
+    return Loops(loaded).loop(loop.compiled, loop.images, loop.rows > loop.images)
 
 
 def blame(

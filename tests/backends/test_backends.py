@@ -23,7 +23,7 @@ from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
 from l2c_export.errors import BackendError, RunError, UsageError
 from l2c_export.runtime.loaded import concrete, load_engines, mapped_weights
-from l2c_export.runtime.loop import Loop
+from l2c_export.runtime.loops import Loops
 
 
 def missing(name):
@@ -128,7 +128,7 @@ def test_the_shared_link_does_not_copy_the_weights(name, tmp_path):
 
     before = private_bytes()
     loaded = load_engines(tmp_path / "e", manifest, open_backend(name).backend)
-    loop = Loop(loaded, manifest.program(), images=1, guided=False)
+    loop = Loops(loaded).loop(manifest.program(), images=1, guided=False)
     shape = (1, *manifest.program().latent)
     list(loop.denoise(np.zeros(shape, np.float32), asked([0]), np.zeros((1, 4, 1, 1), np.float32)))
     assert private_bytes() - before < size / 2, f"{size} bytes of weights"
