@@ -28,7 +28,7 @@ from ..weights import layout
 from . import decoder
 from . import request as asked
 from .images import Output, to_images
-from .inputs import Labels, checked, images_of
+from .inputs import Labels, check_count, checked, images_of
 from .loaded import LoadedArtefact, load_engines
 from .lock import Turn
 from .loop import Cancel, Loop, Step
@@ -324,8 +324,8 @@ class Pipeline:
         The first request for so many images then takes as long as the later ones.
         """
         warm = Warm(tuple(sizes), guidance_scale, steps)
-        if not warm.sizes or not all(isinstance(size, int) and size > 0 for size in warm.sizes):
-            raise UsageError(f"sizes={list(warm.sizes)}: numbers of images are needed, as [1, 4]")
+        for size in warm.sizes:
+            check_count(size, self.manifest.batch, f"sizes={list(warm.sizes)}")
         self._prepare(warm)
         self._warm.append(warm)
 

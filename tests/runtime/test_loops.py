@@ -7,11 +7,14 @@ import threading
 import time
 import weakref
 
+import msgspec
 import numpy as np
 import pytest
 from recorded import asked, close, latents, same
 
 import l2c_export
+from l2c_export.artefact import store
+from l2c_export.artefact.records import FILE
 from l2c_export.errors import ArtefactError, Cancelled, RunError, UsageError
 from l2c_export.runtime import loops
 from l2c_export.runtime.arena import Arena, Slot, cut, size_of
@@ -19,7 +22,8 @@ from l2c_export.runtime.arena import Arena, Slot, cut, size_of
 
 @pytest.fixture
 def own(copy):
-    """A small artefact, and a pipeline of one's own: it may be closed, or replaced."""
+    """A pipeline of one's own, for up to eight images: it may be closed, or replaced."""
+    store.write_json(copy / FILE, msgspec.structs.replace(store.read(copy), batch=8))
     with l2c_export.load(copy, "onnxruntime") as pipe:
         yield pipe
 
@@ -89,10 +93,11 @@ def test_what_is_warm_has_its_memory_and_its_bindings(own, monkeypatch):
         assert own(list(range(n)), 2.0).latents.shape[0] == n
 
 
-@pytest.mark.parametrize("sizes", [[], [0], [1, -2], [1.5]])
-def test_sizes_to_warm_are_numbers_of_images(own, sizes):
-    with pytest.raises(UsageError, match=r"sizes=\[.*\]: numbers of images are needed"):
+@pytest.mark.parametrize("sizes", [[0], [1, -2], [9, 1]])
+def test_sizes_to_warm_are_those_that_a_request_may_have(own, sizes):
+    with pytest.raises(UsageError, match=r"sizes=\[.*\]: this artefact makes 1 to 8 images at once: "):
         own.warm(sizes)
+    own.warm([])
 
 
 # -- replaced while it runs
@@ -220,7 +225,7 @@ def test_a_changed_preview_goes_on_from_there(own):
     def ends(every: int) -> np.ndarray:
         for step in own.steps([0], 2.0, own.noise(1, 0), every=every):
             if step.index == 1:
-                step.x *= 2
+                step.x[...] = 2 * step.x
         return step.x
 
     assert same(ends(1), ends(2))
