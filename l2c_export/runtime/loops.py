@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from ..artefact.compiled import Compiled
+from ..artefact.guidance import guided_request
+from ..ir.inputs import Inputs, usual
 from ..support.words import counted
 from . import loop
+from . import request as asked
 from .arena import Arena, size_of
 from .loaded import LoadedArtefact
 from .loop import Loop
@@ -23,6 +29,22 @@ class Batch(NamedTuple):
     guided: bool
 
 
+class Generation(NamedTuple):
+    """What a request asks of the loop, besides the noise."""
+
+    loop: Loop
+    inputs: Inputs  # (R, ..) by name, the unconditional half last
+    guidance: np.ndarray  # (B, C, 1, ..) float32: an image's scale - 1, or 0 for an unguided channel
+
+
+class Warm(NamedTuple):
+    """Batches that are made ready for."""
+
+    sizes: tuple[int, ...]  # in images
+    guidance_scale: float | None
+    steps: int | None
+
+
 class Loops:
     """The loops of a loaded artefact.  Their arena is as large as the largest has asked for."""
 
@@ -32,6 +54,23 @@ class Loops:
         self._arena: Arena | None = None
         self._constants: dict[str, Constants] = {}
         self._bound: dict[Batch, Loop] = {}
+
+    def generation(self, inputs: Inputs, guidance_scale: asked.Scales, images: int, steps: int | None = None) -> Generation:
+        """A program's loop for a batch of this size, and what it is told besides the noise."""
+        compiled = self.loaded.manifest.program(steps)
+        scales = asked.scales(compiled, guidance_scale, images)
+        bound = self.loop(compiled, images, bool((scales != 1).any()))
+        return Generation(bound, *guided_request(compiled, inputs, scales))
+
+    def warm(self, batches: Sequence[Warm]) -> None:
+        """Take memory for the largest of these batches, and run each of them once."""
+        manifest = self.loaded.manifest
+        self.kept = max(KEPT, sum(len(each.sizes) for each in batches))
+        for images, warm in sorted(((size, each) for each in batches for size in each.sizes), reverse=True, key=lambda p: p[0]):
+            request = usual(manifest.inputs, images)
+            generation = self.generation(request, warm.guidance_scale, images, warm.steps)
+            generation.loop.whole(asked.noise(manifest, images, 0), generation.inputs, generation.guidance)
+            generation.loop.memory.finish()
 
     def loop(self, compiled: Compiled, images: int, guided: bool) -> Loop:
         """A program's loop for a batch of this size."""

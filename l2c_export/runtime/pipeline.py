@@ -8,66 +8,33 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from ..artefact import store
-from ..artefact.guidance import guided_request
-from ..artefact.manifest import LINKS, Manifest
-from ..backends.choose import Opened, open_backend
-from ..backends.contract import Request
-from ..backends.descriptors import built
+from ..artefact.manifest import Manifest
+from ..backends.choose import Opened
 from ..errors import RunError, UsageError
-from ..ir.inputs import CLASS_LABELS, Inputs, usual
-from ..support import ending
+from ..ir.inputs import CLASS_LABELS, Inputs
 from ..support.log import LOG
-from ..support.neighbours import BUSY, Watch
 from ..support.words import counted
-from ..weights import layout
 from . import decoder
 from . import request as asked
 from .images import Output, to_images
 from .inputs import Labels, check_count, checked, images_of
-from .loaded import LoadedArtefact, load_engines
+from .loaded import LoadedArtefact
 from .lock import Turn
-from .loop import Cancel, Loop, Step
-from .loops import Loops
+from .loop import Cancel, Step
+from .loops import Generation, Loops, Warm
+from .opening import Choices, check_same_requests, open_artefact
+from .stepwise import stepwise
 
-CLOSED = "this pipeline is closed: load the artefact again"
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 P = ParamSpec("P")
 R = TypeVar("R")
-Scales = float | Sequence[float] | np.ndarray | None
 
 
-class Choices(NamedTuple):
-    """How an artefact is loaded: what `load` was told, with the backend that it took."""
-
-    backend: str
-    device: str | None = None
-    threads: int | None = None
-    link: str | None = None
-    tile: int | None = None
-
-
-class Warm(NamedTuple):
-    """What a pipeline has been made ready for."""
-
-    sizes: tuple[int, ...]  # in images
-    guidance_scale: float | None
-    steps: int | None
-
-
-class Generation(NamedTuple):
-    """What a request asks of the loop, besides the noise."""
-
-    loop: Loop
-    inputs: Inputs  # (R, ..) by name, the unconditional half last
-    guidance: np.ndarray  # (B, C, 1, ..) float32: an image's scale - 1, or 0 for an unguided channel
-
-
-@ending.computing()
 def load(
     path: str | os.PathLike[str],
     backend: str | None = None,
@@ -88,28 +55,9 @@ def load(
     an image, so it does not depend on the moment.
     Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
     """
-    started, folder, others = time.perf_counter(), asked.folder(path), Watch()
-    manifest = store.read(folder, trusted=() if verify else (layout.WEIGHTS,))
-    store.check_linked(folder, manifest)
-    if link not in (None, *LINKS):
-        raise UsageError(f"link={link!r}: use one of {', '.join(LINKS)}")
-    decoder.check_tile(tile, manifest.decoder or None)
-    request = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()), manifest.files)
-    opened = open_backend(backend or manifest.backend, request)
-    if link not in (None, manifest.link) and opened.backend.name in built():
-        raise UsageError(f"link={link!r}: the engines of {opened.backend.name} were built for link={manifest.link!r}")
-    loaded = load_engines(folder.absolute(), manifest, opened.backend, link)  # the process may go elsewhere
-    store.check_unchanged(folder, manifest)
-    if threads is None and opened.backend.spins:
-        advise(others.share())
-    LOG.info("%s: loaded in %.2f s, %s, %s", folder, time.perf_counter() - started, opened.backend.name, opened.why)
-    return Pipeline(loaded, opened, Choices(opened.backend.name, device, threads, link, tile))
-
-
-def advise(share: float | None) -> None:
-    """Warn if others want so much of the processors that threads which spin wait for them."""
-    if share is not None and share > BUSY:
-        LOG.warning("other programs use %.0f%% of the processors: one thread instead of all may be faster here", 100 * share)
+    choices = Choices(backend, device, threads, link, tile)
+    opening = open_artefact(path, choices, verify)
+    return Pipeline(*opening, choices._replace(backend=opening.opened.backend.name))
 
 
 def alone(method: Callable[P, R]) -> Callable[P, R]:
@@ -132,7 +80,7 @@ class Pipeline:
     """
 
     def __init__(self, loaded: LoadedArtefact, opened: Opened, choices: Choices | None = None) -> None:
-        self._choices = choices or Choices(opened.backend.name)
+        self._choices = choices or Choices(opened.backend.name)  # of another artefact that takes its place
         self._turn = Turn(opened.backend.forks)
         self._started: weakref.WeakSet[Generator[Step, None, None]] = weakref.WeakSet()
         self._warm: list[Warm] = []
@@ -191,7 +139,7 @@ class Pipeline:
     def __call__(
         self,
         class_labels: Labels | None = None,
-        guidance_scale: Scales = None,
+        guidance_scale: asked.Scales = None,
         seed: int | Sequence[int] = 0,
         latents: np.ndarray | None = None,
         output_type: str | None = None,
@@ -222,7 +170,9 @@ class Pipeline:
         noise = self.noise(images, seed) if latents is None else asked.latents(self.manifest, latents, images)
         generation = self.generation(request, guidance_scale, images, steps)
         if callback_on_step_end or check_finite:
-            self._stepwise(generation, noise, callback_on_step_end, check_finite, cancel)
+            callback = functools.partial(callback_on_step_end, self) if callback_on_step_end else None
+            calls = generation.loop.denoise(noise, generation.inputs, generation.guidance, cancel=cancel)
+            stepwise(self.manifest, generation.loop, calls, callback, check_finite)
         else:
             generation.loop.whole(noise, generation.inputs, generation.guidance, cancel)
         denoised = time.perf_counter()
@@ -252,35 +202,10 @@ class Pipeline:
             self._decoder = decoder.Decoder(loaded.folder, self.manifest.decoder, loaded.backend, self._choices.tile, info)
         return self._decoder(latents)
 
-    def _stepwise(
-        self,
-        generation: Generation,
-        noise: np.ndarray,
-        callback: Callback | None,
-        check_finite: bool,
-        cancel: Cancel | None,
-    ) -> None:
-        """The loop with a stop after every call."""
-        step = -1
-        for done in generation.loop.denoise(noise, generation.inputs, generation.guidance, cancel=cancel):
-            if check_finite and not np.isfinite(done.x).all():
-                raise RunError(f"call {done.index} (timestep {done.call.timestep:g}) made NaN or infinite latents")
-            if not done.call.ends_step:
-                continue
-            step += 1
-            if callback:
-                with ending.resting():
-                    given = callback(self, step, generation.loop.compiled.step_timestep(done.index), {"latents": done.x.copy()})
-                changed = asked.returned(self.manifest, given, len(noise))
-                if changed is not None:
-                    done.x[...] = changed
-                    if check_finite and not np.isfinite(done.x).all():
-                        raise RunError(f"the callback after step {step} returned NaN or infinite latents")
-
     def steps(
         self,
         class_labels: Labels | None = None,
-        guidance_scale: Scales = None,
+        guidance_scale: asked.Scales = None,
         noise: np.ndarray | None = None,
         steps: int | None = None,
         every: int = 1,
@@ -303,7 +228,7 @@ class Pipeline:
     def _steps(
         self,
         inputs: Inputs,
-        guidance_scale: Scales,
+        guidance_scale: asked.Scales,
         noise: np.ndarray,
         steps: int | None,
         every: int,
@@ -323,18 +248,11 @@ class Pipeline:
 
         The first request for so many images then takes as long as the later ones.
         """
-        warm = Warm(tuple(sizes), guidance_scale, steps)
-        for size in warm.sizes:
-            check_count(size, self.manifest.batch, f"sizes={list(warm.sizes)}")
-        self._prepare(warm)
-        self._warm.append(warm)
-
-    def _prepare(self, warm: Warm) -> None:
-        for images in sorted(set(warm.sizes), reverse=True):
-            request = usual(self.manifest.inputs, images)
-            generation = self.generation(request, warm.guidance_scale, images, warm.steps)
-            generation.loop.whole(self.noise(images, 0), generation.inputs, generation.guidance)
-            generation.loop.memory.finish()
+        for size in sizes:
+            check_count(size, self.manifest.batch, f"sizes={list(sizes)}")
+        batches = [*self._warm, Warm(tuple(sizes), guidance_scale, steps)]
+        self._open.warm(batches)
+        self._warm = batches
 
     def replace(self, path: str | os.PathLike[str], verify: bool = True) -> None:
         """Run another artefact from now on, loaded and made as warm as this one while this one still runs.
@@ -345,28 +263,24 @@ class Pipeline:
         """
         if self._turn.mine:
             raise RunError("this pipeline is in the middle of a generation: end it before it is replaced")
-        other = load(path, verify=verify, **self._choices._asdict())
-        theirs, ours = _interface(other.manifest), _interface(self.manifest)
-        for what in ours:
-            if ours[what] != theirs[what]:
-                raise UsageError(f"{path}: its {what} are {theirs[what]}, not {ours[what]}: load it as a pipeline of its own")
-        for warm in self._warm:
-            other.warm(*warm)
-        assert other._loaded
-        assert other._loops
+        loaded, _ = open_artefact(path, self._choices, verify)
+        check_same_requests(path, self.manifest, loaded.manifest)
+        loops = Loops(loaded)
+        loops.warm(self._warm)
         with self._turn.taken():
-            if self._loaded is None:
-                raise RunError(CLOSED)
-            self._hold(other._loaded, other._loops)
+            _ = self._open  # it may have been closed
+            self._hold(loaded, loops)
 
-    def generation(self, inputs: Inputs, guidance_scale: Scales, images: int, steps: int | None = None) -> Generation:
-        """A program's loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
+    @property
+    def _open(self) -> Loops:
+        """Raises RunError when closed."""
         if self._loops is None:
-            raise RunError(CLOSED)
-        compiled = self.manifest.program(steps)
-        scales = asked.scales(compiled, guidance_scale, images)
-        loop = self._loops.loop(compiled, images, bool((scales != 1).any()))
-        return Generation(loop, *guided_request(compiled, inputs, scales))
+            raise RunError("this pipeline is closed: load the artefact again")
+        return self._loops
+
+    def generation(self, inputs: Inputs, guidance_scale: asked.Scales, images: int, steps: int | None = None) -> Generation:
+        """A program's loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
+        return self._open.generation(inputs, guidance_scale, images, steps)
 
     def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
         """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""
@@ -375,12 +289,3 @@ class Pipeline:
     def inputs(self, class_labels: Labels | None = None, **inputs: Any) -> dict[str, Any]:
         """What a request says, checked: an array (B, ..) of every input that the artefact declares.  Raises UsageError."""
         return checked(self.manifest, {CLASS_LABELS: class_labels, **inputs})
-
-
-def _interface(manifest: Manifest) -> dict[str, object]:
-    """What requests notice of an artefact besides its images."""
-    return {
-        "inputs": {each.name: each.shape for each in manifest.inputs},
-        "latents": manifest.program().latent,
-        "images": "decoded" if manifest.decoder else "its latents",
-    }

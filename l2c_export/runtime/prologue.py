@@ -113,7 +113,7 @@ class Prologue:
         self._constants = constants
         self.inputs = {each.name: arrays[f"input.{each.name}"] for each in compiled.inputs}
         self.take({each.name: np.zeros((rows, *each.shape), each.dtype) for each in compiled.inputs})  # all engines may read
-        self._engines = [self._bind(first) if compiled.prologue else [] for first in self.window.starts(len(compiled.calls))]
+        self.engines = [self._bind(first) if compiled.prologue else [] for first in self.window.starts(len(compiled.calls))]
 
     def take(self, inputs: Inputs) -> None:
         """What a new request says, (R, ..) by name: nothing that was computed before holds any more."""
@@ -123,7 +123,7 @@ class Prologue:
 
     def before(self, index: int) -> list[Bound]:
         """What has to run before call `index`: calls run in order."""
-        return [] if index % self.window.step else self._engines[index // self.window.step]
+        return [] if index % self.window.step else self.engines[index // self.window.step]
 
     def row(self, name: str, index: int, of: int) -> Array:
         """The rows of a hoisted value for call `index`, as call `of` reads them.

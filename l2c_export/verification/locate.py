@@ -12,10 +12,9 @@ import numpy as np
 
 from ..artefact.compiled import Compiled
 from ..ir.names import split_at
-from ..runtime import pipeline
 from ..runtime.loaded import Bound, load_engines
 from ..runtime.loop import Loop
-from ..runtime.loops import Loops
+from ..runtime.loops import Generation, Loops
 from .error import Error, Tolerance
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class Suspect:
 
 
 def locate(
-    generation: pipeline.Generation, reference: Reference, expected: Sequence[np.ndarray], call: int, tolerance: Tolerance
+    generation: Generation, reference: Reference, expected: Sequence[np.ndarray], call: int, tolerance: Tolerance
 ) -> Suspect | None:
     """Run call `call` engine by engine, and name the first value that is not the reference's."""
     loop = per_segment(generation.loop)
