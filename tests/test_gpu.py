@@ -203,7 +203,7 @@ def test_latents_stay_on_the_device(load):
     there = pipe([1, 2], 3.0, seed=1, output_type="device").latents
     pipe([3, 4], 3.0, seed=2)
     assert isinstance(there, DeviceArray)
-    assert close(pipe._program.backend.memory.get(there), want, REPEATS)
+    assert close(pipe._loaded.backend.memory.get(there), want, REPEATS)
     torch = pytest.importorskip("torch")
     for seen in (torch.from_dlpack(there), torch.as_tensor(there, device="cuda")):
         assert seen.data_ptr() == there.pointer
