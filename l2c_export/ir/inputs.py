@@ -27,7 +27,8 @@ class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """An input of the model that a request gives: an array of `shape` for every image.
 
     With `choices` they are whole numbers from 0 to choices - 1, of which some may have names.  `unconditional` is what stands
-    in its place where nothing is asked for, as one number or as all of the array's in order; guidance needs an input with one.
+    in its place where nothing is asked for, as one number or as all of the array's in order; or a request gives that, too, as
+    the array `negative`.  Guidance needs an input with one or the other.
     """
 
     name: str
@@ -37,11 +38,12 @@ class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     choices: int | msgspec.UnsetType = msgspec.UNSET
     names: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
     unconditional: int | float | tuple[int | float, ...] | msgspec.UnsetType = msgspec.UNSET
+    negative: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def guides(self) -> bool:
         """Whether a model can be told to do without it."""
-        return self.unconditional is not msgspec.UNSET
+        return self.unconditional is not msgspec.UNSET or self.negative is not msgspec.UNSET
 
     def without(self, images: int) -> np.ndarray:
         """(images, *shape): what the unconditional half is given, for an input that guides."""

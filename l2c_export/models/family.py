@@ -27,11 +27,14 @@ class Operation(NamedTuple):
 class Runner(Protocol):
     """What a family's `call` is written against.  Values are opaque to it."""
 
-    def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
-        """Run a segment kind with the weights of module `at`."""
+    def __call__(self, op: str, *inputs: Any, at: str = "", name: str = "") -> Any:
+        """Run a segment kind with the weights of module `at`.  What it makes is called after both, or by its `name`."""
 
-    def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
+    def sublayer(self, op: str, *inputs: Any, at: str, name: str = "") -> Any:
         """The same for a cacheable attention or MLP.  All that it makes is cached and reused together."""
+
+    def weight(self, tensor: str) -> Any:
+        """A tensor of the model as a value, for an operation that does not name its weights."""
 
     def chunks(self, op: str, value: Any, at: str, names: Sequence[str]) -> tuple[Any, ...]:
         """A linear layer whose rows are several independent projections, one per name."""

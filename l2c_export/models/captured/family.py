@@ -1,0 +1,126 @@
+"""A transformer of diffusers as a family: its own module, captured from its configuration."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import msgspec
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ...errors import ModelError
+from ...weights.checkpoint import Checkpoint
+from ..family import Operation, Runner
+from ..primitives import execute, gather
+from .adapters import PIXART, Adapter
+from .cut import cut
+from .dataflow import Flow
+from .export import ROWS, export
+from .pieces import Body, Pieces, Sum, pieces
+from .skeleton import skeleton
+
+GATHER = "gather"  # the rows of the model's batch
+
+
+class CapturedArch(msgspec.Struct, frozen=True):
+    """A class of diffusers, its configuration as JSON, and the sizes that are compiled: of latents, and of a prompt."""
+
+    model: str
+    config: str
+    height: int = 0  # 0: the configuration's
+    width: int = 0
+    tokens: int = 0  # 0: the family's
+
+
+class Captured:
+    """What `Family` asks for, of any module with an adapter."""
+
+    name: ClassVar[str]
+    adapter: ClassVar[Adapter]
+    arch_type: ClassVar[type] = CapturedArch
+
+    def __init__(self, arch: CapturedArch) -> None:
+        config, adapter = json.loads(arch.config), self.adapter
+        height, width = adapter.sides(config)
+        tokens = arch.tokens or adapter.tokens
+        self.arch = msgspec.structs.replace(arch, height=arch.height or height, width=arch.width or width, tokens=tokens)
+        self.latent = (adapter.channels(config), self.arch.height, self.arch.width)
+        self.inputs = adapter.inputs(config, tokens)
+        self.pieces = captured(type(self), self.arch)
+        self.sublayers = self.pieces.sublayers
+        self.segments = {GATHER: Operation(gather), **{op: operation(body) for op, body in self.pieces.bodies.items()}}
+
+    @staticmethod
+    def named(name: str) -> None:
+        """No name stands for one of these: their folders describe them."""
+
+    @staticmethod
+    def from_tensors(shapes: Mapping[str, tuple[int, ...]], arch: CapturedArch) -> CapturedArch:
+        return arch
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        return self.pieces.tensors
+
+    def checkpoint(self, opened: Checkpoint) -> Checkpoint:
+        """A checkpoint of diffusers with the tensors that follow from the configuration, and without those that nothing reads."""
+        derived = self.pieces.derived
+        shapes = {name: opened.shapes[name] for name in self.pieces.tensors if name in opened.shapes}
+        known = {name: tuple(value.shape) for name, value in derived.items()}
+        return opened._replace(shapes={**shapes, **known}, read=lambda n: derived[n] if n in derived else opened.read(n))
+
+    def call(self, run: Runner, x: Any, rows: Any, t: Any, request: Mapping[str, Any]) -> Any:
+        values = {"x": run(GATHER, x, rows), "t": t, **request}
+        for step in self.pieces.steps:
+            if isinstance(step, Sum):
+                gate = None if step.gate is None else values[step.gate]
+                values[step.made] = run.residual(values[step.stream], values[step.at], step.at, gate)
+                continue
+            given = [*(values[name] for name in step.inputs), *map(run.weight, step.weights)]
+            made = (run.sublayer if step.cached else run)(step.op, *given, at="", name=step.name)
+            values.update(zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+        return values[self.pieces.result]
+
+
+def operation(body: Body) -> Operation:
+    """A body as a function of its inputs."""
+
+    def function(*inputs: Any) -> Any:
+        known = execute(body.primitives, {f"i{n}": value for n, value in enumerate(inputs)})
+        made = tuple(known[name] for name in body.outputs)
+        return made if len(made) > 1 else made[0]
+
+    return Operation(function)
+
+
+@functools.lru_cache(maxsize=4)
+def captured(family: type[Captured], arch: CapturedArch) -> Pieces:
+    """The module's pieces.  Raises ModelError where it cannot be captured, or is not cut as it should be."""
+    config, adapter = json.loads(arch.config), family.adapter
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = skeleton(arch.model, config, mode)
+    latent = (adapter.channels(config), arch.height, arch.width)
+    with mode:
+        x, t = torch.zeros(ROWS, *latent), torch.zeros(ROWS)
+        request = {
+            i.name: torch.zeros((ROWS, *i.shape), dtype=getattr(torch, i.dtype)) for i in adapter.inputs(config, arch.tokens)
+        }
+    flow = Flow(export(model, adapter.call, x, t, request))
+    made = pieces(flow, cut(flow))
+    if len(made.sublayers) != (expected := adapter.sublayers(config)):
+        raise ModelError(
+            f"{arch.model}: {len(made.sublayers)} sublayers were found where there are {expected}: its module is of another "
+            "release of diffusers"
+        )
+    return made
+
+
+class PixArt(Captured):
+    """PixArt-alpha and PixArt-Sigma (arXiv 2310.00426, 2403.04692)."""
+
+    name: ClassVar[str] = "pixart"
+    adapter: ClassVar[Adapter] = PIXART
+
+
