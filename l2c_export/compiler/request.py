@@ -58,12 +58,18 @@ class Options:
     dump: Path | None = None
     with_vae: bool = False
     vae: Path | None = None
+    size: tuple[int, int] | None = None  # height and width of the pictures, in pixels
+    tokens: int | None = None  # of a prompt
 
     def __post_init__(self) -> None:
         brings_its_own = self.model == demo.NAME or not self.cache
         if self.schedule == "" or (self.schedule is None and not brings_its_own):
             wrong = "schedule=.. is missing" if self.schedule is None else "schedule='' is empty"
             raise UsageError(f"{wrong}: give a router, a schedule or a rule (only model='demo' brings its own)")
+        if self.size is not None and not all(side > 0 and side % 8 == 0 for side in self.size):
+            raise UsageError(f"size={self.size}: height and width are pixels, and multiples of 8")
+        if self.tokens is not None and self.tokens < 1:
+            raise UsageError(f"tokens={self.tokens}: must be at least 1")
         if self.batch < 1:
             raise UsageError(f"batch={self.batch}: must be at least 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:

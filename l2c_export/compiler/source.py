@@ -12,6 +12,7 @@ from .. import demo
 from ..errors import ModelError, ScheduleError, UsageError
 from ..ir.inputs import guided
 from ..models import families, lookup, notes
+from ..models.captured.family import Captured
 from ..models.diffusers import pipeline_folder
 from ..models.diffusers.model_index import config
 from ..models.diffusers.pipeline_folder import Folder
@@ -29,6 +30,7 @@ from ..weights import random
 from ..weights.checkpoint import Checkpoint
 from .request import FULL, Options, Wanted, _is_config
 
+PIXELS = 8  # per latent, along each side
 LITTLE = 0.01  # the share of the cached calls' sublayers below which a router removes next to nothing
 
 
@@ -83,11 +85,11 @@ def resolve(options: Options) -> Source:
         source = resolve(replace(options, model=model, weights=weights, schedule=first.schedule, further=tuple(further)))
         return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = random.random_seed(options.weights) if options.weights else None
-    folder = _folder(options)
+    folder = _sized(options, _folder(options))
     checkpoint = _checkpoint(options, folder) if seed is None else None
     origins = [_read(one.schedule or FULL) for one in options.programs]
     kind, columns = (None, None) if isinstance(origins[0], str) else (origins[0].family, origins[0].columns)
-    request = ModelRequest(pipeline_folder.FAMILY) if folder else lookup.ask(options.model, kind, columns, checkpoint)
+    request = ModelRequest(folder.family) if folder else lookup.ask(options.model, kind, columns, checkpoint)
     for one, origin in zip(options.programs, origins, strict=True):
         if not isinstance(origin, str) and origin.family != request.kind:
             raise ModelError(
@@ -95,7 +97,9 @@ def resolve(options: Options) -> Source:
             )
     if folder:
         family, name, assumed = lookup.Resolved(families.build(request.kind, folder.arch), folder.name)
-        if checkpoint:
+        if checkpoint and isinstance(family, Captured):
+            checkpoint = family.checkpoint(checkpoint)
+        elif checkpoint:
             notes.check_same(checkpoint, folder.arch)
     else:
         family, name, assumed = lookup.find(request, checkpoint)
@@ -107,7 +111,7 @@ def resolve(options: Options) -> Source:
     scheduler = _scheduler(options.sampler, folder)
     schedules = tuple(_schedule(one, family, origin, scheduler) for one, origin in zip(options.programs, origins, strict=True))
     _check_programs(schedules)
-    mode = "all" if folder else families.of(family.name).guidance[0]
+    mode = "all" if folder and folder.family == pipeline_folder.FAMILY else families.of(family.name).guidance[0]
     guidance = options.guidance or (mode if guided(family.inputs) else "none")
     if guidance != "none" and not guided(family.inputs):
         raise UsageError(f"guidance={guidance!r}: no input has an unconditional value: use guidance='none'")
@@ -143,6 +147,19 @@ def _folder(options: Options) -> Folder | None:
         return pipeline_folder.read(place) if place else None
     place = None if families.is_name(options.model) else pipeline_folder.find(options.model, options.with_vae)
     return pipeline_folder.read(place) if place else None
+
+
+def _sized(options: Options, folder: Folder | None) -> Folder | None:
+    """The same folder, for pictures and prompts of the sizes that are asked for."""
+    asked = {name: getattr(options, name) for name in ("size", "tokens") if getattr(options, name) is not None}
+    if not asked:
+        return folder
+    if folder is None or not families.of(folder.family).captured:
+        name, value = next(iter(asked.items()))
+        raise UsageError(f"{name}={value}: only a captured transformer of diffusers is made for one: give its folder as model=..")
+    height, width = asked.get("size", (0, 0))
+    return replace(folder, arch={**folder.arch, "height": height // PIXELS, "width": width // PIXELS,
+                                 "tokens": asked.get("tokens", 0)})  # fmt: skip
 
 
 def _checkpoint(options: Options, folder: Folder | None) -> Checkpoint | None:

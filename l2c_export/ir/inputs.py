@@ -58,10 +58,22 @@ class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             return np.broadcast_to(numbers.reshape(-1, *(1 for _ in self.shape)), (images, *self.shape)).astype(self.dtype)
         if self.dtype == "int32":
             return np.zeros((images, *self.shape), self.dtype)
-        return np.stack([np.random.default_rng(n).standard_normal(self.shape, np.float32) for n in range(images)])
+        seed = sum(map(ord, self.name)) if self.name.startswith("negative") else 0
+        return np.stack([np.random.default_rng(seed + n).standard_normal(self.shape, np.float32) for n in range(images)])
+
+    @property
+    def negated(self) -> RequestInput | None:
+        """The array that a request gives for the unconditional half, as an input; None where there is none."""
+        if self.negative is msgspec.UNSET:
+            return None
+        return msgspec.structs.replace(self, name=self.negative, negative=msgspec.UNSET)
 
     def problem(self) -> str | None:
         """What is wrong with the declaration, None if nothing is."""
+        if self.negated and (wrong := self.negated.problem()):
+            return wrong
+        if self.negated and self.unconditional is not msgspec.UNSET:
+            return f"the input {self.name!r} has two values for the unconditional half"
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", self.name) or keyword.iskeyword(self.name) or self.name in RESERVED:
             return f"an input is called {self.name[:100]!r}"
         if not all(0 < size < LARGEST for size in self.shape) or math.prod(self.shape) >= LARGEST:
@@ -70,7 +82,8 @@ class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             return f"the input {self.name!r} of type {self.dtype} has {self.choices} choices"
         if not all(0 <= number < (self.choices or 0) for number in (self.names or {}).values()):
             return f"the input {self.name!r} has names of no choice"
-        return f"the unconditional value of {self.name!r} does not fit it" if self.guides and not self._fits() else None
+        fits = self.unconditional is msgspec.UNSET or self._fits()
+        return None if fits else f"the unconditional value of {self.name!r} does not fit it"
 
     def _fits(self) -> bool:
         """Whether the unconditional value is one.  Of `choices` there may be one more for it."""
@@ -95,9 +108,14 @@ def guided(inputs: Sequence[RequestInput]) -> bool:
     return any(given.guides for given in inputs)
 
 
+def arrays(inputs: Sequence[RequestInput]) -> tuple[RequestInput, ...]:
+    """All that a request may give: the inputs, and behind them what some of them are in the unconditional half."""
+    return (*inputs, *(given.negated for given in inputs if given.negated))
+
+
 def usual(inputs: Sequence[RequestInput], images: int) -> dict[str, Any]:
     """A request for pictures of which it does not matter what they show."""
-    return {given.name: given.usual(images) for given in inputs}
+    return {given.name: given.usual(images) for given in arrays(inputs)}
 
 
 def names_of(inputs: Sequence[RequestInput]) -> dict[str, int]:

@@ -54,10 +54,21 @@ UVIT = FamilyDescriptor(
     router=RouterLayout(container="", signed=False, spare=2, spared=lambda arch: bool(arch.depth % 2)),
 )
 
+PIXART = FamilyDescriptor(
+    name="pixart",
+    title="PixArt",
+    home=".captured.family",
+    model="PixArt",
+    mark="",
+    sampler="DPMSolverMultistepScheduler",
+    guidance=("all", 4.5),
+    captured="PixArtTransformer2DModel",
+)
+
 # Keys of the reference's own configurations that change no number: what saves memory in training.
 WITHOUT_EFFECT = {"use_checkpoint"}
 
-FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT)}
+FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT, PIXART)}
 
 
 def of(name: str) -> FamilyDescriptor:
@@ -65,6 +76,11 @@ def of(name: str) -> FamilyDescriptor:
     if name not in FAMILIES:
         raise ModelError(f"unknown model family {name!r}: known are {', '.join(FAMILIES)}")
     return FAMILIES[name]
+
+
+def captured(kind: object) -> FamilyDescriptor | None:
+    """The family of a class of diffusers that is captured; None for others."""
+    return next((family for family in FAMILIES.values() if family.captured == kind), None)
 
 
 def build(name: str, arch: Mapping[str, Any]) -> Family:
