@@ -26,10 +26,12 @@ def guided_request(compiled: Compiled, inputs: Inputs, scales: np.ndarray, dtype
     There is one half only where no image is guided (all scales are 1).  An input without an unconditional value is what was
     asked for in both.  Raises UsageError where the request has to give that value, and does not.
     """
-    if (scales == 1).all():
-        both: Inputs = {one.name: inputs[one.name] for one in compiled.inputs}
+    told = {one.name: scales.astype(one.dtype) for one in compiled.inputs if one.known == "guidance"}
+    given = {**inputs, **told}
+    if compiled.guidance.doubled(scales):
+        both: Inputs = halves(compiled.inputs, given)
     else:
-        both = halves(compiled.inputs, inputs)
+        both = {one.name: given[one.name] for one in compiled.inputs}
     return GuidedRequest(both, strength(compiled.guidance, compiled.latent, scales, dtype))
 
 

@@ -18,7 +18,7 @@ from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import KINDS
 from ..schedules.schedule import Schedule
 
-GUIDANCE = ("first3", "all", "none")
+GUIDANCE = ("first3", "all", "none")  # a captured model may have another way
 PathOrSchedule = str | os.PathLike[str] | Schedule
 FULL = "every:1"  # the rule that caches nothing
 

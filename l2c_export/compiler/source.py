@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from .. import demo
+from ..artefact.records import ALONE
 from ..errors import ModelError, ScheduleError, UsageError
 from ..ir.inputs import guided
 from ..models import families, lookup, notes
@@ -19,7 +20,7 @@ from ..models.diffusers.pipeline_folder import Folder
 from ..models.evidence import ModelRequest, architecture
 from ..models.family import Family
 from ..samplers.reference import SAMPLERS
-from ..samplers.scheduler_config import KINDS, Scheduler, check_noise
+from ..samplers.scheduler_config import FLOW, KINDS, Scheduler, check_noise
 from ..samplers.trained import unlike
 from ..schedules import executed, routers
 from ..schedules.rules import is_rule, mask_length, mask_rule
@@ -108,14 +109,18 @@ def resolve(options: Options) -> Source:
     if checkpoint:
         checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
     _check_sublayers(options.fp32, family)
-    scheduler = _scheduler(options.sampler, folder)
+    scheduler = _as_in_pipeline(_scheduler(options.sampler, folder), family)
     schedules = tuple(_schedule(one, family, origin, scheduler) for one, origin in zip(options.programs, origins, strict=True))
     _check_programs(schedules)
-    mode = "all" if folder and folder.family == pipeline_folder.FAMILY else families.of(family.name).guidance[0]
-    guidance = options.guidance or (mode if guided(family.inputs) else "none")
-    if guidance != "none" and not guided(family.inputs):
+    mode, usual = families.of(family.name).guidance
+    if isinstance(family, Captured):
+        mode, usual = family.guidance
+    elif folder:
+        mode = "all"  # as in diffusers
+    guidance = options.guidance or (mode if guided(family.inputs) or mode in ALONE else "none")
+    if guidance not in ("none", *ALONE) and not guided(family.inputs):
         raise UsageError(f"guidance={guidance!r}: no input has an unconditional value: use guidance='none'")
-    scale = 1.0 if guidance == "none" else families.of(family.name).guidance[1]
+    scale = 1.0 if guidance == "none" else usual
     vae, is_own = _vae(options, folder), options.vae is None
     lines = _notes(options, folder, schedules)
     return Source(family, name, schedules, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
@@ -202,6 +207,14 @@ def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
         return folder.sampler(sampler)
     # by its name alone: as DiT's own, which does not clip
     return Scheduler.from_config({"clip_sample": False}, "sampler", sampler) if sampler else None
+
+
+def _as_in_pipeline(scheduler: Scheduler | None, family: Family) -> Scheduler | None:
+    """A scheduler of flows with what the model's pipeline tells it."""
+    if scheduler is None or scheduler.kind != FLOW or not isinstance(family, Captured):
+        return scheduler
+    tokens = family.picture_tokens if scheduler.use_dynamic_shifting else 0
+    return msgspec.structs.replace(scheduler, image_seq_len=tokens, from_one=family.adapter.from_one)
 
 
 def _check_trained_for(sampler: str, folder: Folder) -> None:

@@ -34,7 +34,7 @@ class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     name: str
     shape: tuple[int, ...] = ()
     dtype: Literal["int32", "float32"] = "float32"
-    known: Literal["request"] = "request"  # when: with the request, for all of its calls
+    known: Literal["request", "guidance"] = "request"  # with the request; "guidance": it is the request's guidance scale
     choices: int | msgspec.UnsetType = msgspec.UNSET
     names: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
     unconditional: int | float | tuple[int | float, ...] | msgspec.UnsetType = msgspec.UNSET
@@ -109,8 +109,14 @@ def guided(inputs: Sequence[RequestInput]) -> bool:
 
 
 def arrays(inputs: Sequence[RequestInput]) -> tuple[RequestInput, ...]:
-    """All that a request may give: the inputs, and behind them what some of them are in the unconditional half."""
-    return (*inputs, *(given.negated for given in inputs if given.negated))
+    """All that a request may give: its inputs, and behind them what some of them are in the unconditional half."""
+    own = asked(inputs)
+    return (*own, *(given.negated for given in own if given.negated))
+
+
+def asked(inputs: Sequence[RequestInput]) -> tuple[RequestInput, ...]:
+    """Those that a request has to give; the others follow from its guidance scale."""
+    return tuple(given for given in inputs if given.known == "request")
 
 
 def usual(inputs: Sequence[RequestInput], images: int) -> dict[str, Any]:

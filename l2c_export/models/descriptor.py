@@ -62,6 +62,7 @@ class FamilyDescriptor:
     blocks: Callable[[int], Sequence[str]] = numbered  # their names, given how many there are
     parts: tuple[str, ...] = ()  # the sublayers of every block; (): their columns have no names without a model
     router: RouterLayout = field(default_factory=RouterLayout)
+    flow: bool = False  # whether it predicts noise - data, and not noise
     captured: str = ""  # the class of diffusers whose own module it is; "": the family is written by hand
 
     def load(self) -> Any:

@@ -65,10 +65,33 @@ PIXART = FamilyDescriptor(
     captured="PixArtTransformer2DModel",
 )
 
+SD3 = FamilyDescriptor(
+    name="sd3",
+    title="Stable Diffusion 3",
+    home=".captured.family",
+    model="StableDiffusion3",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("all", 7.0),
+    flow=True,
+    captured="SD3Transformer2DModel",
+)
+FLUX = FamilyDescriptor(
+    name="flux",
+    title="FLUX",
+    home=".captured.family",
+    model="Flux",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("embedded", 3.5),
+    flow=True,
+    captured="FluxTransformer2DModel",
+)
+
 # Keys of the reference's own configurations that change no number: what saves memory in training.
 WITHOUT_EFFECT = {"use_checkpoint"}
 
-FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT, PIXART)}
+FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT, PIXART, SD3, FLUX)}
 
 
 def of(name: str) -> FamilyDescriptor:

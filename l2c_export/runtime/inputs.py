@@ -14,7 +14,7 @@ import numpy as np
 
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
-from ..ir.inputs import Inputs, RequestInput, arrays
+from ..ir.inputs import Inputs, RequestInput, arrays, asked
 from ..support.tensors import scalar
 from ..support.words import counted
 from .request import array, floats, listed, whole
@@ -33,7 +33,7 @@ def checked(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in names and value is not None:
             takes = f"it takes {', '.join(f'{n}=..' for n in names)}" if names else "it takes none"
             raise UsageError(f"{name}=..: this artefact has no such input: {takes}")
-    needed = [declared.name for declared in manifest.inputs]
+    needed = [declared.name for declared in asked(manifest.inputs)]
     inputs = {
         declared.name: one(declared, given.get(declared.name), manifest.batch)
         for declared in arrays(manifest.inputs)

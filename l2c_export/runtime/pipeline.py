@@ -278,7 +278,7 @@ class Pipeline:
             raise RunError("this pipeline is closed: load the artefact again")
         compiled = self.manifest.program(steps)
         scales = asked.scales(compiled, guidance_scale, images)
-        key = compiled.name, images, bool((scales != 1).any())
+        key = compiled.name, images, compiled.guidance.doubled(scales)
         if key not in self._loops:
             self._loops.clear()  # buffers of one batch size at a time
             self._loops[key] = Loop(self._loaded, compiled, *key[1:])

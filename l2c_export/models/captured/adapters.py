@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...ir.inputs import RequestInput
@@ -33,6 +34,9 @@ class Adapter:
     sublayers: Callable[[Config], int]  # how many there are, whatever capturing finds
     channels: Callable[[Config], int] = lambda config: int(config["in_channels"])
     sides: Callable[[Config], tuple[int, int]] = sides
+    guidance: Callable[[Config], tuple[str, float]] = lambda config: ("all", 4.5)
+    from_one: bool = False  # whether its pipeline tells a scheduler of flows to begin at the level 1
+    patch: Callable[[Config], int] = lambda config: int(config["patch_size"])  # latents a token, along each side
 
 
 def prompt(width: int, tokens: int, unconditional: bool = True) -> RequestInput:
@@ -61,3 +65,60 @@ def pixart_inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:
 
 
 PIXART = Adapter(pixart, pixart_inputs, 300, lambda config: 3 * int(config["num_layers"]))
+
+
+def sd3(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, pooled_prompt_embeds: Tensor) -> Tensor:
+    made: Tensor = model(
+        x, encoder_hidden_states=prompt_embeds, pooled_projections=pooled_prompt_embeds, timestep=t, return_dict=False
+    )[0]
+    return made
+
+
+def sd3_inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:
+    pooled = given("pooled_prompt_embeds", (config["pooled_projection_dim"],))
+    return (prompt(config["joint_attention_dim"], tokens), pooled)
+
+
+def sd3_sublayers(config: Config) -> int:
+    """Joint attention and two MLPs, a second attention in some; the last block has no MLP for the text."""
+    return 3 * int(config["num_layers"]) - 1 + len(config.get("dual_attention_layers") or ())
+
+
+SD3 = Adapter(sd3, sd3_inputs, 333, sd3_sublayers, guidance=lambda config: ("all", 7.0))
+
+
+def flux(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, pooled_prompt_embeds: Tensor,
+         embedded_guidance: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Latents are packed, two by two; text tokens are all at the origin."""
+    rows, channels, height, width = x.shape
+    h, w = height // 2, width // 2
+    packed = x.reshape(rows, channels, h, 2, w, 2).permute(0, 2, 4, 1, 3, 5).reshape(rows, h * w, 4 * channels)
+    down, along = torch.meshgrid(torch.arange(h).float(), torch.arange(w).float(), indexing="ij")
+    places = torch.stack([torch.zeros(h, w), down, along], -1).reshape(h * w, 3)
+    made = model(
+        packed, encoder_hidden_states=prompt_embeds, pooled_projections=pooled_prompt_embeds, timestep=t / 1000,
+        guidance=embedded_guidance, img_ids=places, txt_ids=torch.zeros(prompt_embeds.shape[1], 3), return_dict=False,
+    )[0]  # fmt: skip
+    made = made.reshape(rows, h, w, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return made.reshape(rows, channels, height, width)
+
+
+def flux_inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:
+    pooled = given("pooled_prompt_embeds", (config["pooled_projection_dim"],), unconditional=False)
+    strength = (RequestInput(name="embedded_guidance", known="guidance"),) if config["guidance_embeds"] else ()
+    return (prompt(config["joint_attention_dim"], tokens, unconditional=False), pooled, *strength)
+
+
+def flux_sublayers(config: Config) -> int:
+    """Joint attention and two MLPs; a single block is one."""
+    return 3 * int(config["num_layers"]) + int(config["num_single_layers"])
+
+
+FLUX = Adapter(
+    flux, flux_inputs, 512, flux_sublayers,
+    channels=lambda config: int(config["in_channels"]) // 4,
+    sides=lambda config: (128, 128),
+    guidance=lambda config: ("embedded", 3.5) if config["guidance_embeds"] else ("ignored", 1.0),
+    from_one=True,
+    patch=lambda config: 2,
+)  # fmt: skip

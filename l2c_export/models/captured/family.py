@@ -15,7 +15,7 @@ from ...errors import ModelError
 from ...weights.checkpoint import Checkpoint
 from ..family import Operation, Runner
 from ..primitives import execute, gather
-from .adapters import PIXART, Adapter
+from .adapters import FLUX, PIXART, SD3, Adapter
 from .cut import cut
 from .dataflow import Flow
 from .export import ROWS, export
@@ -49,6 +49,9 @@ class Captured:
         self.arch = msgspec.structs.replace(arch, height=arch.height or height, width=arch.width or width, tokens=tokens)
         self.latent = (adapter.channels(config), self.arch.height, self.arch.width)
         self.inputs = adapter.inputs(config, tokens)
+        self.guidance = adapter.guidance(config)  # mode, and scale by default
+        patch = adapter.patch(config)
+        self.picture_tokens = (self.arch.height // patch) * (self.arch.width // patch)
         self.pieces = captured(type(self), self.arch)
         self.sublayers = self.pieces.sublayers
         self.segments = {GATHER: Operation(gather), **{op: operation(body) for op, body in self.pieces.bodies.items()}}
@@ -124,3 +127,17 @@ class PixArt(Captured):
     adapter: ClassVar[Adapter] = PIXART
 
 
+
+
+class StableDiffusion3(Captured):
+    """Stable Diffusion 3 and 3.5 (arXiv 2403.03206)."""
+
+    name: ClassVar[str] = "sd3"
+    adapter: ClassVar[Adapter] = SD3
+
+
+class Flux(Captured):
+    """FLUX.1, dev and schnell."""
+
+    name: ClassVar[str] = "flux"
+    adapter: ClassVar[Adapter] = FLUX

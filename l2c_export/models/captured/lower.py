@@ -82,16 +82,14 @@ def div(b: Builder, node: Node, x: Recorded, y: float) -> Any:
 @rule(aten.mul.Tensor)
 def mul(b: Builder, node: Node, x: Any, y: Any) -> Any:
     x, y = (x, y) if isinstance(x, Recorded) else (y, x)
-    if not isinstance(y, Recorded):
-        return b.affine(x, y)
-    if (normed := _rms(node)) is not None:
-        source, eps = normed
-        return b.apply("rms_norm", x if node.args[0] is source else y, eps=eps)
-    return b.apply("mul", x, y)
+    eps = _rms(node)
+    if eps is not None:
+        return b.apply("rms_norm", x, eps=eps)
+    return b.apply("mul", x, y) if isinstance(y, Recorded) else b.affine(x, y)
 
 
-def _rms(node: Node) -> tuple[Node, float] | None:
-    """What is normalised, and its epsilon, where a product is x rsqrt(mean(x^2) + eps) over the last axis."""
+def _rms(node: Node) -> float | None:
+    """The epsilon of a norm, where a product is x rsqrt(mean(x^2) + eps) over the last axis."""
     for x, inverse in (node.args[:2], node.args[1::-1]):
         if not isinstance(x, Node) or not isinstance(inverse, Node) or inverse.target is not aten.rsqrt.default:
             continue
@@ -103,7 +101,7 @@ def _rms(node: Node) -> tuple[Node, float] | None:
             continue
         square = mean.args[0]
         if isinstance(square, Node) and square.target is aten.pow.Tensor_Scalar and square.args == (x, 2):
-            return x, total.args[1]
+            return total.args[1]
     return None
 
 

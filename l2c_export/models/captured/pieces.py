@@ -223,6 +223,9 @@ class _Body:
                 return argument
             return self._value(argument) if has_numbers(argument) else None  # a size, which the types say
 
+        reads = [i for i in node.all_input_nodes if has_numbers(i)]
+        if all(self._value(i) is None for i in reads) and reads:
+            return None  # inside a norm, which is one primitive
         arguments, options = (map_aggregate(given, read) for given in (node.args, node.kwargs))
         return lower(self._build, node, arguments, options)
 

@@ -58,7 +58,7 @@ class Folder:
 
     def sampler(self, kind: str | None = None) -> Scheduler:
         """The folder's scheduler, or another one with the same configuration."""
-        return Scheduler.from_config(self.scheduler, str(self.path / "scheduler"), kind)
+        return Scheduler.from_config(self.scheduler, str(self.path / "scheduler"), kind, families.of(self.family).flow)
 
     def autoencoder(self) -> Path:
         """The folder of the pipeline's autoencoder.  Raises ModelError if it has none."""
