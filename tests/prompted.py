@@ -118,8 +118,9 @@ def pixart_request(images: int) -> dict[str, torch.Tensor]:
     """Prompts of several lengths."""
     mask = torch.arange(TOKENS)[None] < torch.tensor([3 + 2 * n for n in range(images)])[:, None]
     empty = torch.arange(TOKENS)[None].repeat(images, 1) < 1
-    return {"prompt_embeds": numbers(5, images, TOKENS, 24), "prompt_attention_mask": mask.long(),
-            "negative_prompt_embeds": numbers(6, images, TOKENS, 24), "negative_prompt_attention_mask": empty.long()}  # fmt: skip
+    asked = {"prompt_embeds": numbers(5, images, TOKENS, 24), "prompt_attention_mask": mask.long()}
+    without = {"prompt_embeds": numbers(6, images, TOKENS, 24), "prompt_attention_mask": empty.long()}
+    return asked | {f"negative_{name}": values for name, values in without.items()}
 
 
 def pixart_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedule: Schedule) -> torch.Tensor:

@@ -161,7 +161,7 @@ def _sized(options: Options, folder: Folder | None) -> Folder | None:
         return folder
     if folder is None or not families.of(folder.family).captured:
         name, value = next(iter(asked.items()))
-        raise UsageError(f"{name}={value}: only a captured transformer of diffusers is made for one: give its folder as model=..")
+        raise UsageError(f"{name}={value}: only a captured transformer of diffusers has a choice: give its folder as model=..")
     height, width = asked.get("size", (0, 0))
     return replace(folder, arch={**folder.arch, "height": height // PIXELS, "width": width // PIXELS,
                                  "tokens": asked.get("tokens", 0)})  # fmt: skip

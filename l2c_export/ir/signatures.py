@@ -214,8 +214,9 @@ def reshape(x: Value, shape: tuple[int, ...]) -> tuple[Value, ...]:
     first, *others = shape
     batch = x.shape[:1] if x.shape and isinstance(x.shape[0], str) else ()
     need(bool(batch) == (first == -1), f"{list(x.shape)} and {list(shape)} are not both with a batch axis, or both without")
-    made = (*batch, *others) if batch else shape
-    need(math.prod(sizes(x.shape[len(batch) :])) == math.prod(made[len(batch) :]), f"{list(x.shape)} does not fill {list(shape)}")
+    made: tuple[int | str, ...] = (*batch, *others) if batch else shape
+    inner = sizes(x.shape[len(batch) :])
+    need(math.prod(inner) == math.prod(made[len(batch) :]), f"{list(x.shape)} does not fill {list(shape)}")
     return (Value(made, x.dtype),)
 
 

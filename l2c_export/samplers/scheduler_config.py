@@ -126,13 +126,13 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         Raises ScheduleError that names an option that this table cannot follow.
         """
         own = config.get("_class_name")
-        kind = kind or own
+        kind = str(kind or own)
         if not flow:
             check_noise(own, where)
             check_noise(kind, where)
         able = (FLOW,) if flow else KINDS[:-1]
         if kind not in able:
-            complaint = "has no _class_name" if kind is None else f"{kind} is not supported"
+            complaint = "has no _class_name" if kind == str(None) else f"{kind} is not supported"
             raise ScheduleError(f"{where}: {complaint}: use one of {', '.join(able)} as sampler=..")
         values = _as_read(_as_read(config, own), kind) if own != kind else _as_read(config, kind)
         _check(values, kind, where)

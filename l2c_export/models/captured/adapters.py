@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -24,8 +25,8 @@ def sides(config: Config) -> tuple[int, int]:
 class Adapter:
     """One class of diffusers.
 
-    `call` (model, x, t, and what a request says by name) returns the prediction, (R, C or more, H, W), of latents x (R, C, H, W)
-    at timesteps t (R,), from 0 to 1000.
+    `call` (model, x, t, and what a request says by name) returns the prediction, (R, C or more, H, W), of latents x
+    (R, C, H, W) at timesteps t (R,), from 0 to 1000.
     """
 
     call: Callable[..., Tensor]
@@ -46,7 +47,7 @@ def prompt(width: int, tokens: int, unconditional: bool = True) -> RequestInput:
 
 def given(name: str, shape: tuple[int, ...], unconditional: bool = True) -> RequestInput:
     """An array that a request gives, and for the unconditional half another one."""
-    return RequestInput(name=name, shape=shape, **({"negative": f"negative_{name}"} if unconditional else {}))
+    return RequestInput(name=name, shape=shape, negative=f"negative_{name}" if unconditional else msgspec.UNSET)
 
 
 def pixart(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Tensor:
@@ -99,8 +100,8 @@ def flux(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, pooled_prompt_
         packed, encoder_hidden_states=prompt_embeds, pooled_projections=pooled_prompt_embeds, timestep=t / 1000,
         guidance=embedded_guidance, img_ids=places, txt_ids=torch.zeros(prompt_embeds.shape[1], 3), return_dict=False,
     )[0]  # fmt: skip
-    made = made.reshape(rows, h, w, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return made.reshape(rows, channels, height, width)
+    unpacked: Tensor = made.reshape(rows, h, w, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return unpacked.reshape(rows, channels, height, width)
 
 
 def flux_inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:
@@ -122,3 +123,5 @@ FLUX = Adapter(
     from_one=True,
     patch=lambda config: 2,
 )  # fmt: skip
+
+ADAPTERS = {"pixart": PIXART, "sd3": SD3, "flux": FLUX}  # by family

@@ -117,9 +117,9 @@ def _broadcast(graph: Graph, node: Node) -> None:
     repeated = node.args[0]
     if not isinstance(repeated, Node) or repeated.target is not aten.repeat_interleave.self_int:
         return
-    mask, count, axis = (*repeated.args, None)[:3]
-    shape = node.meta["val"].shape
-    if axis != 0 or shape[1] != count or any(user.target is not aten.scaled_dot_product_attention.default for user in node.users):
+    mask, count, *axis = repeated.args
+    masks = all(user.target is aten.scaled_dot_product_attention.default for user in node.users)
+    if axis != [0] or node.meta["val"].shape[1] != count or not masks:
         return
     assert isinstance(mask, Node)
     with graph.inserting_before(node):
@@ -143,19 +143,16 @@ def _same(node: Node) -> Node | None:
 
 def _whole(node: Node) -> Node | None:
     """What was cut into slices that are joined again."""
-    parts = node.args[0]
-    axis = node.args[1] if len(node.args) > 1 else 0
-    assert isinstance(parts, (list, tuple))
+    parts: Any = node.args[0]
+    axis: Any = node.args[1] if len(node.args) > 1 else 0
     if not all(isinstance(p, Node) and p.target is aten.slice.Tensor for p in parts):
         return None
-    sources = {p.args[0] for p in parts}
-    whole = parts[0].args[0]
-    if len(sources) > 1 or str(whole.meta["val"].shape) != str(node.meta["val"].shape):
-        return None
+    whole: Node = parts[0].args[0]
+    axis %= whole.meta["val"].ndim
     position = 0
     for p in parts:
-        _, dim, first, *_ = (*p.args, 0, 0)
-        if dim != axis % whole.meta["val"].ndim or first != position:
+        source, dim, first = (*p.args, 0, 0)[:3]
+        if source is not whole or dim != axis or first != position:
             return None
-        position += p.meta["val"].shape[dim]
-    return whole
+        position += p.meta["val"].shape[axis]
+    return whole if position == whole.meta["val"].shape[axis] else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -15,7 +15,7 @@ from ...errors import ModelError
 from ...weights.checkpoint import Checkpoint
 from ..family import Operation, Runner
 from ..primitives import execute, gather
-from .adapters import FLUX, PIXART, SD3, Adapter
+from .adapters import ADAPTERS
 from .cut import cut
 from .dataflow import Flow
 from .export import ROWS, export
@@ -39,11 +39,11 @@ class Captured:
     """What `Family` asks for, of any module with an adapter."""
 
     name: ClassVar[str]
-    adapter: ClassVar[Adapter]
     arch_type: ClassVar[type] = CapturedArch
 
     def __init__(self, arch: CapturedArch) -> None:
-        config, adapter = json.loads(arch.config), self.adapter
+        self.adapter = adapter = ADAPTERS[self.name]
+        config = json.loads(arch.config)
         height, width = adapter.sides(config)
         tokens = arch.tokens or adapter.tokens
         self.arch = msgspec.structs.replace(arch, height=arch.height or height, width=arch.width or width, tokens=tokens)
@@ -52,7 +52,7 @@ class Captured:
         self.guidance = adapter.guidance(config)  # mode, and scale by default
         patch = adapter.patch(config)
         self.picture_tokens = (self.arch.height // patch) * (self.arch.width // patch)
-        self.pieces = captured(type(self), self.arch)
+        self.pieces = captured(self.name, self.arch)
         self.sublayers = self.pieces.sublayers
         self.segments = {GATHER: Operation(gather), **{op: operation(body) for op, body in self.pieces.bodies.items()}}
 
@@ -68,7 +68,7 @@ class Captured:
         return self.pieces.tensors
 
     def checkpoint(self, opened: Checkpoint) -> Checkpoint:
-        """A checkpoint of diffusers with the tensors that follow from the configuration, and without those that nothing reads."""
+        """A checkpoint of diffusers, and what follows from the configuration; without what nothing reads."""
         derived = self.pieces.derived
         shapes = {name: opened.shapes[name] for name in self.pieces.tensors if name in opened.shapes}
         known = {name: tuple(value.shape) for name, value in derived.items()}
@@ -99,9 +99,9 @@ def operation(body: Body) -> Operation:
 
 
 @functools.lru_cache(maxsize=4)
-def captured(family: type[Captured], arch: CapturedArch) -> Pieces:
+def captured(family: str, arch: CapturedArch) -> Pieces:
     """The module's pieces.  Raises ModelError where it cannot be captured, or is not cut as it should be."""
-    config, adapter = json.loads(arch.config), family.adapter
+    config, adapter = json.loads(arch.config), ADAPTERS[family]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = skeleton(arch.model, config, mode)
     latent = (adapter.channels(config), arch.height, arch.width)
@@ -124,20 +124,15 @@ class PixArt(Captured):
     """PixArt-alpha and PixArt-Sigma (arXiv 2310.00426, 2403.04692)."""
 
     name: ClassVar[str] = "pixart"
-    adapter: ClassVar[Adapter] = PIXART
-
-
 
 
 class StableDiffusion3(Captured):
     """Stable Diffusion 3 and 3.5 (arXiv 2403.03206)."""
 
     name: ClassVar[str] = "sd3"
-    adapter: ClassVar[Adapter] = SD3
 
 
 class Flux(Captured):
     """FLUX.1, dev and schnell."""
 
     name: ClassVar[str] = "flux"
-    adapter: ClassVar[Adapter] = FLUX

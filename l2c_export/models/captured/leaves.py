@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,15 +27,16 @@ class Sinusoid(nn.Module):
 
     def __init__(self, half: int, shift: int) -> None:
         super().__init__()
-        self.half, self.shift = half, shift
+        self.waves, self.lowered = half, shift
 
     def forward(self, t: Tensor) -> Tensor:
-        made: Tensor = sinusoid_op(t, self.half, self.shift)
+        made: Tensor = sinusoid_op(t, self.waves, self.lowered)
         return made
 
 
 def with_leaves(model: nn.Module) -> nn.Module:
     """The model, changed in place."""
+    module: Any
     for name, module in list(model.named_modules()):
         if type(module).__name__ == "Timesteps" and _is_sinusoid(module):
             owner, _, last = name.rpartition(".")
@@ -41,6 +44,6 @@ def with_leaves(model: nn.Module) -> nn.Module:
     return model
 
 
-def _is_sinusoid(module: nn.Module) -> bool:
+def _is_sinusoid(module: Any) -> bool:
     fits = module.num_channels % 2 == 0 and int(module.downscale_freq_shift) == module.downscale_freq_shift
     return bool(fits and module.flip_sin_to_cos and module.scale == 1)

@@ -43,7 +43,7 @@ def unknown(node: Node, why: str) -> ModelError:
 
 
 def _path(node: Node) -> str:
-    return list(node.meta["nn_module_stack"].values())[-1][0].removeprefix("model.")
+    return str(list(node.meta["nn_module_stack"].values())[-1][0]).removeprefix("model.")
 
 
 def axis_of(x: Recorded, axis: int) -> int:
@@ -151,7 +151,8 @@ def layer_norm(b: Builder, node: Node, x: Recorded, shape: Sequence[int], weight
 
 @rule(aten.rms_norm.default)
 def rms_norm(b: Builder, node: Node, x: Recorded, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Any:
-    assert tuple(shape) == x.shape[-1:] and eps is not None, "a norm over several axes, or without epsilon"
+    assert tuple(shape) == x.shape[-1:], "a norm over several axes"
+    assert eps is not None, "a norm without epsilon"
     return b.apply("rms_norm", x, *([] if weight is None else [weight]), eps=eps)
 
 
@@ -167,13 +168,13 @@ def conv2d(b: Builder, node: Node, x: Recorded, weight: Recorded, bias: Any = No
     given = [] if bias is None else [bias]
     stride, padding, dilation = (_pair(n) for n in (stride, padding, dilation))
     kernel = weight.shape[2:]
-    assert dilation == (1, 1) and groups == 1, "a convolution with dilation or groups"
+    assert (dilation, groups) == ((1, 1), 1), "a convolution with dilation or groups"
     if stride == kernel and padding == (0, 0) and kernel[0] == kernel[1]:
         patch, out = int(kernel[0]), int(weight.shape[0])
         height, width = (int(n) // patch for n in x.shape[2:])
         tokens = b.apply("linear", b.apply("patchify", x, patch=patch), weight, *given, parts=1)
         return b.reshape(b.permute(tokens, (0, 2, 1)), (x.shape[0], out, height, width))
-    assert stride == (1, 1) and padding[0] == padding[1], f"a convolution with stride {stride} and padding {padding}"
+    assert (stride, padding[0]) == ((1, 1), padding[1]), f"a convolution with stride {stride} and padding {padding}"
     return b.apply("conv2d", x, weight, *given, padding=padding[0])
 
 
@@ -186,8 +187,9 @@ def attention(b: Builder, node: Node, q: Recorded, k: Recorded, v: Recorded, mas
               causal: bool = False, *, scale: float | None = None, **others: Any) -> Any:  # fmt: skip
     """q (R, heads, T, size), k and v (R, heads, S, size)."""
     rows, heads, tokens, size = q.shape
-    usual = scale is None or abs(scale - int(size) ** -0.5) < 1e-6
-    assert not dropout and not causal and not others and usual and k.shape[1] == heads, "an attention of an unusual kind"
+    scaled = scale is None or abs(scale - int(size) ** -0.5) < 1e-6
+    usual = scaled and k.shape[1] == heads and not (dropout or causal or others)
+    assert usual, "an attention of an unusual kind"
     wide = [b.reshape(b.permute(x, (0, 2, 1, 3)), (rows, x.shape[2], int(heads) * int(size))) for x in (q, k, v)]
     mixed = b.apply("sdpa", *wide, *([] if mask is None else [mask]), heads=heads)
     return b.permute(b.reshape(mixed, (rows, tokens, heads, size)), (0, 2, 1, 3))
@@ -222,15 +224,17 @@ def permute(b: Builder, node: Node, x: Recorded, axes: Sequence[int]) -> Any:
 def einsum(b: Builder, node: Node, equation: str, values: Sequence[Recorded]) -> Any:
     """Where it is a permutation."""
     before, _, after = equation.replace(" ", "").partition("->")
-    assert len(values) == 1 and sorted(before) == sorted(after), f"the sum {equation}"
+    permuted = len(values) == 1 and sorted(before) == sorted(after)
+    assert permuted, f"the sum {equation}"
     return b.permute(values[0], [before.index(letter) for letter in after])
 
 
 @rule(aten.slice.Tensor)
-def part(b: Builder, node: Node, x: Recorded, axis: int = 0, first: int | None = 0, last: int | None = None, step: int = 1) -> Any:
+def part(b: Builder, node: Node, x: Recorded, axis: int = 0, first: Any = 0, last: Any = None, step: int = 1) -> Any:
     axis = axis_of(x, axis)
     length = x.shape[axis]
-    assert isinstance(length, int) and step == 1, "a slice of the batch, or with strides"
+    assert isinstance(length, int), "a slice of the batch"
+    assert step == 1, "a slice with strides"
     start, stop, _ = slice(first, last).indices(length)
     return b.part(x, axis, start, stop)
 

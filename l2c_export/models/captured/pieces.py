@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,7 +131,7 @@ class _Writer:
         cached = any(node in self.cut.branches for node in region.outputs)
         self.names.update(zip(region.outputs, made, strict=True))
         self.types.update(zip(region.outputs, writing.types, strict=True))
-        self.made.steps.append(Piece(op, name, inputs, tuple(writing.weights), made, cached))
+        self.made.steps.append(Piece(op, name, inputs, writing.weights, made, cached))
 
     def _called(self, region: Region) -> tuple[str, str]:
         """The name of a region and its kind: after the module whose output it is."""
@@ -147,10 +147,10 @@ class _Writer:
 
     def _busiest(self, region: Region, block: str) -> str:
         """The part of the block that has most of the products."""
-        parts = Counter(
-            path_of(node).removeprefix(block).lstrip(".").partition(".")[0] for node in region.nodes if node.target in PRODUCTS
-        )
-        return (parts.most_common(1)[0][0] if parts else "") or ("final" if self.flow.exported.result in region.nodes else "join")
+        products = [path_of(node) for node in region.nodes if node.target in PRODUCTS]
+        parts = Counter(path.removeprefix(block).lstrip(".").partition(".")[0] for path in products)
+        most = parts.most_common(1)[0][0] if parts else ""
+        return most or ("final" if self.flow.exported.result in region.nodes else "join")
 
     def _op(self, label: str, body: Body) -> str:
         """The kind of a body: its label, and a number where the label stands for several things."""
@@ -181,16 +181,20 @@ class _Body:
         self._writer, self._flow = writer, writer.flow
         self._build = Builder(label)
         self._values: dict[Node, Any] = {}
-        self.weights: list[str] = []
+        self._read = len(read)
         for node in read:
             self._values[node] = self._build.input(f"i{len(self._values)}", writer.types[node])
-        self._first = len(read)
+        self._weights: dict[str, Recorded] = {}  # by the names of tensors
         for node in in_order(self._flow, region.nodes):
             self._value(node)
         results = [self._values[node] for node in region.outputs]
         self.types = [Value(v.value.shape, v.value.dtype) for v in results]
         self.outputs = tuple(self._own(results))
         self.primitives = _used(self._build.tape.primitives, self.outputs)
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return tuple(self._weights)
 
     def _own(self, results: Sequence[Recorded]) -> list[str]:
         """Names of the results, each its own and none an input's."""
@@ -211,11 +215,10 @@ class _Body:
 
     def _weight(self, node: Node) -> Recorded:
         name = self._writer.tensor(node)
-        if name in self.weights:
-            return self._values[next(n for n in self._values if isinstance(self._values[n], Recorded)
-                                     and self._values[n].name == f"i{self._first + self.weights.index(name)}")]  # fmt: skip
-        self.weights.append(name)
-        return self._build.input(f"i{self._first + len(self.weights) - 1}", Value(self._writer.made.tensors[name]))
+        if name not in self._weights:
+            number = self._read + len(self._weights)
+            self._weights[name] = self._build.input(f"i{number}", Value(self._writer.made.tensors[name]))
+        return self._weights[name]
 
     def _lowered(self, node: Node) -> Any:
         def read(argument: Any) -> Any:
@@ -226,8 +229,7 @@ class _Body:
         reads = [i for i in node.all_input_nodes if has_numbers(i)]
         if all(self._value(i) is None for i in reads) and reads:
             return None  # inside a norm, which is one primitive
-        arguments, options = (map_aggregate(given, read) for given in (node.args, node.kwargs))
-        return lower(self._build, node, arguments, options)
+        return lower(self._build, node, *given(node, read))
 
 
 def _used(primitives: Sequence[Primitive], outputs: Sequence[str]) -> tuple[Primitive, ...]:
@@ -261,9 +263,14 @@ def constant(flow: Flow, node: Node) -> Tensor:
         return constant(flow, argument) if isinstance(argument, Node) else argument
 
     assert callable(node.target), f"{node.name} has no numbers"
-    arguments, options = (map_aggregate(given, read) for given in (node.args, node.kwargs))
+    arguments, options = given(node, read)
     target = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
     made: Tensor = target(*arguments, **options)
     return made
 
 
+def given(node: Node, read: Callable[[Any], Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The arguments of a node, each as it is read."""
+    arguments: Any = map_aggregate(node.args, read)
+    options: Any = map_aggregate(node.kwargs, read)
+    return arguments, options

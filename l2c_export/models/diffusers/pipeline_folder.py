@@ -165,7 +165,9 @@ def captured_folder(path: Path, transformer: Path, kind: str, index: PipelineInd
     shape = {name: value for name, value in config(transformer / CONFIG).items() if not name.startswith("_")}
     arch = {"model": kind, "config": json.dumps(shape, sort_keys=True)}
     stored = open_checkpoint(finder.path(transformer))
-    scheduler = {**config(path / SCHEDULER), "_class_name": index.part("scheduler")} if index else {"_class_name": known.sampler}
+    scheduler = (
+        {**config(path / SCHEDULER), "_class_name": index.part("scheduler")} if index else {"_class_name": known.sampler}
+    )
     name = Path(model_index.called(path.resolve())).name
     return Folder(path, name, arch, stored, stored, scheduler, {}, index, known.name)
 
