@@ -32,6 +32,7 @@ class Adapter:
     call: Callable[..., Tensor]
     inputs: Callable[[Config, int], tuple[RequestInput, ...]]  # of a number of tokens
     tokens: int  # of a prompt, where nothing else is said
+    small: Callable[[Config], Config]  # the options of a model of the same structure and few parameters
     sublayers: Callable[[Config], int]  # how many there are, whatever capturing finds
     channels: Callable[[Config], int] = lambda config: int(config["in_channels"])
     sides: Callable[[Config], tuple[int, int]] = sides
@@ -65,7 +66,12 @@ def pixart_inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:
     return (prompt(config["caption_channels"], tokens), mask)
 
 
-PIXART = Adapter(pixart, pixart_inputs, 300, lambda config: 3 * int(config["num_layers"]))
+def pixart_small(config: Config) -> Config:
+    return {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 12, "cross_attention_dim": 24,
+            "caption_channels": 16}  # fmt: skip
+
+
+PIXART = Adapter(pixart, pixart_inputs, 300, pixart_small, lambda config: 3 * int(config["num_layers"]))
 
 
 def sd3(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, pooled_prompt_embeds: Tensor) -> Tensor:
@@ -85,7 +91,14 @@ def sd3_sublayers(config: Config) -> int:
     return 3 * int(config["num_layers"]) - 1 + len(config.get("dual_attention_layers") or ())
 
 
-SD3 = Adapter(sd3, sd3_inputs, 333, sd3_sublayers, guidance=lambda config: ("all", 7.0))
+def sd3_small(config: Config) -> Config:
+    """With a block of either kind, and the last."""
+    dual = [0] if config.get("dual_attention_layers") else []
+    return {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 12, "caption_projection_dim": 24,
+            "joint_attention_dim": 16, "pooled_projection_dim": 20, "dual_attention_layers": dual}  # fmt: skip
+
+
+SD3 = Adapter(sd3, sd3_inputs, 333, sd3_small, sd3_sublayers, guidance=lambda config: ("all", 7.0))
 
 
 def flux(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, pooled_prompt_embeds: Tensor,
@@ -115,8 +128,13 @@ def flux_sublayers(config: Config) -> int:
     return 3 * int(config["num_layers"]) + int(config["num_single_layers"])
 
 
+def flux_small(config: Config) -> Config:
+    return {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16,
+            "joint_attention_dim": 16, "pooled_projection_dim": 20, "axes_dims_rope": [4, 6, 6]}  # fmt: skip
+
+
 FLUX = Adapter(
-    flux, flux_inputs, 512, flux_sublayers,
+    flux, flux_inputs, 512, flux_small, flux_sublayers,
     channels=lambda config: int(config["in_channels"]) // 4,
     sides=lambda config: (128, 128),
     guidance=lambda config: ("embedded", 3.5) if config["guidance_embeds"] else ("ignored", 1.0),

@@ -13,16 +13,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import ModelError
 from ...weights.checkpoint import Checkpoint
-from ..family import Operation, Runner
-from ..primitives import execute, gather
+from ..family import Runner
+from . import selfcheck
 from .adapters import ADAPTERS
+from .call import call, operations
 from .cut import cut
 from .dataflow import Flow
 from .export import ROWS, export
-from .pieces import Body, Pieces, Sum, pieces
-from .skeleton import skeleton
+from .pieces import Pieces, pieces
+from .skeleton import build, skeleton
 
-GATHER = "gather"  # the rows of the model's batch
+MOST_CHECKED = 20_000_000  # parameters of a model that is compared with its module; larger ones are in small
 
 
 class CapturedArch(msgspec.Struct, frozen=True):
@@ -54,7 +55,7 @@ class Captured:
         self.picture_tokens = (self.arch.height // patch) * (self.arch.width // patch)
         self.pieces = captured(self.name, self.arch)
         self.sublayers = self.pieces.sublayers
-        self.segments = {GATHER: Operation(gather), **{op: operation(body) for op, body in self.pieces.bodies.items()}}
+        self.segments = operations(self.pieces)
 
     @staticmethod
     def named(name: str) -> None:
@@ -75,32 +76,31 @@ class Captured:
         return opened._replace(shapes={**shapes, **known}, read=lambda n: derived[n] if n in derived else opened.read(n))
 
     def call(self, run: Runner, x: Any, rows: Any, t: Any, request: Mapping[str, Any]) -> Any:
-        values = {"x": run(GATHER, x, rows), "t": t, **request}
-        for step in self.pieces.steps:
-            if isinstance(step, Sum):
-                gate = None if step.gate is None else values[step.gate]
-                values[step.made] = run.residual(values[step.stream], values[step.at], step.at, gate)
-                continue
-            given = [*(values[name] for name in step.inputs), *map(run.weight, step.weights)]
-            made = (run.sublayer if step.cached else run)(step.op, *given, at="", name=step.name)
-            values.update(zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=True))
-        return values[self.pieces.result]
-
-
-def operation(body: Body) -> Operation:
-    """A body as a function of its inputs."""
-
-    def function(*inputs: Any) -> Any:
-        known = execute(body.primitives, {f"i{n}": value for n, value in enumerate(inputs)})
-        made = tuple(known[name] for name in body.outputs)
-        return made if len(made) > 1 else made[0]
-
-    return Operation(function)
+        return call(self.pieces, run, x, rows, t, request)
 
 
 @functools.lru_cache(maxsize=4)
 def captured(family: str, arch: CapturedArch) -> Pieces:
     """The module's pieces.  Raises ModelError where it cannot be captured, or is not cut as it should be."""
+    made, parameters = cut_module(family, arch)
+    small = arch if parameters <= MOST_CHECKED else smaller(family, arch)
+    in_small = made if small is arch else cut_module(family, small)[0]
+    config, adapter = json.loads(small.config), ADAPTERS[family]
+    latent = (adapter.channels(config), small.height, small.width)
+    selfcheck.check(build(small.model, config), adapter.call, in_small, latent, adapter.inputs(config, small.tokens))
+    return made
+
+
+def smaller(family: str, arch: CapturedArch) -> CapturedArch:
+    """The same model in small: what is compared with its module where the model itself is too large for that."""
+    adapter = ADAPTERS[family]
+    config = {**json.loads(arch.config), **adapter.small(json.loads(arch.config))}
+    side = 4 * adapter.patch(config)
+    return msgspec.structs.replace(arch, config=json.dumps(config), height=side, width=side, tokens=5)
+
+
+def cut_module(family: str, arch: CapturedArch) -> tuple[Pieces, int]:
+    """The pieces, and how many parameters the model has."""
     config, adapter = json.loads(arch.config), ADAPTERS[family]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = skeleton(arch.model, config, mode)
@@ -114,10 +114,10 @@ def captured(family: str, arch: CapturedArch) -> Pieces:
     made = pieces(flow, cut(flow))
     if len(made.sublayers) != (expected := adapter.sublayers(config)):
         raise ModelError(
-            f"{arch.model}: {len(made.sublayers)} sublayers were found where there are {expected}: its module is of another "
-            "release of diffusers"
+            f"{arch.model}: {len(made.sublayers)} sublayers were found where there are {expected}: use another release of "
+            "diffusers"
         )
-    return made
+    return made, sum(parameter.numel() for parameter in model.parameters())
 
 
 class PixArt(Captured):
