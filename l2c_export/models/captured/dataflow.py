@@ -75,11 +75,11 @@ class Flow:
         if node.target is not aten.add.Tensor or not self.late(node) or len(node.args) != 2:
             return None
         a, b = node.args
-        if not isinstance(a, Node) or not isinstance(b, Node) or not (self.late(a) and self.late(b)):
+        if not isinstance(a, Node) or not isinstance(b, Node):
             return None
         if not all(str(i.meta["val"].shape) == str(node.meta["val"].shape) for i in (a, b)):
             return None
-        pairs = ((a, b), (b, a))
+        pairs = [(stream, branch) for stream, branch in ((a, b), (b, a)) if self.late(branch)]  # a prompt's stream begins early
         onward = (pair for pair in pairs if self.descends(pair[1], pair[0]))
         parallel = (pair for pair in pairs if pair[0] in streams and pair[1] not in streams)
         return next(onward, None) or next(parallel, None)
