@@ -15,7 +15,7 @@ from .call import call, operations
 from .pieces import Pieces
 
 ROWS = 2  # of the check; what was captured had another number
-TOLERANCE = 1e-5  # of the largest value; some of a module's steps are float32 whatever it is given
+TOLERANCE = 1e-4  # of the largest value; angles of timesteps are float32 in a module, whatever it is given
 SEED = 7
 
 
@@ -57,7 +57,7 @@ def check(
         spread = 0.2 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
         middle = 1.0 if "norm" in name and parameter.ndim == 1 else 0.0
         parameter.copy_(middle + spread * torch.randn(parameter.shape, generator=generator))
-    x, t = torch.randn((ROWS, *latent), generator=generator).double(), torch.tensor([901.0, 17.0])
+    x, t = torch.randn((ROWS, *latent), generator=generator).double(), torch.tensor([901.0, 17.0]).double()
     request = {given.name: wide(torch.from_numpy(given.usual(ROWS))) for given in inputs}
     seen = watched(module, pieces.sublayers)
     wanted = adapted(module.eval(), x, t, **request)
