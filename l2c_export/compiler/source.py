@@ -13,14 +13,13 @@ from ..artefact.records import ALONE
 from ..errors import ModelError, ScheduleError, UsageError
 from ..ir.inputs import guided
 from ..models import families, lookup, notes
-from ..models.captured.family import Captured
 from ..models.diffusers import pipeline_folder
 from ..models.diffusers.model_index import config
 from ..models.diffusers.pipeline_folder import Folder
 from ..models.evidence import ModelRequest, architecture
 from ..models.family import Family
 from ..samplers.reference import SAMPLERS
-from ..samplers.scheduler_config import FLOW, KINDS, Scheduler, check_noise
+from ..samplers.scheduler_config import KINDS, Scheduler, check_noise
 from ..samplers.trained import unlike
 from ..schedules import executed, routers
 from ..schedules.rules import is_rule, mask_length, mask_rule
@@ -29,9 +28,9 @@ from ..support import file_kind
 from ..support.words import counted
 from ..weights import random
 from ..weights.checkpoint import Checkpoint
+from . import captured
 from .request import FULL, Options, Wanted, _is_config
 
-PIXELS = 8  # per latent, along each side
 LITTLE = 0.01  # the share of the cached calls' sublayers below which a router removes next to nothing
 
 
@@ -86,7 +85,7 @@ def resolve(options: Options) -> Source:
         source = resolve(replace(options, model=model, weights=weights, schedule=first.schedule, further=tuple(further)))
         return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = random.random_seed(options.weights) if options.weights else None
-    folder = _sized(options, _folder(options))
+    folder = captured.sized(options, _folder(options))
     checkpoint = _checkpoint(options, folder) if seed is None else None
     origins = [_read(one.schedule or FULL) for one in options.programs]
     kind, columns = (None, None) if isinstance(origins[0], str) else (origins[0].family, origins[0].columns)
@@ -98,9 +97,8 @@ def resolve(options: Options) -> Source:
             )
     if folder:
         family, name, assumed = lookup.Resolved(families.build(request.kind, folder.arch), folder.name)
-        if checkpoint and isinstance(family, Captured):
-            checkpoint = family.checkpoint(checkpoint)
-        elif checkpoint:
+        if checkpoint:
+            checkpoint = captured.weights(family, checkpoint)
             notes.check_same(checkpoint, folder.arch)
     else:
         family, name, assumed = lookup.find(request, checkpoint)
@@ -109,14 +107,10 @@ def resolve(options: Options) -> Source:
     if checkpoint:
         checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
     _check_sublayers(options.fp32, family)
-    scheduler = _as_in_pipeline(_scheduler(options.sampler, folder), family)
+    scheduler = captured.as_in_pipeline(_scheduler(options.sampler, folder), family)
     schedules = tuple(_schedule(one, family, origin, scheduler) for one, origin in zip(options.programs, origins, strict=True))
     _check_programs(schedules)
-    mode, usual = families.of(family.name).guidance
-    if isinstance(family, Captured):
-        mode, usual = family.guidance
-    elif folder:
-        mode = "all"  # as in diffusers
+    mode, usual = captured.guidance(family, folder)
     guidance = options.guidance or (mode if guided(family.inputs) or mode in ALONE else "none")
     if guidance not in ("none", *ALONE) and not guided(family.inputs):
         raise UsageError(f"guidance={guidance!r}: no input has an unconditional value: use guidance='none'")
@@ -152,19 +146,6 @@ def _folder(options: Options) -> Folder | None:
         return pipeline_folder.read(place) if place else None
     place = None if families.is_name(options.model) else pipeline_folder.find(options.model, options.with_vae)
     return pipeline_folder.read(place) if place else None
-
-
-def _sized(options: Options, folder: Folder | None) -> Folder | None:
-    """The same folder, for pictures and prompts of the sizes that are asked for."""
-    asked = {name: getattr(options, name) for name in ("size", "tokens") if getattr(options, name) is not None}
-    if not asked:
-        return folder
-    if folder is None or not families.of(folder.family).captured:
-        name, value = next(iter(asked.items()))
-        raise UsageError(f"{name}={value}: only a captured transformer of diffusers has a choice: give its folder as model=..")
-    height, width = asked.get("size", (0, 0))
-    return replace(folder, arch={**folder.arch, "height": height // PIXELS, "width": width // PIXELS,
-                                 "tokens": asked.get("tokens", 0)})  # fmt: skip
 
 
 def _checkpoint(options: Options, folder: Folder | None) -> Checkpoint | None:
@@ -207,14 +188,6 @@ def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
         return folder.sampler(sampler)
     # by its name alone: as DiT's own, which does not clip
     return Scheduler.from_config({"clip_sample": False}, "sampler", sampler) if sampler else None
-
-
-def _as_in_pipeline(scheduler: Scheduler | None, family: Family) -> Scheduler | None:
-    """A scheduler of flows with what the model's pipeline tells it."""
-    if scheduler is None or scheduler.kind != FLOW or not isinstance(family, Captured):
-        return scheduler
-    tokens = family.picture_tokens if scheduler.use_dynamic_shifting else 0
-    return msgspec.structs.replace(scheduler, image_seq_len=tokens, from_one=family.adapter.from_one)
 
 
 def _check_trained_for(sampler: str, folder: Folder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import msgspec
 
@@ -12,7 +12,7 @@ from ..errors import ModelError
 from .descriptor import FamilyDescriptor, RouterLayout
 
 if TYPE_CHECKING:
-    from .family import Family
+    from .family import CapturedFamily, Family
 
 
 def _unet(count: int) -> list[str]:
@@ -104,6 +104,10 @@ def of(name: str) -> FamilyDescriptor:
 def captured(kind: object) -> FamilyDescriptor | None:
     """The family of a class of diffusers that is captured; None for others."""
     return next((family for family in FAMILIES.values() if family.captured == kind), None)
+
+
+def is_captured(family: Family) -> TypeGuard[CapturedFamily]:
+    return bool(of(family.name).captured)
 
 
 def build(name: str, arch: Mapping[str, Any]) -> Family:

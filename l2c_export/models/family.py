@@ -11,6 +11,7 @@ import msgspec
 from ..errors import ModelError
 from ..ir.inputs import RequestInput
 from ..support.words import counted
+from ..weights.checkpoint import Checkpoint
 
 
 class Operation(NamedTuple):
@@ -67,6 +68,17 @@ class Family(Protocol):
         x (B, C, ..) float32 latents; rows (R,) int32: which latent each row of the model's batch uses; t (R,) float32
         timesteps; request: (R, *shape) of every declared input, by name.  Returns (R, C or more, ..).
         """
+
+
+class CapturedFamily(Family, Protocol):
+    """One that is captured from a module of diffusers (`captured/`)."""
+
+    guidance: tuple[str, float]  # mode and scale, as its pipeline has them
+    picture_tokens: int
+    from_one: bool  # whether its pipeline tells a scheduler of flows to begin at the level 1
+
+    def checkpoint(self, opened: Checkpoint) -> Checkpoint:
+        """A checkpoint of diffusers, and what follows from the configuration; without what nothing reads."""
 
 
 # What no model comes near, and what would take forever to find out.

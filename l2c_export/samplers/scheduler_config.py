@@ -16,9 +16,8 @@ from ..errors import ScheduleError
 from .trained import unlike
 
 Kind = Literal["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"]
-DDIM, DPM, EULER, FLOW = KINDS = (
-    "DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
-)  # fmt: skip
+DDIM, DPM, EULER = KINDS = ("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
+FLOW = "FlowMatchEulerDiscreteScheduler"  # for models that predict a flow, and no other is
 Spacing = Literal["leading", "linspace", "trailing"]
 NO: tuple[Any, ...] = (False, None)
 
@@ -130,7 +129,7 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         if not flow:
             check_noise(own, where)
             check_noise(kind, where)
-        able = (FLOW,) if flow else KINDS[:-1]
+        able = (FLOW,) if flow else KINDS
         if kind not in able:
             complaint = "has no _class_name" if kind == str(None) else f"{kind} is not supported"
             raise ScheduleError(f"{where}: {complaint}: use one of {', '.join(able)} as sampler=..")

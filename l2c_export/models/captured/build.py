@@ -12,7 +12,7 @@ from ..tape import Recorded, Tape
 Shape = tuple[int | str, ...]
 
 
-class Builder:
+class PrimitiveBuilder:
     """A tape, and moves of numbers on it that are merged where two follow each other."""
 
     def __init__(self, kind: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..family import Operation, Runner
 from ..primitives import execute, gather
-from .pieces import Body, Pieces, Sum
+from .pieces import PieceBody, Pieces, Sum
 
 GATHER = "gather"  # the rows of the model's batch
 
@@ -17,7 +17,7 @@ def operations(pieces: Pieces) -> dict[str, Operation]:
     return {GATHER: Operation(gather), **{op: operation(body) for op, body in pieces.bodies.items()}}
 
 
-def operation(body: Body) -> Operation:
+def operation(body: PieceBody) -> Operation:
     """A body as a function of its inputs."""
 
     def function(*inputs: Any) -> Any:

@@ -43,13 +43,14 @@ class Captured:
     arch_type: ClassVar[type] = CapturedArch
 
     def __init__(self, arch: CapturedArch) -> None:
-        self.adapter = adapter = ADAPTERS[self.name]
+        adapter = ADAPTERS[self.name]
         config = json.loads(arch.config)
         height, width = adapter.sides(config)
         tokens = arch.tokens or adapter.tokens
         self.arch = msgspec.structs.replace(arch, height=arch.height or height, width=arch.width or width, tokens=tokens)
         self.latent = (adapter.channels(config), self.arch.height, self.arch.width)
         self.inputs = adapter.inputs(config, tokens)
+        self.from_one = adapter.from_one
         self.guidance = adapter.guidance(config)  # mode, and scale by default
         patch = adapter.patch(config)
         self.picture_tokens = (self.arch.height // patch) * (self.arch.width // patch)

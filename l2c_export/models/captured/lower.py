@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ...errors import ModelError
 from ..tape import Recorded
-from .build import Builder
+from .build import PrimitiveBuilder
 from .leaves import sinusoid_op
 
 aten = torch.ops.aten
@@ -27,7 +27,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
     return add
 
 
-def lower(builder: Builder, node: Node, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+def lower(builder: PrimitiveBuilder, node: Node, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
     """Write a node as primitives of its arguments.  Raises ModelError for one that is none."""
     function = RULES.get(node.target)
     if function is None:
@@ -54,33 +54,33 @@ def axis_of(x: Recorded, axis: int) -> int:
 
 
 @rule(aten.add.Tensor)
-def add(b: Builder, node: Node, x: Any, y: Any) -> Any:
+def add(b: PrimitiveBuilder, node: Node, x: Any, y: Any) -> Any:
     x, y = (x, y) if isinstance(x, Recorded) else (y, x)
     return b.apply("add", x, y) if isinstance(y, Recorded) else b.affine(x, shift=y)
 
 
 @rule(aten.sub.Tensor)
-def sub(b: Builder, node: Node, x: Recorded, y: Any) -> Any:
+def sub(b: PrimitiveBuilder, node: Node, x: Recorded, y: Any) -> Any:
     return b.apply("add", x, b.affine(y, -1.0)) if isinstance(y, Recorded) else b.affine(x, shift=-y)
 
 
 @rule(aten.rsub.Scalar)
-def rsub(b: Builder, node: Node, x: Recorded, y: float) -> Any:
+def rsub(b: PrimitiveBuilder, node: Node, x: Recorded, y: float) -> Any:
     return b.affine(x, -1.0, y)
 
 
 @rule(aten.neg.default)
-def neg(b: Builder, node: Node, x: Recorded) -> Any:
+def neg(b: PrimitiveBuilder, node: Node, x: Recorded) -> Any:
     return b.affine(x, -1.0)
 
 
 @rule(aten.div.Tensor)
-def div(b: Builder, node: Node, x: Recorded, y: float) -> Any:
+def div(b: PrimitiveBuilder, node: Node, x: Recorded, y: float) -> Any:
     return b.affine(x, 1.0 / y)
 
 
 @rule(aten.mul.Tensor)
-def mul(b: Builder, node: Node, x: Any, y: Any) -> Any:
+def mul(b: PrimitiveBuilder, node: Node, x: Any, y: Any) -> Any:
     x, y = (x, y) if isinstance(x, Recorded) else (y, x)
     eps = _rms(node)
     if eps is not None:
@@ -106,35 +106,35 @@ def _rms(node: Node) -> float | None:
 
 
 @rule(aten.pow.Tensor_Scalar)
-def power(b: Builder, node: Node, x: Recorded, exponent: float) -> Any:
+def power(b: PrimitiveBuilder, node: Node, x: Recorded, exponent: float) -> Any:
     assert exponent == 2, f"a power of {exponent}"
     return b.apply("mul", x, x)
 
 
 @rule(aten.mean.dim, aten.rsqrt.default)
-def part_of_norm(b: Builder, node: Node, *_: Any) -> Any:
+def part_of_norm(b: PrimitiveBuilder, node: Node, *_: Any) -> Any:
     """Only within a norm, which is written as one primitive: nothing reads this value."""
     return None
 
 
 @rule(aten._to_copy.default, aten.to.dtype)
-def cast(b: Builder, node: Node, x: Recorded, *_: Any, **__: Any) -> Any:
+def cast(b: PrimitiveBuilder, node: Node, x: Recorded, *_: Any, **__: Any) -> Any:
     dtype = str(node.meta["val"].dtype).removeprefix("torch.")
     return x if x.value.dtype == dtype else b.apply("cast", x, dtype=dtype)
 
 
 @rule(aten.silu.default)
-def silu(b: Builder, node: Node, x: Recorded) -> Any:
+def silu(b: PrimitiveBuilder, node: Node, x: Recorded) -> Any:
     return b.apply("silu", x)
 
 
 @rule(aten.gelu.default)
-def gelu(b: Builder, node: Node, x: Recorded, approximate: str = "none") -> Any:
+def gelu(b: PrimitiveBuilder, node: Node, x: Recorded, approximate: str = "none") -> Any:
     return b.apply("gelu_tanh" if approximate == "tanh" else "gelu", x)
 
 
 @rule(sinusoid_op._opoverload)
-def sinusoid(b: Builder, node: Node, t: Recorded, half: int, shift: int) -> Any:
+def sinusoid(b: PrimitiveBuilder, node: Node, t: Recorded, half: int, shift: int) -> Any:
     return b.apply("sinusoid", t, half=half, shift=shift)
 
 
@@ -142,7 +142,7 @@ def sinusoid(b: Builder, node: Node, t: Recorded, half: int, shift: int) -> Any:
 
 
 @rule(aten.layer_norm.default)
-def layer_norm(b: Builder, node: Node, x: Recorded, shape: Sequence[int], weight: Any = None, bias: Any = None,
+def layer_norm(b: PrimitiveBuilder, node: Node, x: Recorded, shape: Sequence[int], weight: Any = None, bias: Any = None,
                eps: float = 1e-5, *_: Any) -> Any:  # fmt: skip
     assert tuple(shape) == x.shape[-1:], "a norm over several axes"
     given = [value for value in (weight, bias) if value is not None]
@@ -150,19 +150,21 @@ def layer_norm(b: Builder, node: Node, x: Recorded, shape: Sequence[int], weight
 
 
 @rule(aten.rms_norm.default)
-def rms_norm(b: Builder, node: Node, x: Recorded, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Any:
+def rms_norm(
+    b: PrimitiveBuilder, node: Node, x: Recorded, shape: Sequence[int], weight: Any = None, eps: float | None = None
+) -> Any:
     assert tuple(shape) == x.shape[-1:], "a norm over several axes"
     assert eps is not None, "a norm without epsilon"
     return b.apply("rms_norm", x, *([] if weight is None else [weight]), eps=eps)
 
 
 @rule(aten.linear.default)
-def linear(b: Builder, node: Node, x: Recorded, weight: Recorded, bias: Any = None) -> Any:
+def linear(b: PrimitiveBuilder, node: Node, x: Recorded, weight: Recorded, bias: Any = None) -> Any:
     return b.apply("linear", x, weight, *([] if bias is None else [bias]), parts=1)
 
 
 @rule(aten.conv2d.default)
-def conv2d(b: Builder, node: Node, x: Recorded, weight: Recorded, bias: Any = None, stride: Any = 1, padding: Any = 0,
+def conv2d(b: PrimitiveBuilder, node: Node, x: Recorded, weight: Recorded, bias: Any = None, stride: Any = 1, padding: Any = 0,
            dilation: Any = 1, groups: int = 1) -> Any:  # fmt: skip
     """Over patches, where strides are the kernel's size; else with a stride of 1."""
     given = [] if bias is None else [bias]
@@ -183,7 +185,7 @@ def _pair(n: Any) -> tuple[int, ...]:
 
 
 @rule(aten.scaled_dot_product_attention.default)
-def attention(b: Builder, node: Node, q: Recorded, k: Recorded, v: Recorded, mask: Any = None, dropout: float = 0.0,
+def attention(b: PrimitiveBuilder, node: Node, q: Recorded, k: Recorded, v: Recorded, mask: Any = None, dropout: float = 0.0,
               causal: bool = False, *, scale: float | None = None, **others: Any) -> Any:  # fmt: skip
     """q (R, heads, T, size), k and v (R, heads, S, size)."""
     rows, heads, tokens, size = q.shape
@@ -200,7 +202,7 @@ def attention(b: Builder, node: Node, q: Recorded, k: Recorded, v: Recorded, mas
 
 @rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim,
       aten.squeeze.dims, aten.flatten.using_ints, aten.unflatten.int)  # fmt: skip
-def reshape(b: Builder, node: Node, x: Recorded, *_: Any) -> Any:
+def reshape(b: PrimitiveBuilder, node: Node, x: Recorded, *_: Any) -> Any:
     first, *others = node.meta["val"].shape
     batch = isinstance(x.shape[0], str)
     assert batch == isinstance(first, torch.SymInt), "a batch axis that moves"
@@ -208,7 +210,7 @@ def reshape(b: Builder, node: Node, x: Recorded, *_: Any) -> Any:
 
 
 @rule(aten.transpose.int)
-def transpose(b: Builder, node: Node, x: Recorded, one: int, other: int) -> Any:
+def transpose(b: PrimitiveBuilder, node: Node, x: Recorded, one: int, other: int) -> Any:
     axes = list(range(len(x.shape)))
     one, other = axis_of(x, one), axis_of(x, other)
     axes[one], axes[other] = axes[other], axes[one]
@@ -216,12 +218,12 @@ def transpose(b: Builder, node: Node, x: Recorded, one: int, other: int) -> Any:
 
 
 @rule(aten.permute.default)
-def permute(b: Builder, node: Node, x: Recorded, axes: Sequence[int]) -> Any:
+def permute(b: PrimitiveBuilder, node: Node, x: Recorded, axes: Sequence[int]) -> Any:
     return b.permute(x, [axis_of(x, axis) for axis in axes])
 
 
 @rule(aten.einsum.default)
-def einsum(b: Builder, node: Node, equation: str, values: Sequence[Recorded]) -> Any:
+def einsum(b: PrimitiveBuilder, node: Node, equation: str, values: Sequence[Recorded]) -> Any:
     """Where it is a permutation."""
     before, _, after = equation.replace(" ", "").partition("->")
     permuted = len(values) == 1 and sorted(before) == sorted(after)
@@ -230,7 +232,7 @@ def einsum(b: Builder, node: Node, equation: str, values: Sequence[Recorded]) ->
 
 
 @rule(aten.slice.Tensor)
-def part(b: Builder, node: Node, x: Recorded, axis: int = 0, first: Any = 0, last: Any = None, step: int = 1) -> Any:
+def part(b: PrimitiveBuilder, node: Node, x: Recorded, axis: int = 0, first: Any = 0, last: Any = None, step: int = 1) -> Any:
     axis = axis_of(x, axis)
     length = x.shape[axis]
     assert isinstance(length, int), "a slice of the batch"
@@ -240,17 +242,17 @@ def part(b: Builder, node: Node, x: Recorded, axis: int = 0, first: Any = 0, las
 
 
 @rule(aten.select.int)
-def select(b: Builder, node: Node, x: Recorded, axis: int, index: int) -> Any:
+def select(b: PrimitiveBuilder, node: Node, x: Recorded, axis: int, index: int) -> Any:
     axis = axis_of(x, axis)
     return _squeezed(b, x, axis, index % int(x.shape[axis]))
 
 
-def _squeezed(b: Builder, x: Recorded, axis: int, index: int) -> Recorded:
+def _squeezed(b: PrimitiveBuilder, x: Recorded, axis: int, index: int) -> Recorded:
     return b.reshape(b.part(x, axis, index, index + 1), (*x.shape[:axis], *x.shape[axis + 1 :]))
 
 
 @rule(aten.split.Tensor, aten.chunk.default, aten.split_with_sizes.default)
-def split(b: Builder, node: Node, x: Recorded, _: Any, axis: int = 0) -> Any:
+def split(b: PrimitiveBuilder, node: Node, x: Recorded, _: Any, axis: int = 0) -> Any:
     axis, position, parts = axis_of(x, axis), 0, []
     for value in node.meta["val"]:
         length = int(value.shape[axis])
@@ -260,28 +262,28 @@ def split(b: Builder, node: Node, x: Recorded, _: Any, axis: int = 0) -> Any:
 
 
 @rule(aten.unbind.int)
-def unbind(b: Builder, node: Node, x: Recorded, axis: int = 0) -> Any:
+def unbind(b: PrimitiveBuilder, node: Node, x: Recorded, axis: int = 0) -> Any:
     axis = axis_of(x, axis)
     return tuple(_squeezed(b, x, axis, n) for n in range(int(x.shape[axis])))
 
 
 @rule(operator.getitem)
-def item(b: Builder, node: Node, values: tuple[Recorded, ...], n: int) -> Any:
+def item(b: PrimitiveBuilder, node: Node, values: tuple[Recorded, ...], n: int) -> Any:
     return values[n]
 
 
 @rule(aten.cat.default)
-def concat(b: Builder, node: Node, values: Sequence[Recorded], axis: int = 0) -> Any:
+def concat(b: PrimitiveBuilder, node: Node, values: Sequence[Recorded], axis: int = 0) -> Any:
     return b.joined(values, axis_of(values[0], axis))
 
 
 @rule(aten.stack.default)
-def stack(b: Builder, node: Node, values: Sequence[Recorded], axis: int = 0) -> Any:
+def stack(b: PrimitiveBuilder, node: Node, values: Sequence[Recorded], axis: int = 0) -> Any:
     axis = axis % (len(values[0].shape) + 1)
     wide = [b.reshape(v, (*v.shape[:axis], 1, *v.shape[axis:])) for v in values]
     return b.joined(wide, axis)
 
 
 @rule(aten.clone.default, aten.alias.default, aten.contiguous.default, aten.detach.default)
-def kept(b: Builder, node: Node, x: Recorded, *_: Any, **__: Any) -> Any:
+def kept(b: PrimitiveBuilder, node: Node, x: Recorded, *_: Any, **__: Any) -> Any:
     return x

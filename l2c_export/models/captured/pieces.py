@@ -18,7 +18,7 @@ from torch.fx.node import map_aggregate
 from ...errors import ModelError
 from ...ir.graph import Primitive, Value
 from ..tape import Recorded
-from .build import Builder
+from .build import PrimitiveBuilder
 from .cut import PRODUCTS, Cut, Region, block_of, in_order, path_of
 from .dataflow import Addition, Flow, has_numbers, is_tensor
 from .lower import lower
@@ -27,7 +27,7 @@ DERIVED = "derived"  # begins the names of tensors that follow from the configur
 
 
 @dataclass(frozen=True)
-class Body:
+class PieceBody:
     """What a kind of piece computes: primitives from its inputs i0, i1, .. to its outputs."""
 
     outputs: tuple[str, ...]
@@ -61,7 +61,7 @@ class Pieces:
     """A captured model: its steps, the bodies of its kinds of pieces, and the tensors that it reads."""
 
     steps: list[Piece | Sum] = field(default_factory=list)
-    bodies: dict[str, Body] = field(default_factory=dict)
+    bodies: dict[str, PieceBody] = field(default_factory=dict)
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     derived: dict[str, np.ndarray] = field(default_factory=dict)
     result: str = ""
@@ -125,7 +125,7 @@ class _Writer:
         name, label = self._called(region)
         read = self._reads(region)
         writing = _Body(self, label, read, region)
-        op = self._op(label, Body(writing.outputs, writing.primitives))
+        op = self._op(label, PieceBody(writing.outputs, writing.primitives))
         made = tuple(f"{name}.{n}" if n else name for n in range(len(region.outputs)))
         inputs = tuple(self.names[node] for node in read)
         cached = any(node in self.cut.branches for node in region.outputs)
@@ -152,7 +152,7 @@ class _Writer:
         most = parts.most_common(1)[0][0] if parts else ""
         return most or ("final" if self.flow.exported.result in region.nodes else "join")
 
-    def _op(self, label: str, body: Body) -> str:
+    def _op(self, label: str, body: PieceBody) -> str:
         """The kind of a body: its label, and a number where the label stands for several things."""
         names = (f"{label}_{n}" if n else label for n in range(len(self.made.bodies) + 1))
         op = next(name for name in names if self.made.bodies.get(name, body) == body)
@@ -179,7 +179,7 @@ class _Body:
 
     def __init__(self, writer: _Writer, label: str, read: Sequence[Node], region: Region) -> None:
         self._writer, self._flow = writer, writer.flow
-        self._build = Builder(label)
+        self._build = PrimitiveBuilder(label)
         self._values: dict[Node, Any] = {}
         self._read = len(read)
         for node in read:

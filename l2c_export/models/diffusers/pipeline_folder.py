@@ -101,8 +101,9 @@ def checkpoint(path: Path) -> Checkpoint:
 def checkpoint_for(path: Path, family: str, arch: Mapping[str, Any]) -> Checkpoint:
     """The same for a model that is known already.  Raises WeightsError for weights of another one."""
     if families.of(family).captured:
-        opened = checkpoint(path)
-        return families.build(family, arch).checkpoint(opened)  # type: ignore[attr-defined,no-any-return]  # a Captured
+        built = families.build(family, arch)
+        assert families.is_captured(built)
+        return built.checkpoint(checkpoint(path))
     folder = check_weights(path, family, arch)
     if not path.is_dir() or folder is None:
         return for_model(open_checkpoint(finder.path(path)), family, arch)
