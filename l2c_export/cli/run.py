@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents."),
 )
 def run(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | None, guidance_scale: float | None, seed: int,
-        steps: int | None, out: Path, backend: str | None, device: str | None, threads: int | None, link: str | None, tile: int | None, trust: bool,
+        steps: int | None, out: Path, backend: str | None, device: str | None, threads: int | None, link: str | None,
+        tile: int | None, trust: bool,
         check_finite: bool, as_json: bool) -> None:  # fmt: skip
     """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
     from ..runtime.images import check_target

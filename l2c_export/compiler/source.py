@@ -154,6 +154,8 @@ def _checkpoint(options: Options, folder: Folder | None) -> Checkpoint | None:
         return pipeline_folder.checkpoint(Path(options.weights)) if options.weights else None
     if options.weights is None or (options.model is None and Path(options.weights).is_dir()):
         return folder.checkpoint
+    if families.of(folder.family).captured:
+        return pipeline_folder.checkpoint(Path(options.weights))
     return pipeline_folder.checkpoint_for(Path(options.weights), pipeline_folder.FAMILY, folder.arch)
 
 

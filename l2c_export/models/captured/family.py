@@ -72,7 +72,7 @@ class Captured:
     def checkpoint(self, opened: Checkpoint) -> Checkpoint:
         """A checkpoint of diffusers, and what follows from the configuration; without what nothing reads."""
         derived = self.pieces.derived
-        shapes = {name: opened.shapes[name] for name in self.pieces.tensors if name in opened.shapes}
+        shapes = {name: shape for name, shape in opened.shapes.items() if name not in self.pieces.unread}
         known = {name: tuple(value.shape) for name, value in derived.items()}
         return opened._replace(shapes={**shapes, **known}, read=lambda n: derived[n] if n in derived else opened.read(n))
 
@@ -118,6 +118,7 @@ def cut_module(family: str, arch: CapturedArch) -> tuple[Pieces, int]:
             f"{arch.model}: {len(made.sublayers)} sublayers were found where there are {expected}: use another release of "
             "diffusers"
         )
+    made.unread = frozenset(model.state_dict()) - made.tensors.keys()
     return made, sum(parameter.numel() for parameter in model.parameters())
 
 

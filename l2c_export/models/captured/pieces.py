@@ -64,6 +64,7 @@ class Pieces:
     bodies: dict[str, PieceBody] = field(default_factory=dict)
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     derived: dict[str, np.ndarray] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()  # what a checkpoint holds for nothing
     result: str = ""
 
     @property

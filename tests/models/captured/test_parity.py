@@ -7,12 +7,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-
 import prompted
+import pytest
+import torch
 from prompted import PIPELINES, PIXELS, SCALE, STEPS, TOKENS
 
 import l2c_export
