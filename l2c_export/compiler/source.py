@@ -115,7 +115,7 @@ def resolve(options: Options) -> Source:
     if guidance not in ("none", *ALONE) and not guided(family.inputs):
         raise UsageError(f"guidance={guidance!r}: no input has an unconditional value: use guidance='none'")
     scale = 1.0 if guidance == "none" else usual
-    vae, is_own = _vae(options, folder), options.vae is None
+    vae, is_own = _vae(options, folder), options.vae is None and not families.is_captured(family)
     lines = _notes(options, folder, schedules)
     return Source(family, name, schedules, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
 

@@ -116,8 +116,9 @@ def summary(family: Family, width_field: str) -> str:
     """One line: depth x width, heads, classes and picture size."""
     arch, width = family.arch, width_of(family.arch, width_field)
     size = [f"{arch.depth} x {width}"] if width and hasattr(arch, "depth") else [counted(len(family.sublayers), "sublayer")]
+    told = [given for given in family.inputs if given.known == "request"]
     heads = [f"{arch.num_heads} heads"] if hasattr(arch, "num_heads") else []
-    return ", ".join([family.name, *size, *heads, *map(asked, family.inputs), made(family.latent)])
+    return ", ".join([family.name, *size, *heads, *map(asked, told), made(family.latent)])
 
 
 def asked(declared: RequestInput) -> str:
