@@ -104,14 +104,19 @@ def numbers(seed: int, *shape: int) -> torch.Tensor:
 # PixArt
 
 
-def pixart(folder: Path, layers: int = 3, heads: int = 4, size: int = 12) -> Path:
+def pixart(folder: Path, layers: int = 3, heads: int = 4, size: int = 12, alpha: bool = False) -> Path:
     torch.manual_seed(0)
     transformer = diffusers.PixArtTransformer2DModel(
         num_attention_heads=heads, attention_head_dim=size, in_channels=4, out_channels=8, num_layers=layers,
-        cross_attention_dim=heads * size, sample_size=8, caption_channels=24, use_additional_conditions=False,
+        cross_attention_dim=heads * size, sample_size=128 if alpha else 8, caption_channels=24, use_additional_conditions=alpha,
     )  # fmt: skip
     scheduler = diffusers.DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2)
-    return saved(folder, "PixArtSigmaPipeline", transformer, scheduler)
+    return saved(folder, "PixArtAlphaPipeline" if alpha else "PixArtSigmaPipeline", transformer, scheduler)
+
+
+def pixart_alpha(folder: Path) -> Path:
+    """That of 1024 px, which is told the size of its pictures."""
+    return pixart(folder, alpha=True)
 
 
 def pixart_request(images: int) -> dict[str, torch.Tensor]:
@@ -126,11 +131,15 @@ def pixart_request(images: int) -> dict[str, torch.Tensor]:
 def pixart_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedule: Schedule) -> torch.Tensor:
     model, scheduler = opened(folder, schedule)
     scheduler.set_timesteps(schedule.steps)
+    size: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+    if model.config.sample_size == 128:
+        size = {"resolution": torch.tensor([PIXELS] * 2 * len(noise)).float(),
+                "aspect_ratio": torch.tensor([[HEIGHT / WIDTH]] * 2 * len(noise))}  # fmt: skip
     x = noise
     for t in scheduler.timesteps:
         made = model(torch.cat([x, x]), encoder_hidden_states=both(request, "prompt_embeds"), timestep=t.expand(2 * len(x)),
-                     encoder_attention_mask=both(request, "prompt_attention_mask"),
-                     added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False)[0]  # fmt: skip
+                     encoder_attention_mask=both(request, "prompt_attention_mask"), added_cond_kwargs=size,
+                     return_dict=False)[0]  # fmt: skip
         x = scheduler.step(guided(made).chunk(2, dim=1)[0], t, x, return_dict=False)[0]
     return x
 
@@ -238,6 +247,7 @@ class Prompted(NamedTuple):
 
 PIPELINES = {
     "pixart": Prompted(pixart, pixart_request, pixart_latents),
+    "pixart-alpha": Prompted(pixart_alpha, pixart_request, pixart_latents),
     "sd3": Prompted(sd3, sd3_request, sd3_latents),
     "sd35": Prompted(sd35, sd3_request, sd3_latents),
     "flux": Prompted(flux, flux_request, flux_latents),

@@ -52,9 +52,14 @@ def given(name: str, shape: tuple[int, ...], unconditional: bool = True) -> Requ
 
 
 def pixart(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Tensor:
+    """PixArt-alpha of 1024 px is told the size of the pictures, too."""
+    height, width = 8.0 * x.shape[2], 8.0 * x.shape[3]
+    micro = {"resolution": [[height, width]], "aspect_ratio": [[height / width]]}
+    told = model.use_additional_conditions
+    conditions = {n: torch.tensor(v, dtype=x.dtype).expand(x.shape[0], -1) if told else None for n, v in micro.items()}
     made: Tensor = model(
         x, encoder_hidden_states=prompt_embeds, encoder_attention_mask=prompt_attention_mask.to(x.dtype), timestep=t,
-        added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False,
+        added_cond_kwargs=conditions, return_dict=False,
     )[0]  # fmt: skip
     return made
 

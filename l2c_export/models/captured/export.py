@@ -58,7 +58,7 @@ def export(model: nn.Module, call: Callable[..., Tensor], x: Tensor, t: Tensor, 
             program = made.run_decompositions({})
     except Exception as error:  # whatever the model raises while it is traced
         kind = type(model).__name__
-        raise ModelError(f"{kind} cannot be captured: {type(error).__name__}: {_first(error)}: check size and tokens") from None
+        raise ModelError(f"{kind} cannot be captured: {type(error).__name__}: {_line(error)}: check size and tokens") from None
     finally:
         logger.setLevel(level)
     return _read(program, (*INPUTS, *request))
@@ -82,7 +82,7 @@ def _read(program: Any, names: tuple[str, ...]) -> Exported:
     return Exported(graph, output.args[0][0], inputs, stored, constants)
 
 
-def _first(error: Exception) -> str:
+def _line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else "no reason"
 
@@ -105,6 +105,8 @@ def simplify(graph: Graph) -> None:
             same = _same(node)
             if same is not None:
                 node.replace_all_uses_with(same)
+        if node.target is aten.slice.Tensor and (first := _first(node)) is not None:
+            node.replace_all_uses_with(first)
         elif node.target is aten.cat.default and (whole := _whole(node)) is not None:
             node.replace_all_uses_with(whole)
         if node.target is aten.view.default:
@@ -139,6 +141,16 @@ def _same(node: Node) -> Node | None:
         return None
     is_scalar = len(node.args) == 2 and not isinstance(node.args[1], Node) and (node.target, node.args[1]) in SCALARS
     return source if node.target in IDENTITIES or is_scalar else None
+
+
+def _first(node: Node) -> Node | None:
+    """The one row of what is repeated for all rows, where the first is taken."""
+    source = node.args[0]
+    if not isinstance(source, Node) or source.target is not aten.expand.default or node.args[1:] != (0, 0, 1):
+        return None
+    row = source.args[0]
+    same = isinstance(row, Node) and row.meta["val"].shape == node.meta["val"].shape
+    return row if same else None
 
 
 def _whole(node: Node) -> Node | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,21 @@ def with_leaves(model: nn.Module) -> nn.Module:
         if type(module).__name__ == "Timesteps" and _is_sinusoid(module):
             owner, _, last = name.rpartition(".")
             setattr(model.get_submodule(owner), last, Sinusoid(module.num_channels // 2, int(module.downscale_freq_shift)))
+        if type(module).__name__ == "PixArtAlphaCombinedTimestepSizeEmbeddings" and module.use_additional_conditions:
+            module.forward = partial(one_size, module)
     return model
+
+
+def one_size(
+    module: Any, timestep: Tensor, resolution: Tensor, aspect_ratio: Tensor, batch_size: int, hidden_dtype: Any
+) -> Tensor:
+    """The module's own forward, where all rows of a batch are pictures of one size: it embeds the size of the first."""
+    conditions = (
+        embedder(module.additional_condition_proj(given[:1].flatten()).to(hidden_dtype)).reshape(1, -1)
+        for embedder, given in ((module.resolution_embedder, resolution), (module.aspect_ratio_embedder, aspect_ratio))
+    )
+    time: Tensor = module.timestep_embedder(module.time_proj(timestep).to(dtype=hidden_dtype))
+    return time + torch.cat(list(conditions), dim=1)
 
 
 def _is_sinusoid(module: Any) -> bool:
