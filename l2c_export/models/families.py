@@ -103,7 +103,12 @@ def of(name: str) -> FamilyDescriptor:
 
 def captured(kind: object) -> FamilyDescriptor | None:
     """The family of a class of diffusers that is captured; None for others."""
-    return next((family for family in FAMILIES.values() if family.captured == kind), None)
+    return next((family for family in FAMILIES.values() if family.captured and family.captured == kind), None)
+
+
+def by_hand() -> dict[str, FamilyDescriptor]:
+    """The families that are written by hand, by name: whose checkpoints are known by their tensors, and which have routers."""
+    return {name: family for name, family in FAMILIES.items() if not family.captured}
 
 
 def is_captured(family: Family) -> TypeGuard[CapturedFamily]:
@@ -122,8 +127,8 @@ def is_name(model: str) -> bool:
 
 
 def titles(conjunction: str, article: str = "") -> str:
-    """ "DiT and U-ViT"; "a DiT or a U-ViT" with an article."""
-    *others, last = (f"{article}{family.title}" for family in FAMILIES.values())
+    """ "DiT and U-ViT"; "a DiT or a U-ViT" with an article: those whose checkpoints are known by their tensors."""
+    *others, last = (f"{article}{family.title}" for family in by_hand().values())
     return f"{', '.join(others)} {conjunction} {last}" if others else last
 
 

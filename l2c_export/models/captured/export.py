@@ -149,8 +149,8 @@ def _first(node: Node) -> Node | None:
     if not isinstance(source, Node) or source.target is not aten.expand.default or node.args[1:] != (0, 0, 1):
         return None
     row = source.args[0]
-    same = isinstance(row, Node) and row.meta["val"].shape == node.meta["val"].shape
-    return row if same else None
+    assert isinstance(row, Node)
+    return row if row.meta["val"].shape == node.meta["val"].shape else None
 
 
 def _whole(node: Node) -> Node | None:
