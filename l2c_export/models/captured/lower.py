@@ -163,6 +163,11 @@ def linear(b: PrimitiveBuilder, node: Node, x: Recorded, weight: Recorded, bias:
     return b.apply("linear", x, weight, *([] if bias is None else [bias]), parts=1)
 
 
+@rule(aten.embedding.default)
+def embedding(b: PrimitiveBuilder, node: Node, table: Recorded, rows: Recorded, *_: Any) -> Any:
+    return b.apply("gather", table, rows)
+
+
 @rule(aten.conv2d.default)
 def conv2d(b: PrimitiveBuilder, node: Node, x: Recorded, weight: Recorded, bias: Any = None, stride: Any = 1, padding: Any = 0,
            dilation: Any = 1, groups: int = 1) -> Any:  # fmt: skip

@@ -126,13 +126,15 @@ class _Writer:
         name, label = self._called(region)
         read = self._reads(region)
         writing = _Body(self, label, read, region)
-        op = self._op(label, PieceBody(writing.outputs, writing.primitives))
-        made = tuple(f"{name}.{n}" if n else name for n in range(len(region.outputs)))
         inputs = tuple(self.names[node] for node in read)
+        made = {inner: f"{name}.{n}" if n else name for n, inner in enumerate(writing.outputs)}
+        known = {**{f"i{n}": value for n, value in enumerate(inputs)}, **made}  # what is handed on keeps its name
+        self.names.update({node: known[result.name] for node, result in writing.results.items()})
+        self.types.update({node: Value(v.value.shape, v.value.dtype) for node, v in writing.results.items()})
         cached = any(node in self.cut.branches for node in region.outputs)
-        self.names.update(zip(region.outputs, made, strict=True))
-        self.types.update(zip(region.outputs, writing.types, strict=True))
-        self.made.steps.append(Piece(op, name, inputs, writing.weights, made, cached))
+        if made:
+            op = self._op(label, PieceBody(writing.outputs, writing.primitives))
+            self.made.steps.append(Piece(op, name, inputs, writing.weights, tuple(made.values()), cached))
 
     def _called(self, region: Region) -> tuple[str, str]:
         """The name of a region and its kind: after the module whose output it is."""
@@ -188,22 +190,14 @@ class _Body:
         self._weights: dict[str, Recorded] = {}  # by the names of tensors
         for node in in_order(self._flow, region.nodes):
             self._value(node)
-        results = [self._values[node] for node in region.outputs]
-        self.types = [Value(v.value.shape, v.value.dtype) for v in results]
-        self.outputs = tuple(self._own(results))
+        self.results: dict[Node, Recorded] = {node: self._values[node] for node in region.outputs}
+        written = {name for primitive in self._build.tape.primitives for name in primitive.outputs}
+        self.outputs = tuple(dict.fromkeys(v.name for v in self.results.values() if v.name in written))
         self.primitives = _used(self._build.tape.primitives, self.outputs)
 
     @property
     def weights(self) -> tuple[str, ...]:
         return tuple(self._weights)
-
-    def _own(self, results: Sequence[Recorded]) -> list[str]:
-        """Names of the results, each its own and none an input's."""
-        names: list[str] = []
-        for each in results:
-            same = each.name in names or each.name.startswith("i")
-            names.append(self._build.affine(each).name if same else each.name)
-        return names
 
     def _value(self, node: Node) -> Any:
         if node not in self._values:
