@@ -17,13 +17,18 @@ class PrimitiveBuilder:
 
     def __init__(self, kind: str) -> None:
         self.tape = Tape(kind)
+        self._known: dict[tuple[Any, ...], Any] = {}
         self._made: dict[str, tuple[str, Any, Recorded]] = {}  # a value's last move: operation, attribute, from what
 
     def input(self, name: str, value: Value) -> Recorded:
         return self.tape.value(name, value)
 
     def apply(self, op: str, *inputs: Recorded, **attributes: Attribute) -> Any:
-        return self.tape.take(op, inputs, attributes)
+        """What a primitive makes; what was made before is not made again."""
+        key = (op, tuple(i.name for i in inputs), tuple(attributes.items()))
+        if key not in self._known:
+            self._known[key] = self.tape.take(op, inputs, attributes)
+        return self._known[key]
 
     def reshape(self, x: Recorded, shape: Sequence[int | str]) -> Recorded:
         """x in another shape."""
