@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     ArtefactError,
     BackendError,
+    Cancelled,
     L2CError,
     MissingExtra,
     ModelError,
@@ -46,6 +47,7 @@ __all__ = [
     "Artefact",
     "ArtefactError",
     "BackendError",
+    "Cancelled",
     "CheckResult",
     "L2CError",
     "L2CPipeline",

@@ -8,7 +8,8 @@
     ├── ArtefactError     an output folder or artefact that cannot be used
     ├── BackendError      a backend that is missing or cannot run here
     │   └── MissingExtra  a package that an optional extra installs
-    └── RunError          the generation itself failed (NaN, out of memory)
+    ├── RunError          the generation itself failed (NaN, out of memory)
+    └── Cancelled         the caller has stopped it
 
 A message is one line: what was wrong with which value, and what to do about it.  It speaks Python: `threads=0: must be at
 least 1`, `give them as weights=..`, `run l2c_export.link('engines', weights='PATH')`.  The command line says it in its own
@@ -65,6 +66,10 @@ class MissingExtra(BackendError):
 
 class RunError(L2CError):
     """A generation failed: a NaN, a callback's bad latents, no memory."""
+
+
+class Cancelled(L2CError):
+    """A generation was stopped by whoever asked for it."""
 
 
 def printable(text: str) -> str:

@@ -28,8 +28,8 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """ONNX Runtime has one pool for a process, of the size that the first session asks for: whichever test comes first asks for one."""
+def one_pool():
+    """ONNX Runtime's pool has the size that a process first asks for: one thread, whichever test is the first."""
     with contextlib.suppress(ImportError):
         from l2c_export.backends.onnxruntime.session import share_pool
 

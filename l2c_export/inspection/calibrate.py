@@ -18,7 +18,7 @@ from ..artefact.manifest import Manifest
 from ..backends.contract import Backend, Run, WeightView
 from ..ir.inputs import usual
 from ..runtime.loaded import Bound, load_engines
-from ..runtime.loop import Loop
+from ..runtime.loops import Loops
 from ..weights.layout import rounded
 
 SAMPLES = 7  # timings of a segment, at different places of the model
@@ -28,7 +28,7 @@ def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: in
     """Median seconds of one run of every segment, for a batch of `images`."""
     compiled = manifest.program()
     loaded = load_engines(folder, manifest, backend, "shared", random_weights(compiled))
-    loop = Loop(loaded, compiled, images, guided=True)
+    loop = Loops(loaded).loop(compiled, images, guided=True)
     places: dict[str, list[Run]] = defaultdict(list)
     distinct = {call.graph: n for n, call in reversed(list(enumerate(compiled.calls)))}  # graph -> its first call
 

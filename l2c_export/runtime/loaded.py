@@ -12,7 +12,7 @@ from ..artefact import integrity
 from ..artefact.compiled import Compiled
 from ..artefact.manifest import Manifest
 from ..artefact.records import SegmentRecord
-from ..backends.contract import ALIGNED, FUSED, Array, Backend, Engine, Run, SegmentFile, WeightView
+from ..backends.contract import FUSED, Array, Backend, Engine, Run, SegmentFile, WeightView
 from ..ir.graph import Value
 from ..support.ending import stop
 from ..weights.layout import WEIGHTS, mapped
@@ -111,8 +111,3 @@ def concrete(value: Value, images: int, rows: int) -> tuple[int, ...]:
     """A value's shape with the batch axes filled in."""
     sizes = {"B": images, "R": rows}
     return tuple(sizes[n] if isinstance(n, str) else n for n in value.shape)
-
-
-def aligned(size: int) -> int:
-    """The next size at which something else may begin."""
-    return -(-size // ALIGNED) * ALIGNED

@@ -1,27 +1,31 @@
 """The denoising loop over compiled engines.  It needs numpy and one backend; torch ended before here.
 
-Every buffer gets its place and every call is bound once for a batch size; `denoise` and `whole` are the loop.
+Every call is bound once for a batch size, to arrays that are cut out of an arena; `denoise` and `whole` are the loop.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ..artefact.compiled import Compiled
-from ..artefact.records import CallRecord, Origin
+from ..artefact.records import CallRecord, GraphRecord, Origin
 from ..backends.contract import Array, Run
+from ..errors import Cancelled
 from ..ir.graph import Value
 from ..ir.inputs import Inputs
 from ..support.ending import stop
-from ..support.words import counted
-from .loaded import Bound, LoadedArtefact, aligned, bind_graph, concrete, filled
-from .prologue import Prologue
+from . import prologue
+from .arena import Arena, Slot, cut, size_of
+from .loaded import Bound, LoadedArtefact, bind_graph, concrete, filled
+from .prologue import Constants, Prologue
+
+# A generation on a device is captured in at most so many pieces, between which it can be stopped.
+PIECES = 8
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,19 @@ Execute = Callable[[int, Bound], None]  # what is done with every engine of a ca
 def execute(index: int, bound: Bound) -> None:
     """Run an engine of call `index`."""
     bound.run()
+
+
+class Cancel(Protocol):
+    """What stops a generation once it is set, from another thread: a `threading.Event`."""
+
+    def is_set(self) -> bool: ...
+
+
+class Piece(NamedTuple):
+    """Some calls as one run."""
+
+    first: int  # the index of its first call
+    run: Run
 
 
 class LatentTurn(NamedTuple):
@@ -59,21 +76,40 @@ def turns(calls: Sequence[CallRecord]) -> list[LatentTurn]:
     return result
 
 
+def layout(compiled: Compiled, images: int, rows: int) -> dict[str, Slot]:
+    """The arrays that a loop works on: latents, earlier predictions, scratch, caches, and what is computed before it."""
+    latent = Slot((images, *compiled.latent), "float32")
+    scratch = max(size_of(_slot_bytes(compiled.graphs[graph], rows)) for graph in compiled.step_graphs)
+    predictions = compiled.history + 1 if compiled.history else 0
+    return {
+        **{f"latents.{n}": latent for n in range(3)},
+        **{f"prediction.{n}": latent for n in range(predictions)},
+        "scratch": Slot((scratch,), "uint8"),
+        "caches": Slot((size_of(size * rows for size in compiled.cache_bytes),), "uint8"),
+        **prologue.layout(compiled, rows),
+    }
+
+
+def _slot_bytes(graph: GraphRecord, rows: int) -> list[int]:
+    return [size * rows for size in graph.slot_bytes]
+
+
 class Loop:
     """Every call of a program bound for one batch: `images` latents and `rows` rows of the model's batch."""
 
-    def __init__(self, loaded: LoadedArtefact, compiled: Compiled, images: int, guided: bool) -> None:
+    def __init__(
+        self, loaded: LoadedArtefact, compiled: Compiled, images: int, guided: bool, arena: Arena, constants: Constants
+    ) -> None:
         self.loaded, self.compiled, self.images = loaded, compiled, images
         self.memory = loaded.backend.memory
-        self.rows = self.compiled.rows(images, guided)
-        latent = (images, *compiled.latent)
-        steps = {call.graph: self.compiled.graphs[call.graph].slot_bytes for call in self.compiled.calls}
-        scratch_bytes, cache_bytes = max(map(self._size, steps.values())), self._size(self.compiled.cache_bytes)
-        predictions = compiled.history + 1 if compiled.history else 0
-        states = 4 * math.prod(latent) * (3 + predictions)
-        self.memory.reserve(scratch_bytes + cache_bytes + states, f"the buffers of {counted(images, 'image')}")
-        self.states = [self.memory.empty(latent, "float32") for _ in range(3)]
-        self.history = [self.memory.empty(latent, "float32") for _ in range(predictions)]
+        self.rows = compiled.rows(images, guided)
+        arrays = arena.cut(layout(compiled, images, self.rows))
+        self.states = [arrays[f"latents.{n}"] for n in range(3)]
+        self.history = [array for name, array in arrays.items() if name.startswith("prediction.")]
+        self.slots = {
+            name: cut(arrays["scratch"], _slot_bytes(compiled.graphs[name], self.rows)) for name in compiled.step_graphs
+        }
+        self.caches = cut(arrays["caches"], [size * self.rows for size in compiled.cache_bytes])
         index = np.arange(images, dtype=np.int32)
         self.inputs = {
             "rows": self._new(np.tile(index, self.rows // images)),
@@ -81,48 +117,67 @@ class Loop:
             "unconditional": self._new(index + (self.rows - images)),
             "guidance": self._new(np.zeros(concrete(compiled.value("guidance"), images, self.rows), np.float32)),
         }
-        scratch = self.memory.empty((scratch_bytes,), "uint8")
-        self.slots = {name: self._cut(scratch, sizes) for name, sizes in steps.items()}
-        caches = self.memory.empty((cache_bytes,), "uint8")
-        self.caches = self._cut(caches, self.compiled.cache_bytes)
-        self.hoisted = Prologue(loaded, compiled, self.rows)
-        self._turns = turns(self.compiled.calls)
+        self.hoisted = Prologue(loaded, compiled, self.rows, arrays, constants)
+        self._turns = turns(compiled.calls)
         self._bound: dict[int, list[Bound]] = {}
-        self._whole: Run | None = None
+        self._pieces: list[Piece] = []
 
     def _new(self, values: np.ndarray) -> Array:
         return filled(self.loaded.backend, values)
 
-    def _size(self, row_bytes: tuple[int, ...]) -> int:
-        return sum(aligned(size * self.rows) for size in row_bytes)
+    def denoise(
+        self,
+        x: np.ndarray,
+        inputs: Inputs,
+        guidance: np.ndarray,
+        execute: Execute = execute,
+        every: int = 1,
+        cancel: Cancel | None = None,
+    ) -> Iterator[Step]:
+        """Run the calls in order, and yield every `every`th and the last: the others leave nothing on the host.
 
-    def _cut(self, memory: Array, row_bytes: tuple[int, ...]) -> list[Array]:
-        """Consecutive aligned slots of the given bytes per row."""
-        starts = np.cumsum([0, *(aligned(size * self.rows) for size in row_bytes)]).tolist()
-        return [memory[a:b] for a, b in itertools.pairwise(starts)]
-
-    def denoise(self, x: np.ndarray, inputs: Inputs, guidance: np.ndarray, execute: Execute = execute) -> Iterator[Step]:
-        """Run the calls in order.  The latents of a yielded step may be changed before the next is asked for.
-
+        The latents of a yielded step may be changed before the next is asked for.
         `execute` is given every engine in its turn, to run it: for those who measure it or look at what it reads and makes.
+        Raises Cancelled before the next call once `cancel` is set.
         """
         self.start(x, inputs, guidance)
-        for index in range(len(self.compiled.calls)):
+        last = len(self.compiled.calls) - 1
+        for index in range(last + 1):
+            self._check(cancel, index)
             for bound in self.engines(index):
                 stop()
                 execute(index, bound)
+            if (index + 1) % every and index != last:
+                continue
             step = self.after(index)
             yield step
             self.go_on_from(step)
 
-    def whole(self, x: np.ndarray, inputs: Inputs, guidance: np.ndarray) -> None:
-        """All calls without a stop between them; `after` the last one are the latents."""
-        if self._whole is None:
+    def whole(self, x: np.ndarray, inputs: Inputs, guidance: np.ndarray, cancel: Cancel | None = None) -> None:
+        """All calls, as few pieces; `after` the last one are the latents.  Raises Cancelled between two pieces."""
+        if not self._pieces:
             self.start(x, inputs, guidance)  # a backend may rehearse, on inputs that are allowed
-            runs = [bound.run for index in range(len(self.compiled.calls)) for bound in self.engines(index)]
-            self._whole = self.loaded.backend.sequence(runs)
+            self._pieces = list(self._sequences())
         self.start(x, inputs, guidance)
-        self._whole()
+        for piece in self._pieces:
+            if piece.first:
+                self.memory.finish()  # or a device would have all of them in its queue
+            self._check(cancel, piece.first)
+            stop()
+            piece.run()
+
+    def _sequences(self) -> Iterator[Piece]:
+        """The calls in pieces that end where a solver step does: one for each step where launching costs nothing."""
+        ends = [n for n, call in enumerate(self.compiled.calls, 1) if call.ends_step]
+        most = len(ends) if self.memory.on_host else min(PIECES, len(ends))
+        cuts = [0, *(int(part[-1]) for part in np.array_split(ends, most))]
+        for first, end in itertools.pairwise(cuts):
+            runs = [bound.run for index in range(first, end) for bound in self.engines(index)]
+            yield Piece(first, self.loaded.backend.sequence(runs))
+
+    def _check(self, cancel: Cancel | None, index: int) -> None:
+        if cancel is not None and cancel.is_set():
+            raise Cancelled(f"cancelled before call {index + 1} of {len(self.compiled.calls)}")
 
     @property
     def latents(self) -> Array:

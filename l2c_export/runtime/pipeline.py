@@ -8,46 +8,33 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from ..artefact import store
-from ..artefact.guidance import guided_request
-from ..artefact.manifest import LINKS, Manifest
-from ..backends.choose import Opened, open_backend
-from ..backends.contract import Request
-from ..backends.descriptors import built
+from ..artefact.manifest import Manifest
+from ..backends.choose import Opened
 from ..errors import RunError, UsageError
 from ..ir.inputs import CLASS_LABELS, Inputs
-from ..support import ending
 from ..support.log import LOG
-from ..support.neighbours import BUSY, Watch
 from ..support.words import counted
-from ..weights import layout
 from . import decoder
 from . import request as asked
 from .images import Output, to_images
-from .inputs import Labels, checked, images_of
-from .loaded import LoadedArtefact, load_engines
+from .inputs import Labels, check_count, checked, images_of
+from .loaded import LoadedArtefact
 from .lock import Turn
-from .loop import Loop, Step
+from .loop import Cancel, Step
+from .loops import Generation, Loops, Warm
+from .opening import Choices, check_same_requests, open_artefact
+from .stepwise import stepwise
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 P = ParamSpec("P")
 R = TypeVar("R")
-Scales = float | Sequence[float] | np.ndarray | None
 
 
-class Generation(NamedTuple):
-    """What a request asks of the loop, besides the noise."""
-
-    loop: Loop
-    inputs: Inputs  # (R, ..) by name, the unconditional half last
-    guidance: np.ndarray  # (B, C, 1, ..) float32: an image's scale - 1, or 0 for an unguided channel
-
-
-@ending.computing()
 def load(
     path: str | os.PathLike[str],
     backend: str | None = None,
@@ -68,28 +55,9 @@ def load(
     an image, so it does not depend on the moment.
     Raises ArtefactError for one that is incomplete, damaged or unlinked, and BackendError where it cannot run here.
     """
-    started, folder, others = time.perf_counter(), asked.folder(path), Watch()
-    manifest = store.read(folder, trusted=() if verify else (layout.WEIGHTS,))
-    store.check_linked(folder, manifest)
-    if link not in (None, *LINKS):
-        raise UsageError(f"link={link!r}: use one of {', '.join(LINKS)}")
-    decoder.check_tile(tile, manifest.decoder or None)
-    request = Request(device, threads, manifest.precision, folder, tuple(manifest.builds.values()), manifest.files)
-    opened = open_backend(backend or manifest.backend, request)
-    if link not in (None, manifest.link) and opened.backend.name in built():
-        raise UsageError(f"link={link!r}: the engines of {opened.backend.name} were built for link={manifest.link!r}")
-    loaded = load_engines(folder.absolute(), manifest, opened.backend, link)  # the process may go elsewhere
-    store.check_unchanged(folder, manifest)
-    if threads is None and opened.backend.spins:
-        advise(others.share())
-    LOG.info("%s: loaded in %.2f s, %s, %s", folder, time.perf_counter() - started, opened.backend.name, opened.why)
-    return Pipeline(loaded, opened, tile)
-
-
-def advise(share: float | None) -> None:
-    """Warn if others want so much of the processors that threads which spin wait for them."""
-    if share is not None and share > BUSY:
-        LOG.warning("other programs use %.0f%% of the processors: one thread instead of all may be faster here", 100 * share)
+    choices = Choices(backend, device, threads, link, tile)
+    opening = open_artefact(path, choices, verify)
+    return Pipeline(*opening, choices._replace(backend=opening.opened.backend.name))
 
 
 def alone(method: Callable[P, R]) -> Callable[P, R]:
@@ -111,18 +79,22 @@ class Pipeline:
     As a context manager it is closed at the end.
     """
 
-    def __init__(self, loaded: LoadedArtefact, opened: Opened, tile: int | None = None) -> None:
-        self.manifest: Manifest = loaded.manifest
-        self.path = loaded.folder
-        self._loaded: LoadedArtefact | None = loaded
-        self._tile = tile
-        self._decoder: decoder.Decoder | None = None
+    def __init__(self, loaded: LoadedArtefact, opened: Opened, choices: Choices | None = None) -> None:
+        self._choices = choices or Choices(opened.backend.name)  # of another artefact that takes its place
         self._turn = Turn(opened.backend.forks)
         self._started: weakref.WeakSet[Generator[Step, None, None]] = weakref.WeakSet()
-        self.link = loaded.link
+        self._warm: list[Warm] = []
         self.device = opened.backend.memory.device  # where latents are
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
-        self._loops: dict[tuple[str, int, bool], Loop] = {}
+        self._hold(loaded, Loops(loaded))
+
+    def _hold(self, loaded: LoadedArtefact, loops: Loops) -> None:
+        """Run this artefact from now on."""
+        self.manifest: Manifest = loaded.manifest
+        self.path, self.link = loaded.folder, loaded.link
+        self._decoder: decoder.Decoder | None = None
+        self._loaded: LoadedArtefact | None = loaded
+        self._loops: Loops | None = loops
 
     def __repr__(self) -> str:
         """The model, the share of its schedule, and how it runs, on one line."""
@@ -149,8 +121,7 @@ class Pipeline:
     def close(self) -> None:
         """Free the engines, the buffers and the weights, when the generation that runs has ended.  Closing twice is fine."""
         with self._turn.taken():
-            self._loaded = self._decoder = None
-            self._loops.clear()
+            self._loaded = self._decoder = self._loops = None
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -168,13 +139,14 @@ class Pipeline:
     def __call__(
         self,
         class_labels: Labels | None = None,
-        guidance_scale: Scales = None,
+        guidance_scale: asked.Scales = None,
         seed: int | Sequence[int] = 0,
         latents: np.ndarray | None = None,
         output_type: str | None = None,
         callback_on_step_end: Callback | None = None,
         check_finite: bool = False,
         steps: int | None = None,
+        cancel: Cancel | None = None,
         **inputs: Any,
     ) -> Output:
         """Generate one image per label: a number, or a name where the artefact has names.
@@ -187,6 +159,8 @@ class Pipeline:
         Pillow); "latent", the default elsewhere; or "device", latents left where they were computed (see `Output`).
         `steps` chooses one of the artefact's programs, by default the first.
         `check_finite` raises RunError naming the call whose latents are the first to hold NaN or Inf.
+        `cancel`, a `threading.Event`, stops the generation between two steps once it is set, with Cancelled; on a GPU, where
+        many steps are one launch, after an eighth of them or two.
         Raises UsageError for a request that this artefact cannot meet, before anything is computed.
         """
         started = time.perf_counter()
@@ -196,9 +170,11 @@ class Pipeline:
         noise = self.noise(images, seed) if latents is None else asked.latents(self.manifest, latents, images)
         generation = self.generation(request, guidance_scale, images, steps)
         if callback_on_step_end or check_finite:
-            self._stepwise(generation, noise, callback_on_step_end, check_finite)
+            callback = functools.partial(callback_on_step_end, self) if callback_on_step_end else None
+            calls = generation.loop.denoise(noise, generation.inputs, generation.guidance, cancel=cancel)
+            stepwise(self.manifest, generation.loop, calls, callback, check_finite)
         else:
-            generation.loop.whole(noise, generation.inputs, generation.guidance)
+            generation.loop.whole(noise, generation.inputs, generation.guidance, cancel)
         denoised = time.perf_counter()
         latents, pictures = self._finished(generation, output_type)
         seconds = time.perf_counter() - started
@@ -223,66 +199,88 @@ class Pipeline:
         if self._decoder is None:
             info = self.manifest.files[self.manifest.decoder.file]
             store.check_same(loaded.folder, self.manifest.decoder.file, info)  # it is read now that it is needed
-            self._decoder = decoder.Decoder(loaded.folder, self.manifest.decoder, loaded.backend, self._tile, info)
+            self._decoder = decoder.Decoder(loaded.folder, self.manifest.decoder, loaded.backend, self._choices.tile, info)
         return self._decoder(latents)
-
-    def _stepwise(self, generation: Generation, noise: np.ndarray, callback: Callback | None, check_finite: bool) -> None:
-        """The loop with a stop after every call."""
-        step = -1
-        for done in generation.loop.denoise(noise, generation.inputs, generation.guidance):
-            if check_finite and not np.isfinite(done.x).all():
-                raise RunError(f"call {done.index} (timestep {done.call.timestep:g}) made NaN or infinite latents")
-            if not done.call.ends_step:
-                continue
-            step += 1
-            if callback:
-                with ending.resting():
-                    given = callback(self, step, generation.loop.compiled.step_timestep(done.index), {"latents": done.x.copy()})
-                changed = asked.returned(self.manifest, given, len(noise))
-                if changed is not None:
-                    done.x[...] = changed
-                    if check_finite and not np.isfinite(done.x).all():
-                        raise RunError(f"the callback after step {step} returned NaN or infinite latents")
 
     def steps(
         self,
         class_labels: Labels | None = None,
-        guidance_scale: Scales = None,
+        guidance_scale: asked.Scales = None,
         noise: np.ndarray | None = None,
         steps: int | None = None,
+        every: int = 1,
+        cancel: Cancel | None = None,
         **inputs: Any,
     ) -> Generator[Step, None, None]:
-        """The loop itself, for callers that want progress or timing: one item per network evaluation.
+        """The loop itself, for callers that want progress, previews or timing: one item per network evaluation.
 
-        From its first item to its end, or until it is closed, the pipeline is busy with it.
+        `every=5` makes an item of every fifth one, and of the last; only these are copied to the host.
+        From its first item to its end, or until it is closed, the pipeline is busy with it.  `cancel` ends it with Cancelled.
         """
+        if not (isinstance(every, int) and every > 0):
+            raise UsageError(f"every={every}: must be at least 1")
         request = self.inputs(class_labels, **inputs)
         images = images_of(self.manifest, request, 0, noise)
-        made = self._steps(request, guidance_scale, asked.latents(self.manifest, noise, images), steps)
+        made = self._steps(request, guidance_scale, asked.latents(self.manifest, noise, images), steps, every, cancel)
         self._started.add(made)
         return made
 
     def _steps(
-        self, inputs: Inputs, guidance_scale: Scales, noise: np.ndarray, steps: int | None
+        self,
+        inputs: Inputs,
+        guidance_scale: asked.Scales,
+        noise: np.ndarray,
+        steps: int | None,
+        every: int,
+        cancel: Cancel | None,
     ) -> Generator[Step, None, None]:
         with self._alone():
             generation = self.generation(inputs, guidance_scale, len(noise), steps)
-            for step in generation.loop.denoise(noise, generation.inputs, generation.guidance):
+            request = noise, generation.inputs, generation.guidance
+            for step in generation.loop.denoise(*request, every=every, cancel=cancel):
                 with self._turn.rest():
                     yield step
                 generation.loop.memory.enter()  # perhaps in another thread
 
-    def generation(self, inputs: Inputs, guidance_scale: Scales, images: int, steps: int | None = None) -> Generation:
-        """A program's loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
-        if self._loaded is None:
+    @alone
+    def warm(self, sizes: Sequence[int], guidance_scale: float | None = None, steps: int | None = None) -> None:
+        """Make ready for batches of these sizes: memory for the largest, bindings and captured launches for each.
+
+        The first request for so many images then takes as long as the later ones.
+        """
+        for size in sizes:
+            check_count(size, self.manifest.batch, f"sizes={list(sizes)}")
+        batches = [*self._warm, Warm(tuple(sizes), guidance_scale, steps)]
+        self._open.warm(batches)
+        self._warm = batches
+
+    def replace(self, path: str | os.PathLike[str], verify: bool = True) -> None:
+        """Run another artefact from now on, loaded and made as warm as this one while this one still runs.
+
+        The generation that runs ends as it began; the next one is the new artefact's.  It is loaded as this one was, by the
+        same backend.  Raises what `load` raises, and UsageError for one that is told or makes something else: then nothing
+        has changed.
+        """
+        if self._turn.mine:
+            raise RunError("this pipeline is in the middle of a generation: end it before it is replaced")
+        loaded, _ = open_artefact(path, self._choices, verify)
+        check_same_requests(path, self.manifest, loaded.manifest)
+        loops = Loops(loaded)
+        loops.warm(self._warm)
+        with self._turn.taken():
+            _ = self._open  # it may have been closed
+            self._hold(loaded, loops)
+
+    @property
+    def _open(self) -> Loops:
+        """Raises RunError when closed."""
+        if self._loops is None:
             raise RunError("this pipeline is closed: load the artefact again")
-        compiled = self.manifest.program(steps)
-        scales = asked.scales(compiled, guidance_scale, images)
-        key = compiled.name, images, compiled.guidance.doubled(scales)
-        if key not in self._loops:
-            self._loops.clear()  # buffers of one batch size at a time
-            self._loops[key] = Loop(self._loaded, compiled, *key[1:])
-        return Generation(self._loops[key], *guided_request(compiled, inputs, scales))
+        return self._loops
+
+    def generation(self, inputs: Inputs, guidance_scale: asked.Scales, images: int, steps: int | None = None) -> Generation:
+        """A program's loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
+        return self._open.generation(inputs, guidance_scale, images, steps)
 
     def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
         """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""

@@ -3,88 +3,152 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from ..artefact.compiled import Compiled
 from ..backends.contract import Array
 from ..ir.inputs import Inputs
+from .arena import Slot
 from .loaded import Bound, LoadedArtefact, bind_graph, concrete, filled
 
 # Hoisted rows of more calls than fit in here are computed in several chunks.
 HOISTED_BYTES = 256 * 2**20
 
 
-class Prologue:
-    """The values that leave the loop: constants once, the prologue's rows once per request, chunk by chunk.
+class Window(NamedTuple):
+    """The calls whose rows are computed together.
 
-    A chunk is a window of calls whose rows fit into memory; the calls at its end are also the first of the next one, as
-    far as calls read the rows of later ones.
+    Those at its end are also the first of the next one, as far as calls read the rows of later ones.
+    """
+
+    calls: int
+    step: int  # from a window's first call to the next one's
+
+    def starts(self, calls: int) -> range:
+        return range(0, calls, self.step)
+
+
+def window_of(compiled: Compiled, rows: int) -> Window:
+    """As many calls as fit into memory."""
+    calls = len(compiled.calls)
+    ahead = max((origin.offset for origin in compiled.size.origins.values()), default=0)
+    per_call = rows * sum(compiled.value(n).row_bytes for n in (*_outputs(compiled, compiled.prologue), *compiled.requested))
+    fits = HOISTED_BYTES // max(per_call, 1)
+    window = calls if fits >= calls else max(fits, ahead + 1)
+    return Window(window, window if window >= calls else window - ahead)
+
+
+def layout(compiled: Compiled, rows: int) -> dict[str, Slot]:
+    """The arrays that a prologue works on: what the request says, and every value that its graph makes."""
+    rows *= window_of(compiled, rows).calls
+    graph = compiled.graphs[compiled.prologue] if compiled.prologue else None
+    made = [name for node in graph.nodes for name in node.outputs] if graph else []
+    return {
+        **{f"input.{each.name}": Slot((rows, *each.shape), each.dtype) for each in compiled.inputs},
+        **{f"hoisted.{n}": Slot(concrete(value, rows, rows), value.dtype) for n in made for value in (compiled.value(n),)},
+    }
+
+
+def _outputs(compiled: Compiled, graph: str | None) -> tuple[str, ...]:
+    return compiled.graphs[graph].outputs if graph else ()
+
+
+class Constants:
+    """What depends on the timesteps alone: computed once, for all requests and batch sizes.
+
+    Every row of a call is the same, so that a call of few rows reads the first ones of `rows`.
     """
 
     def __init__(self, loaded: LoadedArtefact, compiled: Compiled, rows: int) -> None:
-        self.compiled, self.loaded, self.rows = compiled, loaded, rows
-        self.calls = len(self.compiled.calls)
-        ahead = max((origin.offset for origin in compiled.size.origins.values()), default=0)
-        names = self.compiled.graphs[self.compiled.prologue].outputs if self.compiled.prologue else ()
-        per_call = rows * sum(compiled.value(n).row_bytes for n in (*names, *compiled.requested))
-        fits = HOISTED_BYTES // max(per_call, 1)
-        self.window = self.calls if fits >= self.calls else max(fits, ahead + 1)
-        self.step = self.window if self.window >= self.calls else self.window - ahead
-        chunks = range(0, self.calls, self.step)
-        loaded.backend.memory.reserve(self.window * per_call, f"what is computed before the loop for {rows} rows")
-        self.inputs = {
-            declared.name: loaded.backend.memory.empty((self.window * rows, *declared.shape), declared.dtype)
-            for declared in compiled.inputs
+        self.rows, self._last = rows, len(compiled.calls) - 1
+        self.of_calls = self._evaluate(loaded, compiled) if compiled.constants else {}
+        self._prologue = set(compiled.graphs[compiled.prologue].inputs) if compiled.prologue else set()
+        in_loop = {name for graph in compiled.step_graphs for name in compiled.graphs[graph].inputs}
+        read = {
+            of for name in in_loop if (origin := compiled.origin(name)) and origin.kind == "prologue" for of in (origin.of,)
         }
-        self.take({d.name: np.zeros((rows, *d.shape), d.dtype) for d in compiled.inputs})  # which all engines may read
-        self._constants = self._evaluate_constants(chunks[-1] + self.window) if self.compiled.constants else {}
-        self._rows = {n: self._many(n, self.window * rows) for n in names}
-        self.prologue = [self._bind_prologue(first) for first in chunks] if self.compiled.prologue else [[] for _ in chunks]
+        self._rows = {
+            name: filled(loaded.backend, np.repeat(values, rows, axis=0))
+            for name, values in self.of_calls.items()
+            if name in read
+        }
+
+    def _evaluate(self, loaded: LoadedArtefact, compiled: Compiled) -> dict[str, np.ndarray]:
+        """(calls, ..) by name, on the host."""
+        assert compiled.constants
+        memory, graph = loaded.backend.memory, compiled.graphs[compiled.constants]
+        calls = len(compiled.calls)
+        arrays = {"t": filled(loaded.backend, np.array([call.timestep for call in compiled.calls], np.float32))}
+        for name in (name for node in graph.nodes for name in node.outputs):
+            value = compiled.value(name)
+            arrays[name] = memory.empty(concrete(value, calls, calls), value.dtype)
+        for bound in bind_graph(
+            loaded, compiled, compiled.constants, lambda n: arrays[n] if n in arrays else loaded.weights(n)
+        ):
+            bound.run()
+        return {name: memory.get(arrays[name]).copy() for name in graph.outputs}
+
+    def row(self, name: str, index: int, rows: int) -> Array:
+        """The rows of a value for call `index`."""
+        return self._rows[name][index * self.rows : index * self.rows + rows]
+
+    def before_loop(self, first: int, window: int, rows: int) -> dict[str, np.ndarray]:
+        """What a prologue reads for the calls of a window, those past the last call as of the last."""
+        order = np.repeat(np.minimum(np.arange(first, first + window), self._last), rows)
+        return {name: values[order] for name, values in self.of_calls.items() if name in self._prologue}
+
+
+class Prologue:
+    """The values that leave the loop: the prologue's rows once per request, window by window, and the constants."""
+
+    def __init__(
+        self, loaded: LoadedArtefact, compiled: Compiled, rows: int, arrays: Mapping[str, Array], constants: Constants
+    ) -> None:
+        self._loaded, self._compiled, self._rows = loaded, compiled, rows
+        self._last = len(compiled.calls) - 1
+        self.window = window_of(compiled, rows)
+        self._hoisted = {name.removeprefix("hoisted."): array for name, array in arrays.items() if name.startswith("hoisted.")}
+        self._constants = constants
+        self.inputs = {each.name: arrays[f"input.{each.name}"] for each in compiled.inputs}
+        self.take({each.name: np.zeros((rows, *each.shape), each.dtype) for each in compiled.inputs})  # all engines may read
+        self.engines = [self._bind(first) if compiled.prologue else [] for first in self.window.starts(len(compiled.calls))]
 
     def take(self, inputs: Inputs) -> None:
         """What a new request says, (R, ..) by name: nothing that was computed before holds any more."""
         for name, values in inputs.items():
-            self.loaded.backend.memory.put(self.inputs[name], np.tile(values, (self.window, *(1 for _ in values.shape[1:]))))
+            repeats = (self.window.calls, *(1 for _ in values.shape[1:]))
+            self._loaded.backend.memory.put(self.inputs[name], np.tile(values, repeats))
 
     def before(self, index: int) -> list[Bound]:
         """What has to run before call `index`: calls run in order."""
-        return [] if index % self.step else self.prologue[index // self.step]
+        return [] if index % self.window.step else self.engines[index // self.window.step]
 
     def row(self, name: str, index: int, of: int) -> Array:
         """The rows of a hoisted value for call `index`, as call `of` reads them.
 
         Past the last call there are only sums that nobody reads; they are made of the last call's rows.
         """
-        index = min(index, self.calls - 1)
-        is_constant = name in self._constants
-        first = index if is_constant else index - of // self.step * self.step
-        return (self._constants if is_constant else self._rows)[name][first * self.rows : (first + 1) * self.rows]
+        index = min(index, self._last)
+        if name in self._constants.of_calls:
+            return self._constants.row(name, index, self._rows)
+        first = index - of // self.window.step * self.window.step
+        return self._hoisted[name][first * self._rows : (first + 1) * self._rows]
 
-    def _many(self, name: str, rows: int) -> Array:
-        value = self.compiled.value(name)
-        return self.loaded.backend.memory.empty(concrete(value, rows, rows), value.dtype)
+    def _bind(self, first: int) -> list[Bound]:
+        compiled, loaded = self._compiled, self._loaded
+        assert compiled.prologue
+        constants = self._constants.before_loop(first, self.window.calls, self._rows)
+        inputs = {
+            **{name: filled(loaded.backend, values) for name, values in constants.items()},
+            **{name: self.inputs[of] for name, of in compiled.requested.items()},
+        }
 
-    def _evaluate_constants(self, padded: int) -> dict[str, Array]:
-        """What depends on the timesteps alone: `padded` times `rows` rows, those past the last call as of the last."""
-        assert self.compiled.constants
-        backend = self.loaded.backend
-        values = {n: self._many(n, self.calls) for n in self.compiled.graphs[self.compiled.constants].outputs}
-        times = filled(backend, np.array([call.timestep for call in self.compiled.calls], np.float32))
-        for bound in self._bind(self.compiled.constants, {**values, "t": times}, self.calls):
-            bound.run()
-        order = np.repeat(np.minimum(np.arange(padded), self.calls - 1), self.rows)
-        return {name: filled(backend, backend.memory.get(value)[order]) for name, value in values.items()}
+        def array(name: str) -> Array:
+            for place in (inputs, self._hoisted):
+                if name in place:
+                    return place[name]
+            return loaded.weights(name)
 
-    def _bind_prologue(self, first: int) -> list[Bound]:
-        assert self.compiled.prologue
-        rows = slice(first * self.rows, (first + self.window) * self.rows)
-        constants = {name: values[rows] for name, values in self._constants.items()}
-        inputs = {name: self.inputs[of] for name, of in self.compiled.requested.items()}
-        return self._bind(self.compiled.prologue, {**constants, **self._rows, **inputs}, self.window * self.rows)
-
-    def _bind(self, name: str, outer: Mapping[str, Array], rows: int) -> list[Bound]:
-        nodes = self.compiled.graphs[name].nodes
-        inner = {n: self._many(n, rows) for node in nodes for n in node.outputs if n not in outer}
-        arrays = {**outer, **inner}
-        return bind_graph(self.loaded, self.compiled, name, lambda n: arrays[n] if n in arrays else self.loaded.weights(n))
+        return bind_graph(loaded, compiled, compiled.prologue, array)

@@ -22,6 +22,7 @@ from ..samplers.noise import standard_normal
 from ..support.tensors import on_host, scalar
 from ..support.words import counted
 
+Scales = float | Sequence[float] | np.ndarray | None  # a guidance scale, or one per image
 OUTPUT_TYPES = ("latent", "device", "np", "pil")
 LARGEST = float(np.finfo(np.float32).max)
 LARGEST_SCALE = 1000.0  # guided predictions beyond keep less than four decimal digits of float32's seven

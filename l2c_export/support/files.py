@@ -38,6 +38,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers left that were killed, from a folder where nobody else writes."""
+    for partial in folder.glob(".*-*.partial"):
+        partial.unlink(missing_ok=True)
+
+
 def check_place(path: Path, option: str = "") -> None:
     """Refuse, before a long piece of work, a file that could not be written after it.  Raises UsageError."""
     place = named(path, option)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArtefactError
-from ..support.files import replacing
+from ..support.files import replacing, sweep
 from ..weights import torch_file
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.csv"
@@ -107,6 +107,7 @@ class Log:
     """The lines of a training that goes on after `iteration`; what a killed one had logged beyond that is dropped."""
 
     def __init__(self, folder: Path, iteration: int) -> None:
+        sweep(folder)
         self._path, rows = folder / LOG, []
         if iteration and self._path.exists():
             rows = list(csv.reader(io.StringIO(self._path.read_text())))[1:][:iteration]

@@ -24,6 +24,7 @@ from ..ir.graph import Node
 from ..ir.inputs import usual
 from ..runtime import pipeline
 from ..runtime.loaded import LoadedArtefact, concrete, filled, load_engines
+from ..runtime.loops import Generation
 from ..samplers.noise import standard_normal
 from ..support.files import Report
 from ..support.log import logged
@@ -132,7 +133,7 @@ def repeated(pipe: pipeline.Pipeline, record: FingerprintRecord, given: Fingerpr
     return given._replace(latents=tuple(latents), pieces=made)
 
 
-def _latents(asked: pipeline.Generation, count: int, given: Fingerprint, feed: bool) -> list[np.ndarray]:
+def _latents(asked: Generation, count: int, given: Fingerprint, feed: bool) -> list[np.ndarray]:
     """After each of the first `count` calls."""
     seen: list[np.ndarray] = []
     steps = asked.loop.denoise(given.noise, asked.inputs, asked.guidance)

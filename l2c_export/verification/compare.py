@@ -19,7 +19,8 @@ from ..artefact.manifest import Manifest
 from ..ir.inputs import CLASS_LABELS, usual
 from ..runtime import pipeline, request
 from ..runtime.inputs import Labels
-from ..runtime.pipeline import Scales
+from ..runtime.loops import Generation
+from ..runtime.request import Scales
 from ..support.extras import needs
 from .error import TOLERANCE, Error, Tolerance, check_tolerances
 from .locate import Suspect, locate
@@ -125,7 +126,7 @@ def compare(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = 
     return Verdict(wrong is None, tolerance.atol, tolerance.rtol, tuple(calls), place, setting)
 
 
-def trajectory(asked: pipeline.Generation, noise: np.ndarray, fed: Sequence[np.ndarray] | None) -> list[np.ndarray]:
+def trajectory(asked: Generation, noise: np.ndarray, fed: Sequence[np.ndarray] | None) -> list[np.ndarray]:
     """The latents after every call; the next call reads `fed` instead, if given."""
     seen = []
     for done in asked.loop.denoise(noise, asked.inputs, asked.guidance):

@@ -12,9 +12,9 @@ import numpy as np
 
 from ..artefact.compiled import Compiled
 from ..ir.names import split_at
-from ..runtime import pipeline
 from ..runtime.loaded import Bound, load_engines
 from ..runtime.loop import Loop
+from ..runtime.loops import Generation, Loops
 from .error import Error, Tolerance
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Suspect:
 
 
 def locate(
-    generation: pipeline.Generation, reference: Reference, expected: Sequence[np.ndarray], call: int, tolerance: Tolerance
+    generation: Generation, reference: Reference, expected: Sequence[np.ndarray], call: int, tolerance: Tolerance
 ) -> Suspect | None:
     """Run call `call` engine by engine, and name the first value that is not the reference's."""
     loop = per_segment(generation.loop)
@@ -99,7 +99,7 @@ def per_segment(loop: Loop) -> Loop:
     if whole.link == "shared":
         return loop
     loaded = load_engines(whole.folder, whole.manifest, whole.backend, "shared")
-    return Loop(loaded, loop.compiled, loop.images, loop.rows > loop.images)
+    return Loops(loaded).loop(loop.compiled, loop.images, loop.rows > loop.images)
 
 
 def blame(

@@ -20,7 +20,7 @@ from l2c_export.errors import UsageError
 from l2c_export.inspection.dry_run import predict_both
 from l2c_export.inspection.predict import comparison, graph_weight_bytes, predict
 from l2c_export.runtime import loaded
-from l2c_export.runtime.loop import Loop
+from l2c_export.runtime.loops import Loops
 
 NOWHERE = Path("nowhere")
 
@@ -59,7 +59,7 @@ def test_bytes_are_those_of_the_arrays_that_the_loop_binds(tiny, monkeypatch):
     manifest, backend, taken = store.read(tiny[0]), Counting(), []
     empty = type(backend.memory).empty
     monkeypatch.setattr(type(backend.memory), "empty", lambda *given: (taken.append(empty(*given)), taken[-1])[1])
-    loop = Loop(loaded.load_engines(tiny[0], manifest, backend), manifest.program(), images=2, guided=True)
+    loop = Loops(loaded.load_engines(tiny[0], manifest, backend)).loop(manifest.program(), images=2, guided=True)
     predicted = predict(manifest.program(), images=2)
     assert sum(array.nbytes for array in taken) == pytest.approx(predicted.peak_bytes - predicted.weight_bytes, rel=0.1)
     prologue = {node.op for node in manifest.program().graphs[manifest.program().prologue].nodes}

@@ -110,7 +110,7 @@ def test_a_primitive_makes_what_its_signature_says(op, inputs, attributes):
     ("rope", [F32("R", 5, 6)], {"heads": 2, "theta": 1e4}, "even size"), ("tail", [F32("R", 4, 8)], {"start": 4}, "are left"),
     ("unpatchify", [F32("R", 4, 8)], {"patch": 2, "channels": 2, "height": 4, "width": 6}, "its tokens are not"),
     ("affine", [F32("R")], {"scale": 1, "shift": 0.0}, "not a finite number"),
-    ("reshape", [F32("R", 4)], {"shape": (-1, 5)}, "does not fill"), ("reshape", [F32("R", 4)], {"shape": (2, 2)}, "batch axis"),
+    ("reshape", [F32("R", 4)], {"shape": (-1, 5)}, "does not fill"), ("reshape", [F32("R", 4)], {"shape": (2, 2)}, "batch"),
     ("reshape", [F32("R", 4)], {"shape": (2, -1)}, "not a shape"), ("permute", [F32("R", 4)], {"axes": (1, 0)}, "is the first"),
     ("permute", [F32("R", 4)], {"axes": (0, 0)}, "not an order of axes"),
     ("part", [F32("R", 4)], {"axis": 1, "first": 2, "last": 5}, "4 has no part from 2 to 5"),

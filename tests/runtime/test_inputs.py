@@ -139,7 +139,7 @@ def test_what_is_no_request_is_refused_in_one_line(curves, bad):
 
 def test_who_measures_needs_not_know_what_it_is_told(folder):
     manifest = store.read(folder)
-    task = {"contender": Contender(name="x", folder=str(folder)), "request": BenchRequest(images=2)}
+    task = {"contender": Contender(name="x", folder=str(folder)), "request": BenchRequest(images=2, threads=1)}
     settings = [contender(Task(**task)).settings]
     python = Contender(name="y", folder=str(folder), runtime="pytorch")
     loaded = contender(Task(**{**task, "contender": python}))

@@ -10,7 +10,7 @@ from recorded import close
 
 import l2c_export
 from l2c_export.errors import ArtefactError, L2CError, UsageError
-from l2c_export.runtime import pipeline
+from l2c_export.runtime import opening
 
 
 def flip(path):
@@ -54,27 +54,27 @@ def test_a_pipeline_says_what_it_runs_on(pipe, tiny):
 
 
 def test_who_loads_while_the_artefact_is_replaced_is_told(copy, other, monkeypatch):
-    opened = pipeline.open_backend
+    opened = opening.open_backend
 
     def meanwhile(*given):
         replace(copy, other)
         return opened(*given)
 
-    monkeypatch.setattr(pipeline, "open_backend", meanwhile)
+    monkeypatch.setattr(opening, "open_backend", meanwhile)
     with pytest.raises(ArtefactError, match="was replaced since it was loaded: load it again"):
         l2c_export.load(copy)
 
 
 def test_what_is_parsed_is_what_was_hashed(copy, monkeypatch):
     """A file that changes between the check and its use is refused by the second look at the same bytes."""
-    load_engines = pipeline.load_engines
+    load_engines = opening.load_engines
 
     def swapped(folder, manifest, backend, link):
         segment = folder / next(iter(manifest.denoiser.segments.values())).file
         segment.write_bytes(segment.read_bytes()[:-1] + b"\0")
         return load_engines(folder, manifest, backend, link)
 
-    monkeypatch.setattr(pipeline, "load_engines", swapped)
+    monkeypatch.setattr(opening, "load_engines", swapped)
     with pytest.raises(ArtefactError, match="does not match its hash"):
         l2c_export.load(copy)
 

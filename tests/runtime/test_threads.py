@@ -37,8 +37,8 @@ def test_a_busy_machine_is_told_where_threads_are_not_chosen(tiny, monkeypatch, 
     monkeypatch.setattr("l2c_export.backends.onnxruntime.cpu.share_pool", lambda threads: 2 * spins)
     opened = open_backend("onnxruntime", Request(threads=threads))
     assert opened.backend.spins == spins
-    monkeypatch.setattr("l2c_export.runtime.pipeline.open_backend", lambda *_: opened)
-    monkeypatch.setattr("l2c_export.runtime.pipeline.load_engines", lambda *_: None)
+    monkeypatch.setattr("l2c_export.runtime.opening.open_backend", lambda *_: opened)
+    monkeypatch.setattr("l2c_export.runtime.opening.load_engines", lambda *_: None)
     monkeypatch.setattr("l2c_export.runtime.pipeline.Pipeline", lambda *_: None)
     l2c_export.load(tiny[0], "onnxruntime", threads=threads)
     assert len(caplog.records) == told
@@ -47,10 +47,13 @@ def test_a_busy_machine_is_told_where_threads_are_not_chosen(tiny, monkeypatch, 
 
 
 def test_the_command_tells_it_beside_a_neighbour(tiny, tmp_path, neighbour):
-    words = [sys.executable, "-m", "l2c_export", "run", str(tiny[0]), "--class-label", "1", "--backend", "onnxruntime"]
+    short = "from l2c_export.support import neighbours; neighbours.SHORTEST = 0.01; import l2c_export.__main__"
+    words = [sys.executable, "-c", short, "run", str(tiny[0]), "--class-label", "1", "--backend", "onnxruntime"]
 
     def told(*threads):
         done = subprocess.run([*words, *threads, "--out", str(tmp_path / "x.npy")], capture_output=True, text=True, check=True)
         return bool(re.search(r"^other programs use \d+% of the processors: one thread", done.stderr, re.MULTILINE))
 
-    assert (told(), told("--threads", "1")) == (machine.cores() > 1, False)
+    # what takes no longer than this load is not measured elsewhere, and here by a few hundredths of a second
+    assert any(told() for _ in range(5)) == (machine.cores() > 1)
+    assert not told("--threads", "1")

@@ -29,6 +29,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path):
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.stderr.read()
+    (out / ".1-1.partial").write_bytes(b"killed while it wrote")
     reached = torch.load(out / "checkpoint.pt")["iteration"]
     assert reached >= 3
     logged = len((out / "log.csv").read_text().splitlines()) - 1

@@ -93,7 +93,7 @@ def test_a_swapped_pair_of_rows_is_found_where_it_is_first_read(dit):
         rows = loop.hoisted.row(wanted, 2, of=2)
         rows[[0, 1]] = rows[[1, 0]]
 
-    loop.hoisted.prologue[0].append(own(swap))
+    loop.hoisted.engines[0].append(own(swap))
     place = compare(pipe, reference, STRICT, STRICT).place
     assert (place.call, place.sublayer) == (2, "blocks.1.attn")
     assert f"it reads {wanted}, which was computed before the loop" in place.cause
@@ -107,7 +107,7 @@ def test_a_gate_applied_twice_is_found(dit):
         gate = loop.hoisted.row("blocks.2.mlp.gate", 0, of=0)
         gate *= gate
 
-    loop.hoisted.prologue[0].append(own(square))
+    loop.hoisted.engines[0].append(own(square))
     place = compare(pipe, reference, STRICT, STRICT).place
     assert place.call == 0
     assert "blocks.2.mlp.gate" in place.cause

@@ -119,7 +119,7 @@ class L2CPipeline:
     def __call__(
         self,
         class_labels: inputs.Labels,
-        guidance_scale: pipeline.Scales = None,
+        guidance_scale: request.Scales = None,
         generator: Any = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",

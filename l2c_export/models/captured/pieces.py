@@ -35,7 +35,7 @@ class PieceBody:
 
 
 @dataclass(frozen=True)
-class Piece:
+class PieceCall:
     """A call of a body: values and tensors of the model in, values out."""
 
     op: str
@@ -60,7 +60,7 @@ class Sum:
 class Pieces:
     """A captured model: its steps, the bodies of its kinds of pieces, and the tensors that it reads."""
 
-    steps: list[Piece | Sum] = field(default_factory=list)
+    steps: list[PieceCall | Sum] = field(default_factory=list)
     bodies: dict[str, PieceBody] = field(default_factory=dict)
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     derived: dict[str, np.ndarray] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Pieces:
 
     @property
     def sublayers(self) -> tuple[str, ...]:
-        return tuple(step.name for step in self.steps if isinstance(step, Piece) and step.cached)
+        return tuple(step.name for step in self.steps if isinstance(step, PieceCall) and step.cached)
 
 
 def pieces(flow: Flow, cut: Cut) -> Pieces:
@@ -134,7 +134,7 @@ class _Writer:
         cached = any(node in self.cut.branches for node in region.outputs)
         if made:
             op = self._op(label, PieceBody(writing.outputs, writing.primitives))
-            self.made.steps.append(Piece(op, name, inputs, writing.weights, tuple(made.values()), cached))
+            self.made.steps.append(PieceCall(op, name, inputs, writing.weights, tuple(made.values()), cached))
 
     def _called(self, region: Region) -> tuple[str, str]:
         """The name of a region and its kind: after the module whose output it is."""
@@ -142,7 +142,7 @@ class _Writer:
         block = block_of(path)
         own = path.removeprefix(block).lstrip(".").partition(".")[0]
         label = region.label or own or self._busiest(region, block)
-        taken = {name for step in self.made.steps if isinstance(step, Piece) for name in step.outputs}
+        taken = {name for step in self.made.steps if isinstance(step, PieceCall) for name in step.outputs}
         name = f"{block}.{label}".lstrip(".")
         while name in taken or name in self.flow.exported.inputs.values():
             name += "_"

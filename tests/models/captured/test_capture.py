@@ -17,7 +17,7 @@ from l2c_export.compiler.source import resolve
 from l2c_export.errors import L2CError, ModelError, WeightsError
 from l2c_export.models import families
 from l2c_export.models.captured import adapters, family, selfcheck
-from l2c_export.models.captured.pieces import Piece
+from l2c_export.models.captured.pieces import PieceCall
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,12 +45,12 @@ def test_every_sublayer_is_a_module_of_diffusers(folders, name, kind):
 
 
 def test_joined_streams_are_one_sublayer_of_two_values(folders):
-    steps = [s for s in families.build("flux", arch(folders["flux"])).pieces.steps if isinstance(s, Piece)]
+    steps = [s for s in families.build("flux", arch(folders["flux"])).pieces.steps if isinstance(s, PieceCall)]
     assert [len(s.outputs) for s in steps if s.name.endswith(".attn")] == [2, 2]
 
 
 def test_equal_blocks_are_one_kind(folders):
-    steps = [s for s in families.build("pixart", arch(folders["pixart"])).pieces.steps if isinstance(s, Piece) and s.cached]
+    steps = [s for s in families.build("pixart", arch(folders["pixart"])).pieces.steps if isinstance(s, PieceCall) and s.cached]
     assert {s.op for s in steps} == {"attn1", "attn2", "ff"}
 
 
