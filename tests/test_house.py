@@ -63,7 +63,7 @@ ASKED = {
     "PIL": {"runtime/images.py", "runtime/pipeline.py", "integrations/"},
     "accelerate": {"training/train.py"},
     "matplotlib": {"training/train.py"},
-    "diffusers": {"compiler/"},
+    "diffusers": {"compiler/", "models/captured/"},
     "huggingface_hub": {"models/diffusers/hub.py"},
 }
 # what runs where there is neither torch nor onnx: nothing of theirs is imported with it

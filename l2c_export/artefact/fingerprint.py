@@ -22,7 +22,7 @@ from safetensors.numpy import load, save
 
 from ..errors import ArtefactError
 from ..ir.graph import Node
-from ..ir.inputs import Inputs, RequestInput
+from ..ir.inputs import Inputs, RequestInput, arrays
 from ..weights.layout import rounded
 from .compiled import Compiled
 from .integrity import verified
@@ -156,7 +156,7 @@ def read(folder: Path, manifest: Manifest, record: FingerprintRecord) -> Fingerp
         tensors = load(verified(path, manifest.files[FINGERPRINT]))
         latent = (1, *manifest.program().latent)
         noise, *latents = (_typed(tensors, name, latent) for name in ("noise", *(f"call/{n}" for n in range(record.calls))))
-        inputs = {given.name: _asked(tensors, given) for given in manifest.inputs}
+        inputs = {given.name: _asked(tensors, given) for given in arrays(manifest.inputs)}
         scale = _typed(tensors, "guidance_scale", (1,))
         pieces = {segment: tuple(_sketches(tensors, manifest, segment)) for segment in record.pieces}
     except (SafetensorError, KeyError, ValueError) as error:

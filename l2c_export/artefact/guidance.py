@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import UsageError
 from ..ir.inputs import Inputs, RequestInput
 from .compiled import Compiled
 from .records import Guidance
@@ -23,17 +24,34 @@ def guided_request(compiled: Compiled, inputs: Inputs, scales: np.ndarray, dtype
     """Inputs (B, ..), and a guidance scale for every image (B,).
 
     There is one half only where no image is guided (all scales are 1).  An input without an unconditional value is what was
-    asked for in both.
+    asked for in both.  Raises UsageError where the request has to give that value, and does not.
     """
-    both = inputs if (scales == 1).all() else halves(compiled.inputs, inputs)
+    told = {one.name: scales.astype(one.dtype) for one in compiled.inputs if one.known == "guidance"}
+    given = {**inputs, **told}
+    if compiled.guidance.doubled(scales):
+        both: Inputs = halves(compiled.inputs, given)
+    else:
+        both = {one.name: given[one.name] for one in compiled.inputs}
     return GuidedRequest(both, strength(compiled.guidance, compiled.latent, scales, dtype))
 
 
 def halves(declared: Sequence[RequestInput], inputs: Inputs) -> Inputs:
     """Inputs (B, ..) -> (2 B, ..), the unconditional half last."""
-    values = {one.name: inputs[one.name] for one in declared}
-    without = {one.name: one.without(len(values[one.name])) for one in declared if one.guides}
-    return {name: np.concatenate([asked, without.get(name, asked)]) for name, asked in values.items()}
+    return {one.name: np.concatenate([inputs[one.name], without(one, inputs)]) for one in declared}
+
+
+def without(one: RequestInput, inputs: Inputs) -> np.ndarray:
+    """An input of the unconditional half."""
+    asked: np.ndarray = inputs[one.name]
+    if not one.guides:
+        return asked
+    if one.negated is None:
+        return one.without(len(asked))
+    if one.negated.name not in inputs:
+        shape = ", ".join(map(str, ("B", *one.shape)))
+        raise UsageError(f"{one.negated.name}=..: is missing: give an array of shape ({shape}), or guidance_scale=1")
+    negative: np.ndarray = inputs[one.negated.name]
+    return negative
 
 
 def strength(

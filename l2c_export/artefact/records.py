@@ -6,7 +6,7 @@ What not every artefact needs is left out where it is not used (UNSET).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -30,20 +30,32 @@ class FileInfo(Record, frozen=True, kw_only=True):
     sha256: str
 
 
+ALONE = ("embedded", "ignored")  # guidance without a second half: a model is told the scale, or knows of none
+
+
 class Guidance(Record, frozen=True, kw_only=True):
     """How the two halves of a guided batch are joined."""
 
-    mode: Literal["first3", "all", "none"]
+    mode: Literal["first3", "all", "none", "embedded", "ignored"]
     scale: float  # used where none is given
 
     @property
     def halves(self) -> int:
         """Rows of the model's batch for an image: with what is asked for, and without it where the artefact guides."""
-        return 1 if self.mode == "none" else 2
+        return 1 if self.mode in ("none", *ALONE) else 2
+
+    @property
+    def any_scale(self) -> bool:
+        """Whether a request's scale may be other than 1."""
+        return self.mode != "none"
+
+    def doubled(self, scales: Iterable[float]) -> bool:
+        """Whether images of these scales have a row with what is asked for and one without."""
+        return self.halves == 2 and any(scale != 1 for scale in scales)
 
     def channels(self, count: int) -> list[float]:
         """1 for every latent channel that is guided."""
-        guided = {"first3": 3, "all": count, "none": 0}[self.mode]
+        guided = {"first3": 3, "all": count}.get(self.mode, 0)
         return [1.0 if c < guided else 0.0 for c in range(count)]
 
 

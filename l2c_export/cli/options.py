@@ -48,6 +48,18 @@ class Counts(click.ParamType):  # type: ignore[type-arg]  # as above
         return [int(count) for count in value.split(",")]
 
 
+class Size(click.ParamType):  # type: ignore[type-arg]  # as above
+    """Height and width in pixels: "1024x768"."""
+
+    name = "HEIGHTxWIDTH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not re.fullmatch(r"\d{1,6}x\d{1,6}", value, re.ASCII):
+            raise click.UsageError(f"{param.opts[0] if param else ''} {value}: use height and width as in 1024x768", ctx)
+        height, width = value.split("x")
+        return int(height), int(width)
+
+
 def group(heading: str, *options: Decorator) -> Decorator:
     """Options under one heading, in this order."""
 
@@ -63,9 +75,9 @@ def group(heading: str, *options: Decorator) -> Decorator:
 def samplers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Completion for an option that takes the name of a sampler, or a file."""
     from ..samplers.reference import SAMPLERS
-    from ..samplers.scheduler_config import KINDS
+    from ..samplers.scheduler_config import FLOW, KINDS
 
-    return [name for name in (*SAMPLERS, *KINDS) if name.startswith(incomplete)]
+    return [name for name in (*SAMPLERS, *KINDS, FLOW) if name.startswith(incomplete)]
 
 
 class_labels = functools.partial(option, "--class-label", "labels", multiple=True, metavar="LABEL,..")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
 from ..support.progress import Step
 from ..support.words import counted
-from . import options
+from . import options, prompts
 from .console import Command, print_json, say
 from .options import group, option, split_labels
 from .progress import bars
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 @click.argument("engines", type=options.FOLDER)
 @group(
     "What is made",
-    options.class_labels(required=True, help="An image of each of these classes, numbers or names; may be repeated."),
+    options.class_labels(help="An image of each of these classes, numbers or names; may be repeated."),
+    option(
+        "--prompt-embeds",
+        type=options.FILE,
+        metavar="FILE.npz",
+        help="Arrays for a model of prompts, called as its inputs (prompt_embeds, ..), an image of each entry.",
+    ),
     options.guidance_scale,
     option("--seed", type=int, default=0, help="Noise of the first image; the next one has seed + 1, and so on."),
     options.steps,
@@ -49,15 +56,18 @@ if TYPE_CHECKING:
     option("--trust", is_flag=True, help="Do not hash the weights: for an artefact of one's own on one's own disk."),
     option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents."),
 )
-def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, steps: int | None, out: Path,
-        backend: str | None, device: str | None, threads: int | None, link: str | None, tile: int | None, trust: bool,
+def run(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | None, guidance_scale: float | None, seed: int,
+        steps: int | None, out: Path, backend: str | None, device: str | None, threads: int | None, link: str | None,
+        tile: int | None, trust: bool,
         check_finite: bool, as_json: bool) -> None:  # fmt: skip
     """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
     from ..runtime.images import check_target
     from ..runtime.pipeline import load
 
     check_target(out)
-    chunks, pixels = check_request(engines, labels, guidance_scale, seed, steps, out)
+    if not labels and prompt_embeds is None:
+        raise click.UsageError("Missing option '--class-label', or '--prompt-embeds' for a model of prompts.")
+    chunks, pixels = check_request(engines, labels, prompt_embeds, guidance_scale, seed, steps, out)
     started = time.perf_counter()
     pipe = load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
     if pipe.manifest.denoiser.weights and pipe.manifest.denoiser.weights.random is not None:
@@ -76,8 +86,8 @@ def run(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, se
         print_json({"out": str(out), **times})
 
 
-def generate(pipe: Pipeline, chunks: list[list[str]], scale: float | None, seed: int, steps: int | None, output_type: str,
-             check_finite: bool, step: Step) -> Output:  # fmt: skip
+def generate(pipe: Pipeline, chunks: Sequence[Mapping[str, Any]], scale: float | None, seed: int, steps: int | None,
+             output_type: str, check_finite: bool, step: Step) -> Output:  # fmt: skip
     """All images, a batch at a time: image i has the noise of seed + i, whatever the batch."""
     import numpy as np
 
@@ -89,18 +99,17 @@ def generate(pipe: Pipeline, chunks: list[list[str]], scale: float | None, seed:
     made = list[Output]()
     for n, chunk in enumerate(chunks):
         first = seed + n * pipe.manifest.batch
-        made.append(pipe(chunk, scale, first, output_type=output_type, check_finite=check_finite,
+        made.append(pipe(**chunk, guidance_scale=scale, seed=first, output_type=output_type, check_finite=check_finite,
                          callback_on_step_end=advance, steps=steps))  # fmt: skip
     images = np.concatenate([each.images for each in made]) if output_type == "np" else None
     return Output(np.concatenate([each.latents for each in made]), images, sum(each.seconds for each in made))
 
 
-def check_request(
-    engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, steps: int | None, out: Path
-) -> tuple[list[list[str]], bool]:
+def check_request(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | None, guidance_scale: float | None, seed: int,
+                  steps: int | None, out: Path) -> tuple[list[Mapping[str, Any]], bool]:  # fmt: skip
     """Refuse what an artefact cannot do before its engines are loaded, and say which digits are a name.
 
-    Returned are the labels in batches, and whether pixels are wanted.
+    Returned is what the model is told, in batches, and whether pixels are wanted.
     """
     from ..artefact import store
     from ..ir.inputs import CLASS_LABELS, names_of
@@ -110,16 +119,19 @@ def check_request(
     manifest = store.read(engines, verify=False)
     manifest.program(steps)
     given = split_labels(labels, names_of(manifest.inputs))
-    chunks = [given[n : n + manifest.batch] for n in range(0, len(given), manifest.batch)]
+    chunks: list[Mapping[str, Any]] = [
+        {CLASS_LABELS: given[n : n + manifest.batch]} for n in range(0, len(given), manifest.batch)
+    ]
+    chunks += [] if prompt_embeds is None else prompts.batches(prompt_embeds, manifest)
     request.scales(manifest.program(), guidance_scale, 1)
-    request.seeds(len(given), seed)
+    request.seeds(1, seed)
     if is_picture(out) and not request.makes_pixels(manifest):
         raise UsageError(
             f"--out {out}: this model makes latents, not pixels, and the artefact has no decoder: use a .npy, or compile it "
             "with --with-vae"
         )
-    numbers = [n for chunk in chunks for n in inputs.checked(manifest, {CLASS_LABELS: chunk})[CLASS_LABELS]]
-    for label, number in zip(given, numbers, strict=True):
+    told = [inputs.checked(manifest, chunk) for chunk in chunks]
+    for label, number in zip(given, (n for each in told for n in each.get(CLASS_LABELS, ())), strict=bool(given)):
         if label.isdecimal() and int(label) != number:
             say(f"--class-label {label}: the class of this name, which is number {number}")
     pixels = is_picture(out) or (is_folder(out) and request.makes_pixels(manifest))

@@ -9,9 +9,10 @@ import msgspec
 
 from ..artefact import autoencoder, fingerprint, given_weights, integrity, staging, store
 from ..artefact.manifest import Manifest
-from ..artefact.records import FILE, Build, DecoderRecord, FileInfo, ProgramRecord, WeightsRecord
+from ..artefact.records import FILE, Build, DecoderRecord, FileInfo, WeightsRecord
 from ..errors import ArtefactError, MissingExtra, WeightsError
 from ..ir.inputs import named
+from ..models import families
 from ..models.diffusers import model_index, pipeline_folder
 from ..models.diffusers.model_index import INDEX
 from ..samplers.scheduler_config import check_noise
@@ -39,7 +40,7 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
         assert tensors is not None
         pipeline = Path(source) if seed is None and (Path(source) / INDEX).is_file() else None
         if pipeline:
-            _check_training(folder, pipeline, manifest.program().program)
+            _check_training(folder, pipeline, manifest)
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
         places = layout.Layout(manifest.denoiser.tensors)
         layout.write(stage / layout.WEIGHTS, places, tensors, progress("writing weights", places.bytes))
@@ -65,11 +66,12 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
     return linked
 
 
-def _check_training(folder: Path, pipeline: Path, program: ProgramRecord) -> None:
+def _check_training(folder: Path, pipeline: Path, manifest: Manifest) -> None:
     """Refuse a model of other noise or another prediction than the artefact's loop is for.  Raises WeightsError."""
     config = model_index.config(pipeline / pipeline_folder.SCHEDULER)
-    check_noise(model_index.read(pipeline / INDEX).part("scheduler"), str(pipeline / "scheduler"))
-    schedule = Schedule.read(folder / program.schedule)
+    if not families.of(manifest.denoiser.family).flow:
+        check_noise(model_index.read(pipeline / INDEX).part("scheduler"), str(pipeline / "scheduler"))
+    schedule = Schedule.read(folder / manifest.program().program.schedule)
     trained = msgspec.structs.asdict(schedule.scheduler) if schedule.scheduler else TRAINED[schedule.sampler]
     if other := trained_otherwise(trained, config):
         raise WeightsError(
@@ -82,7 +84,8 @@ def _decoder(folder: Path, source: Path, manifest: Manifest) -> DecoderRecord | 
     if not manifest.decoder:
         return None
     own = pipeline_folder.autoencoder(model_index.read(source / INDEX))
-    described = autoencoder.describe(own, manifest.program().latent[0], of_pipeline=True)
+    of_pipeline = not families.of(manifest.denoiser.family).captured
+    described = autoencoder.describe(own, manifest.program().latent[0], of_pipeline)
     if described.made_from == manifest.decoder.made_from:
         return None
     try:

@@ -55,11 +55,11 @@ class Recorder:
     def input(self, name: str, kind: str, shape: tuple[int | str, ...], dtype: str = "float32") -> Traced:
         return self._made(name, Value(shape, dtype, kind))
 
-    def __call__(self, op: str, *inputs: Traced, at: str = "") -> Any:
-        return self._segment(op, f"{at}.{op}" if at else op, inputs, at)
+    def __call__(self, op: str, *inputs: Traced, at: str = "", name: str = "") -> Any:
+        return self._segment(op, name or (f"{at}.{op}" if at else op), inputs, at)
 
-    def sublayer(self, op: str, *inputs: Traced, at: str) -> Any:
-        name = f"{at}.{op}"
+    def sublayer(self, op: str, *inputs: Traced, at: str, name: str = "") -> Any:
+        name = name or f"{at}.{op}"
         made = self._segment(op, name, inputs, at, name in self.types.fp32)
         self.sublayers[name] = self.nodes[-1].outputs
         return made
@@ -82,6 +82,9 @@ class Recorder:
         if gate is not None:
             value = self._plain("Mul", f"{at}.gated", gate, value)
         return self._plain("Add", f"{at}.residual", stream, value)
+
+    def weight(self, tensor: str) -> Traced:
+        return self._weight(tensor)
 
     def _weight(self, tensor: str, cut: str = "") -> Traced:
         shape = self.family.tensors()[tensor]

@@ -15,10 +15,10 @@ from ..backends.descriptors import AUTO
 from ..errors import UsageError
 from ..ir.dtypes import DTYPES, Types
 from ..samplers.reference import SAMPLERS
-from ..samplers.scheduler_config import KINDS
+from ..samplers.scheduler_config import FLOW, KINDS
 from ..schedules.schedule import Schedule
 
-GUIDANCE = ("first3", "all", "none")
+GUIDANCE = ("first3", "all", "none")  # a captured model may have another way
 PathOrSchedule = str | os.PathLike[str] | Schedule
 FULL = "every:1"  # the rule that caches nothing
 
@@ -58,20 +58,26 @@ class Options:
     dump: Path | None = None
     with_vae: bool = False
     vae: Path | None = None
+    size: tuple[int, int] | None = None  # height and width of the pictures, in pixels
+    tokens: int | None = None  # of a prompt
 
     def __post_init__(self) -> None:
         brings_its_own = self.model == demo.NAME or not self.cache
         if self.schedule == "" or (self.schedule is None and not brings_its_own):
             wrong = "schedule=.. is missing" if self.schedule is None else "schedule='' is empty"
             raise UsageError(f"{wrong}: give a router, a schedule or a rule (only model='demo' brings its own)")
+        if self.size is not None and not all(side > 0 and side % 8 == 0 for side in self.size):
+            raise UsageError(f"size={self.size}: height and width are pixels, and multiples of 8")
+        if self.tokens is not None and self.tokens < 1:
+            raise UsageError(f"tokens={self.tokens}: must be at least 1")
         if self.batch < 1:
             raise UsageError(f"batch={self.batch}: must be at least 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold={self.threshold}: must be between 0 and 1")
         if self.max_graphs is not None and self.max_graphs < 1:
             raise UsageError(f"max_graphs={self.max_graphs}: must be at least 1")
-        if self.sampler not in (None, *SAMPLERS, *KINDS) and not _is_config(str(self.sampler)):
-            names = ", ".join((*SAMPLERS, *KINDS))
+        if self.sampler not in (None, *SAMPLERS, *KINDS, FLOW) and not _is_config(str(self.sampler)):
+            names = ", ".join((*SAMPLERS, *KINDS, FLOW))
             raise UsageError(f"sampler={self.sampler!r}: use one of {names}, or a scheduler_config.json")
         if self.backend not in (AUTO, *descriptors.names()):
             raise UsageError(f"backend={self.backend!r}: use one of {', '.join((AUTO, *descriptors.names()))}")

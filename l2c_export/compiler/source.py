@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from .. import demo
+from ..artefact.records import ALONE
 from ..errors import ModelError, ScheduleError, UsageError
 from ..ir.inputs import guided
 from ..models import families, lookup, notes
@@ -27,6 +28,7 @@ from ..support import file_kind
 from ..support.words import counted
 from ..weights import random
 from ..weights.checkpoint import Checkpoint
+from . import captured
 from .request import FULL, Options, Wanted, _is_config
 
 LITTLE = 0.01  # the share of the cached calls' sublayers below which a router removes next to nothing
@@ -83,11 +85,11 @@ def resolve(options: Options) -> Source:
         source = resolve(replace(options, model=model, weights=weights, schedule=first.schedule, further=tuple(further)))
         return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = random.random_seed(options.weights) if options.weights else None
-    folder = _folder(options)
+    folder = captured.sized(options, _folder(options))
     checkpoint = _checkpoint(options, folder) if seed is None else None
     origins = [_read(one.schedule or FULL) for one in options.programs]
     kind, columns = (None, None) if isinstance(origins[0], str) else (origins[0].family, origins[0].columns)
-    request = ModelRequest(pipeline_folder.FAMILY) if folder else lookup.ask(options.model, kind, columns, checkpoint)
+    request = ModelRequest(folder.family) if folder else lookup.ask(options.model, kind, columns, checkpoint)
     for one, origin in zip(options.programs, origins, strict=True):
         if not isinstance(origin, str) and origin.family != request.kind:
             raise ModelError(
@@ -96,6 +98,7 @@ def resolve(options: Options) -> Source:
     if folder:
         family, name, assumed = lookup.Resolved(families.build(request.kind, folder.arch), folder.name)
         if checkpoint:
+            checkpoint = captured.weights(family, checkpoint)
             notes.check_same(checkpoint, folder.arch)
     else:
         family, name, assumed = lookup.find(request, checkpoint)
@@ -104,15 +107,15 @@ def resolve(options: Options) -> Source:
     if checkpoint:
         checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
     _check_sublayers(options.fp32, family)
-    scheduler = _scheduler(options.sampler, folder)
+    scheduler = captured.as_in_pipeline(_scheduler(options.sampler, folder), family)
     schedules = tuple(_schedule(one, family, origin, scheduler) for one, origin in zip(options.programs, origins, strict=True))
     _check_programs(schedules)
-    mode = "all" if folder else families.of(family.name).guidance[0]
-    guidance = options.guidance or (mode if guided(family.inputs) else "none")
-    if guidance != "none" and not guided(family.inputs):
+    mode, usual = captured.guidance(family, folder)
+    guidance = options.guidance or (mode if guided(family.inputs) or mode in ALONE else "none")
+    if guidance not in ("none", *ALONE) and not guided(family.inputs):
         raise UsageError(f"guidance={guidance!r}: no input has an unconditional value: use guidance='none'")
-    scale = 1.0 if guidance == "none" else families.of(family.name).guidance[1]
-    vae, is_own = _vae(options, folder), options.vae is None
+    scale = 1.0 if guidance == "none" else usual
+    vae, is_own = _vae(options, folder), options.vae is None and not families.is_captured(family)
     lines = _notes(options, folder, schedules)
     return Source(family, name, schedules, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
 
@@ -151,6 +154,8 @@ def _checkpoint(options: Options, folder: Folder | None) -> Checkpoint | None:
         return pipeline_folder.checkpoint(Path(options.weights)) if options.weights else None
     if options.weights is None or (options.model is None and Path(options.weights).is_dir()):
         return folder.checkpoint
+    if families.of(folder.family).captured:
+        return pipeline_folder.checkpoint(Path(options.weights))
     return pipeline_folder.checkpoint_for(Path(options.weights), pipeline_folder.FAMILY, folder.arch)
 
 

@@ -38,7 +38,7 @@ PROLOGUE = "prologue"  # a hoisted value: computed before the loop, one row bloc
 INNER = ""  # computed by a node of the graph itself
 LOOP = frozenset({STATE, INDEX, GUIDANCE, COEFFICIENTS})  # known in the loop only
 
-Attribute = int | float | str
+Attribute = int | float | str | tuple[int, ...]
 
 
 class Value(msgspec.Struct, frozen=True):

@@ -27,21 +27,23 @@ class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """An input of the model that a request gives: an array of `shape` for every image.
 
     With `choices` they are whole numbers from 0 to choices - 1, of which some may have names.  `unconditional` is what stands
-    in its place where nothing is asked for, as one number or as all of the array's in order; guidance needs an input with one.
+    in its place where nothing is asked for, as one number or as all of the array's in order; or a request gives that, too, as
+    the array `negative`.  Guidance needs an input with one or the other.
     """
 
     name: str
     shape: tuple[int, ...] = ()
     dtype: Literal["int32", "float32"] = "float32"
-    known: Literal["request"] = "request"  # when: with the request, for all of its calls
+    known: Literal["request", "guidance"] = "request"  # with the request; "guidance": it is the request's guidance scale
     choices: int | msgspec.UnsetType = msgspec.UNSET
     names: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
     unconditional: int | float | tuple[int | float, ...] | msgspec.UnsetType = msgspec.UNSET
+    negative: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def guides(self) -> bool:
         """Whether a model can be told to do without it."""
-        return self.unconditional is not msgspec.UNSET
+        return self.unconditional is not msgspec.UNSET or self.negative is not msgspec.UNSET
 
     def without(self, images: int) -> np.ndarray:
         """(images, *shape): what the unconditional half is given, for an input that guides."""
@@ -56,10 +58,22 @@ class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             return np.broadcast_to(numbers.reshape(-1, *(1 for _ in self.shape)), (images, *self.shape)).astype(self.dtype)
         if self.dtype == "int32":
             return np.zeros((images, *self.shape), self.dtype)
-        return np.stack([np.random.default_rng(n).standard_normal(self.shape, np.float32) for n in range(images)])
+        seed = sum(map(ord, self.name)) if self.name.startswith("negative") else 0
+        return np.stack([np.random.default_rng(seed + n).standard_normal(self.shape, np.float32) for n in range(images)])
+
+    @property
+    def negated(self) -> RequestInput | None:
+        """The array that a request gives for the unconditional half, as an input; None where there is none."""
+        if self.negative is msgspec.UNSET:
+            return None
+        return msgspec.structs.replace(self, name=self.negative, negative=msgspec.UNSET)
 
     def problem(self) -> str | None:
         """What is wrong with the declaration, None if nothing is."""
+        if self.negated and (wrong := self.negated.problem()):
+            return wrong
+        if self.negated and self.unconditional is not msgspec.UNSET:
+            return f"the input {self.name!r} has two values for the unconditional half"
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", self.name) or keyword.iskeyword(self.name) or self.name in RESERVED:
             return f"an input is called {self.name[:100]!r}"
         if not all(0 < size < LARGEST for size in self.shape) or math.prod(self.shape) >= LARGEST:
@@ -68,7 +82,8 @@ class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             return f"the input {self.name!r} of type {self.dtype} has {self.choices} choices"
         if not all(0 <= number < (self.choices or 0) for number in (self.names or {}).values()):
             return f"the input {self.name!r} has names of no choice"
-        return f"the unconditional value of {self.name!r} does not fit it" if self.guides and not self._fits() else None
+        fits = self.unconditional is msgspec.UNSET or self._fits()
+        return None if fits else f"the unconditional value of {self.name!r} does not fit it"
 
     def _fits(self) -> bool:
         """Whether the unconditional value is one.  Of `choices` there may be one more for it."""
@@ -93,9 +108,20 @@ def guided(inputs: Sequence[RequestInput]) -> bool:
     return any(given.guides for given in inputs)
 
 
+def arrays(inputs: Sequence[RequestInput]) -> tuple[RequestInput, ...]:
+    """All that a request may give: its inputs, and behind them what some of them are in the unconditional half."""
+    own = asked(inputs)
+    return (*own, *(given.negated for given in own if given.negated))
+
+
+def asked(inputs: Sequence[RequestInput]) -> tuple[RequestInput, ...]:
+    """Those that a request has to give; the others follow from its guidance scale."""
+    return tuple(given for given in inputs if given.known == "request")
+
+
 def usual(inputs: Sequence[RequestInput], images: int) -> dict[str, Any]:
     """A request for pictures of which it does not matter what they show."""
-    return {given.name: given.usual(images) for given in inputs}
+    return {given.name: given.usual(images) for given in arrays(inputs)}
 
 
 def names_of(inputs: Sequence[RequestInput]) -> dict[str, int]:

@@ -51,7 +51,7 @@ def flops(primitives: Iterable[Primitive], values: Mapping[str, Value]) -> int:
 
 def _flops(op: str, inputs: Sequence[Value], outputs: Sequence[Value]) -> int:
     if op == "sdpa":
-        q, k, _ = inputs
+        q, k, *_ = inputs
         return 4 * _count(q) * _count(Value(k.shape[1:2]))
     made = sum(map(_count, outputs))
     return 2 * made * _count(Value(inputs[1].shape[1:])) if op in PRODUCTS else 0

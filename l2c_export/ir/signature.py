@@ -9,6 +9,7 @@ from .dtypes import BYTES
 from .graph import Attribute, Value
 
 LARGEST = 2**31  # no size is larger
+LARGEST_FLOAT = 3.4e38
 FLOATS = frozenset(BYTES) - {"int32"}
 Rule = Callable[..., tuple[Value, ...]]
 
@@ -32,7 +33,20 @@ SIZE = Allowed("a size", lambda value: _is_int(value) and 0 < value < LARGEST)
 INDEX = Allowed("an index", lambda value: _is_int(value) and 0 <= value < LARGEST)
 EPSILON = Allowed("between 0 and 1", lambda value: isinstance(value, float) and 0 <= value < 1)
 FREQUENCY = Allowed("a number from 1 on", lambda value: isinstance(value, float) and 1 <= value < LARGEST)
+NUMBER = Allowed("a finite number", lambda value: isinstance(value, float) and abs(value) < LARGEST_FLOAT)
 DTYPE = Allowed("a type of numbers", lambda value: isinstance(value, str) and value in FLOATS)
+MOST_AXES = 8
+
+
+def _are_sizes(value: object) -> bool:
+    if not isinstance(value, tuple) or not 0 < len(value) <= MOST_AXES:
+        return False
+    first, *others = value
+    return all(map(SIZE.holds, others)) and (first == -1 or SIZE.holds(first))
+
+
+SHAPE = Allowed("a shape", _are_sizes)  # -1 is a batch axis, which is the first
+AXES = Allowed("an order of axes", lambda value: isinstance(value, tuple) and sorted(value) == list(range(len(value))))
 
 
 class Signature(NamedTuple):

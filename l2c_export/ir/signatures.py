@@ -11,10 +11,13 @@ from collections.abc import Mapping
 
 from .graph import Value
 from .signature import (
+    AXES,
     DTYPE,
     EPSILON,
     FREQUENCY,
     INDEX,
+    NUMBER,
+    SHAPE,
     SIGNATURES,
     SIZE,
     Signature,
@@ -45,8 +48,14 @@ def mul(a: Value, b: Value) -> tuple[Value, ...]:
 
 @signature(1, dtype=DTYPE)
 def cast(x: Value, dtype: str) -> tuple[Value, ...]:
-    numbers(x)
+    """Numbers, or whole numbers, as numbers of another type."""
     return (Value(x.shape, dtype),)
+
+
+@signature(1, scale=NUMBER, shift=NUMBER)
+def affine(x: Value, scale: float, shift: float) -> tuple[Value, ...]:
+    """scale x + shift."""
+    return same(x)
 
 
 def same(x: Value) -> tuple[Value, ...]:
@@ -99,15 +108,22 @@ def linear(x: Value, weight: Value, bias: Value | None = None, *, parts: int) ->
     return (Value((*x.shape[:-1], rows // parts), weight.dtype),) * parts
 
 
-@signature(3, heads=SIZE)
-def sdpa(q: Value, k: Value, v: Value, heads: int) -> tuple[Value, ...]:
-    """Scaled dot-product attention of q (R, T, D) over k and v (R, S, D), whose last axes hold heads."""
+@signature(3, 4, heads=SIZE)
+def sdpa(q: Value, k: Value, v: Value, mask: Value | None = None, *, heads: int) -> tuple[Value, ...]:
+    """Scaled dot-product attention of q (R, T, D) over k and v (R, S, D), whose last axes hold heads.
+
+    A mask (R or 1, heads or 1, T or 1, S) is added to the scores.
+    """
     numbers(q, k, v)
     rows, _, width = ranked(q, 3)
     need(k.shape == v.shape and ranked(k, 3)[::2] == (rows, width), "queries, keys and values do not go together")
     need(q.dtype == k.dtype == v.dtype, "queries, keys and values are of several types")
     sizes((*q.shape[1:], *k.shape[1:]))
     need(isinstance(width, int) and width % heads == 0, f"{width} is not a multiple of {heads} heads")
+    if mask is not None:
+        numbers(mask)
+        scores = zip(ranked(mask, 4)[:3], (rows, heads, q.shape[1]), strict=True)
+        need(mask.shape[3] == k.shape[1] and all(a in (1, b) for a, b in scores), "the mask is not one of the scores")
     return (Value(q.shape, q.dtype),)
 
 
@@ -190,6 +206,35 @@ def unsqueeze(x: Value, axis: int) -> tuple[Value, ...]:
     """A new axis of 1, behind the batch."""
     need(axis <= len(x.shape), f"there is no axis {axis}")
     return (Value((*x.shape[:axis], 1, *x.shape[axis:]), x.dtype),)
+
+
+@signature(1, shape=SHAPE)
+def reshape(x: Value, shape: tuple[int, ...]) -> tuple[Value, ...]:
+    """The same numbers in another shape, behind the batch axis where there is one."""
+    first, *others = shape
+    batch = x.shape[:1] if x.shape and isinstance(x.shape[0], str) else ()
+    need(bool(batch) == (first == -1), f"{list(x.shape)} and {list(shape)} are not both with a batch axis, or both without")
+    made: tuple[int | str, ...] = (*batch, *others) if batch else shape
+    inner = sizes(x.shape[len(batch) :])
+    need(math.prod(inner) == math.prod(made[len(batch) :]), f"{list(x.shape)} does not fill {list(shape)}")
+    return (Value(made, x.dtype),)
+
+
+@signature(1, axes=AXES)
+def permute(x: Value, axes: tuple[int, ...]) -> tuple[Value, ...]:
+    """Axes in another order; a batch axis stays the first."""
+    need(len(axes) == len(x.shape), f"there are {len(x.shape)} axes")
+    need(isinstance(x.shape[0], int) or axes[0] == 0, "a batch axis is the first")
+    return (Value(tuple(x.shape[axis] for axis in axes), x.dtype),)
+
+
+@signature(1, axis=INDEX, first=INDEX, last=SIZE)
+def part(x: Value, axis: int, first: int, last: int) -> tuple[Value, ...]:
+    """From entry `first` of an axis up to `last`, not including it."""
+    need(axis < len(x.shape), f"there is no axis {axis}")
+    length = x.shape[axis]
+    need(isinstance(length, int) and first < last <= length, f"{length} has no part from {first} to {last}")
+    return (Value((*x.shape[:axis], last - first, *x.shape[axis + 1 :]), x.dtype),)
 
 
 @signature(1, start=INDEX)

@@ -49,7 +49,7 @@ class FamilyDescriptor:
     title: str  # in sentences
     home: str
     model: str
-    mark: str  # a tensor that all of its checkpoints have, and those of no other family
+    mark: str  # a tensor that all of its checkpoints have, and those of no other family; "" where a configuration says it
     sampler: str  # what its reference samples with, and its routers are for
     guidance: tuple[str, float]  # mode and scale by default
     examples: tuple[str, ...] = ()  # names of published models, for messages
@@ -62,6 +62,8 @@ class FamilyDescriptor:
     blocks: Callable[[int], Sequence[str]] = numbered  # their names, given how many there are
     parts: tuple[str, ...] = ()  # the sublayers of every block; (): their columns have no names without a model
     router: RouterLayout = field(default_factory=RouterLayout)
+    flow: bool = False  # whether it predicts noise - data, and not noise
+    captured: str = ""  # the class of diffusers whose own module it is; "": the family is written by hand
 
     def load(self) -> Any:
         """The class.  Imports PyTorch."""

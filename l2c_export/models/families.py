@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import msgspec
 
@@ -12,7 +12,7 @@ from ..errors import ModelError
 from .descriptor import FamilyDescriptor, RouterLayout
 
 if TYPE_CHECKING:
-    from .family import Family
+    from .family import CapturedFamily, Family
 
 
 def _unet(count: int) -> list[str]:
@@ -54,10 +54,44 @@ UVIT = FamilyDescriptor(
     router=RouterLayout(container="", signed=False, spare=2, spared=lambda arch: bool(arch.depth % 2)),
 )
 
+PIXART = FamilyDescriptor(
+    name="pixart",
+    title="PixArt",
+    home=".captured.family",
+    model="PixArt",
+    mark="",
+    sampler="DPMSolverMultistepScheduler",
+    guidance=("all", 4.5),
+    captured="PixArtTransformer2DModel",
+)
+
+SD3 = FamilyDescriptor(
+    name="sd3",
+    title="Stable Diffusion 3",
+    home=".captured.family",
+    model="StableDiffusion3",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("all", 7.0),
+    flow=True,
+    captured="SD3Transformer2DModel",
+)
+FLUX = FamilyDescriptor(
+    name="flux",
+    title="FLUX",
+    home=".captured.family",
+    model="Flux",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("embedded", 3.5),
+    flow=True,
+    captured="FluxTransformer2DModel",
+)
+
 # Keys of the reference's own configurations that change no number: what saves memory in training.
 WITHOUT_EFFECT = {"use_checkpoint"}
 
-FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT)}
+FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT, PIXART, SD3, FLUX)}
 
 
 def of(name: str) -> FamilyDescriptor:
@@ -65,6 +99,20 @@ def of(name: str) -> FamilyDescriptor:
     if name not in FAMILIES:
         raise ModelError(f"unknown model family {name!r}: known are {', '.join(FAMILIES)}")
     return FAMILIES[name]
+
+
+def captured(kind: object) -> FamilyDescriptor | None:
+    """The family of a class of diffusers that is captured; None for others."""
+    return next((family for family in FAMILIES.values() if family.captured and family.captured == kind), None)
+
+
+def by_hand() -> dict[str, FamilyDescriptor]:
+    """The families that are written by hand, by name: whose checkpoints are known by their tensors, and which have routers."""
+    return {name: family for name, family in FAMILIES.items() if not family.captured}
+
+
+def is_captured(family: Family) -> TypeGuard[CapturedFamily]:
+    return bool(of(family.name).captured)
 
 
 def build(name: str, arch: Mapping[str, Any]) -> Family:
@@ -79,8 +127,8 @@ def is_name(model: str) -> bool:
 
 
 def titles(conjunction: str, article: str = "") -> str:
-    """ "DiT and U-ViT"; "a DiT or a U-ViT" with an article."""
-    *others, last = (f"{article}{family.title}" for family in FAMILIES.values())
+    """ "DiT and U-ViT"; "a DiT or a U-ViT" with an article: those whose checkpoints are known by their tensors."""
+    *others, last = (f"{article}{family.title}" for family in by_hand().values())
     return f"{', '.join(others)} {conjunction} {last}" if others else last
 
 

@@ -11,6 +11,7 @@ import msgspec
 from ..errors import ModelError
 from ..ir.inputs import RequestInput
 from ..support.words import counted
+from ..weights.checkpoint import Checkpoint
 
 
 class Operation(NamedTuple):
@@ -27,11 +28,14 @@ class Operation(NamedTuple):
 class Runner(Protocol):
     """What a family's `call` is written against.  Values are opaque to it."""
 
-    def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
-        """Run a segment kind with the weights of module `at`."""
+    def __call__(self, op: str, *inputs: Any, at: str = "", name: str = "") -> Any:
+        """Run a segment kind with the weights of module `at`.  What it makes is called after both, or by its `name`."""
 
-    def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
+    def sublayer(self, op: str, *inputs: Any, at: str, name: str = "") -> Any:
         """The same for a cacheable attention or MLP.  All that it makes is cached and reused together."""
+
+    def weight(self, tensor: str) -> Any:
+        """A tensor of the model as a value, for an operation that does not name its weights."""
 
     def chunks(self, op: str, value: Any, at: str, names: Sequence[str]) -> tuple[Any, ...]:
         """A linear layer whose rows are several independent projections, one per name."""
@@ -64,6 +68,17 @@ class Family(Protocol):
         x (B, C, ..) float32 latents; rows (R,) int32: which latent each row of the model's batch uses; t (R,) float32
         timesteps; request: (R, *shape) of every declared input, by name.  Returns (R, C or more, ..).
         """
+
+
+class CapturedFamily(Family, Protocol):
+    """One that is captured from a module of diffusers (`captured/`)."""
+
+    guidance: tuple[str, float]  # mode and scale, as its pipeline has them
+    picture_tokens: int
+    from_one: bool  # whether its pipeline tells a scheduler of flows to begin at the level 1
+
+    def checkpoint(self, opened: Checkpoint) -> Checkpoint:
+        """A checkpoint of diffusers, and what follows from the configuration; without what nothing reads."""
 
 
 # What no model comes near, and what would take forever to find out.
@@ -101,8 +116,9 @@ def summary(family: Family, width_field: str) -> str:
     """One line: depth x width, heads, classes and picture size."""
     arch, width = family.arch, width_of(family.arch, width_field)
     size = [f"{arch.depth} x {width}"] if width and hasattr(arch, "depth") else [counted(len(family.sublayers), "sublayer")]
+    told = [given for given in family.inputs if given.known == "request"]
     heads = [f"{arch.num_heads} heads"] if hasattr(arch, "num_heads") else []
-    return ", ".join([family.name, *size, *heads, *map(asked, family.inputs), made(family.latent)])
+    return ", ".join([family.name, *size, *heads, *map(asked, told), made(family.latent)])
 
 
 def asked(declared: RequestInput) -> str:

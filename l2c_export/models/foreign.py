@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 # the first mark that a name contains, and what has it
+AS_FOLDER = "give the folder of its pipeline of diffusers as model=.."
 MARKS = (
     ("lora", "this is a LoRA: merge it into its model, and give that"),
-    ("double_blocks.", "this looks like FLUX or another model of double blocks: it is not supported"),
-    ("single_transformer_blocks.", "this looks like FLUX: it is not supported"),
-    ("caption_projection.", "this looks like a text-to-image transformer of diffusers: it is not supported"),
-    ("joint_blocks.", "this looks like Stable Diffusion 3: it is not supported"),
+    ("double_blocks.", f"this looks like FLUX or another model of double blocks: {AS_FOLDER}"),
+    ("single_transformer_blocks.", f"this looks like FLUX: {AS_FOLDER}"),
+    ("caption_projection.", f"this looks like a text-to-image transformer of diffusers: {AS_FOLDER}"),
+    ("joint_blocks.", f"this looks like Stable Diffusion 3: {AS_FOLDER}"),
     ("down_blocks.", "this looks like a U-Net or an autoencoder of diffusers: neither is supported as weights=.."),
     ("input_blocks.", "this looks like a U-Net: it is not supported"),
     ("encoder.down.", "this looks like an autoencoder: give its folder with vae=.."),

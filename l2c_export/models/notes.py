@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ModelError
 from ..weights.checkpoint import Checkpoint
 from .descriptor import FamilyDescriptor
-from .families import FAMILIES, titles
+from .families import by_hand, titles
 
 NOISE = ("noise", "eps", "epsilon", "pred_noise")
 PREDICTIONS = ("prediction", "prediction_type", "parameterization", "objective")
@@ -49,7 +49,7 @@ def names_one(name: str, patterns: Collection[str]) -> bool:
 
 
 def is_known(name: str) -> bool:
-    return names_one(name, [family.pattern for family in FAMILIES.values()])
+    return names_one(name, [family.pattern for family in by_hand().values()])
 
 
 def is_flow(name: str) -> bool:
@@ -88,7 +88,7 @@ def check(checkpoint: Checkpoint, fields: Collection[str]) -> None:
 
 def check_name(checkpoint: Checkpoint, remedy: str) -> None:
     """Raise ModelError for the name of another model."""
-    name, neither = model_name(checkpoint), " nor ".join(family.title for family in FAMILIES.values())
+    name, neither = model_name(checkpoint), " nor ".join(family.title for family in by_hand().values())
     if name and not is_known(name):
         raise ModelError(f"{checkpoint.path}: its training noted model {name!r}, which is neither {neither}: {remedy}")
 

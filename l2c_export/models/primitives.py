@@ -75,6 +75,12 @@ def cast(x: Tensor, *, dtype: str) -> Tensor:
 
 
 @primitive
+def affine(x: Tensor, *, scale: float, shift: float) -> Tensor:
+    scaled = x if scale == 1 else x * scale
+    return scaled if shift == 0 else scaled + shift
+
+
+@primitive
 def gelu(x: Tensor) -> Tensor:
     return F.gelu(x)
 
@@ -128,15 +134,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, parts: int 
 
 
 @primitive
-def sdpa(q: Tensor, k: Tensor, v: Tensor, *, heads: int) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, heads: int) -> Tensor:
     size = q.shape[2] // heads
     shape = q.shape
     q, k, v = (part.reshape(part.shape[0], part.shape[1], heads, size).permute(0, 2, 1, 3) for part in (q, k, v))
     if exporting():  # as separate operations: opset 17 has no attention
         scores = (q * size**-0.5) @ k.transpose(2, 3)
+        scores = scores if mask is None else scores + mask
         mixed = torch.softmax(_wide(scores), dim=-1).to(v.dtype) @ v
     else:
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.to(q.dtype))
     return mixed.transpose(1, 2).reshape(shape)
 
 
@@ -218,6 +225,21 @@ def concat(*values: Tensor, axis: int) -> Tensor:
 @primitive
 def unsqueeze(x: Tensor, *, axis: int) -> Tensor:
     return x.unsqueeze(axis)
+
+
+@primitive
+def reshape(x: Tensor, *, shape: tuple[int, ...]) -> Tensor:
+    return x.reshape(shape)
+
+
+@primitive
+def permute(x: Tensor, *, axes: tuple[int, ...]) -> Tensor:
+    return x.permute(axes)
+
+
+@primitive
+def part(x: Tensor, *, axis: int, first: int, last: int) -> Tensor:
+    return x.narrow(axis, first, last - first)
 
 
 @primitive

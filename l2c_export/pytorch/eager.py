@@ -30,16 +30,19 @@ class Eager:
     cache: Cache
     fresh: dict[str, Made]
 
-    def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
+    def __call__(self, op: str, *inputs: Any, at: str = "", name: str = "") -> Any:
         segment = self.family.segments[op]
         weights = [self.weights[f"{at}.{w}" if at else w] for w in segment.weights]
         value = segment.function(*inputs, *weights)
         return each(lambda v: v.to(weights[0].dtype), value) if weights else value
 
-    def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
-        name = f"{at}.{op}"
-        self.fresh[name] = self.cache[name] if name in self.reused else self(op, *inputs, at=at)
-        return self.fresh[name]
+    def sublayer(self, op: str, *inputs: Any, at: str, name: str = "") -> Any:
+        called = name or f"{at}.{op}"
+        self.fresh[called] = self.cache[called] if called in self.reused else self(op, *inputs, at=at, name=name)
+        return self.fresh[called]
+
+    def weight(self, tensor: str) -> Any:
+        return self.weights[tensor]
 
     def chunks(self, op: str, value: Any, at: str, names: Sequence[str]) -> tuple[Any, ...]:
         return tuple(self(op, value, at=at).chunk(len(names), dim=-1))
@@ -149,8 +152,8 @@ class Tracing(Eager):
 
     seen: dict[str, Tensor]
 
-    def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
-        return self._saw(f"{at}.{op}" if at else op, super().__call__(op, *inputs, at=at))
+    def __call__(self, op: str, *inputs: Any, at: str = "", name: str = "") -> Any:
+        return self._saw(name or (f"{at}.{op}" if at else op), super().__call__(op, *inputs, at=at))
 
     def chunks(self, op: str, value: Any, at: str, names: Sequence[str]) -> tuple[Any, ...]:
         return tuple(map(self._saw, names, super().chunks(op, value, at, names)))

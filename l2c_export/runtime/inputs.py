@@ -14,7 +14,7 @@ import numpy as np
 
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
-from ..ir.inputs import Inputs, RequestInput
+from ..ir.inputs import Inputs, RequestInput, arrays, asked
 from ..support.tensors import scalar
 from ..support.words import counted
 from .request import array, floats, listed, whole
@@ -24,16 +24,21 @@ Labels = Sequence[int | str] | int | str | Any
 
 
 def checked(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The array of every input that is declared, (B, *shape) of its type.
+    """The array of every input that is declared, (B, *shape) of its type, and of the unconditional half's that are given.
 
     Raises UsageError for what is none, for an input that the artefact does not have, and for a batch that it does not make.
     """
-    names = [declared.name for declared in manifest.inputs]
+    names = [declared.name for declared in arrays(manifest.inputs)]
     for name, value in given.items():
         if name not in names and value is not None:
             takes = f"it takes {', '.join(f'{n}=..' for n in names)}" if names else "it takes none"
             raise UsageError(f"{name}=..: this artefact has no such input: {takes}")
-    inputs = {declared.name: one(declared, given.get(declared.name), manifest.batch) for declared in manifest.inputs}
+    needed = [declared.name for declared in asked(manifest.inputs)]
+    inputs = {
+        declared.name: one(declared, given.get(declared.name), manifest.batch)
+        for declared in arrays(manifest.inputs)
+        if declared.name in needed or given.get(declared.name) is not None
+    }
     if len({len(values) for values in inputs.values()}) > 1:
         counts = ", ".join(f"{name} of {counted(len(values), 'image')}" for name, values in inputs.items())
         raise UsageError(f"{counts}: give as many of each")
@@ -72,7 +77,7 @@ def described(shape: Sequence[object]) -> str:
 
 def integers(values: np.ndarray, declared: RequestInput) -> np.ndarray:
     """Whole numbers as int32, of the choices if there are some."""
-    if values.dtype.kind not in "iu":
+    if values.dtype.kind not in "iub":
         raise UsageError(f"{declared.name} of dtype {values.dtype}: use int32")
     least, most = (0, declared.choices - 1) if declared.choices else (-(2**31), 2**31 - 1)
     if values.size and not (least <= int(values.min()) and int(values.max()) <= most):

@@ -59,7 +59,7 @@ class Loops:
         """A program's loop for a batch of this size, and what it is told besides the noise."""
         compiled = self.loaded.manifest.program(steps)
         scales = asked.scales(compiled, guidance_scale, images)
-        bound = self.loop(compiled, images, bool((scales != 1).any()))
+        bound = self.loop(compiled, images, compiled.guidance.doubled(scales))
         return Generation(bound, *guided_request(compiled, inputs, scales))
 
     def warm(self, batches: Sequence[Warm]) -> None:

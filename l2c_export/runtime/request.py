@@ -58,7 +58,7 @@ def scales(compiled: Compiled, value: Any, images: int) -> np.ndarray:
     amounts = [number(entry) for entry in value] if several else [number(value)] * images
     if len(amounts) != images:
         raise UsageError(f"guidance_scale={repr(value)[:40]}: give one number, or one per image ({images})")
-    if other := next((amount for amount in amounts if guidance.mode == "none" and amount != 1), None):
+    if other := next((amount for amount in amounts if not guidance.any_scale and amount != 1), None):
         raise UsageError(f"guidance_scale={other:g}: this artefact was compiled with guidance='none': use guidance_scale=1")
     if len(set(amounts)) > 1 and not compiled.guides_each_image:
         raise UsageError(

@@ -15,8 +15,9 @@ import msgspec
 from ..errors import ScheduleError
 from .trained import unlike
 
-Kind = Literal["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]
+Kind = Literal["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"]
 DDIM, DPM, EULER = KINDS = ("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
+FLOW = "FlowMatchEulerDiscreteScheduler"  # for models that predict a flow, and no other is
 Spacing = Literal["leading", "linspace", "trailing"]
 NO: tuple[Any, ...] = (False, None)
 
@@ -48,6 +49,15 @@ REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
         "sigma_max": (None,),
         "prediction_type": ("epsilon", "v_prediction"),
     },
+    FLOW: {
+        "invert_sigmas": NO,
+        "shift_terminal": (None,),
+        "stochastic_sampling": NO,
+        "use_karras_sigmas": NO,
+        "use_exponential_sigmas": NO,
+        "use_beta_sigmas": NO,
+        "time_shift_type": ("exponential", None),
+    },
 }
 DEFAULTS = {(DDIM, "clip_sample"): True}  # of diffusers, where they are refused
 # The other fields of a Scheduler that a class has.
@@ -59,8 +69,12 @@ HAS = {
     DDIM: COMMON | {"set_alpha_to_one"},
     DPM: COMMON | {"solver_order", "solver_type", "lower_order_final", "euler_at_final", "final_sigmas_type"},
     EULER: COMMON | {"final_sigmas_type"},
-}
-SPACING: dict[str, Spacing] = {DDIM: "leading", DPM: "linspace", EULER: "linspace"}  # the default
+    FLOW: frozenset({
+        "num_train_timesteps", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
+        "max_image_seq_len",
+    }),
+}  # fmt: skip
+SPACING: dict[str, Spacing] = {DDIM: "leading", DPM: "linspace", EULER: "linspace", FLOW: "linspace"}  # the default
 # What a class makes of other classes' values when it is loaded, and so what its own configuration then says.
 DEIS, UNIPC, SINGLESTEP = "DEISMultistepScheduler", "UniPCMultistepScheduler", "DPMSolverSinglestepScheduler"
 ALIASES: dict[str, dict[str, dict[str, str]]] = {
@@ -95,19 +109,30 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     lower_order_final: bool = True
     euler_at_final: bool = False
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"  # DPM-Solver++ and Euler
+    shift: Annotated[float, msgspec.Meta(gt=0)] = 1.0  # of flows
+    use_dynamic_shifting: bool = False
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    image_seq_len: int = 0  # no option: the tokens of the model's pictures, for dynamic shifting
+    from_one: bool = False  # nor is this: whether its pipeline begins at the level 1, whatever the training did
 
     @staticmethod
-    def from_config(config: Mapping[str, Any], where: str, kind: str | None = None) -> Scheduler:
-        """A `scheduler_config.json`, read as another scheduler's with `kind`.
+    def from_config(config: Mapping[str, Any], where: str, kind: str | None = None, flow: bool = False) -> Scheduler:
+        """A `scheduler_config.json`, read as another scheduler's with `kind`, for a model that predicts noise, or a `flow`.
 
         Raises ScheduleError that names an option that this table cannot follow.
         """
         own = config.get("_class_name")
-        check_noise(own, where)
-        kind = kind or own
-        if kind not in KINDS:
-            complaint = "has no _class_name" if kind is None else f"{kind} is not supported"
-            raise ScheduleError(f"{where}: {complaint}: use one of {', '.join(KINDS)} as sampler=..")
+        kind = str(kind or own)
+        if not flow:
+            check_noise(own, where)
+            check_noise(kind, where)
+        able = (FLOW,) if flow else KINDS
+        if kind not in able:
+            complaint = "has no _class_name" if kind == str(None) else f"{kind} is not supported"
+            raise ScheduleError(f"{where}: {complaint}: use one of {', '.join(able)} as sampler=..")
         values = _as_read(_as_read(config, own), kind) if own != kind else _as_read(config, kind)
         _check(values, kind, where)
         options = {k: v for k, v in values.items() if k in HAS[kind]}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import ScheduleError, UsageError
-from ..models.families import FAMILIES
+from ..models.families import FAMILIES, by_hand
 from ..models.family import Family
 from ..samplers.scheduler_config import Scheduler
 from ..support.files import small
@@ -86,8 +86,8 @@ def read(path: Path) -> Router:
         raise ScheduleError(f"{path}: cannot be read: {error.strerror}: {REMEDY}") from None
     state = torch_file.load(path, ScheduleError, "a router", REMEDY)
     family, state = _whose(state)
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise ScheduleError(f"{path}: a router of unknown family {family!r}: known are {', '.join(FAMILIES)}")
+    if not isinstance(family, str) or family not in by_hand():
+        raise ScheduleError(f"{path}: a router of unknown family {family!r}: known are {', '.join(by_hand())}")
     rows = _rows(path, state, family)
     logits = torch.from_numpy(np.stack([row.float32() for row in rows]))
     if not logits.isfinite().all():
@@ -101,7 +101,7 @@ def read(path: Path) -> Router:
 def _whose(state: object) -> tuple[object, object]:
     """What a file says of its family, or how it is laid out does; and its rows."""
     file = state if isinstance(state, Mapping) else {}
-    layouts = {family.name: family.router for family in FAMILIES.values()}
+    layouts = {family.name: family.router for family in by_hand().values()}
     boxes = [box for box in dict.fromkeys(layout.container for layout in layouts.values()) if box and box in file]
     if not boxes:
         bare = [name for name, layout in layouts.items() if not layout.container]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class AsCompiled(Eager):
     """A Runner whose values have the types that they have in an artefact: in bf16, the residual stream is float32."""
 
-    def __call__(self, op: str, *inputs: Any, at: str = "") -> Any:
+    def __call__(self, op: str, *inputs: Any, at: str = "", name: str = "") -> Any:
         segment = self.family.segments[op]
         return segment.function(*inputs, *(self.weights[f"{at}.{w}" if at else w] for w in segment.weights))
 
@@ -34,8 +34,8 @@ class Mixing(AsCompiled):
 
     scores: Mapping[str, Tensor]  # () float32, by sublayer
 
-    def sublayer(self, op: str, *inputs: Any, at: str) -> Any:
-        name = f"{at}.{op}"
+    def sublayer(self, op: str, *inputs: Any, at: str, name: str = "") -> Any:
+        name = name or f"{at}.{op}"
         new, score = self(op, *inputs, at=at), self.scores[name]
 
         def mixed(fresh: Tensor, cached: Tensor) -> Tensor:

@@ -82,6 +82,12 @@ LOOSE = [  # those that no family of ours has
     ("add", [F32("R", 1, 8), BF16("R", 4, 8)], {}), ("mul", [F16(1, 8), F16("R", 4, 8)], {}),
     ("conv2d", [F32("B", 4, 6, 5), F32(3, 4, 3, 2), F32(3)], {"padding": 2}), ("tail", [F32("R", 4, 8)], {"start": 0}),
     ("unsqueeze", [F32("R", 4)], {"axis": 2}), ("modulate", [F16("R", 4, 8), F32("R", 1, 8), F32("R", 1, 8)], {}),
+    ("affine", [F16("R", 4)], {"scale": 0.5, "shift": -1.0}), ("affine", [F32("R", 4)], {"scale": 1.0, "shift": 0.0}),
+    ("reshape", [F32("R", 4, 6)], {"shape": (-1, 3, 8)}), ("reshape", [F32(4, 6)], {"shape": (1, 24)}),
+    ("permute", [F16("R", 2, 3, 4)], {"axes": (0, 3, 1, 2)}), ("part", [F32("R", 5, 2)], {"axis": 1, "first": 1, "last": 3}),
+    ("sdpa", [F16("R", 4, 8), F16("R", 7, 8), F16("R", 7, 8), F32("R", 1, 1, 7)], {"heads": 2}),
+    ("sdpa", [F32("R", 4, 8), F32("R", 7, 8), F32("R", 7, 8), F32(1, 2, 4, 7)], {"heads": 2}),
+    ("cast", [Value(("R", 4), "int32")], {"dtype": "float32"}),
 ]  # fmt: skip
 
 
@@ -103,6 +109,13 @@ def test_a_primitive_makes_what_its_signature_says(op, inputs, attributes):
     ("conv2d", [F32("B", 4, 2, 2), F32(4, 4, 3, 3)], {"padding": 0}, "larger than the picture"),
     ("rope", [F32("R", 5, 6)], {"heads": 2, "theta": 1e4}, "even size"), ("tail", [F32("R", 4, 8)], {"start": 4}, "are left"),
     ("unpatchify", [F32("R", 4, 8)], {"patch": 2, "channels": 2, "height": 4, "width": 6}, "its tokens are not"),
+    ("affine", [F32("R")], {"scale": 1, "shift": 0.0}, "not a finite number"),
+    ("reshape", [F32("R", 4)], {"shape": (-1, 5)}, "does not fill"), ("reshape", [F32("R", 4)], {"shape": (2, 2)}, "batch"),
+    ("reshape", [F32("R", 4)], {"shape": (2, -1)}, "not a shape"), ("permute", [F32("R", 4)], {"axes": (1, 0)}, "is the first"),
+    ("permute", [F32("R", 4)], {"axes": (0, 0)}, "not an order of axes"),
+    ("part", [F32("R", 4)], {"axis": 1, "first": 2, "last": 5}, "4 has no part from 2 to 5"),
+    ("part", [F32("R", 4)], {"axis": 0, "first": 0, "last": 1}, "has no part"),
+    ("sdpa", [F32("R", 4, 8)] * 3 + [F32("R", 1, 1, 5)], {"heads": 2}, "the mask is not one of the scores"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_said(op, inputs, attributes, says):
     with pytest.raises(Misfit, match=says):

@@ -25,7 +25,12 @@ def fused_bodies(bodies: Mapping[str, Body], dtype: str) -> dict[str, onnx.Model
     if dtype != "float16":
         return {}
     narrow = {op: body for op, body in bodies.items() if precision(body.primitives, body.values, dtype) == dtype}
-    return {op: fused(body) for op, body in narrow.items() if any(p.op in FUSED_OPS for p in body.primitives)}
+    return {op: fused(body) for op, body in narrow.items() if any(map(is_one, body.primitives))}
+
+
+def is_one(primitive: Primitive) -> bool:
+    """Whether it is one operator; attention with a mask is none."""
+    return primitive.op in FUSED_OPS and len(primitive.inputs) <= 3
 
 
 def fused(body: Body) -> onnx.ModelProto:
@@ -35,7 +40,7 @@ def fused(body: Body) -> onnx.ModelProto:
         name = f"{body.kind}.{n}"
         nodes.append(Node(name, name, piece.inputs, piece.outputs))
         (first, *_) = piece.primitives
-        models[name] = operator(first, piece) if first.op in FUSED_OPS else export(canonical(piece))
+        models[name] = operator(first, piece) if is_one(first) else export(canonical(piece))
     names = dict(zip(body.outputs, (f"o{i}" for i in range(len(body.outputs))), strict=True))
     renamed = tuple(
         Node(n.op, n.name, tuple(names.get(i, i) for i in n.inputs), tuple(names.get(o, o) for o in n.outputs)) for n in nodes
@@ -47,7 +52,7 @@ def fused(body: Body) -> onnx.ModelProto:
 def pieces(body: Body) -> Iterator[Body]:
     """A body cut before and after what is one operator."""
     numbered = enumerate(body.primitives)
-    runs = [[p for _, p in run] for _, run in groupby(numbered, lambda pair: pair[0] if pair[1].op in FUSED_OPS else -1)]
+    runs = [[p for _, p in run] for _, run in groupby(numbered, lambda pair: pair[0] if is_one(pair[1]) else -1)]
     for n, run in enumerate(runs):
         made = [o for p in run for o in p.outputs]
         inputs = dict.fromkeys(i for p in run for i in p.inputs if i not in made)

@@ -12,6 +12,7 @@ from ...errors import L2CError, MissingExtra, ModelError, WeightsError
 from ...support.extras import needs
 from ...support.words import first_line
 from ...weights import finder
+from .. import families
 from . import model_index, tensor_names
 from .model_index import CONFIG, INDEX
 
@@ -60,6 +61,8 @@ def _cached(hub: Any, repository: str) -> Path | None:
 def _check(index: Path) -> None:
     """Refuse another model by its index, and by the transformer's configuration as soon as that is there."""
     parts = model_index.read(index)
+    if families.captured(parts.parts.get("transformer", ("", ""))[1]):
+        return
     model_index.check_is_dit(parts)
     configuration = index.parent / CONFIGS[0]
     if configuration.is_file():

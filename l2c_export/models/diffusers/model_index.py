@@ -23,7 +23,10 @@ PIPELINE = "DiTPipeline"
 TRANSFORMER = "DiTTransformer2DModel"
 TRANSFORMERS = (TRANSFORMER, "Transformer2DModel")  # the second is its name in older folders
 AUTOENCODER = "AutoencoderKL"
-KNOWN = f"l2c-export knows DiT and U-ViT; give a {PIPELINE} or its {TRANSFORMER}, or a checkpoint of the references"
+KNOWN = (
+    f"l2c-export knows DiT and U-ViT; give a {PIPELINE} or its {TRANSFORMER}, a checkpoint of the references, or PixArt, "
+    "Stable Diffusion 3 or FLUX.1"
+)
 
 
 def config(path: Path) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@ or what `transformer.save_pretrained` wrote alone."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ...errors import ModelError, WeightsError
 from ...samplers.scheduler_config import DDIM, Scheduler
 from ...weights import finder
 from ...weights.checkpoint import Checkpoint, open_checkpoint
+from .. import families
 from . import hub, model_index
 from .model_index import CONFIG, INDEX, KNOWN, PIPELINE, TRANSFORMER, TRANSFORMERS, PipelineIndex, config
 from .tensor_names import TransformerConfig, check_blocks, for_model, read_config, renamed, same_embedders
@@ -29,16 +31,19 @@ class Folder:
 
     path: Path
     name: str
-    arch: dict[str, Any]  # of the DiT family
+    arch: dict[str, Any]  # of its family
     stored: Checkpoint  # under the names of diffusers
     checkpoint: Checkpoint  # under the family's
     scheduler: Mapping[str, Any]  # its configuration; the class is that which the index names
     labels: dict[str, int]  # class names
     index: PipelineIndex | None = None  # of a pipeline
+    family: str = FAMILY
 
     @property
     def other_pipeline(self) -> str:
         """What to tell of a pipeline that is of another class, or of its own code; or nothing."""
+        if self.family != FAMILY:
+            return ""
         kind = self.index.pipeline if self.index else None
         return f"{model_index.called(self.path)} is a {kind}: taken for a {PIPELINE}" if kind not in (None, PIPELINE) else ""
 
@@ -53,7 +58,7 @@ class Folder:
 
     def sampler(self, kind: str | None = None) -> Scheduler:
         """The folder's scheduler, or another one with the same configuration."""
-        return Scheduler.from_config(self.scheduler, str(self.path / "scheduler"), kind)
+        return Scheduler.from_config(self.scheduler, str(self.path / "scheduler"), kind, families.of(self.family).flow)
 
     def autoencoder(self) -> Path:
         """The folder of the pipeline's autoencoder.  Raises ModelError if it has none."""
@@ -95,6 +100,10 @@ def checkpoint(path: Path) -> Checkpoint:
 
 def checkpoint_for(path: Path, family: str, arch: Mapping[str, Any]) -> Checkpoint:
     """The same for a model that is known already.  Raises WeightsError for weights of another one."""
+    if families.of(family).captured:
+        built = families.build(family, arch)
+        assert families.is_captured(built)
+        return built.checkpoint(checkpoint(path))
     folder = check_weights(path, family, arch)
     if not path.is_dir() or folder is None:
         return for_model(open_checkpoint(finder.path(path)), family, arch)
@@ -133,6 +142,8 @@ def _is_pipeline(path: Path) -> bool:
 
 def _pipeline(path: Path) -> Folder:
     index = model_index.read(path / INDEX)
+    if families.captured(index.parts.get("transformer", ("", ""))[1]):
+        return captured_folder(path, path / "transformer", index.part("transformer"), index)
     model_index.check_is_dit(index)
     scheduler = {**config(path / SCHEDULER), "_class_name": index.part("scheduler")}
     shape = read_config(path / "transformer" / CONFIG, index.part("transformer"), index.pipeline)
@@ -141,9 +152,25 @@ def _pipeline(path: Path) -> Folder:
 
 def _transformer_alone(path: Path) -> Folder:
     kind = config(path / CONFIG).get("_class_name", TRANSFORMER)
+    if families.captured(kind):
+        return captured_folder(path, path, kind, None)
     if kind not in TRANSFORMERS:
         raise ModelError(f"{path} is a {kind}: {KNOWN}")
     return _folder(path, path, read_config(path / CONFIG, kind), USUAL_SCHEDULER, None)
+
+
+def captured_folder(path: Path, transformer: Path, kind: str, index: PipelineIndex | None) -> Folder:
+    """The folder of a model that is captured from its class `kind` and its configuration."""
+    known = families.captured(kind)
+    assert known is not None
+    shape = {name: value for name, value in config(transformer / CONFIG).items() if not name.startswith("_")}
+    arch = {"model": kind, "config": json.dumps(shape, sort_keys=True)}
+    stored = open_checkpoint(finder.path(transformer))
+    scheduler = (
+        {**config(path / SCHEDULER), "_class_name": index.part("scheduler")} if index else {"_class_name": known.sampler}
+    )
+    name = Path(model_index.called(path.resolve())).name
+    return Folder(path, name, arch, stored, stored, scheduler, {}, index, known.name)
 
 
 def _folder(

@@ -127,8 +127,7 @@ def test_nothing_is_said_of_a_usual_pipeline(own_folder):
 
 @pytest.mark.parametrize(("kind", "parts"), [
     ("StableDiffusionPipeline", {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}),
-    ("StableDiffusion3Pipeline", {"transformer": "SD3Transformer2DModel"}),
-    ("PixArtAlphaPipeline", {"transformer": "PixArtTransformer2DModel"}), ("DDPMPipeline", {"unet": "UNet2DModel"}),
+    ("LuminaPipeline", {"transformer": "LuminaNextDiT2DModel"}), ("DDPMPipeline", {"unet": "UNet2DModel"}),
 ])  # fmt: skip
 def test_a_folder_of_another_model_is_named(tmp_path, kind, parts):
     written(tmp_path / INDEX, {"_class_name": kind, **{name: ["diffusers", part] for name, part in parts.items()}})
@@ -144,7 +143,7 @@ def test_an_older_pixart_is_named(own_folder):
         source(own_folder)
 
 
-@pytest.mark.parametrize("kind", ["UNet2DConditionModel", "AutoencoderKL", "SD3Transformer2DModel"])
+@pytest.mark.parametrize("kind", ["UNet2DConditionModel", "AutoencoderKL", "LuminaNextDiT2DModel"])
 def test_a_part_of_another_model_is_named(tmp_path, kind):
     written(tmp_path / "config.json", {"_class_name": kind})
     for options in ({"model": str(tmp_path)}, {"weights": str(tmp_path)}):

@@ -1,0 +1,46 @@
+"""The embeddings of prompts as a command is given them: a .npz of arrays, called as the artefact's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..artefact.manifest import Manifest
+
+REMEDY = "write it with numpy.savez(FILE, prompt_embeds=.., ..)"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Its arrays by name.  Raises UsageError for what holds none."""
+    import numpy as np
+
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise UsageError(f"--prompt-embeds {path}: it is one array, without a name: {REMEDY}")
+        with file:
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise UsageError(f"--prompt-embeds {path}: cannot be read: {error.strerror or error}: {REMEDY}") from None
+    except (ValueError, EOFError) as error:
+        raise UsageError(f"--prompt-embeds {path}: is no .npz: {str(error).splitlines()[0]}: {REMEDY}") from None
+
+
+def batches(path: Path, manifest: Manifest) -> list[Mapping[str, Any]]:
+    """The requests that the file is for, of at most so many images as the artefact makes at once."""
+    import numpy as np
+
+    given = {name: values if values.ndim else values[None] for name, values in read(path).items()}
+    count = max((len(values) for values in given.values()), default=0)
+    short = {name: len(values) for name, values in given.items() if len(values) != count}
+    if short or not count:
+        name, length = next(iter(short.items()), ("it", 0))
+        raise UsageError(f"--prompt-embeds {path}: {name} has {length} images where there are {count}: give as many of each")
+    return [
+        {name: np.asarray(values[n : n + manifest.batch]) for name, values in given.items()}
+        for n in range(0, count, manifest.batch)
+    ]

@@ -1,0 +1,54 @@
+"""What a captured model has of its own in a request for an artefact: sizes, weights, guidance, and what its pipeline does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..errors import UsageError
+from ..models import families
+from ..samplers.scheduler_config import FLOW, Scheduler
+from .request import Options
+
+if TYPE_CHECKING:
+    from ..models.diffusers.pipeline_folder import Folder
+    from ..models.family import Family
+    from ..weights.checkpoint import Checkpoint
+
+PIXELS = 8  # per latent, along each side
+
+
+def sized(options: Options, folder: Folder | None) -> Folder | None:
+    """The same folder, for pictures and prompts of the sizes that are asked for.  Raises UsageError where it has no choice."""
+    asked = {name: getattr(options, name) for name in ("size", "tokens") if getattr(options, name) is not None}
+    if not asked:
+        return folder
+    if folder is None or not families.of(folder.family).captured:
+        name, value = next(iter(asked.items()))
+        raise UsageError(f"{name}={value}: only a captured transformer of diffusers has a choice: give its folder as model=..")
+    height, width = asked.get("size", (0, 0))
+    sizes = {"height": height // PIXELS, "width": width // PIXELS, "tokens": asked.get("tokens", 0)}
+    return replace(folder, arch={**folder.arch, **sizes})
+
+
+def weights(family: Family, checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint of diffusers as the model reads it."""
+    return family.checkpoint(checkpoint) if families.is_captured(family) else checkpoint
+
+
+def guidance(family: Family, folder: Folder | None) -> tuple[str, float]:
+    """Mode and scale of the guidance, where nothing else is said: a pipeline of diffusers guides all channels."""
+    if families.is_captured(family):
+        return family.guidance
+    mode, scale = families.of(family.name).guidance
+    return ("all" if folder else mode), scale
+
+
+def as_in_pipeline(scheduler: Scheduler | None, family: Family) -> Scheduler | None:
+    """A scheduler of flows with what the model's pipeline tells it."""
+    if scheduler is None or scheduler.kind != FLOW or not families.is_captured(family):
+        return scheduler
+    tokens = family.picture_tokens if scheduler.use_dynamic_shifting else 0
+    return msgspec.structs.replace(scheduler, image_seq_len=tokens, from_one=family.from_one)

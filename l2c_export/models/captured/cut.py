@@ -1,0 +1,115 @@
+"""Cutting: a captured model becomes pieces between its residual additions, and pieces that are known before the loop."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from .dataflow import REQUEST, TIME, Addition, Flow, has_numbers, is_tensor
+
+aten = torch.ops.aten
+PRODUCTS = {aten.linear.default, aten.conv2d.default, aten.scaled_dot_product_attention.default, aten.matmul.default,
+            aten.bmm.default, aten.mm.default, aten.addmm.default}  # fmt: skip
+BLOCK = re.compile(r"((?:\w+\.)*?\w*(?:blocks|layers)\.\d+)(?:\.|$)")
+KINDS = {frozenset([TIME]): "time", frozenset([REQUEST]): "request", frozenset([TIME, REQUEST]): "condition"}
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Operations that become one piece, and those of their values that others read."""
+
+    nodes: frozenset[Node]
+    outputs: tuple[Node, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model as regions and residual additions, neither in any order."""
+
+    regions: tuple[Region, ...]
+    additions: tuple[Addition, ...]
+
+    @property
+    def branches(self) -> set[Node]:
+        """What can be cached."""
+        return {addition.branch for addition in self.additions}
+
+
+def cut(flow: Flow) -> Cut:
+    """Regions end at the streams, at what is added to them, and at what is known before the loop."""
+    additions = tuple(flow.additions())
+    plain = {node for a in additions for node in ((a.sum, a.gated) if a.gate is not None else (a.sum,))}
+    ends = {node for a in additions for node in (a.stream, a.branch)} | {flow.exported.result}
+    stops = ends | plain
+    late = [Region(region(flow, node, stops), (node,)) for node in in_order(flow, ends - plain) if flow.late(node)]
+    loop = merged(late)
+    read = {i for r in loop for node in r.nodes for i in node.all_input_nodes}
+    read |= {node for a in additions for node in (a.stream, a.branch, a.gate) if node is not None}
+    return Cut((*loop, *before_loop(flow, {node for node in read if flow.early(node)})), additions)
+
+
+def region(flow: Flow, end: Node, stops: Collection[Node]) -> frozenset[Node]:
+    """What computes a value from the stops before it."""
+    found: set[Node] = set()
+    ahead = [end]
+    while ahead:
+        node = ahead.pop()
+        if node in found or node.op != "call_function" or not flow.late(node) or (node in stops and node is not end):
+            continue
+        found.add(node)
+        ahead += [i for i in node.all_input_nodes if has_numbers(i)]
+    return frozenset(found)
+
+
+def merged(regions: Iterable[Region]) -> list[Region]:
+    """Regions that share a product are one with several outputs; what is cheap is done twice instead."""
+    found: list[Region] = []
+    for each in regions:
+        shared = [other for other in found if any(node.target in PRODUCTS for node in other.nodes & each.nodes)]
+        for other in shared:
+            each = Region(each.nodes | other.nodes, (*other.outputs, *each.outputs))
+            found.remove(other)
+        found.append(each)
+    return found
+
+
+def before_loop(flow: Flow, read: Collection[Node]) -> list[Region]:
+    """What leaves the loop: a region for every time at which something is known, and every block."""
+    wanted: set[Node] = set()
+    ahead = list(read)
+    while ahead:
+        node = ahead.pop()
+        if node not in wanted and node.op == "call_function" and flow.early(node):
+            wanted.add(node)
+            ahead += node.all_input_nodes
+    groups: dict[tuple[frozenset[str], str], set[Node]] = defaultdict(set)
+    for node in wanted:
+        groups[flow.early(node), block_of(path_of(node))].add(node)
+    regions = []
+    for (needs, _), nodes in groups.items():
+        outside = {i for node in wanted - nodes for i in node.all_input_nodes} | set(read)
+        outputs = tuple(node for node in in_order(flow, nodes) if is_tensor(node) and node in outside)
+        regions.append(Region(frozenset(nodes), outputs, KINDS[needs]))
+    return regions
+
+
+def in_order(flow: Flow, nodes: Iterable[Node]) -> list[Node]:
+    return sorted(nodes, key=flow.order.__getitem__)
+
+
+def path_of(node: Node) -> str:
+    """The module of diffusers whose code an operation is in."""
+    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return (stack[-1] if stack else "").removeprefix("model").lstrip(".")
+
+
+def block_of(path: str) -> str:
+    """`transformer_blocks.3` of `transformer_blocks.3.attn.to_q`; nothing outside of blocks."""
+    found = BLOCK.match(path)
+    return found.group(1) if found else ""

@@ -1,0 +1,294 @@
+"""From the operations of ATen to primitives: one rule each.  What has no rule is refused by name."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ...errors import ModelError
+from ..tape import Recorded
+from .build import PrimitiveBuilder
+from .leaves import sinusoid_op
+
+aten = torch.ops.aten
+Rule = Callable[..., Any]  # of a builder, the node, and its arguments
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    def add(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(targets, function))
+        return function
+
+    return add
+
+
+def lower(builder: PrimitiveBuilder, node: Node, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """Write a node as primitives of its arguments.  Raises ModelError for one that is none."""
+    function = RULES.get(node.target)
+    if function is None:
+        raise unknown(node, "no primitive does this")
+    try:
+        return function(builder, node, *arguments, **options)
+    except (TypeError, AssertionError) as error:
+        raise unknown(node, str(error).splitlines()[0]) from None
+
+
+def unknown(node: Node, why: str) -> ModelError:
+    return ModelError(f"{node.target} in {node.meta.get('nn_module_stack') and _path(node)}: {why}: it cannot be captured")
+
+
+def _path(node: Node) -> str:
+    return str(list(node.meta["nn_module_stack"].values())[-1][0]).removeprefix("model.")
+
+
+def axis_of(x: Recorded, axis: int) -> int:
+    return axis % len(x.shape)
+
+
+# arithmetic
+
+
+@rule(aten.add.Tensor)
+def add(b: PrimitiveBuilder, node: Node, x: Any, y: Any) -> Any:
+    x, y = (x, y) if isinstance(x, Recorded) else (y, x)
+    return b.apply("add", x, y) if isinstance(y, Recorded) else b.affine(x, shift=y)
+
+
+@rule(aten.sub.Tensor)
+def sub(b: PrimitiveBuilder, node: Node, x: Recorded, y: Any) -> Any:
+    return b.apply("add", x, b.affine(y, -1.0)) if isinstance(y, Recorded) else b.affine(x, shift=-y)
+
+
+@rule(aten.rsub.Scalar)
+def rsub(b: PrimitiveBuilder, node: Node, x: Recorded, y: float) -> Any:
+    return b.affine(x, -1.0, y)
+
+
+@rule(aten.neg.default)
+def neg(b: PrimitiveBuilder, node: Node, x: Recorded) -> Any:
+    return b.affine(x, -1.0)
+
+
+@rule(aten.div.Tensor)
+def div(b: PrimitiveBuilder, node: Node, x: Recorded, y: float) -> Any:
+    return b.affine(x, 1.0 / y)
+
+
+@rule(aten.mul.Tensor)
+def mul(b: PrimitiveBuilder, node: Node, x: Any, y: Any) -> Any:
+    x, y = (x, y) if isinstance(x, Recorded) else (y, x)
+    eps = _rms(node)
+    if eps is not None:
+        return b.apply("rms_norm", x, eps=eps)
+    return b.apply("mul", x, y) if isinstance(y, Recorded) else b.affine(x, y)
+
+
+def _rms(node: Node) -> float | None:
+    """The epsilon of a norm, where a product is x rsqrt(mean(x^2) + eps) over the last axis."""
+    for x, inverse in (node.args[:2], node.args[1::-1]):
+        if not isinstance(x, Node) or not isinstance(inverse, Node) or inverse.target is not aten.rsqrt.default:
+            continue
+        total = inverse.args[0]
+        if not isinstance(total, Node) or total.target is not aten.add.Tensor or not isinstance(total.args[1], float):
+            continue
+        mean = total.args[0]
+        if not isinstance(mean, Node) or mean.target is not aten.mean.dim or list(mean.args[1:]) not in ([[-1], True],):
+            continue
+        square = mean.args[0]
+        if isinstance(square, Node) and square.target is aten.pow.Tensor_Scalar and square.args == (x, 2):
+            return total.args[1]
+    return None
+
+
+@rule(aten.pow.Tensor_Scalar)
+def power(b: PrimitiveBuilder, node: Node, x: Recorded, exponent: float) -> Any:
+    assert exponent == 2, f"a power of {exponent}"
+    return b.apply("mul", x, x)
+
+
+@rule(aten.mean.dim, aten.rsqrt.default)
+def part_of_norm(b: PrimitiveBuilder, node: Node, *_: Any) -> Any:
+    """Only within a norm, which is written as one primitive: nothing reads this value."""
+    return None
+
+
+@rule(aten._to_copy.default, aten.to.dtype)
+def cast(b: PrimitiveBuilder, node: Node, x: Recorded, *_: Any, **__: Any) -> Any:
+    dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+    return x if x.value.dtype == dtype else b.apply("cast", x, dtype=dtype)
+
+
+@rule(aten.silu.default)
+def silu(b: PrimitiveBuilder, node: Node, x: Recorded) -> Any:
+    return b.apply("silu", x)
+
+
+@rule(aten.gelu.default)
+def gelu(b: PrimitiveBuilder, node: Node, x: Recorded, approximate: str = "none") -> Any:
+    return b.apply("gelu_tanh" if approximate == "tanh" else "gelu", x)
+
+
+@rule(sinusoid_op._opoverload)
+def sinusoid(b: PrimitiveBuilder, node: Node, t: Recorded, half: int, shift: int) -> Any:
+    return b.apply("sinusoid", t, half=half, shift=shift)
+
+
+# norms and products
+
+
+@rule(aten.layer_norm.default)
+def layer_norm(b: PrimitiveBuilder, node: Node, x: Recorded, shape: Sequence[int], weight: Any = None, bias: Any = None,
+               eps: float = 1e-5, *_: Any) -> Any:  # fmt: skip
+    assert tuple(shape) == x.shape[-1:], "a norm over several axes"
+    given = [value for value in (weight, bias) if value is not None]
+    return b.apply("layer_norm", x, *given, eps=eps)
+
+
+@rule(aten.rms_norm.default)
+def rms_norm(
+    b: PrimitiveBuilder, node: Node, x: Recorded, shape: Sequence[int], weight: Any = None, eps: float | None = None
+) -> Any:
+    assert tuple(shape) == x.shape[-1:], "a norm over several axes"
+    assert eps is not None, "a norm without epsilon"
+    return b.apply("rms_norm", x, *([] if weight is None else [weight]), eps=eps)
+
+
+@rule(aten.linear.default)
+def linear(b: PrimitiveBuilder, node: Node, x: Recorded, weight: Recorded, bias: Any = None) -> Any:
+    return b.apply("linear", x, weight, *([] if bias is None else [bias]), parts=1)
+
+
+@rule(aten.embedding.default)
+def embedding(b: PrimitiveBuilder, node: Node, table: Recorded, rows: Recorded, *_: Any) -> Any:
+    return b.apply("gather", table, rows)
+
+
+@rule(aten.conv2d.default)
+def conv2d(b: PrimitiveBuilder, node: Node, x: Recorded, weight: Recorded, bias: Any = None, stride: Any = 1, padding: Any = 0,
+           dilation: Any = 1, groups: int = 1) -> Any:  # fmt: skip
+    """Over patches, where strides are the kernel's size; else with a stride of 1."""
+    given = [] if bias is None else [bias]
+    stride, padding, dilation = (_pair(n) for n in (stride, padding, dilation))
+    kernel = weight.shape[2:]
+    assert (dilation, groups) == ((1, 1), 1), "a convolution with dilation or groups"
+    if stride == kernel and padding == (0, 0) and kernel[0] == kernel[1]:
+        patch, out = int(kernel[0]), int(weight.shape[0])
+        height, width = (int(n) // patch for n in x.shape[2:])
+        tokens = b.apply("linear", b.apply("patchify", x, patch=patch), weight, *given, parts=1)
+        return b.reshape(b.permute(tokens, (0, 2, 1)), (x.shape[0], out, height, width))
+    assert (stride, padding[0]) == ((1, 1), padding[1]), f"a convolution with stride {stride} and padding {padding}"
+    return b.apply("conv2d", x, weight, *given, padding=padding[0])
+
+
+def _pair(n: Any) -> tuple[int, ...]:
+    return (n, n) if isinstance(n, int) else tuple(n) * (2 // len(n))
+
+
+@rule(aten.scaled_dot_product_attention.default)
+def attention(b: PrimitiveBuilder, node: Node, q: Recorded, k: Recorded, v: Recorded, mask: Any = None, dropout: float = 0.0,
+              causal: bool = False, *, scale: float | None = None, **others: Any) -> Any:  # fmt: skip
+    """q (R, heads, T, size), k and v (R, heads, S, size)."""
+    rows, heads, tokens, size = q.shape
+    scaled = scale is None or abs(scale - int(size) ** -0.5) < 1e-6
+    usual = scaled and k.shape[1] == heads and not (dropout or causal or others)
+    assert usual, "an attention of an unusual kind"
+    wide = [b.reshape(b.permute(x, (0, 2, 1, 3)), (rows, x.shape[2], int(heads) * int(size))) for x in (q, k, v)]
+    mixed = b.apply("sdpa", *wide, *([] if mask is None else [mask]), heads=heads)
+    return b.permute(b.reshape(mixed, (rows, tokens, heads, size)), (0, 2, 1, 3))
+
+
+# moving
+
+
+@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim,
+      aten.squeeze.dims, aten.flatten.using_ints, aten.unflatten.int)  # fmt: skip
+def reshape(b: PrimitiveBuilder, node: Node, x: Recorded, *_: Any) -> Any:
+    first, *others = node.meta["val"].shape
+    batch = isinstance(x.shape[0], str)
+    assert batch == isinstance(first, torch.SymInt), "a batch axis that moves"
+    return b.reshape(x, (x.shape[0] if batch else int(first), *map(int, others)))
+
+
+@rule(aten.transpose.int)
+def transpose(b: PrimitiveBuilder, node: Node, x: Recorded, one: int, other: int) -> Any:
+    axes = list(range(len(x.shape)))
+    one, other = axis_of(x, one), axis_of(x, other)
+    axes[one], axes[other] = axes[other], axes[one]
+    return b.permute(x, axes)
+
+
+@rule(aten.permute.default)
+def permute(b: PrimitiveBuilder, node: Node, x: Recorded, axes: Sequence[int]) -> Any:
+    return b.permute(x, [axis_of(x, axis) for axis in axes])
+
+
+@rule(aten.einsum.default)
+def einsum(b: PrimitiveBuilder, node: Node, equation: str, values: Sequence[Recorded]) -> Any:
+    """Where it is a permutation."""
+    before, _, after = equation.replace(" ", "").partition("->")
+    permuted = len(values) == 1 and sorted(before) == sorted(after)
+    assert permuted, f"the sum {equation}"
+    return b.permute(values[0], [before.index(letter) for letter in after])
+
+
+@rule(aten.slice.Tensor)
+def part(b: PrimitiveBuilder, node: Node, x: Recorded, axis: int = 0, first: Any = 0, last: Any = None, step: int = 1) -> Any:
+    axis = axis_of(x, axis)
+    length = x.shape[axis]
+    assert isinstance(length, int), "a slice of the batch"
+    assert step == 1, "a slice with strides"
+    start, stop, _ = slice(first, last).indices(length)
+    return b.part(x, axis, start, stop)
+
+
+@rule(aten.select.int)
+def select(b: PrimitiveBuilder, node: Node, x: Recorded, axis: int, index: int) -> Any:
+    axis = axis_of(x, axis)
+    return _squeezed(b, x, axis, index % int(x.shape[axis]))
+
+
+def _squeezed(b: PrimitiveBuilder, x: Recorded, axis: int, index: int) -> Recorded:
+    return b.reshape(b.part(x, axis, index, index + 1), (*x.shape[:axis], *x.shape[axis + 1 :]))
+
+
+@rule(aten.split.Tensor, aten.chunk.default, aten.split_with_sizes.default)
+def split(b: PrimitiveBuilder, node: Node, x: Recorded, _: Any, axis: int = 0) -> Any:
+    axis, position, parts = axis_of(x, axis), 0, []
+    for value in node.meta["val"]:
+        length = int(value.shape[axis])
+        parts.append(b.part(x, axis, position, position + length))
+        position += length
+    return tuple(parts)
+
+
+@rule(aten.unbind.int)
+def unbind(b: PrimitiveBuilder, node: Node, x: Recorded, axis: int = 0) -> Any:
+    axis = axis_of(x, axis)
+    return tuple(_squeezed(b, x, axis, n) for n in range(int(x.shape[axis])))
+
+
+@rule(operator.getitem)
+def item(b: PrimitiveBuilder, node: Node, values: tuple[Recorded, ...], n: int) -> Any:
+    return values[n]
+
+
+@rule(aten.cat.default)
+def concat(b: PrimitiveBuilder, node: Node, values: Sequence[Recorded], axis: int = 0) -> Any:
+    return b.joined(values, axis_of(values[0], axis))
+
+
+@rule(aten.stack.default)
+def stack(b: PrimitiveBuilder, node: Node, values: Sequence[Recorded], axis: int = 0) -> Any:
+    axis = axis % (len(values[0].shape) + 1)
+    wide = [b.reshape(v, (*v.shape[:axis], 1, *v.shape[axis:])) for v in values]
+    return b.joined(wide, axis)
+
+
+@rule(aten.clone.default, aten.alias.default, aten.contiguous.default, aten.detach.default)
+def kept(b: PrimitiveBuilder, node: Node, x: Recorded, *_: Any, **__: Any) -> Any:
+    return x

@@ -1,0 +1,74 @@
+"""What l2c-export and l2c run say of models of prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import prompted
+import pytest
+from desk import invoke
+
+import l2c_export
+
+
+@pytest.fixture(scope="module")
+def pixart(tmp_path_factory):
+    """A compiled PixArt, and the embeddings of three prompts in a file."""
+    root = tmp_path_factory.mktemp("pixart")
+    prompted.pixart(root / "model")
+    line = (
+        f"export --model {root / 'model'} --schedule every:2 --steps 4 --size 64x96 --tokens 6 --batch 2 --out {root / 'out'}"
+    )
+    done = invoke(line)
+    assert done.exit_code == 0, done.output
+    np.savez(root / "prompts.npz", **{name: values.numpy() for name, values in prompted.pixart_request(3).items()})
+    return root
+
+
+def test_prompts_are_run_in_batches(pixart, tmp_path):
+    out = tmp_path / "x.npy"
+    done = invoke(f"run {pixart / 'out'} --prompt-embeds {pixart / 'prompts.npz'} --guidance-scale 3 --seed 5 --out {out}")
+    assert done.exit_code == 0, done.output
+    with np.load(pixart / "prompts.npz") as file, l2c_export.load(pixart / "out") as pipe:
+        last = pipe(**{name: file[name][2:] for name in file.files}, guidance_scale=3, seed=7).latents
+    assert np.allclose(np.load(out)[2:], last, atol=1e-5)
+
+
+@pytest.mark.parametrize(("made", "problem"), [
+    (lambda path: np.save(path, np.zeros(3)), "it is one array, without a name"),
+    (lambda path: path.write_text("no"), "is no .npz"),
+    (lambda path: np.savez(path, prompt_embeds=np.zeros((2, 6, 24)), prompt_attention_mask=np.ones((3, 6), int)),
+     "prompt_embeds has 2 images where there are 3: give as many of each"),
+    (lambda path: np.savez(path, prompt_embeds=np.zeros((2, 6, 23)), prompt_attention_mask=np.ones((2, 6), int)),
+     "prompt_embeds of shape (2, 6, 23): this model needs (B, 6, 24)"),
+    (lambda path: None, "cannot be read: No such file or directory"),
+])  # fmt: skip
+def test_a_file_that_holds_no_prompts_is_refused(pixart, tmp_path, made, problem):
+    path = tmp_path / "p.npz"
+    made(path)
+    if path.with_suffix(".npz.npy").exists():
+        path.with_suffix(".npz.npy").rename(path)
+    done = invoke(f"run {pixart / 'out'} --prompt-embeds {path}")
+    assert done.exit_code == 2
+    assert problem in done.output
+    assert not Path("latents.npy").exists()
+
+
+@pytest.mark.parametrize(("options", "problem"), [
+    ("--size 64", "--size 64: use height and width as in 1024x768"),
+    ("--size 60x64", "height and width are pixels, and multiples of 8"),
+    ("--model DiT-S/8 --tokens 5", "--tokens 5: only a captured transformer of diffusers has a choice"),
+])  # fmt: skip
+def test_sizes_that_are_none_are_refused(pixart, options, problem):
+    model = "" if "--model" in options else f"--model {pixart / 'model'}"
+    done = invoke(f"export {model} --schedule every:2 --steps 4 {options} --out new")
+    assert done.exit_code == 2, done.output
+    assert problem in done.output
+
+
+def test_a_captured_model_is_verified_checked_and_linked_again(pixart):
+    out = pixart / "out"
+    for line in (f"verify {out}", f"check {out}", f"inspect {out}", f"link {out} --weights {pixart / 'model'}"):
+        done = invoke(line)
+        assert done.exit_code == 0, done.output
