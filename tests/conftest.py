@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def one_pool():
     """ONNX Runtime's pool has the size that a process first asks for: one thread, whichever test is the first."""
-    with contextlib.suppress(ImportError):
+    if importlib.util.find_spec("onnxruntime"):
         from l2c_export.backends.onnxruntime.session import share_pool
 
         share_pool(1)
