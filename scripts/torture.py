@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
 import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
@@ -43,7 +43,9 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)  # no threads before a fork
 
+import altered  # noqa: E402
 import hostile  # noqa: E402
+from altered import json_changed  # noqa: E402
 
 import l2c_export  # noqa: E402
 from l2c_export import L2CError, Schedule, load  # noqa: E402
@@ -267,39 +269,6 @@ def head_changed(data: bytes, chance: random.Random) -> bytes:
     return bytes_changed(data[:4096], chance) + data[4096:]
 
 
-ODD = (None, True, False, -1, 0, 1, 2, 3, 7, 64, 10**6, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63), 0.5, 1e-30, 1e30, 1e300,
-       "", "x", "x.next", "../x", "y@-1", "a" * 3000, [], {}, [[]], [0], [1] * 100, ["x"], {"x": 1})  # fmt: skip
-
-
-def json_changed(data: bytes, chance: random.Random) -> bytes:
-    """One or two values of a JSON text replaced, removed, doubled, or exchanged for another of the same text."""
-    value = json.loads(data)
-    for _ in range(chance.randint(1, 2)):
-        places = list(_places(value))
-        at, key = chance.choice(places)
-        how = chance.randrange(4)
-        if how == 0:
-            at[key] = chance.choice(ODD)
-        elif how == 1:
-            del at[key]
-        elif how == 2:
-            other, name = chance.choice(places)
-            at[key] = (
-                json.loads(json.dumps(other[name])) if (name in other if isinstance(other, dict) else name < len(other)) else 0
-            )
-        elif isinstance(at[key], (int, float)) and not isinstance(at[key], bool):
-            at[key] = at[key] + chance.choice((-1, 1, 1000, -1000, 0.5))
-        if not value:
-            break
-    return json.dumps(value).encode()
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-        yield value, key
-        yield from _places(value[key])
-
-
 @functools.cache
 def own_copy(process: int) -> Path:
     """An artefact of this process's own, to damage."""
@@ -413,6 +382,26 @@ def mutations(count: int, seconds: float, chance: random.Random, work: Path) -> 
             found[f"{name}: {outcome}"] += 1
             if each.kind in BAD:
                 print(f"{name} seed {seed}: {each.kind}\n{each.detail[-1500:]}", file=sys.stderr)
+    return found
+
+
+def manifests(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
+    """The manifest of an artefact that has all that there is, changed by somebody who knows the checksum: the same."""
+    engines = altered.everything(work)
+    wanted = {link: once(lambda link=link: altered.used(engines, link)).detail for link in ("shared", "static")}
+    seeds = [chance.randrange(2**32) for _ in range(count)]
+
+    def trial(seed: int) -> str:
+        return altered.altered(engines, work / str(os.getpid()) / "engines", wanted, seed)
+
+    found: Counter[str] = Counter()
+    done = on_two_cores([functools.partial(trial, seed) for seed in seeds], seconds)
+    for seed, each in zip(seeds, done, strict=False):
+        outcome = each.detail if each.kind == "done" else each.kind
+        found["manifests"] += 1
+        found[outcome] += 1
+        if each.kind in BAD:
+            print(f"manifest seed {seed}: {each.kind}\n{each.detail[-1500:]}", file=sys.stderr)
     return found
 
 
@@ -571,6 +560,7 @@ SECTIONS: dict[str, tuple[Callable[..., Counter[str]], int, int, float, float]] 
     # section: trials and seconds, in full and --quick
     "kills": (kills, 200, 15, 600, 40),
     "mutations": (mutations, 10_000, 600, 400, 40),
+    "manifests": (manifests, 10_000, 300, 900, 40),
     "hostile": (poison, 100, 100, 60, 25),
     "concurrency": (crowd, 20, 3, 120, 15),
     "long run": (wear, 1000, 200, 120, 15),

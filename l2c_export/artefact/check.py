@@ -12,23 +12,16 @@ from ..ir.dtypes import BYTES
 from ..ir.graph import Value
 from ..ir.inputs import guided
 from ..weights.layout import CODES, WEIGHTS, Layout
-from . import check_primitives
+from . import check_flow, check_names, check_origins, check_precision, check_primitives
+from .check_origins import MOST_HISTORY
 from .compiled import Compiled
 from .manifest import Manifest
 from .records import FINGERPRINT, CallRecord, FingerprintRecord, GraphRecord, Origin, SizeRecord
 
 LATENTS = "x.next"  # what every call makes
-# what the loop itself provides, by where it comes from
-PROVIDED = {
-    "state": {"x", "base", "x.data"},
-    "index": {"rows", "conditional", "unconditional"},
-    "guidance": {"guidance"},
-    "coefficients": {"coefficients"},
-    "time": {"t"},
-}
 LARGEST_FLOAT = 3.4e38
-MOST_HISTORY = 2  # DPM-Solver++ of order 3
 LARGEST = 2**31  # no axis of a model's tensor is longer
+PICTURE = 3  # axes of what a decoder takes
 
 
 def problem(manifest: Manifest) -> str | None:
@@ -42,6 +35,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         if tensor.dtype not in CODES or not all(map(_is_size, tensor.shape)):
             yield f"the weight {name!r} has no usable type: {tensor.dtype} of shape {tensor.shape}"
     yield from _files(manifest)
+    yield from check_precision.problems(manifest)
     for name, size in manifest.denoiser.sizes.items():
         yield from (f"size {name}: {wrong}" for wrong in _size(manifest, size))
     for name, program in manifest.programs.items():
@@ -54,11 +48,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _whole(manifest: Manifest) -> Iterator[str]:
-    model = manifest.denoiser
     counts = {"batch": manifest.batch, "programs": len(manifest.programs)}
     yield from (f"{name} is {count}" for name, count in counts.items() if not _is_size(count))
-    if model.weight_dtype not in BYTES:
-        yield f"weights of type {model.weight_dtype}"
     yield from filter(None, (declared.problem() for declared in manifest.inputs))
     if len({declared.name for declared in manifest.inputs}) < len(manifest.inputs):
         yield "two inputs have one name"
@@ -66,8 +57,9 @@ def _whole(manifest: Manifest) -> Iterator[str]:
         yield "guidance, but no input has an unconditional value"
     if not math.isfinite(manifest.guidance.scale):
         yield f"guidance scale {manifest.guidance.scale}"
-    if manifest.decoder and not (_is_size(manifest.decoder.scale) and _is_size(manifest.decoder.channels)):
-        yield f"a decoder of {manifest.decoder.channels} channels and scale {manifest.decoder.scale}"
+    decoder = manifest.decoder
+    if decoder and not all(map(_is_size, (decoder.scale, decoder.channels, decoder.tile))):
+        yield f"a decoder of {decoder.channels} channels, scale {decoder.scale} and tiles of {decoder.tile}"
 
 
 def _files(manifest: Manifest) -> Iterator[str]:
@@ -83,58 +75,26 @@ def _files(manifest: Manifest) -> Iterator[str]:
         size = Layout(model.tensors).bytes
         if manifest.files[WEIGHTS].bytes != size:
             yield f"its tensors make {size} bytes, {WEIGHTS} has {manifest.files[WEIGHTS].bytes}"
+    yield from check_names.problems(manifest)
 
 
 def _size(manifest: Manifest, size: SizeRecord) -> Iterator[str]:
     """The graphs of one size, and the names in them."""
     if not size.latent or not all(map(_is_size, size.latent)):
         yield f"latents of shape {size.latent}"
+    if manifest.decoder and len(size.latent) != PICTURE:
+        yield f"a decoder for latents of shape {size.latent}"
+    if (x := size.values.get("x")) and (x.shape, x.dtype) != (("B", *size.latent), "float32"):
+        yield f"latents of shape {size.latent}, which its graphs take as {x.dtype} of shape {x.shape}"
     yield from (f"the value {name!r} has no usable type" for name, value in size.values.items() if not _usable(value))
-    calls = max((len(p.calls) for p in manifest.programs.values()), default=0)
-    for name, origin in size.origins.items():
-        right = (
-            _is_requested(manifest, size, name, origin)
-            if origin.kind == "request"
-            else _is_origin(manifest, size, origin, calls)
-        )
-        if not right:
-            yield f"{name!r} is from nowhere: {origin.kind} {origin.of!r} {origin.offset:+d}"
-        if origin.kind == "guidance" and right and not _is_guidance(size, origin):
-            yield f"guidance of shape {size.values[origin.of].shape} for latents of shape {size.latent}"
+    yield from check_origins.problems(manifest, size)
     for part in (size.constants, size.prologue):
         if part is not None and part not in size.graphs:
             yield f"there is no graph {part!r}"
     for name, graph in size.graphs.items():
         yield from (f"graph {name}: {wrong}" for wrong in _graph(manifest, size, graph))
+        yield from (f"graph {name}: {wrong}" for wrong in check_flow.in_graph(size, name))
     yield from check_primitives.problems(manifest.denoiser, size)
-
-
-def _is_origin(manifest: Manifest, size: SizeRecord, origin: Origin, calls: int) -> bool:
-    if origin.kind == "weight":
-        tensor, first, last = manifest.denoiser.tensors.get(origin.of), origin.first, origin.last
-        if not tensor or not tensor.shape or (first is None and last is None):
-            return bool(tensor and tensor.shape)
-        return first is not None and last is not None and 0 <= first < last <= tensor.shape[0]
-    signs = {"state": (-MOST_HISTORY, 0), "cache": (-calls, -1), "later": (1, calls)}
-    least, most = signs.get(origin.kind, (0, calls))
-    known = PROVIDED.get(origin.kind, size.values)
-    return origin.of in size.values and origin.of in known and least <= origin.offset <= most
-
-
-def _is_requested(manifest: Manifest, size: SizeRecord, name: str, origin: Origin) -> bool:
-    """Whether a graph's input is what is declared under that name."""
-    declared = next((i for i in manifest.inputs if i.name == origin.of), None)
-    value = size.values.get(name)
-    if declared is None or value is None or origin.offset:
-        return False
-    return (value.shape, value.dtype) == (("R", *declared.shape), declared.dtype)
-
-
-def _is_guidance(size: SizeRecord, origin: Origin) -> bool:
-    """(B, C, 1, ..), or as in format 1 (1, C, 1, ..)."""
-    value = size.values[origin.of]
-    channels, *axes = size.latent
-    return value.dtype == "float32" and value.shape[0] in ("B", 1) and value.shape[1:] == (channels, *(1 for _ in axes))
 
 
 def _graph(manifest: Manifest, size: SizeRecord, graph: GraphRecord) -> Iterator[str]:
@@ -156,6 +116,8 @@ def _program(compiled: Compiled) -> Iterator[str]:
     yield from (f"{name} is {count}" for name, count in counts.items() if not _is_size(count))
     if not 0 <= (program.history or 0) <= MOST_HISTORY or not 0 < (program.noise_scale or 1) < LARGEST_FLOAT:
         yield f"{program.history} earlier predictions, noise of scale {program.noise_scale}"
+    if compiled.calls and not compiled.calls[-1].ends_step:
+        yield "its last call ends no step"
     if program.asked and (program.asked.max_graphs < 1 or not _covers(compiled)):
         yield "it was asked for other calls than it has"
     hoisted: set[str] = set()
@@ -164,10 +126,12 @@ def _program(compiled: Compiled) -> Iterator[str]:
             early = compiled.graphs[part]
             made = {*hoisted, *(name for node in early.nodes for name in node.outputs)}
             names = [name for name in _values(compiled, early) if name not in made]
-            yield from (f"{part}: nothing makes {name!r}" for name in names if not _is(compiled, name, kind))
+            yield from (f"{part}: nothing makes {name!r}" for name in names if not _is_early(compiled, name, kind))
+            yield from (f"{part}: {n!r} is of another call" for n in early.inputs if not _is_hoisted(compiled, n, hoisted))
             hoisted |= set(early.outputs)
     for index, call in enumerate(compiled.calls):
         yield from (f"call {index}: {wrong}" for wrong in _call(compiled, call, hoisted))
+    yield from check_flow.in_calls(compiled)
 
 
 def _covers(compiled: Compiled) -> bool:
@@ -186,6 +150,8 @@ def _call(compiled: Compiled, call: CallRecord, hoisted: set[str]) -> Iterator[s
         placed = {LATENTS, *graph.slots, *call.reads, *call.writes, *(["x.data"] if compiled.history else [])}
         names = [name for name in _values(compiled, graph) if name not in placed]
         yield from (f"{name!r} has no place" for name in names if not _is_given(compiled, name, hoisted))
+    if (taken := compiled.size.values.get("coefficients")) and taken.shape != (len(call.coefficients),):
+        yield f"it has {len(call.coefficients)} coefficients, and its graphs take {taken.shape}"
     if not all(abs(number) < LARGEST_FLOAT for number in (call.timestep, *call.coefficients)):
         yield "its numbers are not finite"
     if sorted((*call.computed, *call.reused)) != list(range(len(compiled.denoiser.sublayers))):
@@ -207,9 +173,16 @@ def _fingerprint(manifest: Manifest, record: FingerprintRecord) -> Iterator[str]
             yield f"has a piece {segment!r} that nothing calls"
 
 
-def _is(compiled: Compiled, name: str, kind: str) -> bool:
+def _is_early(compiled: Compiled, name: str, kind: str) -> bool:
+    """Whether a graph that runs before the loop has a value for what it does not make: `kind` is known by then."""
     origin = compiled.origin(name)
-    return origin is not None and origin.kind == kind
+    return origin is not None and (origin.kind, origin.offset) == (kind, 0)
+
+
+def _is_hoisted(compiled: Compiled, name: str, hoisted: set[str]) -> bool:
+    """Whether what a graph before the loop reads of an earlier one is its own call's, under its own name."""
+    origin = compiled.origin(name)
+    return name not in hoisted or origin == Origin("prologue", name)
 
 
 def _is_given(compiled: Compiled, name: str, hoisted: set[str]) -> bool:
@@ -239,8 +212,10 @@ def _placed(size: SizeRecord, slots: Mapping[str, int], sizes: tuple[int, ...]) 
 
 
 def _usable(value: Value) -> bool:
-    first, rest = value.shape[:1], value.shape[1:]
-    return bool(first) and value.dtype in BYTES and (first[0] in ("B", "R") or _is_size(first[0])) and all(map(_is_size, rest))
+    if not value.shape or value.kind or value.dtype not in BYTES:
+        return False
+    first, *rest = value.shape
+    return (first in ("B", "R") or _is_size(first)) and all(map(_is_size, rest))
 
 
 def _is_size(count: object) -> bool:

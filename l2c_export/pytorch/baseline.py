@@ -15,8 +15,8 @@ from ..artefact.manifest import Manifest
 from ..artefact.records import CallRecord
 from ..errors import BackendError
 from ..ir.inputs import Inputs
-from ..models import families
 from .eager import Denoiser
+from .family import family_of
 from .stored import stored
 
 
@@ -39,7 +39,7 @@ class Baseline:
             from torch._inductor import config
 
             config.freezing = True  # weights become constants, packed for the processor
-        family = families.build(manifest.denoiser.family, manifest.denoiser.arch)
+        family = family_of(manifest)
         weights = {name: tensor.to(self.device) for name, tensor in stored(folder, manifest).items()}
         self._noise_scale, self._denoiser = manifest.program().noise_scale, Denoiser(family, weights, compiled, mode)
         self.runtime = f"{'torch.compile' if compiled else 'PyTorch eager'} {torch.__version__}"

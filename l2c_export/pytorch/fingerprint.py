@@ -21,10 +21,10 @@ from ..artefact.manifest import Manifest
 from ..artefact.records import FINGERPRINT, FingerprintRecord, Origin, SegmentRecord
 from ..ir.graph import Node, Primitive
 from ..ir.inputs import usual
-from ..models import families
 from ..models.primitives import execute
 from ..samplers.noise import standard_normal
 from .eager import Denoiser, Parameters
+from .family import family_of
 from .stored import stored
 
 HALVES = ("float16", "bfloat16")
@@ -41,7 +41,7 @@ class Widened(Parameters):
 def record(folder: Path, manifest: Manifest) -> FingerprintRecord | None:
     """Write the fingerprint of an artefact whose weights lie in `folder`; None if its latents are not finite."""
     planned, compiled = fingerprint.planned(manifest), manifest.program()
-    family = families.build(manifest.denoiser.family, manifest.denoiser.arch)
+    family = family_of(manifest)
     weights = Widened(stored(folder, manifest))
     noise = standard_normal(compiled.latent, [planned.seed])
     request = Fingerprint(noise, usual(manifest.inputs, 1), manifest.guidance.scale, (), {})

@@ -20,6 +20,7 @@ from ..models import families
 from ..support.words import counted
 from ..weights.layout import rounded
 from .eager import Denoiser, TracingDenoiser
+from .family import family_of
 from .stored import stored
 
 LISTED = 64  # numbers of an input that are few enough to say
@@ -54,7 +55,7 @@ class Reference:
         }
         self._manifest, self._compiled, self._recorded = manifest, manifest.program(steps), recorded
         self.steps = self._compiled.program.steps
-        self._family = families.build(manifest.denoiser.family, manifest.denoiser.arch)
+        self._family = family_of(manifest)
         self._tensors = stored(folder, manifest) if checkpoint is None else checkpoint_tensors(checkpoint, manifest)
 
     @functools.cached_property

@@ -79,8 +79,10 @@ def segment_file(folder: Path, manifest: Manifest, segment: SegmentRecord) -> Se
 
 
 def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:
-    """An artefact's weights by name, as views of the file."""
-    return mapped(folder / WEIGHTS, manifest.denoiser.tensors)
+    """An artefact's weights by the names that its graphs have for them, as views of the file."""
+    tensor, sizes = mapped(folder / WEIGHTS, manifest.denoiser.tensors), manifest.denoiser.sizes.values()
+    origins = {name: origin for size in sizes for name, origin in size.origins.items() if origin.kind == "weight"}
+    return lambda name: tensor(origins[name].of)[origins[name].first : origins[name].last]
 
 
 def filled(backend: Backend, values: np.ndarray) -> Array:

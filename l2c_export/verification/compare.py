@@ -151,10 +151,10 @@ def basis(manifest: Manifest) -> list[str]:
     """Lines: what was assumed of the architecture, if anything was; the reference has the same, so no comparison shows it."""
     if not manifest.denoiser.assumed:
         return []
-    from ..models import families
     from ..models.evidence import architecture
+    from ..pytorch.family import family_of
 
-    lines = architecture(families.build(manifest.denoiser.family, manifest.denoiser.arch), manifest.denoiser.assumed)
+    lines = architecture(family_of(manifest), manifest.denoiser.assumed)
     return [*lines, "the reference assumes the same: if that is wrong, so are both"]
 
 

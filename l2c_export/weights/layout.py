@@ -16,7 +16,6 @@ import numpy as np
 
 from ..errors import WeightsError
 from ..ir.dtypes import BYTES
-from ..ir.names import rows_of
 from ..support.files import replacing
 from ..support.progress import Step, unsaid
 from ..support.words import counted
@@ -30,7 +29,7 @@ Tensors = Iterable[tuple[str, np.ndarray]]
 
 
 class Place(NamedTuple):
-    """Where a weight, or some rows of one, lies in the file."""
+    """Where a tensor, or some rows of one, lies in the file."""
 
     offset: int
     shape: tuple[int, ...]
@@ -55,31 +54,29 @@ class Layout:
         self.bytes = len(self.header) + position
         self._starts = {name: len(self.header) + start for name, start in starts.items()}
 
-    def dtype(self, weight: str) -> str:
-        """The type of "name" or of "name[first:last]"."""
-        return self.tensors[rows_of(weight)[0]].dtype
-
-    def place(self, weight: str) -> Place:
-        """The place of "name" or of "name[first:last]"."""
-        name, rows = rows_of(weight)
+    def place(self, name: str, rows: slice = slice(None)) -> Place:
+        """The place of some rows of a tensor, by default of all."""
         shape = self.tensors[name].shape
         row = BYTES[self.tensors[name].dtype] * math.prod(shape[1:])
         first, last, _ = rows.indices(shape[0])
         return Place(self._starts[name] + first * row, (last - first, *shape[1:]), (last - first) * row)
 
-    def view(self, memory: np.ndarray, weight: str) -> np.ndarray:
-        """The weight as an array inside `memory`, the file's bytes."""
-        offset, shape, size = self.place(weight)
-        return memory[offset : offset + size].view(self.dtype(weight)).reshape(shape)
+    def view(self, memory: np.ndarray, name: str) -> np.ndarray:
+        """The tensor as an array inside `memory`, the file's bytes."""
+        offset, shape, size = self.place(name)
+        return memory[offset : offset + size].view(self.tensors[name].dtype).reshape(shape)
 
 
 def mapped(path: Path, tensors: Mapping[str, TensorRecord]) -> Callable[[str], np.ndarray]:
-    """Weights by name, as views of the file.
+    """Tensors by name, as views of the file.
 
     Nothing writes to them; the mapping is copy-on-write because some libraries do not take read-only memory.
+    Raises WeightsError for a file of other tensors, where each would be read from the place of another one.
     """
     layout, memory = Layout(tensors), np.memmap(path, mode="c")
-    return lambda weight: layout.view(memory, weight)
+    if bytes(memory[: len(layout.header)]) != layout.header:
+        raise WeightsError(f"{path}: holds other tensors than the manifest says: run l2c-export again")
+    return lambda name: layout.view(memory, name)
 
 
 def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> None:

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from version2 import EXAMPLE
 
 from l2c_export.artefact import given_weights, integrity, store
-from l2c_export.artefact.check import MOST_HISTORY, problem
+from l2c_export.artefact.check import problem
+from l2c_export.artefact.check_origins import MOST_HISTORY
 from l2c_export.artefact.records import FILE, CompilationRecord, Origin
 from l2c_export.backends.contract import FUSED, SegmentFile
 from l2c_export.compiler import link

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from l2c_export.errors import WeightsError
 from l2c_export.ir.dtypes import BYTES, DTYPES, Types
 from l2c_export.weights import layout
 from l2c_export.weights.checkpoint import open_checkpoint
@@ -38,7 +39,9 @@ def test_every_reader_and_every_view_finds_the_same_numbers(tmp_path, precision,
         assert torch.equal(theirs[name], want)
         assert ours(name).dtype == tensors[name].dtype
         assert np.array_equal(ours(name).astype(np.float32), want.float().numpy())
-        assert np.array_equal(ours(f"{name}[1:2]").astype(np.float32), want[1:2].float().numpy())
+        place, whole = (Layout(tensors).place(name, rows) for rows in (slice(1, 2), slice(None)))
+        assert place.offset == whole.offset + place.bytes
+        assert place.shape == (1, *whole.shape[1:])
     assert {name for name, t in tensors.items() if t.dtype != DTYPES[precision]} == (
         {"blocks.0.mlp.w"} if fp32 and precision != "fp32" else set()
     )
@@ -54,6 +57,16 @@ def test_views_are_of_one_mapping_that_is_never_written_back(tmp_path):
     view("a")[...] = 7
     assert np.all(view("a") == 7)
     assert (tmp_path / "w").read_bytes() == before
+
+
+def test_the_file_of_other_tensors_of_the_same_sizes_is_refused(tmp_path):
+    """They would lie in another order."""
+    tensors = records(SHAPES, Types(), {})
+    written(tmp_path / "w", tensors)
+    others = {"z" if name == "a" else name: tensor for name, tensor in tensors.items()}
+    assert Layout(others).bytes == Layout(tensors).bytes
+    with pytest.raises(WeightsError, match="holds other tensors than the manifest says"):
+        mapped(tmp_path / "w", others)
 
 
 def test_a_recipe_is_kept_where_it_says_more_than_the_name():

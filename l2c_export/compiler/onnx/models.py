@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ...ir.graph import PLAIN_OPS, WEIGHT, Graph, Node, Value
+from ...ir.names import rows_of
 from ...weights.layout import WEIGHTS, Layout
 from .opset import OPSET
 
@@ -100,8 +101,9 @@ def typed(name: str, value: Value) -> onnx.ValueInfoProto:
 
 
 def _external(weight: str, layout: Layout) -> TensorProto:
-    place = layout.place(weight)
-    tensor = TensorProto(name=weight, data_type=TYPES[layout.dtype(weight)], dims=place.shape)
+    name, rows = rows_of(weight)
+    place = layout.place(name, rows)
+    tensor = TensorProto(name=weight, data_type=TYPES[layout.tensors[name].dtype], dims=place.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, entry in (("location", WEIGHTS), ("offset", str(place.offset)), ("length", str(place.bytes))):
         tensor.external_data.add(key=key, value=entry)

@@ -17,11 +17,12 @@ import numpy as np
 from ...artefact.manifest import Manifest
 from ...errors import UsageError
 from ...models.diffusers.tensor_names import TransformerConfig, renamed, shape_of
-from ...runtime import loaded, pipeline, request
+from ...runtime import pipeline, request
 from ...runtime.inputs import images_of
 from ...samplers.scheduler_config import Scheduler
 from ...schedules.schedule import Schedule
 from ...support.words import counted
+from ...weights.layout import WEIGHTS, mapped
 from . import live_weights
 from .live_weights import NAME, ROUNDING
 from .pipeline import check_steps, guidance, is_torch
@@ -171,7 +172,7 @@ def _check_transformer(transformer: Any, manifest: Manifest, folder: Path) -> No
     shape = _shape(transformer, manifest, folder, block_embeddings)
     stored, rounding = live_weights.checkpoint(transformer, folder)
     weights = renamed(stored, shape, block_embeddings)
-    view = loaded.mapped_weights(folder, manifest)
+    view = mapped(folder / WEIGHTS, manifest.denoiser.tensors)
     for name in manifest.denoiser.tensors:
         array = view(name)
         tolerance = max(ROUNDING[str(array.dtype)], rounding)

@@ -88,18 +88,22 @@ class TransformerConfig(msgspec.Struct, frozen=True):
 
     @staticmethod
     def of(arch: Mapping[str, Any]) -> TransformerConfig:
-        """The configuration that has this architecture."""
-        return TransformerConfig(
-            num_attention_heads=arch["num_heads"],
-            attention_head_dim=arch["hidden_size"] // arch["num_heads"],
-            in_channels=arch["in_channels"],
-            out_channels=arch["in_channels"] * (2 if arch["learn_sigma"] else 1),
-            num_layers=arch["depth"],
-            sample_size=arch["input_size"],
-            patch_size=arch["patch_size"],
-            num_embeds_ada_norm=arch["num_classes"],
-            norm_eps=arch["mlp_eps"],
-        )
+        """The configuration that has this architecture.  Raises ModelError if there is none."""
+        try:
+            options = {
+                "num_attention_heads": arch["num_heads"],
+                "attention_head_dim": arch["hidden_size"] // arch["num_heads"],
+                "in_channels": arch["in_channels"],
+                "out_channels": arch["in_channels"] * (2 if arch["learn_sigma"] else 1),
+                "num_layers": arch["depth"],
+                "sample_size": arch["input_size"],
+                "patch_size": arch["patch_size"],
+                "num_embeds_ada_norm": arch["num_classes"],
+                "norm_eps": arch["mlp_eps"],
+            }
+            return msgspec.convert(options, TransformerConfig)
+        except (KeyError, TypeError, ZeroDivisionError, msgspec.ValidationError) as error:
+            raise ModelError(f"no transformer of diffusers has this architecture ({error}): compile the model again") from None
 
 
 def read_config(path: Path, kind: str = TRANSFORMER, pipeline: str | None = None) -> TransformerConfig:

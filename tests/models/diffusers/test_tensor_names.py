@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from l2c_export.errors import WeightsError
+from l2c_export.errors import ModelError, WeightsError
 from l2c_export.ir.dtypes import Types
 from l2c_export.models import families
 from l2c_export.models.diffusers import pipeline_folder
@@ -85,6 +85,17 @@ def test_folders_give_the_bits_that_concatenation_gives(tmp_path, form, depth, h
         for file, tensors in (("made", folder.checkpoint.tensors(family.tensors())), ("want", sorted(want.items()))):
             layout.write(tmp_path / file, places, tensors)
         assert (tmp_path / "made").read_bytes() == (tmp_path / "want").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_heads": 0}, {"num_heads": "2"}, {"hidden_size": None}, {"depth": 2.5}, {"patch_size": -1}], ids=str
+)
+def test_an_architecture_that_no_transformer_has_is_refused(change):
+    arch = TransformerConfig().arch(False)
+    assert TransformerConfig.of({**arch, "mlp_eps": 1e-5}) == TransformerConfig(out_channels=4)
+    for spoilt in ({**arch, **change}, {name: value for name, value in arch.items() if name not in change}):
+        with pytest.raises(ModelError, match="no transformer of diffusers has this architecture"):
+            TransformerConfig.of(spoilt)
 
 
 @pytest.mark.parametrize("block_embeddings", [False, True])

@@ -1,0 +1,104 @@
+"""Whether every value is there when it is read: made before, and in memory that nothing else has used since.
+
+What goes wrong otherwise raises no error: a graph computes with what happens to lie there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .compiled import Compiled
+from .records import CallRecord, GraphRecord, SizeRecord
+
+STATES = frozenset({"x.next", "x.data"})  # what a call makes that the loop keeps: they have places of their own
+
+
+class Held(NamedTuple):
+    """What a cache slot holds: a value, the call that made it, and the one that it belongs to."""
+
+    of: str
+    made: int
+    belongs: int
+
+
+def in_graph(size: SizeRecord, name: str) -> Iterator[str]:
+    """What is wrong inside a graph of a size."""
+    graph, early = size.graphs[name], name in (size.constants, size.prologue)
+    made = Counter(output for node in graph.nodes for output in node.outputs)
+    yield from (f"{output!r} is made twice" for output, count in made.items() if count > 1)
+    yield from (f"nothing makes {output!r}" for output in graph.outputs if output not in made)
+    yield from (f"{output!r} is not its own to make" for output in made if not _is_free(size, output, early))
+    inner = set(made) - set(graph.outputs)
+    yield from (f"{value!r} is no inner value, and has a slot" for value in graph.slots if value not in inner)
+    yield from _in_order(size, graph, set(made))
+
+
+def _in_order(size: SizeRecord, graph: GraphRecord, made: set[str]) -> Iterator[str]:
+    """Node by node: what it reads is there, and it writes over nothing that it reads."""
+    ready: set[str] = set()
+    held: dict[int, str] = {}
+    for node in graph.nodes:
+        for value in node.inputs:
+            slot = graph.slots.get(value)
+            if value in made and (value not in ready or (slot is not None and held.get(slot) != value)):
+                yield f"{node.name} reads {value!r}, which is not there"
+            if value not in made and (value not in size.origins or size.origins[value].kind == "later"):
+                yield f"{node.name} reads {value!r}, which is from nowhere"
+        read = {graph.slots[value] for value in node.inputs if value in graph.slots}
+        filled = {graph.slots[value]: value for value in node.outputs if value in graph.slots}
+        if read & filled.keys() or len(filled) < sum(value in graph.slots for value in node.outputs):
+            yield f"{node.name} writes two values, or over what it reads, in one slot"
+        held.update(filled)
+        ready.update(node.outputs)
+
+
+def _is_free(size: SizeRecord, output: str, early: bool) -> bool:
+    """Whether a graph may make a value of this name: what the loop provides lies in memory that others read."""
+    origin = size.origins.get(output)
+    return origin is None or origin.kind == ("prologue" if early else "later")
+
+
+def in_calls(compiled: Compiled) -> Iterator[str]:
+    """What is wrong between the calls of a program: in the caches, and in what the sampler keeps."""
+    cached = {name: _cached(compiled, graph) for name, graph in compiled.graphs.items()}
+    held: dict[int, Held] = {}
+    for n, call in enumerate(compiled.calls):
+        if call.graph not in compiled.graphs:
+            continue
+        graph = compiled.graphs[call.graph]
+        if call.reads.keys() != cached[call.graph] or call.writes.keys() != set(graph.outputs) - STATES:
+            yield f"call {n}: it has other slots than its graph reads and makes"
+        elif wrong := _in_call(compiled, n, call, held):
+            yield f"call {n}: {wrong}"
+        if ("x.data" in graph.outputs) != bool(compiled.history) or _reach(compiled, graph) > compiled.history:
+            yield f"call {n}: its graph is for another number of earlier predictions than {compiled.history}"
+
+
+def _in_call(compiled: Compiled, n: int, call: CallRecord, held: dict[int, Held]) -> str | None:
+    """What is wrong with the slots of call `n`; `held` becomes what they hold after it."""
+    for name, slot in call.reads.items():
+        origin = compiled.size.origins[name]
+        made = n + origin.offset
+        if held.get(slot) not in (Held(origin.of, made, made), Held(origin.of, made, n)):
+            return f"it reads {name!r} from a slot that holds something else"
+    filled = set(call.writes.values())
+    if filled & set(call.reads.values()) or len(filled) < len(call.writes):
+        return "it writes two values, or over what it reads, in one slot"
+    for name, slot in call.writes.items():
+        later = compiled.origin(name)
+        held[slot] = Held(later.of, n, n + later.offset) if later else Held(name, n, n)
+    return None
+
+
+def _cached(compiled: Compiled, graph: GraphRecord) -> set[str]:
+    """The cached values that a graph reads."""
+    origins = ((name, compiled.origin(name)) for name in graph.inputs)
+    return {name for name, origin in origins if origin and origin.kind == "cache"}
+
+
+def _reach(compiled: Compiled, graph: GraphRecord) -> int:
+    """How many calls ago the oldest prediction was made that a graph reads."""
+    origins = (compiled.origin(name) for name in graph.inputs)
+    return max((-origin.offset for origin in origins if origin and origin.kind == "state"), default=0)

@@ -1,0 +1,27 @@
+"""The model in an artefact: built by its family from the architecture that the manifest notes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..artefact.manifest import Manifest
+from ..errors import ArtefactError, ModelError
+from ..models import families
+from ..models.family import Family
+
+
+def family_of(manifest: Manifest) -> Family:
+    """The family's description of an artefact's model.  Raises ArtefactError for one that its graphs are not of."""
+    model = manifest.denoiser
+    try:
+        family = families.build(model.family, model.arch)
+    except (ModelError, msgspec.ValidationError) as error:
+        raise ArtefactError(f"the manifest describes no model: {error}; run l2c-export again") from None
+    noted = {"tensors": model.shapes, "sublayers": model.sublayers, "inputs": [i.name for i in manifest.inputs]}
+    built = {"tensors": family.tensors(), "sublayers": family.sublayers, "inputs": [i.name for i in family.inputs]}
+    if other := next((what for what, value in noted.items() if value != built[what]), None):
+        raise ArtefactError(
+            f"the manifest contradicts itself: its {other} are not those of a {model.family} with its architecture; "
+            "run l2c-export again"
+        )
+    return family
