@@ -234,13 +234,15 @@ def test_engines_of_another_decoder_go_with_it(engines, tmp_path, monkeypatch):
     """All of a build: which of its engines are stale is not its to say when it is loaded."""
     fine_tune(tmp_path / "other")
     (engines / "rtx").mkdir()
-    (engines / "rtx/decoder.plan").write_bytes(b"plan")
+    made = store.read(engines)
+    plans = {part: f"rtx/{part}.plan" for part in (*made.denoiser.segments, "decoder")}
+    for plan in plans.values():
+        (engines / plan).write_bytes(b"plan")
     build = Build(
         backend="tensorrt-rtx", version="1.2", targets=("sm86",), images=(1, 1, 1), level=None, version_compatible=False,
-        hardware_compatible=False, engines={"decoder": "rtx/decoder.plan"},
+        hardware_compatible=False, engines=plans,
     )  # fmt: skip
-    made = store.read(engines)
-    files = made.files | {"rtx/decoder.plan": integrity.info(engines / "rtx/decoder.plan")}
+    files = made.files | {plan: integrity.info(engines / plan) for plan in plans.values()}
     store.write_json(engines / "manifest.json", msgspec.structs.replace(made, builds={"rtx": build}, files=files))
     bind(engines, str(tmp_path / "other/transformer"))
     assert store.read(engines).builds, "the decoder stayed"
