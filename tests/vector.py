@@ -78,6 +78,24 @@ class Vector:
         return linear(layers.to(sinusoid(t, half=self.arch.width // 2), weight.dtype), weight)
 
 
+class AtOnce(Vector):
+    """The same computed by one operation, which reads the timestep itself beside the vector."""
+
+    def __init__(self, arch: VectorArch) -> None:
+        super().__init__(arch)
+        self.segments = {**self.segments, "together": Operation(self.at_once, ("time.weight", "told.weight"))}
+
+    def call(self, run: Runner, x: Any, rows: Any, t: Any, request: Mapping[str, Any]) -> Any:
+        c = run("together", t, request["condition"], at="")
+        h = run("embed", x, rows, at="embed")
+        for n in range(self.arch.depth):
+            h = run.residual(h, run.sublayer("mlp", h, c, at=f"blocks.{n}"), f"blocks.{n}.mlp")
+        return run("final", h, at="final")
+
+    def at_once(self, t: Tensor, vector: Tensor, time_weight: Tensor, told_weight: Tensor) -> Any:
+        return told(self.time(t, time_weight), vector, told_weight)
+
+
 def told(time: Tensor, vector: Tensor, weight: Tensor) -> Any:
     """time (R, D), vector (R, E) -> (R, 1, D)."""
     return unsqueeze(add(time, linear(layers.to(vector, weight.dtype), weight)), axis=1)

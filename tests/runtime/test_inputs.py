@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from recorded import same
+from recorded import close, same
 from safetensors.numpy import save_file
 from vector import VECTOR, Vector, VectorArch, described
 
@@ -80,6 +81,18 @@ def test_every_call_is_what_pytorch_computes(weights, tmp_path, options):
     assert found.passed
     assert max(call.free.relative for call in found.calls) < 1e-5
     assert found.setting["condition"] == TOLD.tolist()
+
+
+@pytest.mark.parametrize("hoist", [True, False])
+def test_an_operation_may_read_the_timestep_beside_what_is_asked_for(weights, tmp_path, monkeypatch, curves, hoist):
+    """It stays in the call: before the loop there is no timestep of a request's."""
+    monkeypatch.setitem(FAMILIES, VECTOR.name, dataclasses.replace(VECTOR, model="AtOnce"))
+    together = compiled(weights, tmp_path / "e", hoist=hoist)
+    assert l2c_export.verify(together, inputs={"condition": TOLD}, seed=3).passed
+    noise = curves.noise(3, 0)
+    assert close(
+        l2c_export.load(together)(condition=TOLD, latents=noise).latents, curves(condition=TOLD, latents=noise).latents
+    )
 
 
 def test_what_it_is_told_counts(curves):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -26,7 +27,7 @@ def hoist(call: Graph) -> Hoisted:
     """
     needs = dependencies(call, call.kind)
     constant = {name for name, kinds in needs.items() if kinds <= {WEIGHT, TIME} and TIME in kinds}
-    early = {name for name, kinds in needs.items() if kinds <= EARLY and kinds != {WEIGHT}}
+    early = {name for name, kinds in needs.items() if kinds <= EARLY and kinds != {WEIGHT}} - _of_both(call, needs)
     hoisted = {n for node in call.nodes if node.outputs[0] in early for n in node.outputs}
 
     def part(nodes: list[Node], outputs: tuple[str, ...]) -> Graph:
@@ -49,3 +50,16 @@ def hoist(call: Graph) -> Hoisted:
     order = [o for node in call.nodes for o in node.outputs if o in inner]
     constants = part([n for n in call.nodes if n.outputs[0] in hoisted & constant], tuple(order))
     return Hoisted(constants, prologue, loop)
+
+
+def _of_both(call: Graph, needs: Mapping[str, frozenset[str]]) -> set[str]:
+    """What an operation makes of the timestep itself and of what is asked for, and all that follows from it.
+
+    Before the loop the timestep is there for the constants only, which are made without a request.
+    """
+    late = set[str]()
+    for node in call.nodes:
+        reads_time = any(call.kind(name) == TIME for name in node.inputs)
+        if (reads_time and REQUEST in needs[node.outputs[0]]) or late.intersection(node.inputs):
+            late.update(node.outputs)
+    return late
