@@ -513,7 +513,7 @@ def _wear(engines: Path, backend: str, count: int, deadline: float) -> dict[str,
     if backend in built():
         l2c_export.build(engines, backend)
     with load(engines, backend, threads=None if backend in built() else 1) as pipe:
-        memory = pipe._program.backend.memory  # type: ignore[union-attr]
+        memory = pipe._loaded.backend.memory  # type: ignore[union-attr]
 
         def resident() -> int:
             """Of the host, and all that is taken of a GPU."""
