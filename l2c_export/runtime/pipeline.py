@@ -17,6 +17,7 @@ from ..artefact.manifest import Manifest
 from ..backends.choose import Opened
 from ..errors import RunError, UsageError
 from ..ir.inputs import CLASS_LABELS, Inputs
+from ..support import ending
 from ..support.log import LOG
 from ..support.words import counted
 from . import decoder
@@ -266,7 +267,8 @@ class Pipeline:
         loaded, _ = open_artefact(path, self._choices, verify)
         check_same_requests(path, self.manifest, loaded.manifest)
         loops = Loops(loaded)
-        loops.warm(self._warm)
+        with ending.computing():  # as in a request
+            loops.warm(self._warm)
         with self._turn.taken():
             _ = self._open  # it may have been closed
             self._hold(loaded, loops)
