@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from ..ir.dtypes import BYTES
 from ..ir.graph import Value
 from ..ir.inputs import guided
+from ..schedules.values import OUTPUT
 from ..weights.layout import CODES, WEIGHTS, Layout
 from . import check_flow, check_names, check_origins, check_precision, check_primitives
 from .check_origins import MOST_HISTORY
@@ -149,15 +150,29 @@ def _call(compiled: Compiled, call: CallRecord, hoisted: set[str]) -> Iterator[s
     else:
         placed = {LATENTS, *graph.slots, *call.reads, *call.writes, *(["x.data"] if compiled.history else [])}
         names = [name for name in _values(compiled, graph) if name not in placed]
-        yield from (f"{name!r} has no place" for name in names if not _is_given(compiled, name, hoisted))
+        yield from (f"{name!r} has no place" for name in names if not _is_given(compiled, call, name, hoisted))
     if (taken := compiled.size.values.get("coefficients")) and taken.shape != (len(call.coefficients),):
         yield f"it has {len(call.coefficients)} coefficients, and its graphs take {taken.shape}"
     if not all(abs(number) < LARGEST_FLOAT for number in (call.timestep, *call.coefficients)):
         yield "its numbers are not finite"
-    if sorted((*call.computed, *call.reused)) != list(range(len(compiled.denoiser.sublayers))):
-        yield "it does not say of every sublayer once whether it is computed"
+    yield from _values_of(compiled, call)
     yield from _placed(compiled.size, call.reads, compiled.program.cache_bytes)
     yield from _placed(compiled.size, call.writes, compiled.program.cache_bytes)
+
+
+def _values_of(compiled: Compiled, call: CallRecord) -> Iterator[str]:
+    """Of what a call says of sublayers and levels."""
+    names, derived = compiled.denoiser.sublayers, call.derived or {}
+    columns = [*call.computed, *call.reused, *(j for j, name in enumerate(names) if name in derived)]
+    jumps = any(name not in names for name in derived)
+    whole = list(range(len(names)))
+    if len(set(columns)) < len(columns) or not set(columns) <= set(whole) or (not jumps and sorted(columns) != whole):
+        yield "it does not say of every sublayer once whether it is computed"
+    if not all(name in names or name == OUTPUT or name in (compiled.denoiser.levels or {}) for name in derived):
+        yield "it derives what is neither a sublayer nor a level"
+    numbers = [*(call.forecast or {}).values(), *(c for terms in derived.values() for _, c in terms)]
+    if not all(abs(number) < LARGEST_FLOAT for number in numbers):
+        yield "the coefficients of its forecasts are not finite"
 
 
 def _fingerprint(manifest: Manifest, record: FingerprintRecord) -> Iterator[str]:
@@ -185,13 +200,15 @@ def _is_hoisted(compiled: Compiled, name: str, hoisted: set[str]) -> bool:
     return name not in hoisted or origin == Origin("prologue", name)
 
 
-def _is_given(compiled: Compiled, name: str, hoisted: set[str]) -> bool:
+def _is_given(compiled: Compiled, call: CallRecord, name: str, hoisted: set[str]) -> bool:
     """Whether the loop has a value for what neither the call nor one before it makes."""
     origin = compiled.origin(name)
     if origin is None or origin.kind in ("cache", "later"):
         return False
     if origin.kind == "prologue":
         return origin.of in hoisted
+    if origin.kind == "forecast":
+        return origin.of in (call.forecast or {})
     return origin.kind != "state" or origin.of != "x.data" or bool(compiled.history)
 
 

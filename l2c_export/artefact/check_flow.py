@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from .compiled import Compiled
 from .records import CallRecord, GraphRecord, SizeRecord
 
@@ -68,6 +70,9 @@ def in_calls(compiled: Compiled) -> Iterator[str]:
         if call.graph not in compiled.graphs:
             continue
         graph = compiled.graphs[call.graph]
+        if not _related(compiled, n, call):
+            yield f"call {n}: its graph knows of other calls than it says"
+            return
         if call.reads.keys() != cached[call.graph] or call.writes.keys() != set(graph.outputs) - STATES:
             yield f"call {n}: it has other slots than its graph reads and makes"
         elif wrong := _in_call(compiled, n, call, held):
@@ -76,11 +81,26 @@ def in_calls(compiled: Compiled) -> Iterator[str]:
             yield f"call {n}: its graph is for another number of earlier predictions than {compiled.history}"
 
 
+def _related(compiled: Compiled, n: int, call: CallRecord) -> bool:
+    """Whether all calls exist that a call says it has to do with, and are those that its graph knows of."""
+    most = len(compiled.calls)
+    if call.earlier is not msgspec.UNSET and not all(1 <= age <= n for age in call.earlier):
+        return False
+    if call.later is not msgspec.UNSET and not all(1 <= calls <= 2 * most for calls in call.later):
+        return False
+    try:
+        distances = [call.distance(offset) for offset in compiled.offsets(call.graph)]
+    except LookupError:
+        return False
+    terms = (terms for terms in (call.derived or {}).values())
+    return all(-n <= distance for distance in distances) and all(1 <= age <= n for each in terms for age, _ in each)
+
+
 def _in_call(compiled: Compiled, n: int, call: CallRecord, held: dict[int, Held]) -> str | None:
     """What is wrong with the slots of call `n`; `held` becomes what they hold after it."""
     for name, slot in call.reads.items():
         origin = compiled.size.origins[name]
-        made = n + origin.offset
+        made = n + call.distance(origin.offset)
         if held.get(slot) not in (Held(origin.of, made, made), Held(origin.of, made, n)):
             return f"it reads {name!r} from a slot that holds something else"
     filled = set(call.writes.values())
@@ -88,7 +108,7 @@ def _in_call(compiled: Compiled, n: int, call: CallRecord, held: dict[int, Held]
         return "it writes two values, or over what it reads, in one slot"
     for name, slot in call.writes.items():
         later = compiled.origin(name)
-        held[slot] = Held(later.of, n, n + later.offset) if later else Held(name, n, n)
+        held[slot] = Held(later.of, n, n + call.distance(later.offset)) if later else Held(name, n, n)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..ir.graph import Value
 from ..ir.names import at
 from ..weights.recipe import TensorRecord
 from .manifest import Manifest
@@ -17,6 +18,7 @@ PROVIDED = {
     "coefficients": {"coefficients"},
     "time": {"t"},
 }
+NUMBER = Value((1,), "float32")  # of a forecast
 MOST_HISTORY = 2  # DPM-Solver++ of order 3
 
 
@@ -37,6 +39,8 @@ def _is_somewhere(manifest: Manifest, size: SizeRecord, name: str, origin: Origi
         return False
     if origin.kind == "request":
         return origin.offset == 0 and _is_requested(manifest, size, name, origin)
+    if origin.kind == "forecast":
+        return origin == Origin("forecast", name) and size.values.get(name) == NUMBER
     offsets = {
         "state": range(-MOST_HISTORY, 0) if origin.of == "x.data" else range(1),
         "time": range(calls + 1),

@@ -146,6 +146,12 @@ class Compiled:
         """Where a value comes from that its graph does not make; None for one that it makes for itself."""
         return self.size.origins.get(name)
 
+    def offsets(self, graph: str) -> set[int]:
+        """The other calls that a graph knows of: their offsets."""
+        names = (name for node in self.graphs[graph].nodes for name in (*node.inputs, *node.outputs))
+        origins = (self.origin(name) for name in names)
+        return {origin.offset for origin in origins if origin and origin.kind in ("cache", "later", "prologue", "time")}
+
     def is_weight(self, name: str) -> bool:
         """Whether an input of a graph is a tensor of the checkpoint, or some rows of one."""
         origin = self.origin(name)

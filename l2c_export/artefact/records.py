@@ -15,6 +15,8 @@ from ..ir.graph import Node, Primitive, Value, unmade
 from ..support.words import counted
 from ..weights.recipe import TensorRecord
 
+Terms = tuple[tuple[int, float], ...]  # (calls ago, coefficient)
+
 FILE = "manifest.json"
 FINGERPRINT = "fingerprint.safetensors"
 
@@ -81,7 +83,7 @@ class SegmentRecord(Record, frozen=True, kw_only=True):
     flops: int  # per row of the model's batch
 
 
-OriginKind = Literal["weight", "state", "index", "guidance", "coefficients", "time", "request", "prologue", "cache", "later"]
+OriginKind = Literal["weight", "state", "index", "guidance", "coefficients", "time", "request", "prologue", "cache", "later", "forecast"]
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -90,10 +92,14 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
     - "weight": the tensor `of`, or its rows `first` to `last` (not included);
     - "state": what the loop keeps: the latents `x`, `base` at the start of the solver step, `x.data` of an earlier call;
     - "index", "guidance", "coefficients": which rows make which image, an image's strength per channel, the sampler's numbers;
+    - "forecast": the number `of` of the call, with which it takes a cached value;
     - "time": the timestep; "request": what is declared under the name `of`; both per row of the model's batch;
-    - "prologue": the value `of` that the constants or the prologue make, for the call `offset` calls later;
-    - "cache": the value `of` that the call -`offset` calls ago made;
-    - "later": made here under a name of its own, the value `of` that the call `offset` calls later reads.
+    - "prologue": the value `of` that the constants or the prologue make, for the call itself or the `offset`-th of the later
+      calls that read from this one;
+    - "cache": the value `of` that the -`offset`-th of the earlier calls made that this one reads from;
+    - "later": made here under a name of its own, the value `of` that the `offset`-th of the later calls reads.
+
+    Which calls those are is said by every call (`earlier`, `later`), so that calls of one structure share a graph.
     """
 
     kind: OriginKind
@@ -119,7 +125,10 @@ class GraphRecord(Record, frozen=True, kw_only=True):
 
 
 class CallRecord(Record, frozen=True, kw_only=True):
-    """One network evaluation; `reads` and `writes` say which cache slots its cached values use."""
+    """One network evaluation; `reads` and `writes` say which cache slots its cached values use.
+
+    What it neither computes nor reuses of the sublayers, nor has in `derived`, lies inside a level that it derives.
+    """
 
     timestep: float
     computed: tuple[int, ...]
@@ -129,6 +138,21 @@ class CallRecord(Record, frozen=True, kw_only=True):
     ends_step: bool
     reads: dict[str, int]
     writes: dict[str, int]
+    earlier: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET  # how many calls ago each call was that it reads from
+    later: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET  # in how many calls each call comes that reads from it
+    derived: dict[str, Terms] | msgspec.UnsetType = msgspec.UNSET  # value -> ((calls ago, coefficient), ..), where not reused
+    forecast: dict[str, float] | msgspec.UnsetType = msgspec.UNSET  # the coefficients by the names that its graph has for them
+
+    def distance(self, offset: int) -> int:
+        """Calls from this one to that which an origin's offset means; negative for an earlier one.
+
+        Raises LookupError where it has no such call.
+        """
+        related = self.earlier if offset < 0 else self.later
+        if not offset or related is msgspec.UNSET:
+            return offset
+        calls = related[abs(offset) - 1]
+        return -calls if offset < 0 else calls
 
 
 class PieceRecord(Record, frozen=True, kw_only=True):
@@ -196,6 +220,7 @@ class DenoiserRecord(Record, frozen=True, kw_only=True):
     arch: dict[str, int | float | bool | str]
     assumed: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET  # of the architecture, where nothing said it
     sublayers: tuple[str, ...]  # column -> name
+    levels: dict[str, tuple[str, str]] | msgspec.UnsetType = msgspec.UNSET  # of the stack: the stream before and behind it
     weight_dtype: str
     fp32: tuple[str, ...]  # sublayers that are kept in float32
     weights: WeightsRecord | None

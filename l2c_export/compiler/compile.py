@@ -14,7 +14,7 @@ import msgspec
 from ..artefact import staging, store
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
-from ..ir.graph import NOTHING, Graph, check
+from ..ir.graph import NOTHING, Body, Graph, check
 from ..pytorch import fingerprint
 from ..support.files import Report
 from ..support.progress import Progress, unseen
@@ -28,6 +28,7 @@ from .onnx.export import export_bodies
 from .onnx.fuse import fused_bodies
 from .passes.calls import specialise_calls
 from .passes.hoist import Hoisted, hoist
+from .passes.levels import with_levels
 from .passes.merge_calls import share_graphs
 from .passes.segment import Linked, cut
 from .record import record
@@ -44,6 +45,7 @@ class Lowered:
     programs: tuple[Planned, ...]
     manifest: Manifest  # without weights and hashes
     stages: Mapping[str, Graph]  # for --dump
+    bodies: Mapping[str, Body]  # what operations compute, by their names
 
 
 def lower(options: Options, source: Source, report: Report = id) -> Lowered:
@@ -51,6 +53,7 @@ def lower(options: Options, source: Source, report: Report = id) -> Lowered:
     history = history_of(source)
     whole = record(source.family, options.weight_types, history)  # the uncached call as a graph
     check(whole, "record")
+    whole = check(with_levels(whole, levels_of(source)), "levels")  # what spans several sublayers is a value, too
     shared = [
         share_graphs(source, s, options.max_graphs, whole, report) for s in source.schedules
     ]  # perhaps fewer distinct calls
@@ -58,10 +61,22 @@ def lower(options: Options, source: Source, report: Report = id) -> Lowered:
     calls = specialise_calls(parts.call, [program.plan for program in shared], options.fold)  # one graph per distinct call
     linked = cut(parts, calls)  # into segments; equal ones are one
     programs = describe.planned(source.schedules, shared, linked)
-    manifest = describe.describe(options, source, programs, linked)  # buffers get their places
+    manifest = describe.describe(options, source, whole, programs, linked)  # buffers get their places
     kinds, count = counted(len(linked.segments), "segment"), sum(len(program.graphs) for program in programs)
     report(f"{counted(count, 'call')}: {counted(len(calls), 'distinct graph')} of {kinds}")
-    return Lowered(whole, linked, programs, manifest, stages(whole, parts, calls))
+    return Lowered(whole, linked, programs, manifest, stages(whole, parts, calls), bodies_of(whole, linked))
+
+
+def levels_of(source: Source) -> tuple[str, ...]:
+    """The levels that some call of a schedule derives."""
+    derived = {name for schedule in source.schedules for call in schedule.calls for name in call.rules}
+    levels = (level for schedule in source.schedules for level in schedule.values.levels if level in derived)
+    return tuple(dict.fromkeys(levels))
+
+
+def bodies_of(whole: Graph, linked: Linked) -> dict[str, Body]:
+    """The model's operations, and those that schedules add."""
+    return {**whole.bodies, **{op: body for graph in linked.whole.values() for op, body in graph.bodies.items()}}
 
 
 def history_of(source: Source) -> int:
@@ -81,8 +96,8 @@ def compile_artefact(
     for line in source.describe():
         report(line)
     lowered = lower(options, source, report)
-    bodies = export_bodies(lowered.whole.bodies, progress)  # PyTorch -> ONNX, once per operation kind
-    second = fused_bodies(lowered.whole.bodies, options.weight_types.dtype)  # the same for ONNX Runtime on a GPU
+    bodies = export_bodies(lowered.bodies, progress)  # PyTorch -> ONNX, once per operation kind
+    second = fused_bodies(lowered.bodies, options.weight_types.dtype)  # the same for ONNX Runtime on a GPU
     layout = Layout(lowered.manifest.denoiser.tensors)
     with staging.staged(options.out, report) as folder:
         emit.write_models(folder, lowered.linked, bodies, second, layout)

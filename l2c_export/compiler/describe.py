@@ -25,11 +25,15 @@ from ..ir.dtypes import DTYPES
 from ..ir.graph import REQUEST, REQUESTED, WEIGHT, Graph, Value
 from ..ir.inputs import named
 from ..ir.names import rows_of, split_at
+from ..schedules.forecast import COMPUTED, Terms
+from ..schedules.resolve import resolve
 from ..schedules.schedule import Schedule
 from ..version import __version__
 from ..weights.recipe import records
 from .passes.flatten import flatten
+from .passes.levels import spans
 from .passes.place import caches, temporaries
+from .plan import Plan
 
 if TYPE_CHECKING:
     from .passes.merge_calls import Shared
@@ -44,6 +48,7 @@ class Planned(NamedTuple):
     asked: Schedule
     schedule: Schedule  # perhaps with fewer distinct calls
     graphs: tuple[str, ...]  # of every call
+    plan: Plan
     file: str  # for the schedule
 
 
@@ -54,14 +59,15 @@ def planned(schedules: Sequence[Schedule], shared: Sequence[Shared], linked: Lin
             asked,
             program.schedule,
             tuple(linked.names[key] for key in program.plan.keys),
+            program.plan,
             "schedule.json" if len(schedules) == 1 else f"schedule-{asked.steps}.json",
         )
         for asked, program in zip(schedules, shared, strict=True)
     )
 
 
-def describe(options: Options, source: Source, programs: Sequence[Planned], linked: Linked) -> Manifest:
-    """The manifest, without the files' hashes."""
+def describe(options: Options, source: Source, whole: Graph, programs: Sequence[Planned], linked: Linked) -> Manifest:
+    """The manifest, without the files' hashes; `whole` is the uncached call."""
     values = value_types(linked.graphs)
     size = {name: value.row_bytes for name, value in values.items()}
     latent = source.family.latent
@@ -86,14 +92,14 @@ def describe(options: Options, source: Source, programs: Sequence[Planned], link
         backend=options.backend,
         link=options.link,  # type: ignore[arg-type]
         passes=tuple(name for name in ("hoist", "fold") if getattr(options, name)),
-        denoiser=denoiser(options, source, linked, {name: record}),
+        denoiser=denoiser(options, source, whole, linked, {name: record}),
         decoder=autoencoder.describe(source.vae, latent[0], source.own_vae) if source.vae else msgspec.UNSET,
         programs={str(p.schedule.steps): program_record(options, p, name, linked, size) for p in programs},
         files={},
     )
 
 
-def denoiser(options: Options, source: Source, linked: Linked, sizes: dict[str, SizeRecord]) -> DenoiserRecord:
+def denoiser(options: Options, source: Source, whole: Graph, linked: Linked, sizes: dict[str, SizeRecord]) -> DenoiserRecord:
     family = source.family
     return DenoiserRecord(
         family=family.name,
@@ -101,6 +107,7 @@ def denoiser(options: Options, source: Source, linked: Linked, sizes: dict[str, 
         arch=msgspec.structs.asdict(family.arch),
         assumed=source.assumed or msgspec.UNSET,
         sublayers=family.sublayers,
+        levels=spans(whole) or msgspec.UNSET,
         weight_dtype=DTYPES[options.precision],
         fp32=options.fp32,
         weights=weights_record(source),
@@ -112,8 +119,8 @@ def denoiser(options: Options, source: Source, linked: Linked, sizes: dict[str, 
 
 def program_record(options: Options, program: Planned, name: str, linked: Linked, size: Mapping[str, int]) -> ProgramRecord:
     """A loop over graphs of the size `name`, whose values have `size` bytes per row."""
-    schedule, table = program.schedule, program.schedule.table()
-    wiring, cache_bytes = caches([linked.graphs[graph] for graph in program.graphs], size)
+    schedule, plan, table = program.schedule, program.plan, program.schedule.table()
+    wiring, cache_bytes = caches([linked.graphs[graph] for graph in program.graphs], plan, size)
     calls = tuple(
         CallRecord(
             timestep=call.timestep,
@@ -124,8 +131,14 @@ def program_record(options: Options, program: Planned, name: str, linked: Linked
             ends_step=update.ends_step,
             reads=wires.reads,
             writes=wires.writes,
+            earlier=plan.earlier[n],
+            later=plan.later[n],
+            derived=forecasts(values, schedule, n) or msgspec.UNSET,
+            forecast=plan.coefficients[n] or msgspec.UNSET,
         )
-        for call, graph, update, wires in zip(schedule.calls, program.graphs, table.updates, wiring, strict=True)
+        for n, (call, graph, update, wires, values) in enumerate(
+            zip(schedule.calls, program.graphs, table.updates, wiring, resolve(schedule.cacheable, schedule.calls), strict=True)
+        )
     )
     return ProgramRecord(
         size=name,
@@ -138,6 +151,12 @@ def program_record(options: Options, program: Planned, name: str, linked: Linked
         noise_scale=table.noise_scale if table.noise_scale != 1 else msgspec.UNSET,
         asked=compilation_record(options, program.asked),
     )
+
+
+def forecasts(values: Mapping[str, Terms], schedule: Schedule, call: int) -> dict[str, Terms]:
+    """What follows from earlier calls otherwise than by reuse: those columns a call has anyway."""
+    reused = {schedule.sublayers[j] for j in schedule.calls[call].reused}
+    return {name: terms for name, terms in values.items() if terms != COMPUTED and name not in reused}
 
 
 def segment_record(options: Options, name: str, segment: Graph) -> SegmentRecord:

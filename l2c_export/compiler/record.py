@@ -122,7 +122,7 @@ class Recorder:
 
     def graph(self, outputs: tuple[str, ...]) -> Graph:
         sublayers = tuple(self.sublayers.get(name, (name,)) for name in self.family.sublayers)
-        return Graph(tuple(self.nodes), self.values, outputs, sublayers, self.bodies)
+        return Graph(tuple(self.nodes), self.values, outputs, sublayers, bodies=self.bodies)
 
 
 def arithmetic(op: str, a: Value, b: Value) -> Value:

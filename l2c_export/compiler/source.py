@@ -21,7 +21,7 @@ from ..models.family import Family
 from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import KINDS, Scheduler, check_noise
 from ..samplers.trained import unlike
-from ..schedules import executed, routers
+from ..schedules import routers
 from ..schedules.rules import is_rule, mask_length, mask_rule
 from ..schedules.schedule import Schedule, content
 from ..support import file_kind
@@ -242,7 +242,6 @@ def _schedule(
     if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
         raise UsageError(f"sampler={options.sampler!r}: {options.schedule} was made for {schedule.sampler}")
     schedule = schedule if options.cache else schedule.uncached()
-    executed.check(schedule, str(options.schedule))
     return schedule
 
 

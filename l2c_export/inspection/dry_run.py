@@ -67,7 +67,7 @@ def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, 
     from ..compiler import emit
     from ..compiler.onnx.export import export_bodies
 
-    bodies = export_bodies(lowered.whole.bodies)
+    bodies = export_bodies(lowered.bodies)
     backend = open_backend(options.backend, Request(precision=options.precision)).backend
     with tempfile.TemporaryDirectory() as folder:
         layout = Layout(lowered.manifest.denoiser.tensors)

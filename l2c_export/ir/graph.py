@@ -33,10 +33,11 @@ STATE = "state"  # the latents and whatever else the loop keeps
 INDEX = "index"  # which rows make which image
 GUIDANCE = "guidance"  # its strength
 COEFFICIENTS = "coefficients"  # the sampler's numbers of this call
+FORECAST = "forecast"  # a number of this call, with which it takes a cached value
 CACHE = "cache"  # a value filled by an earlier call
 PROLOGUE = "prologue"  # a hoisted value: computed before the loop, one row block per call
 INNER = ""  # computed by a node of the graph itself
-LOOP = frozenset({STATE, INDEX, GUIDANCE, COEFFICIENTS})  # known in the loop only
+LOOP = frozenset({STATE, INDEX, GUIDANCE, COEFFICIENTS, FORECAST})  # known in the loop only
 
 Attribute = int | float | str | tuple[int, ...]
 
@@ -92,13 +93,14 @@ class Graph(msgspec.Struct, frozen=True):
     """Nodes in topological order, the values' types, what is read and what is written.
 
     `sublayers` names the cacheable values, in the order of the router's columns: those that a sublayer makes are cached
-    together, and the first bears its name.
+    together, and the first bears its name.  `levels` are other cacheable values, by the schedule's name for them.
     """
 
     nodes: tuple[Node, ...]
     values: Mapping[str, Value]
     outputs: tuple[str, ...]
     sublayers: tuple[tuple[str, ...], ...] = ()
+    levels: Mapping[str, str] = {}
     bodies: Mapping[str, Body] = {}
 
     @property
@@ -134,12 +136,6 @@ def live(graph: Graph, also: Iterable[str] = ()) -> Graph:
     names = {name for node in nodes for name in (*node.inputs, *node.outputs)} | set(graph.outputs)
     values = {name: value for name, value in graph.values.items() if name in names}
     return msgspec.structs.replace(graph, nodes=nodes, values=values)
-
-
-def computed_sublayers(graph: Graph) -> set[str]:
-    """The cacheable values that this call makes."""
-    made = {name for node in graph.nodes for name in node.outputs}
-    return {name for names in graph.sublayers for name in names if name in made}
 
 
 def rename(nodes: Iterable[Node], name: Callable[[str], str]) -> tuple[Node, ...]:

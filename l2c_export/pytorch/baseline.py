@@ -41,7 +41,7 @@ class Baseline:
             config.freezing = True  # weights become constants, packed for the processor
         family = family_of(manifest)
         weights = {name: tensor.to(self.device) for name, tensor in stored(folder, manifest).items()}
-        self._noise_scale, self._denoiser = manifest.program().noise_scale, Denoiser(family, weights, compiled, mode)
+        self._noise_scale, self._denoiser = manifest.program().noise_scale, Denoiser(family, weights, compiled, mode, manifest.denoiser.levels)
         self.runtime = f"{'torch.compile' if compiled else 'PyTorch eager'} {torch.__version__}"
 
     def steps(self, calls: Sequence[CallRecord], noise: np.ndarray, inputs: Inputs, guidance: np.ndarray) -> Iterator[object]:
@@ -74,8 +74,8 @@ class Baseline:
 
 def uncached(calls: Sequence[CallRecord]) -> tuple[CallRecord, ...]:
     """The same calls, all of them computing everything."""
-    columns = tuple(sorted(calls[0].computed + calls[0].reused))
-    return tuple(msgspec.structs.replace(call, computed=columns, reused=()) for call in calls)
+    columns = calls[0].computed  # the first computes all
+    return tuple(msgspec.structs.replace(call, computed=columns, reused=(), derived=msgspec.UNSET) for call in calls)
 
 
 def torch_device(name: str | None) -> torch.device:

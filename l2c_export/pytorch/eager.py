@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from msgspec import UNSET, UnsetType
 from torch import Tensor
 
+from ..models import layers
 from ..models.family import Family
 from ..models.updates import Sampler
+from ..schedules.forecast import Terms
+from ..schedules.values import OUTPUT
 
 Made = Any  # what an operation makes: a tensor, or a tuple of several
 Cache = Mapping[str, Made]
+Spans = Mapping[str, tuple[str, str]]  # level of the stack -> the stream before and behind it, by their names in a graph
 Tensors = Mapping[str, Tensor]  # what a request says, by the name of the input
 
 
@@ -29,8 +34,13 @@ class Eager:
     reused: frozenset[str]
     cache: Cache
     fresh: dict[str, Made]
+    spans: Spans = field(default_factory=dict, kw_only=True)
+    before: dict[str, Tensor] = field(default_factory=dict, kw_only=True)  # the stream before every level
 
     def __call__(self, op: str, *inputs: Any, at: str = "", name: str = "") -> Any:
+        return self._made(name or (f"{at}.{op}" if at else op), self._computed(op, inputs, at))
+
+    def _computed(self, op: str, inputs: Sequence[Any], at: str) -> Any:
         segment = self.family.segments[op]
         weights = [self.weights[f"{at}.{w}" if at else w] for w in segment.weights]
         value = segment.function(*inputs, *weights)
@@ -38,7 +48,9 @@ class Eager:
 
     def sublayer(self, op: str, *inputs: Any, at: str, name: str = "") -> Any:
         called = name or f"{at}.{op}"
-        self.fresh[called] = self.cache[called] if called in self.reused else self(op, *inputs, at=at, name=name)
+        if called in self.reused:
+            return self.cache[called]
+        self.fresh[called] = self(op, *inputs, at=at, name=name)
         return self.fresh[called]
 
     def weight(self, tensor: str) -> Any:
@@ -48,7 +60,31 @@ class Eager:
         return tuple(self(op, value, at=at).chunk(len(names), dim=-1))
 
     def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
-        return stream + value if gate is None else stream + gate * value
+        return self._made(f"{at}.residual", stream + (value if gate is None else gate * value))
+
+    def _made(self, name: str, value: Made) -> Made:
+        """A value of the call, which may begin or end a level."""
+        if not self.spans:
+            return value
+        values = value if isinstance(value, tuple) else (value,)
+        passed = tuple(self._passed(f"{name}.{n}" if n else name, v) for n, v in enumerate(values))
+        return passed if isinstance(value, tuple) else passed[0]
+
+    def _passed(self, name: str, value: Tensor) -> Tensor:
+        for level, (before, behind) in self.spans.items():
+            if name == behind and level in self.reused:
+                value = self.before[level] + self.cache[level]
+            elif name == behind:
+                self.fresh[level] = value - self.before[level]
+        self.before.update((level, value) for level, (before, _) in self.spans.items() if name == before)
+        return value
+
+    def predict(self, *inputs: Any) -> Tensor:
+        """What the model predicts of latents, rows, timesteps and what is asked for, unless that is cached."""
+        if OUTPUT not in self.reused:
+            self.fresh[OUTPUT] = self.family.call(self, *inputs)
+        prediction: Tensor = self.cache[OUTPUT] if OUTPUT in self.reused else self.fresh[OUTPUT]
+        return prediction
 
 
 def each(function: Callable[..., Tensor], *made: Made) -> Made:
@@ -62,7 +98,11 @@ class CallLike(Protocol):
     @property
     def timestep(self) -> float: ...
     @property
+    def computed(self) -> tuple[int, ...]: ...  # where it derives a level; otherwise all that it does not derive
+    @property
     def reused(self) -> tuple[int, ...]: ...
+    @property
+    def derived(self) -> Mapping[str, Terms] | UnsetType: ...
     @property
     def coefficients(self) -> tuple[float, ...]: ...
     @property
@@ -82,17 +122,55 @@ class Parameters(torch.nn.Module):
         return tensor
 
 
+class Earlier(NamedTuple):
+    """What a value follows from: what earlier calls made, and a coefficient (1,) for each, or one value as it was."""
+
+    values: tuple[Made, ...]
+    numbers: Tensor | None
+
+    def follow(self) -> Made:
+        """The value; the sum is computed in float32 at least."""
+        if self.numbers is None:
+            return self.values[0]
+        numbers = self.numbers.unbind()
+
+        def weighted(*values: Tensor) -> Tensor:
+            total = sum(number * layers.wide(value) for number, value in zip(numbers, values, strict=True))
+            assert isinstance(total, Tensor)
+            return total.to(values[0].dtype)
+
+        return each(weighted, *self.values)
+
+
 class EagerCall(torch.nn.Module):
-    """One network evaluation that reuses some sublayers, as a module."""
+    """One network evaluation that takes some values from earlier ones, as a module."""
 
-    def __init__(self, family: Family, weights: Parameters, reused: frozenset[str], keep: bool) -> None:
+    def __init__(self, family: Family, weights: Parameters, reused: frozenset[str], keep: bool, spans: Spans) -> None:
         super().__init__()
-        self.family, self.weights, self.reused, self.keep = family, weights, reused, keep
+        self.family, self.weights, self.reused, self.keep, self.spans = family, weights, reused, keep, spans
 
-    def forward(self, x: Tensor, row: Tensor, t: Tensor, request: Tensors, cache: Cache) -> tuple[Tensor, dict[str, Made]]:
-        run = Eager(self.family, self.weights, self.reused, cache, {})
-        noise = self.family.call(run, x, row, t, request)
+    def forward(
+        self, x: Tensor, row: Tensor, t: Tensor, request: Tensors, cache: Mapping[str, Earlier]
+    ) -> tuple[Tensor, dict[str, Made]]:
+        run = Eager(self.family, self.weights, self.reused, follow(cache), {}, spans=self.spans)
+        noise = run.predict(x, row, t, request)
         return noise, run.fresh if self.keep else {}
+
+
+def follow(cache: Mapping[str, Earlier]) -> dict[str, Made]:
+    return {name: earlier.follow() for name, earlier in cache.items()}
+
+
+def reads(calls: Sequence[CallLike], sublayers: Sequence[str]) -> list[dict[str, Terms]]:
+    """What every call takes from which earlier calls: (their index, coefficient) of every value that it does not compute."""
+    last: dict[int, int] = {}  # the call that computed a column last
+    taken = []
+    for n, call in enumerate(calls):
+        derived = {name: tuple((n - age, c) for age, c in terms) for name, terms in (call.derived or {}).items()}
+        taken.append({**{sublayers[j]: ((last[j], 1.0),) for j in call.reused}, **derived})
+        jumps = any(name not in sublayers for name in derived)
+        last.update((j, n) for j, name in enumerate(sublayers) if name not in taken[n] and (not jumps or j in call.computed))
+    return taken
 
 
 class Denoiser:
@@ -103,8 +181,8 @@ class Denoiser:
     """
 
     def __init__(self, family: Family, weights: Mapping[str, Tensor] | Parameters, compiled: bool = False,
-                 mode: str | None = None) -> None:  # fmt: skip
-        self.family, self.compiled, self.mode = family, compiled, mode
+                 mode: str | None = None, spans: Spans | UnsetType = UNSET) -> None:  # fmt: skip
+        self.family, self.compiled, self.mode, self.spans = family, compiled, mode, spans or {}
         self.weights = weights if isinstance(weights, Parameters) else Parameters(weights)
         self._keep = True  # without a cache there is nothing to keep, and torch.compile may fuse more
         self._calls: dict[tuple[frozenset[str], bool], Callable[..., tuple[Tensor, dict[str, Made]]]] = {}
@@ -122,28 +200,37 @@ class Denoiser:
         index = torch.arange(images, dtype=torch.int32, device=x.device)
         row, unconditional = index.repeat(rows // images), index + (rows - images)
         sampler = Sampler(x, index, unconditional, guidance)
-        cache: dict[str, Made] = {}
-        self._keep = any(call.reused for call in calls)
+        taken = reads(calls, self.family.sublayers)
+        last = {(name, filling): n for n, terms in enumerate(taken) for name, filled in terms.items() for filling, _ in filled}
+        made: dict[tuple[str, int], Made] = {}
+        self._keep = bool(last)
         for n, call in enumerate(calls):
-            reused = frozenset(self.family.sublayers[j] for j in call.reused)
             t = torch.full((rows,), call.timestep, device=x.device)
-            cached = {name: cache[name] for name in sorted(reused)}
-            noise, cache = self._evaluate(n, reused, sampler.x, row, t, request, cached)
+            cached = {name: earlier(name, taken[n][name], made, x) for name in sorted(taken[n])}
+            noise, fresh = self._evaluate(n, frozenset(cached), sampler.x, row, t, request, cached)
+            made.update({(name, n): value for name, value in fresh.items() if (name, n) in last})
+            made = {key: value for key, value in made.items() if last[key] > n}
             coefficients = torch.tensor(call.coefficients, device=x.device, dtype=x.dtype)
             yield sampler.take(noise, coefficients, call.ends_step)
 
     def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Made]]:
-        """Call `n`: the predicted noise, and every sublayer's value."""
+        """Call `n`: the predicted noise, and every value that it computed."""
         return self._call(reused)(*inputs)
 
     def _call(self, reused: frozenset[str]) -> Callable[..., tuple[Tensor, dict[str, Made]]]:
         key = reused, self._keep
         if key not in self._calls:
-            call = EagerCall(self.family, self.weights, reused, self._keep).eval()
+            call = EagerCall(self.family, self.weights, reused, self._keep, self.spans).eval()
             if self.compiled:
                 torch._dynamo.config.cache_size_limit = 256  # one compilation per distinct call
             self._calls[key] = torch.compile(call, dynamic=False, mode=self.mode) if self.compiled else call
         return self._calls[key]
+
+
+def earlier(name: str, terms: Terms, made: Mapping[tuple[str, int], Made], like: Tensor) -> Earlier:
+    """What earlier calls made of a value, and the coefficients."""
+    values, numbers = tuple(made[name, filling] for filling, _ in terms), [c for _, c in terms]
+    return Earlier(values, None if numbers == [1.0] else torch.tensor(numbers, dtype=like.dtype, device=like.device))
 
 
 @dataclass
@@ -152,15 +239,15 @@ class Tracing(Eager):
 
     seen: dict[str, Tensor]
 
-    def __call__(self, op: str, *inputs: Any, at: str = "", name: str = "") -> Any:
-        return self._saw(name or (f"{at}.{op}" if at else op), super().__call__(op, *inputs, at=at))
-
     def chunks(self, op: str, value: Any, at: str, names: Sequence[str]) -> tuple[Any, ...]:
         return tuple(map(self._saw, names, super().chunks(op, value, at, names)))
 
     def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
         value = value if gate is None else self._saw(f"{at}.gated", gate * value)
-        return self._saw(f"{at}.residual", stream + value)
+        return self._made(f"{at}.residual", stream + value)
+
+    def _made(self, name: str, value: Made) -> Made:
+        return self._saw(name, super()._made(name, value))
 
     def _saw(self, name: str, value: Made) -> Made:
         values = value if isinstance(value, tuple) else (value,)
@@ -171,8 +258,8 @@ class Tracing(Eager):
 class TracingDenoiser(Denoiser):
     """A Denoiser that keeps all values of the calls in `keep`: what verification compares with."""
 
-    def __init__(self, family: Family, weights: Mapping[str, Tensor]) -> None:
-        super().__init__(family, weights)
+    def __init__(self, family: Family, weights: Mapping[str, Tensor], spans: Spans | UnsetType = UNSET) -> None:
+        super().__init__(family, weights, spans=spans)
         self.keep: frozenset[int] = frozenset()
         self.traces: dict[int, dict[str, Tensor]] = {}
 
@@ -180,7 +267,7 @@ class TracingDenoiser(Denoiser):
         if n not in self.keep:
             return super()._evaluate(n, reused, *inputs)
         x, row, t, request, cache = inputs
-        run = Tracing(self.family, self.weights, reused, cache, {}, {})
-        noise = self.family.call(run, x, row, t, request)
-        self.traces[n] = run.seen
+        run = Tracing(self.family, self.weights, reused, follow(cache), {}, {}, spans=self.spans)
+        noise = run.predict(x, row, t, request)
+        self.traces[n] = {**run.seen, **run.fresh}
         return noise, run.fresh

@@ -45,7 +45,7 @@ def record(folder: Path, manifest: Manifest) -> FingerprintRecord | None:
     weights = Widened(stored(folder, manifest))
     noise = standard_normal(compiled.latent, [planned.seed])
     request = Fingerprint(noise, usual(manifest.inputs, 1), manifest.guidance.scale, (), {})
-    latents = _latents(Denoiser(family, weights), manifest, planned.calls, request)
+    latents = _latents(Denoiser(family, weights, spans=manifest.denoiser.levels), manifest, planned.calls, request)
     pieces = {}
     for name, piece in planned.pieces.items():
         node = compiled.node(piece, name)

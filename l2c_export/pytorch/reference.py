@@ -55,12 +55,12 @@ class Reference:
         }
         self._manifest, self._compiled, self._recorded = manifest, manifest.program(steps), recorded
         self.steps = self._compiled.program.steps
-        self._family = family_of(manifest)
+        self._family, self._spans = family_of(manifest), manifest.denoiser.levels
         self._tensors = stored(folder, manifest) if checkpoint is None else checkpoint_tensors(checkpoint, manifest)
 
     @functools.cached_property
     def _model(self) -> TracingDenoiser:
-        return TracingDenoiser(self._family, {name: tensor.double() for name, tensor in self._tensors.items()})
+        return TracingDenoiser(self._family, {name: tensor.double() for name, tensor in self._tensors.items()}, self._spans)
 
     @functools.cache  # noqa: B019  (one per verification)
     def latents(self) -> list[np.ndarray]:
@@ -74,7 +74,7 @@ class Reference:
 
     def float32_errors(self) -> list[float]:
         """The relative error of PyTorch in float32, every call fed the latents of this reference."""
-        single = Denoiser(self._family, {name: tensor.float() for name, tensor in self._tensors.items()})
+        single = Denoiser(self._family, {name: tensor.float() for name, tensor in self._tensors.items()}, spans=self._spans)
         errors = []
         for x, expected in zip(self._run(single, torch.float32), self.latents(), strict=True):
             errors.append(float(np.abs(x.double().numpy() - expected).max() / np.abs(expected).max()))
@@ -120,7 +120,7 @@ def of_case(
         count = min(config["batch"], manifest.batch)
         inputs = {declared.name: golden["y"][:count].astype(declared.dtype) for declared in manifest.inputs[:1]}
         noise = golden["x_T"][:count]
-        full = all(not call.reused for call in compiled.calls)
+        full = not any(call.earlier or call.reused for call in compiled.calls)
         recorded = golden["full_x" if full else "cached_x"][:, :count]
     except (OSError, KeyError, ValueError) as error:
         raise UsageError(f"golden={str(case)!r}: not a recorded case (config.json and golden.npz): {error}") from None

@@ -239,14 +239,17 @@ class Loop:
 
     def _given(self, index: int, origin: Origin, name: str) -> Array:
         """The memory behind what no call makes."""
+        call = self.compiled.calls[index]
         if origin.kind == "weight":
             return self.loaded.weights(name)
         if origin.kind == "prologue":
-            return self.hoisted.row(origin.of, index + origin.offset, of=index)
+            return self.hoisted.row(origin.of, index + call.distance(origin.offset), of=index)
         if origin.kind == "coefficients":
-            return self._new(np.array(self.compiled.calls[index].coefficients, np.float32))
+            return self._new(np.array(call.coefficients, np.float32))
+        if origin.kind == "forecast":
+            return self._new(np.array([(call.forecast or {})[origin.of]], np.float32))
         if origin.kind == "time":
-            later = self.compiled.calls[min(index + origin.offset, len(self.compiled.calls) - 1)]
+            later = self.compiled.calls[min(index + call.distance(origin.offset), len(self.compiled.calls) - 1)]
             return self._new(np.full(self.rows, later.timestep, np.float32))
         if origin.kind == "request":
             return self.hoisted.inputs[origin.of][: self.rows]

@@ -34,7 +34,7 @@ from ..support import file_kind
 from ..support.words import counted
 from . import forms
 from .calls import Call, applied, call_of, check, remaining
-from .forecast import Rule
+from .forecast import Rule, is_reuse
 from .forms import ScheduleSource
 from .resolve import resolve
 from .rules import full_calls
@@ -232,6 +232,15 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
             for call, run in zip(self.calls, computed, strict=True)
         )
         return self._replaced(self.cacheable, calls)
+
+    def explicit(self) -> Schedule:
+        """The same with forecasts as terms over the calls that they read now, whatever else will be computed."""
+        calls = []
+        for n, (call, values) in enumerate(zip(self.calls, resolve(self.cacheable, self.calls), strict=True)):
+            rules = {name: rule if is_reuse(rule) else values[name] for name, rule in self.derived(n).items()}
+            forecast = any(not is_reuse(rule) for rule in rules.values())
+            calls.append(call_of(call.timestep, call.computed, self.values, rules, n) if forecast else call)
+        return msgspec.structs.replace(self, calls=tuple(calls))
 
     def uncached(self) -> Schedule:
         """The twin that computes everything in every call."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..artefact.guidance import halves
 from ..ir.inputs import Inputs, RequestInput, guided
 from ..models.family import Family
-from ..pytorch.eager import Cache, Denoiser, Tensors
+from ..pytorch.eager import Cache, Denoiser, Tensors, follow
 from .data import Samples
 from .mixing import AsCompiled
 from .pairs import FullCall, Pair
@@ -102,7 +102,7 @@ class Observer(Denoiser):
         self.fresh: Cache = {}
 
     def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        run = AsCompiled(self.family, self.weights, reused, inputs[-1], {})
+        run = AsCompiled(self.family, self.weights, reused, follow(inputs[-1]), {})
         self.inputs, self.output, self.fresh = inputs[:-1], self.family.call(run, *inputs[:-1]), run.fresh
         return self.output, run.fresh
 

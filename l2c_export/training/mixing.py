@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class AsCompiled(Eager):
     """A Runner whose values have the types that they have in an artefact: in bf16, the residual stream is float32."""
 
-    def __call__(self, op: str, *inputs: Any, at: str = "", name: str = "") -> Any:
+    def _computed(self, op: str, inputs: Sequence[Any], at: str) -> Any:
         segment = self.family.segments[op]
         return segment.function(*inputs, *(self.weights[f"{at}.{w}" if at else w] for w in segment.weights))
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from msgspec import UNSET, UnsetType
 
 from ..compiler.plan import make_plan
 from ..errors import UsageError
 from ..models import families
 from ..models.family import Family
 from ..samplers.reference import updates
+from ..schedules.forecast import Terms
 from ..schedules.forms import ScheduleSource
 from ..schedules.routers import from_scores, router_rows
 
@@ -30,7 +34,9 @@ class FullCall(NamedTuple):
     ends_step: bool
     signal: float
     noise: float
+    computed: tuple[int, ...] = ()
     reused: tuple[int, ...] = ()
+    derived: Mapping[str, Terms] | UnsetType = UNSET
 
 
 def full_calls(family: Family, steps: int) -> tuple[FullCall, ...]:
@@ -43,7 +49,7 @@ def make_pairs(family: Family, steps: int) -> tuple[Pair, ...]:
     calls = full_calls(family, steps)
     sampler = families.of(family.name).sampler
     nothing = from_scores(family.name, sampler, steps, [()] * steps, family.sublayers, 0.0, ScheduleSource())
-    ages = [key.sources[0] for key in make_plan(nothing).keys]
+    ages = [ages[0] if ages else 0 for ages in make_plan(nothing).earlier]
     pairs = []
     for n, row in enumerate(router_rows(sampler, steps)):
         if row is not None:

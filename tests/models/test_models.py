@@ -396,5 +396,6 @@ def test_a_timestep_is_cosines_then_sines(t, half):
 
 
 @every_case
-def test_the_frequencies_are_the_references_to_the_bit(name):
-    assert np.array_equal(source(name).family.frequencies.numpy(), case(name).golden["temb_freqs"])
+def test_the_frequencies_are_the_references(name):
+    """To the last bit but one: on Intel's processors PyTorch's exp rounds some otherwise than on AMD's."""
+    np.testing.assert_array_max_ulp(source(name).family.frequencies.numpy(), case(name).golden["temb_freqs"], maxulp=1)

@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
-from ...ir.graph import CACHE, Graph, check, computed_sublayers, live
+from ...ir.graph import CACHE, Graph, check, live
 from ...ir.names import split_at
-from ..plan import Key, Plan
+from ..plan import Derivation, Key, Plan
 from .fold import Folded, fill, fold
-from .specialise import specialise
+from .specialise import kept, specialise
+
+# A call that so many forecasts read from is cheaper if it keeps its values as they are: it would compute a sum for each.
+MOST_SUMS = 3
 
 
 def specialise_calls(call: Graph, plans: Sequence[Plan], folding: bool) -> dict[Key, Graph]:
-    """The distinct calls of all plans: each prunes what it reuses, and computes what later calls read."""
+    """The distinct calls of all plans: each prunes what it derives, and computes what later calls read."""
     folded = {}
     keys = list(dict.fromkeys(key for plan in plans for key in plan.keys))
-    for sources in {s for key in keys for s in (key.sources, *(r for _, r in key.readers))}:
-        pruned = check(specialise(call, sources), "specialise")
-        folded[sources] = fold(pruned) if folding else Folded(pruned, ())
-        check(folded[sources].call, "fold")
+    by_value = kept_as_they_are(keys)
+    for own in dict.fromkeys(own for key in keys for own in (key.own, *(reader for _, reader in key.readers))):
+        pruned = check(specialise(call, own), "specialise")
+        folds = folding and own not in by_value
+        folded[own] = fold(pruned, kept(call, own)) if folds else Folded(pruned, ())
+        check(folded[own].call, "fold")
     return {key: check(live(fill_for_readers(key, folded)), "fill") for key in keys}
 
 
-def fill_for_readers(key: Key, folded: Mapping[tuple[int, ...], Folded]) -> Graph:
+def kept_as_they_are(keys: Iterable[Key]) -> set[Derivation]:
+    """The calls that read values, not sums of them: forecasts from calls that many of them read from."""
+    chosen = set[Derivation]()
+    for key in keys:
+        forecasts = Counter(reader for _, reader in key.readers if not reader.is_reuse)
+        if forecasts.total() > MOST_SUMS:
+            chosen.update(forecasts)
+    return chosen
+
+
+def fill_for_readers(key: Key, folded: Mapping[Derivation, Folded]) -> Graph:
     """A call with everything that its readers want from it: folded sums, and values as they are."""
-    graph = folded[key.sources].call
-    cacheable = computed_sublayers(graph)
+    graph = folded[key.own].call
     fragments, plain = [], []
-    for offset, sources in key.readers:
-        reader = folded[sources]
-        fragments += [(offset, fragment) for age, fragment in reader.fragments if age == offset]
-        names = [split_at(name) for name in reader.call.inputs if reader.call.kind(name) == CACHE]
-        plain += [name for name, back in names if back == -offset and name in cacheable]
+    for position, (which, own) in enumerate(key.readers, 1):
+        reader = folded[own]
+        fragments += [(position, fragment) for source, fragment in reader.fragments if source == which]
+        plain += cached(reader.call, which, {name for f in reader.fragments for name in [f[1].name]})
     outputs = tuple(dict.fromkeys((*graph.outputs, *plain)))
     return fill(msgspec.structs.replace(graph, outputs=outputs), fragments)
+
+
+def cached(reader: Graph, which: int, folded: Collection[str]) -> list[str]:
+    """The values that a call reads as they are from the `which`-th of the calls that it reads from."""
+    names = (split_at(name) for name in reader.inputs if reader.kind(name) == CACHE)
+    return [name for name, back in names if back == -which and name not in folded]

@@ -5,6 +5,9 @@ known before the loop and the cached values are known to the filling call, so th
 call emits it, and the cached call adds one tensor.  Sublayers never move.  The addition is reassociated,
 (h + a) + b = h + (a + b), which is exact up to rounding.
 
+A forecast value is coefficient x cached, summed over several filling calls.  Its coefficients stay in the reading call, where
+they are numbers, and what they are taken of is folded: coefficient x (gate_1 x cached_1 + gate_2 x cached_2 + ..).
+
 Like hoisting this is a question of binding time and is answered by data flow alone: whatever depends on the
 values of one filling call, and otherwise only on what is known before the loop, moves into that call.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -28,13 +31,13 @@ from ...ir.graph import (
     Graph,
     Node,
     Value,
-    computed_sublayers,
     dependencies,
     live,
     producers,
     rename,
 )
 from ...ir.names import at, split_at
+from .distribute import Forecast, distribute, older
 
 
 class Fragment(NamedTuple):
@@ -47,12 +50,15 @@ class Fragment(NamedTuple):
 
 class Folded(NamedTuple):
     call: Graph
-    fragments: tuple[tuple[int, Fragment], ...]  # how many calls ago it is to be computed, and what
+    fragments: tuple[tuple[int, Fragment], ...]  # in which of the calls that it reads from, and what is to be computed there
 
 
-def fold(call: Graph) -> Folded:
-    """The reading side: the call with one cache read per run, and the fragments that fill them."""
-    call = reassociate(call)
+def fold(call: Graph, kept: Collection[str]) -> Folded:
+    """The reading side: the call with one cache read per run, and the fragments that fill them.
+
+    `kept` are the values that it computes for later calls.
+    """
+    call = reassociate(distribute(call), kept)
     filled = _filling_calls(call)
     maker = producers(call.nodes)
     rest = [n for n in call.nodes if filled[n.outputs[0]] is None]
@@ -72,13 +78,13 @@ def fold(call: Graph) -> Folded:
 
     nodes = tuple(Node(n.op, n.name, tuple(map(read, n.inputs)), n.outputs) for n in rest)
     folded = msgspec.structs.replace(call, nodes=nodes, values=values)
-    return Folded(live(folded, computed_sublayers(folded)), tuple(fragments))
+    return Folded(live(folded, kept), tuple(fragments))
 
 
 def fill(call: Graph, fragments: Iterable[tuple[int, Fragment]]) -> Graph:
     """The filling side: the call that also computes the `fragments` that later calls read.
 
-    A fragment of the call k later reads that call's rows (`gate@+k`) and this call's values; its result is
+    A fragment of the k-th call that reads from this one reads that call's rows (`gate@+k`) and this call's values; its result is
     called `run...@+k`.
     """
     nodes, values, outputs = list(call.nodes), dict(call.values), list(call.outputs)
@@ -107,36 +113,56 @@ def _place(node: Node, nodes: Sequence[Node]) -> int:
     return place
 
 
-def reassociate(call: Graph) -> Graph:
-    """(h + a) + b -> h + (a + b), where a and b come from the same filling call.
+def reassociate(call: Graph, kept: Collection[str]) -> Graph:
+    """(h + a) + b -> h + (a + b), where a and b come from the same filling call, or are forecasts from the same ones.
 
     A sum is called after the sublayers that it spans, so that equal sums of several readers have one name.
     """
     filled = _filling_calls(call)
     uses = Counter(name for n in call.nodes for name in n.inputs) + Counter(call.outputs)
-    terms: dict[str, tuple[str, ...]] = {}  # of a sum
+    members: dict[str, tuple[str, ...]] = {}  # of a sum
     nodes: list[Node] = []
     maker: dict[str, Node] = {}
     values = dict(call.values)
     name_of = _names(call)
+
+    def sum_of(first: str, second: str, term: int = 0) -> str:
+        summed = (*members.get(first, (first,)), second)
+        total = older(name_of(summed), term)
+        nodes.append(Node("Add", total, (first, second), (total,)))
+        values[total] = msgspec.structs.replace(values[second], kind=INNER)
+        filled[total], members[total] = filled[second], summed
+        return total
+
     for node in call.nodes:
-        if node.op == "Add":
-            stream, value = node.inputs
-            inner = maker.get(stream)
-            age = filled[value]
-            if inner and inner.op == "Add" and uses[stream] == 1 and age is not None and filled[inner.inputs[1]] == age:
-                first = inner.inputs[1]
-                members = (*terms.get(first, (first,)), value)
-                total = name_of(members)
+        inner = maker.get(node.inputs[0]) if node.op == "Add" else None
+        if inner and inner.op == "Add" and uses[node.inputs[0]] == 1:
+            first, second = inner.inputs[1], node.inputs[1]
+            a, b = (Forecast.of(maker.get(name), call.bodies) for name in (first, second))
+            total = None
+            if filled[second] is not None and filled[first] == filled[second]:
                 nodes.remove(inner)
-                nodes.append(Node("Add", total, (first, value), (total,)))
-                values[total] = msgspec.structs.replace(values[value], kind=INNER)
-                filled[total], terms[total] = age, members
+                total = sum_of(first, second)
+            elif a and b and uses[first] == uses[second] == 1 and _same_calls(a, b, filled):
+                nodes = [n for n in nodes if n not in (inner, maker[first], maker[second])]
+                terms = [sum_of(*pair, term) for term, pair in enumerate(zip(a.terms, b.terms, strict=True))]
+                total = f"{terms[0]}.forecast"
+                maker[total] = msgspec.structs.replace(maker[second], name=total, inputs=(*terms, *b.numbers), outputs=(total,))
+                nodes.append(maker[total])
+                values[total] = values[second]
+                uses[total], filled[total] = 1, None
+            if total:
                 node = msgspec.structs.replace(node, inputs=(inner.inputs[0], total))
         nodes.append(node)
-        maker[node.outputs[0]] = node
+        maker.update(dict.fromkeys(node.outputs, node))
     summed = msgspec.structs.replace(call, nodes=tuple(nodes), values=values)
-    return live(summed, computed_sublayers(summed))
+    return live(summed, kept)
+
+
+def _same_calls(a: Forecast, b: Forecast, filled: Mapping[str, int | None]) -> bool:
+    """Whether two forecasts take, with the same coefficients, what the same calls have computed."""
+    calls = [[filled[term] for term in forecast.terms] for forecast in (a, b)]
+    return a.numbers == b.numbers and calls[0] == calls[1] and None not in calls[0]
 
 
 def _names(call: Graph) -> Callable[[tuple[str, ...]], str]:
@@ -145,22 +171,23 @@ def _names(call: Graph) -> Callable[[tuple[str, ...]], str]:
     That is all there is to say where every sublayer has one value, and that one reader: a run of sublayers has one sum.
     Where there are several streams, the terms themselves decide, by their hash.
     """
-    column = {name: i for i, names in enumerate(call.sublayers) for name in names}
+    cacheable = [*call.sublayers, *((name,) for name in call.levels.values())]
+    column = {name: i for i, names in enumerate(cacheable) for name in names}
     readers = Counter(name for n in call.nodes for name in n.inputs if call.kind(name) == CACHE)
     alone = all(len(names) == 1 for names in call.sublayers) and set(readers.values()) <= {1}
     columns = dependencies(call, lambda name: column[split_at(name)[0]] if call.kind(name) == CACHE else -1)
 
     def name(terms: tuple[str, ...]) -> str:
         spanned = sorted(set().union(*(columns[term] for term in terms)) - {-1})
-        title = f"run.{call.sublayers[spanned[0]][0]}..{call.sublayers[spanned[-1]][0]}"
+        title = f"run.{cacheable[spanned[0]][0]}..{cacheable[spanned[-1]][0]}"
         return title if alone else f"{title}.{hashlib.sha256(' '.join(terms).encode()).hexdigest()[:8]}"
 
     return name
 
 
 def _filling_calls(call: Graph) -> dict[str, int | None]:
-    """For each value: how many calls ago it could have been computed because all its inputs were known; None if
-    only now, or before the loop, or by several calls.
+    """For each value: in which of the calls that are read from it could have been computed because all its inputs were
+    known; None if only now, or before the loop, or by several calls.
 
     Only sums move: what else reads a cached value is computed now, whatever it could be.
     """

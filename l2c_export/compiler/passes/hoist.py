@@ -39,10 +39,10 @@ def hoist(call: Graph) -> Hoisted:
 
         names = {name for node in nodes for name in node.inputs} | set(outputs)
         values = {n: msgspec.structs.replace(call.values[n], kind=kind(n)) for n in names | computed}
-        return live(Graph(tuple(nodes), values, outputs, bodies=call.bodies))
+        return live(Graph(tuple(nodes), values, outputs, bodies=call.bodies), call.levels.values())
 
     loop = part([n for n in call.nodes if n.outputs[0] not in hoisted], call.outputs)
-    loop = msgspec.structs.replace(loop, sublayers=call.sublayers)
+    loop = msgspec.structs.replace(loop, sublayers=call.sublayers, levels=call.levels)
     rows = tuple(n for n in loop.inputs if n in hoisted)
     prologue_nodes = [n for n in call.nodes if n.outputs[0] in hoisted - constant]
     prologue = part(prologue_nodes, tuple(n for n in rows if n not in constant))

@@ -2,20 +2,22 @@
 
 Calls are distinct because they compute different sublayers, or because their readers want different sums from them.  So there
 are two ways to merge: two sets of computed sublayers become their union (quality can only move towards the uncached
-model), and two sets of sums become their union (a sum that nobody reads is written and forgotten).
+model), and two sets of sums become their union (a sum that nobody reads is written and forgotten).  Only calls that derive
+the same levels can compute the same.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...ir.graph import PLAIN_OPS, Graph
 from ...ir.primitives import flops
 from ...schedules.schedule import Schedule
 from ...support.files import Report
-from ..plan import Key, Plan, make_plan, plan_of
+from ..plan import Derivation, Key, Plan, make_plan
 
 if TYPE_CHECKING:
     from ..source import Source
@@ -44,27 +46,37 @@ class Shared(NamedTuple):
 
 def share(schedule: Schedule, most: int, cost: Sequence[float]) -> Shared:
     """Merge the cheapest pair of calls until at most `most` graphs are left; cost[j] is that of sublayer j."""
-    computed = [frozenset(call.computed) for call in schedule.calls]
-    written: list[set[int]] = [{n} for n in range(len(computed))]  # calls that write the same sums
-    total, extra = sum(cost[j] for run in computed for j in run), 0.0
+    schedule = schedule.explicit()
+    written: list[set[int]] = [{n} for n in range(len(schedule.calls))]  # calls that write the same sums
+    total, extra = sum(cost[j] for call in schedule.calls for j in call.computed), 0.0
     plan = make_plan(schedule)
     while len(plan.distinct()) > most:
-        price, merge = min([*_computed_merges(computed, cost), *_written_merges(plan, cost)], key=lambda m: m[0])
+        merges = [*_computed_merges(schedule, cost), *_written_merges(plan, schedule.sublayers, cost)]
+        if not merges:
+            break  # what is left derives different levels
+        price, merge = min(merges, key=lambda m: m[0])
         extra += price
         if isinstance(merge, Writes):
             _join(written, merge)
         else:
-            union = merge.a | merge.b
-            computed = [union if run in merge else run for run in computed]
-        plan = _with_joint_writes(plan_of(schedule.columns, computed), written)
-    return Shared(schedule.computing(computed), plan, extra / total)
+            union = merge.a.computed | merge.b.computed
+            schedule = schedule.computing([union if _set(schedule, n) in merge else c.computed for n, c in enumerate(schedule.calls)])
+        plan = _with_joint_writes(make_plan(schedule), written)
+    return Shared(schedule, plan, extra / total)
+
+
+class Computed(NamedTuple):
+    """The sublayers that a call computes, and the levels that it derives."""
+
+    computed: frozenset[int]
+    levels: frozenset[str]
 
 
 class Computes(NamedTuple):
     """Two sets of computed sublayers that are to be one."""
 
-    a: frozenset[int]
-    b: frozenset[int]
+    a: Computed
+    b: Computed
 
 
 class Writes(NamedTuple):
@@ -74,33 +86,45 @@ class Writes(NamedTuple):
     b: int
 
 
-def _computed_merges(computed: Sequence[frozenset[int]], cost: Sequence[float]) -> list[tuple[float, Computes | Writes]]:
-    counts: dict[frozenset[int], int] = {}
-    for run in computed:
-        counts[run] = counts.get(run, 0) + 1
+def _set(schedule: Schedule, n: int) -> Computed:
+    call = schedule.calls[n]
+    return Computed(frozenset(call.computed), frozenset(level for level in schedule.values.levels if level in call.rules))
+
+
+def _computed_merges(schedule: Schedule, cost: Sequence[float]) -> list[tuple[float, Computes | Writes]]:
+    counts = Counter(_set(schedule, n) for n in range(len(schedule.calls)))
     merges: list[tuple[float, Computes | Writes]] = []
     for a, b in itertools.combinations(counts, 2):
-        price = sum(cost[j] for j in b - a) * counts[a] + sum(cost[j] for j in a - b) * counts[b]
-        merges.append((price, Computes(a, b)))
+        if a.levels == b.levels:
+            price = sum(cost[j] for j in b.computed - a.computed) * counts[a]
+            price += sum(cost[j] for j in a.computed - b.computed) * counts[b]
+            merges.append((price, Computes(a, b)))
     return merges
 
 
-def _written_merges(plan: Plan, cost: Sequence[float]) -> list[tuple[float, Computes | Writes]]:
+def _written_merges(plan: Plan, sublayers: Sequence[str], cost: Sequence[float]) -> list[tuple[float, Computes | Writes]]:
     first: dict[Key, int] = {}
-    counts: dict[Key, int] = {}
+    counts = Counter(plan.keys)
     for n, key in enumerate(plan.keys):
         first.setdefault(key, n)
-        counts[key] = counts.get(key, 0) + 1
+    column = {name: j for j, name in enumerate(sublayers)}
 
-    def price(readers: set[tuple[int, tuple[int, ...]]]) -> float:
-        return SUM_COST * sum(cost[j] for offset, sources in readers for j, age in enumerate(sources) if age == offset)
+    def price(readers: Counter[tuple[int, Derivation]]) -> float:
+        return SUM_COST * sum(times * _read(reader, column, cost) for reader, times in readers.items())
 
     merges: list[tuple[float, Computes | Writes]] = []
     for a, b in itertools.combinations(first, 2):
-        if a.sources == b.sources:
-            of_a, of_b = set(a.readers), set(b.readers)
+        if a.own == b.own:
+            of_a, of_b = Counter(a.readers), Counter(b.readers)
             merges.append((price(of_b - of_a) * counts[a] + price(of_a - of_b) * counts[b], Writes(first[a], first[b])))
     return merges
+
+
+def _read(reader: tuple[int, Derivation], column: Mapping[str, int], cost: Sequence[float]) -> float:
+    """The cost of the sublayers that a reader reads from a call."""
+    which, own = reader
+    names = (name for name, terms in own.derived if which in (source for source, _ in terms))
+    return sum(cost[column[name]] for name in names if name in column)
 
 
 def _join(groups: list[set[int]], merge: Writes) -> None:
@@ -115,10 +139,28 @@ def _with_joint_writes(plan: Plan, groups: Sequence[set[int]]) -> Plan:
     """Calls of one group, and calls equal to one of them, write all sums that any of them is to write."""
     joint: dict[Key, set[Key]] = {key: {key} for key in plan.keys}
     for group in groups:
-        for sources in {plan.keys[n].sources for n in group}:
-            keys = {plan.keys[n] for n in group if plan.keys[n].sources == sources}
+        for own in {plan.keys[n].own for n in group}:
+            keys = {plan.keys[n] for n in group if plan.keys[n].own == own}
             merged = set().union(*(joint[k] for k in keys))
             for key in merged:
                 joint[key] = merged
-    united = {key: Key(key.sources, tuple(sorted({r for k in same for r in k.readers}))) for key, same in joint.items()}
-    return Plan(tuple(united[key] for key in plan.keys))
+    united = {key: _united(key, same) for key, same in joint.items()}
+    later = [_placed(key, united[key], calls) for key, calls in zip(plan.keys, plan.later, strict=True)]
+    return plan._replace(keys=tuple(united[key] for key in plan.keys), later=tuple(later))
+
+
+def _united(key: Key, same: set[Key]) -> Key:
+    """With the readers of all of them, each as often as one has it."""
+    readers = Counter[tuple[int, Derivation]]()
+    for other in same:
+        readers |= Counter(other.readers)
+    return Key(key.own, tuple(sorted(readers.elements())))
+
+
+def _placed(key: Key, united: Key, later: Sequence[int]) -> tuple[int, ...]:
+    """Where the readers of a united key are: those that a call does not have come after all that it has."""
+    own: dict[tuple[int, Derivation], list[int]] = {}
+    for reader, calls in zip(key.readers, later, strict=True):
+        own.setdefault(reader, []).append(calls)
+    absent = itertools.count(max(later, default=0) + 1)
+    return tuple(own[reader].pop(0) if own.get(reader) else next(absent) for reader in united.readers)

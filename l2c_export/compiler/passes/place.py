@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from ...ir.graph import CACHE, Graph
 from ...ir.names import at, split_at
+from ..plan import Plan
 
 STATES = ("x.next", "x.data")  # outputs that are not cached values but the loop's own
 
@@ -66,7 +67,7 @@ class Wiring(NamedTuple):
     writes: dict[str, int]
 
 
-def caches(calls: Sequence[Graph], size: Mapping[str, int]) -> tuple[list[Wiring], list[int]]:
+def caches(calls: Sequence[Graph], plan: Plan, size: Mapping[str, int]) -> tuple[list[Wiring], list[int]]:
     """Slots of the cached values over the whole loop."""
     reads: list[dict[str, tuple[int, str]]] = []
     for n, graph in enumerate(calls):
@@ -74,8 +75,9 @@ def caches(calls: Sequence[Graph], size: Mapping[str, int]) -> tuple[list[Wiring
         for name in graph.inputs:
             if graph.kind(name) == CACHE:
                 base, back = split_at(name)
-                filling = calls[n + back]
-                sources[name] = (n + back, at(base, -back) if at(base, -back) in filling.outputs else base)
+                age = plan.earlier[n][-back - 1]
+                own = at(base, plan.later[n - age].index(age) + 1)  # what the call makes for this one alone
+                sources[name] = (n - age, own if own in calls[n - age].outputs else base)
         reads.append(sources)
     ends: dict[tuple[int, str], int] = {}
     for n, sources in enumerate(reads):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ...ir.graph import CACHE, PLAIN_OPS, Graph, Node, live
+from ...ir.graph import CACHE, PLAIN_OPS, Graph, Node, live, text
 from ...ir.names import split_at
 from ..plan import Key
 from .hoist import Hoisted
@@ -35,7 +35,8 @@ class Linked:
 
 def cut(parts: Hoisted, calls: Mapping[Key, Graph]) -> Linked:
     """Cut every graph into segments and share the equal ones."""
-    names = {key: f"step-{i:03d}" for i, key in enumerate(calls)}
+    distinct = list(dict.fromkeys(text(graph) for graph in calls.values()))  # what readers want may come to the same
+    names = {key: f"step-{distinct.index(text(graph)):03d}" for key, graph in calls.items()}
     uncut = {n: live(g) for n, g in (("constants", parts.constants), ("prologue", parts.prologue)) if g.nodes}
     uncut |= {names[key]: live(graph) for key, graph in calls.items()}
     graphs, segments = {}, {}
