@@ -13,6 +13,7 @@ LOADED = sorted(descriptors.loaded())  # that run any artefact
 TARGETS = {d.name: d.targets for d in descriptors.BACKENDS if d.targets}  # whose GPU need not be here
 PRECISIONS = descriptors.precisions()
 LINKS = ("shared", "static")
+LEVELS = ("sublayer", "stack", "output")
 GUIDANCE = ("first3", "all", "none")
 DEVICES = ("cpu", "h100", "rtx4090", "orin")  # that times are predicted for
 ERRORS = ("latents", "output")  # that training keeps small

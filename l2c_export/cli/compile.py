@@ -10,7 +10,7 @@ import click
 
 from ..errors import UsageError
 from ..support.extras import needs_compiler
-from .choices import BACKENDS, DEVICES, GUIDANCE, LINKS, PRECISIONS
+from .choices import BACKENDS, DEVICES, GUIDANCE, LEVELS, LINKS, PRECISIONS
 from .console import Command, print_json, say
 from .options import FOLDER, Choice, Counts, Size, group, option, samplers
 from .progress import bars
@@ -26,6 +26,12 @@ from .tables import print_table
            "full:0,A,B,.. or mask:1,0,..; --model demo has its own: demo and demo:aggressive. Repeat it for programs of other "
            "numbers of steps."),
     option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]"),
+    option("--rule", help="How the calls of every:K, full:.. and mask:.. follow that are not full: reuse, or taylor:M, a forecast "
+           "of order M. [default: reuse]"),
+    option("--level", type=Choice(LEVELS), help="What of them follows: every sublayer, what all blocks add together, or the "
+           "model's output. [default: sublayer]"),
+    option("--full-first", type=int, help="So many calls at the start are full. [default: the rule's order + 1]"),
+    option("--full-last", type=int, help="And so many at the end. [default: 0]"),
     option("--model", help="DiT-XL/2, U-ViT-H/2, DiT-S/4@512, demo, .., a pipeline folder or hub id of diffusers, a .json. "
            "[default: what fits]"),
     option("--weights", help="A checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or random[:SEED]. "

@@ -16,10 +16,12 @@ from ..errors import UsageError
 from ..ir.dtypes import DTYPES, Types
 from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import FLOW, KINDS
+from ..schedules.rules import Caching
 from ..schedules.schedule import Schedule
 
 GUIDANCE = ("first3", "all", "none")  # a captured model may have another way
 PathOrSchedule = str | os.PathLike[str] | Schedule
+CACHING = ("rule", "level", "full_first", "full_last")
 FULL = "every:1"  # the rule that caches nothing
 
 
@@ -55,6 +57,10 @@ class Options:
     hoist: bool = True
     fold: bool = True
     max_graphs: int | None = None
+    rule: str | None = None  # how the calls of every:K and its kin follow that are not full,
+    level: str | None = None  # what of them does,
+    full_first: int | None = None  # and which are full besides
+    full_last: int | None = None
     dump: Path | None = None
     with_vae: bool = False
     vae: Path | None = None
@@ -76,6 +82,7 @@ class Options:
             raise UsageError(f"threshold={self.threshold}: must be between 0 and 1")
         if self.max_graphs is not None and self.max_graphs < 1:
             raise UsageError(f"max_graphs={self.max_graphs}: must be at least 1")
+        self.caching  # noqa: B018  (raises UsageError)
         if self.sampler not in (None, *SAMPLERS, *KINDS, FLOW) and not _is_config(str(self.sampler)):
             names = ", ".join((*SAMPLERS, *KINDS, FLOW))
             raise UsageError(f"sampler={self.sampler!r}: use one of {names}, or a scheduler_config.json")
@@ -97,6 +104,12 @@ class Options:
         """The options of each program by itself."""
         others = (replace(self, schedule=program.schedule, steps=program.steps, further=()) for program in self.further)
         return (replace(self, further=()), *others)
+
+    @property
+    def caching(self) -> Caching:
+        """How calls follow that are not full, where the schedule is a rule.  Raises UsageError."""
+        asked = {name: value for name in CACHING if (value := getattr(self, name)) is not None}
+        return Caching(**asked)
 
     @property
     def weight_types(self) -> Types:

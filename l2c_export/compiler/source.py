@@ -29,7 +29,7 @@ from ..support.words import counted
 from ..weights import random
 from ..weights.checkpoint import Checkpoint
 from . import captured
-from .request import FULL, Options, Wanted, _is_config
+from .request import CACHING, FULL, Options, Wanted, _is_config
 
 LITTLE = 0.01  # the share of the cached calls' sublayers below which a router removes next to nothing
 
@@ -246,6 +246,11 @@ def _schedule(
 
 
 def _made(options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None) -> Schedule:
+    asked = next((name for name in CACHING if getattr(options, name) is not None), None)
+    if asked and not isinstance(origin, str):
+        raise UsageError(
+            f"{asked}={getattr(options, asked)!r}: {options.schedule} says how its calls follow: use it with every:K, full:.. or mask:.."
+        )
     if isinstance(origin, routers.Router):
         threshold = options.threshold
         if threshold is None:
@@ -261,8 +266,9 @@ def _made(options: Options, family: Family, origin: routers.Router | Schedule | 
             raise UsageError(f"{f'schedule={options.schedule!r}' if options.schedule else 'cache=False'} needs steps=..")
         name = _name(options, scheduler, family)
         return Schedule.from_rule(
-            origin, family=family.name, steps=steps, columns=family.sublayers, sampler=name, scheduler=scheduler
-        )
+            origin, family=family.name, steps=steps, columns=family.sublayers, sampler=name, scheduler=scheduler,
+            caching=options.caching,
+        )  # fmt: skip
     if options.steps not in (None, origin.steps):
         raise ScheduleError(
             f"{options.schedule}: made for {counted(origin.steps, 'step')}, but steps={options.steps}: use no steps=.."

@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from ..errors import ScheduleError, UsageError
+from .forecast import REUSE, fault, order_of
+from .values import OUTPUT, STACK
 
 MASKS = ("steps_computation_mask", "mask")  # another tool's choice of steps to compute
 NESTED = "cache_config"  # where that tool's configuration may hold it
+
+
+SUBLAYER = "sublayer"
+LEVELS = (SUBLAYER, STACK, OUTPUT)
+
+
+@dataclass(frozen=True)
+class Caching:
+    """How calls follow that are not full: by which rule, at which level, and which calls are full besides.  Raises UsageError."""
+
+    rule: str = REUSE
+    level: str = SUBLAYER
+    full_first: int | None = None  # of every:K, by default as many as the rule reads
+    full_last: int = 0
+
+    def __post_init__(self) -> None:
+        if wrong := fault(self.rule):
+            raise UsageError(f"rule={self.rule!r}: {wrong.partition(': ')[2].removesuffix(', or [[age, coefficient], ..]')}")
+        if self.level not in LEVELS:
+            raise UsageError(f"level={self.level!r}: use one of {', '.join(LEVELS)}")
+        if self.full_first is not None and self.full_first < 1:
+            raise UsageError(f"full_first={self.full_first}: must be at least 1, for nothing is cached before the first call")
+        if self.full_last < 0:
+            raise UsageError(f"full_last={self.full_last}: must be at least 0")
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """Of a call that is not full."""
+        return {"*" if self.level == SUBLAYER else self.level: self.rule}
+
+    def full(self, rule: str, count: int) -> set[int]:
+        """Which of `count` calls are full, where a rule such as "every:5" says most of it."""
+        usual = order_of(self.rule) + 1 if rule.startswith("every") else 1
+        first = usual if self.full_first is None else self.full_first
+        return full_calls(rule, count) | set(range(min(first, count))) | set(range(max(count - self.full_last, 0), count))
 
 
 def full_calls(rule: str, count: int) -> set[int]:

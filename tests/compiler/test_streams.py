@@ -53,7 +53,7 @@ def test_a_sublayer_may_make_several_values():
 
 
 def test_all_that_a_sublayer_makes_is_reused_together():
-    call = specialise(hoist(CALL).call, (1, 0, 0, 0))
+    call = specialise(hoist(CALL).call, make_plan(scheduled([range(4), {1, 2, 3}])).keys[1].own)
     assert reads(call) == ["blocks.0.joint@-1", "blocks.0.joint.1@-1"]
     assert "blocks.0.joint" not in {node.name for node in call.nodes}
 
@@ -83,7 +83,7 @@ def test_sums_move_into_the_filling_call_and_sublayers_never_do():
         }""",
         sublayers=("a", "b"),
     )
-    folded = fold(graph)
+    folded = fold(graph, ())
     assert lines(folded.call) == ["b = text(g@-1)", "gb = Add(g@-1, b)", "out = final(x, gb)"]
     ((age, fragment),) = folded.fragments
     assert (age, [node.op for node in fragment.nodes]) == (1, ["Add"])
@@ -101,7 +101,7 @@ def test_sums_of_two_streams_have_two_names():
         }""",
         sublayers=(("a", "a2"), ("b", "b2")),
     )
-    folded = fold(graph)
+    folded = fold(graph, ())
     first, second = (fragment.name for _, fragment in folded.fragments)
     assert first != second
     assert all(name.startswith("run.a..b.") for name in (first, second))

@@ -122,7 +122,9 @@ def test_terms_are_what_a_loop_with_a_cache_would_give(calls):
 @given(st.lists(st.sets(st.integers(0, 5)), min_size=4, max_size=4))
 def test_reuse_is_what_the_compiler_plans(computed):
     schedule = Schedule.make("dit", "ddim", 5, 6, [range(6), *computed])
-    ages = tuple(tuple(call[name][0][0] for name in schedule.sublayers) for call in terms(schedule))
-    assert ages == tuple(key.sources for key in make_plan(schedule).keys)
+    plan = make_plan(schedule)
+    for call, key, earlier in zip(terms(schedule), plan.keys, plan.earlier, strict=True):
+        derived = {name: earlier[which - 1] for name, ((which, _),) in key.own.derived}
+        assert {name: derived.get(name, 0) for name in schedule.sublayers} == {name: call[name][0][0] for name in schedule.sublayers}
     assert all(c == 1.0 for call in terms(schedule) for ((_, c),) in call.values())
     assert Schedule.from_json(json.dumps(json.loads(schedule.to_json())).encode()) == schedule

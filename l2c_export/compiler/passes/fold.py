@@ -37,7 +37,7 @@ from ...ir.graph import (
     rename,
 )
 from ...ir.names import at, split_at
-from .distribute import Forecast, distribute, older
+from .weigh import Forecast, distribute, older
 
 
 class Fragment(NamedTuple):
