@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+import msgspec
+
 from ..ir.dtypes import BYTES
 from ..ir.graph import Value
 from ..ir.inputs import guided
@@ -22,6 +24,7 @@ from .records import FINGERPRINT, CallRecord, FingerprintRecord, GraphRecord, Or
 LATENTS = "x.next"  # what every call makes
 LARGEST_FLOAT = 3.4e38
 LARGEST = 2**31  # no axis of a model's tensor is longer
+SUMS = 4  # axes of a bank
 PICTURE = 3  # axes of what a decoder takes
 
 
@@ -207,9 +210,35 @@ def _is_given(compiled: Compiled, call: CallRecord, name: str, hoisted: set[str]
         return False
     if origin.kind == "prologue":
         return origin.of in hoisted
+    if origin.kind == "window":
+        return origin.of in hoisted
+    if origin.kind == "bank":
+        return _is_banked(compiled, call, name)
     if origin.kind == "forecast":
         return origin.of in (call.forecast or {})
     return origin.kind != "state" or origin.of != "x.data" or bool(compiled.history)
+
+
+def _is_banked(compiled: Compiled, call: CallRecord, name: str) -> bool:
+    """Whether a call says of a bank what its graph asks for, of sums that there are."""
+    bank, _, part = name.rpartition(".")
+    use, sums, taken = (call.banks or {}).get(bank), compiled.size.values.get(bank), compiled.size.values[name]
+    if use is None or sums is None or len(sums.shape) != SUMS:
+        return False
+    count = sums.shape[2]
+    if not isinstance(count, int):
+        return False
+    if part == "slot":
+        return use.slot is not msgspec.UNSET and 0 <= use.slot < count and taken == Value((1,), "int32")
+    if part == "keep":
+        return all(0 <= slot < count for slot in use.kept) and taken == Value((count,))
+    most = taken.shape[-1]
+    fits = part == "weights" and isinstance(most, int) and most < len(compiled.calls) and taken == Value((count, most))
+    here = compiled.calls.index(call)
+    return fits and all(
+        0 <= slot < count and 1 <= calls <= most and here + calls < len(compiled.calls) and abs(c) < LARGEST_FLOAT
+        for slot, calls, c in use.adds
+    )
 
 
 def _values(compiled: Compiled, graph: GraphRecord) -> list[str]:
@@ -232,6 +261,8 @@ def _usable(value: Value) -> bool:
     if not value.shape or value.kind or value.dtype not in BYTES:
         return False
     first, *rest = value.shape
+    if _is_size(first) and rest and rest[0] == "R":  # rows of several calls
+        return all(map(_is_size, rest[1:]))
     return (first in ("B", "R") or _is_size(first)) and all(map(_is_size, rest))
 
 

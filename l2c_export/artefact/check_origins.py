@@ -41,6 +41,11 @@ def _is_somewhere(manifest: Manifest, size: SizeRecord, name: str, origin: Origi
         return origin.offset == 0 and _is_requested(manifest, size, name, origin)
     if origin.kind == "forecast":
         return origin == Origin("forecast", name) and size.values.get(name) == NUMBER
+    if origin.kind == "window":
+        value, one = size.values.get(name), size.values.get(origin.of)
+        return origin.offset == 0 and None not in (value, one) and _is_window(value, one, calls)
+    if origin.kind == "bank":
+        return origin == Origin("bank", name) and name in size.values
     offsets = {
         "state": range(-MOST_HISTORY, 0) if origin.of == "x.data" else range(1),
         "time": range(calls + 1),
@@ -51,6 +56,12 @@ def _is_somewhere(manifest: Manifest, size: SizeRecord, name: str, origin: Origi
     provided = PROVIDED.get(origin.kind)
     known = provided is None or (origin.of in provided and name == at(origin.of, origin.offset))
     return known and origin.of in size.values and origin.offset in offsets.get(origin.kind, range(1))
+
+
+def _is_window(value: Value, one: Value, calls: int) -> bool:
+    """Whether a value is those of several calls."""
+    count, *shape = value.shape
+    return isinstance(count, int) and 0 < count <= calls and (tuple(shape), value.dtype) == (one.shape, one.dtype)
 
 
 def _is_weight(tensor: TensorRecord | None, origin: Origin) -> bool:

@@ -152,6 +152,13 @@ class Compiled:
         origins = (self.origin(name) for name in names)
         return {origin.offset for origin in origins if origin and origin.kind in ("cache", "later", "prologue", "time")}
 
+    def reach(self, call: CallRecord) -> int:
+        """How many calls later the last call is whose hoisted rows this one reads."""
+        graph = self.graphs[call.graph]
+        windows = (name for name in graph.inputs if (origin := self.origin(name)) and origin.kind == "window")
+        counts = (n for name in windows for n in self.value(name).shape[:1] if isinstance(n, int))
+        return max((*counts, *(call.distance(offset) for offset in self.offsets(call.graph))), default=0)
+
     def is_weight(self, name: str) -> bool:
         """Whether an input of a graph is a tensor of the checkpoint, or some rows of one."""
         origin = self.origin(name)

@@ -83,7 +83,7 @@ class SegmentRecord(Record, frozen=True, kw_only=True):
     flops: int  # per row of the model's batch
 
 
-OriginKind = Literal["weight", "state", "index", "guidance", "coefficients", "time", "request", "prologue", "cache", "later", "forecast"]
+OriginKind = Literal["weight", "state", "index", "guidance", "coefficients", "time", "request", "prologue", "cache", "later", "forecast", "window", "bank"]
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -92,6 +92,8 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
     - "weight": the tensor `of`, or its rows `first` to `last` (not included);
     - "state": what the loop keeps: the latents `x`, `base` at the start of the solver step, `x.data` of an earlier call;
     - "index", "guidance", "coefficients": which rows make which image, an image's strength per channel, the sampler's numbers;
+    - "window": the value `of` that the constants or the prologue make, for all the calls that come next, as far as its type says;
+    - "bank": a number of the call, of a bank of sums;
     - "forecast": the number `of` of the call, with which it takes a cached value;
     - "time": the timestep; "request": what is declared under the name `of`; both per row of the model's batch;
     - "prologue": the value `of` that the constants or the prologue make, for the call itself or the `offset`-th of the later
@@ -124,6 +126,16 @@ class GraphRecord(Record, frozen=True, kw_only=True):
         return unmade(self.nodes, self.outputs)
 
 
+class BankRecord(Record, frozen=True, kw_only=True):
+    """What a call does with a bank of sums: it takes the one in `slot`, or it keeps those in `kept`, adds
+    (slot, in how many calls that sum is read, coefficient), and forgets the others.
+    """
+
+    slot: int | msgspec.UnsetType = msgspec.UNSET
+    kept: tuple[int, ...] = ()
+    adds: tuple[tuple[int, int, float], ...] = ()
+
+
 class CallRecord(Record, frozen=True, kw_only=True):
     """One network evaluation; `reads` and `writes` say which cache slots its cached values use.
 
@@ -141,6 +153,7 @@ class CallRecord(Record, frozen=True, kw_only=True):
     earlier: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET  # how many calls ago each call was that it reads from
     later: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET  # in how many calls each call comes that reads from it
     derived: dict[str, Terms] | msgspec.UnsetType = msgspec.UNSET  # value -> ((calls ago, coefficient), ..), where not reused
+    banks: dict[str, BankRecord] | msgspec.UnsetType = msgspec.UNSET  # by the name of the bank's value
     forecast: dict[str, float] | msgspec.UnsetType = msgspec.UNSET  # the coefficients by the names that its graph has for them
 
     def distance(self, offset: int) -> int:
@@ -195,7 +208,7 @@ class SizeRecord(Record, frozen=True, kw_only=True):
     def type_of(self, name: str) -> Value | None:
         """The type of what a graph knows under this name; None for a weight, and for what is unknown."""
         origin = self.origins.get(name)
-        return self.values.get(name if origin is None or origin.kind == "request" else origin.of)
+        return self.values.get(name if origin is None or origin.kind in ("request", "window") else origin.of)
 
 
 class ProgramRecord(Record, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ import msgspec
 from ..artefact import autoencoder
 from ..artefact.manifest import Manifest
 from ..artefact.records import (
+    BankRecord,
     CallRecord,
     CompilationRecord,
     DenoiserRecord,
@@ -22,7 +23,7 @@ from ..artefact.records import (
     WeightsRecord,
 )
 from ..ir.dtypes import DTYPES
-from ..ir.graph import REQUEST, REQUESTED, WEIGHT, Graph, Value
+from ..ir.graph import REQUEST, REQUESTED, WEIGHT, WINDOW, Graph, Value
 from ..ir.inputs import named
 from ..ir.names import rows_of, split_at
 from ..schedules.forecast import COMPUTED, Terms
@@ -36,7 +37,6 @@ from .passes.place import caches, temporaries
 from .plan import Plan
 
 if TYPE_CHECKING:
-    from .passes.merge_calls import Shared
     from .passes.segment import Linked
     from .request import Options
     from .source import Source
@@ -52,17 +52,19 @@ class Planned(NamedTuple):
     file: str  # for the schedule
 
 
-def planned(schedules: Sequence[Schedule], shared: Sequence[Shared], linked: Linked) -> tuple[Planned, ...]:
+def planned(
+    asked: Sequence[Schedule], schedules: Sequence[Schedule], plans: Sequence[Plan], linked: Linked
+) -> tuple[Planned, ...]:
     """Which graph every call of every program runs."""
     return tuple(
         Planned(
-            asked,
-            program.schedule,
-            tuple(linked.names[key] for key in program.plan.keys),
-            program.plan,
-            "schedule.json" if len(schedules) == 1 else f"schedule-{asked.steps}.json",
+            wanted,
+            schedule,
+            tuple(linked.names[key] for key in plan.keys),
+            plan,
+            "schedule.json" if len(schedules) == 1 else f"schedule-{wanted.steps}.json",
         )
-        for asked, program in zip(schedules, shared, strict=True)
+        for wanted, schedule, plan in zip(asked, schedules, plans, strict=True)
     )
 
 
@@ -134,7 +136,8 @@ def program_record(options: Options, program: Planned, name: str, linked: Linked
             earlier=plan.earlier[n],
             later=plan.later[n],
             derived=forecasts(values, schedule, n) or msgspec.UNSET,
-            forecast=plan.coefficients[n] or msgspec.UNSET,
+            forecast=_read_coefficients(plan, n, graph_inputs(linked, graph)) or msgspec.UNSET,
+            banks=bank_records(plan, n) or msgspec.UNSET,
         )
         for n, (call, graph, update, wires, values) in enumerate(
             zip(schedule.calls, program.graphs, table.updates, wiring, resolve(schedule.cacheable, schedule.calls), strict=True)
@@ -151,6 +154,23 @@ def program_record(options: Options, program: Planned, name: str, linked: Linked
         noise_scale=table.noise_scale if table.noise_scale != 1 else msgspec.UNSET,
         asked=compilation_record(options, program.asked),
     )
+
+
+def graph_inputs(linked: Linked, graph: str) -> set[str]:
+    return set(linked.graphs[graph].inputs)
+
+
+def _read_coefficients(plan: Plan, call: int, inputs: set[str]) -> dict[str, float]:
+    return {name: c for name, c in plan.coefficients[call].items() if name in inputs}
+
+
+def bank_records(plan: Plan, call: int) -> dict[str, BankRecord]:
+    """What a call does with every bank."""
+    uses = plan.banks[call] if plan.banks else {}
+    return {
+        name: BankRecord(slot=use.slot) if use.slot is not None else BankRecord(kept=use.kept, adds=use.adds)
+        for name, use in uses.items()
+    }
 
 
 def forecasts(values: Mapping[str, Terms], schedule: Schedule, call: int) -> dict[str, Terms]:
@@ -224,4 +244,6 @@ def origin(name: str, kind: str) -> Origin:
         return Origin("weight", tensor, 0, rows.start, rows.stop)
     if kind == REQUEST:
         return Origin("request", name.removeprefix(REQUESTED))
+    if kind == WINDOW:
+        return Origin("window", name.removeprefix("window."))
     return Origin(kind, *split_at(name))  # type: ignore[arg-type]  # the kinds of a graph's inputs are those of origins

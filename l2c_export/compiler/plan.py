@@ -30,11 +30,29 @@ class Derivation(NamedTuple):
         return all(len(terms) == 1 and not terms[0][1] for _, terms in self.derived)
 
 
+class Add(NamedTuple):
+    """What a call adds to a sum of a bank: which sum, in how many calls that is read, and the coefficient."""
+
+    slot: int
+    calls: int
+    coefficient: float
+
+
+class BankUse(NamedTuple):
+    """What a call does with a bank (passes/bank.py): it takes a sum out, or keeps some, adds to some and forgets the others."""
+
+    sums: int
+    slot: int | None = None
+    kept: tuple[int, ...] = ()
+    adds: tuple[Add, ...] = ()
+
+
 class Key(NamedTuple):
     """Everything that decides the graph of a call; calls with equal keys share one."""
 
     own: Derivation
     readers: tuple[tuple[int, Derivation], ...]  # of `later`: as which of its `earlier` it reads from this one, and what it is
+    fills: tuple[tuple[str, int], ...] = ()  # the banks that it adds to, and which of `earlier` has the sums so far, 0 for none
 
 
 class Plan(NamedTuple):
@@ -44,6 +62,7 @@ class Plan(NamedTuple):
     earlier: tuple[tuple[int, ...], ...]  # how many calls ago each call was that it reads from
     later: tuple[tuple[int, ...], ...]  # in how many calls each call comes that reads from it
     coefficients: tuple[Mapping[str, float], ...]
+    banks: tuple[Mapping[str, BankUse], ...] = ()  # by name, of every call, where there are any
 
     def distinct(self) -> tuple[Key, ...]:
         return tuple(dict.fromkeys(self.keys))

@@ -34,10 +34,12 @@ INDEX = "index"  # which rows make which image
 GUIDANCE = "guidance"  # its strength
 COEFFICIENTS = "coefficients"  # the sampler's numbers of this call
 FORECAST = "forecast"  # a number of this call, with which it takes a cached value
+BANK = "bank"  # which sum of a bank, or how the sums change: numbers of this call
+WINDOW = "window"  # a hoisted value, for all the calls that come next
 CACHE = "cache"  # a value filled by an earlier call
 PROLOGUE = "prologue"  # a hoisted value: computed before the loop, one row block per call
 INNER = ""  # computed by a node of the graph itself
-LOOP = frozenset({STATE, INDEX, GUIDANCE, COEFFICIENTS, FORECAST})  # known in the loop only
+LOOP = frozenset({STATE, INDEX, GUIDANCE, COEFFICIENTS, FORECAST, BANK})  # known in the loop only
 
 Attribute = int | float | str | tuple[int, ...]
 

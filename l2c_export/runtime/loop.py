@@ -246,6 +246,10 @@ class Loop:
             return self.hoisted.row(origin.of, index + call.distance(origin.offset), of=index)
         if origin.kind == "coefficients":
             return self._new(np.array(call.coefficients, np.float32))
+        if origin.kind == "window":
+            return self.hoisted.rows_after(origin.of, index, self.compiled.value(name).shape[0])
+        if origin.kind == "bank":
+            return self._new(self._of_bank(index, *origin.of.rsplit(".", 1)))
         if origin.kind == "forecast":
             return self._new(np.array([(call.forecast or {})[origin.of]], np.float32))
         if origin.kind == "time":
@@ -254,6 +258,21 @@ class Loop:
         if origin.kind == "request":
             return self.hoisted.inputs[origin.of][: self.rows]
         return self.inputs[origin.of]
+
+    def _of_bank(self, index: int, bank: str, part: str) -> np.ndarray:
+        """A number of call `index` of a bank of sums: the slot that it takes, which it keeps, what it adds with what weight."""
+        use = (self.compiled.calls[index].banks or {})[bank]
+        shape = self.compiled.value(f"{bank}.{part}").shape
+        if part == "slot":
+            return np.full(shape, use.slot, np.int32)
+        numbers = np.zeros(shape, np.float32)
+        if part == "keep":
+            numbers[list(use.kept)] = 1
+            return numbers
+        start = self.hoisted.first_after(index, shape[1])
+        for slot, calls, coefficient in use.adds:
+            numbers[slot, index + calls - start] = coefficient
+        return numbers
 
     def _typed(self, memory: Array, value: Value) -> Array:
         shape = concrete(value, self.images, self.rows)

@@ -33,7 +33,7 @@ class Window(NamedTuple):
 def window_of(compiled: Compiled, rows: int) -> Window:
     """As many calls as fit into memory."""
     calls = len(compiled.calls)
-    ahead = max((call.distance(offset) for call in compiled.calls for offset in compiled.offsets(call.graph)), default=0)
+    ahead = max((compiled.reach(call) for call in compiled.calls), default=0)
     per_call = rows * sum(compiled.value(n).row_bytes for n in (*_outputs(compiled, compiled.prologue), *compiled.requested))
     fits = HOISTED_BYTES // max(per_call, 1)
     window = calls if fits >= calls else max(fits, ahead + 1)
@@ -135,6 +135,22 @@ class Prologue:
             return self._constants.row(name, index, self._rows)
         first = index - of // self.window.step * self.window.step
         return self._hoisted[name][first * self._rows : (first + 1) * self._rows]
+
+    def first_after(self, index: int, count: int) -> int:
+        """The first of the `count` calls whose rows call `index` reads at once: the next one, unless the last rows come sooner."""
+        calls = self._last + 1
+        return min(index + 1, calls - count) if self.window.calls >= calls else index + 1
+
+    def rows_after(self, name: str, index: int, count: int) -> Array:
+        """The rows of a hoisted value for those calls, (count, R, ..)."""
+        start = self.first_after(index, count)
+        if name in self._constants.of_calls:
+            calls = np.minimum(np.arange(start, start + count), self._last)
+            values = np.repeat(self._constants.of_calls[name][calls], self._rows, axis=0)
+            return filled(self._loaded.backend, values.reshape(count, self._rows, *values.shape[1:]))
+        first = start - index // self.window.step * self.window.step
+        rows = self._hoisted[name][first * self._rows : (first + count) * self._rows]
+        return rows.reshape((count, self._rows, *rows.shape[1:]))
 
     def _bind(self, first: int) -> list[Bound]:
         compiled, loaded = self._compiled, self._loaded

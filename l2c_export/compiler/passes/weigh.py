@@ -32,7 +32,7 @@ def forecast(values: Sequence[Value], coefficients: Sequence[Value], dtype: str)
             total = add(total, term)
         return total if dtype == "float32" else cast(total, dtype=dtype)
 
-    return _named(body(FORECAST, weighted, [*values, *coefficients]), f"{FORECAST}{len(values)}")
+    return named(body(FORECAST, weighted, [*values, *coefficients]), f"{FORECAST}{len(values)}")
 
 
 def difference(after: Value, before: Value) -> tuple[str, Body]:
@@ -41,10 +41,11 @@ def difference(after: Value, before: Value) -> tuple[str, Body]:
     def apart(a: Any, b: Any) -> Any:
         return layers.to(add(layers.wide(a), affine(layers.wide(b), scale=-1.0, shift=0.0)), a.dtype)
 
-    return _named(body(DIFFERENCE, apart, [after, before]), DIFFERENCE)
+    return named(body(DIFFERENCE, apart, [after, before]), DIFFERENCE)
 
 
-def _named(made: Body, title: str) -> tuple[str, Body]:
+def named(made: Body, title: str) -> tuple[str, Body]:
+    """A body and a name that no other has."""
     digest = hashlib.sha256(msgspec.json.encode(made, order="deterministic")).hexdigest()
     return f"{title}_{digest[:6]}", made
 
