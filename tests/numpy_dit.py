@@ -1,4 +1,4 @@
-"""DiT (arXiv 2212.09748) and its guided DDIM loop in numpy alone: 2 x 2 patches, width 8, 2 blocks, 2 heads, 4 x 4 x 4 latents."""
+"""DiT (arXiv 2212.09748) and its guided DDIM loop in numpy alone: 2 x 2 patches, width 8, 2 blocks, 2 heads."""
 
 from __future__ import annotations
 

@@ -16,10 +16,11 @@ from ..ir.inputs import guided
 from ..schedules.values import OUTPUT
 from ..weights.layout import CODES, WEIGHTS, Layout
 from . import check_flow, check_names, check_origins, check_precision, check_primitives
+from .call_record import CallRecord
 from .check_origins import MOST_HISTORY
 from .compiled import Compiled
 from .manifest import Manifest
-from .records import FINGERPRINT, CallRecord, FingerprintRecord, GraphRecord, Origin, SizeRecord
+from .records import FINGERPRINT, FingerprintRecord, GraphRecord, Origin, SizeRecord
 
 LATENTS = "x.next"  # what every call makes
 LARGEST_FLOAT = 3.4e38
@@ -236,7 +237,11 @@ def _is_banked(compiled: Compiled, call: CallRecord, name: str) -> bool:
     fits = part == "weights" and isinstance(most, int) and most < len(compiled.calls) and taken == Value((count, most))
     here = compiled.calls.index(call)
     return fits and all(
-        0 <= slot < count and 1 <= calls <= most and here + calls < len(compiled.calls) and abs(c) < LARGEST_FLOAT
+        0 <= slot < count
+        and isinstance(most, int)
+        and 1 <= calls <= most
+        and here + calls < len(compiled.calls)
+        and abs(c) < LARGEST_FLOAT
         for slot, calls, c in use.adds
     )
 

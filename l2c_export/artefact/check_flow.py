@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from .call_record import CallRecord
 from .compiled import Compiled
-from .records import CallRecord, GraphRecord, SizeRecord
+from .records import GraphRecord, SizeRecord
 
 STATES = frozenset({"x.next", "x.data"})  # what a call makes that the loop keeps: they have places of their own
 

@@ -42,8 +42,7 @@ def _is_somewhere(manifest: Manifest, size: SizeRecord, name: str, origin: Origi
     if origin.kind == "forecast":
         return origin == Origin("forecast", name) and size.values.get(name) == NUMBER
     if origin.kind == "window":
-        value, one = size.values.get(name), size.values.get(origin.of)
-        return origin.offset == 0 and None not in (value, one) and _is_window(value, one, calls)
+        return origin.offset == 0 and _is_window(size.values.get(name), size.values.get(origin.of), calls)
     if origin.kind == "bank":
         return origin == Origin("bank", name) and name in size.values
     offsets = {
@@ -58,8 +57,10 @@ def _is_somewhere(manifest: Manifest, size: SizeRecord, name: str, origin: Origi
     return known and origin.of in size.values and origin.offset in offsets.get(origin.kind, range(1))
 
 
-def _is_window(value: Value, one: Value, calls: int) -> bool:
+def _is_window(value: Value | None, one: Value | None, calls: int) -> bool:
     """Whether a value is those of several calls."""
+    if value is None or one is None:
+        return False
     count, *shape = value.shape
     return isinstance(count, int) and 0 < count <= calls and (tuple(shape), value.dtype) == (one.shape, one.dtype)
 

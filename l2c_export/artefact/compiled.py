@@ -10,18 +10,8 @@ from ..ir.dtypes import BYTES
 from ..ir.graph import Node, Value
 from ..ir.inputs import RequestInput
 from ..support.words import counted
-from .records import (
-    CallRecord,
-    DenoiserRecord,
-    GraphRecord,
-    Guidance,
-    Origin,
-    PieceRecord,
-    ProgramRecord,
-    SegmentRecord,
-    SizeRecord,
-    computed_share,
-)
+from .call_record import CallRecord, computed_share
+from .records import DenoiserRecord, GraphRecord, Guidance, Origin, PieceRecord, ProgramRecord, SegmentRecord, SizeRecord
 
 
 @dataclass(frozen=True)

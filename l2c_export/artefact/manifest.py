@@ -21,17 +21,8 @@ import msgspec
 from ..errors import UsageError
 from ..ir.inputs import RequestInput
 from .compiled import Compiled
-from .records import (
-    Build,
-    DecoderRecord,
-    DenoiserRecord,
-    FileInfo,
-    FingerprintRecord,
-    GraphRecord,
-    Guidance,
-    ProgramRecord,
-    Record,
-)
+from .record import Record
+from .records import Build, DecoderRecord, DenoiserRecord, FileInfo, FingerprintRecord, GraphRecord, Guidance, ProgramRecord
 
 VERSION = 2
 LINKS = ("shared", "static")

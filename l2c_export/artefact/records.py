@@ -14,15 +14,11 @@ import msgspec
 from ..ir.graph import Node, Primitive, Value, unmade
 from ..support.words import counted
 from ..weights.recipe import TensorRecord
-
-Terms = tuple[tuple[int, float], ...]  # (calls ago, coefficient)
+from .call_record import CallRecord
+from .record import Record
 
 FILE = "manifest.json"
 FINGERPRINT = "fingerprint.safetensors"
-
-
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Frozen, and strict about unknown fields."""
 
 
 class FileInfo(Record, frozen=True, kw_only=True):
@@ -83,7 +79,21 @@ class SegmentRecord(Record, frozen=True, kw_only=True):
     flops: int  # per row of the model's batch
 
 
-OriginKind = Literal["weight", "state", "index", "guidance", "coefficients", "time", "request", "prologue", "cache", "later", "forecast", "window", "bank"]
+OriginKind = Literal[
+    "weight",
+    "state",
+    "index",
+    "guidance",
+    "coefficients",
+    "time",
+    "request",
+    "prologue",
+    "cache",
+    "later",
+    "forecast",
+    "window",
+    "bank",
+]
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -92,7 +102,7 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
     - "weight": the tensor `of`, or its rows `first` to `last` (not included);
     - "state": what the loop keeps: the latents `x`, `base` at the start of the solver step, `x.data` of an earlier call;
     - "index", "guidance", "coefficients": which rows make which image, an image's strength per channel, the sampler's numbers;
-    - "window": the value `of` that the constants or the prologue make, for all the calls that come next, as far as its type says;
+    - "window": the value `of` that the constants or the prologue make, for the next calls, as many as its type says;
     - "bank": a number of the call, of a bank of sums;
     - "forecast": the number `of` of the call, with which it takes a cached value;
     - "time": the timestep; "request": what is declared under the name `of`; both per row of the model's batch;
@@ -124,48 +134,6 @@ class GraphRecord(Record, frozen=True, kw_only=True):
     def inputs(self) -> tuple[str, ...]:
         """Names that are read before they are computed, in order of first use."""
         return unmade(self.nodes, self.outputs)
-
-
-class BankRecord(Record, frozen=True, kw_only=True):
-    """What a call does with a bank of sums: it takes the one in `slot`, or it keeps those in `kept`, adds
-    (slot, in how many calls that sum is read, coefficient), and forgets the others.
-    """
-
-    slot: int | msgspec.UnsetType = msgspec.UNSET
-    kept: tuple[int, ...] = ()
-    adds: tuple[tuple[int, int, float], ...] = ()
-
-
-class CallRecord(Record, frozen=True, kw_only=True):
-    """One network evaluation; `reads` and `writes` say which cache slots its cached values use.
-
-    What it neither computes nor reuses of the sublayers, nor has in `derived`, lies inside a level that it derives.
-    """
-
-    timestep: float
-    computed: tuple[int, ...]
-    reused: tuple[int, ...]
-    graph: str
-    coefficients: tuple[float, ...]
-    ends_step: bool
-    reads: dict[str, int]
-    writes: dict[str, int]
-    earlier: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET  # how many calls ago each call was that it reads from
-    later: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET  # in how many calls each call comes that reads from it
-    derived: dict[str, Terms] | msgspec.UnsetType = msgspec.UNSET  # value -> ((calls ago, coefficient), ..), where not reused
-    banks: dict[str, BankRecord] | msgspec.UnsetType = msgspec.UNSET  # by the name of the bank's value
-    forecast: dict[str, float] | msgspec.UnsetType = msgspec.UNSET  # the coefficients by the names that its graph has for them
-
-    def distance(self, offset: int) -> int:
-        """Calls from this one to that which an origin's offset means; negative for an earlier one.
-
-        Raises LookupError where it has no such call.
-        """
-        related = self.earlier if offset < 0 else self.later
-        if not offset or related is msgspec.UNSET:
-            return offset
-        calls = related[abs(offset) - 1]
-        return -calls if offset < 0 else calls
 
 
 class PieceRecord(Record, frozen=True, kw_only=True):
@@ -284,11 +252,6 @@ class Build(Record, frozen=True, kw_only=True):
         newer = self.version_compatible and own[:1] == present[:1] and own <= present
         ampere = self.hardware_compatible and int(architecture.removeprefix("sm")) >= 80
         return (same or newer) and (architecture in self.targets or ampere)
-
-
-def computed_share(calls: Sequence[CallRecord], columns: int) -> float:
-    """The share of the sublayers, `columns` in each call, that these calls compute."""
-    return sum(len(call.computed) for call in calls) / (columns * len(calls))
 
 
 def image_range(images: Sequence[int]) -> str:

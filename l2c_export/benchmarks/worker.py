@@ -24,8 +24,8 @@ import msgspec
 import numpy as np
 
 from ..artefact import store
+from ..artefact.call_record import CallRecord, computed_share
 from ..artefact.manifest import Manifest
-from ..artefact.records import CallRecord, computed_share
 from ..backends.descriptors import named
 from ..errors import L2CError
 from ..ir.inputs import Inputs, usual

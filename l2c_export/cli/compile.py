@@ -26,8 +26,8 @@ from .tables import print_table
            "full:0,A,B,.. or mask:1,0,..; --model demo has its own: demo and demo:aggressive. Repeat it for programs of other "
            "numbers of steps."),
     option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]"),
-    option("--rule", help="How the calls of every:K, full:.. and mask:.. follow that are not full: reuse, or taylor:M, a forecast "
-           "of order M. [default: reuse]"),
+    option("--rule", help="How the calls of every:K, full:.. and mask:.. follow that are not full: reuse, or taylor:M, a "
+           "forecast of order M. [default: reuse]"),
     option("--level", type=Choice(LEVELS), help="What of them follows: every sublayer, what all blocks add together, or the "
            "model's output. [default: sublayer]"),
     option("--full-first", type=int, help="So many calls at the start are full. [default: the rule's order + 1]"),

@@ -26,8 +26,8 @@ from .dump import stages
 from .emit import bind_weights, write_decoder
 from .onnx.export import export_bodies
 from .onnx.fuse import fused_bodies
-from .passes.bank import NO_BANKS, Banked, with_banks
-from .passes.calls import specialise_calls
+from .passes.bank import NO_BANKS, Banked
+from .passes.calls import banked, specialise_calls
 from .passes.hoist import Hoisted, hoist
 from .passes.levels import with_levels
 from .passes.merge_calls import share_graphs
@@ -60,20 +60,20 @@ def lower(options: Options, source: Source, report: Report = id) -> Lowered:
         share_graphs(source, s, options.max_graphs, whole, report) for s in source.schedules
     ]  # perhaps fewer distinct calls
     parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, whole)  # what leaves the loop
-    banked = banks(options, parts.call, [program.plan for program in shared])  # sums for many calls at once
-    calls = specialise_calls(parts.call, banked.plans, options.fold, banked)  # one graph per distinct call
+    banks = banked_plans(options, parts.call, [program.plan for program in shared])  # sums for many calls at once
+    calls = specialise_calls(parts.call, banks.plans, options.fold, banks)  # one graph per distinct call
     linked = cut(parts, calls)  # into segments; equal ones are one
-    programs = describe.planned(source.schedules, [program.schedule for program in shared], banked.plans, linked)
+    programs = describe.planned(source.schedules, [program.schedule for program in shared], banks.plans, linked)
     manifest = describe.describe(options, source, whole, programs, linked)  # buffers get their places
     kinds, count = counted(len(linked.segments), "segment"), sum(len(program.graphs) for program in programs)
     report(f"{counted(count, 'call')}: {counted(len(calls), 'distinct graph')} of {kinds}")
     return Lowered(whole, linked, programs, manifest, stages(whole, parts, calls), bodies_of(whole, linked))
 
 
-def banks(options: Options, call: Graph, plans: Sequence[Plan]) -> Banked:
+def banked_plans(options: Options, call: Graph, plans: Sequence[Plan]) -> Banked:
     """The plans with the banks that are worth it: where fold may move sums, and their gates are known before the loop."""
     if options.hoist and options.fold and options.max_graphs is None:
-        return with_banks(call, plans)
+        return banked(call, plans)
     return NO_BANKS._replace(plans=tuple(plans))
 
 

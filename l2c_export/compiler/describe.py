@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from ..artefact import autoencoder
+from ..artefact.call_record import BankRecord, CallRecord
 from ..artefact.manifest import Manifest
 from ..artefact.records import (
-    BankRecord,
-    CallRecord,
     CompilationRecord,
     DenoiserRecord,
     GraphRecord,

@@ -8,11 +8,13 @@ call that reads from this one (`later`); which calls those are is a number of ev
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..schedules.forecast import COMPUTED, Terms
 from ..schedules.resolve import resolve
-from ..schedules.schedule import Schedule
+
+if TYPE_CHECKING:
+    from ..schedules.schedule import Schedule
 
 Sum = tuple[tuple[int, str], ...]  # (which of `earlier`, from 1; the name of its coefficient, "" for 1), ..
 COEFFICIENT = "forecast"  # begins the names of coefficients

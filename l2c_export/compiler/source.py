@@ -22,8 +22,9 @@ from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import KINDS, Scheduler, check_noise
 from ..samplers.trained import unlike
 from ..schedules import routers
+from ..schedules.file import content
 from ..schedules.rules import is_rule, mask_length, mask_rule
-from ..schedules.schedule import Schedule, content
+from ..schedules.schedule import Schedule
 from ..support import file_kind
 from ..support.words import counted
 from ..weights import random
@@ -241,15 +242,15 @@ def _schedule(
     schedule = _made(options, family, origin, scheduler)
     if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
         raise UsageError(f"sampler={options.sampler!r}: {options.schedule} was made for {schedule.sampler}")
-    schedule = schedule if options.cache else schedule.uncached()
-    return schedule
+    return schedule if options.cache else schedule.uncached()
 
 
 def _made(options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None) -> Schedule:
     asked = next((name for name in CACHING if getattr(options, name) is not None), None)
     if asked and not isinstance(origin, str):
         raise UsageError(
-            f"{asked}={getattr(options, asked)!r}: {options.schedule} says how its calls follow: use it with every:K, full:.. or mask:.."
+            f"{asked}={getattr(options, asked)!r}: {options.schedule} says how its calls follow: use it with every:K, full:.. "
+            f"or mask:.."
         )
     if isinstance(origin, routers.Router):
         threshold = options.threshold

@@ -14,8 +14,9 @@ from ..artefact.manifest import Manifest
 from ..artefact.records import image_range
 from ..errors import UsageError
 from ..schedules import rules
+from ..schedules.file import content
 from ..schedules.forecast import Rule, shown
-from ..schedules.schedule import Schedule, content
+from ..schedules.schedule import Schedule
 from ..support import file_kind
 from ..support.words import counted
 from .predict import graph_weight_bytes

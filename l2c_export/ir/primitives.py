@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from . import loop_signatures  # noqa: F401  (they are of the table, too)
 from .graph import Primitive, Value
 from .signature import Misfit
 from .signatures import TABLE

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 import torch
 
+from ..artefact.call_record import CallRecord
 from ..artefact.manifest import Manifest
-from ..artefact.records import CallRecord
 from ..errors import BackendError
 from ..ir.inputs import Inputs
 from .eager import Denoiser
@@ -41,7 +41,10 @@ class Baseline:
             config.freezing = True  # weights become constants, packed for the processor
         family = family_of(manifest)
         weights = {name: tensor.to(self.device) for name, tensor in stored(folder, manifest).items()}
-        self._noise_scale, self._denoiser = manifest.program().noise_scale, Denoiser(family, weights, compiled, mode, manifest.denoiser.levels)
+        self._noise_scale, self._denoiser = (
+            manifest.program().noise_scale,
+            Denoiser(family, weights, compiled, mode, manifest.denoiser.levels),
+        )
         self.runtime = f"{'torch.compile' if compiled else 'PyTorch eager'} {torch.__version__}"
 
     def steps(self, calls: Sequence[CallRecord], noise: np.ndarray, inputs: Inputs, guidance: np.ndarray) -> Iterator[object]:

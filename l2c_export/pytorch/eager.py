@@ -71,7 +71,7 @@ class Eager:
         return passed if isinstance(value, tuple) else passed[0]
 
     def _passed(self, name: str, value: Tensor) -> Tensor:
-        for level, (before, behind) in self.spans.items():
+        for level, (_, behind) in self.spans.items():
             if name == behind and level in self.reused:
                 value = self.before[level] + self.cache[level]
             elif name == behind:

@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..artefact.call_record import CallRecord
 from ..artefact.compiled import Compiled
-from ..artefact.records import CallRecord, GraphRecord, Origin
+from ..artefact.records import GraphRecord, Origin
 from ..backends.contract import Array, Run
 from ..errors import Cancelled
 from ..ir.graph import Value
@@ -247,7 +248,7 @@ class Loop:
         if origin.kind == "coefficients":
             return self._new(np.array(call.coefficients, np.float32))
         if origin.kind == "window":
-            return self.hoisted.rows_after(origin.of, index, self.compiled.value(name).shape[0])
+            return self.hoisted.rows_after(origin.of, index, concrete(self.compiled.value(name), self.images, self.rows)[0])
         if origin.kind == "bank":
             return self._new(self._of_bank(index, *origin.of.rsplit(".", 1)))
         if origin.kind == "forecast":
@@ -262,7 +263,7 @@ class Loop:
     def _of_bank(self, index: int, bank: str, part: str) -> np.ndarray:
         """A number of call `index` of a bank of sums: the slot that it takes, which it keeps, what it adds with what weight."""
         use = (self.compiled.calls[index].banks or {})[bank]
-        shape = self.compiled.value(f"{bank}.{part}").shape
+        shape = concrete(self.compiled.value(f"{bank}.{part}"), self.images, self.rows)
         if part == "slot":
             return np.full(shape, use.slot, np.int32)
         numbers = np.zeros(shape, np.float32)

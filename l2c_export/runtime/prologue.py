@@ -137,7 +137,7 @@ class Prologue:
         return self._hoisted[name][first * self._rows : (first + 1) * self._rows]
 
     def first_after(self, index: int, count: int) -> int:
-        """The first of the `count` calls whose rows call `index` reads at once: the next one, unless the last rows come sooner."""
+        """The first of the `count` calls whose rows call `index` reads at once: the next one, or where rows end one before."""
         calls = self._last + 1
         return min(index + 1, calls - count) if self.window.calls >= calls else index + 1
 

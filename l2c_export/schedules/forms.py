@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
@@ -22,6 +24,10 @@ class ScheduleSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str | None = None
     sha256: str | None = None
     rule: str | None = None
+
+
+def file_source(path: Path, data: bytes) -> ScheduleSource:
+    return ScheduleSource(file=path.name, sha256=hashlib.sha256(data).hexdigest())
 
 
 class NamedCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,8 +19,8 @@ from ..support.files import small
 from ..support.words import counted
 from ..weights import containers, torch_file
 from ..weights.checkpoint import FLOATS
-from .forms import ScheduleSource
-from .schedule import Schedule, file_source
+from .forms import ScheduleSource, file_source
+from .schedule import Schedule
 from .values import sublayers_of
 
 REMEDY = "give a .pt file that the router's training has saved"

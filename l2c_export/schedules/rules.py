@@ -21,7 +21,7 @@ LEVELS = (SUBLAYER, STACK, OUTPUT)
 
 @dataclass(frozen=True)
 class Caching:
-    """How calls follow that are not full: by which rule, at which level, and which calls are full besides.  Raises UsageError."""
+    """How calls follow that are not full: by which rule, at which level, and which are full besides.  Raises UsageError."""
 
     rule: str = REUSE
     level: str = SUBLAYER

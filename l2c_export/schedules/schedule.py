@@ -17,7 +17,6 @@ configuration says.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,17 +29,14 @@ from ..models.families import FAMILIES
 from ..samplers.scheduler_config import Scheduler
 from ..samplers.table import table
 from ..samplers.update import Table
-from ..support import file_kind
 from ..support.words import counted
-from . import forms
+from . import file, forms
 from .calls import Call, applied, call_of, check, remaining
 from .forecast import Rule, is_reuse
 from .forms import ScheduleSource
 from .resolve import resolve
 from .rules import Caching
 from .values import OUTPUT, STACK, Cacheable, columns_of, is_level, sublayers_of, values_of
-
-REMEDY = "give the schedule.json of an artefact"
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,14 +118,14 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         except ScheduleError as error:
             raise ScheduleError(f"{name}: {str(error).removeprefix('schedule: ')}") from None
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-            other = _other_kind(data)
-            reason = other.instead(REMEDY) if other else f"{error}; give one like the schedule.json of an artefact"
+            other = file.other_kind(data)
+            reason = other.instead(file.REMEDY) if other else f"{error}; give one like the schedule.json of an artefact"
             raise ScheduleError(f"{name} is not a schedule: {reason}") from None
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Schedule:
         """The schedule in a JSON file, such as the schedule.json of an artefact.  Raises ScheduleError."""
-        return Schedule.from_json(content(Path(path)), str(path))
+        return Schedule.from_json(file.content(Path(path)), str(path))
 
     @staticmethod
     def make(
@@ -219,7 +215,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         cacheable = (*self.cacheable, *(level for level in ruled if level not in self.cacheable))
         values = values_of(cacheable)
         calls = tuple(
-            call_of(call.timestep, call.computed, values, rules[n], n) if n in rules else call for n, call in enumerate(self.calls)
+            call_of(call.timestep, call.computed, values, rules[n], n) if n in rules else call
+            for n, call in enumerate(self.calls)
         )
         return msgspec.structs.replace(self, cacheable=cacheable, calls=calls)
 
@@ -287,26 +284,3 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
             f"<Schedule {self.family}, {self.sampler}, {counted(self.steps, 'step')}, {counted(len(self.calls), 'call')} of "
             f"{counted(self.columns, 'sublayer')}, {self.computed_share:.1%} computed{threshold}>"
         )
-
-
-def content(path: Path) -> bytes:
-    """The JSON in a schedule's file, UTF-8.  Raises ScheduleError for what is no such file, or far too large."""
-    try:
-        return file_kind.json_text(path, REMEDY)
-    except file_kind.NotJson as error:
-        raise ScheduleError(f"{path} is not a schedule: {error}") from None
-    except OSError as error:
-        raise ScheduleError(f"{path}: cannot be read: {error.strerror}: {REMEDY}") from None
-
-
-def _other_kind(data: bytes) -> file_kind.Kind | None:
-    """What JSON is that is meant for another option."""
-    try:
-        kind = file_kind.of_json(msgspec.json.decode(data))
-    except (msgspec.MsgspecError, RecursionError, ValueError):
-        return None
-    return None if kind == file_kind.SCHEDULE else kind
-
-
-def file_source(path: Path, data: bytes) -> ScheduleSource:
-    return ScheduleSource(file=path.name, sha256=hashlib.sha256(data).hexdigest())

@@ -88,8 +88,16 @@ def test_a_cache_is_read_after_it_was_filled():
 
 def test_a_cache_holds_what_the_call_wrote_that_is_meant():
     assert "its graph knows of other calls" in said(origins={**SIZE.origins, f"{RUN}@-1": Origin("cache", RUN, -2)})
-    for field, calls in (("earlier", ()), ("earlier", (0,)), ("earlier", (9,)), ("later", (1,)), ("derived", {"output": ((9, 1.0),)})):
-        assert "its graph knows of other calls" in with_calls(*CALLS[:3], replace(CALLS[3], **{field: calls})) or field == "later"
+    for field, calls in (
+        ("earlier", ()),
+        ("earlier", (0,)),
+        ("earlier", (9,)),
+        ("later", (1,)),
+        ("derived", {"output": ((9, 1.0),)}),
+    ):
+        assert (
+            "its graph knows of other calls" in with_calls(*CALLS[:3], replace(CALLS[3], **{field: calls})) or field == "later"
+        )
 
 
 def test_two_calls_that_read_one_filling_find_it_as_long_as_nobody_writes_there():

@@ -275,7 +275,9 @@ def test_types_travel_with_names():
 
 def shared_loop(computed, most):
     """The loop of a schedule that was merged into at most `most` graphs: (result, its schedule, its graphs)."""
-    schedule = Schedule.make("dit", "ddim", len(computed), named(len(computed[0])), computed, source=ScheduleSource(rule="test"))
+    schedule = Schedule.make(
+        "dit", "ddim", len(computed), named(len(computed[0])), computed, source=ScheduleSource(rule="test")
+    )
     shared = share(schedule, most, [2.0 if j % 2 else 1.0 for j in range(schedule.columns)])
     times = [c.timestep / 1000 for c in schedule.calls]
     parts = hoist(wide_call(schedule.columns))

@@ -125,6 +125,8 @@ def test_reuse_is_what_the_compiler_plans(computed):
     plan = make_plan(schedule)
     for call, key, earlier in zip(terms(schedule), plan.keys, plan.earlier, strict=True):
         derived = {name: earlier[which - 1] for name, ((which, _),) in key.own.derived}
-        assert {name: derived.get(name, 0) for name in schedule.sublayers} == {name: call[name][0][0] for name in schedule.sublayers}
+        assert {name: derived.get(name, 0) for name in schedule.sublayers} == {
+            name: call[name][0][0] for name in schedule.sublayers
+        }
     assert all(c == 1.0 for call in terms(schedule) for ((_, c),) in call.values())
     assert Schedule.from_json(json.dumps(json.loads(schedule.to_json())).encode()) == schedule

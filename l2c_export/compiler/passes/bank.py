@@ -17,13 +17,11 @@ from ...ir.graph import BANK, CACHE, PROLOGUE, WINDOW, Body, Graph, Node, Value,
 from ...ir.names import at
 from ...models import bank as models
 from ...models.tape import body
-from ..plan import Add, BankUse, Derivation, Key, Plan
+from ..plan import Add, BankUse, Derivation, Plan
 from .place import Life, assign
-from .specialise import kept, specialise
 from .weigh import Forecast, named
 
 LEAST = 3  # sublayers of a run that is worth a bank
-MANY = 3  # calls that read from one; fewer have a sum each
 
 
 class Member(NamedTuple):
@@ -67,30 +65,24 @@ class Banked(NamedTuple):
 NO_BANKS = Banked((), {}, {})
 
 
-def with_banks(call: Graph, plans: Sequence[Plan]) -> Banked:
-    """Find the runs that many calls forecast, and give every sum its slot."""
-    keys = [key for plan in plans for key in plan.keys]
-    runs = {own: tuple(_runs(specialise(call, own), kept(call, own))) for own in _forecasts(keys)}
+def with_banks(plans: Sequence[Plan], readers: Mapping[Derivation, tuple[Graph, set[str]]]) -> Banked:
+    """Find the runs that many calls forecast, and give every sum its slot.
+
+    `readers` are those calls, pruned, with what they compute for later ones.
+    """
+    runs = {own: tuple(_runs(graph, wanted)) for own, (graph, wanted) in readers.items()}
     members = {run.bank: run.members for found in runs.values() for run in found}
     runs = {own: tuple(run for run in found if members[run.bank] == run.members) for own, found in runs.items()}
     used = [_uses(plan, runs) for plan in plans]
     reaches = [add.calls for uses in used for of_call in uses for use in of_call.values() for add in use.adds]
     banks = {
-        name: Bank(found, max(use.sums for uses in used for of_call in uses for n, use in of_call.items() if n == name), max(reaches))
+        name: Bank(
+            found, max(use.sums for uses in used for of_call in uses for n, use in of_call.items() if n == name), max(reaches)
+        )
         for name, found in members.items()
         if any(name in of_call for uses in used for of_call in uses)
     }
     return Banked(tuple(_linked(plan, uses) for plan, uses in zip(plans, used, strict=True)), banks, runs)
-
-
-def _forecasts(keys: Sequence[Key]) -> set[Derivation]:
-    """The calls that read from one that many forecasts read from."""
-    chosen = set[Derivation]()
-    for key in keys:
-        readers = Counter(reader for _, reader in key.readers if not reader.is_reuse)
-        if readers.total() > MANY:
-            chosen.update(readers)
-    return chosen
 
 
 def _runs(reader: Graph, wanted: set[str]) -> Iterator[Run]:
@@ -180,7 +172,9 @@ def take(reader: Graph, runs: Sequence[Run], banks: Mapping[str, Bank], wanted: 
         values[sums] = msgspec.structs.replace(_sums(banks[run.bank], values[run.before].shape), kind=CACHE)
         values[slot] = Value((1,), "int32", BANK)
         dtype = stream.dtype
-        op, found = named(body("banked", lambda s, i, d=dtype: models.banked(s, i, dtype=d), [values[sums], values[slot]]), "banked")
+        op, found = named(
+            body("banked", lambda s, i, d=dtype: models.banked(s, i, dtype=d), [values[sums], values[slot]]), "banked"
+        )
         values[made], bodies[op] = Value(values[run.before].shape, dtype), found
         place = next(i for i, node in enumerate(nodes) if run.behind in node.outputs)
         nodes[place : place + 1] = [
@@ -198,13 +192,19 @@ def deposit(filling: Graph, fills: Sequence[tuple[str, int]], banks: Mapping[str
         values.update((member.value, call.values[member.value]) for member in bank.members if member.value not in values)
         gates = [member.gate for member in bank.members if member.gate]
         windows = {gate: f"window.{gate}" for gate in gates}
-        values.update((new, Value((bank.calls, *call.values[gate].shape), call.values[gate].dtype, WINDOW)) for gate, new in windows.items())
+        values.update(
+            (new, Value((bank.calls, *call.values[gate].shape), call.values[gate].dtype, WINDOW))
+            for gate, new in windows.items()
+        )
         weights, keep = f"{name}.weights", f"{name}.keep"
         values[weights] = Value((bank.sums, bank.calls), "float32", BANK)
         inputs = [weights, *(member.value for member in bank.members), *(windows[gate] for gate in gates)]
         values[name] = _sums(bank, values[bank.members[0].value].shape)
         if which:
-            values[keep], values[at(name, -which)] = Value((bank.sums,), "float32", BANK), msgspec.structs.replace(values[name], kind=CACHE)
+            values[keep], values[at(name, -which)] = (
+                Value((bank.sums,), "float32", BANK),
+                msgspec.structs.replace(values[name], kind=CACHE),
+            )
             inputs += [keep, at(name, -which)]
         op, found = named(_body(bank, [values[i] for i in inputs]), "bank")
         bodies[op] = found

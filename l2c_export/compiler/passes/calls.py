@@ -10,7 +10,7 @@ import msgspec
 from ...ir.graph import CACHE, Graph, check, live
 from ...ir.names import split_at
 from ..plan import Derivation, Key, Plan
-from .bank import NO_BANKS, Banked, deposit, take
+from .bank import NO_BANKS, Banked, deposit, take, with_banks
 from .fold import Folded, fill, fold
 from .specialise import kept, specialise
 
@@ -18,19 +18,25 @@ from .specialise import kept, specialise
 MOST_SUMS = 3
 
 
-def specialise_calls(call: Graph, plans: Sequence[Plan], folding: bool, banked: Banked = NO_BANKS) -> dict[Key, Graph]:
+def specialise_calls(call: Graph, plans: Sequence[Plan], folding: bool, banks: Banked = NO_BANKS) -> dict[Key, Graph]:
     """The distinct calls of all plans: each prunes what it derives, and computes what later calls read."""
     folded = {}
     keys = list(dict.fromkeys(key for plan in plans for key in plan.keys))
     by_value = kept_as_they_are(keys)
     for own in dict.fromkeys(own for key in keys for own in (key.own, *(reader for _, reader in key.readers))):
         pruned = check(specialise(call, own), "specialise")
-        pruned = check(take(pruned, banked.runs.get(own, ()), banked.banks, kept(call, own)), "take")
+        pruned = check(take(pruned, banks.runs.get(own, ()), banks.banks, kept(call, own)), "take")
         folds = folding and own not in by_value
         folded[own] = fold(pruned, kept(call, own)) if folds else Folded(pruned, ())
         check(folded[own].call, "fold")
-    filled = {key: deposit(fill_for_readers(key, folded), key.fills, banked.banks, call) for key in keys}
+    filled = {key: deposit(fill_for_readers(key, folded), key.fills, banks.banks, call) for key in keys}
     return {key: check(live(graph), "fill") for key, graph in filled.items()}
+
+
+def banked(call: Graph, plans: Sequence[Plan]) -> Banked:
+    """The plans with the banks that are worth it."""
+    readers = kept_as_they_are(key for plan in plans for key in plan.keys)
+    return with_banks(plans, {own: (specialise(call, own), kept(call, own)) for own in readers})
 
 
 def kept_as_they_are(keys: Iterable[Key]) -> set[Derivation]:

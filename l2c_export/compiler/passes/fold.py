@@ -84,8 +84,8 @@ def fold(call: Graph, kept: Collection[str]) -> Folded:
 def fill(call: Graph, fragments: Iterable[tuple[int, Fragment]]) -> Graph:
     """The filling side: the call that also computes the `fragments` that later calls read.
 
-    A fragment of the k-th call that reads from this one reads that call's rows (`gate@+k`) and this call's values; its result is
-    called `run...@+k`.
+    A fragment of the k-th call that reads from this one reads that call's rows (`gate@+k`) and this call's values; its
+    result is called `run...@+k`.
     """
     nodes, values, outputs = list(call.nodes), dict(call.values), list(call.outputs)
     for k, fragment in fragments:

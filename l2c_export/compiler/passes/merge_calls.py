@@ -60,7 +60,9 @@ def share(schedule: Schedule, most: int, cost: Sequence[float]) -> Shared:
             _join(written, merge)
         else:
             union = merge.a.computed | merge.b.computed
-            schedule = schedule.computing([union if _set(schedule, n) in merge else c.computed for n, c in enumerate(schedule.calls)])
+            schedule = schedule.computing(
+                [union if _set(schedule, n) in merge else c.computed for n, c in enumerate(schedule.calls)]
+            )
         plan = _with_joint_writes(make_plan(schedule), written)
     return Shared(schedule, plan, extra / total)
 

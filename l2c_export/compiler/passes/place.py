@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ...ir.graph import CACHE, Graph
 from ...ir.names import at, split_at
-from ..plan import Plan
+
+if TYPE_CHECKING:
+    from ..plan import Plan
 
 STATES = ("x.next", "x.data")  # outputs that are not cached values but the loop's own
 

@@ -1,8 +1,8 @@
 """Weigh: the operations that schedules add, which are bodies like a family's own.
 
 A forecast value is a sum of coefficient x value, a level a difference.  They are called after what they compute, since every
-graph has its own.  `distribute` takes gates inside: gate x (c_1 v_1 + c_2 v_2 + ..) -> c_1 (gate x v_1) + c_2 (gate x v_2) + ..,
-so that fold can move the products.
+graph has its own.  `distribute` takes gates inside, so that fold can move the products:
+gate x (c_1 v_1 + c_2 v_2 + ..) -> c_1 (gate x v_1) + c_2 (gate x v_2) + ..
 """
 
 from __future__ import annotations
