@@ -14,6 +14,8 @@ import diffusers
 import numpy as np
 import torch
 
+from l2c_export.schedules.forecast import COMPUTED
+from l2c_export.schedules.resolve import resolve
 from l2c_export.schedules.schedule import Schedule
 
 TOKENS, STEPS, SCALE = 6, 4, 4.0
@@ -49,13 +51,13 @@ def saved(folder: Path, kind: str, transformer: torch.nn.Module, scheduler: Any)
 
 
 class Cached:
-    """Hooks on the named modules of a transformer: a reused one does not run, its last output stands in."""
+    """Hooks on the named modules of a transformer: one that is derived does not run, a sum of its outputs stands in."""
 
     def __init__(self, transformer: torch.nn.Module, schedule: Schedule) -> None:
         self.call = -1
         names = schedule.sublayers
-        self._reused: list[set[str]] = [{names[n] for n in call.reused} for call in schedule.calls]
-        self._kept: dict[str, Any] = {}
+        self._terms = resolve(schedule.cacheable, schedule.calls)
+        self._kept: dict[tuple[str, int], Any] = {}
         modules = dict(transformer.named_modules())
         for name in names:
             modules[name].forward = self._wrapped(name, modules[name].forward)
@@ -63,9 +65,11 @@ class Cached:
 
     def _wrapped(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*given: Any, **named: Any) -> Any:
-            if name not in self._reused[self.call]:
-                self._kept[name] = forward(*given, **named)
-            return self._kept[name]
+            terms = self._terms[self.call][name]
+            if terms == COMPUTED:
+                self._kept[name, self.call] = forward(*given, **named)
+                return self._kept[name, self.call]
+            return summed([(c, self._kept[name, self.call - age]) for age, c in terms])
 
         return run
 
@@ -75,6 +79,13 @@ class Cached:
             return forward(*given, **named)
 
         return run
+
+
+def summed(terms: list[tuple[float, Any]]) -> Any:
+    """Coefficient x output, each output a tensor or a tuple of several."""
+    if isinstance(terms[0][1], tuple):
+        return tuple(summed([(c, outputs[n]) for c, outputs in terms]) for n in range(len(terms[0][1])))
+    return sum(c * output for c, output in terms)
 
 
 def opened(folder: Path, schedule: Schedule) -> tuple[Any, Any]:

@@ -142,6 +142,13 @@ class Compiled:
         origins = (self.origin(name) for name in names)
         return {origin.offset for origin in origins if origin and origin.kind in ("cache", "later", "prologue", "time")}
 
+    def distance(self, call: CallRecord, name: str) -> int:
+        """Calls from this one to that whose value a name of its graph is; negative for an earlier one."""
+        origin = self.origin(name)
+        if origin is None:
+            return 0
+        return origin.offset if origin.kind == "state" else call.distance(origin.offset)
+
     def reach(self, call: CallRecord) -> int:
         """How many calls later the last call is whose hoisted rows this one reads."""
         graph = self.graphs[call.graph]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..artefact.call_record import CallRecord
 from ..artefact.compiled import Compiled
 from ..ir.names import split_at
 from ..runtime.loaded import Bound, load_engines
@@ -19,6 +21,9 @@ from .error import Error, Tolerance
 
 if TYPE_CHECKING:
     from ..pytorch.reference import Reference
+
+
+OLDER = re.compile(r"\.older\d+")  # a later term of a forecast is the same of an earlier call
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,23 @@ def blame(
             continue
         base, offset = split_at(name)
         if offset < 0:
-            return f"it reads {base} from the cache, which call {expected.call + offset} filled: that value is wrong or stale"
+            call = compiled.calls[expected.call]
+            filling = f"call {expected.call + compiled.distance(call, name)}"
+            return f"it reads {base}{_as_term(call, base)} from the cache, which {filling} filled: that value is wrong or stale"
         return f"it reads {name}, which was computed before the loop: that value is wrong"
     if not finite and bound.name in compiled.denoiser.sublayers and compiled.precision != "fp32":
         return f"it overflows in {compiled.precision}: compile with fp32={bound.name!r}"
     weights = [name for name in bound.inputs if compiled.is_weight(name)]
     return f"what it reads is right: look at the engine or its weights ({', '.join(weights[:4]) or 'none'})"
+
+
+def _as_term(call: CallRecord, value: str) -> str:
+    """What a value is forecast by, if it is."""
+    terms = (call.derived or {}).get(value)
+    if terms is None:
+        return ""
+    said = " + ".join(f"{coefficient:.4g} x {age} ago" for age, coefficient in terms)
+    return f" (a term of {said} calls)"
 
 
 def is_hoisted(compiled: Compiled, name: str) -> bool:
@@ -129,16 +145,18 @@ class Expected:
     """What values of one call should be, by their names in the compiled graphs."""
 
     def __init__(self, compiled: Compiled, reference: Reference, call: int) -> None:
-        names = [n for node in compiled.graphs[compiled.calls[call].graph].nodes for n in (*node.inputs, *node.outputs)]
-        offsets = {split_at(name)[1] for name in names if not compiled.is_weight(name)}
-        near = {call + offset for offset in offsets} & set(range(len(compiled.calls)))
+        record = compiled.calls[call]
+        names = (n for node in compiled.graphs[record.graph].nodes for n in (*node.inputs, *node.outputs))
+        self._distance = {name: compiled.distance(record, name) for name in names}
         self.call, self._columns = call, list(compiled.denoiser.sublayers)
+        near = {call + distance for distance in self._distance.values()} & set(range(len(compiled.calls)))
         self._traces = reference.traces(frozenset(near | {call}))
 
     def value(self, name: str) -> np.ndarray | None:
         """The reference's value; None if it has none of that name (or belongs to a call past the end)."""
-        base, offset = split_at(name)
-        filling, reading = (self.call + offset, self.call) if offset < 0 else (self.call, self.call + offset)
+        base, offset = split_at(OLDER.sub("", name))
+        other = self.call + self._distance.get(name, 0)
+        filling, reading = (other, self.call) if offset < 0 else (self.call, other)
         if filling not in self._traces or reading not in self._traces:
             return None
         if base.startswith("run."):

@@ -55,12 +55,18 @@ def made_by(out: Path, family: str, noise: np.ndarray, backend: str, link: str) 
     return made
 
 
-@every_family
-@pytest.mark.parametrize("rule", ["every:1", "every:2", "irregular"])
+@pytest.mark.parametrize(
+    ("family", "rule"),
+    [
+        *((family, rule) for family in PIPELINES for rule in ("every:1", "every:2", "irregular")),
+        *((family, "forecast") for family in ("pixart", "sd35", "flux")),
+    ],
+)
 def test_latents_are_those_of_diffusers(family, rule, folders, tmp_path):
     folder = folders[family]
-    schedule = irregular(folder) if rule == "irregular" else rule
-    compile_artefact(options(folder, schedule, tmp_path / "out"))
+    schedule = irregular(folder) if rule == "irregular" else "every:4" if rule == "forecast" else rule
+    forecast = {"rule": "taylor:1"} if rule == "forecast" else {}
+    compile_artefact(options(folder, schedule, tmp_path / "out", **forecast))
     noise = prompted.numbers(3, IMAGES, 4, prompted.HEIGHT, prompted.WIDTH)
     with torch.no_grad():
         wanted = PIPELINES[family].latents(
