@@ -1,0 +1,73 @@
+"""What a file is, by its content: the list of importers, of which one may claim it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...errors import ScheduleError, UsageError
+from ...support import file_kind
+from ..schedule import content
+from . import cachedit, ecad, harmonica, l2p, lemica, magcache, mask, meancache, openvino, smoothcache
+from .imported import Choices, Imported
+from .text import decoded
+
+
+class Importer(Protocol):
+    """A module of this folder.  `claims` looks at the keys and types of a decoded text only; `read` raises ScheduleError."""
+
+    FORM: str
+    TAKES: tuple[str, ...]  # the choices that it heeds
+
+    def claims(self, content: Any) -> bool: ...
+    def read(self, content: Any, choices: Choices) -> Imported: ...
+
+
+IMPORTERS: tuple[Importer, ...] = (smoothcache, ecad, lemica, magcache, cachedit, meancache, l2p, openvino, mask)
+
+
+def read(path: Path, choices: Choices) -> Imported | None:
+    """What a file of another tool says; None for one of ours: a schedule.json, or a router of Learning-to-Cache.
+
+    Raises ScheduleError in one line for what is none, or what two importers claim.
+    """
+    if not is_text(path):
+        return harmonica.read(path, choices) if choices.router_kind == harmonica.KIND else None
+    if choices.router_kind == harmonica.KIND:
+        raise UsageError(f"router_kind='harmonica': {path} is a text, and no router: leave it out")
+    try:
+        return of_content(decoded(content(path)), choices)
+    except (ScheduleError, UsageError) as error:
+        raise type(error)(f"{path}: {str(error).removeprefix(f'{path} ')}") from None
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file is read here, and not as a file of torch.save."""
+    try:
+        return file_kind.is_json(path) or file_kind.of(path) == file_kind.TEXT
+    except OSError:
+        return False
+
+
+def of_content(found: Any, choices: Choices) -> Imported | None:
+    """The same of a decoded text; None for a schedule of ours."""
+    if isinstance(found, Mapping) and ("calls" in found or "format" in found):
+        return None
+    own = [importer for importer in IMPORTERS if importer.claims(found)]
+    if len(own) > 1:
+        names = " and ".join(importer.FORM for importer in own)
+        raise ScheduleError(f"it may be {names}: say which in a schedule.json")
+    if not own:
+        other = file_kind.of_json(found)
+        known = f"it is no schedule of a known form ({', '.join(importer.FORM for importer in IMPORTERS)})"
+        raise ScheduleError(f"it is no schedule: {other.instead('give a schedule')}" if other else f"{known}: give one of them")
+    _check_choices(own[0], choices)
+    return own[0].read(found, choices)
+
+
+def _check_choices(importer: Importer, choices: Choices) -> None:
+    """Refuse what would have no effect."""
+    for name in ("level", "budget", "full_calls"):
+        if (value := getattr(choices, name)) is not None and name not in importer.TAKES:
+            raise UsageError(f"{name}={value!r}: {importer.FORM} does not leave it open: leave it out")
