@@ -24,8 +24,8 @@ from .tables import print_table
 @group(
     "What is compiled",
     option("--schedule", multiple=True, help="A trained router (.pt), a schedule or a steps mask (.json), one of another tool, "
-           "every:K, full:0,A,B,.. or mask:1,0,..; --model demo has its own: demo and demo:aggressive. Repeat it for programs of "
-           "other numbers of steps."),
+           "every:K, full:0,A,B,.. or mask:1,0,..; --model demo has its own: demo and demo:aggressive. Repeat it for programs "
+           "of other numbers of steps."),
     option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]"),
     *importing.OPTIONS,
     option("--model", help="DiT-XL/2, U-ViT-H/2, DiT-S/4@512, demo, .., a pipeline folder or hub id of diffusers, a .json. "
@@ -75,16 +75,16 @@ def export(
 ) -> None:
     """Compile a learned schedule and its diffusion transformer into engines."""
     needs_compiler()
-    options = importing.read(schedule, options)
     if device and calibrate:
         raise UsageError(f"--device {device}: --calibrate is for this machine: use one of the two")
-    if dry_run:
-        print_prediction(options, device or "cpu", calibrate, as_json)
-        return
-    if device or calibrate:
+    if (device or calibrate) and not dry_run:
         raise UsageError(
             f"{f'--device {device}' if device else '--calibrate'}: only for --dry-run; use l2c run --device to run"
         )
+    options = importing.read(schedule, options)
+    if dry_run:
+        print_prediction(options, device or "cpu", calibrate, as_json)
+        return
     from ..compiler.artefact import compile
 
     started = time.perf_counter()

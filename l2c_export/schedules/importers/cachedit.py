@@ -22,10 +22,10 @@ from ..rules import MASKS, NESTED
 from ..schedule import Schedule
 from ..values import NUMBERED, STACK, block_numbers
 from . import mask
-from .imported import Choices, Imported, Known, of_level, whole
+from .imported import Imported, Known, Selection, of_level, whole
 
 FORM = "the options of cache-dit"
-TAKES = ()
+TAKES: tuple[str, ...] = ()
 FIRST, LAST = "Fn_compute_blocks", "Bn_compute_blocks"
 # what changes what is computed, and is not read
 REFUSED = ("enable_taylorseer", "taylorseer_order", "calibrator_config", "force_refresh_step_hint")
@@ -42,14 +42,14 @@ def claims(content: Any) -> bool:
     return FIRST in content or LAST in content
 
 
-def read(content: Any, choices: Choices) -> Imported:
+def read(content: Any, chosen: Selection) -> Imported:
     """Raises ScheduleError."""
     options = content.get(NESTED, content)
     for key in REFUSED:
         if options.get(key) and (key != "taylorseer_order" or options.get(DYNAMIC)):
             raise ScheduleError(f"{key} of cache-dit is not read: leave it out, and give the steps mask alone")
     if MASKS[0] not in options:
-        raise ScheduleError(f"the options of cache-dit without {MASKS[0]}: which steps are computed is decided while it runs: add it")
+        raise ScheduleError(f"it has no {MASKS[0]}, so which steps are computed is decided while it runs: add one")
     first, last = (whole(options.get(key, 0), key, 0, 2**14) for key in (FIRST, LAST))
     steps = mask.entries(options)
     missing = [f"{key} is 0" for key in (FIRST,) if key not in options]

@@ -17,10 +17,10 @@ from typing import Any
 
 from ...errors import ScheduleError
 from ..schedule import Schedule
-from .imported import Choices, Imported, Known, of_sublayers, whole
+from .imported import Imported, Known, Selection, of_sublayers, whole
 
 FORM = "a schedule of ECAD"
-TAKES = ()
+TAKES: tuple[str, ...] = ()
 BOX, CUSTOM = "cache_schedule", "custom_compute_"
 # component -> part of a block's module
 PIXART = {"attn1": "attn1", "attn2": "attn2", "ff": "ff"}
@@ -34,7 +34,7 @@ def claims(content: Any) -> bool:
     return isinstance(content, Mapping) and BOX in content
 
 
-def read(content: Any, choices: Choices) -> Imported:
+def read(content: Any, chosen: Selection) -> Imported:
     """Raises ScheduleError."""
     box = content[BOX]
     if not isinstance(box, Mapping) or not isinstance(box.get("schedule"), Mapping):
@@ -69,7 +69,7 @@ def _add(computed: Computed, step: int, blocks: Any, family: str) -> None:
         if not number.isdecimal() or len(number) > 5 or (single and family != "flux"):
             raise ScheduleError(f"step {step}: {block!r} is no block of {family}: use 0, 1, .. (and single_0, .. of flux)")
         parts = PIXART if family == "pixart" else SINGLE if single else DOUBLE
-        for component in (flags if isinstance(flags, Mapping) else {}):
+        for component in flags if isinstance(flags, Mapping) else {}:
             if str(component).startswith(CUSTOM):
                 raise ScheduleError(
                     f"step {step}, block {block}: {component} (T-GATE) computes with part of the prompt, which no schedule can "
@@ -100,7 +100,7 @@ def schedule(family: str, computed: Computed, known: Known, steps: int) -> Sched
     if known.family != family:
         raise ScheduleError(f"it is for a {family}, but the model is a {known.family}: check model=..")
     if known.count(steps) != steps:
-        raise ScheduleError(f"it has {steps} steps, but {known.sampler} makes {known.count(steps)} calls: use another sampler=..")
+        raise ScheduleError(f"it has {steps} steps, but {known.sampler} makes {known.count(steps)} calls: use another")
     own = computed if set(computed) == set(known.sublayers) else joined(computed)
     if odd := sorted({*own} ^ {*known.sublayers}):
         where = "not in the model" if odd[0] in own else "not in the file"

@@ -12,24 +12,24 @@ from pathlib import Path
 
 from ...errors import ScheduleError, UsageError
 from ..schedule import Schedule
-from .imported import Choices, Imported, Known, of_sublayers
+from .imported import Imported, Known, Selection, of_sublayers
 
 FORM = "a router of HarmoniCa"
 KIND = "harmonica"
 THRESHOLD = 0.1
 
 
-def read(path: Path, choices: Choices) -> Imported:
+def read(path: Path, chosen: Selection) -> Imported:
     """Raises ScheduleError for what is no router, or UsageError for another threshold than one from 0 to 1."""
     from .. import routers
 
     router = routers.read(path)
-    threshold = THRESHOLD if choices.threshold is None else choices.threshold
+    threshold = THRESHOLD if chosen.threshold is None else chosen.threshold
     if not 0 <= threshold <= 1:
         raise UsageError(f"threshold={threshold}: must be between 0 and 1")
     active = router.logits.sigmoid() > router.logits.new_tensor(threshold)
     rows = [row.nonzero().flatten().tolist() for row in active]
-    assumed = () if choices.threshold is not None else (f"the threshold is {THRESHOLD}",)
+    assumed = () if chosen.threshold is not None else (f"the threshold is {THRESHOLD}",)
     return Imported(FORM, len(rows), functools.partial(schedule, router.family, router.columns, rows), assumed)
 
 
@@ -38,7 +38,7 @@ def schedule(family: str, width: int, rows: list[list[int]], known: Known, steps
     names = known.sublayers
     if (family, width) != (known.family, len(names)):
         raise ScheduleError(
-            f"the router is for a {family} of {width} sublayers, but the model is a {known.family} of {len(names)}: check model=.."
+            f"it is for a {family} of {width} sublayers, but the model is a {known.family} of {len(names)}: check model=.."
         )
     if known.count(steps) != steps or known.sampler == "dpm-solver++":
         raise ScheduleError(f"the router has a row for every step, but {known.sampler} evaluates twice: use sampler='ddim'")

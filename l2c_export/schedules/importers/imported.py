@@ -21,7 +21,7 @@ SUBLAYER = "sublayer"  # the level of a schedule that caches no more than those
 
 
 @dataclass(frozen=True)
-class Choices:
+class Selection:
     """What a user says where a file leaves it open."""
 
     router_kind: str = "l2c"

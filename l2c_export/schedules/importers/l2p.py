@@ -16,10 +16,10 @@ from ...errors import ScheduleError, UsageError
 from ..forecast import Terms
 from ..schedule import Schedule
 from ..values import OUTPUT
-from .imported import Choices, Imported, Known, full_of, number, of_level
+from .imported import Imported, Known, Selection, full_of, number, of_level
 
 FORM = "the predictor of L2P"
-TAKES = ("full_calls",)
+TAKES: tuple[str, ...] = ("full_calls",)
 MOST = 1000  # rows: samplers have no more calls
 Rows = Sequence[Sequence[float]]
 
@@ -31,7 +31,7 @@ def claims(content: Any) -> bool:
     return all(len(row) in (n, len(content)) for n, row in enumerate(content, 1))
 
 
-def read(content: Any, choices: Choices) -> Imported:
+def read(content: Any, chosen: Selection) -> Imported:
     """Raises ScheduleError, or UsageError where nobody says which calls are computed."""
     if len(content) > MOST:
         raise ScheduleError(f"it has {len(content)} rows: samplers have at most {MOST} calls")
@@ -39,9 +39,9 @@ def read(content: Any, choices: Choices) -> Imported:
     for n, row in enumerate(rows):
         if any(row[n + 1 :]):
             raise ScheduleError(f"row {n} has more than {n + 1} coefficients: it must be a lower triangle")
-    if choices.full_calls is None:
+    if chosen.full_calls is None:
         raise UsageError(f"{FORM} does not say which calls are computed: give full_calls=.., as 'full:0,1,2,4,9'")
-    return Imported(FORM, None, functools.partial(schedule, rows, choices.full_calls))
+    return Imported(FORM, None, functools.partial(schedule, rows, chosen.full_calls))
 
 
 def schedule(rows: Rows, rule: str, known: Known, steps: int) -> Schedule:

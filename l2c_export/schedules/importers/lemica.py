@@ -15,10 +15,10 @@ from typing import Any
 from ...errors import ScheduleError, UsageError
 from ..schedule import Schedule
 from ..values import STACK
-from .imported import Choices, Imported, Known, of_level, whole
+from .imported import Imported, Known, Selection, of_level, whole
 
 FORM = "a list of computed steps (LeMiCa)"
-TAKES = ("budget",)
+TAKES: tuple[str, ...] = ("budget",)
 TABLE = "calc_dict"  # where their code holds the lists
 
 
@@ -43,17 +43,17 @@ def _budget(key: object) -> int | None:
     return int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 6 else None
 
 
-def read(content: Any, choices: Choices) -> Imported:
+def read(content: Any, chosen: Selection) -> Imported:
     """Raises ScheduleError, or UsageError for a budget that there is not."""
     if isinstance(content, list):
         content = {len(content): content}
     lists = {_budget(key): steps for key, steps in content.get(TABLE, content).items()}
     budgets = ", ".join(map(str, sorted(lists, key=str)))
-    if choices.budget is not None and choices.budget not in lists:
-        raise UsageError(f"budget={choices.budget}: the file has lists of {budgets} computed steps: use one of them")
-    if choices.budget is None and len(lists) != 1:
+    if chosen.budget is not None and chosen.budget not in lists:
+        raise UsageError(f"budget={chosen.budget}: the file has lists of {budgets} computed steps: use one of them")
+    if chosen.budget is None and len(lists) != 1:
         raise ScheduleError(f"it has lists of {budgets or 'no'} computed steps: choose one with budget=..")
-    budget = choices.budget if choices.budget is not None else next(iter(lists))
+    budget = chosen.budget if chosen.budget is not None else next(iter(lists))
     steps = [whole(step, f"a computed step of {budget}") for step in lists[budget]]
     if not steps or steps[0] != 0 or not _ascends(steps):
         raise ScheduleError(f"the computed steps {steps[:6]} of {budget}: give them ascending, and 0 first")

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from ...errors import ScheduleError
 from ..schedule import Schedule
 from ..values import STACK
-from .imported import Choices, Imported, Known, check_keys, number, of_level, whole
+from .imported import Imported, Known, Selection, check_keys, number, of_level, whole
 
 FORM = "MagCache's ratios"
-TAKES = ()
+TAKES: tuple[str, ...] = ()
 RATIOS = "mag_ratios"
 THRESHOLD, MOST = ("magcache_thresh", "thresh", "threshold"), ("K", "magcache_K", "max_skip_steps")
 RETENTION, STEPS = ("retention_ratio", "retention"), ("num_steps", "num_inference_steps")
@@ -28,7 +28,7 @@ OF_DIFFUSERS = "max_skip_steps"
 FLUX, KEPT, OF = "flux", 11, 28
 
 
-class Parameters(NamedTuple):
+class Limits(NamedTuple):
     threshold: float
     most: int  # skipped steps in a row
     retention: float
@@ -39,7 +39,7 @@ def claims(content: Any) -> bool:
     return isinstance(content, Mapping) and RATIOS in content
 
 
-def read(content: Any, choices: Choices) -> Imported:
+def read(content: Any, chosen: Selection) -> Imported:
     """Raises ScheduleError."""
     check_keys(content, (RATIOS, *THRESHOLD, *MOST, *RETENTION, *STEPS), FORM)
     ratios = content[RATIOS]
@@ -52,14 +52,14 @@ def read(content: Any, choices: Choices) -> Imported:
     steps = None if steps is None else whole(steps, "the number of steps", 1)
     if ratios[:2] == [1, 1] and steps and len(ratios) == 2 * steps:
         raise ScheduleError(f"{RATIOS} has two for each of the {steps} steps, with and without a prompt: give every second one")
-    own = Parameters(
+    own = Limits(
         number(_one(content, THRESHOLD), "the threshold"),
         whole(_one(content, MOST), "K", 1),
         number(_one(content, RETENTION), "the retention ratio"),
         OF_DIFFUSERS not in content,
     )
     if own.threshold < 0 or not 0 < own.retention <= 1:
-        raise ScheduleError(f"a threshold of {own.threshold} and a retention ratio of {own.retention}: use 0 or more, and 0 to 1")
+        raise ScheduleError(f"a threshold of {own.threshold} and a retention ratio of {own.retention}: use numbers from 0 to 1")
     assumed = (f"of FLUX step {KEPT} of {OF} is computed, as in the released script",) if own.keeps else ()
     return Imported(FORM, steps, functools.partial(schedule, ratios, own), assumed)
 
@@ -74,7 +74,7 @@ def _one(content: Mapping[str, Any], names: Sequence[str], needed: bool = True) 
     return content[own[0]] if own else None
 
 
-def schedule(ratios: list[float], own: Parameters, known: Known, steps: int) -> Schedule:
+def schedule(ratios: list[float], own: Limits, known: Known, steps: int) -> Schedule:
     """Raises ScheduleError where no step would be computed first."""
     count = known.count(steps)
     if int(own.retention * count + 0.5) < 1:
@@ -90,7 +90,7 @@ def stretched(ratios: list[float], count: int) -> list[float]:
     return [ratios[round(n * (last / max(1, count - 1)))] for n in range(count)] if count > 1 else ratios[-1:]
 
 
-def computed_steps(ratios: list[float], own: Parameters) -> set[int]:
+def computed_steps(ratios: list[float], own: Limits) -> set[int]:
     count = len(ratios)
     first, computed = int(own.retention * count + 0.5), set()
     product, skipped, error = 1.0, 0, 0.0

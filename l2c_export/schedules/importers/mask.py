@@ -15,10 +15,10 @@ from ...errors import ScheduleError, UsageError
 from ..rules import MASKS
 from ..schedule import Schedule
 from ..values import STACK
-from .imported import SUBLAYER, Choices, Imported, Known, of_level, of_sublayers, whole
+from .imported import SUBLAYER, Imported, Known, Selection, of_level, of_sublayers, whole
 
 FORM = "a steps mask"
-TAKES = ("level",)
+TAKES: tuple[str, ...] = ("level",)
 COUNT, POLICY, STATIC = "num_inference_steps", "steps_computation_policy", "static"
 KEYS = {*MASKS, COUNT, POLICY}
 NAMED_STEPS = 28
@@ -37,22 +37,23 @@ def claims(content: Any) -> bool:
         return bool(content) and set(content) <= KEYS and any(name in content for name in MASKS)
     if isinstance(content, str):
         return bool(content) and set(content) <= {"0", "1"}
-    return isinstance(content, list) and not any(isinstance(entry, (list, Mapping)) for entry in content) and not _is_long(content)
+    is_flat = isinstance(content, list) and not any(isinstance(entry, (list, Mapping)) for entry in content)
+    return is_flat and not _ascends(content)
 
 
-def _is_long(content: list[Any]) -> bool:
+def _ascends(content: list[Any]) -> bool:
     """Whether a list has numbers that no mask has, and ascends: computed steps, then."""
     numbers = [entry for entry in content if type(entry) is int]
     return len(numbers) == len(content) > 2 and numbers == sorted(set(numbers))
 
 
-def read(content: Any, choices: Choices) -> Imported:
+def read(content: Any, chosen: Selection) -> Imported:
     """Raises ScheduleError, or UsageError for another level."""
-    if choices.level not in (None, SUBLAYER, STACK):
-        raise UsageError(f"level={choices.level!r}: use sublayer or stack for a steps mask")
+    if chosen.level not in (None, SUBLAYER, STACK):
+        raise UsageError(f"level={chosen.level!r}: use sublayer or stack for a steps mask")
     options = content if isinstance(content, Mapping) else {MASKS[0]: content}
     mask = entries(options)
-    level = choices.level or SUBLAYER
+    level = chosen.level or SUBLAYER
     return Imported(FORM, len(mask), functools.partial(schedule, mask, level))
 
 
@@ -91,7 +92,7 @@ def named(name: str, count: int | None) -> list[int]:
 def schedule(mask: list[int], level: str, known: Known, steps: int) -> Schedule:
     """Raises ScheduleError where the sampler makes another number of calls."""
     if len(mask) != (count := known.count(steps)):
-        raise ScheduleError(f"the steps mask has {len(mask)} entries, but {known.sampler} makes {count} calls: give one for each")
+        raise ScheduleError(f"the steps mask has {len(mask)} entries, but {known.sampler} makes {count} calls: give as many")
     full = {n for n, entry in enumerate(mask) if entry}
     if level == STACK:
         return of_level(known, steps, full, (STACK,))

@@ -14,10 +14,10 @@ from typing import Any
 
 from ..schedule import Schedule
 from ..values import OUTPUT
-from .imported import Choices, Imported, Known, check_keys, of_level, whole
+from .imported import Imported, Known, Selection, check_keys, of_level, whole
 
 FORM = "the options of OpenVINO GenAI's TaylorSeer Lite"
-TAKES = ()
+TAKES: tuple[str, ...] = ()
 INTERVAL, BEFORE, AFTER = KEYS = ("cache_interval", "disable_cache_before_step", "disable_cache_after_step")
 DEFAULTS = {INTERVAL: 3, BEFORE: 6, AFTER: -2}
 RULE, LEAST = "taylor:1", 2  # a forecast of order 1 takes two values
@@ -27,7 +27,7 @@ def claims(content: Any) -> bool:
     return isinstance(content, Mapping) and any(key in content for key in KEYS)
 
 
-def read(content: Any, choices: Choices) -> Imported:
+def read(content: Any, chosen: Selection) -> Imported:
     """Raises ScheduleError."""
     check_keys(content, KEYS, FORM)
     interval = whole(content.get(INTERVAL, DEFAULTS[INTERVAL]), INTERVAL, 2)

@@ -10,7 +10,7 @@ from ...errors import ScheduleError, UsageError
 from ...support import file_kind
 from ..schedule import content
 from . import cachedit, ecad, harmonica, l2p, lemica, magcache, mask, meancache, openvino, smoothcache
-from .imported import Choices, Imported
+from .imported import Imported, Selection
 from .text import decoded
 
 
@@ -18,26 +18,26 @@ class Importer(Protocol):
     """A module of this folder.  `claims` looks at the keys and types of a decoded text only; `read` raises ScheduleError."""
 
     FORM: str
-    TAKES: tuple[str, ...]  # the choices that it heeds
+    TAKES: tuple[str, ...]  # what of a selection it heeds
 
     def claims(self, content: Any) -> bool: ...
-    def read(self, content: Any, choices: Choices) -> Imported: ...
+    def read(self, content: Any, chosen: Selection) -> Imported: ...
 
 
 IMPORTERS: tuple[Importer, ...] = (smoothcache, ecad, lemica, magcache, cachedit, meancache, l2p, openvino, mask)
 
 
-def read(path: Path, choices: Choices) -> Imported | None:
+def read(path: Path, chosen: Selection) -> Imported | None:
     """What a file of another tool says; None for one of ours: a schedule.json, or a router of Learning-to-Cache.
 
     Raises ScheduleError in one line for what is none, or what two importers claim.
     """
     if not is_text(path):
-        return harmonica.read(path, choices) if choices.router_kind == harmonica.KIND else None
-    if choices.router_kind == harmonica.KIND:
+        return harmonica.read(path, chosen) if chosen.router_kind == harmonica.KIND else None
+    if chosen.router_kind == harmonica.KIND:
         raise UsageError(f"router_kind='harmonica': {path} is a text, and no router: leave it out")
     try:
-        return of_content(decoded(content(path)), choices)
+        return of_content(decoded(content(path)), chosen)
     except (ScheduleError, UsageError) as error:
         raise type(error)(f"{path}: {str(error).removeprefix(f'{path} ')}") from None
 
@@ -50,7 +50,7 @@ def is_text(path: Path) -> bool:
         return False
 
 
-def of_content(found: Any, choices: Choices) -> Imported | None:
+def of_content(found: Any, chosen: Selection) -> Imported | None:
     """The same of a decoded text; None for a schedule of ours."""
     if isinstance(found, Mapping) and ("calls" in found or "format" in found):
         return None
@@ -62,12 +62,12 @@ def of_content(found: Any, choices: Choices) -> Imported | None:
         other = file_kind.of_json(found)
         known = f"it is no schedule of a known form ({', '.join(importer.FORM for importer in IMPORTERS)})"
         raise ScheduleError(f"it is no schedule: {other.instead('give a schedule')}" if other else f"{known}: give one of them")
-    _check_choices(own[0], choices)
-    return own[0].read(found, choices)
+    _check_selection(own[0], chosen)
+    return own[0].read(found, chosen)
 
 
-def _check_choices(importer: Importer, choices: Choices) -> None:
+def _check_selection(importer: Importer, chosen: Selection) -> None:
     """Refuse what would have no effect."""
-    for name in ("level", "budget", "full_calls"):
-        if (value := getattr(choices, name)) is not None and name not in importer.TAKES:
-            raise UsageError(f"{name}={value!r}: {importer.FORM} does not leave it open: leave it out")
+    for name in ("level", "budget", "full_calls", "threshold"):
+        if (value := getattr(chosen, name)) is not None and name not in importer.TAKES:
+            raise UsageError(f"{name}={value!r}: {importer.FORM} does not ask for it: leave it out")

@@ -18,10 +18,10 @@ from ...errors import ScheduleError
 from ...models.families import FAMILIES
 from ..schedule import Schedule
 from ..values import block_numbers
-from .imported import Choices, Imported, Known, of_sublayers
+from .imported import Imported, Known, Selection, of_sublayers
 
 FORM = "a schedule of SmoothCache"
-TAKES = ()
+TAKES: tuple[str, ...] = ()
 KEY = re.compile(r"(attn|attn1|mlp)(?:-([0-9]{1,5}))?")
 FAMILY = "dit"
 Lists = Mapping[str, list[int]]
@@ -36,7 +36,7 @@ def claims(content: Any) -> bool:
     )
 
 
-def read(content: Any, choices: Choices) -> Imported:
+def read(content: Any, chosen: Selection) -> Imported:
     """Raises ScheduleError."""
     for key, entries in content.items():
         if not isinstance(key, str) or not KEY.fullmatch(key):
@@ -63,7 +63,7 @@ def schedule(lists: Lists, known: Known, steps: int) -> Schedule:
     for key in lists:
         block = KEY.fullmatch(key)[2]  # type: ignore[index]
         if block and int(block) > max(blocks):
-            raise ScheduleError(f"{key} is of a block that the model does not have, with blocks 0 to {max(blocks)}: check model=..")
+            raise ScheduleError(f"{key} is of no block of the model, which has 0 to {max(blocks)}: check model=..")
     computed: list[list[str]] = [[] for _ in range(known.count(steps))]
     for name, block in zip(known.sublayers, blocks, strict=True):
         entries = _entries(lists, name.rpartition(".")[2], block)
