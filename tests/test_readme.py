@@ -118,7 +118,7 @@ def test_every_option_of_a_page_exists(page, command):
 
 
 def test_the_table_of_options_is_complete():
-    table = PAGES["l2c_export/compiler/README.md"]
+    table = PAGES["l2c_export/compiler/README.md"] + PAGES["l2c_export/schedules/README.md"]
     known = options("export") - {"--help", "--verbose", "--json", "--cache", "--hoist", "--fold"}
     assert all(option in table for option in known), known - set(OPTION.findall(table))
 

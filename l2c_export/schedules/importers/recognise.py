@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ...errors import ScheduleError, UsageError
 from ...support import file_kind
-from ..schedule import content
+from ..schedule import REMEDY, content
 from . import cachedit, ecad, harmonica, l2p, lemica, magcache, mask, meancache, openvino, smoothcache
 from .imported import Imported, Selection
 from .text import decoded
@@ -36,16 +36,17 @@ def read(path: Path, chosen: Selection) -> Imported | None:
         return harmonica.read(path, chosen) if chosen.router_kind == harmonica.KIND else None
     if chosen.router_kind == harmonica.KIND:
         raise UsageError(f"router_kind='harmonica': {path} is a text, and no router: leave it out")
+    text = content(path)
     try:
-        return of_content(decoded(content(path)), chosen)
+        return of_content(decoded(text), chosen)
     except (ScheduleError, UsageError) as error:
-        raise type(error)(f"{path}: {str(error).removeprefix(f'{path} ')}") from None
+        raise type(error)(f"{path}: {error}") from None
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file is read here, and not as a file of torch.save."""
+    """Whether a file is read here, and not as a file of torch.save; what is called one is refused there."""
     try:
-        return file_kind.is_json(path) or file_kind.of(path) == file_kind.TEXT
+        return file_kind.is_json(path) or (file_kind.of(path) == file_kind.TEXT and path.suffix not in (".pt", ".pth"))
     except OSError:
         return False
 
@@ -60,8 +61,8 @@ def of_content(found: Any, chosen: Selection) -> Imported | None:
         raise ScheduleError(f"it may be {names}: say which in a schedule.json")
     if not own:
         other = file_kind.of_json(found)
-        known = f"it is no schedule of a known form ({', '.join(importer.FORM for importer in IMPORTERS)})"
-        raise ScheduleError(f"it is no schedule: {other.instead('give a schedule')}" if other else f"{known}: give one of them")
+        forms = ", ".join(importer.FORM for importer in IMPORTERS)
+        raise ScheduleError(f"no schedule: {other.instead(REMEDY) if other else f'use one of ours, {forms}'}")
     _check_selection(own[0], chosen)
     return own[0].read(found, chosen)
 
