@@ -44,7 +44,7 @@ def claims(content: Any) -> bool:
 def _ascends(content: list[Any]) -> bool:
     """Whether a list has numbers that no mask has, and ascends: computed steps, then."""
     numbers = [entry for entry in content if type(entry) is int]
-    return len(numbers) == len(content) > 2 and numbers == sorted(set(numbers))
+    return bool(numbers) and len(numbers) == len(content) and numbers == sorted(set(numbers)) and numbers[-1] > 1
 
 
 def read(content: Any, chosen: Selection) -> Imported:

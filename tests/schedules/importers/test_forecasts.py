@@ -106,7 +106,8 @@ def test_the_defaults_are_those_of_the_library():
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    ({"cache_interval": 1}, "cache_interval is 1: give a whole number from 2"), ({"cache_interval": "3"}, "cache_interval is '3'"),
+    ({"cache_interval": 1}, "cache_interval is 1: give a whole number from 2"),
+    ({"cache_interval": "3"}, "cache_interval is '3'"),
     ({"cache_interval": 3, "max_order": 2}, "with 'max_order', which is not known"),
     ({"disable_cache_before_step": -1}, "disable_cache_before_step is -1"),
 ])  # fmt: skip

@@ -112,7 +112,8 @@ def test_ratios(ratios, threshold, most, retention, steps):
 
 @pytest.mark.parametrize(("change", "says"), [
     ({"mag_ratios": []}, "mag_ratios is no list of numbers"), ({"mag_ratios": [0.9, 1.0]}, "mag_ratios begins with 0.9"),
-    ({"mag_ratios": [1.0, "1"]}, r"mag_ratios\[1\] is '1': give a finite number"), ({"K": 0}, "K is 0"), ({"K": None}, "K is None"),
+    ({"mag_ratios": [1.0, "1"]}, r"mag_ratios\[1\] is '1': give a finite number"), ({"K": 0}, "K is 0"),
+    ({"K": None}, "K is None"),
     ({"thresh": 0.1}, "magcache_thresh and thresh say the same"), ({"retention_ratio": 1.5}, "a retention ratio of 1.5"),
     ({"retention_ratio": 0.01}, "the retention ratio 0.01 of 6 calls is less than one"), ({"speed": 2}, "with 'speed', which"),
     ({"magcache_thresh": -1}, "a threshold of -1.0"),
@@ -183,7 +184,7 @@ def test_what_is_assumed_is_said():
     ({"cache_config": {"steps_computation_mask": "fast"}}, "but there is no num_inference_steps"),
     (options("quick"), "the steps mask is 'quick': give a 0 or 1 for each step, or one of slow"),
     (options([1, 0]), "has 2 entries, but num_inference_steps is 28"),
-    (options("fast", steps_computation_policy="dynamic"), "steps_computation_policy is 'dynamic', which is decided while it runs"),
+    (options("fast", steps_computation_policy="dynamic"), "steps_computation_policy is 'dynamic', which is decided"),
     (options("fast", enable_taylorseer=True), "enable_taylorseer of cache-dit is not read"),
     (options("fast", Fn_compute_blocks=3), "Fn_compute_blocks 3 and Bn_compute_blocks 0 leave none of the 3 blocks"),
     (options("fast", Fn_compute_blocks=-1), "Fn_compute_blocks is -1"),

@@ -35,8 +35,8 @@ def test_a_form_is_recognised(form):
 
 
 @pytest.mark.parametrize(("text", "names"), [
-    ("[0, 1]", "a list of computed steps .* and a steps mask"), ("[0]", "LeMiCa.* and a steps mask"),
-    ({"mag_ratios": [1.0], "cache_interval": 3}, "MagCache's ratios and the options of OpenVINO"),
+    ("[0, 1]", "a list of computed steps .* and a steps mask"), ("[0]", "a list .* and a steps mask"),
+    ({"mag_ratios": [1.0], "cache_interval": 3}, "MagCache's ratios and the options of OpenVINO GenAI's TaylorSeer Lite"),
     ({"cache_schedule": {}, "Fn_compute_blocks": 1}, "a schedule of ECAD and the options of cache-dit"),
 ])  # fmt: skip
 def test_what_two_importers_claim_is_refused(text, names):
@@ -50,7 +50,8 @@ def test_ours_is_left_to_us(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    ({"weight_map": {}}, "it is an index of weights: give it with weights="), ({}, "use one of ours, a schedule of SmoothCache"),
+    ({"weight_map": {}}, "it is an index of weights: give it with weights="),
+    ({}, "use one of ours, a schedule of SmoothCache"),
     ("3", "use one of ours"), ([[1, 2], [3]], "use one of ours"), ([1, 2, 4], "use one of ours"), ("hello", "use one of ours"),
 ])  # fmt: skip
 def test_what_is_none_of_them(content, says):
@@ -59,7 +60,8 @@ def test_what_is_none_of_them(content, says):
 
 
 @pytest.mark.parametrize(("chosen", "says"), [
-    ({"level": "stack"}, "level='stack': a schedule of SmoothCache does not ask for it"), ({"budget": 3}, "budget=3: a schedule of"),
+    ({"level": "stack"}, "level='stack': a schedule of SmoothCache does not ask for it"),
+    ({"budget": 3}, "budget=3: a schedule of"),
     ({"full_calls": "every:2"}, "full_calls='every:2': a schedule of"), ({"threshold": 0.5}, r"threshold=0\.5: a schedule of"),
 ])  # fmt: skip
 def test_what_has_no_effect_is_refused(chosen, says):
@@ -75,9 +77,10 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 @pytest.mark.parametrize(("text", "says"), [
     (BOMB, r"it has an alias \(\*\.\.\): write out"), ("a: !!python/object/apply:os.system ['touch harmed']", "neither JSON"),
     ("[" * 100_000, "nested too deeply"), ("? " * 5000, "nested too deeply"), ("a: [1, 2", "nor YAML in line 1"),
-    ("{" + '"a":[' * 60_000, "nested too deeply"), ("a: 1\n---\na: 2", "nor YAML"), ("[1, 0\xff", "use one of ours|nor YAML"),
+    ("{" + '"a":{' * 60_000, "nested too deeply"), ("a: 1\n---\na: 2", "nor YAML"), ("[1, 0\xff", "use one of ours|nor YAML"),
     ("\x00\x01", "neither JSON"), ("a: " + "9" * 5000, "neither JSON"), ("a: 2001-99-99", "neither JSON|use one of ours"),
-    ("x " * MOST_YAML, "for YAML it is too large: give at most 256 KB"), (" " * MOST + "[1]", "it has 4 MB: a schedule has at most 4"),
+    ("x " * MOST_YAML, "for YAML it is too large: give at most 256 KB"),
+    (" " * MOST + "[1]", "it has 4 MB: a schedule has at most 4"),
 ], ids=range(13))  # fmt: skip
 def test_a_text_that_would_harm_is_refused_in_one_line(tmp_path, monkeypatch, text, says):
     monkeypatch.chdir(tmp_path)
@@ -96,9 +99,10 @@ def test_a_text_that_would_harm_is_refused_in_one_line(tmp_path, monkeypatch, te
                 "cache_interval", "disable_cache_after_step", "edge_source", "calc_dict"]), inner, max_size=4),
            max_leaves=12).map(lambda value: json.dumps(value).encode()))  # fmt: skip
 def test_anything_is_read_or_refused_in_one_line(data):
+    said = ""
     try:
         found = recognise.of_content(decoded(data), Selection())
     except L2CError as error:
-        assert len(str(error).splitlines()) == 1
-    else:
-        assert found is None or found.form
+        found, said = None, str(error)
+    assert len(said.splitlines()) <= 1
+    assert found is None or found.form
