@@ -53,6 +53,7 @@ ASKED = {
         "cli/",
         "inspection/view.py",
         "inspection/dry_run.py",
+        "inspection/convert.py",
         "benchmarks/",
         "compiler/link.py",
         "compiler/artefact.py",
@@ -231,7 +232,7 @@ def test_the_commands_of_the_runtime_run_there_too(tiny, tmp_path):
     code = BLOCK + (
         "import shutil; shutil.copytree(sys.argv[1], 'e')\n"
         "from l2c_export.cli.main import l2c\n"
-        "for words in (['inspect', 'e'], ['link', 'e', '--weights', sys.argv[3]],\n"
+        "for words in (['inspect', 'e'], ['schedule', 'show', 'e/schedule.json'], ['link', 'e', '--weights', sys.argv[3]],\n"
         "              ['link', 'e', '--weights', sys.argv[2]], ['check', 'e', '--record'], ['doctor'],\n"
         "              ['run', 'e', '--class-label', '3', '--out', 'x.npy'], ['run', 'e', '--class-label', '3', '--json']):\n"
         "    l2c(words, standalone_mode=False)\n"

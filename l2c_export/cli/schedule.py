@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from ..support.extras import needs
 from . import importing
 from .console import Command, Commands, print_json, say
 from .options import FILE, Choice, Decorator, Size, group, option, samplers
@@ -116,7 +115,6 @@ def diff(a: Path, b: Path, out: Path | None, as_json: bool, **asked: Any) -> Non
 
 def read(path: Path, asked: dict[str, Any]) -> Schedule:
     """The schedule of a file, for the model that the options say."""
-    needs("torch", "export")
     from ..inspection.convert import convert, published
     from ..schedules.importers.imported import Selection
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..compiler.request import options_of
+from ..compiler.request import PathOrSchedule, options_of
 from ..errors import ScheduleError, UsageError
 from ..models.families import FAMILIES
 from ..schedules.importers import recognise
@@ -14,8 +14,12 @@ from ..schedules.importers.imported import Imported, Known, Selection
 from ..schedules.rules import is_rule
 from ..schedules.schedule import Schedule, content, file_source
 from ..support import file_kind
+from ..support.extras import needs
 from ..support.files import Report, small
 from ..support.log import logged
+
+if TYPE_CHECKING:
+    from ..compiler.source import Source
 
 OF_MODEL = ("model", "weights", "sampler", "size", "tokens")  # the options of a compilation that say what a schedule is for
 AS_IT_IS = Selection()  # a file that leaves nothing open
@@ -30,8 +34,6 @@ def convert(
 
     Our own JSON needs no model.  Raises ScheduleError or UsageError for a file that cannot be read, and what `compile` does.
     """
-    from ..compiler.source import resolve
-
     path = Path(path)
     if not path.is_file() and not is_rule(str(path)):
         raise UsageError(f"{path}: no such file: give a schedule or a router")
@@ -40,7 +42,7 @@ def convert(
     check_unused(chosen, str(path))
     if path.is_file() and file_kind.is_json(path) and steps is chosen.threshold is None and not any(model.values()):
         return Schedule.from_json(content(path), str(path))
-    return resolve(options_of(path, steps, threshold=chosen.threshold, **model)).schedule
+    return _source(path, steps, threshold=chosen.threshold, **model).schedule
 
 
 def check_unused(chosen: Selection, name: str) -> None:
@@ -68,13 +70,19 @@ def of_model(path: Path, found: Imported, steps: int | None, report: Report = lo
 
 def known_of(steps: int | None, own_steps: int | None, **model: Any) -> Known:
     """The model and the sampler that these options of `compile` mean, with the `steps` that are asked for."""
-    from ..compiler.source import resolve
-
     least = 2  # where nobody says how many: the sampler does not depend on it
-    source = resolve(options_of("every:1", steps or own_steps or least, **model))
+    source = _source("every:1", steps or own_steps or least, **model)
     folder, schedule = source.folder, source.schedule
     said = model.get("sampler") is not None or bool(folder and not folder.assumed_scheduler)
     return Known(source.family.name, source.family.sublayers, schedule.sampler, schedule.scheduler or None, said, steps)
+
+
+def _source(schedule: PathOrSchedule, steps: int | None, **options: Any) -> Source:
+    """What these options of `compile` mean."""
+    needs("torch", "export")
+    from ..compiler.source import resolve
+
+    return resolve(options_of(schedule, steps, **options))
 
 
 def published(family: str) -> str:

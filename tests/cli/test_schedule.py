@@ -71,7 +71,7 @@ def test_the_level_of_a_mask_is_said(new, file):
     ("l.txt", "[0, 1, 3,]", "--steps 5", r"a list of computed steps \(LeMiCa\), level stack, 5 steps", "stack"),
     ("b.json", {"2": [0, 3], "1": [0]}, "--steps 5 --budget 2", "a list .*, level stack, 5 steps", "stack"),
     ("m.json", {"mag_ratios": [1, 1.1, 1], "thresh": 0.2, "K": 2, "retention": 0.3}, "--steps 6",
-     "MagCache's ratios, level stack, 6 steps; assumed: of FLUX step 11 of 28 is computed, .*; the sampler is ddim", "stack"),
+     "MagCache's ratios, level stack, 6 steps; assumed: step 11 of 28 .* FLUX, .*; the sampler is ddim", "stack"),
     ("c.yaml", "cache_config: {steps_computation_mask: [1, 0, 1], Fn_compute_blocks: 1}", "",
      r"the options of cache-dit, level stack\[1:3\], 3 steps; assumed: steps_computation_policy is static", "stack[1:3]"),
     ("p.json", [[1.0], [-1.0, 2.0], [0.0, 0.0, 1.0]], "--steps 4 --full-calls full:0,1", "L2P, level output, 4", "output"),

@@ -41,6 +41,8 @@ def read(content: Any, chosen: Selection) -> Imported:
         raise ScheduleError(f"{BOX} has no schedule: give a file that ECAD wrote")
     count = whole(box.get("num_inference_steps"), "num_inference_steps", 1)
     steps = {_step(key): blocks for key, blocks in box["schedule"].items()}
+    if len(steps) != len(box["schedule"]):
+        raise ScheduleError(f"two of the {len(box['schedule'])} steps have one number: list each once, as 000, 001, ..")
     if odd := sorted({*steps} ^ {*range(count)}):
         raise ScheduleError(f"step {odd[0]} is {'missing' if odd[0] < count else 'more'} of {count} steps: list each once")
     family = "flux" if "num_single_blocks" in box else "pixart"

@@ -1,4 +1,4 @@
-"""HarmoniCa (arXiv 2410.01723): a file of the form of Learning-to-Cache's routers, of which every row is used.
+"""HarmoniCa (github.com/ModelTC/HarmoniCa): a file of the form of Learning-to-Cache's routers, of which every row is used.
 
 Nothing in such a file says which of the two it is, so it is asked for by `router_kind="harmonica"`.  Call n follows row
 steps - 1 - n, whatever its parity; a sublayer runs if its score is above the threshold, 0.1, and is else what it was when it

@@ -1,4 +1,4 @@
-"""LeMiCa (arXiv 2511.00090), and plain lists of computed steps: the steps that run all blocks, by how many there are.
+"""LeMiCa (github.com/UnicomAI/LeMiCa), and plain lists of computed steps: the steps that run all blocks, by how many there are.
 
     {"10": [0, 1, 3, 7, 14, 21, 28, 35, 42, 49]}    or    [0, 1, 3, 7, 14, 21, 28, 35, 42, 49]
 
@@ -47,7 +47,10 @@ def read(content: Any, chosen: Selection) -> Imported:
     """Raises ScheduleError, or UsageError for a budget that there is not."""
     if isinstance(content, list):
         content = {len(content): content}
-    lists = {_budget(key): steps for key, steps in content.get(TABLE, content).items()}
+    table = content.get(TABLE, content)
+    lists = {_budget(key): steps for key, steps in table.items()}
+    if len(lists) != len(table):
+        raise ScheduleError(f"two of the {len(table)} lists are of one number of computed steps: leave one")
     budgets = ", ".join(map(str, sorted(lists, key=str)))
     if chosen.budget is not None and chosen.budget not in lists:
         raise UsageError(f"budget={chosen.budget}: the file has lists of {budgets} computed steps: use one of them")

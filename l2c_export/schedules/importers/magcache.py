@@ -1,4 +1,4 @@
-"""MagCache (arXiv 2506.09045): how much what the blocks add shrinks or grows from step to step says how long it may be reused.
+"""MagCache (github.com/Zehong-Ma/MagCache): how far what the blocks add changes from step to step says how long it is reused.
 
     {"mag_ratios": [1.0, 1.2, ..], "magcache_thresh": 0.24, "K": 5, "retention_ratio": 0.1, "num_steps": 28}
 
@@ -60,7 +60,7 @@ def read(content: Any, chosen: Selection) -> Imported:
     )
     if own.threshold < 0 or not 0 < own.retention <= 1:
         raise ScheduleError(f"a threshold of {own.threshold} and a retention ratio of {own.retention}: use numbers from 0 to 1")
-    assumed = (f"of FLUX step {KEPT} of {OF} is computed, as in the released script",) if own.keeps else ()
+    assumed = (f"step {KEPT} of {OF} is computed if the model is FLUX, as in the released script",) if own.keeps else ()
     return Imported(FORM, steps, functools.partial(schedule, ratios, own), assumed)
 
 

@@ -1,4 +1,4 @@
-"""SmoothCache (arXiv 2411.10510): a name -> a list of 0 and 1 in sampling order, where 1 computes.
+"""SmoothCache (github.com/Roblox/SmoothCache): a name -> a list of 0 and 1 in sampling order, where 1 computes.
 
     {"attn-0": [1, 0, 1], "attn": [1, 1, 0], "mlp": [1, 0, 0]}
 

@@ -87,6 +87,7 @@ def changed(change):
 @pytest.mark.parametrize(("change", "says"), [
     (lambda box, plan: plan.pop("001"), "step 1 is missing of 3 steps"),
     (lambda box, plan: plan.update({"003": {}}), "step 3 is more of 3 steps"),
+    (lambda box, plan: plan.update({"1": plan["001"]}), "two of the 4 steps have one number"),
     (lambda box, plan: plan.update({"x": {}}), "'x' is no step: use 000"),
     (lambda box, plan: box.update(num_inference_steps=0), "num_inference_steps is 0: give a whole number from 1"),
     (lambda box, plan: box.update(num_inference_steps="3"), "num_inference_steps is '3'"),

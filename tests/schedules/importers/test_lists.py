@@ -56,6 +56,7 @@ def test_any_list(steps):
     ({"3": [0, 3, 2]}, "give them ascending"), ({"3": [0, 3]}, "list of 3 computed steps has 2"), ({"1": []}, "and 0 first"),
     ({"2": [0, "3"]}, "a computed step of 2 is '3': give a whole number"), ({"2": [0, 2.0]}, r"a computed step of 2 is 2\.0"),
     ({"2": [0, -1]}, "a computed step of 2 is -1"),
+    ({"2": [0, 1], "02": [0, 3]}, "two of the 2 lists are of one number"),
 ])  # fmt: skip
 def test_a_wrong_list(content, says):
     with pytest.raises(ScheduleError, match=says):
