@@ -110,6 +110,7 @@ def test_the_defaults_are_those_of_the_library():
     ({"cache_interval": "3"}, "cache_interval is '3'"),
     ({"cache_interval": 3, "max_order": 2}, "with 'max_order', which is not known"),
     ({"disable_cache_before_step": -1}, "disable_cache_before_step is -1"),
+    ({"disable_cache_before_step": True}, "disable_cache_before_step is True: give a whole number"),
 ])  # fmt: skip
 def test_wrong_options(content, says):
     with pytest.raises(ScheduleError, match=says):
