@@ -46,4 +46,4 @@ def computed_steps(interval: int, before: int, after: int, count: int) -> set[in
     """Those that run the model; all of them where the options leave nothing to be forecast."""
     end = count + after if after < 0 else after
     start = max(before, LEAST)
-    return {n for n in range(count) if n < start or n >= end or (n - start) % interval == interval - 1 or end <= before}
+    return {n for n in range(count) if n < start or n >= end or (n - start) % interval == interval - 1}
