@@ -53,7 +53,7 @@ def test_what_counts_for_nothing_is_left_out():
 @pytest.mark.parametrize(("rows", "says"), [
     ([[1.0, 2.0], [1.0, 1.0]], "row 0 has more than 1 coefficients: it must be a lower triangle"),
     ([[1.0], [1.0, "x"]], "row 1, entry 1 is 'x': give a finite number"), ([[1.0], [1.0, 1e300]], "row 1, entry 1 is 1e"),
-    ("[[1.0], [.nan, 1.0]]", "row 1, entry 0 is nan"), ([[1.0]], r"call 3 is predicted, but there are 1 rows"),
+    ("[[1.0], [.nan, 1.0]]", "row 1, entry 0 is nan"), ([[1.0], [1, 1]], "call 3 is predicted, but there are 2 rows"),
     ([[1e29], [1e29, 1e29], [0, 0, 1e29]], r"call 2, rule of 'output': terms with the coefficients .* must be finite"),
 ])  # fmt: skip
 def test_a_wrong_triangle(rows, says):
