@@ -36,6 +36,7 @@ HOMES = {
     "onnxscript": {"compiler/onnx/export.py"},
     "accelerate": {"training/workers.py"},
     "platformdirs": {"support/cache.py"},
+    "yaml": {"schedules/importers/text.py"},
     "ml_dtypes": {"ir/dtypes.py"},
     "onnxruntime": {"backends/onnxruntime/"},
     "openvino": {"backends/openvino/"},
@@ -52,6 +53,7 @@ ASKED = {
         "cli/",
         "inspection/view.py",
         "inspection/dry_run.py",
+        "inspection/convert.py",
         "benchmarks/",
         "compiler/link.py",
         "compiler/artefact.py",
@@ -176,7 +178,7 @@ def test_the_runtime_does_not_import_the_compiler():
 def test_no_module_imports_a_library_that_the_metadata_does_not_name():
     text = (ROOT / "pyproject.toml").read_text().lower()
     known = {name.split(".")[0] for name in sys.stdlib_module_names} | {"l2c_export"}
-    names = {"PIL": "pillow", "cuda": "cuda-bindings", "huggingface_hub": "huggingface-hub"}
+    names = {"PIL": "pillow", "yaml": "pyyaml", "cuda": "cuda-bindings", "huggingface_hub": "huggingface-hub"}
     for module, tree in MODULES.items():
         for name in {*imports(tree), *asked(tree)}:
             first = name.split(".")[0]
@@ -230,7 +232,7 @@ def test_the_commands_of_the_runtime_run_there_too(tiny, tmp_path):
     code = BLOCK + (
         "import shutil; shutil.copytree(sys.argv[1], 'e')\n"
         "from l2c_export.cli.main import l2c\n"
-        "for words in (['inspect', 'e'], ['link', 'e', '--weights', sys.argv[3]],\n"
+        "for words in (['inspect', 'e'], ['schedule', 'show', 'e/schedule.json'], ['link', 'e', '--weights', sys.argv[3]],\n"
         "              ['link', 'e', '--weights', sys.argv[2]], ['check', 'e', '--record'], ['doctor'],\n"
         "              ['run', 'e', '--class-label', '3', '--out', 'x.npy'], ['run', 'e', '--class-label', '3', '--json']):\n"
         "    l2c(words, standalone_mode=False)\n"

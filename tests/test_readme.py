@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from version2 import EXAMPLE
 
+from l2c_export.cli.main import l2c
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "l2c_export"
 PAGES = {
@@ -95,8 +97,10 @@ def test_the_model_that_is_shown_is_one(tmp_path):
 
 @functools.cache
 def options(command: str) -> frozenset[str]:
-    """All that the help of a command mentions."""
-    return frozenset(OPTION.findall(python(ROOT, "-m", "l2c_export", command, "--help")))
+    """All that the help of a command mentions, or those of a group of commands."""
+    inside = getattr(l2c.commands[command], "commands", {})
+    lines = [[command, name] for name in inside] or [[command]]
+    return frozenset(found for line in lines for found in OPTION.findall(python(ROOT, "-m", "l2c_export", *line, "--help")))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -118,7 +122,7 @@ def test_every_option_of_a_page_exists(page, command):
 
 
 def test_the_table_of_options_is_complete():
-    table = PAGES["l2c_export/compiler/README.md"]
+    table = PAGES["l2c_export/compiler/README.md"] + PAGES["l2c_export/schedules/README.md"]
     known = options("export") - {"--help", "--verbose", "--json", "--cache", "--hoist", "--fold"}
     assert all(option in table for option in known), known - set(OPTION.findall(table))
 

@@ -10,6 +10,7 @@ import click
 
 from ..errors import UsageError
 from ..support.extras import needs_compiler
+from . import importing
 from .choices import BACKENDS, DEVICES, GUIDANCE, LEVELS, LINKS, PRECISIONS
 from .console import Command, print_json, say
 from .options import FOLDER, Choice, Counts, Size, group, option, samplers
@@ -22,9 +23,9 @@ from .tables import print_table
 )
 @group(
     "What is compiled",
-    option("--schedule", multiple=True, help="A trained router (.pt), a schedule or a steps mask (.json), every:K, "
-           "full:0,A,B,.. or mask:1,0,..; --model demo has its own: demo and demo:aggressive. Repeat it for programs of other "
-           "numbers of steps."),
+    option("--schedule", multiple=True, help="A trained router (.pt), a schedule or a steps mask (.json), one of another tool, "
+           "every:K, full:0,A,B,.. or mask:1,0,..; --model demo has its own: demo and demo:aggressive. Repeat it for programs "
+           "of other numbers of steps."),
     option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]"),
     option("--rule", help="How the calls of every:K, full:.. and mask:.. follow that are not full: reuse, or taylor:M, a "
            "forecast of order M. [default: reuse]"),
@@ -32,6 +33,7 @@ from .tables import print_table
            "model's output. [default: sublayer]"),
     option("--full-first", type=int, help="So many calls at the start are full. [default: the rule's order + 1]"),
     option("--full-last", type=int, help="And so many at the end. [default: 0]"),
+    *importing.OPTIONS,
     option("--model", help="DiT-XL/2, U-ViT-H/2, DiT-S/4@512, demo, .., a pipeline folder or hub id of diffusers, a .json. "
            "[default: what fits]"),
     option("--weights", help="A checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or random[:SEED]. "
@@ -78,17 +80,17 @@ def export(
     dry_run: bool, device: str | None, calibrate: bool, as_json: bool, schedule: tuple[str, ...], **options: Any
 ) -> None:
     """Compile a learned schedule and its diffusion transformer into engines."""
-    options["schedule"] = schedule[0] if len(schedule) == 1 else schedule or None
     needs_compiler()
     if device and calibrate:
         raise UsageError(f"--device {device}: --calibrate is for this machine: use one of the two")
-    if dry_run:
-        print_prediction(options, device or "cpu", calibrate, as_json)
-        return
-    if device or calibrate:
+    if (device or calibrate) and not dry_run:
         raise UsageError(
             f"{f'--device {device}' if device else '--calibrate'}: only for --dry-run; use l2c run --device to run"
         )
+    options = importing.read(schedule, options)
+    if dry_run:
+        print_prediction(options, device or "cpu", calibrate, as_json)
+        return
     from ..compiler.artefact import compile
 
     started = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..version import __version__
-from . import bench, build, cache, check, compile, doctor, inspect, link, profile, run, train, verify
+from . import bench, build, cache, check, compile, doctor, inspect, link, profile, run, schedule, train, verify
 from .console import Commands
 
 EXAMPLE = "l2c-export --model demo --out engines/demo\nl2c run engines/demo --class-label 3 --out three.png"
@@ -18,7 +18,7 @@ def l2c() -> None:
 
 
 for command in (compile.export, run.run, inspect.inspect, verify.verify, check.check, bench.bench, profile.profile, link.link,
-                build.build, build.remove, train.train, cache.cache, doctor.doctor):  # fmt: skip
+                build.build, build.remove, train.train, schedule.schedule, cache.cache, doctor.doctor):  # fmt: skip
     l2c.add_command(command)
 
 

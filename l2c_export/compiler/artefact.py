@@ -78,6 +78,10 @@ def compile(
     weights: str | os.PathLike[str] | None = None,
     steps: int | Sequence[int] | None = None,
     threshold: float | None = None,
+    rule: str | None = None,
+    level: str | None = None,
+    full_first: int | None = None,
+    full_last: int | None = None,
     sampler: str | os.PathLike[str] | None = None,
     guidance: str | None = None,
     batch: int = 1,
@@ -104,6 +108,8 @@ def compile(
       the demo model brings its own.  `steps` are sampling steps (DiT) or network evaluations (U-ViT), `threshold` is for
       a router's scores, in 0..1.  Several schedules, or several numbers of steps for one, become programs of one artefact,
       which a request chooses by its steps.  `cache=False` compiles the uncached twin.
+    - `rule`, `level`, `full_first`, `full_last`: how the calls of a rule such as "every:5" follow that are not full: "reuse" or
+      "taylor:M", at the level "sublayer", "stack" or "output", and how many calls at the start and the end are full besides.
     - `model`: a name ("DiT-XL/2", "demo"), the folder or id of a pipeline of diffusers, or a JSON file; by default what fits
       the weights.  `weights`: a checkpoint, a folder of diffusers, or "random[:SEED]"; without any, `link` binds them later.
     - `sampler`: "ddim", "dpm-solver++", or a scheduler of diffusers by class or file.  `guidance`: "first3", "all" or "none".
@@ -126,7 +132,8 @@ def compile(
     from .compile import compile_artefact
 
     options = options_of(
-        schedule, out=out, model=model, weights=weights, steps=steps, threshold=threshold, sampler=sampler, guidance=guidance,
+        schedule, out=out, model=model, weights=weights, steps=steps, threshold=threshold, rule=rule, level=level,
+        full_first=full_first, full_last=full_last, sampler=sampler, guidance=guidance,
         batch=batch, precision=precision, fp32=fp32, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
         max_graphs=max_graphs, with_vae=with_vae, vae=vae, size=size, tokens=tokens, dump=dump,
     )  # fmt: skip

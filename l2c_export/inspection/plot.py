@@ -10,6 +10,8 @@ from ..schedules.values import values_of
 from ..support.figure import DARK, new_figure, write
 from .view import View
 
+LEAST_WIDTH = 5.5  # inches, in which a picture's title fits
+
 
 def schedule_heatmap(view: View, path: Path) -> None:
     """Values (rows) x calls (columns): dark is computed, light is reused from the cache."""
@@ -24,6 +26,17 @@ def schedule_heatmap(view: View, path: Path) -> None:
     else:
         axes = figure.subplots()
     heatmap(axes, view)
+    write(figure, path)
+
+
+def side_by_side(left: View, right: View, path: Path) -> None:
+    """Two schedules as one picture."""
+    sizes = [heatmap_size(view) for view in (left, right)]
+    widths = [max(LEAST_WIDTH, width) for width, _ in sizes]
+    figure = new_figure(sum(widths), max(height for _, height in sizes) + 0.3)
+    for part, view in zip(figure.subfigures(1, 2, width_ratios=widths), (left, right), strict=True):
+        part.suptitle(view.title, fontsize=10)
+        heatmap(part.subplots(), view)
     write(figure, path)
 
 
