@@ -66,7 +66,7 @@ def lower(options: Options, source: Source, report: Report = id) -> Lowered:
     programs = describe.planned(source.schedules, [program.schedule for program in shared], banks.plans, linked)
     manifest = describe.describe(options, source, whole, programs, linked)  # buffers get their places
     kinds, count = counted(len(linked.segments), "segment"), sum(len(program.graphs) for program in programs)
-    report(f"{counted(count, 'call')}: {counted(len(calls), 'distinct graph')} of {kinds}")
+    report(f"{counted(count, 'call')}: {counted(len(set(linked.names.values())), 'distinct graph')} of {kinds}")
     return Lowered(whole, linked, programs, manifest, stages(whole, parts, calls), bodies_of(whole, linked))
 
 

@@ -160,6 +160,7 @@ def of_artefact(manifest: Manifest, steps: int | None = None) -> View:
             timestep=call.timestep,
             computed=list(call.computed),
             reused=list(call.reused),
+            rules=dict(call.derived or {}),
             graph=call.graph,
             weight_bytes=weights[call.graph],
             cache_bytes_read=sum(compiled.value_bytes(name, rows) for name in call.reads),
@@ -202,4 +203,5 @@ def of_artefact(manifest: Manifest, steps: int | None = None) -> View:
     state = "unlinked" if bound is None else "RANDOM weights" if bound.random is not None else f"weights {bound.source}"
     name = manifest.denoiser.name or manifest.denoiser.family
     title = f"{name}, {compiled.sampler}, {manifest.precision}, {manifest.link} link, {state}"
-    return View(title, list(manifest.denoiser.sublayers), calls, summary)
+    used = dict.fromkeys(name for call in calls for name in call.rules if name not in manifest.denoiser.sublayers)
+    return View(title, list(manifest.denoiser.sublayers), calls, summary, levels=list(used))

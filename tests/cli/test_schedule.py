@@ -120,8 +120,7 @@ def test_show_draws_and_prints_the_calls(file, tmp_path):
 def test_diff_names_what_differs(file, tmp_path):
     a, b = file("smooth.json", SMOOTH), file("other.json", {**SMOOTH, "attn-1": [1, 1, 1, 0]})
     done = invoke(f"schedule diff {a} {b} {MODEL} --sampler ddim")
-    (row,) = [line for line in done.stdout.splitlines() if re.match(r" *\d+ +\d", line)]
-    assert re.fullmatch(r" *1 +666.0 +2 +3 +1  blocks\.1\.attn: reuse / computed", row)
+    assert " 1 666.0 2 3 1 blocks.1.attn: reuse / computed" in " ".join(done.stdout.split()), "however wide the terminal is"
     assert "2 of 24 values differ, in 2 calls" not in done.stdout
     found = json.loads(invoke(f"schedule diff {a} {b} {MODEL} --sampler ddim --json").stdout)
     assert found["calls"][0]["values"] == {"blocks.1.attn": ["reuse", "computed"]}
