@@ -49,10 +49,7 @@ class Fingerprint(NamedTuple):
 def planned(manifest: Manifest) -> FingerprintRecord:
     """What is to be recorded of an artefact's first program; who recorded it, with which weights, is still open."""
     compiled = manifest.program()
-    filling = next((n for n, call in enumerate(compiled.calls) if call.writes), None)
-    readers = [] if filling is None else _readers(compiled, filling)
-    affordable = [n for n in readers if flops(compiled, n + 1) <= MOST]
-    light = min(affordable, key=lambda n: _graph_flops(compiled, compiled.calls[n].graph), default=None)
+    filling, light = _filled_and_read(compiled) or (None, None)
     count = 1 if light is None else light + 1
     count = count if flops(compiled, count) <= MOST else 0
     return FingerprintRecord(
@@ -63,6 +60,17 @@ def planned(manifest: Manifest) -> FingerprintRecord:
         pieces=_pieces(compiled, count),
         precision=manifest.precision,
     )
+
+
+def _filled_and_read(compiled: Compiled) -> tuple[int, int] | None:
+    """A call and the lightest that reads from it: of the first that fills, or, where others that fill read from that one (they
+    add to its bank of sums), of the first whose values a lighter call reads."""
+    cost = [_graph_flops(compiled, call.graph) for call in compiled.calls]
+    fillings = [n for n, call in enumerate(compiled.calls) if call.writes]
+    affordable = {n: [m for m in _readers(compiled, n) if flops(compiled, m + 1) <= MOST] for n in fillings}
+    lighter = (n for n in fillings if any(cost[m] < cost[n] for m in affordable[n]))
+    filling = next(lighter, next((n for n in fillings[:1] if affordable[n]), None))
+    return None if filling is None else (filling, min(affordable[filling], key=lambda n: cost[n]))
 
 
 def _readers(compiled: Compiled, filling: int) -> list[int]:
