@@ -15,7 +15,7 @@ from .manifest import Manifest
 def checkpoint(source: Path, manifest: Manifest) -> Checkpoint:
     """What `--weights` means for an artefact's model.  Raises WeightsError or ModelError for weights of another one."""
     opened = by_recipes(pipeline_folder.checkpoint_for(source, manifest.denoiser.family, manifest.denoiser.arch), manifest)
-    notes.check_same(opened, manifest.denoiser.arch)
+    notes.check_same(opened, manifest.denoiser.arch, manifest.denoiser.family)
     return opened
 
 

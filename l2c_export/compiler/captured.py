@@ -47,8 +47,10 @@ def guidance(family: Family, folder: Folder | None) -> tuple[str, float]:
 
 
 def as_in_pipeline(scheduler: Scheduler | None, family: Family) -> Scheduler | None:
-    """A scheduler of flows with what the model's pipeline tells it."""
-    if scheduler is None or scheduler.kind != FLOW or not families.is_captured(family):
+    """A scheduler of flows with what the model's pipeline tells it; a SiT's own loop has even steps, from noise alone."""
+    if scheduler is None or scheduler.kind != FLOW:
         return scheduler
+    if not families.is_captured(family):
+        return msgspec.structs.replace(scheduler, from_one=True)
     tokens = family.picture_tokens if scheduler.use_dynamic_shifting else 0
     return msgspec.structs.replace(scheduler, image_seq_len=tokens, from_one=family.from_one)

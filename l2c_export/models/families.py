@@ -31,7 +31,7 @@ DIT = FamilyDescriptor(
     guidance=("first3", 4.0),
     examples=("DiT-XL/2", "DiT-S/4@512"),
     routed={56: "DiT-XL/2"},
-    lookalike="SiT",
+    lookalike="sit",
     parts=("attn", "mlp"),
     router=RouterLayout(signed=False, threshold=lambda side: 0.1 if side < 64 else 0.9),  # 256 px; 512 px
 )
@@ -54,6 +54,19 @@ UVIT = FamilyDescriptor(
     router=RouterLayout(container="", signed=False, spare=2, spared=lambda arch: bool(arch.depth % 2)),
 )
 
+SIT = FamilyDescriptor(
+    name="sit",
+    title="SiT",
+    home=".sit",
+    model="SiT",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("first3", 4.0),
+    examples=("SiT-XL/2",),
+    trained={"path_type": "Linear", "prediction": "velocity"},
+    parts=("attn", "mlp"),
+    flow=True,
+)
 PIXART = FamilyDescriptor(
     name="pixart",
     title="PixArt",
@@ -91,7 +104,7 @@ FLUX = FamilyDescriptor(
 # Keys of the reference's own configurations that change no number: what saves memory in training.
 WITHOUT_EFFECT = {"use_checkpoint"}
 
-FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT, PIXART, SD3, FLUX)}
+FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT, SIT, PIXART, SD3, FLUX)}
 
 
 def of(name: str) -> FamilyDescriptor:
@@ -107,8 +120,8 @@ def captured(kind: object) -> FamilyDescriptor | None:
 
 
 def by_hand() -> dict[str, FamilyDescriptor]:
-    """The families that are written by hand, by name: whose checkpoints are known by their tensors, and which have routers."""
-    return {name: family for name, family in FAMILIES.items() if not family.captured}
+    """The families whose checkpoints are known by their tensors, and which have routers, by name."""
+    return {name: family for name, family in FAMILIES.items() if family.mark}
 
 
 def is_captured(family: Family) -> TypeGuard[CapturedFamily]:
