@@ -75,9 +75,9 @@ def group(heading: str, *options: Decorator) -> Decorator:
 def samplers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Completion for an option that takes the name of a sampler, or a file."""
     from ..samplers.reference import SAMPLERS
-    from ..samplers.scheduler_config import FLOW, KINDS
+    from ..samplers.scheduler_config import FLOWS, KINDS
 
-    return [name for name in (*SAMPLERS, *KINDS, FLOW) if name.startswith(incomplete)]
+    return [name for name in dict.fromkeys((*SAMPLERS, *KINDS, *FLOWS)) if name.startswith(incomplete)]
 
 
 class_labels = functools.partial(option, "--class-label", "labels", multiple=True, metavar="LABEL,..")

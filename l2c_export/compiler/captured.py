@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ..models.family import Family
     from ..weights.checkpoint import Checkpoint
 
-PIXELS = 8  # per latent, along each side
-
 
 def sized(options: Options, folder: Folder | None) -> Folder | None:
     """The same folder, for pictures and prompts of the sizes that are asked for.  Raises UsageError where it has no choice."""
@@ -29,7 +27,10 @@ def sized(options: Options, folder: Folder | None) -> Folder | None:
         name, value = next(iter(asked.items()))
         raise UsageError(f"{name}={value}: only a captured transformer of diffusers has a choice: give its folder as model=..")
     height, width = asked.get("size", (0, 0))
-    sizes = {"height": height // PIXELS, "width": width // PIXELS, "tokens": asked.get("tokens", 0)}
+    pixels = families.of(folder.family).pixels
+    if height % pixels or width % pixels:
+        raise UsageError(f"size={(height, width)}: height and width are pixels, and for this model multiples of {pixels}")
+    sizes = {"height": height // pixels, "width": width // pixels, "tokens": asked.get("tokens", 0)}
     return replace(folder, arch={**folder.arch, **sizes})
 
 

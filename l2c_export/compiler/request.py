@@ -15,7 +15,7 @@ from ..backends.descriptors import AUTO
 from ..errors import UsageError
 from ..ir.dtypes import DTYPES, Types
 from ..samplers.reference import SAMPLERS
-from ..samplers.scheduler_config import FLOW, KINDS
+from ..samplers.scheduler_config import FLOWS, KINDS
 from ..schedules.schedule import Schedule
 
 GUIDANCE = ("first3", "all", "none")  # a captured model may have another way
@@ -76,8 +76,8 @@ class Options:
             raise UsageError(f"threshold={self.threshold}: must be between 0 and 1")
         if self.max_graphs is not None and self.max_graphs < 1:
             raise UsageError(f"max_graphs={self.max_graphs}: must be at least 1")
-        if self.sampler not in (None, *SAMPLERS, *KINDS, FLOW) and not _is_config(str(self.sampler)):
-            names = ", ".join((*SAMPLERS, *KINDS, FLOW))
+        if self.sampler not in (None, *SAMPLERS, *KINDS, *FLOWS) and not _is_config(str(self.sampler)):
+            names = ", ".join(dict.fromkeys((*SAMPLERS, *KINDS, *FLOWS)))
             raise UsageError(f"sampler={self.sampler!r}: use one of {names}, or a scheduler_config.json")
         if self.backend not in (AUTO, *descriptors.names()):
             raise UsageError(f"backend={self.backend!r}: use one of {', '.join((AUTO, *descriptors.names()))}")

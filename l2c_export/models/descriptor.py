@@ -64,6 +64,7 @@ class FamilyDescriptor:
     parts: tuple[str, ...] = ()  # the sublayers of every block; (): their columns have no names without a model
     router: RouterLayout = field(default_factory=RouterLayout)
     flow: bool = False  # whether it predicts noise - data, and not noise
+    pixels: int = 8  # a latent, along each side
     captured: str = ""  # the class of diffusers whose own module it is; "": the family is written by hand
 
     def load(self) -> Any:

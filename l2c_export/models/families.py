@@ -100,11 +100,47 @@ FLUX = FamilyDescriptor(
     flow=True,
     captured="FluxTransformer2DModel",
 )
+AURAFLOW = FamilyDescriptor(
+    name="auraflow",
+    title="AuraFlow",
+    home=".captured.family",
+    model="AuraFlow",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("all", 3.5),
+    flow=True,
+    captured="AuraFlowTransformer2DModel",
+)
+SANA = FamilyDescriptor(
+    name="sana",
+    title="Sana",
+    home=".captured.family",
+    model="Sana",
+    mark="",
+    sampler="DPMSolverMultistepScheduler",
+    guidance=("all", 4.5),
+    flow=True,
+    captured="SanaTransformer2DModel",
+    pixels=32,
+)
+QWEN_IMAGE = FamilyDescriptor(
+    name="qwenimage",
+    title="Qwen-Image",
+    home=".captured.family",
+    model="QwenImage",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("none", 1.0),
+    flow=True,
+    captured="QwenImageTransformer2DModel",
+)
 
 # Keys of the reference's own configurations that change no number: what saves memory in training.
 WITHOUT_EFFECT = {"use_checkpoint"}
 
-FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT, SIT, PIXART, SD3, FLUX)}
+FAMILIES: dict[str, FamilyDescriptor] = {
+    family.name: family for family in (DIT, UVIT, SIT, PIXART, SD3, FLUX, AURAFLOW, SANA, QWEN_IMAGE)
+}
 
 
 def of(name: str) -> FamilyDescriptor:

@@ -138,3 +138,21 @@ class Flux(Captured):
     """FLUX.1, dev and schnell."""
 
     name: ClassVar[str] = "flux"
+
+
+class AuraFlow(Captured):
+    """AuraFlow."""
+
+    name: ClassVar[str] = "auraflow"
+
+
+class Sana(Captured):
+    """Sana (arXiv 2410.10629)."""
+
+    name: ClassVar[str] = "sana"
+
+
+class QwenImage(Captured):
+    """Qwen-Image (arXiv 2508.02324)."""
+
+    name: ClassVar[str] = "qwenimage"

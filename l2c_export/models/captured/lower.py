@@ -12,10 +12,11 @@ from torch.fx import Node
 from ...errors import ModelError
 from ..tape import Recorded
 from .build import PrimitiveBuilder
-from .leaves import sinusoid_op
+from .leaves import linear_attention_op, sinusoid_op
 
 aten = torch.ops.aten
 Rule = Callable[..., Any]  # of a builder, the node, and its arguments
+UNSEEN = 10000.0  # what is taken from a score that is not seen: nothing is left of it, in half precision, too
 RULES: dict[Any, Rule] = {}
 
 
@@ -117,9 +118,11 @@ def part_of_norm(b: PrimitiveBuilder, node: Node, *_: Any) -> Any:
     return None
 
 
-@rule(aten._to_copy.default, aten.to.dtype)
+@rule(aten._to_copy.default, aten.to.dtype, aten.type_as.default)
 def cast(b: PrimitiveBuilder, node: Node, x: Recorded, *_: Any, **__: Any) -> Any:
+    """A truth is 1.0 or 0.0: attention, which alone reads some, makes of them what it adds."""
     dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+    dtype = "float32" if dtype == "bool" else dtype
     return x if x.value.dtype == dtype else b.apply("cast", x, dtype=dtype)
 
 
@@ -136,6 +139,11 @@ def gelu(b: PrimitiveBuilder, node: Node, x: Recorded, approximate: str = "none"
 @rule(sinusoid_op._opoverload)
 def sinusoid(b: PrimitiveBuilder, node: Node, t: Recorded, half: int, shift: int) -> Any:
     return b.apply("sinusoid", t, half=half, shift=shift)
+
+
+@rule(linear_attention_op._opoverload)
+def linear_attention(b: PrimitiveBuilder, node: Node, q: Recorded, k: Recorded, v: Recorded, heads: int) -> Any:
+    return b.apply("linear_attention", q, k, v, heads=heads)
 
 
 # norms and products
@@ -175,7 +183,10 @@ def conv2d(b: PrimitiveBuilder, node: Node, x: Recorded, weight: Recorded, bias:
     given = [] if bias is None else [bias]
     stride, padding, dilation = (_pair(n) for n in (stride, padding, dilation))
     kernel = weight.shape[2:]
-    assert (dilation, groups) == ((1, 1), 1), "a convolution with dilation or groups"
+    assert dilation == (1, 1), "a convolution with dilation"
+    if groups == x.shape[1] and (stride, padding[0]) == ((1, 1), padding[1]):
+        return b.apply("depthwise", x, weight, *given, padding=padding[0])
+    assert groups == 1, f"a convolution of {groups} groups"
     if stride == kernel and padding == (0, 0) and kernel[0] == kernel[1]:
         patch, out = int(kernel[0]), int(weight.shape[0])
         height, width = (int(n) // patch for n in x.shape[2:])
@@ -197,9 +208,17 @@ def attention(b: PrimitiveBuilder, node: Node, q: Recorded, k: Recorded, v: Reco
     scaled = scale is None or abs(scale - int(size) ** -0.5) < 1e-6
     usual = scaled and k.shape[1] == heads and not (dropout or causal or others)
     assert usual, "an attention of an unusual kind"
+    if mask is not None and _reads_truths(node):
+        mask = b.affine(mask, scale=UNSEEN, shift=-UNSEEN)
     wide = [b.reshape(b.permute(x, (0, 2, 1, 3)), (rows, x.shape[2], int(heads) * int(size))) for x in (q, k, v)]
     mixed = b.apply("sdpa", *wide, *([] if mask is None else [mask]), heads=heads)
     return b.permute(b.reshape(mixed, (rows, tokens, heads, size)), (0, 2, 1, 3))
+
+
+def _reads_truths(node: Node) -> bool:
+    """Whether the mask of an attention says what is seen, and not what is added."""
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    return isinstance(mask, Node) and mask.meta["val"].dtype == torch.bool
 
 
 # moving
@@ -227,6 +246,15 @@ def permute(b: PrimitiveBuilder, node: Node, x: Recorded, axes: Sequence[int]) -
     return b.permute(x, [axis_of(x, axis) for axis in axes])
 
 
+@rule(aten.repeat.default)
+def repeat(b: PrimitiveBuilder, node: Node, x: Recorded, counts: Sequence[Any]) -> Any:
+    """Of what is the same for all rows, for every row."""
+    once = [*x.shape[:1], *counts] == [1, None, *(1 for _ in x.shape[1:])]  # None: the rows
+    assert once, f"a repetition by {counts}"
+    rows = b.rows()
+    return b.apply("add", b.reshape(rows, (rows.shape[0], *(1 for _ in x.shape[1:]))), x)
+
+
 @rule(aten.einsum.default)
 def einsum(b: PrimitiveBuilder, node: Node, equation: str, values: Sequence[Recorded]) -> Any:
     """Where it is a permutation."""
@@ -244,6 +272,19 @@ def part(b: PrimitiveBuilder, node: Node, x: Recorded, axis: int = 0, first: Any
     assert step == 1, "a slice with strides"
     start, stop, _ = slice(first, last).indices(length)
     return b.part(x, axis, start, stop)
+
+
+def rows_of(b: PrimitiveBuilder, node: Node, x: Recorded, axis: int, rows: Sequence[int]) -> Any:
+    """Entries of an axis by their numbers, where those are the middle of a grid: equal runs at equal distances."""
+    ends = [n for n, row in enumerate(rows[1:], 1) if row != rows[n - 1] + 1]
+    run = ends[0] if ends else len(rows)
+    line = rows[run] - rows[0] if ends else run
+    count, first, length = len(rows) // run, rows[0], int(x.shape[axis])
+    if list(rows) != [first + line * n + k for n in range(count) for k in range(run)] or first + line * count > length:
+        raise unknown(node, "rows in no order")
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    lines = b.reshape(b.part(x, axis, first, first + line * count), (*before, count, line, *after))
+    return b.reshape(b.part(lines, axis + 1, 0, run), (*before, count * run, *after))
 
 
 @rule(aten.select.int)

@@ -21,8 +21,9 @@ from ..tape import Recorded
 from .build import PrimitiveBuilder
 from .cut import PRODUCTS, Cut, Region, block_of, in_order, path_of
 from .dataflow import Addition, Flow, has_numbers, is_tensor
-from .lower import lower
+from .lower import lower, rows_of, unknown
 
+aten = torch.ops.aten
 DERIVED = "derived"  # begins the names of tensors that follow from the configuration
 
 
@@ -221,10 +222,21 @@ class _Body:
                 return argument
             return self._value(argument) if has_numbers(argument) else None  # a size, which the types say
 
+        if node.target is aten.index.Tensor:
+            axis, rows = self._indices(node)
+            return rows_of(self._build, node, self._value(node.all_input_nodes[0]), axis, rows)
         reads = [i for i in node.all_input_nodes if has_numbers(i)]
         if all(self._value(i) is None for i in reads) and reads:
             return None  # inside a norm, which is one primitive
         return lower(self._build, node, *given(node, read))
+
+    def _indices(self, node: Node) -> tuple[int, list[int]]:
+        """The axis that a node indexes, and with which numbers: those of a configuration."""
+        axes: Any = node.args[1]
+        known = [(n, index) for n, index in enumerate(axes) if index is not None]
+        if len(known) != 1 or self._flow.needs[known[0][1]]:
+            raise unknown(node, "an index that is not known before")
+        return known[0][0], constant(self._flow, known[0][1]).flatten().tolist()
 
 
 def _used(primitives: Sequence[Primitive], outputs: Sequence[str]) -> tuple[Primitive, ...]:

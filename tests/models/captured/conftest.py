@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from prompted import PIPELINES, PIXELS, STEPS, TOKENS
+from prompted import PIPELINES, STEPS, TOKENS
 
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
@@ -25,7 +25,15 @@ class Compiled(NamedTuple):
 def compiled(root: Path, family: str) -> Compiled:
     folder = PIPELINES[family].folder(root / "model")
     compile_artefact(
-        Options(schedule="every:2", steps=STEPS, model=str(folder), out=root / "out", batch=IMAGES, tokens=TOKENS, size=PIXELS)
+        Options(
+            schedule="every:2",
+            steps=STEPS,
+            model=str(folder),
+            out=root / "out",
+            batch=IMAGES,
+            tokens=TOKENS,
+            size=PIPELINES[family].size,
+        )  # fmt: skip
     )
     request = {name: values.numpy() for name, values in PIPELINES[family].request(IMAGES).items()}
     return Compiled(folder, root / "out", request)

@@ -34,7 +34,10 @@ def folders(tmp_path_factory):
     return {name: PIPELINES[name].folder(root / name) for name in PIPELINES}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("pixart", "pixart"), ("sd3", "sd3"), ("sd35", "sd3"), ("flux", "flux")])
+@pytest.mark.parametrize(("name", "kind"), [
+    ("pixart", "pixart"), ("sd3", "sd3"), ("sd35", "sd3"), ("flux", "flux"), ("auraflow", "auraflow"), ("sana", "sana"),
+    ("qwenimage", "qwenimage"),
+])  # fmt: skip
 def test_every_sublayer_is_a_module_of_diffusers(folders, name, kind):
     model = families.build(kind, arch(folders[name]))
     modules = dict(
