@@ -1,6 +1,6 @@
 """What segments are written in: small graphs of primitives, their types and what they cost.
 
-`ir/signatures.py` has the table of them.
+`ir/signatures.py` has the table of them, `ir/update_signatures.py` those of it that end a call.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from . import update_signatures  # noqa: F401  (more of the table)
 from .graph import Primitive, Value
 from .signature import Misfit
 from .signatures import TABLE

@@ -186,7 +186,7 @@ def test_flops_of_other_products_are_those_that_pytorch_counts():
         ("depthwise", [x, kernel], (("padding", 1),)),
     ]:
         names = [f"i{n}" for n in range(len(inputs))]
-        body = [Primitive(op, tuple(names), ("made",), attributes)]
+        body = [Primitive(op, attributes, tuple(names), ("made",))]
         values = infer(body, dict(zip(names, inputs, strict=True)))
         with FlopCounterMode(display=False) as counter:
             execute(body, {n: empty(v) for n, v in zip(names, inputs, strict=True)})

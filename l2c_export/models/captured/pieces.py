@@ -21,7 +21,8 @@ from ..tape import Recorded
 from .build import PrimitiveBuilder
 from .cut import PRODUCTS, Cut, Region, block_of, in_order, path_of
 from .dataflow import Addition, Flow, has_numbers, is_tensor
-from .lower import lower, rows_of, unknown
+from .lower import lower, unknown
+from .moves import rows_of
 
 aten = torch.ops.aten
 DERIVED = "derived"  # begins the names of tensors that follow from the configuration
