@@ -34,6 +34,13 @@ def sized(options: Options, folder: Folder | None) -> Folder | None:
     return replace(folder, arch={**folder.arch, **sizes})
 
 
+def assumed(folder: Folder) -> tuple[str, ...]:
+    """What nothing says of a class that has no adapter."""
+    if folder.family not in (families.BY_SIGNATURE.name, families.FLOW_BY_SIGNATURE.name):
+        return ()
+    return (f"inputs, timesteps and guidance as the arguments of {folder.arch['model']} are called: it has no adapter",)
+
+
 def weights(family: Family, checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint of diffusers as the model reads it."""
     return family.checkpoint(checkpoint) if families.is_captured(family) else checkpoint

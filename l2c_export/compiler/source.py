@@ -96,7 +96,9 @@ def resolve(options: Options) -> Source:
                 f"{one.schedule} is for a {origin.family} model, but the model is a {request.kind}: check model=.."
             )
     if folder:
-        family, name, assumed = lookup.Resolved(families.build(request.kind, folder.arch), folder.name)
+        family, name, assumed = lookup.Resolved(
+            families.build(request.kind, folder.arch), folder.name, captured.assumed(folder)
+        )
         if checkpoint:
             checkpoint = captured.weights(family, checkpoint)
             notes.check_same(checkpoint, folder.arch, folder.family)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import msgspec
 
 from ..errors import ModelError
+from . import unsupported
 from .descriptor import FamilyDescriptor, RouterLayout
 
 if TYPE_CHECKING:
@@ -135,11 +136,35 @@ QWEN_IMAGE = FamilyDescriptor(
     captured="QwenImageTransformer2DModel",
 )
 
+# Transformers of diffusers without an adapter, of noise and of flows.
+BY_SIGNATURE = FamilyDescriptor(
+    name="transformer",
+    title="a transformer of diffusers",
+    home=".captured.family",
+    model="BySignature",
+    mark="",
+    sampler="DPMSolverMultistepScheduler",
+    guidance=("all", 4.5),
+    captured="*",
+)
+FLOW_BY_SIGNATURE = FamilyDescriptor(
+    name="flow-transformer",
+    title="a transformer of diffusers",
+    home=".captured.family",
+    model="FlowBySignature",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("all", 4.5),
+    flow=True,
+    captured="*",
+)
+
 # Keys of the reference's own configurations that change no number: what saves memory in training.
 WITHOUT_EFFECT = {"use_checkpoint"}
 
 FAMILIES: dict[str, FamilyDescriptor] = {
-    family.name: family for family in (DIT, UVIT, SIT, PIXART, SD3, FLUX, AURAFLOW, SANA, QWEN_IMAGE)
+    family.name: family
+    for family in (DIT, UVIT, SIT, PIXART, SD3, FLUX, AURAFLOW, SANA, QWEN_IMAGE, BY_SIGNATURE, FLOW_BY_SIGNATURE)
 }
 
 
@@ -150,9 +175,12 @@ def of(name: str) -> FamilyDescriptor:
     return FAMILIES[name]
 
 
-def captured(kind: object) -> FamilyDescriptor | None:
-    """The family of a class of diffusers that is captured; None for others."""
-    return next((family for family in FAMILIES.values() if family.captured and family.captured == kind), None)
+def captured(kind: object, scheduler: object = None) -> FamilyDescriptor | None:
+    """The family of a class of diffusers that is captured; None for others.  Without an adapter the scheduler tells flows."""
+    own = next((family for family in FAMILIES.values() if family.captured and family.captured == kind), None)
+    if own or not unsupported.tried(kind):
+        return own
+    return FLOW_BY_SIGNATURE if "Flow" in str(scheduler) else BY_SIGNATURE
 
 
 def by_hand() -> dict[str, FamilyDescriptor]:

@@ -32,7 +32,7 @@ class Adapter:
     inputs: Callable[[Config, int], tuple[RequestInput, ...]]  # of a number of tokens
     tokens: int  # of a prompt, where nothing else is said
     small: Callable[[Config], Config]  # the options of a model of the same structure and few parameters
-    sublayers: Callable[[Config], int]  # how many there are, whatever capturing finds
+    sublayers: Callable[[Config], int | None]  # how many there are, whatever capturing finds; None: nobody knows
     channels: Callable[[Config], int] = lambda config: int(config["in_channels"])
     sides: Callable[[Config], tuple[int, int]] = sides
     guidance: Callable[[Config], tuple[str, float]] = lambda config: ("all", 4.5)

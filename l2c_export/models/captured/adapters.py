@@ -12,6 +12,7 @@ from .adapter import Adapter, Config, given, mask, packed, prompt, unpacked
 from .aura_flow import AURAFLOW
 from .qwen_image import QWEN_IMAGE
 from .sana import SANA
+from .signature import by_signature
 
 
 def pixart(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Tensor:
@@ -106,3 +107,8 @@ FLUX = Adapter(
 
 # By family.
 ADAPTERS = {"pixart": PIXART, "sd3": SD3, "flux": FLUX, "auraflow": AURAFLOW, "sana": SANA, "qwenimage": QWEN_IMAGE}
+
+
+def adapter_of(family: str, kind: str) -> Adapter:
+    """That of a family, or what the signature of class `kind` says.  Raises ModelError where that is not enough."""
+    return ADAPTERS.get(family) or by_signature(kind)

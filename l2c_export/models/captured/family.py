@@ -15,12 +15,13 @@ from ...errors import ModelError
 from ...weights.checkpoint import Checkpoint
 from ..family import Runner
 from . import selfcheck
-from .adapters import ADAPTERS
+from .adapters import adapter_of
 from .call import call, operations
 from .cut import cut
 from .dataflow import Flow
 from .export import ROWS, export
 from .pieces import Pieces, pieces
+from .signature import without_adapter
 from .skeleton import build, skeleton
 
 MOST_CHECKED = 20_000_000  # parameters of a model that is compared with its module; larger ones are in small
@@ -43,7 +44,7 @@ class Captured:
     arch_type: ClassVar[type] = CapturedArch
 
     def __init__(self, arch: CapturedArch) -> None:
-        adapter = ADAPTERS[self.name]
+        adapter = adapter_of(self.name, arch.model)
         config = json.loads(arch.config)
         height, width = adapter.sides(config)
         tokens = arch.tokens or adapter.tokens
@@ -86,7 +87,7 @@ def captured(family: str, arch: CapturedArch) -> Pieces:
     made, parameters = cut_module(family, arch)
     small = arch if parameters <= MOST_CHECKED else smaller(family, arch)
     in_small = made if small is arch else cut_module(family, small)[0]
-    config, adapter = json.loads(small.config), ADAPTERS[family]
+    config, adapter = json.loads(small.config), adapter_of(family, arch.model)
     latent = (adapter.channels(config), small.height, small.width)
     selfcheck.check(build(small.model, config), adapter.call, in_small, latent, adapter.inputs(config, small.tokens))
     return made
@@ -94,7 +95,7 @@ def captured(family: str, arch: CapturedArch) -> Pieces:
 
 def smaller(family: str, arch: CapturedArch) -> CapturedArch:
     """The same model in small: what is compared with its module where the model itself is too large for that."""
-    adapter = ADAPTERS[family]
+    adapter = adapter_of(family, arch.model)
     config = {**json.loads(arch.config), **adapter.small(json.loads(arch.config))}
     side = 4 * adapter.patch(config)
     return msgspec.structs.replace(arch, config=json.dumps(config), height=side, width=side, tokens=5)
@@ -102,7 +103,7 @@ def smaller(family: str, arch: CapturedArch) -> CapturedArch:
 
 def cut_module(family: str, arch: CapturedArch) -> tuple[Pieces, int]:
     """The pieces, and how many parameters the model has."""
-    config, adapter = json.loads(arch.config), ADAPTERS[family]
+    config, adapter = json.loads(arch.config), adapter_of(family, arch.model)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = skeleton(arch.model, config, mode)
     latent = (adapter.channels(config), arch.height, arch.width)
@@ -113,7 +114,9 @@ def cut_module(family: str, arch: CapturedArch) -> tuple[Pieces, int]:
         }
     flow = Flow(export(model, adapter.call, x, t, request))
     made = pieces(flow, cut(flow))
-    if len(made.sublayers) != (expected := adapter.sublayers(config)):
+    if not made.sublayers:
+        raise without_adapter(arch.model, "no value is added to the stream that it was computed from")
+    if len(made.sublayers) != (expected := adapter.sublayers(config)) and expected is not None:
         raise ModelError(
             f"{arch.model}: {len(made.sublayers)} sublayers were found where there are {expected}: use another release of "
             "diffusers"
@@ -156,3 +159,15 @@ class QwenImage(Captured):
     """Qwen-Image (arXiv 2508.02324)."""
 
     name: ClassVar[str] = "qwenimage"
+
+
+class BySignature(Captured):
+    """A class without an adapter, of which the scheduler says that it predicts noise."""
+
+    name: ClassVar[str] = "transformer"
+
+
+class FlowBySignature(Captured):
+    """The same, of a flow."""
+
+    name: ClassVar[str] = "flow-transformer"
