@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..support.extras import needs_compiler
 from .choices import BACKENDS, DEVICES, GUIDANCE, LINKS, PRECISIONS
 from .console import Command, print_json, say
-from .options import FOLDER, Choice, Counts, Size, group, option, samplers
+from .options import FOLDER, Choice, Counts, Sizes, group, option, samplers
 from .progress import bars
 from .tables import print_table
 
@@ -42,8 +42,8 @@ from .tables import print_table
            "class or file. [default: the folder's or the family's]"),
     option("--guidance", type=Choice(GUIDANCE), help="Which latent channels are guided. [default: the family's]"),
     option("--batch", type=int, default=1, help="The most images of one call."),
-    option("--size", type=Size(), help="Height and width of the pictures in pixels, of a captured transformer of diffusers. "
-           "[default: its own]"),
+    option("--size", type=Sizes(), help="Height and width of the pictures in pixels, of a captured transformer of diffusers; "
+           "512x512,768x512 for programs of each. [default: its own]"),
     option("--tokens", type=int, help="The tokens of a prompt, of such a transformer. [default: the family's]"),
 )  # fmt: skip
 @group(

@@ -91,7 +91,7 @@ def compile(
     max_graphs: int | None = None,
     with_vae: bool = False,
     vae: str | os.PathLike[str] | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     tokens: int | None = None,
     dump: str | os.PathLike[str] | None = None,
     report: Report = logged,
@@ -114,7 +114,7 @@ def compile(
     - `hoist=False` and `fold=False` leave a pass out; `max_graphs` merges calls, which then compute more, never less.
     - `with_vae` adds the decoder of the pipeline, `vae` that of another folder, so that images come out.
     - `size`, height and width in pixels, and `tokens` of a prompt: what a captured transformer of diffusers is compiled for; by
-      default what its configuration and its family say.
+      default what its configuration and its family say.  Several sizes become programs of one artefact, too.
     - `dump`: a folder for every stage of the compiler, as text.
     - `report` is told in lines what is understood and done, by default the log; `progress` which stage begins, how many
       parts it has and, part by part, that they are done; `watch` how far an engine is that takes long to build.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from ..artefact import autoencoder
-from ..artefact.manifest import Manifest
+from ..artefact.manifest import Manifest, program_name
 from ..artefact.records import (
     CallRecord,
     CompilationRecord,
@@ -54,7 +54,7 @@ def planned(schedules: Sequence[Schedule], shared: Sequence[Shared], linked: Lin
             asked,
             program.schedule,
             tuple(linked.names[key] for key in program.plan.keys),
-            "schedule.json" if len(schedules) == 1 else f"schedule-{asked.steps}.json",
+            f"{linked.prefix}schedule.json" if len(schedules) == 1 else f"{linked.prefix}schedule-{asked.steps}.json",
         )
         for asked, program in zip(schedules, shared, strict=True)
     )
@@ -71,8 +71,8 @@ def describe(options: Options, source: Source, programs: Sequence[Planned], link
         values=values,
         origins=origins(linked.graphs),
         graphs={name: graph_record(name, graph, size) for name, graph in linked.graphs.items()},
-        constants="constants" if "constants" in linked.graphs else None,
-        prologue="prologue" if "prologue" in linked.graphs else None,
+        constants=f"{linked.prefix}constants" if f"{linked.prefix}constants" in linked.graphs else None,
+        prologue=f"{linked.prefix}prologue" if f"{linked.prefix}prologue" in linked.graphs else None,
     )
     return Manifest(
         tool=f"l2c-export {__version__}",
@@ -88,7 +88,10 @@ def describe(options: Options, source: Source, programs: Sequence[Planned], link
         passes=tuple(name for name in ("hoist", "fold") if getattr(options, name)),
         denoiser=denoiser(options, source, linked, {name: record}),
         decoder=autoencoder.describe(source.vae, latent[0], source.own_vae) if source.vae else msgspec.UNSET,
-        programs={str(p.schedule.steps): program_record(options, p, name, linked, size) for p in programs},
+        programs={
+            program_name(p.schedule.steps, name if linked.prefix else None): program_record(options, p, name, linked, size)
+            for p in programs
+        },
         files={},
     )
 

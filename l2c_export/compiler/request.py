@@ -59,6 +59,7 @@ class Options:
     with_vae: bool = False
     vae: Path | None = None
     size: tuple[int, int] | None = None  # height and width of the pictures, in pixels
+    more_sizes: tuple[tuple[int, int], ...] = ()  # of the other programs
     tokens: int | None = None  # of a prompt
 
     def __post_init__(self) -> None:
@@ -66,8 +67,11 @@ class Options:
         if self.schedule == "" or (self.schedule is None and not brings_its_own):
             wrong = "schedule=.. is missing" if self.schedule is None else "schedule='' is empty"
             raise UsageError(f"{wrong}: give a router, a schedule or a rule (only model='demo' brings its own)")
-        if self.size is not None and not all(side > 0 and side % 8 == 0 for side in self.size):
-            raise UsageError(f"size={self.size}: height and width are pixels, and multiples of 8")
+        for size in self.sizes:
+            if not all(side > 0 and side % 8 == 0 for side in size):
+                raise UsageError(f"size={size}: height and width are pixels, and multiples of 8")
+            if self.sizes.count(size) > 1:
+                raise UsageError(f"size={size}: give each size once")
         if self.tokens is not None and self.tokens < 1:
             raise UsageError(f"tokens={self.tokens}: must be at least 1")
         if self.batch < 1:
@@ -93,6 +97,11 @@ class Options:
             raise UsageError(f"precision={self.precision!r}: backend={self.backend!r} has none: use backend={able!r}")
 
     @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Those that are asked for; without any there is the model's own."""
+        return (() if self.size is None else (self.size,)) + self.more_sizes
+
+    @property
     def programs(self) -> tuple[Options, ...]:
         """The options of each program by itself."""
         others = (replace(self, schedule=program.schedule, steps=program.steps, further=()) for program in self.further)
@@ -112,9 +121,11 @@ def options_of(
     kept = given.get("fp32", ())
     fp32 = (kept,) if isinstance(kept, str) else tuple(kept)
     first, *further = wanted(schedule, steps)
-    return Options(
-        **{**given, **texts, **paths, "fp32": fp32}, schedule=first.schedule, steps=first.steps, further=tuple(further)
-    )
+    size = given.get("size")
+    several = isinstance(size, Sequence) and all(isinstance(one, Sequence) for one in size)
+    own, *others = tuple(map(tuple, size)) if several and size else (size,)
+    found = {**given, **texts, **paths, "fp32": fp32, "size": own, "more_sizes": tuple(others)}
+    return Options(**found, schedule=first.schedule, steps=first.steps, further=tuple(further))
 
 
 def wanted(schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: int | Sequence[int] | None) -> list[Wanted]:
