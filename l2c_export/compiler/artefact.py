@@ -93,6 +93,7 @@ def compile(
     vae: str | os.PathLike[str] | None = None,
     size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     tokens: int | None = None,
+    cut: str | None = None,
     dump: str | os.PathLike[str] | None = None,
     report: Report = logged,
     progress: Progress = unseen,
@@ -115,6 +116,7 @@ def compile(
     - `with_vae` adds the decoder of the pipeline, `vae` that of another folder, so that images come out.
     - `size`, height and width in pixels, and `tokens` of a prompt: what a captured transformer of diffusers is compiled for; by
       default what its configuration and its family say.  Several sizes become programs of one artefact, too.
+    - `cut`: a regular expression for names of modules of such a transformer, whose outputs then can be cached, too.
     - `dump`: a folder for every stage of the compiler, as text.
     - `report` is told in lines what is understood and done, by default the log; `progress` which stage begins, how many
       parts it has and, part by part, that they are done; `watch` how far an engine is that takes long to build.
@@ -128,7 +130,8 @@ def compile(
     options = options_of(
         schedule, out=out, model=model, weights=weights, steps=steps, threshold=threshold, sampler=sampler, guidance=guidance,
         batch=batch, precision=precision, fp32=fp32, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
-        max_graphs=max_graphs, with_vae=with_vae, vae=vae, size=size, tokens=tokens, dump=dump,
+        max_graphs=max_graphs, with_vae=with_vae, vae=vae, size=size, tokens=tokens, cut=cut,
+        dump=dump,
     )  # fmt: skip
     if options.backend in built():
         check_built(options.backend)

@@ -20,17 +20,22 @@ if TYPE_CHECKING:
 
 def sized(options: Options, folder: Folder | None) -> Folder | None:
     """The same folder, for pictures and prompts of the sizes that are asked for.  Raises UsageError where it has no choice."""
-    asked = {name: getattr(options, name) for name in ("size", "tokens") if getattr(options, name) is not None}
+    asked = {name: getattr(options, name) for name in ("size", "tokens", "cut") if getattr(options, name) is not None}
     if not asked:
         return folder
     if folder is None or not families.of(folder.family).captured:
         name, value = next(iter(asked.items()))
-        raise UsageError(f"{name}={value}: only a captured transformer of diffusers has a choice: give its folder as model=..")
+        raise UsageError(f"{name}={value!r}: only a captured transformer of diffusers has a choice: give its folder as model=..")
     height, width = asked.get("size", (0, 0))
     pixels = families.of(folder.family).pixels
     if height % pixels or width % pixels:
         raise UsageError(f"size={(height, width)}: height and width are pixels, and for this model multiples of {pixels}")
-    sizes = {"height": height // pixels, "width": width // pixels, "tokens": asked.get("tokens", 0)}
+    sizes = {
+        "height": height // pixels,
+        "width": width // pixels,
+        "tokens": asked.get("tokens", 0),
+        "cut": asked.get("cut", ""),
+    }
     return replace(folder, arch={**folder.arch, **sizes})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +62,7 @@ class Options:
     size: tuple[int, int] | None = None  # height and width of the pictures, in pixels
     more_sizes: tuple[tuple[int, int], ...] = ()  # of the other programs
     tokens: int | None = None  # of a prompt
+    cut: str | None = None  # a pattern of modules that are sublayers, too
 
     def __post_init__(self) -> None:
         brings_its_own = self.model == demo.NAME or not self.cache
@@ -72,6 +74,8 @@ class Options:
                 raise UsageError(f"size={size}: height and width are pixels, and multiples of 8")
             if self.sizes.count(size) > 1:
                 raise UsageError(f"size={size}: give each size once")
+        if self.cut is not None and not _is_pattern(self.cut):
+            raise UsageError(f"cut={self.cut!r}: no regular expression, as single_transformer_blocks\\..*\\.attn is one")
         if self.tokens is not None and self.tokens < 1:
             raise UsageError(f"tokens={self.tokens}: must be at least 1")
         if self.batch < 1:
@@ -146,3 +150,11 @@ def wanted(schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: in
 def _is_config(sampler: str) -> bool:
     """Whether a sampler is a file rather than a name."""
     return sampler.endswith(".json") or Path(sampler).is_file()
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return bool(text)

@@ -234,15 +234,9 @@ class Pipeline:
         return made
 
     def _steps(
-        self,
-        inputs: Inputs,
-        guidance_scale: asked.Scales,
-        noise: np.ndarray,
-        steps: int | None,
-        every: int,
-        cancel: Cancel | None,
-        axes: asked.Axes,
-    ) -> Generator[Step, None, None]:
+        self, inputs: Inputs, guidance_scale: asked.Scales, noise: np.ndarray, steps: int | None, every: int,
+        cancel: Cancel | None, axes: asked.Axes,
+    ) -> Generator[Step, None, None]:  # fmt: skip
         with self._alone():
             generation = self.generation(inputs, guidance_scale, len(noise), steps, axes)
             request = noise, generation.inputs, generation.guidance

@@ -35,6 +35,7 @@ class CapturedArch(msgspec.Struct, frozen=True):
     height: int = 0  # 0: the configuration's
     width: int = 0
     tokens: int = 0  # 0: the family's
+    cut: str = ""  # a pattern of modules that are sublayers, too
 
 
 class Captured:
@@ -85,6 +86,11 @@ class Captured:
 def captured(family: str, arch: CapturedArch) -> Pieces:
     """The module's pieces.  Raises ModelError where it cannot be captured, or is not cut as it should be."""
     made, parameters = cut_module(family, arch)
+    if arch.cut and not made.finer:
+        raise ModelError(
+            f"{arch.model}: cut={arch.cut!r} names no further sublayer: it is a pattern of modules' names, as those "
+            f"in {made.sublayers[-1]}"
+        )
     small = arch if parameters <= MOST_CHECKED else smaller(family, arch)
     in_small = made if small is arch else cut_module(family, small)[0]
     config, adapter = json.loads(small.config), adapter_of(family, arch.model)
@@ -113,13 +119,13 @@ def cut_module(family: str, arch: CapturedArch) -> tuple[Pieces, int]:
             i.name: torch.zeros((ROWS, *i.shape), dtype=getattr(torch, i.dtype)) for i in adapter.inputs(config, arch.tokens)
         }
     flow = Flow(export(model, adapter.call, x, t, request))
-    made = pieces(flow, cut(flow))
+    made = pieces(flow, cut(flow, arch.cut))
     if not made.sublayers:
         raise without_adapter(arch.model, "no value is added to the stream that it was computed from")
-    if len(made.sublayers) != (expected := adapter.sublayers(config)) and expected is not None:
+    found = len(made.sublayers) - made.finer
+    if found != (expected := adapter.sublayers(config)) and expected is not None:
         raise ModelError(
-            f"{arch.model}: {len(made.sublayers)} sublayers were found where there are {expected}: use another release of "
-            "diffusers"
+            f"{arch.model}: {found} sublayers were found where there are {expected}: use another release of diffusers"
         )
     made.unread = frozenset(model.state_dict()) - made.tensors.keys()
     return made, sum(parameter.numel() for parameter in model.parameters())

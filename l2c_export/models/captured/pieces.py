@@ -66,6 +66,7 @@ class Pieces:
     bodies: dict[str, PieceBody] = field(default_factory=dict)
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     derived: dict[str, np.ndarray] = field(default_factory=dict)
+    finer: int = 0  # sublayers that are none of the adapter's: those of a pattern
     unread: frozenset[str] = frozenset()  # what a checkpoint holds for nothing
     result: str = ""
 
@@ -133,7 +134,9 @@ class _Writer:
         known = {**{f"i{n}": value for n, value in enumerate(inputs)}, **made}  # what is handed on keeps its name
         self.names.update({node: known[result.name] for node, result in writing.results.items()})
         self.types.update({node: Value(v.value.shape, v.value.dtype) for node, v in writing.results.items()})
-        cached = any(node in self.cut.branches for node in region.outputs)
+        added = any(node in self.cut.branches for node in region.outputs)
+        cached = added or any(node in self.cut.finer for node in region.outputs)
+        self.made.finer += cached and not added
         if made:
             op = self._op(label, PieceBody(writing.outputs, writing.primitives))
             self.made.steps.append(PieceCall(op, name, inputs, writing.weights, tuple(made.values()), cached))
