@@ -53,8 +53,8 @@ from .tables import print_table
     option("--precision", type=Choice(PRECISIONS), default="fp32", help="The two of 16 bits where the backend has them."),
     option("--fp32", multiple=True, metavar="SUBLAYER", help="Keep this one in float32 (blocks.3.mlp); repeat for more."),
     option("--link", type=Choice(LINKS), default="shared", help="An engine per segment, or one per distinct call."),
-    option("--cut", metavar="PATTERN", help="Of a captured transformer: make modules of these names sublayers, too, as in "
-           r"single_transformer_blocks\.\d+\.(attn|proj_mlp)."),
+    option("--cut", metavar="PATTERN", help="Of a captured transformer: modules of these names (.*\\.proj_mlp) are sublayers, "
+           "too."),
     option("--max-graphs", type=int, help="Merge calls into at most so many graphs; they compute more, never less."),
 )  # fmt: skip
 @group(

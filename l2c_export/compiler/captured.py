@@ -25,7 +25,9 @@ def sized(options: Options, folder: Folder | None) -> Folder | None:
         return folder
     if folder is None or not families.of(folder.family).captured:
         name, value = next(iter(asked.items()))
-        raise UsageError(f"{name}={value!r}: only a captured transformer of diffusers has a choice: give its folder as model=..")
+        raise UsageError(
+            f"{name}={value!r}: only a captured transformer of diffusers has a choice: give its folder as model=.."
+        )
     height, width = asked.get("size", (0, 0))
     pixels = families.of(folder.family).pixels
     if height % pixels or width % pixels:

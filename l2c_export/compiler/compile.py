@@ -32,7 +32,7 @@ from .passes.merge_calls import share_graphs
 from .passes.segment import Linked, cut
 from .record import record
 from .request import Options
-from .source import Source
+from .source import Source, resolve
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def compile_artefact(
 ) -> Manifest:
     """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
     staging.check_target(options.out, report)
-    sources = sizes.sources(options)  # files -> a model and a schedule, for every size
+    sources = [resolve(own) for own in sizes.each(options)]  # files -> a model and a schedule, for every size
     source = sources[0]
     for line in source.describe():
         report(line)

@@ -11,20 +11,15 @@ import msgspec
 from ..artefact.manifest import Manifest
 from ..models import families
 from .request import Options
-from .source import Source, resolve
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
+    from .source import Source
 
 
 def each(options: Options) -> list[Options]:
     """The options of every size by itself."""
     return [replace(options, size=size, more_sizes=()) for size in (options.size, *options.more_sizes)]
-
-
-def sources(options: Options) -> list[Source]:
-    """The model for every size.  Raises what `resolve` raises."""
-    return [resolve(own) for own in each(options)]
 
 
 def name_of(source: Source) -> str:
