@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import ModelError
 from ...weights.checkpoint import Checkpoint
+from ...weights.recipe import Recipe
 from ..family import Runner
 from . import selfcheck
 from .adapters import adapter_of
@@ -76,7 +77,13 @@ class Captured:
         derived = self.pieces.derived
         shapes = {name: shape for name, shape in opened.shapes.items() if name not in self.pieces.unread}
         known = {name: tuple(value.shape) for name, value in derived.items()}
-        return opened._replace(shapes={**shapes, **known}, read=lambda n: derived[n] if n in derived else opened.read(n))
+        whole = opened._replace(shapes={**shapes, **known}, read=lambda n: derived[n] if n in derived else opened.read(n))
+        joined = {name: Recipe.of(*names) for name, names in self.pieces.joined.items() if name not in shapes}
+        if not joined:
+            return whole
+        whole.tensors(self.pieces.stored)  # refuse what does not fit under the names of the file
+        parts = {source.tensor for recipe in joined.values() for source in recipe.sources}
+        return whole.made({**{name: Recipe.of(name) for name in whole.shapes if name not in parts}, **joined})
 
     def call(self, run: Runner, x: Any, rows: Any, t: Any, request: Mapping[str, Any]) -> Any:
         return call(self.pieces, run, x, rows, t, request)
@@ -127,7 +134,7 @@ def cut_module(family: str, arch: CapturedArch) -> tuple[Pieces, int]:
         raise ModelError(
             f"{arch.model}: {found} sublayers were found where there are {expected}: use another release of diffusers"
         )
-    made.unread = frozenset(model.state_dict()) - made.tensors.keys()
+    made.unread = frozenset(model.state_dict()) - made.stored.keys()
     return made, sum(parameter.numel() for parameter in model.parameters())
 
 

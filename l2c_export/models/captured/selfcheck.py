@@ -38,7 +38,9 @@ class Direct:
 
     def weight(self, tensor: str) -> Tensor:
         derived = self.pieces.derived.get(tensor)
-        return self.weights[tensor] if derived is None else torch.from_numpy(derived).double()
+        if derived is not None:
+            return torch.from_numpy(derived).double()
+        return torch.cat([self.weights[name] for name in self.pieces.joined.get(tensor, (tensor,))])
 
     def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
         return stream + (value if gate is None else gate * value)
