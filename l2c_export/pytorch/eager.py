@@ -25,7 +25,7 @@ class Eager:
     """
 
     family: Family
-    weights: Mapping[str, Tensor] | Parameters
+    weights: Mapping[str, Tensor] | Weights
     reused: frozenset[str]
     cache: Cache
     fresh: dict[str, Made]
@@ -82,10 +82,24 @@ class Parameters(torch.nn.Module):
         return tensor
 
 
+@dataclass(frozen=True)
+class Converted:
+    """Weights in another type, each converted when an operation asks for it: no copy of a whole model is ever held."""
+
+    tensors: Mapping[str, Tensor]
+    dtype: torch.dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name].to(self.dtype)
+
+
+Weights = Parameters | Converted
+
+
 class EagerCall(torch.nn.Module):
     """One network evaluation that reuses some sublayers, as a module."""
 
-    def __init__(self, family: Family, weights: Parameters, reused: frozenset[str], keep: bool) -> None:
+    def __init__(self, family: Family, weights: Weights, reused: frozenset[str], keep: bool) -> None:
         super().__init__()
         self.family, self.weights, self.reused, self.keep = family, weights, reused, keep
 
@@ -102,10 +116,10 @@ class Denoiser:
     It computes in the type of the weights; the latents and the sampler stay float32.
     """
 
-    def __init__(self, family: Family, weights: Mapping[str, Tensor] | Parameters, compiled: bool = False,
+    def __init__(self, family: Family, weights: Mapping[str, Tensor] | Weights, compiled: bool = False,
                  mode: str | None = None) -> None:  # fmt: skip
         self.family, self.compiled, self.mode = family, compiled, mode
-        self.weights = weights if isinstance(weights, Parameters) else Parameters(weights)
+        self.weights = weights if isinstance(weights, Weights) else Parameters(weights)
         self._keep = True  # without a cache there is nothing to keep, and torch.compile may fuse more
         self._calls: dict[tuple[frozenset[str], bool], Callable[..., tuple[Tensor, dict[str, Made]]]] = {}
 
@@ -171,7 +185,7 @@ class Tracing(Eager):
 class TracingDenoiser(Denoiser):
     """A Denoiser that keeps all values of the calls in `keep`: what verification compares with."""
 
-    def __init__(self, family: Family, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, family: Family, weights: Mapping[str, Tensor] | Weights) -> None:
         super().__init__(family, weights)
         self.keep: frozenset[int] = frozenset()
         self.traces: dict[int, dict[str, Tensor]] = {}
