@@ -248,12 +248,121 @@ def flux_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedule: 
     return unpacked(x)
 
 
+# AuraFlow
+
+
+def auraflow(folder: Path) -> Path:
+    torch.manual_seed(0)
+    transformer = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8, num_mmdit_layers=2, num_single_dit_layers=2, attention_head_dim=8, num_attention_heads=3,
+        joint_attention_dim=16, caption_projection_dim=24, pos_embed_max_size=64,
+    )  # fmt: skip
+    return saved(folder, "AuraFlowPipeline", transformer, diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73))
+
+
+def auraflow_request(images: int) -> dict[str, torch.Tensor]:
+    return {"prompt_embeds": numbers(5, images, TOKENS, 16), "negative_prompt_embeds": numbers(7, images, TOKENS, 16)}
+
+
+def auraflow_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedule: Schedule) -> torch.Tensor:
+    model, scheduler = opened(folder, schedule)
+    scheduler.set_timesteps(schedule.steps)
+    x = noise
+    for t in scheduler.timesteps:
+        level = torch.tensor([t / 1000]).expand(2 * len(x))
+        made = model(torch.cat([x, x]), encoder_hidden_states=both(request, "prompt_embeds"), timestep=level, return_dict=False)
+        x = scheduler.step(guided(made[0]), t, x, return_dict=False)[0]
+    return x
+
+
+# Sana
+
+
+def sana(folder: Path) -> Path:
+    torch.manual_seed(0)
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=3, attention_head_dim=8, num_layers=3, num_cross_attention_heads=2,
+        cross_attention_head_dim=12, cross_attention_dim=24, caption_channels=20, sample_size=8, patch_size=1,
+    )  # fmt: skip
+    scheduler = diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    return saved(folder, "SanaPipeline", transformer, scheduler)
+
+
+def sana_sized(folder: Path) -> Path:
+    """With positions, norms of queries and keys, and the plain Euler sampler, as later ones."""
+    torch.manual_seed(0)
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2, num_cross_attention_heads=2,
+        cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=20, sample_size=8, patch_size=2,
+        interpolation_scale=1, qk_norm="rms_norm_across_heads", timestep_scale=0.5,
+    )  # fmt: skip
+    return saved(folder, "SanaPipeline", transformer, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+
+
+def sana_request(images: int) -> dict[str, torch.Tensor]:
+    """Prompts of several lengths."""
+    request = pixart_request(images)
+    return {name: values[..., :20] if name.endswith("embeds") else values for name, values in request.items()}
+
+
+def sana_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedule: Schedule) -> torch.Tensor:
+    model, scheduler = opened(folder, schedule)
+    scheduler.set_timesteps(schedule.steps)
+    x = noise
+    for t in scheduler.timesteps:
+        made = model(torch.cat([x, x]), encoder_hidden_states=both(request, "prompt_embeds"),
+                     timestep=t.expand(2 * len(x)) * model.config.timestep_scale,
+                     encoder_attention_mask=both(request, "prompt_attention_mask"), return_dict=False)[0]  # fmt: skip
+        x = scheduler.step(guided(made), t, x, return_dict=False)[0]
+    return x
+
+
+# Qwen-Image, without guidance
+
+
+def qwen(folder: Path) -> Path:
+    torch.manual_seed(0)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=24,
+        axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+    )
+    return saved(folder, "QwenImagePipeline", transformer, scheduler)
+
+
+def qwen_request(images: int) -> dict[str, torch.Tensor]:
+    request = pixart_request(images)
+    return {"prompt_embeds": request["prompt_embeds"], "prompt_embeds_mask": request["prompt_attention_mask"]}
+
+
+def qwen_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedule: Schedule) -> torch.Tensor:
+    model, scheduler = opened(folder, schedule)
+    sigmas = np.linspace(1.0, 1 / schedule.steps, schedule.steps)
+    scheduler.set_timesteps(sigmas=sigmas, **moved(scheduler, HEIGHT * WIDTH // 4))
+    x = packed(noise)
+    for t in scheduler.timesteps:
+        made = model(hidden_states=x, timestep=t.expand(len(x)) / 1000, encoder_hidden_states=request["prompt_embeds"],
+                     encoder_hidden_states_mask=request["prompt_embeds_mask"],
+                     img_shapes=[[(1, HEIGHT // 2, WIDTH // 2)]] * len(x), return_dict=False)[0]  # fmt: skip
+        x = scheduler.step(made, t, x, return_dict=False)[0]
+    return unpacked(x)
+
+
 class Prompted(NamedTuple):
     """A family of pipelines: its folder, a request, and what diffusers makes of it."""
 
     folder: Callable[[Path], Path]
     request: Callable[[int], dict[str, torch.Tensor]]
     latents: Callable[[Path, torch.Tensor, Tensors, Schedule], torch.Tensor]
+    scale: float = SCALE
+    pixels: int = 8  # a latent, along each side
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the pictures, in pixels."""
+        return self.pixels * HEIGHT, self.pixels * WIDTH
 
 
 PIPELINES = {
@@ -263,6 +372,10 @@ PIPELINES = {
     "sd35": Prompted(sd35, sd3_request, sd3_latents),
     "flux": Prompted(flux, flux_request, flux_latents),
     "schnell": Prompted(schnell, flux_request, flux_latents),
+    "auraflow": Prompted(auraflow, auraflow_request, auraflow_latents),
+    "sana": Prompted(sana, sana_request, sana_latents, pixels=32),
+    "sana-sized": Prompted(sana_sized, sana_request, sana_latents, pixels=32),
+    "qwenimage": Prompted(qwen, qwen_request, qwen_latents, scale=1.0),
 }
 
 

@@ -19,7 +19,7 @@ from . import check_flow, check_names, check_origins, check_precision, check_pri
 from .call_record import CallRecord
 from .check_origins import MOST_HISTORY
 from .compiled import Compiled
-from .manifest import Manifest
+from .manifest import Manifest, program_name
 from .records import FINGERPRINT, FingerprintRecord, GraphRecord, Origin, SizeRecord
 
 LATENTS = "x.next"  # what every call makes
@@ -44,7 +44,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for name, size in manifest.denoiser.sizes.items():
         yield from (f"size {name}: {wrong}" for wrong in _size(manifest, size))
     for name, program in manifest.programs.items():
-        if name != str(program.steps) or program.size not in manifest.denoiser.sizes:
+        own = None if program.size == next(iter(manifest.programs.values())).size else program.size
+        if name != program_name(program.steps, own) or program.size not in manifest.denoiser.sizes:
             yield f"the program {name!r} has {program.steps} steps, and the size {program.size!r}"
     for compiled in manifest.all_programs():
         yield from (f"program {compiled.name}: {wrong}" for wrong in _program(compiled))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..models import notes
+from ..models import families, notes
 from ..models.diffusers import pipeline_folder
 from ..weights.checkpoint import Checkpoint
 from ..weights.layout import Tensors
@@ -15,7 +15,18 @@ from .manifest import Manifest
 def checkpoint(source: Path, manifest: Manifest) -> Checkpoint:
     """What `--weights` means for an artefact's model.  Raises WeightsError or ModelError for weights of another one."""
     opened = by_recipes(pipeline_folder.checkpoint_for(source, manifest.denoiser.family, manifest.denoiser.arch), manifest)
-    notes.check_same(opened, manifest.denoiser.arch)
+    opened = for_all_sizes(opened, manifest)
+    notes.check_same(opened, manifest.denoiser.arch, manifest.denoiser.family)
+    return opened
+
+
+def for_all_sizes(opened: Checkpoint, manifest: Manifest) -> Checkpoint:
+    """The same with what follows from a model's configuration for the sizes of an artefact's other programs."""
+    for size in list(manifest.denoiser.sizes.values())[1:]:
+        height, width = size.latent[1:]
+        family = families.build(manifest.denoiser.family, {**manifest.denoiser.arch, "height": height, "width": width})
+        assert families.is_captured(family)
+        opened = family.checkpoint(opened)
     return opened
 
 

@@ -28,6 +28,11 @@ VERSION = 2
 LINKS = ("shared", "static")
 
 
+def program_name(steps: int, size: str | None) -> str:
+    """What a program is called; `size` is that of its latents, where it is not the first program's."""
+    return str(steps) if size is None else f"{steps}@{size}"
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """Everything about an artefact but the bytes of its files.
 
@@ -47,24 +52,33 @@ class Manifest(Record, frozen=True, kw_only=True):
     passes: tuple[str, ...]
     denoiser: DenoiserRecord
     decoder: DecoderRecord | msgspec.UnsetType = msgspec.UNSET
-    programs: dict[str, ProgramRecord]  # by the number of steps; the first is the one that runs where none is named
+    # By the number of steps, those of further sizes with the size behind; the first is the one that runs where none is named.
+    programs: dict[str, ProgramRecord]
     fingerprint: FingerprintRecord | msgspec.UnsetType = msgspec.UNSET  # what can be checked without PyTorch
     builds: dict[str, Build] = msgspec.field(default_factory=dict)
     files: dict[str, FileInfo]
     checksum: str = ""  # sha256 of this record as JSON with an empty checksum
 
-    def program(self, steps: int | None = None) -> Compiled:
-        """The program with so many steps, by default the first.  Raises UsageError where there is none."""
-        name = next(iter(self.programs)) if steps is None else str(steps)
+    def program(self, steps: int | None = None, axes: tuple[int, ...] | None = None) -> Compiled:
+        """The program with so many steps for latents of these axes, each by default the first's.
+
+        Raises UsageError where there is none.
+        """
+        first = next(iter(self.programs.values()))
+        size = first.size if axes is None else "x".join(map(str, axes))
+        name = program_name(first.steps if steps is None else steps, None if size == first.size else size)
         if name not in self.programs:
-            able = " or ".join(self.programs)
+            able = " or ".join(str(program.steps) for program in self.programs.values() if program.size == first.size)
             raise UsageError(f"steps={steps}: this artefact was compiled for {able} steps: use those, or compile it again")
+        return self._compiled(name)
+
+    def _compiled(self, name: str) -> Compiled:
         program = self.programs[name]
         size = self.denoiser.sizes[program.size]
         return Compiled(name, program, size, self.denoiser, self.inputs, self.guidance, self.precision, self.batch)
 
     def all_programs(self) -> list[Compiled]:
-        return [self.program(record.steps) for record in self.programs.values()]
+        return [self._compiled(name) for name in self.programs]
 
     def all_graphs(self) -> dict[str, GraphRecord]:
         """Those of all sizes, by name."""

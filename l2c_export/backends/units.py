@@ -34,7 +34,8 @@ def units(manifest: Manifest, sizes: Range) -> dict[str, Unit]:
             for part, unit in _of_graph(compiled, name, sizes, manifest.link == "static").items():
                 result[part] = _joined(result.get(part, unit), unit)
     if manifest.decoder:
-        channels, height, width = manifest.program().latent
+        channels, _, _ = manifest.program().latent
+        height, width = (max(size.latent[axis] for size in manifest.denoiser.sizes.values()) for axis in (1, 2))
         port = Port("z", (1, channels, "H", "W"))
         # from the smallest tile that may be left over at an edge
         result[DECODER] = Unit(manifest.decoder.file, (port,), {"H": Range(1, height, height), "W": Range(1, width, width)})

@@ -13,7 +13,7 @@ from ..support.extras import needs_compiler
 from . import importing
 from .choices import BACKENDS, DEVICES, GUIDANCE, LEVELS, LINKS, PRECISIONS
 from .console import Command, print_json, say
-from .options import FOLDER, Choice, Counts, Size, group, option, samplers
+from .options import FOLDER, Choice, Counts, Sizes, group, option, samplers
 from .progress import bars
 from .tables import print_table
 
@@ -50,8 +50,8 @@ from .tables import print_table
            "class or file. [default: the folder's or the family's]"),
     option("--guidance", type=Choice(GUIDANCE), help="Which latent channels are guided. [default: the family's]"),
     option("--batch", type=int, default=1, help="The most images of one call."),
-    option("--size", type=Size(), help="Height and width of the pictures in pixels, of a captured transformer of diffusers. "
-           "[default: its own]"),
+    option("--size", type=Sizes(), help="Height and width of the pictures in pixels, of a captured transformer of diffusers; "
+           "512x512,768x512 for programs of each. [default: its own]"),
     option("--tokens", type=int, help="The tokens of a prompt, of such a transformer. [default: the family's]"),
 )  # fmt: skip
 @group(
@@ -61,6 +61,8 @@ from .tables import print_table
     option("--precision", type=Choice(PRECISIONS), default="fp32", help="The two of 16 bits where the backend has them."),
     option("--fp32", multiple=True, metavar="SUBLAYER", help="Keep this one in float32 (blocks.3.mlp); repeat for more."),
     option("--link", type=Choice(LINKS), default="shared", help="An engine per segment, or one per distinct call."),
+    option("--cut", metavar="PATTERN", help="Of a captured transformer: modules of these names (.*\\.proj_mlp) are sublayers, "
+           "too."),
     option("--max-graphs", type=int, help="Merge calls into at most so many graphs; they compute more, never less."),
 )  # fmt: skip
 @group(

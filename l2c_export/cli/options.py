@@ -48,6 +48,15 @@ class Counts(click.ParamType):  # type: ignore[type-arg]  # as above
         return [int(count) for count in value.split(",")]
 
 
+class Sizes(click.ParamType):  # type: ignore[type-arg]  # as above
+    """Several of `Size` with commas between: "1024x768,768x1024"."""
+
+    name = "HEIGHTxWIDTH,.."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return [Size().convert(size, param, ctx) for size in value.split(",")]
+
+
 class Size(click.ParamType):  # type: ignore[type-arg]  # as above
     """Height and width in pixels: "1024x768"."""
 
@@ -75,9 +84,9 @@ def group(heading: str, *options: Decorator) -> Decorator:
 def samplers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Completion for an option that takes the name of a sampler, or a file."""
     from ..samplers.reference import SAMPLERS
-    from ..samplers.scheduler_config import FLOW, KINDS
+    from ..samplers.scheduler_config import FLOWS, KINDS
 
-    return [name for name in (*SAMPLERS, *KINDS, FLOW) if name.startswith(incomplete)]
+    return [name for name in dict.fromkeys((*SAMPLERS, *KINDS, *FLOWS)) if name.startswith(incomplete)]
 
 
 class_labels = functools.partial(option, "--class-label", "labels", multiple=True, metavar="LABEL,..")
@@ -90,6 +99,7 @@ backend = option(
 )
 device = option("--device", help="cpu, or cuda:N for a GPU. [default: cpu]")
 threads = option("--threads", type=int, help="[default: all cores]")
+size = option("--size", type=Size(), help="Of the artefact's sizes of pictures, this one. [default: the first]")
 steps = option("--steps", type=int, help="Of the artefact's numbers of steps, this one. [default: the first]")
 link = option("--link", type=Choice(LINKS), help="Engines per segment or per call. [default: the artefact's]")
 

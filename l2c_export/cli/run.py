@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     options.guidance_scale,
     option("--seed", type=int, default=0, help="Noise of the first image; the next one has seed + 1, and so on."),
     options.steps,
+    options.size,
     option(
         "--out",
         type=click.Path(path_type=Path),
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
     option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents."),
 )
 def run(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | None, guidance_scale: float | None, seed: int,
-        steps: int | None, out: Path, backend: str | None, device: str | None, threads: int | None, link: str | None,
-        tile: int | None, trust: bool,
+        steps: int | None, size: tuple[int, int] | None, out: Path, backend: str | None, device: str | None,
+        threads: int | None, link: str | None, tile: int | None, trust: bool,
         check_finite: bool, as_json: bool) -> None:  # fmt: skip
     """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
     from ..runtime.images import check_target
@@ -67,7 +68,7 @@ def run(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | None, guid
     check_target(out)
     if not labels and prompt_embeds is None:
         raise click.UsageError("Missing option '--class-label', or '--prompt-embeds' for a model of prompts.")
-    chunks, pixels = check_request(engines, labels, prompt_embeds, guidance_scale, seed, steps, out)
+    chunks, pixels = check_request(engines, labels, prompt_embeds, guidance_scale, seed, steps, size, out)
     started = time.perf_counter()
     pipe = load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
     if pipe.manifest.denoiser.weights and pipe.manifest.denoiser.weights.random is not None:
@@ -76,7 +77,7 @@ def run(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | None, guid
     say(f"backend: {pipe.backend}")
     with bars() as shown:
         step = shown.progress("denoising", len(chunks) * pipe.manifest.program(steps).steps_of_solver)
-        made = generate(pipe, chunks, guidance_scale, seed, steps, "np" if pixels else "latent", check_finite, step)
+        made = generate(pipe, chunks, guidance_scale, seed, steps, size, "np" if pixels else "latent", check_finite, step)
     finished = time.perf_counter()
     made.save(out)
     count = counted(len(made.latents), "image")
@@ -87,7 +88,7 @@ def run(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | None, guid
 
 
 def generate(pipe: Pipeline, chunks: Sequence[Mapping[str, Any]], scale: float | None, seed: int, steps: int | None,
-             output_type: str, check_finite: bool, step: Step) -> Output:  # fmt: skip
+             size: tuple[int, int] | None, output_type: str, check_finite: bool, step: Step) -> Output:  # fmt: skip
     """All images, a batch at a time: image i has the noise of seed + i, whatever the batch."""
     import numpy as np
 
@@ -97,16 +98,18 @@ def generate(pipe: Pipeline, chunks: Sequence[Mapping[str, Any]], scale: float |
         step()
 
     made = list[Output]()
+    height, width = size or (None, None)
     for n, chunk in enumerate(chunks):
         first = seed + n * pipe.manifest.batch
         made.append(pipe(**chunk, guidance_scale=scale, seed=first, output_type=output_type, check_finite=check_finite,
-                         callback_on_step_end=advance, steps=steps))  # fmt: skip
+                         callback_on_step_end=advance, steps=steps, height=height, width=width))  # fmt: skip
     images = np.concatenate([each.images for each in made]) if output_type == "np" else None
     return Output(np.concatenate([each.latents for each in made]), images, sum(each.seconds for each in made))
 
 
 def check_request(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | None, guidance_scale: float | None, seed: int,
-                  steps: int | None, out: Path) -> tuple[list[Mapping[str, Any]], bool]:  # fmt: skip
+                  steps: int | None, size: tuple[int, int] | None,
+                  out: Path) -> tuple[list[Mapping[str, Any]], bool]:  # fmt: skip
     """Refuse what an artefact cannot do before its engines are loaded, and say which digits are a name.
 
     Returned is what the model is told, in batches, and whether pixels are wanted.
@@ -117,7 +120,7 @@ def check_request(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | 
     from ..runtime.images import check_target, is_folder, is_picture
 
     manifest = store.read(engines, verify=False)
-    manifest.program(steps)
+    manifest.program(steps, request.axes(manifest, *(size or (None, None))))
     given = split_labels(labels, names_of(manifest.inputs))
     chunks: list[Mapping[str, Any]] = [
         {CLASS_LABELS: given[n : n + manifest.batch]} for n in range(0, len(given), manifest.batch)

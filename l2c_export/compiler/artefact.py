@@ -95,8 +95,9 @@ def compile(
     max_graphs: int | None = None,
     with_vae: bool = False,
     vae: str | os.PathLike[str] | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     tokens: int | None = None,
+    cut: str | None = None,
     dump: str | os.PathLike[str] | None = None,
     report: Report = logged,
     progress: Progress = unseen,
@@ -120,7 +121,8 @@ def compile(
     - `hoist=False` and `fold=False` leave a pass out; `max_graphs` merges calls, which then compute more, never less.
     - `with_vae` adds the decoder of the pipeline, `vae` that of another folder, so that images come out.
     - `size`, height and width in pixels, and `tokens` of a prompt: what a captured transformer of diffusers is compiled for; by
-      default what its configuration and its family say.
+      default what its configuration and its family say.  Several sizes become programs of one artefact, too.
+    - `cut`: a regular expression for names of modules of such a transformer, whose outputs then can be cached, too.
     - `dump`: a folder for every stage of the compiler, as text.
     - `report` is told in lines what is understood and done, by default the log; `progress` which stage begins, how many
       parts it has and, part by part, that they are done; `watch` how far an engine is that takes long to build.
@@ -135,7 +137,8 @@ def compile(
         schedule, out=out, model=model, weights=weights, steps=steps, threshold=threshold, rule=rule, level=level,
         full_first=full_first, full_last=full_last, sampler=sampler, guidance=guidance,
         batch=batch, precision=precision, fp32=fp32, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
-        max_graphs=max_graphs, with_vae=with_vae, vae=vae, size=size, tokens=tokens, dump=dump,
+        max_graphs=max_graphs, with_vae=with_vae, vae=vae, size=size, tokens=tokens, cut=cut,
+        dump=dump,
     )  # fmt: skip
     if options.backend in built():
         check_built(options.backend)

@@ -17,20 +17,35 @@ if TYPE_CHECKING:
     from ..models.family import Family
     from ..weights.checkpoint import Checkpoint
 
-PIXELS = 8  # per latent, along each side
-
 
 def sized(options: Options, folder: Folder | None) -> Folder | None:
     """The same folder, for pictures and prompts of the sizes that are asked for.  Raises UsageError where it has no choice."""
-    asked = {name: getattr(options, name) for name in ("size", "tokens") if getattr(options, name) is not None}
+    asked = {name: getattr(options, name) for name in ("size", "tokens", "cut") if getattr(options, name) is not None}
     if not asked:
         return folder
     if folder is None or not families.of(folder.family).captured:
         name, value = next(iter(asked.items()))
-        raise UsageError(f"{name}={value}: only a captured transformer of diffusers has a choice: give its folder as model=..")
+        raise UsageError(
+            f"{name}={value!r}: only a captured transformer of diffusers has a choice: give its folder as model=.."
+        )
     height, width = asked.get("size", (0, 0))
-    sizes = {"height": height // PIXELS, "width": width // PIXELS, "tokens": asked.get("tokens", 0)}
+    pixels = families.of(folder.family).pixels
+    if height % pixels or width % pixels:
+        raise UsageError(f"size={(height, width)}: height and width are pixels, and for this model multiples of {pixels}")
+    sizes = {
+        "height": height // pixels,
+        "width": width // pixels,
+        "tokens": asked.get("tokens", 0),
+        "cut": asked.get("cut", ""),
+    }
     return replace(folder, arch={**folder.arch, **sizes})
+
+
+def assumed(folder: Folder) -> tuple[str, ...]:
+    """What nothing says of a class that has no adapter."""
+    if folder.family not in (families.BY_SIGNATURE.name, families.FLOW_BY_SIGNATURE.name):
+        return ()
+    return (f"inputs, timesteps and guidance as the arguments of {folder.arch['model']} are called: it has no adapter",)
 
 
 def weights(family: Family, checkpoint: Checkpoint) -> Checkpoint:
@@ -47,8 +62,10 @@ def guidance(family: Family, folder: Folder | None) -> tuple[str, float]:
 
 
 def as_in_pipeline(scheduler: Scheduler | None, family: Family) -> Scheduler | None:
-    """A scheduler of flows with what the model's pipeline tells it."""
-    if scheduler is None or scheduler.kind != FLOW or not families.is_captured(family):
+    """A scheduler of flows with what the model's pipeline tells it; a SiT's own loop has even steps, from noise alone."""
+    if scheduler is None or scheduler.kind != FLOW:
         return scheduler
+    if not families.is_captured(family):
+        return msgspec.structs.replace(scheduler, from_one=True)
     tokens = family.picture_tokens if scheduler.use_dynamic_shifting else 0
     return msgspec.structs.replace(scheduler, image_seq_len=tokens, from_one=family.from_one)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,7 @@ from ..support.files import Report
 from ..support.progress import Progress, unseen
 from ..support.words import counted
 from ..weights.layout import Layout
-from . import describe, dump, emit
+from . import describe, dump, emit, sizes
 from .describe import Planned
 from .dump import stages
 from .emit import bind_weights, write_decoder
@@ -50,8 +50,8 @@ class Lowered:
     bodies: Mapping[str, Body]  # what operations compute, by their names
 
 
-def lower(options: Options, source: Source, report: Report = id) -> Lowered:
-    """From a model and its schedules to segments, step graphs and the manifest."""
+def lower(options: Options, source: Source, report: Report = id, prefix: str = "") -> Lowered:
+    """From a model and its schedules to segments, step graphs and the manifest; graphs of further sizes have a `prefix`."""
     history = history_of(source)
     whole = record(source.family, options.weight_types, history)  # the uncached call as a graph
     check(whole, "record")
@@ -62,7 +62,7 @@ def lower(options: Options, source: Source, report: Report = id) -> Lowered:
     parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, whole)  # what leaves the loop
     banks = banked_plans(options, parts.call, [program.plan for program in shared])  # sums for many calls at once
     calls = specialise_calls(parts.call, banks.plans, options.fold, banks)  # one graph per distinct call
-    linked = cut(parts, calls)  # into segments; equal ones are one
+    linked = cut(parts, calls, prefix)  # into segments; equal ones are one
     programs = describe.planned(source.schedules, [program.schedule for program in shared], banks.plans, linked)
     manifest = describe.describe(options, source, whole, programs, linked)  # buffers get their places
     kinds, count = counted(len(linked.segments), "segment"), sum(len(program.graphs) for program in programs)
@@ -102,22 +102,29 @@ def compile_artefact(
 ) -> Manifest:
     """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
     staging.check_target(options.out, report)
-    source = resolve(options)  # files -> a model and a schedule
+    sources = [resolve(own) for own in sizes.each(options)]  # files -> a model and a schedule, for every size
+    source = sources[0]
     for line in source.describe():
         report(line)
-    lowered = lower(options, source, report)
-    bodies = export_bodies(lowered.bodies, progress)  # PyTorch -> ONNX, once per operation kind
-    second = fused_bodies(lowered.bodies, options.weight_types.dtype)  # the same for ONNX Runtime on a GPU
-    layout = Layout(lowered.manifest.denoiser.tensors)
+    several = [
+        lower(options, own, report, f"{sizes.name_of(own)}-" if n else "") for n, own in enumerate(sources)
+    ]  # one by one
+    described = sizes.manifest_of([lowered.manifest for lowered in several])
+    layout = Layout(described.denoiser.tensors)
     with staging.staged(options.out, report) as folder:
-        emit.write_models(folder, lowered.linked, bodies, second, layout)
-        emit.write_schedules(folder, lowered.programs)
-        bind_weights(folder, source, layout, report, progress)
-        write_decoder(folder, source, lowered.manifest, report)
-        manifest = with_fingerprint(folder, lowered.manifest, report) if fingerprinted else lowered.manifest
+        for lowered in several:
+            bodies = export_bodies(lowered.bodies, progress)  # PyTorch -> ONNX, once per operation kind
+            second = fused_bodies(lowered.bodies, options.weight_types.dtype)  # the same for ONNX Runtime on a GPU
+            emit.write_models(folder, lowered.linked, bodies, second, layout)
+            emit.write_schedules(folder, lowered.programs)
+        whole = replace(source, checkpoint=sizes.checkpoint_of(sources))
+        bind_weights(folder, whole, described.denoiser.shapes, layout, report, progress)
+        write_decoder(folder, source, described, report)
+        manifest = with_fingerprint(folder, described, report) if fingerprinted else described
         store.write_manifest(folder, manifest)
         if options.dump:
-            dump.dump(options.dump, lowered.programs, lowered.stages, lowered.linked)
+            for lowered in several:
+                dump.dump(options.dump, lowered.programs, lowered.stages, lowered.linked)
     return store.read(options.out, verify=False)
 
 

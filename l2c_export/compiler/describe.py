@@ -9,7 +9,7 @@ import msgspec
 
 from ..artefact import autoencoder
 from ..artefact.call_record import BankRecord, CallRecord
-from ..artefact.manifest import Manifest
+from ..artefact.manifest import Manifest, program_name
 from ..artefact.records import (
     CompilationRecord,
     DenoiserRecord,
@@ -61,7 +61,7 @@ def planned(
             schedule,
             tuple(linked.names[key] for key in plan.keys),
             plan,
-            "schedule.json" if len(schedules) == 1 else f"schedule-{wanted.steps}.json",
+            f"{linked.prefix}schedule.json" if len(schedules) == 1 else f"{linked.prefix}schedule-{wanted.steps}.json",
         )
         for wanted, schedule, plan in zip(asked, schedules, plans, strict=True)
     )
@@ -78,8 +78,8 @@ def describe(options: Options, source: Source, whole: Graph, programs: Sequence[
         values=values,
         origins=origins(linked.graphs),
         graphs={name: graph_record(name, graph, size) for name, graph in linked.graphs.items()},
-        constants="constants" if "constants" in linked.graphs else None,
-        prologue="prologue" if "prologue" in linked.graphs else None,
+        constants=f"{linked.prefix}constants" if f"{linked.prefix}constants" in linked.graphs else None,
+        prologue=f"{linked.prefix}prologue" if f"{linked.prefix}prologue" in linked.graphs else None,
     )
     return Manifest(
         tool=f"l2c-export {__version__}",
@@ -95,7 +95,10 @@ def describe(options: Options, source: Source, whole: Graph, programs: Sequence[
         passes=tuple(name for name in ("hoist", "fold") if getattr(options, name)),
         denoiser=denoiser(options, source, whole, linked, {name: record}),
         decoder=autoencoder.describe(source.vae, latent[0], source.own_vae) if source.vae else msgspec.UNSET,
-        programs={str(p.schedule.steps): program_record(options, p, name, linked, size) for p in programs},
+        programs={
+            program_name(p.schedule.steps, name if linked.prefix else None): program_record(options, p, name, linked, size)
+            for p in programs
+        },
         files={},
     )
 

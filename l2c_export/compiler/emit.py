@@ -12,7 +12,7 @@ from ..backends.contract import FUSED
 from ..support.files import Report
 from ..support.progress import Progress
 from ..weights import origin
-from ..weights.layout import WEIGHTS, Layout, write
+from ..weights.layout import WEIGHTS, Layout, Shapes, write
 from .onnx import decoder, models
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from .source import Source
 
 
-def bind_weights(folder: Path, source: Source, layout: Layout, report: Report, progress: Progress) -> None:
-    """Write the weights, if there are any yet."""
-    tensors = origin.tensors(source.family.tensors(), source.checkpoint, source.seed)
+def bind_weights(folder: Path, source: Source, shapes: Shapes, layout: Layout, report: Report, progress: Progress) -> None:
+    """Write the weights, if there are any yet: tensors of these shapes."""
+    tensors = origin.tensors(shapes, source.checkpoint, source.seed)
     if tensors is None:
         report("no weights yet: bind them with l2c_export.link('ENGINES', weights='PATH')")
         return
@@ -41,7 +41,7 @@ def write_decoder(folder: Path, source: Source, record: Manifest, report: Report
 
 def write_models(folder: Path, linked: Linked, bodies: models.Bodies, fused: models.Bodies, layout: Layout) -> None:
     """One ONNX file per segment and per distinct graph, and a second one of the segments with `fused` operations."""
-    (folder / "segments").mkdir()
+    (folder / "segments").mkdir(exist_ok=True)
     for name, segment in linked.segments.items():
         model = models.segment_model(name, segment, bodies)
         (folder / "segments" / f"{name}.onnx").write_bytes(model.SerializeToString())

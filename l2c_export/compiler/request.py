@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..backends.descriptors import AUTO
 from ..errors import UsageError
 from ..ir.dtypes import DTYPES, Types
 from ..samplers.reference import SAMPLERS
-from ..samplers.scheduler_config import FLOW, KINDS
+from ..samplers.scheduler_config import FLOWS, KINDS
 from ..schedules.rules import Caching
 from ..schedules.schedule import Schedule
 
@@ -65,15 +66,22 @@ class Options:
     with_vae: bool = False
     vae: Path | None = None
     size: tuple[int, int] | None = None  # height and width of the pictures, in pixels
+    more_sizes: tuple[tuple[int, int], ...] = ()  # of the other programs
     tokens: int | None = None  # of a prompt
+    cut: str | None = None  # a pattern of modules that are sublayers, too
 
     def __post_init__(self) -> None:
         brings_its_own = self.model == demo.NAME or not self.cache
         if self.schedule == "" or (self.schedule is None and not brings_its_own):
             wrong = "schedule=.. is missing" if self.schedule is None else "schedule='' is empty"
             raise UsageError(f"{wrong}: give a router, a schedule or a rule (only model='demo' brings its own)")
-        if self.size is not None and not all(side > 0 and side % 8 == 0 for side in self.size):
-            raise UsageError(f"size={self.size}: height and width are pixels, and multiples of 8")
+        for size in self.sizes:
+            if not all(side > 0 and side % 8 == 0 for side in size):
+                raise UsageError(f"size={size}: height and width are pixels, and multiples of 8")
+            if self.sizes.count(size) > 1:
+                raise UsageError(f"size={size}: give each size once")
+        if self.cut is not None and not _is_pattern(self.cut):
+            raise UsageError(f"cut={self.cut!r}: no regular expression, as single_transformer_blocks\\..*\\.attn is one")
         if self.tokens is not None and self.tokens < 1:
             raise UsageError(f"tokens={self.tokens}: must be at least 1")
         if self.batch < 1:
@@ -83,8 +91,8 @@ class Options:
         if self.max_graphs is not None and self.max_graphs < 1:
             raise UsageError(f"max_graphs={self.max_graphs}: must be at least 1")
         self.caching  # noqa: B018  (raises UsageError)
-        if self.sampler not in (None, *SAMPLERS, *KINDS, FLOW) and not _is_config(str(self.sampler)):
-            names = ", ".join((*SAMPLERS, *KINDS, FLOW))
+        if self.sampler not in (None, *SAMPLERS, *KINDS, *FLOWS) and not _is_config(str(self.sampler)):
+            names = ", ".join(dict.fromkeys((*SAMPLERS, *KINDS, *FLOWS)))
             raise UsageError(f"sampler={self.sampler!r}: use one of {names}, or a scheduler_config.json")
         if self.backend not in (AUTO, *descriptors.names()):
             raise UsageError(f"backend={self.backend!r}: use one of {', '.join((AUTO, *descriptors.names()))}")
@@ -98,6 +106,11 @@ class Options:
         if self.backend != AUTO and self.precision not in descriptors.named(self.backend).precisions:
             able = " or ".join(d.name for d in descriptors.BACKENDS if self.precision in d.precisions)
             raise UsageError(f"precision={self.precision!r}: backend={self.backend!r} has none: use backend={able!r}")
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Those that are asked for; without any there is the model's own."""
+        return (() if self.size is None else (self.size,)) + self.more_sizes
 
     @property
     def programs(self) -> tuple[Options, ...]:
@@ -125,9 +138,11 @@ def options_of(
     kept = given.get("fp32", ())
     fp32 = (kept,) if isinstance(kept, str) else tuple(kept)
     first, *further = wanted(schedule, steps)
-    return Options(
-        **{**given, **texts, **paths, "fp32": fp32}, schedule=first.schedule, steps=first.steps, further=tuple(further)
-    )
+    size = given.get("size")
+    several = isinstance(size, Sequence) and all(isinstance(one, Sequence) for one in size)
+    own, *others = tuple(map(tuple, size)) if several and size else (size,)
+    found = {**given, **texts, **paths, "fp32": fp32, "size": own, "more_sizes": tuple(others)}
+    return Options(**found, schedule=first.schedule, steps=first.steps, further=tuple(further))
 
 
 def wanted(schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: int | Sequence[int] | None) -> list[Wanted]:
@@ -148,3 +163,11 @@ def wanted(schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: in
 def _is_config(sampler: str) -> bool:
     """Whether a sampler is a file rather than a name."""
     return sampler.endswith(".json") or Path(sampler).is_file()
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return bool(text)

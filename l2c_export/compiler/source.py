@@ -19,7 +19,7 @@ from ..models.diffusers.pipeline_folder import Folder
 from ..models.evidence import ModelRequest, architecture
 from ..models.family import Family
 from ..samplers.reference import SAMPLERS
-from ..samplers.scheduler_config import KINDS, Scheduler, check_noise
+from ..samplers.scheduler_config import FLOW, KINDS, Scheduler, check_noise
 from ..samplers.trained import unlike
 from ..schedules import routers
 from ..schedules.file import content
@@ -97,10 +97,12 @@ def resolve(options: Options) -> Source:
                 f"{one.schedule} is for a {origin.family} model, but the model is a {request.kind}: check model=.."
             )
     if folder:
-        family, name, assumed = lookup.Resolved(families.build(request.kind, folder.arch), folder.name)
+        family, name, assumed = lookup.Resolved(
+            families.build(request.kind, folder.arch), folder.name, captured.assumed(folder)
+        )
         if checkpoint:
             checkpoint = captured.weights(family, checkpoint)
-            notes.check_same(checkpoint, folder.arch)
+            notes.check_same(checkpoint, folder.arch, folder.family)
     else:
         family, name, assumed = lookup.find(request, checkpoint)
         if options.weights and checkpoint:
@@ -108,7 +110,7 @@ def resolve(options: Options) -> Source:
     if checkpoint:
         checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
     _check_sublayers(options.fp32, family)
-    scheduler = captured.as_in_pipeline(_scheduler(options.sampler, folder), family)
+    scheduler = captured.as_in_pipeline(_scheduler(options.sampler, folder, families.of(request.kind).flow), family)
     schedules = tuple(_schedule(one, family, origin, scheduler) for one, origin in zip(options.programs, origins, strict=True))
     _check_programs(schedules)
     mode, usual = captured.guidance(family, folder)
@@ -175,20 +177,24 @@ def _idle(schedule: Schedule) -> str:
     return f"threshold {schedule.threshold:.9g} removes only {removed:.1%} of the cached calls' sublayers: use a higher one"
 
 
-def _scheduler(sampler: str | None, folder: Folder | None) -> Scheduler | None:
+def _scheduler(sampler: str | None, folder: Folder | None, flow: bool) -> Scheduler | None:
     """The scheduler of diffusers that is asked for, by default the folder's; None for a sampler of our own."""
     if sampler in SAMPLERS:
         if folder:
             _check_trained_for(sampler, folder)
+        if flow:
+            raise UsageError(f"sampler={sampler!r}: the model predicts a flow, and not noise: use {FLOW}")
         return None
     if sampler and sampler not in KINDS and _is_config(sampler):
         options = config(Path(sampler))
         kind = file_kind.of_json(options)
         if kind not in (None, file_kind.SCHEDULER):
             raise ScheduleError(f"sampler={sampler!r}: it is {kind.words}: {kind.remedy}")
-        return Scheduler.from_config(options, sampler)
+        return Scheduler.from_config(options, sampler, flow=flow)
     if folder:
         return folder.sampler(sampler)
+    if flow:
+        return Scheduler.from_config({}, "sampler", sampler or FLOW, flow=True)
     # by its name alone: as DiT's own, which does not clip
     return Scheduler.from_config({"clip_sample": False}, "sampler", sampler) if sampler else None
 

@@ -20,7 +20,7 @@ LARGEST, LARGEST_FLOAT = 2**31, 3.4e38  # no axis is longer, no number is larger
 Inputs = Mapping[str, Any]  # what a request says: arrays by name, whose first axis counts images, or rows of the model's batch
 # what else a request is told by its keywords
 RESERVED = frozenset({"self", "guidance_scale", "seed", "latents", "noise", "output_type", "callback_on_step_end",
-                      "check_finite", "steps", "every", "cancel"})  # fmt: skip
+                      "check_finite", "steps", "every", "cancel", "height", "width"})  # fmt: skip
 
 
 class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

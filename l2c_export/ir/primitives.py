@@ -1,6 +1,6 @@
 """What segments are written in: small graphs of primitives, their types and what they cost.
 
-`ir/signatures.py` has the table of them.
+`ir/signatures.py` has the table of them, `ir/update_signatures.py` those of it that end a call.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from . import loop_signatures  # noqa: F401  (they are of the table, too)
+from . import bank_signatures, update_signatures  # noqa: F401  (more of the table)
 from .graph import Primitive, Value
 from .signature import Misfit
 from .signatures import TABLE
 
-PRODUCTS = frozenset({"linear", "sdpa", "conv2d"})  # what may run in half precision, and is counted in FLOPs
+# What may run in half precision, and is counted in FLOPs.
+PRODUCTS = frozenset({"linear", "sdpa", "linear_attention", "conv2d", "depthwise"})
 SUMS = frozenset({"add", "mul"})  # residual arithmetic
 # Angles go up to 999, and the sampler amplifies an error up to 150 times: half precision is too coarse for these.
 WIDE = frozenset({"sinusoid", "update", "data", "multistep"})
@@ -47,15 +48,20 @@ def infer(primitives: Iterable[Primitive], inputs: Mapping[str, Value]) -> dict[
 
 def flops(primitives: Iterable[Primitive], values: Mapping[str, Value]) -> int:
     """The products, two FLOPs each, per row of the model's batch."""
-    return sum(_flops(p.op, [values[i] for i in p.inputs], [values[o] for o in p.outputs]) for p in primitives) // SIZES["R"]
+    return sum(_flops(p, [values[i] for i in p.inputs], [values[o] for o in p.outputs]) for p in primitives) // SIZES["R"]
 
 
-def _flops(op: str, inputs: Sequence[Value], outputs: Sequence[Value]) -> int:
-    if op == "sdpa":
+def _flops(p: Primitive, inputs: Sequence[Value], outputs: Sequence[Value]) -> int:
+    if p.op == "sdpa":
         q, k, *_ = inputs
         return 4 * _count(q) * _count(Value(k.shape[1:2]))
+    if p.op == "linear_attention":
+        q, *_ = inputs
+        heads = dict(p.attributes)["heads"]
+        assert isinstance(heads, int)
+        return 4 * _count(q) * (_count(Value(q.shape[2:])) // heads + 1)  # with the sum of the scores
     made = sum(map(_count, outputs))
-    return 2 * made * _count(Value(inputs[1].shape[1:])) if op in PRODUCTS else 0
+    return 2 * made * _count(Value(inputs[1].shape[1:])) if p.op in PRODUCTS else 0
 
 
 def _count(value: Value) -> int:

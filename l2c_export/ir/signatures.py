@@ -127,6 +127,22 @@ def sdpa(q: Value, k: Value, v: Value, mask: Value | None = None, *, heads: int)
     return (Value(q.shape, q.dtype),)
 
 
+@signature(3, heads=SIZE)
+def linear_attention(q: Value, k: Value, v: Value, heads: int) -> tuple[Value, ...]:
+    """Attention whose scores are products of what is positive in q and k (arXiv 2410.10629), of q, k and v (R, T, D)."""
+    need(q.shape == k.shape, "queries and keys do not go together")
+    return sdpa(q, k, v, heads=heads)
+
+
+@signature(2, 3, padding=INDEX)
+def depthwise(x: Value, weight: Value, bias: Value | None = None, *, padding: int) -> tuple[Value, ...]:
+    """A convolution of every channel of (N, C, H, W) with its own kernel of weight (C, 1, H, W), with a stride of 1."""
+    channels, one, *_ = sizes(ranked(weight, 4))
+    need(one == 1 and channels == ranked(x, 4)[1], "the weight is for other channels")
+    within = conv2d(Value((*x.shape[:1], 1, *x.shape[2:]), x.dtype), weight, bias, padding=padding)
+    return (Value((*within[0].shape[:1], channels, *within[0].shape[2:]), x.dtype),)
+
+
 @signature(2, 3, padding=INDEX)
 def conv2d(x: Value, weight: Value, bias: Value | None = None, *, padding: int) -> tuple[Value, ...]:
     """Over (N, C, H, W), with a stride of 1."""

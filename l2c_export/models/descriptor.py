@@ -49,13 +49,14 @@ class FamilyDescriptor:
     title: str  # in sentences
     home: str
     model: str
-    mark: str  # a tensor that all of its checkpoints have, and those of no other family; "" where a configuration says it
+    mark: str  # a tensor that all of its checkpoints have, and those of no other family; "" where something else says it
     sampler: str  # what its reference samples with, and its routers are for
     guidance: tuple[str, float]  # mode and scale by default
     examples: tuple[str, ...] = ()  # names of published models, for messages
     routed: Mapping[int, str] = field(default_factory=dict)  # published models by the width of their routers
     noted: str = ""  # a pattern of what trainings call it; "": the title
-    lookalike: str = ""  # a family with the same tensors that predicts something else than noise
+    lookalike: str = ""  # the name of a family with the same tensors that predicts something else than noise
+    trained: Mapping[str, str] = field(default_factory=dict)  # what tells its trainings from other lookalikes, in their options
     unguided: float = 1.0  # the guidance scale in its reference's convention that guides nothing; 1 is the usual one
     width: str = "hidden_size"  # the field of its architecture that says how wide tokens are
     side: str = "input_size"  # and the one that says how high latents are
@@ -63,6 +64,7 @@ class FamilyDescriptor:
     parts: tuple[str, ...] = ()  # the sublayers of every block; (): their columns have no names without a model
     router: RouterLayout = field(default_factory=RouterLayout)
     flow: bool = False  # whether it predicts noise - data, and not noise
+    pixels: int = 8  # a latent, along each side
     captured: str = ""  # the class of diffusers whose own module it is; "": the family is written by hand
 
     def load(self) -> Any:

@@ -64,7 +64,7 @@ def from_description(family: Any, request: ModelRequest) -> Evidence:
 
 def from_weights(family: Any, request: ModelRequest, checkpoint: Checkpoint) -> Evidence:
     """The architecture of a checkpoint.  Raises ModelError for evidence that is missing, or contradicts itself."""
-    notes.check(checkpoint, family.arch_type.__struct_fields__)
+    notes.check(checkpoint, family.arch_type.__struct_fields__, families.of(request.kind))
     training = notes.fields(families.of(request.kind), checkpoint)
     try:
         arch = family.from_tensors(checkpoint.shapes, family.arch_type(**{**training, **request.fields}))
@@ -103,7 +103,7 @@ def complete(family: Any, request: ModelRequest, training: Fields, seen: Any, ch
     assumed = [f"{name} {value}, as is usual: nothing says {gaps.missing[name]}" for name, value in usual.items()]
     known = families.of(request.kind)
     if known.lookalike and not (request.name or request.described or notes.predicts_noise(checkpoint)):
-        why = f"nothing says so, and a {known.lookalike} has the same tensors"
+        why = f"nothing says so, and a {families.of(known.lookalike).title} has the same tensors"
         assumed.append(f"that it predicts noise, as a {known.title} does: {why}")
     arch = msgspec.structs.replace(seen, **{**gaps.usual, **gaps.known, **fields})
     if "mlp_ratio" in fields and is_rounded(fields["mlp_ratio"], seen, known.width):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import msgspec
 
 from ..errors import ModelError
+from . import unsupported
 from .descriptor import FamilyDescriptor, RouterLayout
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ DIT = FamilyDescriptor(
     guidance=("first3", 4.0),
     examples=("DiT-XL/2", "DiT-S/4@512"),
     routed={56: "DiT-XL/2"},
-    lookalike="SiT",
+    lookalike="sit",
     parts=("attn", "mlp"),
     router=RouterLayout(signed=False, threshold=lambda side: 0.1 if side < 64 else 0.9),  # 256 px; 512 px
 )
@@ -54,6 +55,19 @@ UVIT = FamilyDescriptor(
     router=RouterLayout(container="", signed=False, spare=2, spared=lambda arch: bool(arch.depth % 2)),
 )
 
+SIT = FamilyDescriptor(
+    name="sit",
+    title="SiT",
+    home=".sit",
+    model="SiT",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("first3", 4.0),
+    examples=("SiT-XL/2",),
+    trained={"path_type": "Linear", "prediction": "velocity"},
+    parts=("attn", "mlp"),
+    flow=True,
+)
 PIXART = FamilyDescriptor(
     name="pixart",
     title="PixArt",
@@ -87,11 +101,71 @@ FLUX = FamilyDescriptor(
     flow=True,
     captured="FluxTransformer2DModel",
 )
+AURAFLOW = FamilyDescriptor(
+    name="auraflow",
+    title="AuraFlow",
+    home=".captured.family",
+    model="AuraFlow",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("all", 3.5),
+    flow=True,
+    captured="AuraFlowTransformer2DModel",
+)
+SANA = FamilyDescriptor(
+    name="sana",
+    title="Sana",
+    home=".captured.family",
+    model="Sana",
+    mark="",
+    sampler="DPMSolverMultistepScheduler",
+    guidance=("all", 4.5),
+    flow=True,
+    captured="SanaTransformer2DModel",
+    pixels=32,
+)
+QWEN_IMAGE = FamilyDescriptor(
+    name="qwenimage",
+    title="Qwen-Image",
+    home=".captured.family",
+    model="QwenImage",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("none", 1.0),
+    flow=True,
+    captured="QwenImageTransformer2DModel",
+)
+
+# Transformers of diffusers without an adapter, of noise and of flows.
+BY_SIGNATURE = FamilyDescriptor(
+    name="transformer",
+    title="a transformer of diffusers",
+    home=".captured.family",
+    model="BySignature",
+    mark="",
+    sampler="DPMSolverMultistepScheduler",
+    guidance=("all", 4.5),
+    captured="*",
+)
+FLOW_BY_SIGNATURE = FamilyDescriptor(
+    name="flow-transformer",
+    title="a transformer of diffusers",
+    home=".captured.family",
+    model="FlowBySignature",
+    mark="",
+    sampler="FlowMatchEulerDiscreteScheduler",
+    guidance=("all", 4.5),
+    flow=True,
+    captured="*",
+)
 
 # Keys of the reference's own configurations that change no number: what saves memory in training.
 WITHOUT_EFFECT = {"use_checkpoint"}
 
-FAMILIES: dict[str, FamilyDescriptor] = {family.name: family for family in (DIT, UVIT, PIXART, SD3, FLUX)}
+FAMILIES: dict[str, FamilyDescriptor] = {
+    family.name: family
+    for family in (DIT, UVIT, SIT, PIXART, SD3, FLUX, AURAFLOW, SANA, QWEN_IMAGE, BY_SIGNATURE, FLOW_BY_SIGNATURE)
+}
 
 
 def of(name: str) -> FamilyDescriptor:
@@ -101,14 +175,17 @@ def of(name: str) -> FamilyDescriptor:
     return FAMILIES[name]
 
 
-def captured(kind: object) -> FamilyDescriptor | None:
-    """The family of a class of diffusers that is captured; None for others."""
-    return next((family for family in FAMILIES.values() if family.captured and family.captured == kind), None)
+def captured(kind: object, scheduler: object = None) -> FamilyDescriptor | None:
+    """The family of a class of diffusers that is captured; None for others.  Without an adapter the scheduler tells flows."""
+    own = next((family for family in FAMILIES.values() if family.captured and family.captured == kind), None)
+    if own or not unsupported.tried(kind):
+        return own
+    return FLOW_BY_SIGNATURE if "Flow" in str(scheduler) else BY_SIGNATURE
 
 
 def by_hand() -> dict[str, FamilyDescriptor]:
-    """The families that are written by hand, by name: whose checkpoints are known by their tensors, and which have routers."""
-    return {name: family for name, family in FAMILIES.items() if not family.captured}
+    """The families whose checkpoints are known by their tensors, and which have routers, by name."""
+    return {name: family for name, family in FAMILIES.items() if family.mark}
 
 
 def is_captured(family: Family) -> TypeGuard[CapturedFamily]:

@@ -10,7 +10,7 @@ import msgspec
 from ..errors import ModelError
 from ..support.file_kind import MODEL, json_text, of_json
 from ..weights.checkpoint import Checkpoint
-from . import foreign
+from . import foreign, notes
 from .evidence import ModelRequest, from_description, from_weights
 from .families import FAMILIES, check_keys, fields_of, titles
 from .family import Family, check_total
@@ -104,5 +104,5 @@ def _from_file(path: Path) -> ModelRequest:
 def _family_of(checkpoint: Checkpoint) -> str:
     for kind, family in FAMILIES.items():
         if family.mark in checkpoint.shapes:
-            return kind
+            return family.lookalike if notes.is_lookalike(family, checkpoint) else kind
     raise ModelError(f"{checkpoint.path}: l2c-export knows {titles('and')}, and {foreign.what(checkpoint.shapes)}")

@@ -9,11 +9,12 @@ from typing import Any
 from ..errors import ModelError
 from ..weights.checkpoint import Checkpoint
 from .descriptor import FamilyDescriptor
-from .families import by_hand, titles
+from .families import DIT, FAMILIES, SIT, by_hand, of, titles
 
 NOISE = ("noise", "eps", "epsilon", "pred_noise")
 PREDICTIONS = ("prediction", "prediction_type", "parameterization", "objective")
 OTHERS = ("path_type", "predict_xstart", "predict_v", "qk_norm", "use_rope", "use_swiglu", "use_rmsnorm")  # of other models
+ONLY = f"only {' and '.join(f'{key} {value!r}' for key, value in SIT.trained.items())} is: if it is that, use model='SiT-XL/2'"
 USUAL = {"noise_schedule": "linear", "beta_schedule": "linear", "diffusion_steps": 1000}  # of DiT's diffusion
 
 
@@ -53,7 +54,15 @@ def is_known(name: str) -> bool:
 
 
 def is_flow(name: str) -> bool:
-    return names_one(name, ["sit"])
+    return names_one(name, [SIT.pattern])
+
+
+def is_lookalike(family: FamilyDescriptor, checkpoint: Checkpoint) -> bool:
+    """Whether the options say that it is of the family with the same tensors: by its name, and by all else that tells it."""
+    other, training = FAMILIES.get(family.lookalike), options(checkpoint)
+    if other is None or not names_one(model_name(checkpoint), [other.pattern]):
+        return False
+    return all(training.get(key) == value for key, value in other.trained.items())
 
 
 def predicts_noise(checkpoint: Checkpoint) -> bool:
@@ -61,12 +70,12 @@ def predicts_noise(checkpoint: Checkpoint) -> bool:
     return is_known(model_name(checkpoint)) or any(options(checkpoint).get(key) in NOISE for key in PREDICTIONS)
 
 
-def check(checkpoint: Checkpoint, fields: Collection[str]) -> None:
-    """Raise ModelError for a model that was trained to predict something else than noise, as far as one can see.
+def check(checkpoint: Checkpoint, fields: Collection[str], family: FamilyDescriptor = DIT) -> None:
+    """Raise ModelError for a model that was trained to predict something else than its family does, as far as one can see.
 
     `fields` are those of its architecture, which are options of its own.
     """
-    training = options(checkpoint)
+    training = {key: value for key, value in options(checkpoint).items() if family.trained.get(key) != value}
     unsupported = {key: training[key] for key in OTHERS if key not in fields and training.get(key) not in (None, False)}
     unsupported |= {
         key: training[key] for key in PREDICTIONS if isinstance(training.get(key), str) and training[key].lower() not in NOISE
@@ -74,22 +83,24 @@ def check(checkpoint: Checkpoint, fields: Collection[str]) -> None:
     unsupported |= {
         key: training[key] for key, usual in USUAL.items() if type(training.get(key)) is type(usual) and training[key] != usual
     }
-    sit = is_flow(model_name(checkpoint))
-    unsupported = {"model": model_name(checkpoint), **unsupported} if sit else unsupported
+    unsupported |= {key: training[key] for key in family.trained if training.get(key) is not None}
+    name = model_name(checkpoint)
+    if is_known(name) if family.flow else is_flow(name):
+        unsupported = {"model": name, **unsupported}
     if unsupported:
-        flow = sit or "path_type" in unsupported or unsupported.get("prediction") in ("v", "velocity")
-        kind = "flow matching" if flow else "what it is"
+        flow = not family.flow and is_flow(name)
+        flow = flow or "path_type" in unsupported or unsupported.get("prediction") in ("v", "velocity")
+        kind, remedy = ("this flow matching", ONLY) if flow else ("what it is", f"give {titles('or', 'a ')}")
         words = ", ".join(f"{key} {value!r}" for key, value in unsupported.items())
-        noted, remedy = f"(its training noted {words})", f"give {titles('or', 'a ')}"
-        raise ModelError(f"{checkpoint.path}: {kind} is not supported yet {noted}: {remedy}")
-    if not training and is_flow(checkpoint.path.name):
-        raise ModelError(f"{checkpoint.path}: a SiT by its name: flow matching is not supported yet: rename it if it is a DiT")
+        raise ModelError(f"{checkpoint.path}: {kind} is not supported yet (its training noted {words}): {remedy}")
+    if not (family.flow or options(checkpoint)) and is_flow(checkpoint.path.name):
+        raise ModelError(f"{checkpoint.path}: a SiT by its name alone: use model='SiT-XL/2', or rename it if it is a DiT")
 
 
 def check_name(checkpoint: Checkpoint, remedy: str) -> None:
     """Raise ModelError for the name of another model."""
     name, neither = model_name(checkpoint), " nor ".join(family.title for family in by_hand().values())
-    if name and not is_known(name):
+    if name and not is_known(name) and not is_flow(name):
         raise ModelError(f"{checkpoint.path}: its training noted model {name!r}, which is neither {neither}: {remedy}")
 
 
@@ -104,9 +115,9 @@ def check_pictures(checkpoint: Checkpoint, latent: tuple[int, ...]) -> None:
         )
 
 
-def check_same(checkpoint: Checkpoint, arch: Mapping[str, Any]) -> None:
+def check_same(checkpoint: Checkpoint, arch: Mapping[str, Any], family: str) -> None:
     """Raise ModelError for weights whose training noted another model than the architecture of an artefact."""
-    check(checkpoint, arch)
+    check(checkpoint, arch, of(family))
     training = options(checkpoint)
     for name in ("num_heads", "num_classes"):
         if type(training.get(name)) is int and training[name] != arch.get(name, training[name]):

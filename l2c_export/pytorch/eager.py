@@ -30,7 +30,7 @@ class Eager:
     """
 
     family: Family
-    weights: Mapping[str, Tensor] | Parameters
+    weights: Mapping[str, Tensor] | Weights
     reused: frozenset[str]
     cache: Cache
     fresh: dict[str, Made]
@@ -122,6 +122,20 @@ class Parameters(torch.nn.Module):
         return tensor
 
 
+@dataclass(frozen=True)
+class Converted:
+    """Weights in another type, each converted when an operation asks for it: no copy of a whole model is ever held."""
+
+    tensors: Mapping[str, Tensor]
+    dtype: torch.dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name].to(self.dtype)
+
+
+Weights = Parameters | Converted
+
+
 class Earlier(NamedTuple):
     """What a value follows from: what earlier calls made, and a coefficient (1,) for each, or one value as it was."""
 
@@ -145,7 +159,7 @@ class Earlier(NamedTuple):
 class EagerCall(torch.nn.Module):
     """One network evaluation that takes some values from earlier ones, as a module."""
 
-    def __init__(self, family: Family, weights: Parameters, reused: frozenset[str], keep: bool, spans: Spans) -> None:
+    def __init__(self, family: Family, weights: Weights, reused: frozenset[str], keep: bool, spans: Spans) -> None:
         super().__init__()
         self.family, self.weights, self.reused, self.keep, self.spans = family, weights, reused, keep, spans
 
@@ -180,10 +194,10 @@ class Denoiser:
     It computes in the type of the weights; the latents and the sampler stay float32.
     """
 
-    def __init__(self, family: Family, weights: Mapping[str, Tensor] | Parameters, compiled: bool = False,
+    def __init__(self, family: Family, weights: Mapping[str, Tensor] | Weights, compiled: bool = False,
                  mode: str | None = None, spans: Spans | UnsetType = UNSET) -> None:  # fmt: skip
         self.family, self.compiled, self.mode, self.spans = family, compiled, mode, spans or {}
-        self.weights = weights if isinstance(weights, Parameters) else Parameters(weights)
+        self.weights = weights if isinstance(weights, Weights) else Parameters(weights)
         self._keep = True  # without a cache there is nothing to keep, and torch.compile may fuse more
         self._calls: dict[tuple[frozenset[str], bool], Callable[..., tuple[Tensor, dict[str, Made]]]] = {}
 
@@ -258,7 +272,7 @@ class Tracing(Eager):
 class TracingDenoiser(Denoiser):
     """A Denoiser that keeps all values of the calls in `keep`: what verification compares with."""
 
-    def __init__(self, family: Family, weights: Mapping[str, Tensor], spans: Spans | UnsetType = UNSET) -> None:
+    def __init__(self, family: Family, weights: Mapping[str, Tensor] | Weights, spans: Spans | UnsetType = UNSET) -> None:
         super().__init__(family, weights, spans=spans)
         self.keep: frozenset[int] = frozenset()
         self.traces: dict[int, dict[str, Tensor]] = {}

@@ -19,7 +19,7 @@ from ..ir.inputs import Inputs
 from ..models import families
 from ..support.words import counted
 from ..weights.layout import rounded
-from .eager import Denoiser, TracingDenoiser
+from .eager import Converted, Denoiser, TracingDenoiser
 from .family import family_of
 from .stored import stored
 
@@ -60,7 +60,7 @@ class Reference:
 
     @functools.cached_property
     def _model(self) -> TracingDenoiser:
-        return TracingDenoiser(self._family, {name: tensor.double() for name, tensor in self._tensors.items()}, self._spans)
+        return TracingDenoiser(self._family, Converted(self._tensors, torch.float64), self._spans)
 
     @functools.cache  # noqa: B019  (one per verification)
     def latents(self) -> list[np.ndarray]:
@@ -74,7 +74,7 @@ class Reference:
 
     def float32_errors(self) -> list[float]:
         """The relative error of PyTorch in float32, every call fed the latents of this reference."""
-        single = Denoiser(self._family, {name: tensor.float() for name, tensor in self._tensors.items()}, spans=self._spans)
+        single = Denoiser(self._family, Converted(self._tensors, torch.float32), spans=self._spans)
         errors = []
         for x, expected in zip(self._run(single, torch.float32), self.latents(), strict=True):
             errors.append(float(np.abs(x.double().numpy() - expected).max() / np.abs(expected).max()))

@@ -43,6 +43,7 @@ class Warm(NamedTuple):
     sizes: tuple[int, ...]  # in images
     guidance_scale: float | None
     steps: int | None
+    axes: asked.Axes = None  # of the latents; None: the first program's
 
 
 class Loops:
@@ -55,9 +56,11 @@ class Loops:
         self._constants: dict[str, Constants] = {}
         self._bound: dict[Batch, Loop] = {}
 
-    def generation(self, inputs: Inputs, guidance_scale: asked.Scales, images: int, steps: int | None = None) -> Generation:
+    def generation(
+        self, inputs: Inputs, guidance_scale: asked.Scales, images: int, steps: int | None = None, axes: asked.Axes = None
+    ) -> Generation:
         """A program's loop for a batch of this size, and what it is told besides the noise."""
-        compiled = self.loaded.manifest.program(steps)
+        compiled = self.loaded.manifest.program(steps, axes)
         scales = asked.scales(compiled, guidance_scale, images)
         bound = self.loop(compiled, images, compiled.guidance.doubled(scales))
         return Generation(bound, *guided_request(compiled, inputs, scales))
@@ -68,8 +71,9 @@ class Loops:
         self.kept = max(KEPT, sum(len(each.sizes) for each in batches))
         for images, warm in sorted(((size, each) for each in batches for size in each.sizes), reverse=True, key=lambda p: p[0]):
             request = usual(manifest.inputs, images)
-            generation = self.generation(request, warm.guidance_scale, images, warm.steps)
-            generation.loop.whole(asked.noise(manifest, images, 0), generation.inputs, generation.guidance)
+            generation = self.generation(request, warm.guidance_scale, images, warm.steps, warm.axes)
+            noise = asked.noise(generation.loop.compiled, images, 0)
+            generation.loop.whole(noise, generation.inputs, generation.guidance)
             generation.loop.memory.finish()
 
     def loop(self, compiled: Compiled, images: int, guided: bool) -> Loop:

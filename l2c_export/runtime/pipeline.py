@@ -148,6 +148,8 @@ class Pipeline:
         check_finite: bool = False,
         steps: int | None = None,
         cancel: Cancel | None = None,
+        height: int | None = None,
+        width: int | None = None,
         **inputs: Any,
     ) -> Output:
         """Generate one image per label: a number, or a name where the artefact has names.
@@ -158,7 +160,8 @@ class Pipeline:
         `callback_on_step_end(pipe, step, timestep, {"latents": x})` may return new latents; timesteps are 0..1000.
         `output_type` is "pil" or "np" where there is a decoder or a model of pixels, which then is the default ("np" without
         Pillow); "latent", the default elsewhere; or "device", latents left where they were computed (see `Output`).
-        `steps` chooses one of the artefact's programs, by default the first.
+        `steps` chooses one of the artefact's programs, by default the first; so do `height` and `width`, of the pictures in
+        pixels, or the shape of `latents`, where there are several sizes.
         `check_finite` raises RunError naming the call whose latents are the first to hold NaN or Inf.
         `cancel`, a `threading.Event`, stops the generation between two steps once it is set, with Cancelled; on a GPU, where
         many steps are one launch, after an eighth of them or two.
@@ -168,12 +171,14 @@ class Pipeline:
         request = self.inputs(class_labels, **inputs)
         images = images_of(self.manifest, request, seed, latents)
         output_type = asked.output_type(self.manifest, output_type)
-        noise = self.noise(images, seed) if latents is None else asked.latents(self.manifest, latents, images)
-        generation = self.generation(request, guidance_scale, images, steps)
+        axes = asked.axes(self.manifest, height, width, latents)
+        compiled = self.manifest.program(steps, axes)
+        noise = asked.noise(compiled, images, seed) if latents is None else asked.latents(compiled, latents, images)
+        generation = self.generation(request, guidance_scale, images, steps, axes)
         if callback_on_step_end or check_finite:
             callback = functools.partial(callback_on_step_end, self) if callback_on_step_end else None
             calls = generation.loop.denoise(noise, generation.inputs, generation.guidance, cancel=cancel)
-            stepwise(self.manifest, generation.loop, calls, callback, check_finite)
+            stepwise(generation.loop, calls, callback, check_finite)
         else:
             generation.loop.whole(noise, generation.inputs, generation.guidance, cancel)
         denoised = time.perf_counter()
@@ -222,21 +227,18 @@ class Pipeline:
             raise UsageError(f"every={every}: must be at least 1")
         request = self.inputs(class_labels, **inputs)
         images = images_of(self.manifest, request, 0, noise)
-        made = self._steps(request, guidance_scale, asked.latents(self.manifest, noise, images), steps, every, cancel)
+        axes = asked.axes(self.manifest, None, None, noise)
+        latents = asked.latents(self.manifest.program(steps, axes), noise, images)
+        made = self._steps(request, guidance_scale, latents, steps, every, cancel, axes)
         self._started.add(made)
         return made
 
     def _steps(
-        self,
-        inputs: Inputs,
-        guidance_scale: asked.Scales,
-        noise: np.ndarray,
-        steps: int | None,
-        every: int,
-        cancel: Cancel | None,
-    ) -> Generator[Step, None, None]:
+        self, inputs: Inputs, guidance_scale: asked.Scales, noise: np.ndarray, steps: int | None, every: int,
+        cancel: Cancel | None, axes: asked.Axes,
+    ) -> Generator[Step, None, None]:  # fmt: skip
         with self._alone():
-            generation = self.generation(inputs, guidance_scale, len(noise), steps)
+            generation = self.generation(inputs, guidance_scale, len(noise), steps, axes)
             request = noise, generation.inputs, generation.guidance
             for step in generation.loop.denoise(*request, every=every, cancel=cancel):
                 with self._turn.rest():
@@ -244,14 +246,17 @@ class Pipeline:
                 generation.loop.memory.enter()  # perhaps in another thread
 
     @alone
-    def warm(self, sizes: Sequence[int], guidance_scale: float | None = None, steps: int | None = None) -> None:
+    def warm(
+        self, sizes: Sequence[int], guidance_scale: float | None = None, steps: int | None = None,
+        height: int | None = None, width: int | None = None,
+    ) -> None:  # fmt: skip
         """Make ready for batches of these sizes: memory for the largest, bindings and captured launches for each.
 
         The first request for so many images then takes as long as the later ones.
         """
         for size in sizes:
             check_count(size, self.manifest.batch, f"sizes={list(sizes)}")
-        batches = [*self._warm, Warm(tuple(sizes), guidance_scale, steps)]
+        batches = [*self._warm, Warm(tuple(sizes), guidance_scale, steps, asked.axes(self.manifest, height, width))]
         self._open.warm(batches)
         self._warm = batches
 
@@ -280,13 +285,15 @@ class Pipeline:
             raise RunError("this pipeline is closed: load the artefact again")
         return self._loops
 
-    def generation(self, inputs: Inputs, guidance_scale: asked.Scales, images: int, steps: int | None = None) -> Generation:
+    def generation(
+        self, inputs: Inputs, guidance_scale: asked.Scales, images: int, steps: int | None = None, axes: asked.Axes = None
+    ) -> Generation:
         """A program's loop for a batch of this size, and what it is told besides the noise.  Raises RunError when closed."""
-        return self._open.generation(inputs, guidance_scale, images, steps)
+        return self._open.generation(inputs, guidance_scale, images, steps, axes)
 
     def noise(self, count: int, seed: int | Sequence[int]) -> np.ndarray:
         """Standard normal latents (count, C, H, W); each image's depend on its own seed alone."""
-        return asked.noise(self.manifest, count, seed)
+        return asked.noise(self.manifest.program(), count, seed)
 
     def inputs(self, class_labels: Labels | None = None, **inputs: Any) -> dict[str, Any]:
         """What a request says, checked: an array (B, ..) of every input that the artefact declares.  Raises UsageError."""

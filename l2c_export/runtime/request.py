@@ -18,10 +18,12 @@ import numpy as np
 from ..artefact.compiled import Compiled
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
+from ..models import families
 from ..samplers.noise import standard_normal
 from ..support.tensors import on_host, scalar
 from ..support.words import counted
 
+Axes = tuple[int, ...] | None  # of latents: rows and columns
 Scales = float | Sequence[float] | np.ndarray | None  # a guidance scale, or one per image
 OUTPUT_TYPES = ("latent", "device", "np", "pil")
 LARGEST = float(np.finfo(np.float32).max)
@@ -68,9 +70,40 @@ def scales(compiled: Compiled, value: Any, images: int) -> np.ndarray:
     return np.array(amounts)
 
 
-def noise(manifest: Manifest, count: int, seed: Any) -> np.ndarray:
+def noise(compiled: Compiled, count: int, seed: Any) -> np.ndarray:
     """Standard normal latents (count, C, H, W) float32, image i's from seed + i, or from seed[i]."""
-    return standard_normal(manifest.program().latent, seeds(count, seed))
+    return standard_normal(compiled.latent, seeds(count, seed))
+
+
+def axes(manifest: Manifest, height: Any, width: Any, latents: Any = None) -> Axes:
+    """The axes of the latents that are asked for: in pixels, or by latents of this shape; None: those of the first program.
+
+    Raises UsageError for a size that the artefact does not have.
+    """
+    able = {size.latent[1:]: size for size in manifest.denoiser.sizes.values()}
+    if height is None and width is None:
+        given = tuple(getattr(latents, "shape", ()))[2:]
+        return given if given in able else None
+    first, pixels = manifest.program().latent, pixels_of(manifest)
+    if len(first) != 3:
+        raise UsageError(f"height={height}, width={width}: this model makes no pictures: use neither")
+    asked = tuple(
+        pixels * own if value is None else scalar(value) for value, own in zip((height, width), first[1:], strict=True)
+    )
+    for made in able:
+        if tuple(pixels * side for side in made) == asked:
+            return made
+    sizes = " or ".join(" x ".join(str(pixels * side) for side in made) for made in able)
+    raise UsageError(
+        f"height={asked[0]}, width={asked[1]}: this artefact was compiled for pictures of {sizes}: use those, or compile it "
+        f"with size=.."
+    )
+
+
+def pixels_of(manifest: Manifest) -> int:
+    """Of a latent, along each side."""
+    family = families.FAMILIES.get(manifest.denoiser.family)
+    return 1 if manifest.program().latent[0] in (1, 3) or family is None else family.pixels
 
 
 def seeds(count: int, seed: Any) -> list[int]:
@@ -82,12 +115,13 @@ def seeds(count: int, seed: Any) -> list[int]:
     return [int(entry) for entry in entries]
 
 
-def latents(manifest: Manifest, values: Any, count: int) -> np.ndarray:
+def latents(compiled: Compiled, values: Any, count: int) -> np.ndarray:
     """Latents of a user as float32 (count, C, H, W): an array, or a tensor of PyTorch."""
-    shape, model = (count, *manifest.program().latent), f"this model and {counted(count, 'image')}"
+    shape, model = (count, *compiled.latent), f"this model and {counted(count, 'image')}"
     given = array(values, "latents", f"{model} need numbers of shape {shape}")
     if given.shape != shape:
-        raise UsageError(f"latents of shape {given.shape}: {model} need {shape}")
+        others = " or ".join(str((count, *s.latent)) for s in compiled.denoiser.sizes.values() if s is not compiled.size)
+        raise UsageError(f"latents of shape {given.shape}: {model} need {shape}{f' (or {others})' if others else ''}")
     return floats(given, "latents")
 
 
@@ -108,13 +142,13 @@ def floats(values: np.ndarray, what: str) -> np.ndarray:
     return values.astype(np.float32, copy=False)
 
 
-def returned(manifest: Manifest, result: Any, count: int) -> np.ndarray | None:
+def returned(compiled: Compiled, result: Any, count: int) -> np.ndarray | None:
     """The latents that a callback returns, if it returns any: nothing, or a mapping that may hold "latents"."""
     if result is None:
         return None
     if not isinstance(result, Mapping):
         raise UsageError(f'the callback returned a {type(result).__name__}: return None, or {{"latents": ..}}')
-    return latents(manifest, result["latents"], count) if "latents" in result else None
+    return latents(compiled, result["latents"], count) if "latents" in result else None
 
 
 def output_type(manifest: Manifest, given: Any) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ..artefact.manifest import Manifest
 from ..errors import RunError
 from ..support import ending
 from . import request as asked
@@ -16,7 +15,7 @@ from .loop import Loop, Step
 Callback = Callable[[int, float, dict[str, Any]], Mapping[str, Any] | None]
 
 
-def stepwise(manifest: Manifest, loop: Loop, calls: Iterable[Step], callback: Callback | None, check_finite: bool) -> None:
+def stepwise(loop: Loop, calls: Iterable[Step], callback: Callback | None, check_finite: bool) -> None:
     """Run all calls of a loop; what the callback returns after a solver step is what the next one starts from."""
     step = -1
     for done in calls:
@@ -28,7 +27,7 @@ def stepwise(manifest: Manifest, loop: Loop, calls: Iterable[Step], callback: Ca
         if callback:
             with ending.resting():
                 returned = callback(step, loop.compiled.step_timestep(done.index), {"latents": done.x.copy()})
-            changed = asked.returned(manifest, returned, loop.images)
+            changed = asked.returned(loop.compiled, returned, loop.images)
             if changed is not None:
                 done.x[...] = changed
                 if check_finite and not np.isfinite(done.x).all():

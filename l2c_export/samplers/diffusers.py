@@ -58,9 +58,7 @@ def dpm_solver(s: Scheduler, steps: int) -> Table:
 
     Coefficients: data = c[0] x + c[1] output;  next = c[2] x + c[3] data + c[4] data@-1 + c[5] data@-2.
     """
-    signal, times = _kept(s), _timesteps(s, steps)
-    sigmas = np.interp(times, np.arange(len(signal)), _noise_to_data(signal)).tolist()
-    points = [_Point.at(sigma) for sigma in (*sigmas, _last_sigma(s, signal))]
+    times, points = _of_flow(s, steps) if s.use_flow_sigmas else _of_noise(s, steps)
     updates = []
     for n, t in enumerate(times.tolist()):
         order = _order(s, n, steps)
@@ -76,6 +74,26 @@ def dpm_solver(s: Scheduler, steps: int) -> Table:
     return Table(tuple(updates), history=s.solver_order - 1)
 
 
+def _of_noise(s: Scheduler, steps: int) -> tuple[np.ndarray, list[_Point]]:
+    """The timestep of every step, and where it begins; and where the last ends."""
+    signal, times = _kept(s), _timesteps(s, steps)
+    sigmas = np.interp(times, np.arange(len(signal)), _noise_to_data(signal)).tolist()
+    return times, [_Point.at(sigma) for sigma in (*sigmas, _last_sigma(s, signal))]
+
+
+def _of_flow(s: Scheduler, steps: int) -> tuple[np.ndarray, list[_Point]]:
+    """The same on the straight path of a flow; its timesteps are cut to whole numbers.
+
+    Raises UsageError where the first two are one: diffusers then begins at the second.
+    """
+    even = 1 - np.linspace(1, 1 / s.num_train_timesteps, steps + 1)
+    sigmas = np.flip(s.flow_shift * even / (1 + (s.flow_shift - 1) * even))[:-1]
+    times = (sigmas * s.num_train_timesteps).astype(np.int64)
+    if len(times) > 1 and times[0] == times[1]:
+        raise UsageError(f"steps={steps}: the first two timesteps are both {times[0]}: use fewer")
+    return times, [_Point.of_flow(sigma) for sigma in (*sigmas.astype(np.float32).tolist(), 0.0)]
+
+
 class _Point(NamedTuple):
     alpha: float
     sigma: float
@@ -85,6 +103,10 @@ class _Point(NamedTuple):
     def at(sigma: float) -> _Point:
         alpha = 1 / math.sqrt(sigma**2 + 1)
         return _Point(alpha, sigma * alpha, -math.log(sigma) if sigma else math.inf)
+
+    @staticmethod
+    def of_flow(sigma: float) -> _Point:
+        return _Point(1 - sigma, sigma, math.log((1 - sigma) / sigma) if sigma else math.inf)
 
 
 def _order(s: Scheduler, n: int, steps: int) -> int:
@@ -124,6 +146,8 @@ def predictions(s: Scheduler, alpha: float, sigma: float) -> tuple[Pair, Pair]:
         return (1 / alpha, -sigma / alpha), (0.0, 1.0)
     if s.prediction_type == "sample":
         return (0.0, 1.0), (1 / sigma, -alpha / sigma)
+    if s.prediction_type == "flow_prediction":
+        return (1.0, -sigma), (1.0, alpha)
     return (alpha, -sigma), (sigma, alpha)
 
 

@@ -15,17 +15,23 @@ import msgspec
 from ..errors import ScheduleError
 from .trained import unlike
 
-Kind = Literal["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"]
+Kind = Literal[
+    "DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+]  # fmt: skip
 DDIM, DPM, EULER = KINDS = ("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
-FLOW = "FlowMatchEulerDiscreteScheduler"  # for models that predict a flow, and no other is
+FLOW, HEUN = "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
+FLOWS = (FLOW, HEUN, DPM)  # for models that predict a flow
 Spacing = Literal["leading", "linspace", "trailing"]
 NO: tuple[Any, ...] = (False, None)
+NOISE: tuple[Any, ...] = ("epsilon", "sample", "v_prediction")
 
 # Options that make a step depend on the latents in a way that is not linear, or draw noise, or move the timesteps: those that
 # a class has, and the values with which it does not.
 REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
-    DDIM: {"thresholding": NO, "rescale_betas_zero_snr": NO, "clip_sample": NO},
+    DDIM: {"thresholding": NO, "rescale_betas_zero_snr": NO, "clip_sample": NO, "prediction_type": NOISE},
     DPM: {
+        "prediction_type": NOISE,
         "thresholding": NO,
         "rescale_betas_zero_snr": NO,
         "use_karras_sigmas": NO,
@@ -51,15 +57,19 @@ REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     FLOW: {
         "invert_sigmas": NO,
-        "shift_terminal": (None,),
         "stochastic_sampling": NO,
-        "use_karras_sigmas": NO,
-        "use_exponential_sigmas": NO,
         "use_beta_sigmas": NO,
-        "time_shift_type": ("exponential", None),
     },
+    HEUN: {},
 }
-DEFAULTS = {(DDIM, "clip_sample"): True}  # of diffusers, where they are refused
+OF_FLOWS: dict[str, tuple[Any, ...]] = {  # instead, where DPM-Solver++ is a model's of flows
+    "use_flow_sigmas": (True,), "prediction_type": ("flow_prediction",), "final_sigmas_type": ("zero",),
+}  # fmt: skip
+DEFAULTS = {
+    (DDIM, "clip_sample"): True,
+    (DPM, "use_flow_sigmas"): False,
+    (DPM, "prediction_type"): "epsilon",
+}  # of diffusers, where they are refused
 # The other fields of a Scheduler that a class has.
 COMMON = frozenset({
     "timestep_spacing", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "steps_offset",
@@ -67,14 +77,22 @@ COMMON = frozenset({
 })  # fmt: skip
 HAS = {
     DDIM: COMMON | {"set_alpha_to_one"},
-    DPM: COMMON | {"solver_order", "solver_type", "lower_order_final", "euler_at_final", "final_sigmas_type"},
+    DPM: COMMON | {"solver_order", "solver_type", "lower_order_final", "euler_at_final", "final_sigmas_type", "use_flow_sigmas",
+                   "flow_shift"},
     EULER: COMMON | {"final_sigmas_type"},
     FLOW: frozenset({
         "num_train_timesteps", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
-        "max_image_seq_len",
+        "max_image_seq_len", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "time_shift_type",
     }),
+    HEUN: frozenset({"num_train_timesteps", "shift"}),
 }  # fmt: skip
-SPACING: dict[str, Spacing] = {DDIM: "leading", DPM: "linspace", EULER: "linspace", FLOW: "linspace"}  # the default
+SPACING: dict[str, Spacing] = {
+    DDIM: "leading",
+    DPM: "linspace",
+    EULER: "linspace",
+    FLOW: "linspace",
+    HEUN: "linspace",
+}  # the default
 # What a class makes of other classes' values when it is loaded, and so what its own configuration then says.
 DEIS, UNIPC, SINGLESTEP = "DEISMultistepScheduler", "UniPCMultistepScheduler", "DPMSolverSinglestepScheduler"
 ALIASES: dict[str, dict[str, dict[str, str]]] = {
@@ -102,7 +120,7 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
     trained_betas: tuple[float, ...] | None = None
     steps_offset: int = 0
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "epsilon"
     set_alpha_to_one: bool = True  # DDIM
     solver_order: Literal[1, 2, 3] = 2  # DPM-Solver++
     solver_type: Literal["midpoint", "heun"] = "midpoint"
@@ -115,6 +133,12 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     max_shift: float = 1.15
     base_image_seq_len: int = 256
     max_image_seq_len: int = 4096
+    shift_terminal: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
+    time_shift_type: Literal["exponential", "linear"] = "exponential"
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_flow_sigmas: bool = False  # of flows with DPM-Solver++
+    flow_shift: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     image_seq_len: int = 0  # no option: the tokens of the model's pictures, for dynamic shifting
     from_one: bool = False  # nor is this: whether its pipeline begins at the level 1, whatever the training did
 
@@ -129,13 +153,13 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         if not flow:
             check_noise(own, where)
             check_noise(kind, where)
-        able = (FLOW,) if flow else KINDS
+        able = FLOWS if flow else KINDS
         if kind not in able:
             complaint = "has no _class_name" if kind == str(None) else f"{kind} is not supported"
             raise ScheduleError(f"{where}: {complaint}: use one of {', '.join(able)} as sampler=..")
         values = _as_read(_as_read(config, own), kind) if own != kind else _as_read(config, kind)
-        _check(values, kind, where)
-        options = {k: v for k, v in values.items() if k in HAS[kind]}
+        _check(values, kind, where, flow)
+        options = {k: v for k, v in values.items() if k in HAS[kind] and (kind != FLOW or v is not None)}
         try:
             return msgspec.convert({"kind": kind, "timestep_spacing": SPACING[kind], **options}, Scheduler)
         except msgspec.ValidationError as error:
@@ -168,12 +192,13 @@ def _as_read(config: Mapping[str, Any], kind: object) -> Mapping[str, Any]:
     return values
 
 
-def _check(config: Mapping[str, Any], kind: str, where: str) -> None:
-    for option, allowed in REFUSED[kind].items():
+def _check(config: Mapping[str, Any], kind: str, where: str, flow: bool) -> None:
+    refused = REFUSED[kind] | (OF_FLOWS if flow and kind == DPM else {})
+    for option, allowed in refused.items():
         value = config.get(option, DEFAULTS.get((kind, option), allowed[0]))
         if value not in allowed:
             absent = "" if option in config else ", the default,"
-            other = "" if unlike("ddim", config) else ", or use sampler='ddim'"
+            other = "" if flow or unlike("ddim", config) else ", or use sampler='ddim'"
             raise ScheduleError(
                 f"{where}: {option} = {value!r}{absent} is not supported: it must be {allowed[0]!r} (give sampler=.. a "
                 f"scheduler_config.json that says so, if the model does without){other}"

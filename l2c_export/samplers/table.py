@@ -8,9 +8,9 @@ import numpy as np
 
 from ..errors import L2CError, ScheduleError, UsageError
 from .diffusers import ddim, dpm_solver, euler
-from .flow import flow_euler
+from .flow import flow_euler, flow_heun
 from .reference import updates
-from .scheduler_config import DDIM, DPM, EULER, FLOW, Scheduler
+from .scheduler_config import DDIM, DPM, EULER, FLOW, HEUN, Scheduler
 from .update import Table
 
 
@@ -23,7 +23,8 @@ def table(sampler: str, steps: int, scheduler: Scheduler | None = None) -> Table
         raise UsageError(f"steps={steps}: {scheduler.kind} takes {least} to {scheduler.num_train_timesteps} steps")
     try:
         with np.errstate(all="ignore"):
-            rows = {DDIM: ddim, DPM: dpm_solver, EULER: euler, FLOW: flow_euler}[scheduler.kind](scheduler, steps)
+            kinds = {DDIM: ddim, DPM: dpm_solver, EULER: euler, FLOW: flow_euler, HEUN: flow_heun}
+            rows = kinds[scheduler.kind](scheduler, steps)
     except L2CError:  # which may be a ValueError, too
         raise
     except (ArithmeticError, ValueError):  # a timestep with no noise, or with nothing else

@@ -136,6 +136,8 @@ def resolve(options: TrainingOptions) -> TrainingTask:
             f"model={options.model!r}: training knows no pipeline folders: give a name like DiT-XL/2, and weights=.."
         )
     family, name, assumed = lookup.resolve(options.model, None, None, checkpoint)
+    if families.of(family.name).flow:
+        raise UsageError(f"model={options.model or options.weights!r}: a {family.name} predicts a flow: routers are for noise")
     pairs = make_pairs(family, options.steps)
     check_subjects(options, family)
     samples = None if options.data == SELF else data.read(Path(options.data), family)

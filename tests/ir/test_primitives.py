@@ -87,7 +87,8 @@ LOOSE = [  # those that no family of ours has
     ("permute", [F16("R", 2, 3, 4)], {"axes": (0, 3, 1, 2)}), ("part", [F32("R", 5, 2)], {"axis": 1, "first": 1, "last": 3}),
     ("sdpa", [F16("R", 4, 8), F16("R", 7, 8), F16("R", 7, 8), F32("R", 1, 1, 7)], {"heads": 2}),
     ("sdpa", [F32("R", 4, 8), F32("R", 7, 8), F32("R", 7, 8), F32(1, 2, 4, 7)], {"heads": 2}),
-    ("cast", [Value(("R", 4), "int32")], {"dtype": "float32"}),
+    ("cast", [Value(("R", 4), "int32")], {"dtype": "float32"}), ("linear_attention", [F16("R", 4, 8)] * 3, {"heads": 2}),
+    ("depthwise", [F32("B", 4, 6, 5), F32(4, 1, 3, 3), F32(4)], {"padding": 1}),
 ]  # fmt: skip
 
 
@@ -107,6 +108,8 @@ def test_a_primitive_makes_what_its_signature_says(op, inputs, attributes):
     ("cast", [F32("R")], {"dtype": "int32"}, "not a type of numbers"), ("gather", [F32(4, 8), F32("R")], {}, "rows are int32"),
     ("layer_norm", [F32("R", 8)], {"eps": 1}, "between 0 and 1"), ("patchify", [F32("B", 4, 6, 5)], {"patch": 2}, "multiples"),
     ("conv2d", [F32("B", 4, 2, 2), F32(4, 4, 3, 3)], {"padding": 0}, "larger than the picture"),
+    ("depthwise", [F32("B", 4, 2, 2), F32(3, 1, 3, 3)], {"padding": 1}, "for other channels"),
+    ("linear_attention", [F32("R", 4, 8), F32("R", 5, 8), F32("R", 5, 8)], {"heads": 2}, "do not go together"),
     ("rope", [F32("R", 5, 6)], {"heads": 2, "theta": 1e4}, "even size"), ("tail", [F32("R", 4, 8)], {"start": 4}, "are left"),
     ("unpatchify", [F32("R", 4, 8)], {"patch": 2, "channels": 2, "height": 4, "width": 6}, "its tokens are not"),
     ("affine", [F32("R")], {"scale": 1, "shift": 0.0}, "not a finite number"),
@@ -174,3 +177,17 @@ def test_gelu_is_the_exact_one():
     x = np.linspace(-3, 3, 13)
     want = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x]
     assert np.allclose(primitives.gelu(torch.from_numpy(x)).numpy(), want)
+
+
+def test_flops_of_other_products_are_those_that_pytorch_counts():
+    q, x, kernel = F32("R", 4, 8), F32("R", 4, 6, 5), F32(4, 1, 3, 3)
+    for op, inputs, attributes in [
+        ("linear_attention", [q, q, q], (("heads", 2),)),
+        ("depthwise", [x, kernel], (("padding", 1),)),
+    ]:
+        names = [f"i{n}" for n in range(len(inputs))]
+        body = [Primitive(op, attributes, tuple(names), ("made",))]
+        values = infer(body, dict(zip(names, inputs, strict=True)))
+        with FlopCounterMode(display=False) as counter:
+            execute(body, {n: empty(v) for n, v in zip(names, inputs, strict=True)})
+        assert flops(body, values) * SIZES["R"] == counter.get_total_flops(), op

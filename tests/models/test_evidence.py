@@ -177,16 +177,36 @@ def test_a_name_leaves_pictures_channels_and_classes_open():
 # predictions
 
 
-SIT = {"model": "SiT-S/2", "path_type": "Linear", "prediction": "velocity", "num_classes": 1000, "num_heads": 4}
+SIT = {"model": "SiT-XL/2", "path_type": "Linear", "prediction": "velocity", "num_classes": 1000}
+COSINE, SCORE = {**SIT, "path_type": "GVP"}, {**SIT, "prediction": "score"}
+REPA = {"model": "REPA-SiT-B/2", "path_type": "linear", "prediction": "v"}  # whose velocity is the other way around
 
 
-@pytest.mark.parametrize("args", [SIT, {"path_type": "Linear"}, {"prediction": "velocity"}, {"model": "SiT-XL/2"},
-                                  {"model": "REPA-SiT-B/2"}], ids=str)  # fmt: skip
-def test_flow_matching_is_refused_by_name_whatever_else_is_said(args, described):
-    for model in (None, "DiT-XL/2", described("dit")):
+@pytest.mark.parametrize("args", [SIT, {"path_type": "Linear"}, {"prediction": "velocity"}, {"model": "SiT-XL/2"}, COSINE,
+                                  SCORE, REPA], ids=str)  # fmt: skip
+def test_flow_matching_of_a_dit_is_refused_by_name_whatever_else_is_said(args, described):
+    for model in ("DiT-XL/2", described("dit"), *((None,) if args != SIT else ())):
         said = refused(checkpoint(dit.DiTArch(), **args), model)
         assert "flow matching is not supported yet" in said
         assert all(repr(value) in said for key, value in args.items() if key in ("model", "path_type", "prediction"))
+
+
+def test_a_sit_is_known_by_all_that_its_training_noted():
+    found = lookup.resolve(None, None, None, checkpoint(dit.DiTArch(), **SIT))
+    assert (found.family.name, found.family.arch, found.assumed) == ("sit", dit.DiTArch(), ())
+
+
+@pytest.mark.parametrize("args", [COSINE, SCORE, {"path_type": "Cosine"}, {"model": "DiT-XL/2"}], ids=str)
+def test_what_contradicts_a_sit_is_refused(args, described):
+    for model in ("SiT-XL/2", described("sit")):
+        said = refused(checkpoint(dit.DiTArch(), **args), model)
+        assert all(repr(value) in said for key, value in args.items() if SIT.get(key) != value)
+
+
+def test_a_name_says_that_it_is_a_sit():
+    for args in ({}, {"model": "SiT-XL/2"}, {"num_classes": 1000}, SIT):
+        found = lookup.resolve("SiT-XL/2", None, None, checkpoint(dit.DiTArch(), "SiT-XL-2-256x256.pt", **args))
+        assert (found.family.name, found.name, found.assumed) == ("sit", "SiT-XL/2", ())
 
 
 def test_a_sit_is_known_by_its_files_name():

@@ -59,7 +59,7 @@ def test_what_users_are_told_names_every_family(third):
     assert families.titles("or", "a ") == "a DiT, a U-ViT or a Third"
     with pytest.raises(ModelError, match="knows DiT, U-ViT and Third, and this begins with x"):
         lookup.resolve(None, None, None, shown("x"))
-    with pytest.raises(ModelError, match="use for example DiT-XL/2, DiT-S/4@512, U-ViT-H/2, Third-S, a pipeline folder"):
+    with pytest.raises(ModelError, match="for example DiT-XL/2, DiT-S/4@512, U-ViT-H/2, SiT-XL/2, Third-S, a pipeline folder"):
         lookup.resolve("Fourth", None, None, None)
     with pytest.raises(ModelError, match="noted model 'PixArt', which is neither DiT nor U-ViT nor Third: remedy"):
         notes.check_name(shown("x", model="PixArt"), "remedy")

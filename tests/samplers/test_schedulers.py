@@ -246,7 +246,7 @@ REFUSED = [
     (EULER, "use_beta_sigmas", True), (EULER, "sigma_max", 80.0), (EULER, "sigma_min", 0.1),
     (EULER, "use_exponential_sigmas", True), (DPM, "use_exponential_sigmas", True), (EULER, "rescale_betas_zero_snr", True),
     (DPM, "use_flow_sigmas", True), (DPM, "use_dynamic_shifting", True), (DPM, "use_beta_sigmas", True),
-    (DPM, "thresholding", True),
+    (DPM, "thresholding", True), (DPM, "prediction_type", "flow_prediction"), (DDIM, "prediction_type", "flow_prediction"),
 ]  # fmt: skip
 
 

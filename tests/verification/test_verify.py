@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from helpers import case, faithful
 from recorded import asked
@@ -16,6 +18,7 @@ import l2c_export
 from l2c_export.cli import main
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.link import bind
+from l2c_export.pytorch.eager import Converted
 from l2c_export.pytorch.reference import Reference, of_case
 from l2c_export.runtime.loaded import Bound
 from l2c_export.verification.compare import compare, summary
@@ -205,3 +208,20 @@ def test_errors_of_nothing_and_of_nan():
     x = np.arange(6.0)
     assert Error.between(x, x) == Error(0.0, 0.0, pytest.approx(1.0), np.inf)
     assert Error.between(x * np.nan, x).relative == np.inf
+
+
+def doubles():
+    return [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.dtype == torch.float64]
+
+
+def test_no_copy_of_the_model_in_float64_is_held(dit):
+    """Of weights only those of an operation are in float64, and only while it computes."""
+    pipe, reference, _ = dit
+    before = {id(tensor): tensor for tensor in doubles()}  # of other tests, which are kept here so that no number is used twice
+    compare(pipe, reference)
+    held = [tensor for tensor in doubles() if id(tensor) not in before]
+    shapes = {tuple(shape) for shape in pipe.manifest.denoiser.shapes.values() if len(shape) > 1}
+    assert not [tensor.shape for tensor in held if tuple(tensor.shape) in shapes]
+    weights = Converted({"w": torch.ones(2, dtype=torch.float16)}, torch.float64)
+    assert weights["w"].dtype == torch.float64
+    assert weights["w"] is not weights["w"]

@@ -16,8 +16,8 @@ OPSET = 17
 EXPORTED = 18
 SAME_IN_17 = frozenset([
     "Add", "Cast", "Concat", "Constant", "Conv", "Cos", "Div", "Erf", "Gather", "Gemm", "LayerNormalization", "MatMul", "Mul",
-    "Neg", "Reciprocal", "ReduceMean", "Reshape", "Resize", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt",
-    "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
+    "Neg", "Reciprocal", "ReduceMean", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split",
+    "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
 ])  # fmt: skip
 # Attributes that 17 does not have, and the values that it implies; None where it has another way to say the same.
 NEW_IN_18: dict[str, dict[str, object]] = {

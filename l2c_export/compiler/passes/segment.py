@@ -31,19 +31,21 @@ class Linked:
     graphs: dict[str, Graph]
     whole: dict[str, Graph]
     names: Mapping[Key, str]
+    prefix: str = ""  # of its graphs' names
 
 
-def cut(parts: Hoisted, calls: Mapping[Key, Graph]) -> Linked:
+def cut(parts: Hoisted, calls: Mapping[Key, Graph], prefix: str = "") -> Linked:
     """Cut every graph into segments and share the equal ones."""
     distinct = list(dict.fromkeys(text(graph) for graph in calls.values()))  # what readers want may come to the same
-    names = {key: f"step-{distinct.index(text(graph)):03d}" for key, graph in calls.items()}
-    uncut = {n: live(g) for n, g in (("constants", parts.constants), ("prologue", parts.prologue)) if g.nodes}
+    names = {key: f"{prefix}step-{distinct.index(text(graph)):03d}" for key, graph in calls.items()}
+    early = (("constants", parts.constants), ("prologue", parts.prologue))
+    uncut = {f"{prefix}{n}": live(g) for n, g in early if g.nodes}
     uncut |= {names[key]: live(graph) for key, graph in calls.items()}
     graphs, segments = {}, {}
     for name, graph in uncut.items():
         graphs[name], own = group(graph)
         segments.update(own)
-    return Linked(segments, graphs, uncut, names)
+    return Linked(segments, graphs, uncut, names, prefix)
 
 
 def group(graph: Graph) -> tuple[Graph, dict[str, Graph]]:

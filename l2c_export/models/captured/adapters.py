@@ -1,54 +1,18 @@
-"""What has to be said of a transformer of diffusers, so that its own module can be captured: which input is what."""
+"""The adapters: PixArt, Stable Diffusion 3 and FLUX here, the others in files of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
 from ...ir.inputs import RequestInput
-
-Config = Mapping[str, Any]
-
-
-def sides(config: Config) -> tuple[int, int]:
-    """Height and width of the latents, where a request for another size is not made."""
-    size = config["sample_size"]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """One class of diffusers.
-
-    `call` (model, x, t, and what a request says by name) returns the prediction, (R, C or more, H, W), of latents x
-    (R, C, H, W) at timesteps t (R,), from 0 to 1000.
-    """
-
-    call: Callable[..., Tensor]
-    inputs: Callable[[Config, int], tuple[RequestInput, ...]]  # of a number of tokens
-    tokens: int  # of a prompt, where nothing else is said
-    small: Callable[[Config], Config]  # the options of a model of the same structure and few parameters
-    sublayers: Callable[[Config], int]  # how many there are, whatever capturing finds
-    channels: Callable[[Config], int] = lambda config: int(config["in_channels"])
-    sides: Callable[[Config], tuple[int, int]] = sides
-    guidance: Callable[[Config], tuple[str, float]] = lambda config: ("all", 4.5)
-    from_one: bool = False  # whether its pipeline tells a scheduler of flows to begin at the level 1
-    patch: Callable[[Config], int] = lambda config: int(config["patch_size"])  # latents a token, along each side
-
-
-def prompt(width: int, tokens: int, unconditional: bool = True) -> RequestInput:
-    """The embedding of a text."""
-    return given("prompt_embeds", (tokens, width), unconditional)
-
-
-def given(name: str, shape: tuple[int, ...], unconditional: bool = True) -> RequestInput:
-    """An array that a request gives, and for the unconditional half another one."""
-    return RequestInput(name=name, shape=shape, negative=f"negative_{name}" if unconditional else msgspec.UNSET)
+from .adapter import Adapter, Config, given, mask, packed, prompt, unpacked
+from .aura_flow import AURAFLOW
+from .qwen_image import QWEN_IMAGE
+from .sana import SANA
+from .signature import by_signature
 
 
 def pixart(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Tensor:
@@ -65,10 +29,7 @@ def pixart(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, prompt_atten
 
 
 def pixart_inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:
-    mask = RequestInput(
-        name="prompt_attention_mask", shape=(tokens,), dtype="int32", choices=2, negative="negative_prompt_attention_mask"
-    )
-    return (prompt(config["caption_channels"], tokens), mask)
+    return (prompt(config["caption_channels"], tokens), mask("prompt_attention_mask", tokens))
 
 
 def pixart_small(config: Config) -> Config:
@@ -109,17 +70,14 @@ SD3 = Adapter(sd3, sd3_inputs, 333, sd3_small, sd3_sublayers, guidance=lambda co
 def flux(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, pooled_prompt_embeds: Tensor,
          embedded_guidance: Tensor | None = None) -> Tensor:  # fmt: skip
     """Latents are packed, two by two; text tokens are all at the origin."""
-    rows, channels, height, width = x.shape
-    h, w = height // 2, width // 2
-    packed = x.reshape(rows, channels, h, 2, w, 2).permute(0, 2, 4, 1, 3, 5).reshape(rows, h * w, 4 * channels)
+    h, w = x.shape[2] // 2, x.shape[3] // 2
     down, along = torch.meshgrid(torch.arange(h).float(), torch.arange(w).float(), indexing="ij")
     places = torch.stack([torch.zeros(h, w), down, along], -1).reshape(h * w, 3)
-    made = model(
-        packed, encoder_hidden_states=prompt_embeds, pooled_projections=pooled_prompt_embeds, timestep=t / 1000,
+    made: Tensor = model(
+        packed(x), encoder_hidden_states=prompt_embeds, pooled_projections=pooled_prompt_embeds, timestep=t / 1000,
         guidance=embedded_guidance, img_ids=places, txt_ids=torch.zeros(prompt_embeds.shape[1], 3), return_dict=False,
     )[0]  # fmt: skip
-    unpacked: Tensor = made.reshape(rows, h, w, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return unpacked.reshape(rows, channels, height, width)
+    return unpacked(made, x)
 
 
 def flux_inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:
@@ -147,4 +105,10 @@ FLUX = Adapter(
     patch=lambda config: 2,
 )  # fmt: skip
 
-ADAPTERS = {"pixart": PIXART, "sd3": SD3, "flux": FLUX}  # by family
+# By family.
+ADAPTERS = {"pixart": PIXART, "sd3": SD3, "flux": FLUX, "auraflow": AURAFLOW, "sana": SANA, "qwenimage": QWEN_IMAGE}
+
+
+def adapter_of(family: str, kind: str) -> Adapter:
+    """That of a family, or what the signature of class `kind` says.  Raises ModelError where that is not enough."""
+    return ADAPTERS.get(family) or by_signature(kind)

@@ -17,11 +17,20 @@ class PrimitiveBuilder:
 
     def __init__(self, kind: str) -> None:
         self.tape = Tape(kind)
+        self._inputs: list[Recorded] = []
         self._known: dict[tuple[Any, ...], Any] = {}
         self._made: dict[str, tuple[str, Any, Recorded]] = {}  # a value's last move: operation, attribute, from what
 
     def input(self, name: str, value: Value) -> Recorded:
-        return self.tape.value(name, value)
+        self._inputs.append(self.tape.value(name, value))
+        return self._inputs[-1]
+
+    def rows(self) -> Recorded:
+        """(R,) zeros, as many as the batch has rows."""
+        row = next(v for v in self._inputs if isinstance(v.shape[0], str) and v.value.dtype != "int32")
+        for axis in range(1, len(row.shape)):
+            row = self.part(row, axis, 0, 1)
+        return self.affine(self.reshape(row, row.shape[:1]), scale=0.0)
 
     def apply(self, op: str, *inputs: Recorded, **attributes: Attribute) -> Any:
         """What a primitive makes; what was made before is not made again."""

@@ -34,24 +34,44 @@ class Cut:
 
     regions: tuple[Region, ...]
     additions: tuple[Addition, ...]
+    finer: frozenset[Node] = frozenset()  # what modules of some names make, and nothing adds to a stream
 
     @property
     def branches(self) -> set[Node]:
-        """What can be cached."""
+        """What can be cached because it is added to a stream."""
         return {addition.branch for addition in self.additions}
 
 
-def cut(flow: Flow) -> Cut:
-    """Regions end at the streams, at what is added to them, and at what is known before the loop."""
+def cut(flow: Flow, finer: str = "") -> Cut:
+    """Regions end at the streams, at what is added to them, and at what is known before the loop; and at what modules make
+    whose names are of the pattern `finer`.
+    """
     additions = tuple(flow.additions())
     plain = {node for a in additions for node in ((a.sum, a.gated) if a.gate is not None else (a.sum,))}
     ends = {node for a in additions for node in (a.stream, a.branch)} | {flow.exported.result}
+    paths = outputs_of(flow, re.compile(finer)) if finer else {}
+    apart = {node: path for node, path in paths.items() if node not in ends | plain}
+    ends |= apart.keys()
     stops = ends | plain
-    late = [Region(region(flow, node, stops), (node,)) for node in in_order(flow, ends - plain) if flow.late(node)]
+    late = [
+        Region(region(flow, node, stops), (node,), within_block(apart.get(node, "")))
+        for node in in_order(flow, ends - plain)
+        if flow.late(node)
+    ]
     loop = merged(late)
     read = {i for r in loop for node in r.nodes for i in node.all_input_nodes}
     read |= {node for a in additions for node in (a.stream, a.branch, a.gate) if node is not None}
-    return Cut((*loop, *before_loop(flow, {node for node in read if flow.early(node)})), additions)
+    return Cut((*loop, *before_loop(flow, {node for node in read if flow.early(node)})), additions, frozenset(apart))
+
+
+def outputs_of(flow: Flow, names: re.Pattern[str]) -> dict[Node, str]:
+    """What modules of these names make of the latents, each with the name of its own."""
+    found: dict[Node, str] = {}
+    for node in flow.nodes:
+        for path in filter(names.fullmatch, paths_of(node)):
+            if flow.late(node) and is_tensor(node) and any(path not in paths_of(user) for user in node.users):
+                found[node] = path
+    return found
 
 
 def region(flow: Flow, end: Node, stops: Collection[Node]) -> frozenset[Node]:
@@ -73,7 +93,7 @@ def merged(regions: Iterable[Region]) -> list[Region]:
     for each in regions:
         shared = [other for other in found if any(node.target in PRODUCTS for node in other.nodes & each.nodes)]
         for other in shared:
-            each = Region(each.nodes | other.nodes, (*other.outputs, *each.outputs))
+            each = Region(each.nodes | other.nodes, (*other.outputs, *each.outputs), other.label or each.label)
             found.remove(other)
         found.append(each)
     return found
@@ -103,10 +123,21 @@ def in_order(flow: Flow, nodes: Iterable[Node]) -> list[Node]:
     return sorted(nodes, key=flow.order.__getitem__)
 
 
-def path_of(node: Node) -> str:
-    """The module of diffusers whose code an operation is in."""
+def paths_of(node: Node) -> list[str]:
+    """The modules of diffusers whose code an operation is in, the innermost last."""
     stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    return (stack[-1] if stack else "").removeprefix("model").lstrip(".")
+    return [path.removeprefix("model").lstrip(".") for path in stack]
+
+
+def path_of(node: Node) -> str:
+    """The innermost of them."""
+    stack = paths_of(node)
+    return stack[-1] if stack else ""
+
+
+def within_block(path: str) -> str:
+    """`attn.to_q` of `transformer_blocks.3.attn.to_q`."""
+    return path.removeprefix(block_of(path)).lstrip(".")
 
 
 def block_of(path: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from ...errors import ModelError
+from .rotated import in_real_numbers
 
 aten = torch.ops.aten
 ROWS = 3  # of the examples: a batch of one would be specialised
@@ -66,6 +67,7 @@ def export(model: nn.Module, call: Callable[..., Tensor], x: Tensor, t: Tensor, 
 
 def _read(program: Any, names: tuple[str, ...]) -> Exported:
     graph = program.graph
+    in_real_numbers(graph)
     simplify(graph)
     nodes = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     inputs = dict(zip((nodes[name] for name in program.graph_signature.user_inputs), names, strict=True))
@@ -92,6 +94,7 @@ IDENTITIES = {
     aten.squeeze.dim, aten.squeeze.dims, aten.alias.default, aten.clone.default, aten.dropout.default, aten.expand.default,
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._to_copy.default, aten.to.dtype,
     aten.slice.Tensor, aten.contiguous.default, aten.lift_fresh_copy.default, aten.detach_.default, aten.detach.default,
+    aten.type_as.default,
 }  # fmt: skip
 SCALARS = {(aten.mul.Tensor, 1), (aten.div.Tensor, 1), (aten.add.Tensor, 0), (aten.sub.Tensor, 0)}  # that leave a number
 
@@ -109,9 +112,26 @@ def simplify(graph: Graph) -> None:
             node.replace_all_uses_with(first)
         elif node.target is aten.cat.default and (whole := _whole(node)) is not None:
             node.replace_all_uses_with(whole)
+        if node.target in (aten.ones.default, aten.zeros.default):
+            _one_row(graph, node)
         if node.target is aten.view.default:
             _broadcast(graph, node)
     graph.eliminate_dead_code()
+
+
+def _one_row(graph: Graph, node: Node) -> None:
+    """What is filled with one number for every row, as a row that is repeated: that is known before."""
+    shape, target = node.args[0], node.target
+    assert isinstance(shape, (tuple, list))
+    assert callable(target)
+    rows, *axes = shape
+    if not isinstance(rows, Node):
+        return
+    with graph.inserting_before(node):
+        row = graph.call_function(target, ([1, *axes],), node.kwargs)
+        rows_of_it = graph.call_function(aten.repeat.default, (row, [rows, *(1 for _ in axes)]))
+    row.meta, rows_of_it.meta = {**node.meta, "val": node.meta["val"][:1]}, node.meta
+    node.replace_all_uses_with(rows_of_it)
 
 
 def _broadcast(graph: Graph, node: Node) -> None:

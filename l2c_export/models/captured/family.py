@@ -13,14 +13,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import ModelError
 from ...weights.checkpoint import Checkpoint
+from ...weights.recipe import Recipe
 from ..family import Runner
 from . import selfcheck
-from .adapters import ADAPTERS
+from .adapters import adapter_of
 from .call import call, operations
 from .cut import cut
 from .dataflow import Flow
 from .export import ROWS, export
 from .pieces import Pieces, pieces
+from .signature import without_adapter
 from .skeleton import build, skeleton
 
 MOST_CHECKED = 20_000_000  # parameters of a model that is compared with its module; larger ones are in small
@@ -34,6 +36,7 @@ class CapturedArch(msgspec.Struct, frozen=True):
     height: int = 0  # 0: the configuration's
     width: int = 0
     tokens: int = 0  # 0: the family's
+    cut: str = ""  # a pattern of modules that are sublayers, too
 
 
 class Captured:
@@ -43,7 +46,7 @@ class Captured:
     arch_type: ClassVar[type] = CapturedArch
 
     def __init__(self, arch: CapturedArch) -> None:
-        adapter = ADAPTERS[self.name]
+        adapter = adapter_of(self.name, arch.model)
         config = json.loads(arch.config)
         height, width = adapter.sides(config)
         tokens = arch.tokens or adapter.tokens
@@ -74,7 +77,13 @@ class Captured:
         derived = self.pieces.derived
         shapes = {name: shape for name, shape in opened.shapes.items() if name not in self.pieces.unread}
         known = {name: tuple(value.shape) for name, value in derived.items()}
-        return opened._replace(shapes={**shapes, **known}, read=lambda n: derived[n] if n in derived else opened.read(n))
+        whole = opened._replace(shapes={**shapes, **known}, read=lambda n: derived[n] if n in derived else opened.read(n))
+        joined = {name: Recipe.of(*names) for name, names in self.pieces.joined.items() if name not in shapes}
+        if not joined:
+            return whole
+        whole.tensors(self.pieces.stored)  # refuse what does not fit under the names of the file
+        parts = {source.tensor for recipe in joined.values() for source in recipe.sources}
+        return whole.made({**{name: Recipe.of(name) for name in whole.shapes if name not in parts}, **joined})
 
     def call(self, run: Runner, x: Any, rows: Any, t: Any, request: Mapping[str, Any]) -> Any:
         return call(self.pieces, run, x, rows, t, request)
@@ -84,9 +93,14 @@ class Captured:
 def captured(family: str, arch: CapturedArch) -> Pieces:
     """The module's pieces.  Raises ModelError where it cannot be captured, or is not cut as it should be."""
     made, parameters = cut_module(family, arch)
+    if arch.cut and not made.finer:
+        raise ModelError(
+            f"{arch.model}: cut={arch.cut!r} names no further sublayer: it is a pattern of modules' names, as those "
+            f"in {made.sublayers[-1]}"
+        )
     small = arch if parameters <= MOST_CHECKED else smaller(family, arch)
     in_small = made if small is arch else cut_module(family, small)[0]
-    config, adapter = json.loads(small.config), ADAPTERS[family]
+    config, adapter = json.loads(small.config), adapter_of(family, arch.model)
     latent = (adapter.channels(config), small.height, small.width)
     selfcheck.check(build(small.model, config), adapter.call, in_small, latent, adapter.inputs(config, small.tokens))
     return made
@@ -94,7 +108,7 @@ def captured(family: str, arch: CapturedArch) -> Pieces:
 
 def smaller(family: str, arch: CapturedArch) -> CapturedArch:
     """The same model in small: what is compared with its module where the model itself is too large for that."""
-    adapter = ADAPTERS[family]
+    adapter = adapter_of(family, arch.model)
     config = {**json.loads(arch.config), **adapter.small(json.loads(arch.config))}
     side = 4 * adapter.patch(config)
     return msgspec.structs.replace(arch, config=json.dumps(config), height=side, width=side, tokens=5)
@@ -102,7 +116,7 @@ def smaller(family: str, arch: CapturedArch) -> CapturedArch:
 
 def cut_module(family: str, arch: CapturedArch) -> tuple[Pieces, int]:
     """The pieces, and how many parameters the model has."""
-    config, adapter = json.loads(arch.config), ADAPTERS[family]
+    config, adapter = json.loads(arch.config), adapter_of(family, arch.model)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = skeleton(arch.model, config, mode)
     latent = (adapter.channels(config), arch.height, arch.width)
@@ -112,13 +126,15 @@ def cut_module(family: str, arch: CapturedArch) -> tuple[Pieces, int]:
             i.name: torch.zeros((ROWS, *i.shape), dtype=getattr(torch, i.dtype)) for i in adapter.inputs(config, arch.tokens)
         }
     flow = Flow(export(model, adapter.call, x, t, request))
-    made = pieces(flow, cut(flow))
-    if len(made.sublayers) != (expected := adapter.sublayers(config)):
+    made = pieces(flow, cut(flow, arch.cut))
+    if not made.sublayers:
+        raise without_adapter(arch.model, "no value is added to the stream that it was computed from")
+    found = len(made.sublayers) - made.finer
+    if found != (expected := adapter.sublayers(config)) and expected is not None:
         raise ModelError(
-            f"{arch.model}: {len(made.sublayers)} sublayers were found where there are {expected}: use another release of "
-            "diffusers"
+            f"{arch.model}: {found} sublayers were found where there are {expected}: use another release of diffusers"
         )
-    made.unread = frozenset(model.state_dict()) - made.tensors.keys()
+    made.unread = frozenset(model.state_dict()) - made.stored.keys()
     return made, sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -138,3 +154,33 @@ class Flux(Captured):
     """FLUX.1, dev and schnell."""
 
     name: ClassVar[str] = "flux"
+
+
+class AuraFlow(Captured):
+    """AuraFlow."""
+
+    name: ClassVar[str] = "auraflow"
+
+
+class Sana(Captured):
+    """Sana (arXiv 2410.10629)."""
+
+    name: ClassVar[str] = "sana"
+
+
+class QwenImage(Captured):
+    """Qwen-Image (arXiv 2508.02324)."""
+
+    name: ClassVar[str] = "qwenimage"
+
+
+class BySignature(Captured):
+    """A class without an adapter, of which the scheduler says that it predicts noise."""
+
+    name: ClassVar[str] = "transformer"
+
+
+class FlowBySignature(Captured):
+    """The same, of a flow."""
+
+    name: ClassVar[str] = "flow-transformer"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..primitives import sinusoid
+from ..primitives import linear_attention, sinusoid
 
 
 @torch.library.custom_op("l2c_export::sinusoid", mutates_args=())
@@ -24,14 +24,37 @@ def _(t: Tensor, half: int, shift: int) -> Tensor:
 
 
 class Sinusoid(nn.Module):
-    """`Timesteps` of diffusers, where it is the primitive: with cosines first, and not scaled."""
+    """`Timesteps` of diffusers, where it is the primitive: with cosines first."""
 
-    def __init__(self, half: int, shift: int) -> None:
+    def __init__(self, half: int, shift: int, scale: float) -> None:
         super().__init__()
-        self.waves, self.lowered = half, shift
+        self.waves, self.lowered, self.scale = half, shift, scale
 
     def forward(self, t: Tensor) -> Tensor:
-        made: Tensor = sinusoid_op(t, self.waves, self.lowered)
+        made: Tensor = sinusoid_op(t if self.scale == 1 else t * self.scale, self.waves, self.lowered)
+        return made
+
+
+@torch.library.custom_op("l2c_export::linear_attention", mutates_args=())
+def linear_attention_op(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """q, k and v (R, T, D) -> (R, T, D): the primitive."""
+    made: Tensor = linear_attention(q, k, v, heads=heads)
+    return made.contiguous()
+
+
+@linear_attention_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    return torch.empty_like(v)
+
+
+class LinearAttention:
+    """`SanaLinearAttnProcessor2_0` of diffusers."""
+
+    def __call__(self, attn: Any, x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None) -> Tensor:
+        q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+        q = q if attn.norm_q is None else attn.norm_q(q)
+        k = k if attn.norm_k is None else attn.norm_k(k)
+        made: Tensor = attn.to_out[1](attn.to_out[0](linear_attention_op(q, k, v, attn.heads)))
         return made
 
 
@@ -41,7 +64,13 @@ def with_leaves(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if type(module).__name__ == "Timesteps" and _is_sinusoid(module):
             owner, _, last = name.rpartition(".")
-            setattr(model.get_submodule(owner), last, Sinusoid(module.num_channels // 2, int(module.downscale_freq_shift)))
+            setattr(
+                model.get_submodule(owner),
+                last,
+                Sinusoid(module.num_channels // 2, int(module.downscale_freq_shift), module.scale),
+            )
+        if type(getattr(module, "processor", None)).__name__ == "SanaLinearAttnProcessor2_0":
+            module.processor = LinearAttention()
         if type(module).__name__ == "PixArtAlphaCombinedTimestepSizeEmbeddings" and module.use_additional_conditions:
             module.forward = partial(one_size, module)
     return model
@@ -61,4 +90,4 @@ def one_size(
 
 def _is_sinusoid(module: Any) -> bool:
     fits = module.num_channels % 2 == 0 and int(module.downscale_freq_shift) == module.downscale_freq_shift
-    return bool(fits and module.flip_sin_to_cos and module.scale == 1)
+    return bool(fits and module.flip_sin_to_cos)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +11,11 @@ from torch.fx import Node
 from ...errors import ModelError
 from ..tape import Recorded
 from .build import PrimitiveBuilder
-from .leaves import sinusoid_op
+from .leaves import linear_attention_op, sinusoid_op
 
 aten = torch.ops.aten
 Rule = Callable[..., Any]  # of a builder, the node, and its arguments
+UNSEEN = 10000.0  # what is taken from a score that is not seen: nothing is left of it, in half precision, too
 RULES: dict[Any, Rule] = {}
 
 
@@ -44,10 +44,6 @@ def unknown(node: Node, why: str) -> ModelError:
 
 def _path(node: Node) -> str:
     return str(list(node.meta["nn_module_stack"].values())[-1][0]).removeprefix("model.")
-
-
-def axis_of(x: Recorded, axis: int) -> int:
-    return axis % len(x.shape)
 
 
 # arithmetic
@@ -117,9 +113,11 @@ def part_of_norm(b: PrimitiveBuilder, node: Node, *_: Any) -> Any:
     return None
 
 
-@rule(aten._to_copy.default, aten.to.dtype)
+@rule(aten._to_copy.default, aten.to.dtype, aten.type_as.default)
 def cast(b: PrimitiveBuilder, node: Node, x: Recorded, *_: Any, **__: Any) -> Any:
+    """A truth is 1.0 or 0.0: attention, which alone reads some, makes of them what it adds."""
     dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+    dtype = "float32" if dtype == "bool" else dtype
     return x if x.value.dtype == dtype else b.apply("cast", x, dtype=dtype)
 
 
@@ -136,6 +134,11 @@ def gelu(b: PrimitiveBuilder, node: Node, x: Recorded, approximate: str = "none"
 @rule(sinusoid_op._opoverload)
 def sinusoid(b: PrimitiveBuilder, node: Node, t: Recorded, half: int, shift: int) -> Any:
     return b.apply("sinusoid", t, half=half, shift=shift)
+
+
+@rule(linear_attention_op._opoverload)
+def linear_attention(b: PrimitiveBuilder, node: Node, q: Recorded, k: Recorded, v: Recorded, heads: int) -> Any:
+    return b.apply("linear_attention", q, k, v, heads=heads)
 
 
 # norms and products
@@ -175,7 +178,10 @@ def conv2d(b: PrimitiveBuilder, node: Node, x: Recorded, weight: Recorded, bias:
     given = [] if bias is None else [bias]
     stride, padding, dilation = (_pair(n) for n in (stride, padding, dilation))
     kernel = weight.shape[2:]
-    assert (dilation, groups) == ((1, 1), 1), "a convolution with dilation or groups"
+    assert dilation == (1, 1), "a convolution with dilation"
+    if groups == x.shape[1] and (stride, padding[0]) == ((1, 1), padding[1]):
+        return b.apply("depthwise", x, weight, *given, padding=padding[0])
+    assert groups == 1, f"a convolution of {groups} groups"
     if stride == kernel and padding == (0, 0) and kernel[0] == kernel[1]:
         patch, out = int(kernel[0]), int(weight.shape[0])
         height, width = (int(n) // patch for n in x.shape[2:])
@@ -197,98 +203,14 @@ def attention(b: PrimitiveBuilder, node: Node, q: Recorded, k: Recorded, v: Reco
     scaled = scale is None or abs(scale - int(size) ** -0.5) < 1e-6
     usual = scaled and k.shape[1] == heads and not (dropout or causal or others)
     assert usual, "an attention of an unusual kind"
+    if mask is not None and _reads_truths(node):
+        mask = b.affine(mask, scale=UNSEEN, shift=-UNSEEN)
     wide = [b.reshape(b.permute(x, (0, 2, 1, 3)), (rows, x.shape[2], int(heads) * int(size))) for x in (q, k, v)]
     mixed = b.apply("sdpa", *wide, *([] if mask is None else [mask]), heads=heads)
     return b.permute(b.reshape(mixed, (rows, tokens, heads, size)), (0, 2, 1, 3))
 
 
-# moving
-
-
-@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim,
-      aten.squeeze.dims, aten.flatten.using_ints, aten.unflatten.int)  # fmt: skip
-def reshape(b: PrimitiveBuilder, node: Node, x: Recorded, *_: Any) -> Any:
-    first, *others = node.meta["val"].shape
-    batch = isinstance(x.shape[0], str)
-    assert batch == isinstance(first, torch.SymInt), "a batch axis that moves"
-    return b.reshape(x, (x.shape[0] if batch else int(first), *map(int, others)))
-
-
-@rule(aten.transpose.int)
-def transpose(b: PrimitiveBuilder, node: Node, x: Recorded, one: int, other: int) -> Any:
-    axes = list(range(len(x.shape)))
-    one, other = axis_of(x, one), axis_of(x, other)
-    axes[one], axes[other] = axes[other], axes[one]
-    return b.permute(x, axes)
-
-
-@rule(aten.permute.default)
-def permute(b: PrimitiveBuilder, node: Node, x: Recorded, axes: Sequence[int]) -> Any:
-    return b.permute(x, [axis_of(x, axis) for axis in axes])
-
-
-@rule(aten.einsum.default)
-def einsum(b: PrimitiveBuilder, node: Node, equation: str, values: Sequence[Recorded]) -> Any:
-    """Where it is a permutation."""
-    before, _, after = equation.replace(" ", "").partition("->")
-    permuted = len(values) == 1 and sorted(before) == sorted(after)
-    assert permuted, f"the sum {equation}"
-    return b.permute(values[0], [before.index(letter) for letter in after])
-
-
-@rule(aten.slice.Tensor)
-def part(b: PrimitiveBuilder, node: Node, x: Recorded, axis: int = 0, first: Any = 0, last: Any = None, step: int = 1) -> Any:
-    axis = axis_of(x, axis)
-    length = x.shape[axis]
-    assert isinstance(length, int), "a slice of the batch"
-    assert step == 1, "a slice with strides"
-    start, stop, _ = slice(first, last).indices(length)
-    return b.part(x, axis, start, stop)
-
-
-@rule(aten.select.int)
-def select(b: PrimitiveBuilder, node: Node, x: Recorded, axis: int, index: int) -> Any:
-    axis = axis_of(x, axis)
-    return _squeezed(b, x, axis, index % int(x.shape[axis]))
-
-
-def _squeezed(b: PrimitiveBuilder, x: Recorded, axis: int, index: int) -> Recorded:
-    return b.reshape(b.part(x, axis, index, index + 1), (*x.shape[:axis], *x.shape[axis + 1 :]))
-
-
-@rule(aten.split.Tensor, aten.chunk.default, aten.split_with_sizes.default)
-def split(b: PrimitiveBuilder, node: Node, x: Recorded, _: Any, axis: int = 0) -> Any:
-    axis, position, parts = axis_of(x, axis), 0, []
-    for value in node.meta["val"]:
-        length = int(value.shape[axis])
-        parts.append(b.part(x, axis, position, position + length))
-        position += length
-    return tuple(parts)
-
-
-@rule(aten.unbind.int)
-def unbind(b: PrimitiveBuilder, node: Node, x: Recorded, axis: int = 0) -> Any:
-    axis = axis_of(x, axis)
-    return tuple(_squeezed(b, x, axis, n) for n in range(int(x.shape[axis])))
-
-
-@rule(operator.getitem)
-def item(b: PrimitiveBuilder, node: Node, values: tuple[Recorded, ...], n: int) -> Any:
-    return values[n]
-
-
-@rule(aten.cat.default)
-def concat(b: PrimitiveBuilder, node: Node, values: Sequence[Recorded], axis: int = 0) -> Any:
-    return b.joined(values, axis_of(values[0], axis))
-
-
-@rule(aten.stack.default)
-def stack(b: PrimitiveBuilder, node: Node, values: Sequence[Recorded], axis: int = 0) -> Any:
-    axis = axis % (len(values[0].shape) + 1)
-    wide = [b.reshape(v, (*v.shape[:axis], 1, *v.shape[axis:])) for v in values]
-    return b.joined(wide, axis)
-
-
-@rule(aten.clone.default, aten.alias.default, aten.contiguous.default, aten.detach.default)
-def kept(b: PrimitiveBuilder, node: Node, x: Recorded, *_: Any, **__: Any) -> Any:
-    return x
+def _reads_truths(node: Node) -> bool:
+    """Whether the mask of an attention says what is seen, and not what is added."""
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    return isinstance(mask, Node) and mask.meta["val"].dtype == torch.bool

@@ -5,24 +5,27 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
-from torch import Tensor
 from torch.fx import Node
-from torch.fx.node import map_aggregate
 
 from ...errors import ModelError
 from ...ir.graph import Primitive, Value
 from ..tape import Recorded
 from .build import PrimitiveBuilder
+from .constants import constant, given
 from .cut import PRODUCTS, Cut, Region, block_of, in_order, path_of
 from .dataflow import Addition, Flow, has_numbers, is_tensor
-from .lower import lower
+from .joined import joined, name_of
+from .lower import lower, unknown
+from .moves import rows_of
 
+aten = torch.ops.aten
 DERIVED = "derived"  # begins the names of tensors that follow from the configuration
 
 
@@ -64,8 +67,19 @@ class Pieces:
     bodies: dict[str, PieceBody] = field(default_factory=dict)
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     derived: dict[str, np.ndarray] = field(default_factory=dict)
+    joined: dict[str, tuple[str, ...]] = field(default_factory=dict)  # tensors of the module by what they are one of
+    finer: int = 0  # sublayers that are none of the adapter's: those of a pattern
     unread: frozenset[str] = frozenset()  # what a checkpoint holds for nothing
     result: str = ""
+
+    @property
+    def stored(self) -> dict[str, tuple[int, ...]]:
+        """The tensors before some were joined: those of a checkpoint, and what follows from the configuration."""
+        parts = {name: (rows // len(names), *columns) for names, (rows, *columns) in self._joined_shapes() for name in names}
+        return {name: shape for name, shape in self.tensors.items() if name not in self.joined} | parts
+
+    def _joined_shapes(self) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+        return [(names, self.tensors[name]) for name, names in self.joined.items()]
 
     @property
     def sublayers(self) -> tuple[str, ...]:
@@ -85,6 +99,7 @@ class _Writer:
         self.names: dict[Node, str] = dict(flow.exported.inputs)
         self.types: dict[Node, Value] = {node: _declared(node) for node in self.names}
         self.folded: dict[Node, str] = {}  # constants -> the tensor that holds them
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of all tensors
 
     def written(self) -> Pieces:
         regions = sorted(self.cut.regions, key=lambda r: min(map(self.flow.order.__getitem__, r.outputs)))
@@ -131,10 +146,13 @@ class _Writer:
         known = {**{f"i{n}": value for n, value in enumerate(inputs)}, **made}  # what is handed on keeps its name
         self.names.update({node: known[result.name] for node, result in writing.results.items()})
         self.types.update({node: Value(v.value.shape, v.value.dtype) for node, v in writing.results.items()})
-        cached = any(node in self.cut.branches for node in region.outputs)
+        added = any(node in self.cut.branches for node in region.outputs)
+        cached = added or any(node in self.cut.finer for node in region.outputs)
+        self.made.finer += cached and not added
         if made:
             op = self._op(label, PieceBody(writing.outputs, writing.primitives))
-            self.made.steps.append(PieceCall(op, name, inputs, writing.weights, tuple(made.values()), cached))
+            weights = tuple(map(self._stored, writing.weights))
+            self.made.steps.append(PieceCall(op, name, inputs, weights, tuple(made.values()), cached))
 
     def _called(self, region: Region) -> tuple[str, str]:
         """The name of a region and its kind: after the module whose output it is."""
@@ -162,18 +180,27 @@ class _Writer:
         self.made.bodies[op] = body
         return op
 
+    def _stored(self, tensors: tuple[str, ...]) -> str:
+        """The name of a weight that is made of one tensor, or of several."""
+        name = name_of(tensors)
+        rows, *columns = self.shapes[tensors[0]]
+        self.made.tensors[name] = (len(tensors) * rows, *columns)
+        if len(tensors) > 1:
+            self.made.joined[name] = tensors
+        return name
+
     def tensor(self, node: Node) -> str:
         """The name of a tensor of the model: of a checkpoint, or one that follows from the configuration."""
         if node in self.flow.exported.stored:
             name = self.flow.exported.stored[node]
-            self.made.tensors[name] = tuple(map(int, node.meta["val"].shape))
+            self.shapes[name] = tuple(map(int, node.meta["val"].shape))
             return name
         if node not in self.folded:
             value = np.atleast_1d(constant(self.flow, node).detach().numpy().astype(np.float32))
             digest = hashlib.sha256(repr(value.shape).encode() + value.tobytes()).hexdigest()[:12]
             self.folded[node] = f"{DERIVED}.{digest}"
             self.made.derived[self.folded[node]] = value
-            self.made.tensors[self.folded[node]] = value.shape
+            self.shapes[self.folded[node]] = value.shape
         return self.folded[node]
 
 
@@ -193,11 +220,15 @@ class _Body:
         self.results: dict[Node, Recorded] = {node: self._values[node] for node in region.outputs}
         written = {name for primitive in self._build.tape.primitives for name in primitive.outputs}
         self.outputs = tuple(dict.fromkeys(v.name for v in self.results.values() if v.name in written))
-        self.primitives = _used(self._build.tape.primitives, self.outputs)
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        return tuple(self._weights)
+        used = _used(self._build.tape.primitives, self.outputs)
+        weights = {recorded.name: (name,) for name, recorded in self._weights.items()}
+        own = {name: shape for name, shape in writer.shapes.items() if name not in writer.made.derived}
+        primitives, left = joined(used, weights, own)
+        inputs = {old: f"i{self._read + n}" for n, old in enumerate(left)}
+        self.primitives = tuple(
+            msgspec.structs.replace(p, inputs=tuple(inputs.get(name, name) for name in p.inputs)) for p in primitives
+        )
+        self.weights = tuple(left.values())
 
     def _value(self, node: Node) -> Any:
         if node not in self._values:
@@ -212,7 +243,7 @@ class _Body:
         name = self._writer.tensor(node)
         if name not in self._weights:
             number = self._read + len(self._weights)
-            self._weights[name] = self._build.input(f"i{number}", Value(self._writer.made.tensors[name]))
+            self._weights[name] = self._build.input(f"i{number}", Value(self._writer.shapes[name]))
         return self._weights[name]
 
     def _lowered(self, node: Node) -> Any:
@@ -221,10 +252,21 @@ class _Body:
                 return argument
             return self._value(argument) if has_numbers(argument) else None  # a size, which the types say
 
+        if node.target is aten.index.Tensor:
+            axis, rows = self._indices(node)
+            return rows_of(self._build, node, self._value(node.all_input_nodes[0]), axis, rows)
         reads = [i for i in node.all_input_nodes if has_numbers(i)]
         if all(self._value(i) is None for i in reads) and reads:
             return None  # inside a norm, which is one primitive
         return lower(self._build, node, *given(node, read))
+
+    def _indices(self, node: Node) -> tuple[int, list[int]]:
+        """The axis that a node indexes, and with which numbers: those of a configuration."""
+        axes: Any = node.args[1]
+        known = [(n, index) for n, index in enumerate(axes) if index is not None]
+        if len(known) != 1 or self._flow.needs[known[0][1]]:
+            raise unknown(node, "an index that is not known before")
+        return known[0][0], constant(self._flow, known[0][1]).flatten().tolist()
 
 
 def _used(primitives: Sequence[Primitive], outputs: Sequence[str]) -> tuple[Primitive, ...]:
@@ -246,26 +288,3 @@ def _declared(node: Node) -> Value:
 def _counts_rows(node: Node) -> bool:
     """Whether a constant's shape depends on how many rows there are."""
     return any(isinstance(n, torch.SymInt) for n in getattr(node.meta["val"], "shape", ()))
-
-
-def constant(flow: Flow, node: Node) -> Tensor:
-    """The numbers of what follows from the configuration alone."""
-    known = flow.exported.constants.get(node)
-    if known is not None:
-        return known
-
-    def read(argument: Any) -> Any:
-        return constant(flow, argument) if isinstance(argument, Node) else argument
-
-    assert callable(node.target), f"{node.name} has no numbers"
-    arguments, options = given(node, read)
-    target = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
-    made: Tensor = target(*arguments, **options)
-    return made
-
-
-def given(node: Node, read: Callable[[Any], Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """The arguments of a node, each as it is read."""
-    arguments: Any = map_aggregate(node.args, read)
-    options: Any = map_aggregate(node.kwargs, read)
-    return arguments, options

@@ -17,6 +17,7 @@ from .pieces import Pieces
 ROWS = 2  # of the check; what was captured had another number
 TOLERANCE = 1e-4  # of the largest value; angles of timesteps are float32 in a module, whatever it is given
 SEED = 7
+TIMES = (500.0, 31.25)  # a half and 1/32 of all: in whatever order a module scales them, their angles are rounded alike
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Direct:
 
     def weight(self, tensor: str) -> Tensor:
         derived = self.pieces.derived.get(tensor)
-        return self.weights[tensor] if derived is None else torch.from_numpy(derived).double()
+        if derived is not None:
+            return torch.from_numpy(derived).double()
+        return torch.cat([self.weights[name] for name in self.pieces.joined.get(tensor, (tensor,))])
 
     def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
         return stream + (value if gate is None else gate * value)
@@ -57,7 +60,7 @@ def check(
         spread = 0.2 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
         middle = 1.0 if "norm" in name and parameter.ndim == 1 else 0.0
         parameter.copy_(middle + spread * torch.randn(parameter.shape, generator=generator))
-    x, t = torch.randn((ROWS, *latent), generator=generator).double(), torch.tensor([901.0, 17.0]).double()
+    x, t = torch.randn((ROWS, *latent), generator=generator).double(), torch.tensor(TIMES).double()
     request = {given.name: wide(torch.from_numpy(given.usual(ROWS))) for given in inputs}
     seen = watched(module, pieces.sublayers)
     wanted = adapted(module.eval(), x, t, **request)
@@ -107,6 +110,8 @@ def compare(module: nn.Module, what: str, made: Sequence[Tensor], wanted: Sequen
 
 
 def difference(made: Tensor, wanted: Tensor) -> float:
+    """As a share of the largest value; a module may make pictures (R, D, H, W) of what the stream has as tokens (R, T, D)."""
+    wanted = wanted.flatten(2).transpose(1, 2) if (made.ndim, wanted.ndim) == (3, 4) else wanted
     if made.shape != wanted.shape:
         return float("inf")
     return float((made - wanted).abs().max() / wanted.abs().max())

@@ -1,6 +1,6 @@
 """A transformer of diffusers without its weights: built from a configuration alone, whatever its size.
 
-Parameters, and buffers that a checkpoint holds, have shapes and no numbers; buffers that no checkpoint holds are computed.
+Parameters, and buffers that a checkpoint holds, have shapes and no numbers; other buffers and tensors of modules are computed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
@@ -32,11 +32,15 @@ def skeleton(kind: str, config: Mapping[str, Any], mode: FakeTensorMode) -> nn.M
     with torch.device("meta"):
         model = build(kind, config)
     computed = model_buffers(model).keys() - model.state_dict().keys()
+    plain = {(name, key) for name, module in model.named_modules() for key, v in vars(module).items() if isinstance(v, Tensor)}
     with mode:
         model.to_empty(device="cpu")
-    if computed:
+    if computed or plain:
         with Unfilled():
-            buffers = model_buffers(build(kind, config))
+            filled = build(kind, config)
+        buffers = model_buffers(filled)
+        for name, key in plain:
+            setattr(model.get_submodule(name), key, getattr(filled.get_submodule(name), key))
         for name in computed:
             owner, _, last = name.rpartition(".")
             model.get_submodule(owner)._buffers[last] = buffers[name]

@@ -61,7 +61,7 @@ def _cached(hub: Any, repository: str) -> Path | None:
 def _check(index: Path) -> None:
     """Refuse another model by its index, and by the transformer's configuration as soon as that is there."""
     parts = model_index.read(index)
-    if families.captured(parts.parts.get("transformer", ("", ""))[1]):
+    if families.captured(parts.kind("transformer")):
         return
     model_index.check_is_dit(parts)
     configuration = index.parent / CONFIGS[0]

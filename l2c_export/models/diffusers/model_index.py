@@ -16,6 +16,7 @@ import msgspec
 
 from ...errors import ModelError
 from ...support.file_kind import NotJson, json_text
+from .. import unsupported
 
 INDEX = "model_index.json"
 CONFIG = "config.json"  # of a part
@@ -25,7 +26,7 @@ TRANSFORMERS = (TRANSFORMER, "Transformer2DModel")  # the second is its name in 
 AUTOENCODER = "AutoencoderKL"
 KNOWN = (
     f"l2c-export knows DiT and U-ViT; give a {PIPELINE} or its {TRANSFORMER}, a checkpoint of the references, or PixArt, "
-    "Stable Diffusion 3 or FLUX.1"
+    "Stable Diffusion 3, FLUX.1, AuraFlow, Sana or Qwen-Image"
 )
 
 
@@ -54,6 +55,10 @@ class PipelineIndex:
     parts: Mapping[str, tuple[str, str]]  # name -> library and class, of those that are there
     labels: dict[str, int]  # class names
 
+    def kind(self, name: str) -> str:
+        """The class that is named for a part, whoever has it; nothing where there is none."""
+        return self.parts.get(name, ("", ""))[1]
+
     def part(self, name: str) -> str:
         """The class of a part.  Raises ModelError where there is none, or one of the folder's own code."""
         if name not in self.parts:
@@ -79,7 +84,8 @@ def check_is_dit(index: PipelineIndex) -> None:
     """Refuse a pipeline that is known by its index to be of another model.  Raises ModelError."""
     kind = index.parts.get("transformer", ("", "no transformer"))[1]
     if kind not in TRANSFORMERS:
-        raise ModelError(f"{called(index.path.parent)} is a {index.pipeline or 'pipeline'} with {_a(kind)}: {KNOWN}")
+        reason = unsupported.why(kind) or KNOWN
+        raise ModelError(f"{called(index.path.parent)} is a {index.pipeline or 'pipeline'} with {_a(kind)}: {reason}")
     index.part("transformer")
 
 

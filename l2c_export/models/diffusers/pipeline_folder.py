@@ -14,7 +14,7 @@ from ...errors import ModelError, WeightsError
 from ...samplers.scheduler_config import DDIM, Scheduler
 from ...weights import finder
 from ...weights.checkpoint import Checkpoint, open_checkpoint
-from .. import families
+from .. import families, unsupported
 from . import hub, model_index
 from .model_index import CONFIG, INDEX, KNOWN, PIPELINE, TRANSFORMER, TRANSFORMERS, PipelineIndex, config
 from .tensor_names import TransformerConfig, check_blocks, for_model, read_config, renamed, same_embedders
@@ -142,7 +142,7 @@ def _is_pipeline(path: Path) -> bool:
 
 def _pipeline(path: Path) -> Folder:
     index = model_index.read(path / INDEX)
-    if families.captured(index.parts.get("transformer", ("", ""))[1]):
+    if families.captured(index.kind("transformer")):
         return captured_folder(path, path / "transformer", index.part("transformer"), index)
     model_index.check_is_dit(index)
     scheduler = {**config(path / SCHEDULER), "_class_name": index.part("scheduler")}
@@ -155,13 +155,13 @@ def _transformer_alone(path: Path) -> Folder:
     if families.captured(kind):
         return captured_folder(path, path, kind, None)
     if kind not in TRANSFORMERS:
-        raise ModelError(f"{path} is a {kind}: {KNOWN}")
+        raise ModelError(f"{path} is a {kind}: {unsupported.why(kind) or KNOWN}")
     return _folder(path, path, read_config(path / CONFIG, kind), USUAL_SCHEDULER, None)
 
 
 def captured_folder(path: Path, transformer: Path, kind: str, index: PipelineIndex | None) -> Folder:
     """The folder of a model that is captured from its class `kind` and its configuration."""
-    known = families.captured(kind)
+    known = families.captured(kind, index.kind("scheduler") if index else None)
     assert known is not None
     shape = {name: value for name, value in config(transformer / CONFIG).items() if not name.startswith("_")}
     arch = {"model": kind, "config": json.dumps(shape, sort_keys=True)}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from prompted import PIPELINES, PIXELS, STEPS, TOKENS
+from prompted import PIPELINES, STEPS, TOKENS
 
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
@@ -24,9 +24,11 @@ class Compiled(NamedTuple):
 
 def compiled(root: Path, family: str) -> Compiled:
     folder = PIPELINES[family].folder(root / "model")
-    compile_artefact(
-        Options(schedule="every:2", steps=STEPS, model=str(folder), out=root / "out", batch=IMAGES, tokens=TOKENS, size=PIXELS)
-    )
+    options = Options(
+        schedule="every:2", steps=STEPS, model=str(folder), out=root / "out", batch=IMAGES, tokens=TOKENS,
+        size=PIPELINES[family].size,
+    )  # fmt: skip
+    compile_artefact(options)
     request = {name: values.numpy() for name, values in PIPELINES[family].request(IMAGES).items()}
     return Compiled(folder, root / "out", request)
 

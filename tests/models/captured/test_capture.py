@@ -15,8 +15,9 @@ from prompted import PIPELINES, STEPS, TOKENS
 from l2c_export.compiler.request import Options
 from l2c_export.compiler.source import resolve
 from l2c_export.errors import L2CError, ModelError, WeightsError
+from l2c_export.ir.graph import Primitive
 from l2c_export.models import families
-from l2c_export.models.captured import adapters, family, selfcheck
+from l2c_export.models.captured import adapters, family, joined, selfcheck
 from l2c_export.models.captured.pieces import PieceCall
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,7 +35,10 @@ def folders(tmp_path_factory):
     return {name: PIPELINES[name].folder(root / name) for name in PIPELINES}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("pixart", "pixart"), ("sd3", "sd3"), ("sd35", "sd3"), ("flux", "flux")])
+@pytest.mark.parametrize(("name", "kind"), [
+    ("pixart", "pixart"), ("sd3", "sd3"), ("sd35", "sd3"), ("flux", "flux"), ("auraflow", "auraflow"), ("sana", "sana"),
+    ("qwenimage", "qwenimage"),
+])  # fmt: skip
 def test_every_sublayer_is_a_module_of_diffusers(folders, name, kind):
     model = families.build(kind, arch(folders[name]))
     modules = dict(
@@ -58,7 +62,8 @@ def test_weights_are_those_of_the_checkpoint(folders):
     """And what no checkpoint holds follows from the configuration."""
     model = families.build("pixart", arch(folders["pixart"]))
     module = diffusers.PixArtTransformer2DModel.from_pretrained(folders["pixart"] / "transformer")
-    assert {n for n in model.tensors() if not n.startswith("derived.")} <= module.state_dict().keys()
+    stored = {n: shape for n, shape in model.pieces.stored.items() if not n.startswith("derived.")}
+    assert stored == {n: tuple(values.shape) for n, values in module.state_dict().items() if n in stored}
     (derived,) = (value for value in model.pieces.derived.values())
     assert torch.equal(torch.from_numpy(derived), dict(module.named_buffers())["pos_embed.pos_embed"])
 
@@ -119,3 +124,28 @@ def test_weights_of_another_depth_are_refused(folders, tmp_path):
         other = prompted.pixart(tmp_path / str(layers), layers)
         with pytest.raises(WeightsError, match=problem):
             resolve(options(folders["pixart"], weights=str(other / "transformer")))
+
+
+def test_products_of_one_input_are_one(folders):
+    """With the weights of all, in the order of what they make."""
+    model = families.build("pixart", arch(folders["pixart"]))
+    attn1 = [p for p in model.pieces.bodies["attn1"].primitives if p.op == "linear"]
+    assert [dict(p.attributes)["parts"] for p in attn1] == [3, 1]
+    name = "transformer_blocks.1.attn1.to_q+to_k+to_v.weight"
+    assert model.pieces.joined[name] == tuple(f"transformer_blocks.1.attn1.{part}.weight" for part in ("to_q", "to_k", "to_v"))
+    checkpoint = resolve(options(folders["pixart"])).checkpoint
+    module = diffusers.PixArtTransformer2DModel.from_pretrained(folders["pixart"] / "transformer")
+    attn = module.transformer_blocks[1].attn1
+    rows = torch.cat([attn.to_q.weight, attn.to_k.weight, attn.to_v.weight])
+    assert torch.equal(torch.from_numpy(checkpoint.read(name).copy()), rows)
+
+
+def test_a_weight_that_is_read_twice_stays_alone():
+    x, weight = Primitive("linear", (("parts", 1),), ("i0", "i1"), ("a",)), {"i1": ("w",)}
+    twice = [x, Primitive("linear", (("parts", 1),), ("i0", "i1"), ("b",))]
+    assert joined.joined(twice, weight, {"w": (4, 4)}) == (tuple(twice), weight)
+    other = [x, Primitive("linear", (("parts", 1),), ("i0", "i2"), ("b",))]
+    weights = {"i1": ("w",), "i2": ("v",)}
+    assert joined.joined(other, weights, {"w": (4, 4), "v": (8, 4)}) == (tuple(other), weights)
+    (one,), left = joined.joined(other, weights, {"w": (4, 4), "v": (4, 4)})
+    assert (one.outputs, left) == (("a", "b"), {"i1": ("w", "v")})

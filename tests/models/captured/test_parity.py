@@ -10,7 +10,7 @@ import numpy as np
 import prompted
 import pytest
 import torch
-from prompted import PIPELINES, PIXELS, SCALE, STEPS, TOKENS
+from prompted import PIPELINES, STEPS, TOKENS
 
 import l2c_export
 from l2c_export.compiler.compile import compile_artefact
@@ -30,16 +30,16 @@ def folders(tmp_path_factory):
     return {name: each.folder(root / name) for name, each in PIPELINES.items()}
 
 
-def options(folder: Path, schedule: str | Schedule, out: Path, **others: object) -> Options:
+def options(family: str, folder: Path, schedule: str | Schedule, out: Path, **others: object) -> Options:
     return Options(
         schedule=schedule, steps=None if isinstance(schedule, Schedule) else STEPS, model=str(folder), out=out, batch=IMAGES,
-        tokens=TOKENS, size=PIXELS, **others,
+        tokens=TOKENS, size=PIPELINES[family].size, **others,
     )  # fmt: skip
 
 
-def irregular(folder: Path) -> Schedule:
+def irregular(family: str, folder: Path) -> Schedule:
     """Half of the sublayers of every call but the first, at random."""
-    full = resolve(options(folder, "every:1", folder)).schedule
+    full = resolve(options(family, folder, "every:1", folder)).schedule
     chosen, calls = random.Random(3), []
     for n, call in enumerate(full.calls):
         computed = tuple(j for j in range(full.columns) if n == 0 or chosen.random() < 0.5)
@@ -51,7 +51,7 @@ def irregular(folder: Path) -> Schedule:
 def made_by(out: Path, family: str, noise: np.ndarray, backend: str, link: str) -> np.ndarray:
     request = {name: values.numpy() for name, values in PIPELINES[family].request(IMAGES).items()}
     with l2c_export.load(out, backend=backend, link=link) as pipe:
-        made: np.ndarray = pipe(latents=noise, guidance_scale=SCALE, **request).latents
+        made: np.ndarray = pipe(latents=noise, guidance_scale=PIPELINES[family].scale, **request).latents
     return made
 
 
@@ -64,9 +64,9 @@ def made_by(out: Path, family: str, noise: np.ndarray, backend: str, link: str) 
 )
 def test_latents_are_those_of_diffusers(family, rule, folders, tmp_path):
     folder = folders[family]
-    schedule = irregular(folder) if rule == "irregular" else "every:4" if rule == "forecast" else rule
+    schedule = irregular(family, folder) if rule == "irregular" else "every:4" if rule == "forecast" else rule
     forecast = {"rule": "taylor:1"} if rule == "forecast" else {}
-    compile_artefact(options(folder, schedule, tmp_path / "out", **forecast))
+    compile_artefact(options(family, folder, schedule, tmp_path / "out", **forecast))
     noise = prompted.numbers(3, IMAGES, 4, prompted.HEIGHT, prompted.WIDTH)
     with torch.no_grad():
         wanted = PIPELINES[family].latents(
