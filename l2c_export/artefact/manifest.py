@@ -32,6 +32,7 @@ from .records import (
     ProgramRecord,
     Record,
 )
+from .text import TextRecord
 
 VERSION = 2
 LINKS = ("shared", "static")
@@ -40,8 +41,8 @@ LINKS = ("shared", "static")
 class Manifest(Record, frozen=True, kw_only=True):
     """Everything about an artefact but the bytes of its files.
 
-    The components are the denoiser and, where there is one, the decoder; a program is a loop over the denoiser's graphs; a
-    build holds engines of a library for all of them.
+    The components are the denoiser and, where there are some, a decoder and text encoders; a program is a loop over the
+    denoiser's graphs; a build holds engines of a library for denoiser and decoder.
     """
 
     format: Literal["l2c-export"] = "l2c-export"
@@ -56,6 +57,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     passes: tuple[str, ...]
     denoiser: DenoiserRecord
     decoder: DecoderRecord | msgspec.UnsetType = msgspec.UNSET
+    text: TextRecord | msgspec.UnsetType = msgspec.UNSET  # what makes a request of a prompt
     programs: dict[str, ProgramRecord]  # by the number of steps; the first is the one that runs where none is named
     fingerprint: FingerprintRecord | msgspec.UnsetType = msgspec.UNSET  # what can be checked without PyTorch
     builds: dict[str, Build] = msgspec.field(default_factory=dict)

@@ -33,6 +33,7 @@ from .passes.segment import Linked, cut
 from .record import record
 from .request import Options
 from .source import Source, resolve
+from .text import write_texts
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def compile_artefact(
         emit.write_schedules(folder, lowered.programs)
         bind_weights(folder, source, layout, report, progress)
         write_decoder(folder, source, lowered.manifest, report)
+        if source.texts:
+            write_texts(folder, source.texts, report, progress)
         manifest = with_fingerprint(folder, lowered.manifest, report) if fingerprinted else lowered.manifest
         store.write_manifest(folder, manifest)
         if options.dump:

@@ -58,6 +58,7 @@ class Options:
     dump: Path | None = None
     with_vae: bool = False
     vae: Path | None = None
+    with_text: bool = False
     size: tuple[int, int] | None = None  # height and width of the pictures, in pixels
     tokens: int | None = None  # of a prompt
 

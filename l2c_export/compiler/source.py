@@ -11,6 +11,7 @@ import msgspec
 from .. import demo
 from ..artefact.records import ALONE
 from ..errors import ModelError, ScheduleError, UsageError
+from ..ir.dtypes import Types
 from ..ir.inputs import guided
 from ..models import families, lookup, notes
 from ..models.diffusers import pipeline_folder
@@ -28,8 +29,9 @@ from ..support import file_kind
 from ..support.words import counted
 from ..weights import random
 from ..weights.checkpoint import Checkpoint
-from . import captured
+from . import captured, text
 from .request import FULL, Options, Wanted, _is_config
+from .text import Texts
 
 LITTLE = 0.01  # the share of the cached calls' sublayers below which a router removes next to nothing
 
@@ -50,6 +52,7 @@ class Source:
     assumed: tuple[str, ...] = ()  # of the model, where nothing says it
     own_vae: bool = False  # the pipeline's own, whose latents are decoded as the pipeline does it
     notes: tuple[str, ...] = ()  # what of the folder the user should know
+    texts: Texts | None = None  # the pipeline's text encoders
 
     @property
     def schedule(self) -> Schedule:
@@ -117,7 +120,8 @@ def resolve(options: Options) -> Source:
     scale = 1.0 if guidance == "none" else usual
     vae, is_own = _vae(options, folder), options.vae is None and not families.is_captured(family)
     lines = _notes(options, folder, schedules)
-    return Source(family, name, schedules, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
+    texts = text.planned(folder, family, Types()) if options.with_text else None
+    return Source(family, name, schedules, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines, texts)
 
 
 def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
@@ -144,7 +148,7 @@ def _folder(options: Options) -> Folder | None:
     if options.model is None:
         place = pipeline_folder.describing(Path(options.weights)) if options.weights else None
         return pipeline_folder.read(place) if place else None
-    place = None if families.is_name(options.model) else pipeline_folder.find(options.model, options.with_vae)
+    place = None if families.is_name(options.model) else pipeline_folder.find(options.model, options.with_vae, options.with_text)
     return pipeline_folder.read(place) if place else None
 
 

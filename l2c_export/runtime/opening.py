@@ -6,7 +6,7 @@ import os
 import time
 from typing import NamedTuple
 
-from ..artefact import store
+from ..artefact import store, text
 from ..artefact.manifest import LINKS, Manifest
 from ..backends.choose import Opened, open_backend
 from ..backends.contract import Request
@@ -42,7 +42,7 @@ class Opening(NamedTuple):
 def open_artefact(path: str | os.PathLike[str], choices: Choices, verify: bool = True) -> Opening:
     """Load an artefact.  Raises what `load` raises."""
     started, folder, others = time.perf_counter(), asked.folder(path), Watch()
-    manifest = store.read(folder, trusted=() if verify else (layout.WEIGHTS,))
+    manifest = store.read(folder, trusted=() if verify else (layout.WEIGHTS, *text.WEIGHTS))
     store.check_linked(folder, manifest)
     if choices.link not in (None, *LINKS):
         raise UsageError(f"link={choices.link!r}: use one of {', '.join(LINKS)}")
@@ -80,4 +80,5 @@ def _interface(manifest: Manifest) -> dict[str, object]:
         "inputs": {each.name: each.shape for each in manifest.inputs},
         "latents": manifest.program().latent,
         "images": "decoded" if manifest.decoder else "its latents",
+        "prompts": "encoded" if manifest.text else "not known",
     }
