@@ -15,8 +15,11 @@ CORPUS = [
     "the quick brown fox jumps over the lazy dog", "blurry, low quality", "a city in the rain, cinematic light",
 ]  # fmt: skip
 # empty, emoji, long, from right to left, and what tokenizers have been wrong about
-ODD = ["", " ", "a cat", "A  Photo\tof\na CAT!!", "🐱👩‍👩‍👧 emoji", " ".join(f"cat{n}" for n in range(500)), "שלום עולם", "مرحبا بالعالم",
-       "naïve café ﬁne ①", "don't it's we'll", "日本語の文", "<|endoftext|> </s> <pad>", "x" * 300, "a\u0000b", "１２ 3.14"]  # fmt: skip
+ODD = [
+    "", " ", "a cat", "A  Photo\tof\na CAT!!", "🐱👩‍👩‍👧 emoji", " ".join(f"cat{n}" for n in range(500)), "שלום עולם",
+    "مرحبا بالعالم", "naïve café ﬁne ①", "don't it's we'll", "日本語の文", "<|endoftext|> </s> <pad>", "x" * 300, "a\u0000b",
+    "１２ 3.14",
+]  # fmt: skip
 
 
 def clip_tokenizer(folder: Path, padding: str = "<|endoftext|>") -> int:
@@ -83,7 +86,7 @@ def _saved(kind: Any, config: Any, folder: Path, name: str, tokenizer: str, seed
     torch.manual_seed(seed)
     model = kind(config).eval()
     for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape) * (0.3 if parameter.ndim > 1 else 0.2) + (parameter.ndim == 1)
+        parameter.data = torch.randn(parameter.shape) * (0.2 if parameter.ndim > 1 else 0.1) + (parameter.ndim == 1)
     model.save_pretrained(folder / name)
     path = folder / "model_index.json"
     index = json.loads(path.read_text())

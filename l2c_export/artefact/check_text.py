@@ -17,8 +17,7 @@ MOST_TOKENS = 2**16
 
 def files(record: TextRecord) -> set[str]:
     """The files that its encoders use; their names follow from the encoders' alone."""
-    made = (text.onnx_file, text.weights_file, text.tokenizer_file)
-    return {file(name) for name in record.encoders if name in text.NAMES for file in made}
+    return {file for name in record.encoders if name in text.NAMES for file in text.files_of(name)}
 
 
 def problems(manifest: Manifest) -> Iterator[str]:
@@ -59,7 +58,7 @@ def _encoder(encoder: EncoderRecord, weights: FileInfo | None) -> Iterator[str]:
             yield f"the weight {name!r} has no usable type: {tensor.dtype} of shape {tensor.shape}"
     if usable and encoder.padding >= encoder.vocabulary:
         yield f"it pads with {encoder.padding} of {encoder.vocabulary} tokens"
-    if len(set((*encoder.inputs, *encoder.outputs))) < len(encoder.inputs) + len(encoder.outputs):
+    if len({*encoder.inputs, *encoder.outputs}) < len(encoder.inputs) + len(encoder.outputs):
         yield "a weight is called as an input or an output"
     if usable and weights and Layout(encoder.tensors).bytes != weights.bytes:
         yield f"its tensors make {Layout(encoder.tensors).bytes} bytes, its file has {weights.bytes}"

@@ -32,6 +32,11 @@ def tokenizer_file(encoder: str) -> str:
     return f"{FOLDER}/{encoder}.tokenizer.json"
 
 
+def files_of(encoder: str) -> tuple[str, str, str]:
+    """All that an encoder has; its name is one of NAMES."""
+    return onnx_file(encoder), weights_file(encoder), tokenizer_file(encoder)
+
+
 WEIGHTS = tuple(map(weights_file, NAMES))
 
 

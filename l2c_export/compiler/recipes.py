@@ -16,7 +16,7 @@ class Part(NamedTuple):
 
     kind: str
     tokens: int
-    outputs: tuple[TextOutput, ...]
+    outputs: tuple[TextOutput, ...]  # sorted
     masked: bool = False
 
 
@@ -38,9 +38,11 @@ def block(tokens: int, *sources: tuple[str, TextOutput]) -> tuple[TextBlock, ...
 
 def pixart(tokens: int, short: int, present: Collection[str]) -> TextRecipe:
     """T5, which is told what is padding; texts are written small."""
-    blocks = {name: block(tokens, ("text_encoder", output)) for name, output in
-              (("prompt_embeds", "last"), ("prompt_attention_mask", "mask"))}  # fmt: skip
-    return TextRecipe({"text_encoder": Part(T5, tokens, ("last",), masked=True)}, blocks, lowercase=True)  # type: ignore[arg-type]
+    blocks = {
+        "prompt_embeds": block(tokens, ("text_encoder", "last")),
+        "prompt_attention_mask": block(tokens, ("text_encoder", "mask")),
+    }
+    return TextRecipe({"text_encoder": Part(T5, tokens, ("last",), masked=True)}, blocks, lowercase=True)
 
 
 def sd3(tokens: int, short: int, present: Collection[str]) -> TextRecipe:

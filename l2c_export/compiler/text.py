@@ -28,6 +28,8 @@ from .record import Recorder
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from ..models.diffusers.pipeline_folder import Folder
     from ..models.family import Family
     from ..models.text.encoder import TextEncoder
@@ -59,7 +61,7 @@ def planned(folder: Folder | None, family: Family, types: Types) -> Texts:
     """What is to be exported of a pipeline's encoders.  Raises L2CError for what cannot be used."""
     recipes = RECIPES.get(family.name)
     if folder is None or folder.index is None or recipes is None:
-        raise UsageError("with_text=True: only a pipeline folder of PixArt, SD3 or FLUX.1 has text encoders: give it as model=..")
+        raise UsageError("with_text=True: only a pipeline folder of PixArt, SD3 or FLUX.1 has any: give it as model=..")
     index = folder.index
     tokens = next(given.shape[0] for given in family.inputs if given.name == "prompt_embeds")
     tokenizers = {name: _tokenizer(index, name) for name in text.NAMES if name in index.parts}
@@ -72,7 +74,7 @@ def planned(folder: Folder | None, family: Family, types: Types) -> Texts:
         lowercase=made.lowercase or msgspec.UNSET,
     )
     if wrong := next(check_text.recipe_problems(record, family.inputs), None):
-        raise ModelError(f"{folder.path}: its text encoders are not those of its transformer: {wrong}: download or save it again")
+        raise ModelError(f"{folder.path}: its text encoders are not its transformer's: {wrong}: download or save it again")
     return Texts(encoders, record)
 
 
@@ -131,12 +133,20 @@ def write_texts(folder: Path, texts: Texts, report: Report, progress: Progress) 
     for name, encoder in texts.encoders.items():
         report(f"{name}: {encoder.record.kind} of {encoder.record.tokens} tokens from {encoder.checkpoint.path}")
         bodies = export_bodies(encoder.graph.bodies, progress)
-        model = models.segment_model(name, encoder.graph, bodies)
+        model = in_order(models.segment_model(name, encoder.graph, bodies), encoder.record)
         (folder / text.onnx_file(name)).write_bytes(model.SerializeToString())
         (folder / text.tokenizer_file(name)).write_bytes(encoder.tokenizer.json)
         layout = Layout(encoder.record.tensors)
         step = progress(f"writing {name}", layout.bytes)
         write(folder / text.weights_file(name), layout, encoder.checkpoint.tensors(shapes_of(encoder.record)), step)
+
+
+def in_order(model: ModelProto, record: EncoderRecord) -> ModelProto:
+    """With its inputs as the record lists them: some libraries know them by their place."""
+    inputs = {given.name: given for given in model.graph.input}
+    del model.graph.input[:]
+    model.graph.input.extend(inputs[name] for name in record.inputs)
+    return model
 
 
 def shapes_of(record: EncoderRecord) -> dict[str, tuple[int, ...]]:

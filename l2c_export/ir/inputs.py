@@ -20,8 +20,8 @@ LARGEST, LARGEST_FLOAT = 2**31, 3.4e38  # no axis is longer, no number is larger
 Inputs = Mapping[str, Any]  # what a request says: arrays by name, whose first axis counts images, or rows of the model's batch
 PROMPT, NEGATIVE_PROMPT = "prompt", "negative_prompt"  # texts, of which encoders make what is declared
 # what else a request is told by its keywords
-RESERVED = frozenset({"self", PROMPT, NEGATIVE_PROMPT, "guidance_scale", "seed", "latents", "noise", "output_type", "callback_on_step_end",
-                      "check_finite", "steps", "every", "cancel"})  # fmt: skip
+RESERVED = frozenset({"self", PROMPT, NEGATIVE_PROMPT, "guidance_scale", "seed", "latents", "noise", "output_type",
+                      "callback_on_step_end", "check_finite", "steps", "every", "cancel"})  # fmt: skip
 
 
 class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

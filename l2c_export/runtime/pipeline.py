@@ -20,9 +20,8 @@ from ..ir.inputs import CLASS_LABELS, Inputs
 from ..support import ending
 from ..support.log import LOG
 from ..support.words import counted
-from . import decoder
+from . import decoder, prompts, text
 from . import request as asked
-from . import text
 from .images import Output, to_images
 from .inputs import Labels, check_count, checked, images_of
 from .loaded import LoadedArtefact
@@ -292,7 +291,7 @@ class Pipeline:
 
     def inputs(self, class_labels: Labels | None = None, **inputs: Any) -> dict[str, Any]:
         """What a request says, checked: an array (B, ..) of every input that the artefact declares.  Raises UsageError."""
-        return checked(self.manifest, text.told(self.manifest, {CLASS_LABELS: class_labels, **inputs}, self._texts))
+        return checked(self.manifest, prompts.told(self.manifest, {CLASS_LABELS: class_labels, **inputs}, self._texts))
 
     def free_text(self) -> None:
         """Release the text encoders; the next prompt that is not known yet loads them again."""

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,12 +18,10 @@ from ..artefact.text import IDS, MASK, EncoderRecord, TextBlock, TextRecord
 from ..backends.choose import open_backend
 from ..backends.contract import Array, Backend, Run, SegmentFile
 from ..backends.descriptors import AUTO, built
-from ..errors import ArtefactError, RunError, UsageError
-from ..ir.inputs import NEGATIVE_PROMPT, PROMPT, RequestInput, asked
+from ..errors import ArtefactError
+from ..ir.inputs import RequestInput, asked
 from ..support.log import LOG
-from ..support.tensors import scalar
 from ..weights.layout import mapped
-from .inputs import check_count
 from .tokens import TextTokenizer
 
 KEPT = 32  # texts whose arrays are kept; those of T5 XXL and 512 tokens are 8 MB each
@@ -42,15 +40,15 @@ class Encoder:
     def __init__(self, folder: Path, manifest: Manifest, record: EncoderRecord, name: str, backend: Backend) -> None:
         self._record, self._backend, self._memory = record, backend, backend.memory
         files = manifest.files
-        made = component.onnx_file(name), component.weights_file(name), component.tokenizer_file(name)
+        model, weights, tokenizer = component.files_of(name)
         self._memory.enter()
-        for file in made:
+        for file in (model, weights, tokenizer):
             store.check_same(folder, file, files[file])  # they are read now that they are needed
-        model, weights, tokenizer = made
         self._tokenizer = TextTokenizer(folder / tokenizer, files[tokenizer], record.tokens)
         names = tuple(sorted(record.tensors))
         view = backend.memory.weights(mapped(folder / weights, record.tensors), names)
-        engine = backend.load(SegmentFile(folder / model, record.inputs, tuple(record.outputs), files[model], island=True))
+        outputs = tuple(sorted(record.outputs))
+        engine = backend.load(SegmentFile(folder / model, record.inputs, outputs, files[model], island=True))
         given = (IDS, MASK) if record.masked else (IDS,)
         self._given = {i: self._memory.empty((1, record.tokens), "int32") for i in given}
         self._made: dict[str, Array] = {
@@ -148,67 +146,3 @@ def joined(declared: RequestInput, blocks: Sequence[TextBlock], made: Mapping[st
                 start += values.shape[1]
         first = last
     return array
-
-
-def told(manifest: Manifest, given: Mapping[str, Any], encoders: TextEncoders | None) -> dict[str, Any]:
-    """What a request says, with arrays in the place of its prompts.  Raises UsageError for prompts that it cannot have."""
-    prompt, negative = given.get(PROMPT), given.get(NEGATIVE_PROMPT)
-    others = {name: value for name, value in given.items() if name not in (PROMPT, NEGATIVE_PROMPT)}
-    if prompt is None and negative is None:
-        return others
-    inputs = asked(manifest.inputs)
-    if not any(each.name == "prompt_embeds" for each in inputs):
-        return dict(given)  # which is refused as whatever else it does not take
-    name = PROMPT if prompt is not None else NEGATIVE_PROMPT
-    if encoders is None and manifest.text:
-        raise RunError("this pipeline is closed: load the artefact again")
-    if encoders is None:
-        raise UsageError(
-            f"{name}=..: this artefact has no text encoders: compile it again with with_text=True, or give "
-            f"{', '.join(f'{each.name}=..' for each in inputs)}"
-        )
-    made: dict[str, Any] = {}
-    if prompt is not None:
-        _refuse_both(PROMPT, [each.name for each in inputs], others)
-        texts = listed(PROMPT, prompt)
-        check_count(len(texts), manifest.batch, f"{len(texts)} prompts" if len(texts) != 1 else "1 prompt")
-        made = dict(encoders.arrays(texts))
-        count = len(texts)
-    else:
-        count = next((len(others[each.name]) for each in inputs if others.get(each.name) is not None), 1)
-    return {**others, **made, **_negative(manifest, inputs, negative, count, others, encoders, prompt is not None)}
-
-
-def _negative(
-    manifest: Manifest, inputs: Sequence[RequestInput], negative: Any, count: int, others: Mapping[str, Any],
-    encoders: TextEncoders, usual: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """The arrays of the unconditional half: of the empty text, where nothing is said."""
-    names = {each.name: str(each.negative) for each in inputs if each.negated}
-    if manifest.guidance.halves == 1 or not names:
-        if negative is not None:
-            raise UsageError("negative_prompt=..: this artefact guides without a second half, which it would be for: leave it out")
-        return {}
-    if negative is None and (not usual or any(others.get(name) is not None for name in names.values())):
-        return {}
-    _refuse_both(NEGATIVE_PROMPT, list(names.values()), others)
-    texts = [""] * count if negative is None else listed(NEGATIVE_PROMPT, negative, count)
-    if len(texts) != count:
-        raise UsageError(f"negative_prompt of {len(texts)} texts for {count} prompts: give one, or as many")
-    arrays = encoders.arrays(texts)
-    return {theirs: arrays[ours] for ours, theirs in names.items()}
-
-
-def _refuse_both(name: str, arrays: Sequence[str], given: Mapping[str, Any]) -> None:
-    if other := next((each for each in arrays if given.get(each) is not None), None):
-        raise UsageError(f"{name}=.. and {other}=..: both say what is asked for: give one of them")
-
-
-def listed(name: str, value: Any, count: int = 1) -> list[str]:
-    """One text, which is for `count` images, or several."""
-    value = scalar(value)
-    if isinstance(value, str):
-        return [value] * count
-    if not isinstance(value, (Sequence, np.ndarray)) or not all(isinstance(each, str) for each in value):
-        raise UsageError(f"{name}={repr(value)[:40]}: give a text, or a list of them")
-    return [str(each) for each in value]

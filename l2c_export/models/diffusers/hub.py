@@ -97,8 +97,8 @@ def _download(hub: Any, repository: str, parts: tuple[str, ...]) -> Path:
     names = hub.list_repo_files(repository)
     weights = {part: _weights(repository, part, names) for part in parts if not part.startswith(TOKENIZER)}
     tokenizers = [f"{part}/*" for part in parts if part.startswith(TOKENIZER)]
-    patterns = [INDEX, *CONFIGS, *tokenizers, *(f"{part}/{name}" for part, file in weights.items() for name in (CONFIG, file.name))]
-    folder = Path(hub.snapshot_download(repository, allow_patterns=patterns))
+    chosen = [f"{part}/{name}" for part, file in weights.items() for name in (CONFIG, file.name)]
+    folder = Path(hub.snapshot_download(repository, allow_patterns=[INDEX, *CONFIGS, *tokenizers, *chosen]))
     shards = [f"{part}/{n}" for part, file in weights.items() if file.is_index for n in finder.named(folder / part / file.name)]
     if shards:
         hub.snapshot_download(repository, allow_patterns=shards)

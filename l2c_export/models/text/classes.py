@@ -37,7 +37,7 @@ CLASSES: Mapping[str, TextClass] = {
 def build(kind: str, folder: Path, tokens: int) -> TextEncoder:
     """The encoder that a folder describes, for so many tokens.  Raises ModelError."""
     if kind not in CLASSES:
-        raise ModelError(f"{folder} is a {kind}: its text encoders are known: {', '.join(CLASSES)}: compile without with_text=True")
+        raise ModelError(f"{folder} is a {kind}: supported are {', '.join(CLASSES)}: compile without with_text=True")
     known = CLASSES[kind]
     try:
         return known.build(read(folder, known.config), tokens)

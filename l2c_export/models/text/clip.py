@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -51,7 +52,7 @@ class Clip:
         self.end = None if config.eos_token_id == LARGEST_IS_END else config.eos_token_id
         self.blocks = [f"encoder.layers.{n}" for n in range(config.num_hidden_layers)]
         attention = ("layer_norm1", *(f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")))
-        self.segments = {
+        self.segments: Mapping[str, Operation] = {
             "embed": Operation(embed, ("token_embedding.weight", "position_embedding.weight")),
             "attention": Operation(self.attention, _of(attention)),
             "mlp": Operation(self.mlp, _of(("layer_norm2", "mlp.fc1", "mlp.fc2"))),
@@ -67,7 +68,7 @@ class Clip:
             "embeddings.position_embedding.weight": (c.max_position_embeddings, width),
             CAUSAL: (1, 1, self.tokens, self.tokens),
         }
-        layers = {"final_layer_norm": (width,)}
+        layers: dict[str, tuple[int, ...]] = {"final_layer_norm": (width,)}
         for block in self.blocks:
             layers |= {f"{block}.layer_norm{n}": (width,) for n in (1, 2)}
             layers |= {f"{block}.self_attn.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}

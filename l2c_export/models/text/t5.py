@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -46,7 +47,7 @@ class T5:
         self.table = f"{self.blocks[0]}.layer.0.SelfAttention.relative_attention_bias.weight"
         names = ("layer_norm", *(f"SelfAttention.{part}" for part in "qkvo"))
         gated = ("layer_norm", *(f"DenseReluDense.{part}" for part in ("wi_0", "wi_1", "wo")))
-        self.segments = {
+        self.segments: Mapping[str, Operation] = {
             "embed": Operation(embed, ("weight",)),
             "bias": Operation(self.bias, ("weight",)),
             "mask": Operation(self.mask),
@@ -58,8 +59,11 @@ class T5:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         c = self.config
         inner, width = c.num_heads * c.d_kv, c.d_model
-        shapes: dict[str, tuple[int, ...]] = {"shared.weight": (c.vocab_size, width), "encoder.final_layer_norm.weight": (width,)}
-        shapes[self.table] = (c.relative_attention_num_buckets, c.num_heads)
+        shapes: dict[str, tuple[int, ...]] = {
+            "shared.weight": (c.vocab_size, width),
+            "encoder.final_layer_norm.weight": (width,),
+            self.table: (c.relative_attention_num_buckets, c.num_heads),
+        }
         for block in self.blocks:
             first, second = f"{block}.layer.0", f"{block}.layer.1"
             shapes |= {f"{layer}.layer_norm.weight": (width,) for layer in (first, second)}
