@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
+from prompted import PIPELINES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from l2c_export.compiler.compile import compile_artefact
+from l2c_export.compiler.request import Options
+
+TOKENS, CLIP_TOKENS, IMAGES = 14, 77, 16  # of T5, of CLIP, at once
 CORPUS = [
     "a photo of a cat sitting on the table", "two dogs and a small red house", "an oil painting of mountains at night",
     "the quick brown fox jumps over the lazy dog", "blurry, low quality", "a city in the rain, cinematic light",
@@ -111,3 +116,28 @@ def flux(folder: Path) -> None:
 
 
 TEXTS = {"pixart": pixart, "pixart-alpha": pixart, "sd3": sd3, "sd35": sd3, "flux": flux, "schnell": flux}
+
+
+class Exported(NamedTuple):
+    """A pipeline folder, its artefact, and the tokens of a prompt."""
+
+    folder: Path
+    out: Path
+    tokens: int
+
+
+def folder_of(family: str, folder: Path) -> Path:
+    """A pipeline with text encoders."""
+    PIPELINES[family].folder(folder)
+    TEXTS[family](folder)
+    return folder
+
+
+def exported(family: str, folder: Path, out: Path, **options: object) -> Exported:
+    """The artefact of a pipeline that is made where there is none yet."""
+    if not folder.exists():
+        folder_of(family, folder)
+    tokens = TOKENS + (CLIP_TOKENS if family.startswith("sd3") else 0)
+    chosen = {"schedule": "every:2", "steps": 2, "model": str(folder), "size": (64, 64), "batch": IMAGES, "tokens": tokens}
+    compile_artefact(Options(**{**chosen, "out": out, "with_text": True, **options}))
+    return Exported(folder, out, tokens)
