@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..artefact.manifest import Manifest
 
 
-class Texts(NamedTuple):
+class TextPrompts(NamedTuple):
     """Prompts in words, and what no image should be like."""
 
     prompts: tuple[str, ...]

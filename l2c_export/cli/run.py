@@ -71,7 +71,7 @@ def run(engines: Path, labels: tuple[str, ...], prompt: tuple[str, ...], negativ
     if not any(said.values()):
         raise click.UsageError("Missing option '--class-label', or '--prompt' or '--prompt-embeds' for a model of prompts.")
     prompts.check_one(said, negative_prompt)
-    texts = prompts.Texts(prompt, negative_prompt)
+    texts = prompts.TextPrompts(prompt, negative_prompt)
     chunks, pixels = check_request(engines, labels, texts, prompt_embeds, guidance_scale, seed, steps, out)
     started = time.perf_counter()
     pipe = load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
@@ -110,7 +110,7 @@ def generate(pipe: Pipeline, chunks: Sequence[Mapping[str, Any]], scale: float |
     return Output(np.concatenate([each.latents for each in made]), images, sum(each.seconds for each in made))
 
 
-def check_request(engines: Path, labels: tuple[str, ...], texts: prompts.Texts, prompt_embeds: Path | None,
+def check_request(engines: Path, labels: tuple[str, ...], texts: prompts.TextPrompts, prompt_embeds: Path | None,
                   guidance_scale: float | None, seed: int, steps: int | None,
                   out: Path) -> tuple[list[Mapping[str, Any]], bool]:  # fmt: skip
     """Refuse what an artefact cannot do before its engines are loaded, and say which digits are a name.

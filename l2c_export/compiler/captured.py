@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
 
 PIXELS = 8  # per latent, along each side
+ALPHA_TOKENS, SCHNELL_TOKENS = 120, 256  # of PixArt-alpha, where PixArt-Sigma has 300; of FLUX.1 schnell, where dev has 512
 
 
 def sized(options: Options, folder: Folder | None) -> Folder | None:
     """The same folder, for pictures and prompts of the sizes that are asked for.  Raises UsageError where it has no choice."""
     asked = {name: getattr(options, name) for name in ("size", "tokens") if getattr(options, name) is not None}
+    if folder and (usual := tokens(folder)):
+        asked.setdefault("tokens", usual)
     if not asked:
         return folder
     if folder is None or not families.of(folder.family).captured:
@@ -31,6 +35,14 @@ def sized(options: Options, folder: Folder | None) -> Folder | None:
     height, width = asked.get("size", (0, 0))
     sizes = {"height": height // PIXELS, "width": width // PIXELS, "tokens": asked.get("tokens", 0)}
     return replace(folder, arch={**folder.arch, **sizes})
+
+
+def tokens(folder: Folder) -> int:
+    """Those that a folder's pipeline gives a prompt, where they are not its family's; else 0."""
+    if folder.index and folder.index.pipeline == "PixArtAlphaPipeline":
+        return ALPHA_TOKENS
+    is_flux = families.of(folder.family) is families.FLUX
+    return SCHNELL_TOKENS if is_flux and not json.loads(folder.arch["config"]).get("guidance_embeds") else 0
 
 
 def weights(family: Family, checkpoint: Checkpoint) -> Checkpoint:

@@ -33,7 +33,7 @@ from .passes.segment import Linked, cut
 from .record import record
 from .request import Options
 from .source import Source, resolve
-from .text import write_texts
+from .text import planned, write_texts
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def compile_artefact(
     source = resolve(options)  # files -> a model and a schedule
     for line in source.describe():
         report(line)
+    texts = planned(options, source)  # what makes a request of a prompt
     lowered = lower(options, source, report)
     bodies = export_bodies(lowered.whole.bodies, progress)  # PyTorch -> ONNX, once per operation kind
     second = fused_bodies(lowered.whole.bodies, options.weight_types.dtype)  # the same for ONNX Runtime on a GPU
@@ -90,9 +91,9 @@ def compile_artefact(
         emit.write_schedules(folder, lowered.programs)
         bind_weights(folder, source, layout, report, progress)
         write_decoder(folder, source, lowered.manifest, report)
-        if source.texts:
-            write_texts(folder, source.texts, report, progress)
+        write_texts(folder, texts, report, progress)
         manifest = with_fingerprint(folder, lowered.manifest, report) if fingerprinted else lowered.manifest
+        manifest = msgspec.structs.replace(manifest, text=texts.record if texts else msgspec.UNSET)
         store.write_manifest(folder, manifest)
         if options.dump:
             dump.dump(options.dump, lowered.programs, lowered.stages, lowered.linked)

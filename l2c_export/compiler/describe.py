@@ -88,7 +88,6 @@ def describe(options: Options, source: Source, programs: Sequence[Planned], link
         passes=tuple(name for name in ("hoist", "fold") if getattr(options, name)),
         denoiser=denoiser(options, source, linked, {name: record}),
         decoder=autoencoder.describe(source.vae, latent[0], source.own_vae) if source.vae else msgspec.UNSET,
-        text=source.texts.record if source.texts else msgspec.UNSET,
         programs={str(p.schedule.steps): program_record(options, p, name, linked, size) for p in programs},
         files={},
     )

@@ -11,7 +11,7 @@ from ..errors import UsageError
 CLIP, CLIP_PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
 
 
-class Part(NamedTuple):
+class TextPart(NamedTuple):
     """An encoder of a pipeline: its class, the tokens that it is given, and what is read of it."""
 
     kind: str
@@ -23,7 +23,7 @@ class Part(NamedTuple):
 class TextRecipe(NamedTuple):
     """The encoders by their names, and the blocks of every input."""
 
-    parts: Mapping[str, Part]
+    parts: Mapping[str, TextPart]
     blocks: Mapping[str, tuple[TextBlock, ...]]
     lowercase: bool = False
 
@@ -42,15 +42,15 @@ def pixart(tokens: int, short: int, present: Collection[str]) -> TextRecipe:
         "prompt_embeds": block(tokens, ("text_encoder", "last")),
         "prompt_attention_mask": block(tokens, ("text_encoder", "mask")),
     }
-    return TextRecipe({"text_encoder": Part(T5, tokens, ("last",), masked=True)}, blocks, lowercase=True)
+    return TextRecipe({"text_encoder": TextPart(T5, tokens, ("last",), masked=True)}, blocks, lowercase=True)
 
 
 def sd3(tokens: int, short: int, present: Collection[str]) -> TextRecipe:
     """Two CLIPs side by side, and T5 behind them; where that is left out its tokens are 0."""
     if tokens <= short:
         raise UsageError(f"tokens={tokens}: this pipeline gives {short} of them to CLIP, and the others to T5: use more")
-    clip = Part(CLIP_PROJECTED, short, ("penultimate", "pooled"))
-    third = {"text_encoder_3": Part(T5, tokens - short, ("last",))} if "text_encoder_3" in present else {}
+    clip = TextPart(CLIP_PROJECTED, short, ("penultimate", "pooled"))
+    third = {"text_encoder_3": TextPart(T5, tokens - short, ("last",))} if "text_encoder_3" in present else {}
     sides = ("text_encoder", "text_encoder_2")
     rest: tuple[tuple[str, TextOutput], ...] = (("text_encoder_3", "last"),) if third else ()
     return TextRecipe(
@@ -65,7 +65,7 @@ def sd3(tokens: int, short: int, present: Collection[str]) -> TextRecipe:
 def flux(tokens: int, short: int, present: Collection[str]) -> TextRecipe:
     """T5, and what CLIP makes of the whole."""
     return TextRecipe(
-        {"text_encoder": Part(CLIP, short, ("pooled",)), "text_encoder_2": Part(T5, tokens, ("last",))},
+        {"text_encoder": TextPart(CLIP, short, ("pooled",)), "text_encoder_2": TextPart(T5, tokens, ("last",))},
         {
             "prompt_embeds": block(tokens, ("text_encoder_2", "last")),
             "pooled_prompt_embeds": block(1, ("text_encoder", "pooled")),

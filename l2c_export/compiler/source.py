@@ -11,7 +11,6 @@ import msgspec
 from .. import demo
 from ..artefact.records import ALONE
 from ..errors import ModelError, ScheduleError, UsageError
-from ..ir.dtypes import Types
 from ..ir.inputs import guided
 from ..models import families, lookup, notes
 from ..models.diffusers import pipeline_folder
@@ -29,9 +28,8 @@ from ..support import file_kind
 from ..support.words import counted
 from ..weights import random
 from ..weights.checkpoint import Checkpoint
-from . import captured, text
+from . import captured
 from .request import FULL, Options, Wanted, _is_config
-from .text import Texts
 
 LITTLE = 0.01  # the share of the cached calls' sublayers below which a router removes next to nothing
 
@@ -52,7 +50,6 @@ class Source:
     assumed: tuple[str, ...] = ()  # of the model, where nothing says it
     own_vae: bool = False  # the pipeline's own, whose latents are decoded as the pipeline does it
     notes: tuple[str, ...] = ()  # what of the folder the user should know
-    texts: Texts | None = None  # the pipeline's text encoders
 
     @property
     def schedule(self) -> Schedule:
@@ -120,8 +117,7 @@ def resolve(options: Options) -> Source:
     scale = 1.0 if guidance == "none" else usual
     vae, is_own = _vae(options, folder), options.vae is None and not families.is_captured(family)
     lines = _notes(options, folder, schedules)
-    texts = text.planned(folder, family, Types()) if options.with_text else None
-    return Source(family, name, schedules, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines, texts)
+    return Source(family, name, schedules, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
 
 
 def _check_sublayers(names: tuple[str, ...], family: Family) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,23 +23,21 @@ from ..weights.layout import Layout, write
 from . import tokenizer
 from .onnx import models
 from .onnx.export import export_bodies
-from .recipes import RECIPES, Part
+from .recipes import RECIPES, TextPart
 from .record import Recorder
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
-    from ..models.diffusers.pipeline_folder import Folder
-    from ..models.family import Family
     from ..models.text.encoder import TextEncoder
     from ..weights.checkpoint import Checkpoint
+    from .request import Options
+    from .source import Source
 
 LIBRARY = "transformers"  # that the encoders' and tokenizers' classes are of, in an index
 
 
 @dataclass(frozen=True)
-class Encoder:
+class PipelineEncoder:
     """One encoder before it is written."""
 
     folder: Path
@@ -50,15 +48,18 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Texts:
+class PipelineTexts:
     """All of a pipeline's."""
 
-    encoders: Mapping[str, Encoder]
+    encoders: Mapping[str, PipelineEncoder]
     record: TextRecord
 
 
-def planned(folder: Folder | None, family: Family, types: Types) -> Texts:
-    """What is to be exported of a pipeline's encoders.  Raises L2CError for what cannot be used."""
+def planned(options: Options, source: Source) -> PipelineTexts | None:
+    """What is to be exported of a pipeline's encoders, if it is asked for.  Raises L2CError for what cannot be used."""
+    if not options.with_text:
+        return None
+    folder, family, types = source.folder, source.family, Types()
     recipes = RECIPES.get(family.name)
     if folder is None or folder.index is None or recipes is None:
         raise UsageError("with_text=True: only a pipeline folder of PixArt, SD3 or FLUX.1 has any: give it as model=..")
@@ -75,7 +76,7 @@ def planned(folder: Folder | None, family: Family, types: Types) -> Texts:
     )
     if wrong := next(check_text.recipe_problems(record, family.inputs), None):
         raise ModelError(f"{folder.path}: its text encoders are not its transformer's: {wrong}: download or save it again")
-    return Texts(encoders, record)
+    return PipelineTexts(encoders, record)
 
 
 def _tokenizer(index: PipelineIndex, encoder: str) -> Tokenizer:
@@ -92,14 +93,15 @@ def _class_of(index: PipelineIndex, name: str) -> str:
     return kind
 
 
-def _encoder(index: PipelineIndex, name: str, part: Part, tokenizers: Mapping[str, Tokenizer], types: Types) -> Encoder:
+def _encoder(
+    index: PipelineIndex, name: str, part: TextPart, tokenizers: Mapping[str, Tokenizer], types: Types
+) -> PipelineEncoder:
     kind, folder = _class_of(index, name), index.path.parent / name
     if kind != part.kind:
         raise ModelError(f"{folder} is a {kind}, where the pipeline has a {part.kind}: not supported")
     encoder = classes.build(kind, folder, part.tokens)
     graph = record_graph(encoder, part, types)
     opened = classes.checkpoint(folder, encoder)
-    opened.tensors(encoder.tensors())  # refuse what does not fit before anything is compiled
     shapes = {i: encoder.tensors()[i] for i in graph.inputs if graph.kind(i) == WEIGHT}
     record = EncoderRecord(
         kind=kind,
@@ -113,10 +115,10 @@ def _encoder(index: PipelineIndex, name: str, part: Part, tokenizers: Mapping[st
     if tokenizers[name].size > record.vocabulary:
         wrong = f"has {record.vocabulary} tokens, and its tokenizer {tokenizers[name].size}"
         raise ModelError(f"{folder} {wrong}: download or save it again")
-    return Encoder(folder, record, graph, opened, tokenizers[name])
+    return PipelineEncoder(folder, record, graph, opened, tokenizers[name])
 
 
-def record_graph(encoder: TextEncoder, part: Part, types: Types) -> Graph:
+def record_graph(encoder: TextEncoder, part: TextPart, types: Types) -> Graph:
     """What an encoder computes, with its weights as inputs."""
     run = Recorder(encoder, types)  # type: ignore[arg-type]  # of a family it reads what an encoder has, too
     ids = run.input(IDS, REQUEST, ("R", part.tokens), "int32")
@@ -127,8 +129,10 @@ def record_graph(encoder: TextEncoder, part: Part, types: Types) -> Graph:
     return check(msgspec.structs.replace(graph, bodies={op: body for op, body in run.bodies.items() if op in used}), "text")
 
 
-def write_texts(folder: Path, texts: Texts, report: Report, progress: Progress) -> None:
-    """Each as an ONNX model without weights, its weights, and its tokenizer."""
+def write_texts(folder: Path, texts: PipelineTexts | None, report: Report, progress: Progress) -> None:
+    """Each, if there are any, as an ONNX model without weights, its weights, and its tokenizer."""
+    if texts is None:
+        return
     (folder / text.FOLDER).mkdir()
     for name, encoder in texts.encoders.items():
         report(f"{name}: {encoder.record.kind} of {encoder.record.tokens} tokens from {encoder.checkpoint.path}")
@@ -138,16 +142,17 @@ def write_texts(folder: Path, texts: Texts, report: Report, progress: Progress) 
         (folder / text.tokenizer_file(name)).write_bytes(encoder.tokenizer.json)
         layout = Layout(encoder.record.tensors)
         step = progress(f"writing {name}", layout.bytes)
-        write(folder / text.weights_file(name), layout, encoder.checkpoint.tensors(shapes_of(encoder.record)), step)
+        write(
+            folder / text.weights_file(name),
+            layout,
+            ((n, encoder.checkpoint.read(n)) for n in sorted(encoder.record.tensors)),
+            step,
+        )
 
 
-def in_order(model: ModelProto, record: EncoderRecord) -> ModelProto:
+def in_order(model: Any, record: EncoderRecord) -> Any:
     """With its inputs as the record lists them: some libraries know them by their place."""
     inputs = {given.name: given for given in model.graph.input}
     del model.graph.input[:]
     model.graph.input.extend(inputs[name] for name in record.inputs)
     return model
-
-
-def shapes_of(record: EncoderRecord) -> dict[str, tuple[int, ...]]:
-    return {name: tensor.shape for name, tensor in record.tensors.items()}

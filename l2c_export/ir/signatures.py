@@ -161,16 +161,6 @@ def rope(x: Value, heads: int, theta: float) -> tuple[Value, ...]:
     return same(x)
 
 
-@signature(1, tokens=SIZE, distance=SIZE)
-def relative_bias(table: Value, tokens: int, distance: int) -> tuple[Value, ...]:
-    """A table (buckets, heads) -> (1, heads, T, T), added to the scores of T tokens (T5, arXiv 1910.10683): what stands for
-    how far, and on which side, a key is from its query; all that are `distance` away or more are one."""
-    numbers(table)
-    buckets, heads = sizes(ranked(table, 2))
-    need(buckets % 4 == 0 and distance > buckets // 4, f"{buckets} buckets do not part distances up to {distance}")
-    return (Value((1, heads, tokens, tokens), table.dtype),)
-
-
 # moving
 
 
@@ -196,8 +186,7 @@ def unpatchify(x: Value, patch: int, channels: int, height: int, width: int) -> 
 @signature(2)
 def gather(x: Value, rows: Value) -> tuple[Value, ...]:
     """Entries of the first axis, by number: one for each row (R,), or for each token (R, T)."""
-    need(bool(x.shape) and rows.dtype == "int32", "rows are int32, of what has some")
-    need(len(rows.shape) in (1, 2), f"{list(rows.shape)} is of neither rank 1 nor 2")
+    need(bool(x.shape) and rows.dtype == "int32" and len(rows.shape) in (1, 2), "rows are int32, of what has some")
     return (Value((*rows.shape, *x.shape[1:]), x.dtype),)
 
 

@@ -199,27 +199,6 @@ def rope(x: Tensor, *, heads: int, theta: float) -> Tensor:
     return turned.reshape(x.shape).to(x.dtype)
 
 
-def distances(tokens: int, buckets: int, distance: int) -> Tensor:
-    """The bucket of every query and key, (tokens, tokens): one for each of the nearest, then ever more of them in one."""
-
-    def make() -> tuple[Tensor, ...]:
-        places = torch.arange(tokens)
-        ahead = places[None] - places[:, None]
-        side, near = buckets // 2, buckets // 4
-        away = ahead.abs()
-        scaled = torch.log(away.float() / near) / math.log(distance / near) * (side - near)
-        far = torch.clamp(near + torch.where(away < near, 0.0, scaled).long(), max=side - 1)
-        return (torch.where(ahead > 0, side, 0) + torch.where(away < near, away, far),)
-
-    return table(("distances", tokens, buckets, distance), make)[0]
-
-
-@primitive
-def relative_bias(table: Tensor, *, tokens: int, distance: int) -> Tensor:
-    places = distances(tokens, table.shape[0], distance).to(table.device)
-    return F.embedding(places, table).permute(2, 0, 1).unsqueeze(0)
-
-
 @primitive
 def patchify(x: Tensor, *, patch: int) -> Tensor:
     n, c, h, w = x.shape

@@ -34,7 +34,7 @@ class Encoded(NamedTuple):
     cut: Mapping[str, str]
 
 
-class Encoder:
+class EncoderEngine:
     """One text encoder, ready to run: it encodes one text at a time, so that none depends on its neighbours."""
 
     def __init__(self, folder: Path, manifest: Manifest, record: EncoderRecord, name: str, backend: Backend) -> None:
@@ -86,7 +86,7 @@ class TextEncoders:
         assert manifest.text
         self._folder, self._manifest, self._backend = folder, manifest, backend
         self._record: TextRecord = manifest.text
-        self._encoders: dict[str, Encoder] = {}
+        self._encoders: dict[str, EncoderEngine] = {}
         self._kept: OrderedDict[str, Encoded] = OrderedDict()
         self._turn = threading.Lock()
 
@@ -119,12 +119,12 @@ class TextEncoders:
         arrays = {name: joined(declared[name], blocks, outputs) for name, blocks in self._record.recipe.items()}
         return Encoded(arrays, {name: cut for name, (_, cut) in made.items() if cut})
 
-    def _encoder(self, name: str) -> Encoder:
+    def _encoder(self, name: str) -> EncoderEngine:
         if name not in self._encoders:
             if self._backend.name in built():  # which runs nothing but engines that were built for it
                 self._backend = open_backend(AUTO).backend
             record = self._record.encoders[name]
-            self._encoders[name] = Encoder(self._folder, self._manifest, record, name, self._backend)
+            self._encoders[name] = EncoderEngine(self._folder, self._manifest, record, name, self._backend)
         return self._encoders[name]
 
 

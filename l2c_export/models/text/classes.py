@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from ...errors import ModelError, WeightsError
 from ...weights import finder
 from ...weights.checkpoint import Checkpoint, open_checkpoint
+from ..diffusers.model_index import CONFIG
 from .clip import Clip, ClipConfig
 from .encoder import TextEncoder, read
 from .t5 import T5, T5Config
@@ -48,13 +50,18 @@ def build(kind: str, folder: Path, tokens: int) -> TextEncoder:
 def checkpoint(folder: Path, encoder: TextEncoder) -> Checkpoint:
     """Its weights, safetensors or pickled, with what follows from the configuration.  Raises WeightsError."""
     opened = open_checkpoint(finder.path(folder), passed_over=POSITIONS)
-    derived = encoder.derived()
-    wanted = encoder.tensors().keys() - derived.keys()
-    stored = {_ours(name): name for name in sorted(opened.shapes)}
-    if missing := sorted(wanted - stored.keys()):
-        raise WeightsError(f"{opened.path} does not fit its config.json: {missing[0]} is missing: download or save it again")
-    shapes = {name: opened.shapes[stored[name]] for name in wanted} | {name: value.shape for name, value in derived.items()}
-    return opened._replace(shapes=shapes, read=lambda name: derived[name] if name in derived else opened.read(stored[name]))
+    wanted, names = encoder.stored(), {_ours(name): name for name in sorted(opened.shapes)}
+    for name, shape in wanted.items():
+        if name not in names or opened.shapes[names[name]] != shape:
+            wrong = f"has shape {list(opened.shapes[names[name]])}, not {list(shape)}" if name in names else "is missing"
+            raise WeightsError(f"{opened.path} does not fit its {CONFIG}: {name} {wrong}: download or save it again")
+
+    def stored(name: str) -> np.ndarray:
+        return opened.read(names[name])
+
+    return opened._replace(
+        shapes=encoder.tensors(), read=lambda name: stored(name) if name in wanted else encoder.derived(name, stored)
+    )
 
 
 def _ours(name: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ...errors import ModelError
+from ...weights.recipe import Read
 from ..family import Operation, Runner
 from ..layers import wide
 from ..primitives import add, affine, gather, gelu, layer_norm, linear, sdpa, silu
@@ -60,13 +61,12 @@ class Clip:
             "project": Operation(project, ("weight",)),
         }
 
-    def tensors(self) -> dict[str, tuple[int, ...]]:
+    def stored(self) -> dict[str, tuple[int, ...]]:
         c = self.config
         width, hidden = c.hidden_size, c.intermediate_size
         shapes: dict[str, tuple[int, ...]] = {
             "embeddings.token_embedding.weight": (c.vocab_size, width),
             "embeddings.position_embedding.weight": (c.max_position_embeddings, width),
-            CAUSAL: (1, 1, self.tokens, self.tokens),
         }
         layers: dict[str, tuple[int, ...]] = {"final_layer_norm": (width,)}
         for block in self.blocks:
@@ -81,10 +81,14 @@ class Clip:
         pooled = self.config.projection_dim if self.projected else self.config.hidden_size
         return {name: pooled if name == "pooled" else self.config.hidden_size for name in outputs}
 
-    def derived(self) -> dict[str, np.ndarray]:
-        """What follows from the configuration: which earlier tokens a token looks at."""
-        later = np.triu(np.ones((self.tokens, self.tokens), np.float32), 1)
-        return {CAUSAL: (later * np.float32(HIDDEN))[None, None]}
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        return {**self.stored(), CAUSAL: (1, 1, self.tokens, self.tokens)}
+
+    def derived(self, name: str, read: Read) -> np.ndarray:
+        """That a token looks at no later one."""
+        later: np.ndarray = np.triu(np.ones((1, 1, self.tokens, self.tokens), np.float32), 1)
+        later *= np.float32(HIDDEN)
+        return later
 
     def call(self, run: Runner, ids: Any, mask: Any, outputs: tuple[str, ...]) -> None:
         causal = run.weight(CAUSAL)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
 
 from ...errors import ModelError
 from ..diffusers.model_index import CONFIG, config
-from ..family import Operation, Runner
+
+if TYPE_CHECKING:
+    from ...weights.recipe import Read
+    from ..family import Operation, Runner
 
 HIDDEN = -1e9  # what is added to the score of a token that may not be looked at
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
@@ -30,11 +33,14 @@ class TextEncoder(Protocol):
     sublayers: tuple[str, ...]  # none: nothing is cached
     end: int | None  # the id whose first place is pooled; None: the largest id
 
+    def stored(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of a checkpoint."""
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor that is read."""
 
-    def derived(self) -> dict[str, np.ndarray]:
-        """Those that no checkpoint holds, and that follow from the configuration."""
+    def derived(self, name: str, read: Read) -> np.ndarray:
+        """One that no checkpoint holds, from the configuration and those that one does."""
 
     def widths(self, outputs: tuple[str, ...]) -> dict[str, int]:
         """How wide each of these outputs is."""

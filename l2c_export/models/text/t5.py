@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...errors import ModelError
+from ...weights.recipe import Read
 from ..family import Operation, Runner
 from ..layers import wide
-from ..primitives import add, affine, cast, gather, gelu_tanh, linear, mul, relative_bias, reshape, rms_norm, sdpa
+from ..primitives import add, affine, cast, gather, gelu_tanh, linear, mul, reshape, rms_norm, sdpa
 from .encoder import HIDDEN, Epsilon, Size
 
+BIAS = "relative_bias"  # follows from a table and the number of tokens, and is stored with the weights
 GATED = ("gated-gelu",)
 
 
@@ -49,14 +53,13 @@ class T5:
         gated = ("layer_norm", *(f"DenseReluDense.{part}" for part in ("wi_0", "wi_1", "wo")))
         self.segments: Mapping[str, Operation] = {
             "embed": Operation(embed, ("weight",)),
-            "bias": Operation(self.bias, ("weight",)),
             "mask": Operation(self.mask),
             "attention": Operation(self.attention, tuple(f"{name}.weight" for name in names)),
             "mlp": Operation(self.mlp, tuple(f"{name}.weight" for name in gated)),
             "norm": Operation(self.norm, ("weight",)),
         }
 
-    def tensors(self) -> dict[str, tuple[int, ...]]:
+    def stored(self) -> dict[str, tuple[int, ...]]:
         c = self.config
         inner, width = c.num_heads * c.d_kv, c.d_model
         shapes: dict[str, tuple[int, ...]] = {
@@ -76,12 +79,19 @@ class T5:
     def widths(self, outputs: tuple[str, ...]) -> dict[str, int]:
         return dict.fromkeys(outputs, self.config.d_model)
 
-    def derived(self) -> dict[str, np.ndarray]:
-        return {}
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        read = {name: shape for name, shape in self.stored().items() if name != self.table}
+        return {**read, BIAS: (1, self.config.num_heads, self.tokens, self.tokens)}
+
+    def derived(self, name: str, read: Read) -> np.ndarray:
+        """What is added to the score of every query and key, by their distance."""
+        c = self.config
+        places = buckets(self.tokens, c.relative_attention_num_buckets, c.relative_attention_max_distance)
+        return np.ascontiguousarray(read(self.table)[places].transpose(2, 0, 1)[None])
 
     def call(self, run: Runner, ids: Any, mask: Any, outputs: tuple[str, ...]) -> None:
         h = run("embed", ids, at="shared")
-        scores = run("bias", at=self.table.removesuffix(".weight"))
+        scores = run.weight(BIAS)
         if mask is not None:
             scores = run("mask", scores, mask, name="scores")
         for block in self.blocks:
@@ -91,21 +101,17 @@ class T5:
 
     # the operations: activations, then weights
 
-    def bias(self, table: Tensor) -> Any:
-        """(buckets, heads) -> (1, heads, T, T)."""
-        return relative_bias(wide(table), tokens=self.tokens, distance=self.config.relative_attention_max_distance)
-
     def mask(self, scores: Tensor, mask: Tensor) -> Any:
         """scores (1, heads, T, T), mask (R, T) -> (R, heads, T, T)."""
         seen = affine(cast(mask, dtype="float32"), scale=-HIDDEN, shift=HIDDEN)
-        return add(reshape(seen, shape=(-1, 1, 1, self.tokens)), scores)
+        return add(reshape(seen, shape=(-1, 1, 1, self.tokens)), wide(scores))
 
     def attention(self, h: Tensor, scores: Tensor, norm: Tensor, *weights: Tensor) -> Any:
         """h (R, T, D) -> (R, T, D); queries are not scaled."""
         q, k, v, o = map(wide, weights)
         x = self.norm(h, norm)
         query = affine(linear(x, q), scale=float(self.config.d_kv) ** 0.5, shift=0.0)  # which sdpa takes back
-        mixed = sdpa(query, linear(x, k), linear(x, v), scores, heads=self.config.num_heads)
+        mixed = sdpa(query, linear(x, k), linear(x, v), wide(scores), heads=self.config.num_heads)
         return add(h, linear(mixed, o))
 
     def mlp(self, h: Tensor, norm: Tensor, *weights: Tensor) -> Any:
@@ -121,3 +127,18 @@ class T5:
 def embed(ids: Tensor, table: Tensor) -> Any:
     """(R, T) -> (R, T, D)."""
     return wide(gather(table, ids))
+
+
+def buckets(tokens: int, count: int, distance: int) -> np.ndarray:
+    """The bucket of every query and key, (T, T): one for each of the nearest keys of either side, then ever more keys in one.
+
+    It is computed in float32, as it was when T5 was trained.
+    """
+    places = torch.arange(tokens)
+    ahead = places[None] - places[:, None]
+    side, near = count // 2, count // 4
+    away = ahead.abs()
+    scaled = torch.log(away.float() / near) / math.log(distance / near) * (side - near)
+    far = torch.clamp(near + torch.where(away < near, 0.0, scaled).long(), max=side - 1)
+    made: np.ndarray = (torch.where(ahead > 0, side, 0) + torch.where(away < near, away, far)).numpy()
+    return made
