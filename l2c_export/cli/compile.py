@@ -10,7 +10,7 @@ import click
 
 from ..errors import UsageError
 from ..support.extras import needs_compiler
-from .choices import BACKENDS, DEVICES, GUIDANCE, LINKS, PRECISIONS
+from .choices import BACKENDS, DEVICES, GUIDANCE, LINKS, PRECISIONS, TEXT_PRECISIONS
 from .console import Command, print_json, say
 from .options import FOLDER, Choice, Counts, Size, group, option, samplers
 from .progress import bars
@@ -52,6 +52,7 @@ from .tables import print_table
     option("--backend", type=Choice(BACKENDS), metavar="NAME", default="auto",
            help=f"One of auto (what works where it runs), {', '.join(BACKENDS[1:])}."),
     option("--precision", type=Choice(PRECISIONS), default="fp32", help="The two of 16 bits where the backend has them."),
+    option("--text-precision", type=Choice(TEXT_PRECISIONS), default="fp32", help="Most of T5's weights, as they are stored."),
     option("--fp32", multiple=True, metavar="SUBLAYER", help="Keep this one in float32 (blocks.3.mlp); repeat for more."),
     option("--link", type=Choice(LINKS), default="shared", help="An engine per segment, or one per distinct call."),
     option("--max-graphs", type=int, help="Merge calls into at most so many graphs; they compute more, never less."),

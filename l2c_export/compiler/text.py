@@ -12,7 +12,7 @@ import msgspec
 from ..artefact import check_text, text
 from ..artefact.text import IDS, MASK, EncoderRecord, TextRecord
 from ..errors import ModelError, UsageError
-from ..ir.dtypes import Types
+from ..ir.dtypes import DTYPES, Types
 from ..ir.graph import REQUEST, WEIGHT, Graph, check, live
 from ..models.diffusers.model_index import PipelineIndex
 from ..models.text import classes
@@ -59,16 +59,15 @@ def planned(options: Options, source: Source) -> PipelineTexts | None:
     """What is to be exported of a pipeline's encoders, if it is asked for.  Raises L2CError for what cannot be used."""
     if not options.with_text:
         return None
-    folder, family, types = source.folder, source.family, Types()
+    folder, family = source.folder, source.family
     recipes = RECIPES.get(family.name)
     if folder is None or folder.index is None or recipes is None:
         raise UsageError("with_text=True: only a pipeline folder of PixArt, SD3 or FLUX.1 has any: give it as model=..")
     index = folder.index
     tokens = next(given.shape[0] for given in family.inputs if given.name == "prompt_embeds")
-    tokenizers = {name: _tokenizer(index, name) for name in text.NAMES if name in index.parts}
-    first = tokenizers.get("text_encoder")
-    made = recipes(tokens, first.longest if first else 0, index.parts.keys())
-    encoders = {name: _encoder(index, name, part, tokenizers, types) for name, part in made.parts.items()}
+    made = recipes(tokens, _tokenizer(index, text.NAMES[0]).longest, index.parts.keys())
+    dtype = DTYPES[options.text_precision]
+    encoders = {name: _encoder(index, name, part, dtype) for name, part in made.parts.items()}
     record = TextRecord(
         encoders={name: encoder.record for name, encoder in encoders.items()},
         recipe=dict(made.blocks),
@@ -93,13 +92,13 @@ def _class_of(index: PipelineIndex, name: str) -> str:
     return kind
 
 
-def _encoder(
-    index: PipelineIndex, name: str, part: TextPart, tokenizers: Mapping[str, Tokenizer], types: Types
-) -> PipelineEncoder:
+def _encoder(index: PipelineIndex, name: str, part: TextPart, dtype: str) -> PipelineEncoder:
     kind, folder = _class_of(index, name), index.path.parent / name
     if kind != part.kind:
         raise ModelError(f"{folder} is a {kind}, where the pipeline has a {part.kind}: not supported")
+    told = _tokenizer(index, name)
     encoder = classes.build(kind, folder, part.tokens)
+    types = Types(dtype, encoder.wide)
     graph = record_graph(encoder, part, types)
     opened = classes.checkpoint(folder, encoder)
     shapes = {i: encoder.tensors()[i] for i in graph.inputs if graph.kind(i) == WEIGHT}
@@ -107,15 +106,15 @@ def _encoder(
         kind=kind,
         tensors=recipe.records(shapes, types, {}),
         tokens=part.tokens,
-        padding=tokenizers[name].padding,
+        padding=told.padding,
         masked=part.masked or msgspec.UNSET,
         end=msgspec.UNSET if encoder.end is None or "pooled" not in part.outputs else encoder.end,
         outputs=encoder.widths(part.outputs),  # type: ignore[arg-type]
     )
-    if tokenizers[name].size > record.vocabulary:
-        wrong = f"has {record.vocabulary} tokens, and its tokenizer {tokenizers[name].size}"
+    if told.size > record.vocabulary:
+        wrong = f"has {record.vocabulary} tokens, and its tokenizer {told.size}"
         raise ModelError(f"{folder} {wrong}: download or save it again")
-    return PipelineEncoder(folder, record, graph, opened, tokenizers[name])
+    return PipelineEncoder(folder, record, graph, opened, told)
 
 
 def record_graph(encoder: TextEncoder, part: TextPart, types: Types) -> Graph:

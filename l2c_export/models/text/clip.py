@@ -18,7 +18,7 @@ from .encoder import HIDDEN, Epsilon, Size
 
 SIGMOID = 1.702  # quick_gelu is x sigmoid(1.702 x)
 ACTIVATIONS = ("quick_gelu", "gelu")
-CAUSAL = "causal_mask"  # follows from the number of tokens, and is stored with the weights
+CAUSAL = "scores.causal_mask"  # follows from the number of tokens, and is stored with the weights
 LARGEST_IS_END = 2  # an end token that older configurations name, and no tokenizer has
 
 
@@ -41,6 +41,7 @@ class Clip:
     """Layers of attention to earlier tokens, and of an MLP."""
 
     sublayers: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ("scores", "embeddings", "encoder", "final_layer_norm", "text_projection")  # it is small beside T5
 
     def __init__(self, config: ClipConfig, tokens: int, projected: bool = False) -> None:
         if config.hidden_act not in ACTIVATIONS:

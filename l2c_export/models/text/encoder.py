@@ -31,6 +31,7 @@ class TextEncoder(Protocol):
     tokens: int
     segments: Mapping[str, Operation]
     sublayers: tuple[str, ...]  # none: nothing is cached
+    wide: tuple[str, ...]  # modules whose tensors are float32 whatever the others are
     end: int | None  # the id whose first place is pooled; None: the largest id
 
     def stored(self) -> dict[str, tuple[int, ...]]:

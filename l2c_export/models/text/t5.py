@@ -18,7 +18,7 @@ from ..layers import wide
 from ..primitives import add, affine, cast, gather, gelu_tanh, linear, mul, reshape, rms_norm, sdpa
 from .encoder import HIDDEN, Epsilon, Size
 
-BIAS = "relative_bias"  # follows from a table and the number of tokens, and is stored with the weights
+BIAS = "scores.relative_bias"  # follows from a table and the number of tokens, and is stored with the weights
 GATED = ("gated-gelu",)
 
 
@@ -48,6 +48,9 @@ class T5:
             raise ModelError(f"T5 with feed_forward_proj={config.feed_forward_proj!r}: only {GATED[0]} is supported")
         self.config, self.tokens = config, tokens
         self.blocks = [f"encoder.block.{n}" for n in range(config.num_layers)]
+        layers = [f"{block}.layer.{n}" for block in self.blocks for n in (0, 1)]
+        kept = [f"{layer}.{module}" for layer in layers for module in ("layer_norm", "DenseReluDense.wo")]
+        self.wide = ("scores", "shared", "encoder.final_layer_norm", *kept)
         self.table = f"{self.blocks[0]}.layer.0.SelfAttention.relative_attention_bias.weight"
         names = ("layer_norm", *(f"SelfAttention.{part}" for part in "qkvo"))
         gated = ("layer_norm", *(f"DenseReluDense.{part}" for part in ("wi_0", "wi_1", "wo")))
