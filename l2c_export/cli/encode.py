@@ -25,7 +25,7 @@ from .options import FILE, FOLDER, group, option
 @group("Where it runs", options.backend, options.device, options.threads)
 def encode(engines: Path, prompt: tuple[str, ...], negative_prompt: str | None, out: Path, backend: str | None,
            device: str | None, threads: int | None, as_json: bool) -> None:  # fmt: skip
-    """Write what an artefact's text encoders make of prompts: l2c run --prompt-embeds takes it, and needs no encoders."""
+    """Write what an artefact's text encoders make of prompts, for a machine that has none."""
     import numpy as np
 
     from ..runtime import prompts

@@ -56,7 +56,7 @@ def renamed(name):
     (lambda t: third(t)["tensors"][TABLE].update(dtype="float8"), "'shared.weight' has no usable type: float8"),
     (lambda t: third(t)["tensors"][TABLE].update(shape=[]), "'shared.weight' has no usable type"),
     (lambda t: third(t)["tensors"][TABLE].update(shape=[2**20, 16]), "its tensors make"),
-    (lambda t: third(t)["tensors"].update(ids=third(t)["tensors"].pop("scores.relative_bias")), "a weight is called as an input"),
+    (lambda t: third(t)["tensors"].update(ids=third(t)["tensors"].pop("scores.relative_bias")), "a weight is called as an"),
     (lambda t: t["recipe"].pop("prompt_embeds"), "texts make pooled_prompt_embeds of pooled_prompt_embeds, prompt_embeds"),
     (lambda t: t["recipe"].update(seed=[]), "texts make pooled_prompt_embeds, prompt_embeds, seed of"),
     (lambda t: t["recipe"]["prompt_embeds"].pop(), "its blocks are not its 91 tokens"),

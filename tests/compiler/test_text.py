@@ -53,7 +53,7 @@ INDEX, CLIP, T5 = "model_index.json", "text_encoder/config.json", "text_encoder_
 
 @pytest.mark.parametrize(("change", "problem"), [
     (lambda f: edited(f / INDEX, text_encoder_2=["transformers", "UMT5EncoderModel"]), "is a UMT5EncoderModel, where the"),
-    (lambda f: edited(f / INDEX, text_encoder_2=["own_code", "T5EncoderModel"]), "text_encoder_2 is T5EncoderModel of own_code"),
+    (lambda f: edited(f / INDEX, text_encoder_2=["own_code", "T5EncoderModel"]), "is T5EncoderModel of own_code"),
     (lambda f: edited(f / INDEX, text_encoder_2=[None, None]), "names no text_encoder_2, which its pipeline needs"),
     (lambda f: edited(f / INDEX, tokenizer=["transformers", "BertTokenizer"]), "is a BertTokenizer: only CLIPTokenizer and"),
     (lambda f: edited(f / INDEX, tokenizer=[None, None]), "names no tokenizer, which its pipeline needs"),
