@@ -69,6 +69,8 @@ def advise(share: float | None) -> None:
 
 def check_same_requests(path: str | os.PathLike[str], present: Manifest, other: Manifest) -> None:
     """Refuse an artefact that is told, or makes, something else than the one whose place it is to take.  Raises UsageError."""
+    if present.text and not other.text:
+        raise UsageError(f"{path}: has no text encoders, which the one in its place has: compile it again with with_text=True")
     ours, theirs = _interface(present), _interface(other)
     for what in ours:
         if ours[what] != theirs[what]:
@@ -80,5 +82,4 @@ def _interface(manifest: Manifest) -> dict[str, object]:
         "inputs": {each.name: each.shape for each in manifest.inputs},
         "latents": manifest.program().latent,
         "images": "decoded" if manifest.decoder else "its latents",
-        "prompts": "encoded" if manifest.text else "not known",
     }

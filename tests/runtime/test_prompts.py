@@ -116,7 +116,7 @@ def test_what_takes_a_pipelines_place_takes_prompts_too(prompted_by, tmp_path):
     folder = shutil.copytree(prompted_by("flux").out, tmp_path / "out")
     store.write_json(folder / FILE, msgspec.structs.replace(store.read(folder), text=msgspec.UNSET))
     with l2c_export.load(prompted_by("flux").out) as pipe:
-        with pytest.raises(UsageError, match="its prompts are not known, not encoded"):
+        with pytest.raises(UsageError, match="has no text encoders, which the one in its place has"):
             pipe.replace(folder)
         pipe.replace(prompted_by("flux").out)
         pipe(prompt="a cat")
