@@ -59,7 +59,7 @@ class EncoderEngine:
     def __call__(self, text: str) -> tuple[dict[str, np.ndarray], str]:
         """What is made of a text, (T, D), (P,) or (T,) by the name of the output; and what is cut off it."""
         ids, cut = self._tokenizer(text)
-        if max(ids) >= self._record.vocabulary or len(ids) > self._record.tokens:
+        if max(ids, default=0) >= self._record.vocabulary or len(ids) > self._record.tokens:
             raise ArtefactError("its tokenizer makes tokens that its text encoder does not have: run l2c-export again")
         padding = self._record.tokens - len(ids)
         padded = np.array([ids + [self._record.padding] * padding], np.int32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,8 @@ from ..artefact.records import FileInfo
 from ..errors import ArtefactError, UsageError
 from ..support.extras import needs
 from ..support.words import first_line
+
+PANIC = "PanicException"  # of Rust, which is no Exception
 
 
 class Tokens(NamedTuple):
@@ -26,27 +30,36 @@ class TextTokenizer:
     def __init__(self, path: Path, info: FileInfo, most: int) -> None:
         tokenizers = needs("tokenizers", "text")
         data = integrity.verified(path, info)
-        try:
+        self._path = path
+        with self._in_one_line():
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
-        except Exception as error:  # the package has no errors of its own
-            raise ArtefactError(f"{path} is no tokenizer: {first_line(error)}; run l2c-export again") from None
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
         self._most, self._turn = most, threading.Lock()
 
     def __call__(self, text: str) -> Tokens:
         """Raises UsageError for what is no text."""
-        with self._turn:
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UsageError(f"prompt={text[:40]!r}: holds half a character, which no tokenizer reads: leave it out")
+        with self._turn, self._in_one_line():
             try:
                 whole = self._tokenizer.encode(text)
                 if len(whole.ids) <= self._most:
                     return Tokens(whole.ids, "")
                 self._tokenizer.enable_truncation(self._most)
                 kept = self._tokenizer.encode(text)
-            except (TypeError, ValueError, UnicodeError) as error:
-                raise UsageError(f"prompt={text[:40]!r}: cannot be written in tokens: {first_line(error)}") from None
             finally:
                 self._tokenizer.no_truncation()
         count = kept.special_tokens_mask.count(0)  # of the text itself, which begins both alike
         places = [place for place, special in zip(whole.offsets, whole.special_tokens_mask, strict=True) if not special]
-        return Tokens(kept.ids, text[places[count][0] :])
+        return Tokens(kept.ids, text[places[count][0] :] if count < len(places) else "")
+
+    @contextlib.contextmanager
+    def _in_one_line(self) -> Iterator[None]:
+        """The package has no errors of its own, and panics where a file is of no sense."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+                raise
+            raise ArtefactError(f"{self._path} is no tokenizer: {first_line(error)}; run l2c-export again") from None

@@ -34,7 +34,7 @@ def pipe(prompted_by):
     ({"prompt": 7}, "prompt=7: give a text, or a list of them"),
     ({"prompt": ["a", None]}, "prompt=['a', None]: give a text, or a list of them"),
     ({"prompt": {"a": 1}}, "prompt={'a': 1}: give a text, or a list of them"),
-    ({"prompt": "a \ud800"}, "prompt='a \\ud800': cannot be written in tokens"),
+    ({"prompt": "a \ud800"}, "prompt='a \\ud800': holds half a character"),
     ({"prompt": "a", "class_labels": [1]}, "class_labels=..: this artefact has no such input"),
     ({"negative_prompt": "b"}, "prompt_embeds=..: is missing"),
 ], ids=repr)  # fmt: skip

@@ -8,6 +8,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
+import msgspec
 import numpy as np
 import pytest
 import text_oracle
@@ -189,3 +190,27 @@ def test_trusted_weights_are_those_of_encoders_too(prompted_by, tmp_path, monkey
     l2c_export.load(prompted_by("pixart").out, verify=False).close()
     assert "text_encoder.tokenizer.json" in hashed
     assert not [name for name in hashed if name.endswith("encoder.safetensors") or name == "weights.safetensors"]
+
+
+def panics(model):
+    """More of a prefix than there is of a token: the library ends in a panic."""
+    model.update(continuing_subword_prefix="a" * 300)
+
+
+@pytest.mark.parametrize("change", [
+    panics, lambda model: model.clear(), lambda model: model.update(unk_token="<nothing>", vocab={"a": 0}),
+    lambda model: model.update(vocab={name: 10**6 + n for name, n in model["vocab"].items()}),
+], ids=str)  # fmt: skip
+def test_a_tokenizer_of_no_sense_is_one_line(prompted_by, tmp_path, change):
+    """With a hash that is right."""
+    folder = shutil.copytree(prompted_by("flux").out, tmp_path / "out")
+    file = folder / "text" / "text_encoder.tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    change(tokenizer["model"])
+    file.write_text(json.dumps(tokenizer))
+    manifest = store.read(folder, verify=False)
+    files = {**manifest.files, "text/text_encoder.tokenizer.json": integrity.info(file)}
+    store.write_json(folder / "manifest.json", msgspec.structs.replace(manifest, files=files))
+    with l2c_export.load(folder) as pipe, pytest.raises(ArtefactError, match="tokenizer") as refused:
+        pipe.inputs(prompt="a cat")
+    assert "\n" not in str(refused.value)
