@@ -28,7 +28,10 @@ ODD = [
 
 
 def clip_tokenizer(folder: Path, padding: str = "<|endoftext|>") -> int:
-    """A byte-level BPE as CLIP has it, from vocab.json and merges.txt; returned is how many tokens there are."""
+    """A byte-level BPE as CLIP has it, from vocab.json and merges.txt; returned is how many tokens there are.
+
+    The end token is not the largest id, though that is what older configurations take for it.
+    """
     start, end, suffix = "<|startoftext|>", "<|endoftext|>", "</w>"
     made = Tokenizer(models.BPE(unk_token=end, continuing_subword_prefix="", end_of_word_suffix=suffix))
     made.normalizer = normalizers.Lowercase()
@@ -39,9 +42,10 @@ def clip_tokenizer(folder: Path, padding: str = "<|endoftext|>") -> int:
     )
     made.train_from_iterator(CORPUS, trainer)
     model = json.loads(made.to_str())["model"]
-    names = [*model["vocab"], *(f"{letter}{suffix}" for letter in letters), start, end]
+    names = [*model["vocab"], start, end, *(f"{letter}{suffix}" for letter in letters)]
     vocabulary = {name: n for n, name in enumerate(dict.fromkeys(names))}
     folder.mkdir(parents=True, exist_ok=True)
+    assert vocabulary[end] < vocabulary[f"3{suffix}"]
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]) + "\n")
     options = {"model_max_length": 77, "pad_token": padding, "unk_token": end, "bos_token": start, "eos_token": end,
@@ -67,11 +71,13 @@ def t5_tokenizer(folder: Path) -> int:
 
 def clip(folder: Path, name: str, seed: int, projected: bool, width: int = 12, act: str = "quick_gelu", end: int | None = None,
          padding: str = "<|endoftext|>", layers: int = 3, projection: int = 8) -> None:  # fmt: skip
-    size = clip_tokenizer(folder / name.replace("text_encoder", "tokenizer"), padding)
+    place = folder / name.replace("text_encoder", "tokenizer")
+    size = clip_tokenizer(place, padding)
+    last = json.loads((place / "vocab.json").read_text())["<|endoftext|>"]
     config = transformers.CLIPTextConfig(
         vocab_size=size, hidden_size=width, intermediate_size=2 * width, projection_dim=projection, num_hidden_layers=layers,
-        num_attention_heads=2, hidden_act=act, eos_token_id=size - 1 if end is None else end, bos_token_id=size - 2,
-        pad_token_id=size - 1,
+        num_attention_heads=2, hidden_act=act, eos_token_id=last if end is None else end, bos_token_id=last - 1,
+        pad_token_id=last,
     )  # fmt: skip
     kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
     _saved(kind, config, folder, name, "CLIPTokenizer", seed)

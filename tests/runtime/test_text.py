@@ -116,7 +116,7 @@ def test_what_is_cut_off_is_said_as_it_was_written(prompted_by, caplog):
     prompt = "A photo of  a Cat, " + " ".join(f"CAT{n}" for n in range(40))
     with l2c_export.load(prompted_by("flux").out) as pipe, caplog.at_level("WARNING", "l2c_export"):
         pipe.inputs(prompt="a cat")
-        assert not caplog.messages
+        assert not [line for line in caplog.messages if "prompt" in line]
         pipe.inputs(prompt=prompt)
         (line,) = (line for line in caplog.messages if "text_encoder_2" in line)
         pipe.inputs(prompt=prompt)
