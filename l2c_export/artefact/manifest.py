@@ -56,8 +56,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     link: Literal["shared", "static"]
     passes: tuple[str, ...]
     denoiser: DenoiserRecord
-    decoder: DecoderRecord | msgspec.UnsetType = msgspec.UNSET
     text: TextRecord | msgspec.UnsetType = msgspec.UNSET  # what makes a request of a prompt
+    decoder: DecoderRecord | msgspec.UnsetType = msgspec.UNSET
     programs: dict[str, ProgramRecord]  # by the number of steps; the first is the one that runs where none is named
     fingerprint: FingerprintRecord | msgspec.UnsetType = msgspec.UNSET  # what can be checked without PyTorch
     builds: dict[str, Build] = msgspec.field(default_factory=dict)
