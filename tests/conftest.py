@@ -92,6 +92,20 @@ def pixels(tmp_path_factory, own_cache):
     return folder / "engines"
 
 
+@pytest.fixture(scope="session")
+def prompted_by(tmp_path_factory, own_cache):
+    """A pipeline with text encoders by its family, compiled with them, for tests that only read it."""
+
+    @functools.cache
+    def made(family):
+        import texts
+
+        root = tmp_path_factory.mktemp(family)
+        return texts.exported(family, root / "model", root / "out", with_vae=family == "pixart")
+
+    return made
+
+
 @pytest.fixture
 def copy(tmp_path):
     """A small artefact of one's own."""

@@ -34,6 +34,7 @@ HOMES = {
     "huggingface_hub": set(),
     "onnx": {"compiler/onnx/"},
     "onnxscript": {"compiler/onnx/export.py"},
+    "tokenizers": {"runtime/tokens.py"},
     "accelerate": {"training/workers.py"},
     "platformdirs": {"support/cache.py"},
     "yaml": {"schedules/importers/text.py"},
@@ -66,6 +67,7 @@ ASKED = {
     "accelerate": {"training/train.py"},
     "matplotlib": {"training/train.py"},
     "diffusers": {"compiler/", "models/captured/"},
+    "transformers": {"compiler/tokenizer.py"},
     "huggingface_hub": {"models/diffusers/hub.py"},
 }
 # what runs where there is neither torch nor onnx: nothing of theirs is imported with it

@@ -15,7 +15,7 @@ from ..ir.graph import Value
 from ..ir.inputs import guided
 from ..schedules.values import OUTPUT
 from ..weights.layout import CODES, WEIGHTS, Layout
-from . import check_flow, check_names, check_origins, check_precision, check_primitives
+from . import check_flow, check_names, check_origins, check_precision, check_primitives, check_text
 from .call_record import CallRecord
 from .check_origins import MOST_HISTORY
 from .compiled import Compiled
@@ -41,6 +41,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             yield f"the weight {name!r} has no usable type: {tensor.dtype} of shape {tensor.shape}"
     yield from _files(manifest)
     yield from check_precision.problems(manifest)
+    yield from check_text.problems(manifest)
     for name, size in manifest.denoiser.sizes.items():
         yield from (f"size {name}: {wrong}" for wrong in _size(manifest, size))
     for name, program in manifest.programs.items():
@@ -74,6 +75,7 @@ def _files(manifest: Manifest) -> Iterator[str]:
     names |= {program.schedule for program in manifest.programs.values()}
     names |= {WEIGHTS} if model.weights else set()
     names |= {manifest.decoder.file} if manifest.decoder else set()
+    names |= check_text.files(manifest.text) if manifest.text else set()
     names |= {FINGERPRINT} if manifest.fingerprint else set()
     names |= {file for build in manifest.builds.values() for file in build.engines.values()}
     yield from (f"it does not list {name}, which it uses" for name in sorted(names - set(manifest.files)))

@@ -23,6 +23,7 @@ from ..ir.inputs import RequestInput
 from .compiled import Compiled
 from .record import Record
 from .records import Build, DecoderRecord, DenoiserRecord, FileInfo, FingerprintRecord, GraphRecord, Guidance, ProgramRecord
+from .text import TextRecord
 
 VERSION = 2
 LINKS = ("shared", "static")
@@ -36,8 +37,8 @@ def program_name(steps: int, size: str | None) -> str:
 class Manifest(Record, frozen=True, kw_only=True):
     """Everything about an artefact but the bytes of its files.
 
-    The components are the denoiser and, where there is one, the decoder; a program is a loop over the denoiser's graphs; a
-    build holds engines of a library for all of them.
+    The components are the denoiser and, where there are some, a decoder and text encoders; a program is a loop over the
+    denoiser's graphs; a build holds engines of a library for denoiser and decoder.
     """
 
     format: Literal["l2c-export"] = "l2c-export"
@@ -51,6 +52,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     link: Literal["shared", "static"]
     passes: tuple[str, ...]
     denoiser: DenoiserRecord
+    text: TextRecord | msgspec.UnsetType = msgspec.UNSET  # what makes a request of a prompt
     decoder: DecoderRecord | msgspec.UnsetType = msgspec.UNSET
     # By the number of steps, those of further sizes with the size behind; the first is the one that runs where none is named.
     programs: dict[str, ProgramRecord]

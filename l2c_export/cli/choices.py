@@ -12,6 +12,7 @@ BUILT = descriptors.built()  # whose engines are built beforehand
 LOADED = sorted(descriptors.loaded())  # that run any artefact
 TARGETS = {d.name: d.targets for d in descriptors.BACKENDS if d.targets}  # whose GPU need not be here
 PRECISIONS = descriptors.precisions()
+TEXT_PRECISIONS = ("fp32", "bf16")
 LINKS = ("shared", "static")
 LEVELS = ("sublayer", "stack", "output")
 GUIDANCE = ("first3", "all", "none")

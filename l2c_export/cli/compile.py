@@ -11,7 +11,7 @@ import click
 from ..errors import UsageError
 from ..support.extras import needs_compiler
 from . import importing
-from .choices import BACKENDS, DEVICES, GUIDANCE, LEVELS, LINKS, PRECISIONS
+from .choices import BACKENDS, DEVICES, GUIDANCE, LEVELS, LINKS, PRECISIONS, TEXT_PRECISIONS
 from .console import Command, print_json, say
 from .options import FOLDER, Choice, Counts, Sizes, group, option, samplers
 from .progress import bars
@@ -40,6 +40,7 @@ from .tables import print_table
            "[default: the model's own]"),
     option("--with-vae", is_flag=True, help="Add the decoder of the pipeline folder: images come out instead of latents."),
     option("--vae", type=FOLDER, help="The same with another folder of an AutoencoderKL of diffusers."),
+    option("--with-text", is_flag=True, help="Add the text encoders of the pipeline folder: prompts may then be texts."),
     option("--out", type=FOLDER, default="engines", help="Where the artefact goes."),
 )  # fmt: skip
 @group(
@@ -59,6 +60,7 @@ from .tables import print_table
     option("--backend", type=Choice(BACKENDS), metavar="NAME", default="auto",
            help=f"One of auto (what works where it runs), {', '.join(BACKENDS[1:])}."),
     option("--precision", type=Choice(PRECISIONS), default="fp32", help="The two of 16 bits where the backend has them."),
+    option("--text-precision", type=Choice(TEXT_PRECISIONS), default="fp32", help="Most of T5's weights, as they are stored."),
     option("--fp32", multiple=True, metavar="SUBLAYER", help="Keep this one in float32 (blocks.3.mlp); repeat for more."),
     option("--link", type=Choice(LINKS), default="shared", help="An engine per segment, or one per distinct call."),
     option("--cut", metavar="PATTERN", help="Of a captured transformer: modules of these names (.*\\.proj_mlp) are sublayers, "

@@ -90,6 +90,8 @@ def samplers(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 
 class_labels = functools.partial(option, "--class-label", "labels", multiple=True, metavar="LABEL,..")
+prompt = option("--prompt", "prompt", multiple=True, metavar="TEXT", help="An image of what this says; may be repeated.")
+negative_prompt = option("--negative-prompt", metavar="TEXT", help="What no image should be like. [default: the empty text]")
 guidance_scale = option("--guidance-scale", type=float, help="1 turns guidance off. [default: the artefact's]")
 backend = option(
     "--backend",

@@ -1,15 +1,44 @@
-"""The embeddings of prompts as a command is given them: a .npz of arrays, called as the artefact's inputs."""
+"""Prompts as a command is given them: in words, or as a .npz of the arrays that stand for them, by the inputs' names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..artefact.manifest import Manifest
+
+
+class TextPrompts(NamedTuple):
+    """Prompts in words, and what no image should be like."""
+
+    prompts: tuple[str, ...]
+    negative: str | None
+
+    def batches(self, manifest: Manifest) -> list[Mapping[str, Any]]:
+        """The requests that they are for, checked, of at most so many images as the artefact makes at once."""
+        from ..runtime import inputs, prompts
+
+        without = {} if self.negative is None else {"negative_prompt": self.negative}
+        size, texts = manifest.batch, list(self.prompts)
+        chunks = [{"prompt": texts[n : n + size], **without} for n in range(0, len(texts), size)]
+        for chunk in chunks:
+            if prompts.checked(manifest, chunk, size).asked is None:
+                inputs.checked(manifest, chunk)  # a model of something else
+        return list(chunks)
+
+
+def check_one(said: Mapping[str, object], negative: str | None) -> None:
+    """Refuse two ways to say what is asked for.  Raises UsageError."""
+    first, *others = (name for name, value in said.items() if value)
+    if others:
+        raise UsageError(f"{first} and {others[0]}: both say what is asked for: give one of the two")
+    if negative is not None and first != "--prompt":
+        raise UsageError(f"--negative-prompt: goes with --prompt; {first} has its own: leave it out")
+
 
 REMEDY = "write it with numpy.savez(FILE, prompt_embeds=.., ..)"
 

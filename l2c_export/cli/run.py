@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 @group(
     "What is made",
     options.class_labels(help="An image of each of these classes, numbers or names; may be repeated."),
+    options.prompt,
+    options.negative_prompt,
     option(
         "--prompt-embeds",
         type=options.FILE,
@@ -57,18 +59,22 @@ if TYPE_CHECKING:
     option("--trust", is_flag=True, help="Do not hash the weights: for an artefact of one's own on one's own disk."),
     option("--check-finite", is_flag=True, help="Stop at the first call that makes NaN or infinite latents."),
 )
-def run(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | None, guidance_scale: float | None, seed: int,
-        steps: int | None, size: tuple[int, int] | None, out: Path, backend: str | None, device: str | None,
-        threads: int | None, link: str | None, tile: int | None, trust: bool,
+def run(engines: Path, labels: tuple[str, ...], prompt: tuple[str, ...], negative_prompt: str | None,
+        prompt_embeds: Path | None, guidance_scale: float | None, seed: int, steps: int | None,
+        size: tuple[int, int] | None, out: Path, backend: str | None, device: str | None, threads: int | None,
+        link: str | None, tile: int | None, trust: bool,
         check_finite: bool, as_json: bool) -> None:  # fmt: skip
     """Generate latents, or images where the artefact has a decoder (or the model works on pixels)."""
     from ..runtime.images import check_target
     from ..runtime.pipeline import load
 
     check_target(out)
-    if not labels and prompt_embeds is None:
-        raise click.UsageError("Missing option '--class-label', or '--prompt-embeds' for a model of prompts.")
-    chunks, pixels = check_request(engines, labels, prompt_embeds, guidance_scale, seed, steps, size, out)
+    said = {"--class-label": labels, "--prompt": prompt, "--prompt-embeds": prompt_embeds}
+    if not any(said.values()):
+        raise click.UsageError("Missing option '--class-label', or '--prompt' or '--prompt-embeds' for a model of prompts.")
+    prompts.check_one(said, negative_prompt)
+    texts = prompts.TextPrompts(prompt, negative_prompt)
+    chunks, pixels = check_request(engines, labels, texts, prompt_embeds, guidance_scale, seed, steps, size, out)
     started = time.perf_counter()
     pipe = load(engines, backend, device, threads, verify=not trust, link=link, tile=tile)
     if pipe.manifest.denoiser.weights and pipe.manifest.denoiser.weights.random is not None:
@@ -107,8 +113,8 @@ def generate(pipe: Pipeline, chunks: Sequence[Mapping[str, Any]], scale: float |
     return Output(np.concatenate([each.latents for each in made]), images, sum(each.seconds for each in made))
 
 
-def check_request(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | None, guidance_scale: float | None, seed: int,
-                  steps: int | None, size: tuple[int, int] | None,
+def check_request(engines: Path, labels: tuple[str, ...], texts: prompts.TextPrompts, prompt_embeds: Path | None,
+                  guidance_scale: float | None, seed: int, steps: int | None, size: tuple[int, int] | None,
                   out: Path) -> tuple[list[Mapping[str, Any]], bool]:  # fmt: skip
     """Refuse what an artefact cannot do before its engines are loaded, and say which digits are a name.
 
@@ -126,6 +132,7 @@ def check_request(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | 
         {CLASS_LABELS: given[n : n + manifest.batch]} for n in range(0, len(given), manifest.batch)
     ]
     chunks += [] if prompt_embeds is None else prompts.batches(prompt_embeds, manifest)
+    said = texts.batches(manifest)
     request.scales(manifest.program(), guidance_scale, 1)
     request.seeds(1, seed)
     if is_picture(out) and not request.makes_pixels(manifest):
@@ -137,6 +144,7 @@ def check_request(engines: Path, labels: tuple[str, ...], prompt_embeds: Path | 
     for label, number in zip(given, (n for each in told for n in each.get(CLASS_LABELS, ())), strict=bool(given)):
         if label.isdecimal() and int(label) != number:
             say(f"--class-label {label}: the class of this name, which is number {number}")
+    chunks += said
     pixels = is_picture(out) or (is_folder(out) and request.makes_pixels(manifest))
     check_target(out, pixels)
     return chunks, pixels

@@ -95,6 +95,8 @@ def compile(
     max_graphs: int | None = None,
     with_vae: bool = False,
     vae: str | os.PathLike[str] | None = None,
+    with_text: bool = False,
+    text_precision: str = "fp32",
     size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     tokens: int | None = None,
     cut: str | None = None,
@@ -120,6 +122,8 @@ def compile(
       `link`: "shared" for an engine per segment, "static" for one per distinct call.
     - `hoist=False` and `fold=False` leave a pass out; `max_graphs` merges calls, which then compute more, never less.
     - `with_vae` adds the decoder of the pipeline, `vae` that of another folder, so that images come out.
+    - `with_text` adds the text encoders of the pipeline, so that a request may say `prompt`; with
+      `text_precision` "bf16" most of T5's weights are stored in half the bytes.
     - `size`, height and width in pixels, and `tokens` of a prompt: what a captured transformer of diffusers is compiled for; by
       default what its configuration and its family say.  Several sizes become programs of one artefact, too.
     - `cut`: a regular expression for names of modules of such a transformer, whose outputs then can be cached, too.
@@ -137,8 +141,8 @@ def compile(
         schedule, out=out, model=model, weights=weights, steps=steps, threshold=threshold, rule=rule, level=level,
         full_first=full_first, full_last=full_last, sampler=sampler, guidance=guidance,
         batch=batch, precision=precision, fp32=fp32, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
-        max_graphs=max_graphs, with_vae=with_vae, vae=vae, size=size, tokens=tokens, cut=cut,
-        dump=dump,
+        max_graphs=max_graphs, with_vae=with_vae, vae=vae, with_text=with_text, text_precision=text_precision,
+        size=size, tokens=tokens, cut=cut, dump=dump,
     )  # fmt: skip
     if options.backend in built():
         check_built(options.backend)

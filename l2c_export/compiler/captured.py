@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
     from ..models.family import Family
     from ..weights.checkpoint import Checkpoint
 
+ALPHA_TOKENS, SCHNELL_TOKENS = 120, 256  # of PixArt-alpha, where PixArt-Sigma has 300; of FLUX.1 schnell, where dev has 512
+
 
 def sized(options: Options, folder: Folder | None) -> Folder | None:
     """The same folder, for pictures and prompts of the sizes that are asked for.  Raises UsageError where it has no choice."""
     asked = {name: getattr(options, name) for name in ("size", "tokens", "cut") if getattr(options, name) is not None}
+    if folder and (usual := tokens(folder)):
+        asked.setdefault("tokens", usual)
     if not asked:
         return folder
     if folder is None or not families.of(folder.family).captured:
@@ -46,6 +51,14 @@ def assumed(folder: Folder) -> tuple[str, ...]:
     if folder.family not in (families.BY_SIGNATURE.name, families.FLOW_BY_SIGNATURE.name):
         return ()
     return (f"inputs, timesteps and guidance as the arguments of {folder.arch['model']} are called: it has no adapter",)
+
+
+def tokens(folder: Folder) -> int:
+    """Those that a folder's pipeline gives a prompt, where they are not its family's; else 0."""
+    if folder.index and folder.index.pipeline == "PixArtAlphaPipeline":
+        return ALPHA_TOKENS
+    is_flux = families.of(folder.family) is families.FLUX
+    return SCHNELL_TOKENS if is_flux and not json.loads(folder.arch["config"]).get("guidance_embeds") else 0
 
 
 def weights(family: Family, checkpoint: Checkpoint) -> Checkpoint:

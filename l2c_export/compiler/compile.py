@@ -36,6 +36,7 @@ from .plan import Plan
 from .record import record
 from .request import Options
 from .source import Source, resolve
+from .text import planned, write_texts
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def compile_artefact(
     source = sources[0]
     for line in source.describe():
         report(line)
+    texts = planned(options, source)  # what makes a request of a prompt
     several = [
         lower(options, own, report, f"{sizes.name_of(own)}-" if n else "") for n, own in enumerate(sources)
     ]  # one by one
@@ -120,7 +122,9 @@ def compile_artefact(
         whole = replace(source, checkpoint=sizes.checkpoint_of(sources))
         bind_weights(folder, whole, described.denoiser.shapes, layout, report, progress)
         write_decoder(folder, source, described, report)
+        write_texts(folder, texts, report, progress)
         manifest = with_fingerprint(folder, described, report) if fingerprinted else described
+        manifest = msgspec.structs.replace(manifest, text=texts.record if texts else msgspec.UNSET)
         store.write_manifest(folder, manifest)
         if options.dump:
             for lowered in several:

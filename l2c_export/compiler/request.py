@@ -20,6 +20,7 @@ from ..samplers.scheduler_config import FLOWS, KINDS
 from ..schedules.rules import Caching
 from ..schedules.schedule import Schedule
 
+TEXT_PRECISIONS = ("fp32", "bf16")  # of the weights of text encoders, as they are stored
 GUIDANCE = ("first3", "all", "none")  # a captured model may have another way
 PathOrSchedule = str | os.PathLike[str] | Schedule
 CACHING = ("rule", "level", "full_first", "full_last")
@@ -65,6 +66,8 @@ class Options:
     dump: Path | None = None
     with_vae: bool = False
     vae: Path | None = None
+    with_text: bool = False
+    text_precision: str = "fp32"
     size: tuple[int, int] | None = None  # height and width of the pictures, in pixels
     more_sizes: tuple[tuple[int, int], ...] = ()  # of the other programs
     tokens: int | None = None  # of a prompt
@@ -97,10 +100,12 @@ class Options:
         if self.backend not in (AUTO, *descriptors.names()):
             raise UsageError(f"backend={self.backend!r}: use one of {', '.join((AUTO, *descriptors.names()))}")
         precisions = descriptors.precisions()
-        chosen = (("guidance", GUIDANCE), ("precision", precisions), ("link", LINKS))
+        chosen = (("guidance", GUIDANCE), ("precision", precisions), ("link", LINKS), ("text_precision", TEXT_PRECISIONS))
         for name, known in chosen:
             if getattr(self, name) not in (None, *known):
                 raise UsageError(f"{name}={getattr(self, name)!r}: use one of {', '.join(known)}")
+        if self.text_precision != "fp32" and not self.with_text:
+            raise UsageError(f"text_precision={self.text_precision!r}: there are no text encoders without with_text=True")
         if self.fp32 and self.precision == "fp32":
             raise UsageError(f"fp32={self.fp32[0]!r}: all of the model is float32: use it with precision='fp16' or bf16")
         if self.backend != AUTO and self.precision not in descriptors.named(self.backend).precisions:

@@ -147,7 +147,9 @@ def _folder(options: Options) -> Folder | None:
     if options.model is None:
         place = pipeline_folder.describing(Path(options.weights)) if options.weights else None
         return pipeline_folder.read(place) if place else None
-    place = None if families.is_name(options.model) else pipeline_folder.find(options.model, options.with_vae)
+    if families.is_name(options.model):
+        return None
+    place = pipeline_folder.find(options.model, options.with_vae, options.with_text)
     return pipeline_folder.read(place) if place else None
 
 

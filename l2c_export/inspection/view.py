@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..artefact import store
+from ..artefact import store, text
 from ..artefact.manifest import Manifest
 from ..artefact.records import image_range
 from ..errors import UsageError
@@ -80,6 +80,8 @@ class View:
         computed, total = sum(len(c.computed) for c in self.calls), len(self.calls) * len(self.sublayers)
         times = [c.milliseconds for c in self.calls if c.milliseconds is not None]
         found = [f"{computed} of {total} sublayers computed" + (f", {sum(times):.4g} ms in all" if times else "")]
+        if self.artefact and len(self.artefact["components"]) > 1:
+            found.append(", ".join(f"{name}: {size / 2**20:.1f} MB" for name, size in self.artefact["components"].items()))
         for name, build in (self.artefact["builds"] if self.artefact else {}).items():
             size = f"{build['bytes'] / 2**20:.1f} MB"
             found.append(f"{name}: {counted(build['engines'], 'engine')}, {size}, for {image_range(build['images'])}")
@@ -149,6 +151,14 @@ def described(rules: Mapping[str, Rule], levels: Collection[str]) -> str:
     return ", ".join([*(f"{count} by {rule}" for rule, count in counts.items()), *named])
 
 
+def components(manifest: Manifest) -> dict[str, int]:
+    """The bytes of each component's files, by its name."""
+    found = {"denoiser": manifest.denoiser.weight_bytes}
+    for name in manifest.text.encoders if manifest.text else ():
+        found[name] = sum(manifest.files[file].bytes for file in text.files_of(name))
+    return found | ({"decoder": manifest.files[manifest.decoder.file].bytes} if manifest.decoder else {})
+
+
 def of_artefact(manifest: Manifest, steps: int | None = None) -> View:
     """A program's calls with the bytes that they move: weights, and cached values read and written."""
     compiled = manifest.program(steps)
@@ -184,6 +194,7 @@ def of_artefact(manifest: Manifest, steps: int | None = None) -> View:
         "passes": list(manifest.passes),
         "graphs": len(compiled.step_graphs),
         "segments": len(manifest.denoiser.segments),
+        "components": components(manifest),
         "weights": None if bound is None else bound.source,
         "random_weights": bool(bound and bound.random is not None),
         "prologue_weight_bytes": sum(weights[n] for n in compiled.before_loop),

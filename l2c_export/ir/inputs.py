@@ -16,11 +16,15 @@ import msgspec
 import numpy as np
 
 CLASS_LABELS = "class_labels"
+PROMPT, NEGATIVE_PROMPT = "prompt", "negative_prompt"  # texts, of which encoders make what is declared
 LARGEST, LARGEST_FLOAT = 2**31, 3.4e38  # no axis is longer, no number is larger
 Inputs = Mapping[str, Any]  # what a request says: arrays by name, whose first axis counts images, or rows of the model's batch
 # what else a request is told by its keywords
 RESERVED = frozenset({"self", "guidance_scale", "seed", "latents", "noise", "output_type", "callback_on_step_end",
                       "check_finite", "steps", "every", "cancel", "height", "width"})  # fmt: skip
+
+
+TAKEN = RESERVED | {PROMPT, NEGATIVE_PROMPT}
 
 
 class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,7 +78,7 @@ class RequestInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             return wrong
         if self.negated and self.unconditional is not msgspec.UNSET:
             return f"the input {self.name!r} has two values for the unconditional half"
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", self.name) or keyword.iskeyword(self.name) or self.name in RESERVED:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", self.name) or keyword.iskeyword(self.name) or self.name in TAKEN:
             return f"an input is called {self.name[:100]!r}"
         if not all(0 < size < LARGEST for size in self.shape) or math.prod(self.shape) >= LARGEST:
             return f"the input {self.name!r} has the shape {self.shape}"

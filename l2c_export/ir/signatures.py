@@ -201,9 +201,9 @@ def unpatchify(x: Value, patch: int, channels: int, height: int, width: int) -> 
 
 @signature(2)
 def gather(x: Value, rows: Value) -> tuple[Value, ...]:
-    """Entries of the first axis, by number."""
-    need(bool(x.shape) and rows.dtype == "int32", "rows are int32, of what has some")
-    return (Value((*ranked(rows, 1), *x.shape[1:]), x.dtype),)
+    """Entries of the first axis, by number: one for each row (R,), or for each token (R, T)."""
+    need(bool(x.shape) and rows.dtype == "int32" and len(rows.shape) in (1, 2), "rows are int32, of what has some")
+    return (Value((*rows.shape, *x.shape[1:]), x.dtype),)
 
 
 @signature(2, 8, axis=SIZE)

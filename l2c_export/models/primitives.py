@@ -231,7 +231,7 @@ def unpatchify(x: Tensor, *, patch: int, channels: int, height: int, width: int)
 
 @primitive
 def gather(x: Tensor, rows: Tensor) -> Tensor:
-    return x.index_select(0, rows)
+    return x.index_select(0, rows) if rows.ndim == 1 else F.embedding(rows, x)
 
 
 @primitive

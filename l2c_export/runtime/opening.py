@@ -6,7 +6,7 @@ import os
 import time
 from typing import NamedTuple
 
-from ..artefact import store
+from ..artefact import store, text
 from ..artefact.manifest import LINKS, Manifest
 from ..backends.choose import Opened, open_backend
 from ..backends.contract import Request
@@ -42,7 +42,7 @@ class Opening(NamedTuple):
 def open_artefact(path: str | os.PathLike[str], choices: Choices, verify: bool = True) -> Opening:
     """Load an artefact.  Raises what `load` raises."""
     started, folder, others = time.perf_counter(), asked.folder(path), Watch()
-    manifest = store.read(folder, trusted=() if verify else (layout.WEIGHTS,))
+    manifest = store.read(folder, trusted=() if verify else (layout.WEIGHTS, *text.WEIGHTS))
     store.check_linked(folder, manifest)
     if choices.link not in (None, *LINKS):
         raise UsageError(f"link={choices.link!r}: use one of {', '.join(LINKS)}")
@@ -69,6 +69,8 @@ def advise(share: float | None) -> None:
 
 def check_same_requests(path: str | os.PathLike[str], present: Manifest, other: Manifest) -> None:
     """Refuse an artefact that is told, or makes, something else than the one whose place it is to take.  Raises UsageError."""
+    if present.text and not other.text:
+        raise UsageError(f"{path}: has no text encoders, which the one in its place has: compile it again with with_text=True")
     ours, theirs = _interface(present), _interface(other)
     for what in ours:
         if ours[what] != theirs[what]:

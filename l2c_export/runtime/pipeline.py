@@ -20,7 +20,7 @@ from ..ir.inputs import CLASS_LABELS, Inputs
 from ..support import ending
 from ..support.log import LOG
 from ..support.words import counted
-from . import decoder
+from . import decoder, prompts, text
 from . import request as asked
 from .images import Output, to_images
 from .inputs import Labels, check_count, checked, images_of
@@ -94,6 +94,7 @@ class Pipeline:
         self.manifest: Manifest = loaded.manifest
         self.path, self.link = loaded.folder, loaded.link
         self._decoder: decoder.Decoder | None = None
+        self._texts = text.TextEncoders(loaded.folder, loaded.manifest, loaded.backend) if loaded.manifest.text else None
         self._loaded: LoadedArtefact | None = loaded
         self._loops: Loops | None = loops
 
@@ -122,7 +123,7 @@ class Pipeline:
     def close(self) -> None:
         """Free the engines, the buffers and the weights, when the generation that runs has ended.  Closing twice is fine."""
         with self._turn.taken():
-            self._loaded = self._decoder = self._loops = None
+            self._loaded = self._decoder = self._loops = self._texts = None
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -297,4 +298,9 @@ class Pipeline:
 
     def inputs(self, class_labels: Labels | None = None, **inputs: Any) -> dict[str, Any]:
         """What a request says, checked: an array (B, ..) of every input that the artefact declares.  Raises UsageError."""
-        return checked(self.manifest, {CLASS_LABELS: class_labels, **inputs})
+        return checked(self.manifest, prompts.told(self.manifest, {CLASS_LABELS: class_labels, **inputs}, self._texts))
+
+    def free_text(self) -> None:
+        """Release the text encoders; the next prompt that is not known yet loads them again."""
+        if self._texts:
+            self._texts.free()

@@ -72,10 +72,16 @@ class Checkpoint(NamedTuple):
         return self._replace(shapes=shapes, read=lambda name: recipes[name].value(self.read, shapes[name]), recipes=recipes)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a file of safetensors or torch.save, or an index (JSON) of several, whatever it is called.  Raises WeightsError."""
+def open_checkpoint(path: Path, passed_over: str | None = None) -> Checkpoint:
+    """Open a file of safetensors or torch.save, or an index (JSON) of several, whatever it is called.
+
+    Tensors whose names end with `passed_over` are left out, whatever their type.  Raises WeightsError.
+    """
     tree = _tree(path, (file_kind.JSON, *FILES))
     model = containers.find(tree, (torch_file.Tensor, Slice), path, REMEDY)
+    if passed_over:
+        kept = {name: tensor for name, tensor in model.tensors.items() if not name.endswith(passed_over)}
+        model = model._replace(tensors=kept)
     for name, tensor in model.tensors.items():
         allowed = READABLE if isinstance(tensor, Slice) else FLOATS
         if tensor.dtype not in allowed:

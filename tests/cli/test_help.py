@@ -95,6 +95,7 @@ def test_the_choices_are_those_of_the_modules():
     assert set(known.PRECISIONS) == set(dtypes.DTYPES)
     assert known.LINKS == manifest.LINKS
     assert known.GUIDANCE == request.GUIDANCE
+    assert known.TEXT_PRECISIONS == request.TEXT_PRECISIONS
     assert tuple(predict.DEVICES) == known.DEVICES
     assert known.ERRORS == training.ERRORS
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError, RunError
+from ...ir import dtypes
 from ...support.machine import cores
 from ...support.words import counted
 from ..contract import Arrays, Backend, Nodes, Request, Run, SegmentFile
 from ..host import OnHost
-from .session import _once, initialised, not_loaded, ort, reason, session_options, share_pool
+from .session import BFLOAT16, _once, initialised, not_loaded, ort, reason, session_options, share_pool
 
 
 class OrtEngine:
@@ -26,7 +27,8 @@ class OrtEngine:
         binding = self._session.io_binding()
         try:
             for name, array in inputs.items():
-                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+                code = BFLOAT16 if array.dtype == dtypes.BFLOAT16 else array.dtype
+                binding.bind_input(name, "cpu", 0, code, array.shape, array.ctypes.data)
             for name, array in outputs.items():
                 binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         except RuntimeError as error:

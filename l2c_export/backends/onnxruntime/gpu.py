@@ -19,12 +19,11 @@ from ...support.words import first_line
 from ..contract import Arrays, Nodes, Request, Run, SegmentFile
 from ..cuda.device import SMALLER, Cuda
 from ..host import in_order
-from .session import initialised, not_loaded, session_options, share_pool
+from .session import BFLOAT16, initialised, not_loaded, session_options, share_pool
 
 ort = needs("onnxruntime", "onnxruntime-gpu")
 
 PROVIDER = "CUDAExecutionProvider"
-BFLOAT16 = 16  # ONNX's number of the type: its bindings look dtypes up by numbers that ml_dtypes does not have
 RUNS_TO_SETTLE = 8  # at most: another process may be taking memory
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 

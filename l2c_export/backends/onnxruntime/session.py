@@ -18,6 +18,7 @@ from ...weights.layout import WEIGHTS
 
 ort = needs("onnxruntime", "onnxruntime")
 
+BFLOAT16 = 16  # ONNX's number of the type: its bindings look dtypes up by numbers that ml_dtypes does not have
 # The pool of threads that all sessions of this process share; None until the first backend is opened.
 _global_threads: int | None = None
 _once = threading.Lock()  # what a process has once is made by one thread

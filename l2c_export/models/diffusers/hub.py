@@ -19,14 +19,16 @@ from .model_index import CONFIG, INDEX
 MISTYPED = re.compile(r"[\w.-]+/\d+(@\d+)?")  # DiT-XXL/2: no repository is called by a number alone
 EXAMPLE = "names of models are for example DiT-XL/2"
 REACHED = 10  # seconds within which the hub must answer at all
+TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # begin the names of such parts
 CONFIGS = ("transformer/config.json", "scheduler/scheduler_config.json")
 
 
-def folder(repository: str, decoder: bool = False) -> Path:
+def folder(repository: str, decoder: bool = False, text: bool = False) -> Path:
     """The pipeline folder of an id OWNER/NAME, in the hub's cache.
 
     Its index is looked at first, then the transformer's configuration: weights are downloaded of a model that is known, and
-    no more of them than are needed, those of the autoencoder if `decoder`.  Raises ModelError in one line for everything else.
+    no more of them than are needed, those of the autoencoder if `decoder`, and encoders and tokenizers if `text`.  Raises
+    ModelError in one line for everything else.
     """
     if MISTYPED.fullmatch(repository):
         raise ModelError(f"unknown model {repository!r}: {EXAMPLE}")
@@ -36,7 +38,7 @@ def folder(repository: str, decoder: bool = False) -> Path:
         raise ModelError(f"unknown model {repository!r}: {EXAMPLE}; for one of the Hugging Face hub: {error}") from None
     parts = ("transformer", "vae") if decoder else ("transformer",)
     cached = _cached(hub, repository)
-    if cached and _is_whole(cached, parts):
+    if cached and _is_whole(cached, parts + _texts(cached / INDEX, text)):
         return cached
     with _in_one_line(repository):
         _reach(hub, repository)
@@ -44,7 +46,7 @@ def folder(repository: str, decoder: bool = False) -> Path:
         _check(index)
         hub.hf_hub_download(repository, CONFIGS[0])
         _check(index)
-        return _download(hub, repository, parts)
+        return _download(hub, repository, parts + _texts(index, text))
 
 
 def _cached(hub: Any, repository: str) -> Path | None:
@@ -69,9 +71,18 @@ def _check(index: Path) -> None:
         tensor_names.read_config(configuration, parts.part("transformer"), parts.pipeline)
 
 
+def _texts(index: Path, wanted: bool) -> tuple[str, ...]:
+    """The encoders and tokenizers that a pipeline has, if they are wanted."""
+    return tuple(name for name in model_index.read(index).parts if wanted and name.startswith((TEXT_ENCODER, TOKENIZER)))
+
+
 def _is_whole(folder: Path, parts: tuple[str, ...]) -> bool:
     """Whether nothing is left to download."""
-    return all((folder / name).is_file() for name in CONFIGS) and all(_has_weights(folder / part) for part in parts)
+    return all((folder / name).is_file() for name in CONFIGS) and all(_is_there(folder / part) for part in parts)
+
+
+def _is_there(part: Path) -> bool:
+    return part.is_dir() if part.name.startswith(TOKENIZER) else _has_weights(part)
 
 
 def _has_weights(part: Path) -> bool:
@@ -84,9 +95,10 @@ def _has_weights(part: Path) -> bool:
 def _download(hub: Any, repository: str, parts: tuple[str, ...]) -> Path:
     """Its configurations, and of every part one file of weights, or the index of several and then those."""
     names = hub.list_repo_files(repository)
-    weights = {part: _weights(repository, part, names) for part in parts}
-    patterns = [INDEX, *CONFIGS, *(f"{part}/{name}" for part, file in weights.items() for name in (CONFIG, file.name))]
-    folder = Path(hub.snapshot_download(repository, allow_patterns=patterns))
+    weights = {part: _weights(repository, part, names) for part in parts if not part.startswith(TOKENIZER)}
+    tokenizers = [f"{part}/*" for part in parts if part.startswith(TOKENIZER)]
+    chosen = [f"{part}/{name}" for part, file in weights.items() for name in (CONFIG, file.name)]
+    folder = Path(hub.snapshot_download(repository, allow_patterns=[INDEX, *CONFIGS, *tokenizers, *chosen]))
     shards = [f"{part}/{n}" for part, file in weights.items() if file.is_index for n in finder.named(folder / part / file.name)]
     if shards:
         hub.snapshot_download(repository, allow_patterns=shards)

@@ -67,11 +67,11 @@ class Folder:
         return autoencoder(self.index)
 
 
-def find(model: str, decoder: bool = False) -> Path | None:
+def find(model: str, decoder: bool = False, text: bool = False) -> Path | None:
     """The folder that `--model` means: a path, or an id of the Hugging Face hub; None for what is neither.
 
-    A repository of the hub is downloaded, with its autoencoder if `decoder`, if it is not in the cache and of a class that is
-    known.  Raises ModelError.
+    A repository of the hub is downloaded, with its autoencoder if `decoder` and its text encoders if `text`, if it is not in
+    the cache and of a class that is known.  Raises ModelError.
     """
     path = Path(model)
     if path.is_dir():
@@ -80,7 +80,7 @@ def find(model: str, decoder: bool = False) -> Path | None:
         return path.parent
     if path.is_file() or path.suffix == ".json" or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return None
-    return hub.folder(model, decoder)
+    return hub.folder(model, decoder, text)
 
 
 def describing(path: Path) -> Path | None:

@@ -29,7 +29,7 @@ def changed(request, **others):
     ({"prompt_attention_mask": None}, "prompt_attention_mask=..: is missing: give an array of shape (B, 6)"),
     ({"negative_prompt_embeds": None}, "negative_prompt_embeds=..: is missing: give an array of shape (B, 6, 24), or"),
     ({"negative_prompt_attention_mask": np.ones((1, 6), np.int64)}, "negative_prompt_attention_mask of 1 image: give as many"),
-    ({"prompt": np.zeros(2)}, "prompt=..: this artefact has no such input: it takes prompt_embeds=.., prompt_attention_mask="),
+    ({"prompt": "a cat"}, "prompt=..: this artefact has no text encoders: compile it again with with_text=True, or give"),
     ({"prompt_embeds": np.full((2, 6, 24), np.nan, np.float32)}, "prompt_embeds: holds NaN or infinite values"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(pipe, pixart, others, problem):

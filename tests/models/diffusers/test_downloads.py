@@ -11,6 +11,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import pytest
+import texts
 from fake_hub import serving
 from small_pipelines import INDEX, SCHEDULER, TRANSFORMER, VAE, small_pipeline, source, written
 
@@ -21,20 +22,21 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def asked_of_hub(
-    root: Path, home: Path, *models: str, decoder: bool = False, **environment: str
+    root: Path, home: Path, *models: str, decoder: bool = False, text: bool = False, **environment: str
 ) -> tuple[list[str], list[str]]:
     """What `--model` finds, in a process of its own; and the files that it asked for."""
     code = (
         "import sys; from l2c_export.models.diffusers import hub\n"
         "for name in sys.argv[2:]:\n"
-        "    try: print(hub.folder(name, sys.argv[1] == 'True'))\n"
+        "    try: print(hub.folder(name, 'decoder' in sys.argv[1], 'text' in sys.argv[1]))\n"
         "    except Exception as error: print(type(error).__name__, error)"
     )
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     with serving(root) as hub:
         env = {**kept, "HF_HOME": str(home), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", **environment}
+        wanted = ["model", *["decoder"] * decoder, *["text"] * text]
         done = subprocess.run(
-            [sys.executable, "-c", code, str(decoder), *models], env=env, capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", code, ",".join(wanted), *models], env=env, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines(), sorted(hub.asked)
@@ -80,6 +82,18 @@ def test_shards_are_downloaded_with_their_index(hub, tmp_path):
     theirs = diffusers.DiTTransformer2DModel.from_pretrained(hub / "me/bin/transformer", use_safetensors=False).state_dict()
     stored = pipeline_folder.read(Path(found)).stored
     assert all(np.array_equal(stored.read(name), value.numpy()) for name, value in theirs.items())
+
+
+def test_text_encoders_and_tokenizers_are_downloaded_where_they_are_wanted(hub, tmp_path):
+    place = texts.folder_of("flux", hub / "me/flux")
+    (place / "text_encoder" / "model.fp16.safetensors").write_bytes(b"never asked for")
+    _, asked = asked_of_hub(hub, tmp_path / "home", "me/flux")
+    assert not [name for name in asked if "text_encoder" in name or "tokenizer" in name]
+    (found,), asked = asked_of_hub(hub, tmp_path / "home", "me/flux", text=True)
+    parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    wanted = {file for part in parts for file in (place / part).iterdir() if "fp16" not in file.name}
+    assert set(asked) == {f"me/flux/{file.relative_to(place)}" for file in wanted}
+    assert asked_of_hub(hub, tmp_path / "home", "me/flux", text=True, HF_HUB_OFFLINE="1") == ([found], [])
 
 
 def test_what_is_of_no_use_is_not_downloaded(hub, tmp_path):

@@ -1,0 +1,149 @@
+"""Text encoders of random weights, and real tokenizers of few tokens, in the folder of a pipeline that takes prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from prompted import PIPELINES
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from l2c_export.compiler.compile import compile_artefact
+from l2c_export.compiler.request import Options
+
+TOKENS, CLIP_TOKENS, IMAGES = 14, 77, 16  # of T5, of CLIP, at once
+CORPUS = [
+    "a photo of a cat sitting on the table", "two dogs and a small red house", "an oil painting of mountains at night",
+    "the quick brown fox jumps over the lazy dog", "blurry, low quality", "a city in the rain, cinematic light",
+]  # fmt: skip
+# empty, emoji, long, from right to left, and what tokenizers have been wrong about
+ODD = [
+    "", " ", "a cat", "A  Photo\tof\na CAT!!", "🐱👩‍👩‍👧 emoji", " ".join(f"cat{n}" for n in range(500)), "שלום עולם",
+    "مرحبا بالعالم", "naïve café ﬁne ①", "don't it's we'll", "日本語の文", "<|endoftext|> </s> <pad>", "x" * 300, "a\u0000b",
+    "１２ 3.14",
+]  # fmt: skip
+
+
+def clip_tokenizer(folder: Path, padding: str = "<|endoftext|>") -> int:
+    """A byte-level BPE as CLIP has it, from vocab.json and merges.txt; returned is how many tokens there are.
+
+    The end token is not the largest id, though that is what older configurations take for it.
+    """
+    start, end, suffix = "<|startoftext|>", "<|endoftext|>", "</w>"
+    made = Tokenizer(models.BPE(unk_token=end, continuing_subword_prefix="", end_of_word_suffix=suffix))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640, initial_alphabet=letters, end_of_word_suffix=suffix, special_tokens=["!"], show_progress=False
+    )
+    made.train_from_iterator(CORPUS, trainer)
+    model = json.loads(made.to_str())["model"]
+    names = [*model["vocab"], start, end, *(f"{letter}{suffix}" for letter in letters)]
+    vocabulary = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    folder.mkdir(parents=True, exist_ok=True)
+    assert vocabulary[end] < vocabulary[f"3{suffix}"]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]) + "\n")
+    options = {"model_max_length": 77, "pad_token": padding, "unk_token": end, "bos_token": start, "eos_token": end,
+               "tokenizer_class": "CLIPTokenizer"}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    return len(vocabulary)
+
+
+def t5_tokenizer(folder: Path) -> int:
+    """A Unigram model as T5 has it, in tokenizer.json."""
+    made = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
+    made.train_from_iterator(CORPUS, trainer)
+    pieces = json.loads(made.to_str())["model"]["vocab"]
+    loaded = transformers.T5Tokenizer(vocab=[(piece, score) for piece, score in pieces], extra_ids=0, model_max_length=512)
+    loaded.save_pretrained(folder)
+    return len(loaded)
+
+
+def clip(folder: Path, name: str, seed: int, projected: bool, width: int = 12, act: str = "quick_gelu", end: int | None = None,
+         padding: str = "<|endoftext|>", layers: int = 3, projection: int = 8) -> None:  # fmt: skip
+    place = folder / name.replace("text_encoder", "tokenizer")
+    size = clip_tokenizer(place, padding)
+    last = json.loads((place / "vocab.json").read_text())["<|endoftext|>"]
+    config = transformers.CLIPTextConfig(
+        vocab_size=size, hidden_size=width, intermediate_size=2 * width, projection_dim=projection, num_hidden_layers=layers,
+        num_attention_heads=2, hidden_act=act, eos_token_id=last if end is None else end, bos_token_id=last - 1,
+        pad_token_id=last,
+    )  # fmt: skip
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    _saved(kind, config, folder, name, "CLIPTokenizer", seed)
+
+
+def t5(folder: Path, name: str, width: int, seed: int = 3) -> None:
+    size = t5_tokenizer(folder / name.replace("text_encoder", "tokenizer"))
+    config = transformers.T5Config(
+        vocab_size=size + 5, d_model=width, d_kv=6, d_ff=2 * width, num_layers=3, num_heads=4, feed_forward_proj="gated-gelu",
+        relative_attention_num_buckets=16, relative_attention_max_distance=40,
+    )  # fmt: skip
+    _saved(transformers.T5EncoderModel, config, folder, name, "T5Tokenizer", seed)
+
+
+def _saved(kind: Any, config: Any, folder: Path, name: str, tokenizer: str, seed: int) -> None:
+    """With weights that all matter, and the index of the pipeline."""
+    torch.manual_seed(seed)
+    model = kind(config).eval()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape) * (0.2 if parameter.ndim > 1 else 0.1) + (parameter.ndim == 1)
+    model.save_pretrained(folder / name)
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    index |= {name: ["transformers", kind.__name__], name.replace("text_encoder", "tokenizer"): ["transformers", tokenizer]}
+    path.write_text(json.dumps(index))
+
+
+def pixart(folder: Path) -> None:
+    t5(folder, "text_encoder", 24)
+
+
+def sd3(folder: Path) -> None:
+    """Two CLIPs of 6 and 8 channels, together less than T5's 16, and 12 and 8 of the pooled 20."""
+    clip(folder, "text_encoder", 1, True, width=6, projection=12)
+    clip(folder, "text_encoder_2", 2, True, width=8, act="gelu", padding="!", end=2)
+    t5(folder, "text_encoder_3", 16)
+
+
+def flux(folder: Path) -> None:
+    clip(folder, "text_encoder", 1, False, width=20)
+    t5(folder, "text_encoder_2", 16)
+
+
+TEXTS = {"pixart": pixart, "pixart-alpha": pixart, "sd3": sd3, "sd35": sd3, "flux": flux, "schnell": flux}
+
+
+class Exported(NamedTuple):
+    """A pipeline folder, its artefact, and the tokens of a prompt."""
+
+    folder: Path
+    out: Path
+    tokens: int
+
+
+def folder_of(family: str, folder: Path) -> Path:
+    """A pipeline with text encoders."""
+    PIPELINES[family].folder(folder)
+    TEXTS[family](folder)
+    return folder
+
+
+def exported(family: str, folder: Path, out: Path, **options: object) -> Exported:
+    """The artefact of a pipeline that is made where there is none yet."""
+    if not folder.exists():
+        folder_of(family, folder)
+    tokens = TOKENS + (CLIP_TOKENS if family.startswith("sd3") else 0)
+    chosen = {"schedule": "every:2", "steps": 2, "model": str(folder), "size": (64, 64), "batch": IMAGES, "tokens": tokens}
+    compile_artefact(Options(**{**chosen, "out": out, "with_text": True, **options}))
+    return Exported(folder, out, tokens)
