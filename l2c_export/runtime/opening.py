@@ -83,3 +83,10 @@ def _interface(manifest: Manifest) -> dict[str, object]:
         "latents": manifest.program().latent,
         "images": "decoded" if manifest.decoder else "its latents",
     }
+
+
+def described(manifest: Manifest, how: str) -> str:
+    """What an artefact makes, and how it runs, in a line."""
+    model, guidance = manifest.denoiser, f"guidance {manifest.guidance.mode} {manifest.guidance.scale:g}"
+    programs = " or ".join(compiled.summary for compiled in manifest.all_programs())
+    return f"{model.name or model.family}: {programs}, {manifest.precision}, {how}, batch {manifest.batch}, {guidance}"

@@ -28,7 +28,7 @@ from .loaded import LoadedArtefact
 from .lock import Turn
 from .loop import Cancel, Step
 from .loops import Generation, Loops, Warm
-from .opening import Choices, check_same_requests, open_artefact
+from .opening import Choices, check_same_requests, described, open_artefact
 from .stepwise import stepwise
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
@@ -100,14 +100,8 @@ class Pipeline:
 
     def __repr__(self) -> str:
         """The model, the share of its schedule, and how it runs, on one line."""
-        manifest, model = self.manifest, self.manifest.denoiser
-        guidance = f"guidance {manifest.guidance.mode} {manifest.guidance.scale:g}"
-        name, programs = model.name or model.family, " or ".join(compiled.summary for compiled in manifest.all_programs())
-        state = ", closed" if self._loaded is None else ""
-        return (
-            f"<Pipeline {name}: {programs}, {manifest.precision}, "
-            f"{self.backend.partition(' ')[0]} on {self.device}, batch {manifest.batch}, {guidance}{state}>"
-        )
+        how = f"{self.backend.partition(' ')[0]} on {self.device}"
+        return f"<Pipeline {described(self.manifest, how)}{', closed' if self._loaded is None else ''}>"
 
     def __enter__(self) -> Pipeline:
         return self
