@@ -12,23 +12,26 @@ from torch import Tensor
 from l2c_export import Schedule
 from l2c_export.pytorch.eager import Denoiser
 from l2c_export.samplers.noise import standard_normal
-from l2c_export.schedules import executed
+from l2c_export.schedules.forecast import Terms
+from l2c_export.schedules.resolve import forecasts
 
 
 class Step(NamedTuple):
     """A call of a schedule with its sampler's coefficients."""
 
     timestep: float
+    computed: tuple[int, ...]
     reused: tuple[int, ...]
+    derived: dict[str, Terms]
     coefficients: tuple[float, float, float]
     ends_step: bool
 
 
 def steps_of(schedule: Schedule) -> list[Step]:
-    executed.check(schedule, repr(schedule))
+    derived = forecasts(schedule.cacheable, schedule.calls)
     return [
-        Step(call.timestep, call.reused, update.coefficients, update.ends_step)
-        for call, update in zip(schedule.calls, schedule.table().updates, strict=True)
+        Step(call.timestep, call.computed, call.reused, terms, update.coefficients, update.ends_step)
+        for call, terms, update in zip(schedule.calls, derived, schedule.table().updates, strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ Each backend that is installed takes part.  The artefacts are compiled here if t
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib.util
 import os
@@ -29,6 +30,11 @@ from l2c_export.errors import BackendError
 CASES = ("dit_tiny_lowvar", "dit_batch3_no_cfg", "uvit_tiny_variant")
 PRECISIONS = ("fp32", "fp16", "bf16")
 WHOLE = [(name, precision) for name in (CASES[0], CASES[2]) for precision in ("fp32", "fp16")]  # linked statically, too
+FORECASTS = {
+    "forecast": {"rule": "taylor:2"},
+    "stack": {"rule": "taylor:2", "level": "stack"},
+    "output": {"rule": "taylor:1", "level": "output"},
+}
 PIPELINE = "pipeline"  # of diffusers, with a scheduler that looks back three steps and with a decoder
 # of max(1, max|x|), every step fed the recorded latents
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2}
@@ -47,8 +53,22 @@ def export(folder: Path) -> None:
     for name, precision in WHOLE:
         out = folder / f"{name}-static-{precision}"
         compile_artefact(case(name).options(out, precision=precision, batch=3, link="static"))
+    for name, rule in FORECASTS.items():
+        export_forecast(folder, name, rule)
     if importlib.util.find_spec("diffusers"):
         export_pipeline(folder / f"{PIPELINE}-fp32")
+
+
+def export_forecast(folder: Path, name: str, rule: dict[str, str]) -> None:
+    """A case's model by a rule, in two precisions, and what ONNX Runtime makes of the wide one on a CPU."""
+    from l2c_export.compiler.compile import compile_artefact
+
+    for precision in ("fp32", "fp16"):
+        options = case(CASES[0]).options(folder / f"{name}-{precision}", precision=precision, batch=3)
+        compile_artefact(dataclasses.replace(options, schedule="every:4", threshold=None, steps=13, **rule))
+    with l2c_export.load(folder / f"{name}-fp32", backend="onnxruntime", device="cpu") as pipe:
+        noise = pipe.noise(3, 0)
+        np.savez(folder / f"{name}-fp32.npz", noise=noise, latents=pipe([1, 2, 3], 3.0, latents=noise).latents)
 
 
 def export_pipeline(folder: Path) -> None:
@@ -145,6 +165,14 @@ def test_pixels_are_those_that_a_cpu_makes(load, artefacts):
     made = load(PIPELINE)([1, 2], 4.0, latents=want["noise"], output_type="np")
     assert close(made.latents, want["latents"], TOLERANCE["fp32"])
     assert close(made.images, want["images"], TOLERANCE["fp32"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", FORECASTS)
+def test_a_forecast_is_what_a_cpu_makes_of_it(load, artefacts, name, precision):
+    want = np.load(artefacts / f"{name}-fp32.npz")
+    made = load(name, precision)([1, 2, 3], 3.0, latents=want["noise"]).latents
+    assert close(made, want["latents"], {"fp32": 2e-3, "fp16": 1e-1}[precision])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -25,8 +25,7 @@ from ..ir.dtypes import DTYPES
 from ..ir.graph import REQUEST, REQUESTED, WEIGHT, WINDOW, Graph, Value
 from ..ir.inputs import named
 from ..ir.names import rows_of, split_at
-from ..schedules.forecast import COMPUTED, Terms
-from ..schedules.resolve import resolve
+from ..schedules.resolve import forecasts
 from ..schedules.schedule import Schedule
 from ..version import __version__
 from ..weights.recipe import records
@@ -125,6 +124,7 @@ def program_record(options: Options, program: Planned, name: str, linked: Linked
     """A loop over graphs of the size `name`, whose values have `size` bytes per row."""
     schedule, plan, table = program.schedule, program.plan, program.schedule.table()
     wiring, cache_bytes = caches([linked.graphs[graph] for graph in program.graphs], plan, size)
+    followed = forecasts(schedule.cacheable, schedule.calls)
     calls = tuple(
         CallRecord(
             timestep=call.timestep,
@@ -137,12 +137,12 @@ def program_record(options: Options, program: Planned, name: str, linked: Linked
             writes=wires.writes,
             earlier=plan.earlier[n],
             later=plan.later[n],
-            derived=forecasts(values, schedule, n) or msgspec.UNSET,
+            derived=derived or msgspec.UNSET,
             forecast=_read_coefficients(plan, n, graph_inputs(linked, graph)) or msgspec.UNSET,
             banks=bank_records(plan, n) or msgspec.UNSET,
         )
-        for n, (call, graph, update, wires, values) in enumerate(
-            zip(schedule.calls, program.graphs, table.updates, wiring, resolve(schedule.cacheable, schedule.calls), strict=True)
+        for n, (call, graph, update, wires, derived) in enumerate(
+            zip(schedule.calls, program.graphs, table.updates, wiring, followed, strict=True)
         )
     )
     return ProgramRecord(
@@ -173,12 +173,6 @@ def bank_records(plan: Plan, call: int) -> dict[str, BankRecord]:
         name: BankRecord(slot=use.slot) if use.slot is not None else BankRecord(kept=use.kept, adds=use.adds)
         for name, use in uses.items()
     }
-
-
-def forecasts(values: Mapping[str, Terms], schedule: Schedule, call: int) -> dict[str, Terms]:
-    """What follows from earlier calls otherwise than by reuse: those columns a call has anyway."""
-    reused = {schedule.sublayers[j] for j in schedule.calls[call].reused}
-    return {name: terms for name, terms in values.items() if terms != COMPUTED and name not in reused}
 
 
 def segment_record(options: Options, name: str, segment: Graph) -> SegmentRecord:

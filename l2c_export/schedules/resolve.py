@@ -34,6 +34,16 @@ def resolve(cacheable: tuple[str, ...], calls: Sequence[Call]) -> tuple[dict[str
     return tuple(resolved)
 
 
+def forecasts(cacheable: tuple[str, ...], calls: Sequence[Call]) -> list[dict[str, Terms]]:
+    """Of every call, what follows from earlier ones otherwise than by the reuse of a sublayer."""
+    sublayers = values_of(cacheable).sublayers
+    reused = [{sublayers[j] for j in call.reused} for call in calls]
+    return [
+        {name: terms for name, terms in found.items() if terms != COMPUTED and name not in own}
+        for found, own in zip(resolve(cacheable, calls), reused, strict=True)
+    ]
+
+
 def _terms(name: str, rule: Rule, n: int, computed: list[int]) -> Terms:
     try:
         return terms_of(rule, n, computed)

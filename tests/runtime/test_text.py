@@ -200,7 +200,7 @@ def panics(model):
 @pytest.mark.parametrize("change", [
     panics, lambda model: model.clear(), lambda model: model.update(unk_token="<nothing>", vocab={"a": 0}),
     lambda model: model.update(vocab={name: 10**6 + n for name, n in model["vocab"].items()}),
-], ids=str)  # fmt: skip
+], ids=["panics", "nothing", "no unknown token", "numbers too large"])  # fmt: skip
 def test_a_tokenizer_of_no_sense_is_one_line(prompted_by, tmp_path, change):
     """With a hash that is right."""
     folder = shutil.copytree(prompted_by("flux").out, tmp_path / "out")
