@@ -21,7 +21,7 @@ INSIDE = {
                    "compiler.source", "models", "schedules"},
     # train and sample the demo on a GPU: the package's own network in PyTorch, which its users have no use for
     "train_demo.py": {*EAGER, "models.family"},
-    "sampling.py": {"pytorch.eager", "samplers.noise", "schedules"},
+    "sampling.py": {"pytorch.eager", "samplers.noise", "schedules.forecast", "schedules.resolve"},
     "quality.py": {*EAGER, "support", "support.figure"},  # and its palette, and the machine as benchmarks name it
     # time PyTorch with an artefact's weights beside its engines
     "gpu_check.py": {*EAGER, "backends.descriptors", "pytorch.stored"},

@@ -12,6 +12,8 @@ from torch import Tensor
 from . import layers
 from .primitives import primitive
 
+MOST = 32  # inputs of one concatenation
+
 
 @primitive
 def bank(weights: Tensor, *inputs: Tensor, gated: tuple[int, ...]) -> Tensor:
@@ -20,17 +22,23 @@ def bank(weights: Tensor, *inputs: Tensor, gated: tuple[int, ...]) -> Tensor:
     those sums (R, D, S, T) -> the sums: keep x sums + weights x gates x values.
     """
     count, gates = len(gated), list(inputs[len(gated) : len(gated) + sum(gated)])
-    values = torch.stack([layers.wide(value).transpose(1, 2) for value in inputs[:count]], dim=2)  # (R, D, J, T)
+    values = stacked([layers.wide(value).transpose(1, 2) for value in inputs[:count]], 2)  # (R, D, J, T)
     (sums, calls), width = weights.shape, values.shape[1]
     one = values[None, :, :, 0, 0] * 0 + torch.ones(calls, 1, 1, device=weights.device)  # of what has no gate
     strengths = [layers.wide(gates.pop(0)).squeeze(2) if has else one for has in gated]
-    factors = torch.stack(strengths, dim=-1)  # (W, R, D, J)
+    factors = stacked(strengths, 3)  # (W, R, D, J)
     factors = (weights @ factors.reshape(calls, -1)).reshape(sums, -1, width, count).permute(1, 2, 0, 3)
     made = factors @ values
     if len(inputs) == count + sum(gated):
         return made
     keep, before = inputs[-2:]
     return made + keep[:, None] * before
+
+
+def stacked(values: list[Tensor], axis: int) -> Tensor:
+    """Side by side along a new axis; of many, ONNX Runtime would have to allocate memory in the middle of a captured graph."""
+    parts = [torch.stack(values[first : first + MOST], axis) for first in range(0, len(values), MOST)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
 @primitive

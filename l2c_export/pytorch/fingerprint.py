@@ -21,6 +21,7 @@ from ..artefact.manifest import Manifest
 from ..artefact.records import FINGERPRINT, FingerprintRecord, Origin, SegmentRecord
 from ..ir.graph import Node, Primitive
 from ..ir.inputs import usual
+from ..models import bank  # noqa: F401  (its primitives)
 from ..models.primitives import execute
 from ..samplers.noise import standard_normal
 from .eager import Denoiser, Parameters

@@ -53,15 +53,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 class Call(NamedTuple):
     timestep: float
+    computed: tuple[int, ...]
     reused: tuple[int, ...]
     coefficients: tuple[float, float, float]
     ends_step: bool
+    derived: None = None
 
 
 def calls_of(schedule):
     table = updates(schedule.sampler, schedule.steps)
     pairs = zip(schedule.calls, table, strict=True)
-    return [Call(call.timestep, call.reused, update.coefficients, update.ends_step) for call, update in pairs]
+    return [Call(call.timestep, call.computed, call.reused, update.coefficients, update.ends_step) for call, update in pairs]
 
 
 def null_labels(found, count):
