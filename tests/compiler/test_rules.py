@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 from numpy_dit import LABELS, MODEL, NAMES, NULL, SCALE, Blocks, guided, predicted, random_weights, step
+from recorded import case
 from safetensors.numpy import save_file
 
 import l2c_export
@@ -15,7 +16,9 @@ from l2c_export.compiler.compile import compile_artefact, lower
 from l2c_export.compiler.request import Options
 from l2c_export.compiler.source import resolve
 from l2c_export.errors import ScheduleError, UsageError
+from l2c_export.pytorch.reference import Reference
 from l2c_export.schedules.schedule import Schedule
+from l2c_export.verification.compare import compare
 
 STEPS, CLOSE = 11, 1e-4  # latents grow to 340, where forecasts of the output amplify what is rounded
 TIMESTEPS = [call.timestep for call in Schedule.every(1, family="dit", steps=STEPS, columns=4).calls]
@@ -237,6 +240,20 @@ def test_a_rule_that_is_none(options, says):
 def test_a_schedule_that_says_how_its_calls_follow_takes_no_rule():
     with pytest.raises(UsageError, match=r"rule='taylor:1': .* says how its calls follow: use it with every:K, full:"):
         resolve(Options(schedule_of(TAYLOR), model=str(MODEL), rule="taylor:1"))
+
+
+@pytest.mark.parametrize("rule", [
+    {"rule": "taylor:2"}, {"rule": "taylor:1", "level": "stack"}, {"rule": "taylor:1", "level": "output"},
+], ids=str)  # fmt: skip
+def test_a_u_vit_by_rules(rule, tmp_path):
+    """Its long skips carry parts of runs, and its sampler evaluates twice a step: against PyTorch in float64, call by call."""
+    chosen = case("uvit_tiny_variant")
+    options = chosen.options(tmp_path / "engines", schedule="every:4", threshold=None, steps=14, backend="onnxruntime", **rule)
+    manifest = compile_artefact(options)
+    with l2c_export.load(tmp_path / "engines") as pipe:
+        noise, labels = pipe.noise(1, 5), np.array([1], np.int32)
+        reference = Reference(tmp_path / "engines", manifest, noise, {"class_labels": labels}, 2.0)
+        assert compare(pipe, reference).passed
 
 
 def test_what_a_range_makes_is_read_outside_of_it(tmp_path):
