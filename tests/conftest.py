@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch, also in commands: two workers and their threads wait for each other
+
 with contextlib.suppress(ImportError):  # where test_gpu.py runs alone there need be no hypothesis
     from hypothesis import HealthCheck, settings
 
