@@ -238,13 +238,8 @@ def _is_banked(compiled: Compiled, call: CallRecord, name: str) -> bool:
         return all(0 <= slot < count for slot in use.kept) and taken == Value((count,))
     most = taken.shape[-1]
     fits = part == "weights" and isinstance(most, int) and most < len(compiled.calls) and taken == Value((count, most))
-    here = compiled.calls.index(call)
     return fits and all(
-        0 <= slot < count
-        and isinstance(most, int)
-        and 1 <= calls <= most
-        and here + calls < len(compiled.calls)
-        and abs(c) < LARGEST_FLOAT
+        0 <= slot < count and isinstance(most, int) and 1 <= calls <= most and abs(c) < LARGEST_FLOAT
         for slot, calls, c in use.adds
     )
 

@@ -6,7 +6,7 @@ What goes wrong otherwise raises no error: a graph computes with what happens to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -66,12 +66,13 @@ def _is_free(size: SizeRecord, output: str, early: bool) -> bool:
 def in_calls(compiled: Compiled) -> Iterator[str]:
     """What is wrong between the calls of a program: in the caches, and in what the sampler keeps."""
     cached = {name: _cached(compiled, graph) for name, graph in compiled.graphs.items()}
+    offsets = {name: compiled.offsets(name) for name in cached}
     held: dict[int, Held] = {}
     for n, call in enumerate(compiled.calls):
         if call.graph not in compiled.graphs:
             continue
         graph = compiled.graphs[call.graph]
-        if not _related(compiled, n, call):
+        if not _related(len(compiled.calls), offsets[call.graph], n, call):
             yield f"call {n}: its graph knows of other calls than it says"
             return
         if call.reads.keys() != cached[call.graph] or call.writes.keys() != set(graph.outputs) - STATES:
@@ -82,19 +83,21 @@ def in_calls(compiled: Compiled) -> Iterator[str]:
             yield f"call {n}: its graph is for another number of earlier predictions than {compiled.history}"
 
 
-def _related(compiled: Compiled, n: int, call: CallRecord) -> bool:
-    """Whether all calls exist that a call says it has to do with, and are those that its graph knows of."""
-    most = len(compiled.calls)
+def _related(most: int, offsets: Iterable[int], n: int, call: CallRecord) -> bool:
+    """Whether all of the `most` calls exist that call `n` says it has to do with, and are those that its graph knows of."""
     if call.earlier is not msgspec.UNSET and not all(1 <= age <= n for age in call.earlier):
         return False
     if call.later is not msgspec.UNSET and not all(1 <= calls <= 2 * most for calls in call.later):
         return False
     try:
-        distances = [call.distance(offset) for offset in compiled.offsets(call.graph)]
+        distances = [call.distance(offset) for offset in offsets]
     except LookupError:
         return False
-    terms = (terms for terms in (call.derived or {}).values())
-    return all(-n <= distance for distance in distances) and all(1 <= age <= n for each in terms for age, _ in each)
+    ages = [age for terms in (call.derived or {}).values() for age, _ in terms]
+    readers = [n + calls for use in (call.banks or {}).values() for _, calls, _ in use.adds]
+    return (
+        all(-n <= distance for distance in distances) and all(1 <= age <= n for age in ages) and max(readers, default=0) < most
+    )
 
 
 def _in_call(compiled: Compiled, n: int, call: CallRecord, held: dict[int, Held]) -> str | None:

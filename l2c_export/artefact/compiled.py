@@ -149,12 +149,13 @@ class Compiled:
             return 0
         return origin.offset if origin.kind == "state" else call.distance(origin.offset)
 
-    def reach(self, call: CallRecord) -> int:
-        """How many calls later the last call is whose hoisted rows this one reads."""
-        graph = self.graphs[call.graph]
-        windows = (name for name in graph.inputs if (origin := self.origin(name)) and origin.kind == "window")
+    @property
+    def reach(self) -> int:
+        """How many calls later the last call is whose hoisted rows a call reads."""
+        offsets = {name: self.offsets(name) for name in self.step_graphs}
+        windows = [name for name, origin in self.size.origins.items() if origin.kind == "window"]
         counts = (n for name in windows for n in self.value(name).shape[:1] if isinstance(n, int))
-        return max((*counts, *(call.distance(offset) for offset in self.offsets(call.graph))), default=0)
+        return max((*counts, *(call.distance(offset) for call in self.calls for offset in offsets[call.graph])), default=0)
 
     def is_weight(self, name: str) -> bool:
         """Whether an input of a graph is a tensor of the checkpoint, or some rows of one."""

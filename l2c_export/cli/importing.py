@@ -26,7 +26,8 @@ def read(schedules: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
     """
     from ..inspection import convert
     from ..schedules.importers import mask
-    from ..schedules.importers.imported import SUBLAYER, Selection
+    from ..schedules.importers.imported import Selection
+    from ..schedules.rules import SUBLAYER
 
     rest = dict(options)
     asked = {name: rest.pop(name) for name in NAMES}

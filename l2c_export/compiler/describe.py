@@ -138,7 +138,7 @@ def program_record(options: Options, program: Planned, name: str, linked: Linked
             earlier=plan.earlier[n],
             later=plan.later[n],
             derived=derived or msgspec.UNSET,
-            forecast=_read_coefficients(plan, n, graph_inputs(linked, graph)) or msgspec.UNSET,
+            forecast=read_coefficients(plan.coefficients[n], linked.graphs[graph]) or msgspec.UNSET,
             banks=bank_records(plan, n) or msgspec.UNSET,
         )
         for n, (call, graph, update, wires, derived) in enumerate(
@@ -158,12 +158,10 @@ def program_record(options: Options, program: Planned, name: str, linked: Linked
     )
 
 
-def graph_inputs(linked: Linked, graph: str) -> set[str]:
-    return set(linked.graphs[graph].inputs)
-
-
-def _read_coefficients(plan: Plan, call: int, inputs: set[str]) -> dict[str, float]:
-    return {name: c for name, c in plan.coefficients[call].items() if name in inputs}
+def read_coefficients(coefficients: Mapping[str, float], graph: Graph) -> dict[str, float]:
+    """Those that the call reads: the ones of a bank are the filling calls'."""
+    inputs = set(graph.inputs)
+    return {name: c for name, c in coefficients.items() if name in inputs}
 
 
 def bank_records(plan: Plan, call: int) -> dict[str, BankRecord]:

@@ -33,7 +33,7 @@ class Window(NamedTuple):
 def window_of(compiled: Compiled, rows: int) -> Window:
     """As many calls as fit into memory."""
     calls = len(compiled.calls)
-    ahead = max((compiled.reach(call) for call in compiled.calls), default=0)
+    ahead = compiled.reach
     per_call = rows * sum(compiled.value(n).row_bytes for n in (*_outputs(compiled, compiled.prologue), *compiled.requested))
     fits = HOISTED_BYTES // max(per_call, 1)
     window = calls if fits >= calls else max(fits, ahead + 1)

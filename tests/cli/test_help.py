@@ -20,6 +20,7 @@ from l2c_export.cli.compile import export
 from l2c_export.compiler import request
 from l2c_export.inspection import predict
 from l2c_export.ir import dtypes
+from l2c_export.schedules import rules
 from l2c_export.training import options as training
 
 COMMANDS = list(main.l2c.commands)
@@ -98,6 +99,7 @@ def test_the_choices_are_those_of_the_modules():
     assert known.TEXT_PRECISIONS == request.TEXT_PRECISIONS
     assert tuple(predict.DEVICES) == known.DEVICES
     assert known.ERRORS == training.ERRORS
+    assert known.LEVELS == rules.LEVELS
 
 
 def test_choices_are_completed():

@@ -7,11 +7,13 @@ import random
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy_dit import LABELS, MODEL, NAMES, NULL, SCALE, Blocks, guided, predicted, random_weights, step
 from recorded import case
 from safetensors.numpy import save_file
 
 import l2c_export
+from l2c_export.artefact.check import problem
 from l2c_export.compiler.compile import compile_artefact, lower
 from l2c_export.compiler.request import Options
 from l2c_export.compiler.source import resolve
@@ -178,6 +180,18 @@ def test_many_readers_share_a_bank_of_sums(tmp_path, weights):
     assert uses[0].kept == ()
     assert {*uses[1].kept} == {slot for slot, _, _ in uses[0].adds}, "sums that are read later stay"
     assert {*uses[6].kept} == {uses[n].slot for n in range(7, 11)}, "those that were read are forgotten"
+
+
+def test_a_bank_is_for_calls_that_there_are(tmp_path, weights):
+    """Whatever else two calls have in common."""
+    manifest, bank = agrees(tmp_path, weights, TAYLOR).manifest, f"bank.{NAMES[0]}..{NAMES[-1]}"
+    program = manifest.programs[str(STEPS)]
+    use = program.calls[6].banks[bank]
+    for added in ((0, 5, 1.0), (0, 0, 1.0), (7, 1, 1.0), (0, 1, float("inf"))):
+        changed = replace(use, adds=(*use.adds, added))
+        calls = (*program.calls[:6], replace(program.calls[6], banks={bank: changed}), *program.calls[7:])
+        assert problem(manifest) is None
+        assert problem(replace(manifest, programs={str(STEPS): replace(program, calls=calls)}))
 
 
 def test_few_readers_have_a_sum_each(tmp_path, weights):

@@ -7,22 +7,14 @@ import subprocess
 import sys
 
 import numpy as np
+from blocked import without
 from PIL import Image
 from recorded import ROOT
 
 import l2c_export
 
 BLOCKED = ("torch", "onnx", "onnxscript", "diffusers", "transformers", "sentencepiece", "huggingface_hub")
-WITHOUT = f"""
-import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {BLOCKED}:
-            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
-
-sys.meta_path.insert(0, Blocked())
-from l2c_export.cli.main import l2c
+WITHOUT = f"""{without(BLOCKED)}from l2c_export.cli.main import l2c
 
 l2c(sys.argv[1:], standalone_mode=False)
 assert not set({BLOCKED}) & set(sys.modules)

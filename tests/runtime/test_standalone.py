@@ -7,21 +7,13 @@ import subprocess
 import sys
 
 import numpy as np
+from blocked import without
 from recorded import ROOT, close
 
 BLOCKED = ("torch", "onnx", "onnxscript", "diffusers", "transformers", "click", "rich", "matplotlib", "platformdirs")
 
 
-WITHOUT = f"""
-import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {BLOCKED}:
-            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
-
-sys.meta_path.insert(0, Blocked())
-import numpy as np
+WITHOUT = f"""{without(BLOCKED)}import numpy as np
 import l2c_export
 
 pipe = l2c_export.load(sys.argv[1], backend="onnxruntime")

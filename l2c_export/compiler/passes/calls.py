@@ -56,7 +56,7 @@ def fill_for_readers(key: Key, folded: Mapping[Derivation, Folded]) -> Graph:
     for position, (which, own) in enumerate(key.readers, 1):
         reader = folded[own]
         fragments += [(position, fragment) for source, fragment in reader.fragments if source == which]
-        plain += cached(reader.call, which, {name for f in reader.fragments for name in [f[1].name]})
+        plain += cached(reader.call, which, {fragment.name for _, fragment in reader.fragments})
     outputs = tuple(dict.fromkeys((*graph.outputs, *plain)))
     return fill(msgspec.structs.replace(graph, outputs=outputs), fragments)
 

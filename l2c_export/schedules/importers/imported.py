@@ -13,11 +13,9 @@ from ...samplers.table import table
 from ..calls import call_of
 from ..forecast import REUSE, Rule
 from ..forms import ScheduleSource
-from ..rules import full_calls
+from ..rules import SUBLAYER, full_calls
 from ..schedule import Schedule
 from ..values import columns_of, values_of
-
-SUBLAYER = "sublayer"  # the level of a schedule that caches no more than those
 
 
 @dataclass(frozen=True)

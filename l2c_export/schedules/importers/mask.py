@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import ScheduleError, UsageError
-from ..rules import MASKS
+from ..rules import MASKS, SUBLAYER
 from ..schedule import Schedule
 from ..values import STACK
-from .imported import SUBLAYER, Imported, Known, Selection, of_level, of_sublayers, whole
+from .imported import Imported, Known, Selection, of_level, of_sublayers, whole
 
 FORM = "a steps mask"
 TAKES: tuple[str, ...] = ("level",)
