@@ -358,6 +358,7 @@ class Prompted(NamedTuple):
     latents: Callable[[Path, torch.Tensor, Tensors, Schedule], torch.Tensor]
     scale: float = SCALE
     pixels: int = 8  # a latent, along each side
+    packs: bool = False  # whether its latents are tokens
 
     @property
     def size(self) -> tuple[int, int]:
@@ -370,15 +371,51 @@ PIPELINES = {
     "pixart-alpha": Prompted(pixart_alpha, pixart_request, pixart_latents),
     "sd3": Prompted(sd3, sd3_request, sd3_latents),
     "sd35": Prompted(sd35, sd3_request, sd3_latents),
-    "flux": Prompted(flux, flux_request, flux_latents),
-    "schnell": Prompted(schnell, flux_request, flux_latents),
+    "flux": Prompted(flux, flux_request, flux_latents, packs=True),
+    "schnell": Prompted(schnell, flux_request, flux_latents, packs=True),
     "auraflow": Prompted(auraflow, auraflow_request, auraflow_latents),
     "sana": Prompted(sana, sana_request, sana_latents, pixels=32),
     "sana-sized": Prompted(sana_sized, sana_request, sana_latents, pixels=32),
-    "qwenimage": Prompted(qwen, qwen_request, qwen_latents, scale=1.0),
+    "qwenimage": Prompted(qwen, qwen_request, qwen_latents, scale=1.0, packs=True),
 }
 
 
 def error(made: np.ndarray, wanted: np.ndarray) -> float:
     """The largest difference, as a share of the largest value."""
     return float(np.abs(made - wanted).max() / np.abs(wanted).max())
+
+
+def call_by_call(each: Prompted, folder: Path, noise: torch.Tensor, request: Tensors, schedule: Schedule, dtype: torch.dtype,
+                 monkeypatch: Any, fed: list[np.ndarray] | None = None) -> list[np.ndarray]:  # fmt: skip
+    """The latents after every call, of diffusers' module in a type; the next call reads `fed` instead, if given."""
+    saved, seen = opened, []
+    wide = torch.promote_types(dtype, torch.float32)  # the type of latents and sampler
+
+    def in_type(folder: Path, schedule: Schedule) -> tuple[Any, Any]:
+        model, scheduler = saved(folder, schedule)
+        forward, step = model.to(dtype).forward, scheduler.step
+
+        def narrow(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: narrow(of) for name, of in value.items()}
+            return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+        def called(*given: Any, **named: Any) -> tuple[torch.Tensor, ...]:
+            made = forward(*map(narrow, given), **narrow(named))
+            return ((made[0] if isinstance(made, tuple) else made.sample).to(wide),)
+
+        def stepped(*given: Any, **options: Any) -> tuple[torch.Tensor, ...]:
+            made = step(*given, **options)[0]
+            seen.append((unpacked(made) if each.packs else made).double().numpy())
+            if fed is None:
+                return (made,)
+            following = torch.from_numpy(fed[len(seen) - 1]).to(made.dtype)
+            return (packed(following) if each.packs else following,)
+
+        model.forward, scheduler.step = called, stepped
+        return model, scheduler
+
+    with torch.no_grad(), monkeypatch.context() as patched:
+        patched.setitem(globals(), "opened", in_type)
+        each.latents(folder, noise.to(wide), request, schedule)
+    return seen

@@ -18,11 +18,18 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
+DERIVED = "derived."  # begins the names of tensors that follow from a configuration
+
+
 class Types(NamedTuple):
-    """The type of every tensor: one for all, but for the sublayers that are kept in float32."""
+    """The type of every tensor: one for all, but for the sublayers that are kept in float32.
+
+    What follows from a configuration, as positions and angles, is float32 as well.
+    """
 
     dtype: str = "float32"
     fp32: tuple[str, ...] = ()
 
     def of(self, tensor: str) -> str:
-        return "float32" if any(tensor.startswith(f"{sublayer}.") for sublayer in self.fp32) else self.dtype
+        kept = tensor.startswith((DERIVED, *(f"{sublayer}." for sublayer in self.fp32)))
+        return "float32" if kept else self.dtype

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..family import Operation, Runner
-from ..primitives import execute, gather
+from ..primitives import gather
+from .mixed import computed
 from .pieces import PieceBody, Pieces, Sum
 
 GATHER = "gather"  # the rows of the model's batch
@@ -21,8 +22,7 @@ def operation(body: PieceBody) -> Operation:
     """A body as a function of its inputs."""
 
     def function(*inputs: Any) -> Any:
-        known = execute(body.primitives, {f"i{n}": value for n, value in enumerate(inputs)})
-        made = tuple(known[name] for name in body.outputs)
+        made = computed(body, inputs)
         return made if len(made) > 1 else made[0]
 
     return Operation(function)

@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 
 from ...errors import ModelError
+from ...ir.dtypes import DERIVED
 from ...ir.graph import Primitive, Value
 from ..tape import Recorded
 from .build import PrimitiveBuilder
@@ -26,15 +27,20 @@ from .lower import lower, unknown
 from .moves import rows_of
 
 aten = torch.ops.aten
-DERIVED = "derived"  # begins the names of tensors that follow from the configuration
 
 
 @dataclass(frozen=True)
 class PieceBody:
-    """What a kind of piece computes: primitives from its inputs i0, i1, .. to its outputs."""
+    """What a kind of piece computes: primitives from its inputs i0, i1, .. to its outputs.
+
+    `summed` are the outputs that residual additions read: streams, what is added to them, and gates.  A `last` piece makes
+    the prediction.
+    """
 
     outputs: tuple[str, ...]
     primitives: tuple[Primitive, ...]
+    summed: frozenset[str] = frozenset()
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class _Writer:
         self.types: dict[Node, Value] = {node: _declared(node) for node in self.names}
         self.folded: dict[Node, str] = {}  # constants -> the tensor that holds them
         self.shapes: dict[str, tuple[int, ...]] = {}  # of all tensors
+        self.summed = {node for a in cut.additions for node in (a.stream, a.branch, a.gate)}
 
     def written(self) -> Pieces:
         regions = sorted(self.cut.regions, key=lambda r: min(map(self.flow.order.__getitem__, r.outputs)))
@@ -150,7 +157,9 @@ class _Writer:
         cached = added or any(node in self.cut.finer for node in region.outputs)
         self.made.finer += cached and not added
         if made:
-            op = self._op(label, PieceBody(writing.outputs, writing.primitives))
+            summed = frozenset(writing.results[node].name for node in region.outputs if node in self.summed)
+            last = self.flow.exported.result in region.outputs
+            op = self._op(label, PieceBody(writing.outputs, writing.primitives, summed, last))
             weights = tuple(map(self._stored, writing.weights))
             self.made.steps.append(PieceCall(op, name, inputs, weights, tuple(made.values()), cached))
 
@@ -198,7 +207,7 @@ class _Writer:
         if node not in self.folded:
             value = np.atleast_1d(constant(self.flow, node).detach().numpy().astype(np.float32))
             digest = hashlib.sha256(repr(value.shape).encode() + value.tobytes()).hexdigest()[:12]
-            self.folded[node] = f"{DERIVED}.{digest}"
+            self.folded[node] = f"{DERIVED}{digest}"
             self.made.derived[self.folded[node]] = value
             self.shapes[self.folded[node]] = value.shape
         return self.folded[node]
