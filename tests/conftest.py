@@ -54,19 +54,6 @@ def volatile():
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def operators_once():
-    """The exporter reads its library of ONNX operators anew for every function, which is a third of the time that one takes."""
-    if "l2c_export.compiler.onnx.export" not in sys.modules:  # no test here exports, or in a process of its own
-        yield
-        return
-    from torch.onnx._internal._lazy_import import onnxscript_apis
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
-        yield
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, own_cache):
     """A compiled golden case, for tests that only read it: (folder, case)."""

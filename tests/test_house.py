@@ -28,12 +28,11 @@ LOOSE, LONGEST = 6, 15  # modules in no folder; modules of a chain of imports
 
 # library -> the modules that may import it
 HOMES = {
-    "torch": {"models/", "pytorch/", "training/", "compiler/record.py", "compiler/onnx/", "schedules/routers.py"},
+    "torch": {"models/", "pytorch/", "training/", "compiler/record.py", "compiler/onnx/decoder.py", "schedules/routers.py"},
     "diffusers": set(),
     "transformers": set(),
     "huggingface_hub": set(),
     "onnx": {"compiler/onnx/"},
-    "onnxscript": {"compiler/onnx/export.py"},
     "tokenizers": {"runtime/tokens.py"},
     "accelerate": {"training/workers.py"},
     "platformdirs": {"support/cache.py"},
@@ -62,7 +61,6 @@ ASKED = {
         "verification/compare.py",
     },
     "onnx": {"cli/", "inspection/dry_run.py", "benchmarks/twins.py", "compiler/link.py", "compiler/artefact.py"},
-    "onnxscript": {"cli/"},
     "PIL": {"runtime/images.py", "runtime/pipeline.py", "integrations/"},
     "accelerate": {"training/train.py"},
     "matplotlib": {"training/train.py"},

@@ -14,7 +14,7 @@ from .tables import print_table
 @option("--prune", is_flag=True, help="Remove what was used longest ago until at most --limit MB are left.")
 @option("--limit", type=click.IntRange(min=0), default=0, help="MB to keep.")
 def cache(prune: bool, limit: int, as_json: bool) -> None:
-    """Show or empty the folder of exported segments and engines, which builds resume from."""
+    """Show or empty the folder of engines, which builds resume from."""
     from ..support import cache as kept
 
     if prune:

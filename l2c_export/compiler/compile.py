@@ -115,7 +115,7 @@ def compile_artefact(
     layout = Layout(described.denoiser.tensors)
     with staging.staged(options.out, report) as folder:
         for lowered in several:
-            bodies = export_bodies(lowered.bodies, progress)  # PyTorch -> ONNX, once per operation kind
+            bodies = export_bodies(lowered.bodies)  # primitives -> ONNX, once per operation kind
             second = fused_bodies(lowered.bodies, options.weight_types.dtype)  # the same for ONNX Runtime on a GPU
             emit.write_models(folder, lowered.linked, bodies, second, layout)
             emit.write_schedules(folder, lowered.programs)

@@ -135,7 +135,7 @@ def write_texts(folder: Path, texts: PipelineTexts | None, report: Report, progr
     (folder / text.FOLDER).mkdir()
     for name, encoder in texts.encoders.items():
         report(f"{name}: {encoder.record.kind} of {encoder.record.tokens} tokens from {encoder.checkpoint.path}")
-        bodies = export_bodies(encoder.graph.bodies, progress)
+        bodies = export_bodies(encoder.graph.bodies)
         model = in_order(models.segment_model(name, encoder.graph, bodies), encoder.record)
         (folder / text.onnx_file(name)).write_bytes(model.SerializeToString())
         (folder / text.tokenizer_file(name)).write_bytes(encoder.tokenizer.json)

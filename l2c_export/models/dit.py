@@ -15,7 +15,7 @@ from ..errors import ModelError
 from ..ir.inputs import CLASS_LABELS, class_labels
 from . import layers
 from .family import Operation, Runner, check_sizes
-from .primitives import add, frequencies, gather, gelu_tanh, layer_norm, linear, modulate, silu, sinusoid, unpatchify, unsqueeze
+from .primitives import add, gather, gelu_tanh, layer_norm, linear, modulate, silu, sinusoid, unpatchify, unsqueeze
 from .unshown import IMAGENET, Unshown, last_row, side
 
 # size -> depth, width, heads (table 1 of the paper)
@@ -63,7 +63,6 @@ class DiT:
         self.out_channels = arch.in_channels * (2 if arch.learn_sigma else 1)
         self.inputs = (class_labels(arch.num_classes, arch.num_classes if arch.class_dropout_prob > 0 else None),)
         self.sublayers = tuple(f"blocks.{i}.{kind}" for i in range(arch.depth) for kind in ("attn", "mlp"))
-        self.frequencies = frequencies(WAVES, arch.frequency_shift)
         self.embedders = [f"blocks.{i}." for i in range(arch.depth)] if arch.block_embeddings else [""]
         attention = ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias")
         mlp = ("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias")

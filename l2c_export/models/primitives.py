@@ -1,9 +1,7 @@
 """The primitives in PyTorch: pure functions of activations, then weights.
 
-`ir/signatures.py` says what each takes and makes.  Called with values of a `Tape` they are recorded, with tensors they compute.
-
-Products run on tokens flattened to two dimensions: they become one ONNX Gemm with its bias, which
-ONNX Runtime and TensorRT both run faster than MatMul + Add.
+`ir/signatures.py` says what each takes and makes, `compiler/onnx/operators.py` has the same in ONNX.  Called with values of a
+`Tape` they are recorded, with tensors they compute.
 """
 
 from __future__ import annotations
@@ -48,12 +46,6 @@ def execute(primitives: Iterable[Primitive], values: Mapping[str, Tensor]) -> di
     return known
 
 
-def exporting() -> bool:
-    """Whether the exporter is tracing; eager PyTorch gets its own fused operations, to be a fair baseline."""
-    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the former is new in 2.7
-    return bool(is_exporting())
-
-
 def _wide(x: Tensor) -> Tensor:
     """float32 for what half precision is too coarse for."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -87,10 +79,8 @@ def gelu(x: Tensor) -> Tensor:
 
 @primitive
 def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU; exported as 0.5 (1 + tanh u) = sigmoid(2u), which is three operations fewer."""
-    if not exporting():
-        return F.gelu(x, approximate="tanh")
-    return x * torch.sigmoid(x * (2 * math.sqrt(2 / math.pi)) * (x * x * 0.044715 + 1.0))
+    """The tanh approximation of GELU."""
+    return F.gelu(x, approximate="tanh")
 
 
 @primitive
@@ -106,8 +96,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 @primitive
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float) -> Tensor:
     """Its statistics are float32 (PyTorch's own kernel does that inside)."""
-    same = weight is None or weight.dtype == x.dtype
-    if same and (not exporting() or x.dtype == torch.float32):
+    if weight is None or weight.dtype == x.dtype:
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     scale, shift = (None if p is None else _wide(p) for p in (weight, bias))
     return F.layer_norm(_wide(x), x.shape[-1:], scale, shift, eps).to(x.dtype)
@@ -138,12 +127,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, heads: 
     size = q.shape[2] // heads
     shape = q.shape
     q, k, v = (part.reshape(part.shape[0], part.shape[1], heads, size).permute(0, 2, 1, 3) for part in (q, k, v))
-    if exporting():  # as separate operations: opset 17 has no attention
-        scores = (q * size**-0.5) @ k.transpose(2, 3)
-        scores = scores if mask is None else scores + mask
-        mixed = torch.softmax(_wide(scores), dim=-1).to(v.dtype) @ v
-    else:
-        mixed = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.to(q.dtype))
+    mixed = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.to(q.dtype))
     return mixed.transpose(1, 2).reshape(shape)
 
 
@@ -154,8 +138,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, *, heads: int) -> Tensor:
     shape = (q.shape[0], q.shape[1], heads, size)
     q, k, values = (_wide(part).reshape(shape).permute(0, 2, 3, 1) for part in (q, k, v))
     mixed = (torch.cat([values, values[:, :, :1] * 0 + 1], 2) @ F.relu(k).transpose(2, 3)) @ F.relu(q)
-    mixed = mixed * 2.0**40  # exact; the exporter would take 1e-15 for nothing
-    made = mixed[:, :, :-1] / (mixed[:, :, -1:] + 1e-15 * 2.0**40)
+    made = mixed[:, :, :-1] / (mixed[:, :, -1:] + 1e-15)
     return made.permute(0, 3, 1, 2).reshape(v.shape).to(v.dtype)
 
 
@@ -169,35 +152,18 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: in
     return F.conv2d(x, weight, bias, padding=padding)
 
 
-# Tables are made once, outside of any trace, so that they are exported as numbers.
-TABLES: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
-
-
-def table(key: tuple[object, ...], make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    if key not in TABLES:
-        assert not exporting(), f"{key} is first needed while exporting"
-        TABLES[key] = make()
-    return TABLES[key]
-
-
+@functools.cache
 def frequencies(half: int, shift: int = 0) -> Tensor:
     """exp(-ln(10000) k / (half - shift)) for k < half, as PyTorch's float32 evaluates it."""
-
-    def make() -> tuple[Tensor, ...]:
-        return (torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - shift)),)
-
-    return table(("frequencies", half, shift), make)[0]
+    return torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - shift))
 
 
-def rotations(tokens: int, half: int, theta: float) -> tuple[Tensor, ...]:
+@functools.cache
+def rotations(tokens: int, half: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angle of every token and pair, (tokens, half) each."""
-
-    def make() -> tuple[Tensor, ...]:
-        turns = theta ** (-torch.arange(half, dtype=torch.float64) / half)
-        angles = torch.arange(tokens, dtype=torch.float64)[:, None] * turns[None]
-        return torch.cos(angles).float(), torch.sin(angles).float()
-
-    return table(("rotations", tokens, half, theta), make)
+    turns = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.arange(tokens, dtype=torch.float64)[:, None] * turns[None]
+    return torch.cos(angles).float(), torch.sin(angles).float()
 
 
 @primitive

@@ -16,7 +16,6 @@ from .primitives import (
     add,
     concat,
     conv2d,
-    frequencies,
     gather,
     gelu,
     layer_norm,
@@ -85,7 +84,6 @@ class UViT:
         half = arch.depth // 2
         self.ins, self.outs = [f"in_blocks.{i}" for i in range(half)], [f"out_blocks.{i}" for i in range(half)]
         self.sublayers = tuple(f"{b}.{kind}" for b in (*self.ins, "mid_block", *self.outs) for kind in ("attn", "mlp"))
-        self.frequencies = frequencies(arch.embed_dim // 2)
         qkv = ("attn.qkv.weight", "attn.qkv.bias") if arch.qkv_bias else ("attn.qkv.weight",)
         attention = ("norm1.weight", "norm1.bias", *qkv, "attn.proj.weight", "attn.proj.bias")
         mlp = ("norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias")

@@ -1,4 +1,4 @@
-"""What is made once and kept between runs: exported segments, engines, compiled models, timing caches.
+"""What is made once and kept between runs: engines, compiled models, timing caches.
 
 An entry is called after the hash of everything that it depends on, begins with the hash of its own bytes, and is written
 whole or not at all: a build that was killed finds what it had finished, and an entry that was damaged is made again.
@@ -19,8 +19,8 @@ import platformdirs
 from .files import replacing
 
 LIMIT = 10 * 2**30  # bytes of all entries; those that were used longest ago go first
-# exported, built, compiled when they were loaded; the last two are the libraries' own files
-KINDS = ("segments", "plans", "engines", "timing", "kernels")
+# built, compiled when they were loaded; the last two are the libraries' own files
+KINDS = ("plans", "engines", "timing", "kernels")
 DIGEST = 32
 
 

@@ -72,11 +72,11 @@ def test_the_command_shows_and_empties_the_cache(empty_cache):
 
     from l2c_export.cli.main import l2c
 
-    cache.cached("segments", "k", lambda: bytes(2**20))
+    cache.cached("plans", "k", lambda: bytes(2**20))
     shown = CliRunner().invoke(l2c, ["cache", "--json"])
     kinds = msgspec.json.decode(shown.stdout)["kinds"]
-    assert kinds == {"segments": {"entries": 1, "bytes": 2**20 + 32}}
-    assert "segments" in CliRunner().invoke(l2c, ["cache"]).stdout
+    assert kinds == {"plans": {"entries": 1, "bytes": 2**20 + 32}}
+    assert "plans" in CliRunner().invoke(l2c, ["cache"]).stdout
     done = CliRunner().invoke(l2c, ["cache", "--prune"])
     assert done.stderr == "removed 1 entry, 1.0 MB\n"
     assert not list(cache.entries())

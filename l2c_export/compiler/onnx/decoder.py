@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,6 @@ from ...models.diffusers.model_index import AUTOENCODER
 from ...support.extras import needs
 from ...support.words import first_line
 from ...weights import finder
-from .export import quiet
 from .opset import EXPORTED, downgrade
 
 EXAMPLE = (6, 10)  # the height and width of the latents that it is traced with
@@ -105,6 +109,20 @@ def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> N
     assert program is not None
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(downgrade(program.model_proto, "decoder").SerializeToString())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter warns about torchvision and renamed axes, neither of which concerns a user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:

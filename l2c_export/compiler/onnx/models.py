@@ -29,16 +29,16 @@ Bodies = Mapping[str, onnx.ModelProto]
 
 def segment_model(name: str, segment: Graph, bodies: Bodies) -> onnx.ModelProto:
     """A segment as a model of its own: symbolic batch, weights as inputs."""
-    model = composed(name, segment, bodies)
-    onnx.checker.check_model(model)
-    return model
+    made = composed(name, segment, bodies)
+    onnx.checker.check_model(made)
+    return made
 
 
 def composed(name: str, graph: Graph, bodies: Bodies) -> onnx.ModelProto:
     """A graph as a model, all its inputs inputs."""
     inputs = [typed(i, graph.values[i]) for i in graph.inputs]
     outputs = [typed(o, graph.values[o]) for o in graph.outputs]
-    return _model(helper.make_graph(operators(graph, bodies), name, inputs, outputs))
+    return model(helper.make_graph(operators(graph, bodies), name, inputs, outputs))
 
 
 def step_model(name: str, graph: Graph, bodies: Bodies, layout: Layout) -> onnx.ModelProto:
@@ -46,7 +46,7 @@ def step_model(name: str, graph: Graph, bodies: Bodies, layout: Layout) -> onnx.
     inputs = [typed(i, graph.values[i]) for i in graph.inputs if graph.kind(i) != WEIGHT]
     outputs = [typed(o, graph.values[o]) for o in graph.outputs]
     initializers = [_external(i, layout) for i in graph.inputs if graph.kind(i) == WEIGHT]
-    return _model(helper.make_graph(operators(graph, bodies), name, inputs, outputs, initializer=initializers))
+    return model(helper.make_graph(operators(graph, bodies), name, inputs, outputs, initializer=initializers))
 
 
 def operators(graph: Graph, bodies: Bodies) -> list[onnx.NodeProto]:
@@ -110,7 +110,8 @@ def _external(weight: str, layout: Layout) -> TensorProto:
     return tensor
 
 
-def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
+def model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """A graph by itself, in opset 17 and the operators of ONNX Runtime that it uses."""
     domains = {node.domain for node in graph.node} - {""}
     opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="l2c-export")
