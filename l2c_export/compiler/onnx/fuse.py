@@ -14,7 +14,7 @@ from ...ir.graph import Body, Primitive
 from ...ir.primitives import precision
 from .export import export
 from .models import DOMAIN
-from .operators import RULES, Rule, sdpa
+from .operators import RULES, Rule, Written, sdpa
 from .writer import Operand, Writer, count
 
 
@@ -36,7 +36,7 @@ def fused(body: Body) -> onnx.ModelProto:
     return export(body, {**RULES, **FUSED})
 
 
-def attention(w: Writer, q: Operand, k: Operand, v: Operand, mask: Operand | None = None, *, heads: int) -> Operand:
+def attention(w: Writer, q: Operand, k: Operand, v: Operand, mask: Operand | None = None, *, heads: int) -> Written:
     if mask is not None:
         return sdpa(w, q, k, v, mask, heads=heads)
     scale = (count(q.shape[2:]) // heads) ** -0.5
