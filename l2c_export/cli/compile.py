@@ -36,7 +36,7 @@ from .tables import print_table
     *importing.OPTIONS,
     option("--model", help="DiT-XL/2, U-ViT-H/2, DiT-S/4@512, demo, .., a pipeline folder or hub id of diffusers, a .json. "
            "[default: what fits]"),
-    option("--weights", help="A checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or random[:SEED]. "
+    option("--weights", help="A checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, random[:SEED], or none. "
            "[default: the model's own]"),
     option("--with-vae", is_flag=True, help="Add the decoder of the pipeline folder: images come out instead of latents."),
     option("--vae", type=FOLDER, help="The same with another folder of an AutoencoderKL of diffusers."),

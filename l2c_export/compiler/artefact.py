@@ -114,7 +114,8 @@ def compile(
     - `rule`, `level`, `full_first`, `full_last`: how the calls of a rule such as "every:5" follow that are not full: "reuse" or
       "taylor:M", at the level "sublayer", "stack" or "output", and how many calls at the start and the end are full besides.
     - `model`: a name ("DiT-XL/2", "demo"), the folder or id of a pipeline of diffusers, or a JSON file; by default what fits
-      the weights.  `weights`: a checkpoint, a folder of diffusers, or "random[:SEED]"; without any, `link` binds them later.
+      the weights.  `weights`: a checkpoint, a folder of diffusers, or "random[:SEED]"; without any, or with
+      "none", `link` binds them later.
     - `sampler`: "ddim", "dpm-solver++", or a scheduler of diffusers by class or file.  `guidance`: "first3", "all" or "none".
     - `batch`: the most images of one call.  `precision`: "fp32", "fp16" or "bf16"; `fp32` names sublayers to keep in float32.
     - `backend`: "auto", "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx", or what else `backends/descriptors.py` lists;

@@ -20,6 +20,7 @@ from ..samplers.scheduler_config import FLOWS, KINDS
 from ..schedules.rules import Caching
 from ..schedules.schedule import Schedule
 
+LATER = "none"  # as weights: they are bound by `link`, also where a folder has some
 TEXT_PRECISIONS = ("fp32", "bf16")  # of the weights of text encoders, as they are stored
 GUIDANCE = ("first3", "all", "none")  # a captured model may have another way
 PathOrSchedule = str | os.PathLike[str] | Schedule

@@ -30,7 +30,7 @@ from ..support.words import counted
 from ..weights import random
 from ..weights.checkpoint import Checkpoint
 from . import captured
-from .request import CACHING, FULL, Options, Wanted, _is_config
+from .request import CACHING, FULL, LATER, Options, Wanted, _is_config
 
 LITTLE = 0.01  # the share of the cached calls' sublayers below which a router removes next to nothing
 
@@ -87,7 +87,7 @@ def resolve(options: Options) -> Source:
         return replace(source, name=demo.NAME, scale=1.0 if source.guidance == "none" else demo.GUIDANCE_SCALE)
     seed = random.random_seed(options.weights) if options.weights else None
     folder = captured.sized(options, _folder(options))
-    checkpoint = _checkpoint(options, folder) if seed is None else None
+    checkpoint = _checkpoint(options, folder) if seed is None and options.weights != LATER else None
     origins = [_read(one.schedule or FULL) for one in options.programs]
     kind, columns = (None, None) if isinstance(origins[0], str) else (origins[0].family, origins[0].columns)
     request = ModelRequest(folder.family) if folder else lookup.ask(options.model, kind, columns, checkpoint)
@@ -158,7 +158,7 @@ def _checkpoint(options: Options, folder: Folder | None) -> Checkpoint | None:
     if folder is None:
         return pipeline_folder.checkpoint(Path(options.weights)) if options.weights else None
     if options.weights is None or (options.model is None and Path(options.weights).is_dir()):
-        return folder.checkpoint
+        return folder.checkpoint()
     if families.of(folder.family).captured:
         return pipeline_folder.checkpoint(Path(options.weights))
     return pipeline_folder.checkpoint_for(Path(options.weights), pipeline_folder.FAMILY, folder.arch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ class Folder:
     path: Path
     name: str
     arch: dict[str, Any]  # of its family
-    stored: Checkpoint  # under the names of diffusers
-    checkpoint: Checkpoint  # under the family's
+    stored: Checkpoint | None  # of a DiT, under the names of diffusers
+    checkpoint: Callable[[], Checkpoint]  # under the family's; raises WeightsError where a captured model has none
     scheduler: Mapping[str, Any]  # its configuration; the class is that which the index names
     labels: dict[str, int]  # class names
     index: PipelineIndex | None = None  # of a pipeline
@@ -95,7 +95,7 @@ def describing(path: Path) -> Path | None:
 def checkpoint(path: Path) -> Checkpoint:
     """What `--weights` means: a checkpoint, a pipeline or transformer folder, or a folder that holds weights alone."""
     folder = path.is_dir() and describing(path)
-    return read(path).checkpoint if folder else open_checkpoint(finder.path(path))
+    return read(path).checkpoint() if folder else open_checkpoint(finder.path(path))
 
 
 def checkpoint_for(path: Path, family: str, arch: Mapping[str, Any]) -> Checkpoint:
@@ -107,7 +107,7 @@ def checkpoint_for(path: Path, family: str, arch: Mapping[str, Any]) -> Checkpoi
     folder = check_weights(path, family, arch)
     if not path.is_dir() or folder is None:
         return for_model(open_checkpoint(finder.path(path)), family, arch)
-    return for_model(folder.stored, family, arch) if arch.get("frequency_shift") else folder.checkpoint
+    return for_model(folder.stored, family, arch) if folder.stored and arch.get("frequency_shift") else folder.checkpoint()
 
 
 def check_weights(path: Path, family: str, arch: Mapping[str, Any]) -> Folder | None:
@@ -165,12 +165,11 @@ def captured_folder(path: Path, transformer: Path, kind: str, index: PipelineInd
     assert known is not None
     shape = {name: value for name, value in config(transformer / CONFIG).items() if not name.startswith("_")}
     arch = {"model": kind, "config": json.dumps(shape, sort_keys=True)}
-    stored = open_checkpoint(finder.path(transformer))
     scheduler = (
         {**config(path / SCHEDULER), "_class_name": index.part("scheduler")} if index else {"_class_name": known.sampler}
     )
     name = Path(model_index.called(path.resolve())).name
-    return Folder(path, name, arch, stored, stored, scheduler, {}, index, known.name)
+    return Folder(path, name, arch, None, lambda: open_checkpoint(finder.path(transformer)), scheduler, {}, index, known.name)
 
 
 def _folder(
@@ -185,7 +184,7 @@ def _folder(
         Path(model_index.called(path.resolve())).name,
         arch,
         stored,
-        checkpoint,
+        lambda: checkpoint,
         scheduler,
         index.labels if index else {},
         index,

@@ -24,9 +24,7 @@ BACKENDS = {"fp16": "onnxruntime", "bf16": "openvino"}
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-@pytest.mark.parametrize(
-    ("family", "precision"), [("pixart", "fp16"), ("sd35", "fp16"), ("flux", "bf16"), ("sana", "bf16")]
-)
+@pytest.mark.parametrize(("family", "precision"), [("pixart", "fp16"), ("sd35", "fp16"), ("flux", "bf16"), ("sana", "bf16")])
 def test_calls_are_no_further_off_than_those_of_pytorch_in_the_same_type(family, precision, tmp_path, monkeypatch):
     each, out = PIPELINES[family], tmp_path / "out"
     folder = each.folder(tmp_path / "model")

@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""Text-to-image transformers of full size, with random weights, beside diffusers on a GPU.
+
+    python scripts/gpu_prompted.py compile OUT --model pixart-sigma            where torch and diffusers are
+    python scripts/gpu_prompted.py ours OUT/every2 --backend tensorrt          where the backend is
+    python scripts/gpu_prompted.py diffusers OUT/model --schedule OUT/every2/schedule.json --compile     where torch is
+
+`compile` writes OUT/model, a folder that holds configurations alone, and OUT/every1 and OUT/every2 without weights; `ours` binds
+random ones first.  A generation is timed from embeddings to latents, the loop alone, as diffusers' pipelines run it; every
+command prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+RUNS, WARM = 5, 2
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15,
+        "base_image_seq_len": 256, "max_image_seq_len": 4096, "shift": 3.0}  # fmt: skip
+# name: pipeline, transformer, its configuration, scheduler, steps, pixels, latents' channels, guidance
+MODELS = {
+    "pixart-sigma": (
+        "PixArtSigmaPipeline", "PixArtTransformer2DModel",
+        {"sample_size": 128, "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4,
+         "out_channels": 8, "cross_attention_dim": 1152, "caption_channels": 4096, "patch_size": 2, "interpolation_scale": 2,
+         "use_additional_conditions": False},
+        {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++", "solver_order": 2}, 20, 1024, 4, 4.5,
+    ),
+    "flux": (
+        "FluxPipeline", "FluxTransformer2DModel",
+        {"in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128, "num_attention_heads": 24,
+         "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True, "axes_dims_rope": [16, 56, 56]},
+        FLOW, 28, 1024, 16, 3.5,
+    ),
+}  # fmt: skip
+
+
+def compile_(args: argparse.Namespace) -> None:
+    import l2c_export
+
+    pipeline, kind, config, scheduler, steps, pixels, *_ = MODELS[args.model]
+    folder = args.folder / "model"
+    parts = {
+        "transformer/config.json": {"_class_name": kind, **config},
+        "scheduler/scheduler_config.json": scheduler,
+        "model_index.json": {
+            "_class_name": pipeline,
+            "transformer": ["diffusers", kind],
+            "scheduler": ["diffusers", scheduler["_class_name"]],
+        },
+    }
+    for name, part in parts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(part))
+    for schedule in args.schedules:
+        started = time.perf_counter()
+        made = l2c_export.compile(f"every:{schedule}", model=folder, steps=steps, size=(pixels, pixels), precision=args.precision,
+                                  weights="none", out=args.folder / f"every{schedule}")  # fmt: skip
+        print(json.dumps({"compiled": str(made.path), "seconds": round(time.perf_counter() - started, 1)}))
+
+
+def ours(args: argparse.Namespace) -> None:
+    import l2c_export
+    from l2c_export.backends.descriptors import built
+
+    said: dict[str, object] = {"engines": str(args.engines), "backend": args.backend}
+    with timed(said, "link_s"):
+        if not (args.engines / "weights.safetensors").exists():
+            l2c_export.link(args.engines, args.weights or "random:0")
+    with timed(said, "build_s"):
+        if args.backend in built():
+            l2c_export.build(args.engines, backend=args.backend)
+    before = used()
+    with timed(said, "load_s"):
+        pipe = l2c_export.load(args.engines, backend=args.backend, device="cuda", verify=False)
+    request = numbers(pipe)
+    first = time.perf_counter()
+    pipe(**request)
+    said["first_ms"] = round(1000 * (time.perf_counter() - first))
+    said |= spread(lambda: pipe(**request))
+    said["weights_mib"] = round((args.engines / "weights.safetensors").stat().st_size / 2**20)
+    said["device_mib"] = used() - before
+    print(json.dumps(said))
+
+
+def numbers(pipe: object) -> dict[str, np.ndarray]:
+    """A request of one image whose embeddings are random."""
+    generator, request = np.random.default_rng(0), {}
+    for declared in pipe.manifest.inputs:
+        shape = (1, *declared.shape)
+        whole = declared.dtype == "int32"
+        for name in [declared.name, *([f"negative_{declared.name}"] if declared.guides else [])]:
+            request[name] = np.ones(shape, np.int32) if whole else generator.standard_normal(shape).astype(np.float32)
+    return request | {"seed": 0}
+
+
+def diffusers_(args: argparse.Namespace) -> None:
+    import diffusers
+    import torch
+
+    from l2c_export.schedules.schedule import Schedule
+
+    index = json.loads((args.folder / "model_index.json").read_text())
+    model_name = next(name for name, of in MODELS.items() if of[0] == index["_class_name"])
+    _, kind, config, _, steps, pixels, channels, scale = MODELS[model_name]
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
+    said: dict[str, object] = {"diffusers": kind, "compile": args.compile, "schedule": str(args.schedule), "precision": args.precision}
+    with timed(said, "load_s"), torch.device("cuda"):
+        torch.set_default_dtype(dtype)
+        model = getattr(diffusers, kind)(**config).eval()
+        torch.set_default_dtype(torch.float32)
+    scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(args.folder / "scheduler")
+    if args.schedule:
+        cached(model, Schedule.read(args.schedule))
+    called = torch.compile(model, mode=args.compile) if args.compile else model
+    side = pixels // 8
+    x0 = torch.randn(1, channels, side, side, device="cuda", dtype=dtype)
+    if model_name == "flux":
+        places = torch.zeros(side // 2, side // 2, 3, device="cuda", dtype=dtype)
+        places[..., 1] += torch.arange(side // 2, device="cuda")[:, None]
+        places[..., 2] += torch.arange(side // 2, device="cuda")[None]
+        fixed = {"encoder_hidden_states": torch.randn(1, 512, 4096, device="cuda", dtype=dtype), "img_ids": places.reshape(-1, 3),
+                 "pooled_projections": torch.randn(1, 768, device="cuda", dtype=dtype), "return_dict": False,
+                 "txt_ids": torch.zeros(512, 3, device="cuda", dtype=dtype),
+                 "guidance": torch.full((1,), scale, device="cuda", dtype=torch.float32)}  # fmt: skip
+        x0 = torch.randn(1, (side // 2) ** 2, 4 * channels, device="cuda", dtype=dtype)
+    else:
+        fixed = {"encoder_hidden_states": torch.randn(2, 300, 4096, device="cuda", dtype=dtype), "return_dict": False,
+                 "encoder_attention_mask": torch.ones(2, 300, device="cuda", dtype=dtype),
+                 "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}  # fmt: skip
+
+    def loop() -> None:
+        model.calls = -1
+        if model_name == "flux":
+            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=1.15, device="cuda")
+        else:
+            scheduler.set_timesteps(steps, device="cuda")
+        x = x0
+        for t in scheduler.timesteps:
+            model.calls += 1
+            if model_name == "flux":
+                made = called(hidden_states=x, timestep=t.expand(1).to(dtype) / 1000, **fixed)[0]
+            else:
+                made = called(torch.cat([x, x]), timestep=t.expand(2), **fixed)[0].chunk(2, dim=1)[0]
+                without, asked = made.chunk(2)
+                made = without + scale * (asked - without)
+            x = scheduler.step(made, t, x, return_dict=False)[0].clone()
+        torch.cuda.synchronize()
+
+    first = time.perf_counter()
+    with torch.no_grad():
+        loop()
+        said["first_ms"] = round(1000 * (time.perf_counter() - first))
+        said |= spread(loop)
+    said["device_mib"] = round(torch.cuda.max_memory_reserved() / 2**20)
+    print(json.dumps(said))
+
+
+def cached(model: object, schedule: object) -> None:
+    """Hooks as eager implementations have them: what a call reuses is not run."""
+    modules, kept = dict(model.named_modules()), {}
+    for column, name in enumerate(schedule.sublayers):
+        computed = [column in call.computed for call in schedule.calls]
+
+        def run(*given: object, forward=modules[name].forward, name=name, computed=computed, **named: object) -> object:
+            if computed[model.calls]:
+                kept[name] = forward(*given, **named)
+            return kept[name]
+
+        modules[name].forward = run
+
+
+class timed:  # noqa: N801  (reads as a word)
+    """Seconds of a block, noted under a name."""
+
+    def __init__(self, said: dict[str, object], name: str) -> None:
+        self.said, self.name = said, name
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.said[self.name] = round(time.perf_counter() - self.started, 1)
+
+
+def spread(run: object) -> dict[str, float]:
+    """Milliseconds of several runs."""
+    seconds = []
+    for n in range(WARM + RUNS):
+        started = time.perf_counter()
+        run()
+        seconds += [time.perf_counter() - started] if n >= WARM else []
+    return {"median_ms": round(1000 * statistics.median(seconds), 1), "min_ms": round(1000 * min(seconds), 1)}
+
+
+def used() -> int:
+    """MiB of the first GPU."""
+    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    return int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("compile")
+    one.add_argument("folder", type=Path)
+    one.add_argument("--model", choices=MODELS, required=True)
+    one.add_argument("--schedules", type=int, nargs="+", default=[1, 2])
+    one.set_defaults(run=compile_)
+    two = commands.add_parser("ours")
+    two.add_argument("engines", type=Path)
+    two.add_argument("--backend", required=True)
+    two.add_argument("--weights", type=Path)
+    two.set_defaults(run=ours)
+    three = commands.add_parser("diffusers")
+    three.add_argument("folder", type=Path)
+    three.add_argument("--schedule", type=Path)
+    three.add_argument("--compile", nargs="?", const="default", default="")
+    three.set_defaults(run=diffusers_)
+    for each in (one, three):
+        each.add_argument("--precision", default="fp16", choices=["fp16", "bf16"])
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
