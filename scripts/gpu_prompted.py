@@ -93,7 +93,7 @@ def ours(args: argparse.Namespace) -> None:
 def numbers(pipe: object) -> dict[str, np.ndarray]:
     """A request of one image whose embeddings are random."""
     generator, request = np.random.default_rng(0), {}
-    for declared in pipe.manifest.inputs:
+    for declared in (each for each in pipe.manifest.inputs if each.known == "request"):
         shape = (1, *declared.shape)
         whole = declared.dtype == "int32"
         for name in [declared.name, *([f"negative_{declared.name}"] if declared.guides else [])]:
