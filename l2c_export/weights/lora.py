@@ -10,7 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ class Lora:
     scale: float
     products: Mapping[str, LowRank]
     flat: frozenset[str] = frozenset()
-    encoders: Mapping[str, int] = {}  # how many tensors are for which text encoder, which nothing here reads
+    encoders: Mapping[str, int] = field(default_factory=dict)  # how many tensors are for which text encoder, which nothing here reads
 
     @property
     def path(self) -> Path:
