@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from ...errors import ModelError
 from ...ir.graph import Primitive, Value
+from ...weights.recipe import DERIVED
 from ..tape import Recorded
 from .build import PrimitiveBuilder
 from .constants import constant, given
@@ -26,7 +27,6 @@ from .lower import lower, unknown
 from .moves import rows_of
 
 aten = torch.ops.aten
-DERIVED = "derived"  # begins the names of tensors that follow from the configuration
 
 
 @dataclass(frozen=True)
