@@ -1,4 +1,4 @@
-"""LoRAs of random numbers, as different trainings write them, and what they add by definition: W + scale * alpha / rank * up @ down."""
+"""LoRAs of random numbers, as trainings write them, and what they add by definition: scale * alpha / rank * up @ down."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Lora:
     scale: float
     products: Mapping[str, LowRank]
     flat: frozenset[str] = frozenset()
-    encoders: Mapping[str, int] = field(default_factory=dict)  # how many tensors are for which text encoder, which nothing here reads
+    encoders: Mapping[str, int] = field(default_factory=dict)  # how many tensors are for which text encoder
 
     @property
     def path(self) -> Path:

@@ -1,4 +1,4 @@
-"""Compiled calls in a live pipeline of diffusers: its call, its text encoders, its autoencoder and its outputs, without its loop.
+"""Compiled calls in a live pipeline of diffusers: its call, text encoders, autoencoder and outputs, without its loop.
 
 What a compiled call does ends with guidance and the scheduler's step, so it cannot stand in for the transformer alone; the
 pipeline's `__call__` is replaced.  torch and diffusers are those that the pipeline already uses.

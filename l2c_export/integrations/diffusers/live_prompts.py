@@ -1,4 +1,4 @@
-"""The call of a live pipeline that takes prompts: its own text encoders, noise, autoencoder and outputs around compiled calls."""
+"""The call of a live pipeline that takes prompts: its own text encoders, noise and autoencoder around compiled calls."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def call(self: Any, *given: Any, **named: Any) -> Any:
         _named(self.check_inputs, told)
         how = {"do_classifier_free_guidance": scale > 1, "device": device_of(self)}
         made = dict(zip(kind.encoded, _named(self.encode_prompt, {**told, **how}), strict=False))
-        embeddings = {name: values for name, values in made.items() if values is not None}
-        noise = _noise(self, kind, told, manifest.program().latent[0], embeddings["prompt_embeds"])
+        embeddings, dtype = {n: values for n, values in made.items() if values is not None}, made["prompt_embeds"].dtype
+        noise = _noise(self, kind, told, manifest.program().latent[0], dtype)
         strength = scale if manifest.guidance.mode in ALONE else max(scale, 1.0)  # diffusers guides only above 1
         output = live.compiled(**embeddings, guidance_scale=strength, latents=noise, output_type="latent", steps=steps)
-        latents = torch.from_numpy(output.latents).to(device_of(self), embeddings["prompt_embeds"].dtype)
+        latents = torch.from_numpy(output.latents).to(device_of(self), dtype)
         images = _images(self, kind, told, latents)
     self.maybe_free_model_hooks()
     return live.returned(kind.output, images, told["return_dict"])
@@ -123,9 +123,11 @@ def _named(function: Callable[..., Any], told: Arguments) -> Any:
     return function(**{name: told[name] for name in inspect.signature(function).parameters if name in told})
 
 
-def _noise(pipe: Any, kind: PromptedPipeline, told: Arguments, channels: int, embeddings: Any) -> Any:
+def _noise(pipe: Any, kind: PromptedPipeline, told: Arguments, channels: int, dtype: Any) -> Any:
     """What the pipeline itself would draw, or is given: (B, C, H, W) of standard deviation 1."""
-    size, count = (told["height"], told["width"]), len(embeddings)
+    prompt, size = told["prompt"], (told["height"], told["width"])
+    texts = len(told["prompt_embeds"]) if prompt is None else 1 if isinstance(prompt, str) else len(prompt)
+    count = texts * told["num_images_per_prompt"]
     if kind.packed and told["latents"] is not None:
         scale = 2 * pipe.vae_scale_factor
         shape = (count, size[0] // scale * (size[1] // scale), 4 * channels)
@@ -133,7 +135,7 @@ def _noise(pipe: Any, kind: PromptedPipeline, told: Arguments, channels: int, em
             raise UsageError(
                 f"latents of shape {tuple(told['latents'].shape)}: this call needs {shape}, packed as the pipeline's"
             )
-    how = (count, channels, *size, embeddings.dtype, device_of(pipe), told["generator"], told["latents"])
+    how = (count, channels, *size, dtype, device_of(pipe), told["generator"], told["latents"])
     made = pipe.prepare_latents(*how)
     if kind.packed:
         return pipe._unpack_latents(made[0], *size, pipe.vae_scale_factor)
