@@ -68,7 +68,7 @@ def tensors(lora: Factored, name: Name = diffusers_name) -> dict[str, torch.Tens
     """What a file holds."""
     made = {}
     for module, each in lora.items():
-        made |= {name(module, "down"): each.down, name(module, "up"): each.up}
+        made |= {name(module, "down"): each.down.clone(), name(module, "up"): each.up.clone()}
         if each.alpha is not None:
             made[name(module, "alpha")] = torch.tensor(each.alpha)
     return made

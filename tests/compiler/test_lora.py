@@ -40,30 +40,28 @@ def linear(transformer: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def trained(transformer: torch.nn.Module, folder: Path) -> torch.nn.Module:
-    """The transformer with two LoRAs of peft, saved in `folder`/0 and /1 as they are trained, fused at 0.7 and -0.4."""
+    """The transformer with two LoRAs of peft, saved in `folder`/one and /two as they are trained, fused at 0.7 and -0.4."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(1)
-    scales = (0.7, -0.4)
+    scales = {"one": 0.7, "two": -0.4}
     configs = [peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(linear(transformer)), init_lora_weights=False),
                peft.LoraConfig(r=3, lora_alpha=2, target_modules=r".*\.(to_q|proj|linear_1|to_out\.0)", use_rslora=True,
                                alpha_pattern={"to_q": 5}, rank_pattern={"to_q": 2}, init_lora_weights=False)]  # fmt: skip
     if hasattr(transformer, "load_lora_adapter"):  # which PixArt's has not
-        for n, config in enumerate(configs):
-            transformer.add_adapter(config, adapter_name=str(n))
-            transformer.save_lora_adapter(folder / str(n), adapter_name=str(n))
-        transformer.set_adapters(["0", "1"], list(scales))
-        transformer.fuse_lora(adapter_names=["0", "1"])
+        for name, config in zip(scales, configs, strict=True):
+            transformer.add_adapter(config, adapter_name=name)
+            transformer.save_lora_adapter(folder / name, adapter_name=name)
+        transformer.set_adapters(list(scales), list(scales.values()))
+        transformer.fuse_lora(adapter_names=list(scales))
         transformer.unload_lora()
         return transformer
-    model = peft.get_peft_model(transformer, configs[0], adapter_name="0")
-    model.add_adapter("1", configs[1])
-    model.save_pretrained(folder / "saved")
-    for name in ("0", "1"):
-        shutil.move(folder / "saved" / name, folder / name)
+    model = peft.get_peft_model(transformer, configs[0], adapter_name="one")
+    model.add_adapter("two", configs[1])
+    model.save_pretrained(folder)
     for module in (module for module in model.modules() if hasattr(module, "set_scale")):
-        for name, scale in zip("01", scales, strict=True):
-            module.set_scale(name, scale) if name in module.scaling else None
-    return model.merge_and_unload(adapter_names=["0", "1"])
+        for name, scale in scales.items():
+            module.set_scale(name, scale)
+    return model.merge_and_unload(adapter_names=list(scales))
 
 
 @pytest.mark.parametrize("family", ["pixart", "sd3", "flux"])
@@ -76,7 +74,7 @@ def test_two_loras_of_peft_are_the_fused_pipeline(prompted_by, tmp_path, family)
     engines = shutil.copytree(out, tmp_path / "out")
     with pytest.raises(UsageError, match="other weights than"):
         l2c_export.enable_l2c(theirs, engines)
-    l2c_export.link(engines, lora=[f"{tmp_path / '0'}:0.7", f"{tmp_path / '1'}:-0.4"])
+    l2c_export.link(engines, lora=[f"{tmp_path / 'one'}:0.7", f"{tmp_path / 'two'}:-0.4"])
     ours = l2c_export.enable_l2c(theirs, engines)
     got = ours(**texts.asked(family, output_type="latent")).images.numpy()
     assert error(got, want) < 1e-5
