@@ -26,7 +26,7 @@ REMEDY = "give a LoRA of this model"
 BLOCK = re.compile(r"(.*?_)(\d+)_")  # begins the flat name of a module in a block
 
 
-class Addition(NamedTuple):
+class LoraAddition(NamedTuple):
     """What the product of a module, or a part of it, is added to: a place in a stored tensor."""
 
     module: str
@@ -42,7 +42,7 @@ class FittedLora:
     """A LoRA, and its additions by the name of a stored tensor."""
 
     lora: Lora
-    additions: Mapping[str, tuple[Addition, ...]]
+    additions: Mapping[str, tuple[LoraAddition, ...]]
     unread: tuple[str, ...] = ()  # modules whose output the model does not use
 
     @property
@@ -163,7 +163,7 @@ def _is_unread(module: str, modules: Mapping[str, str]) -> bool:
     return any(same.fullmatch(known) for known in modules)
 
 
-def _additions(lora: Lora, module_of: Mapping[str, str], shape: Shape, recipe: Recipe) -> Iterator[Addition]:
+def _additions(lora: Lora, module_of: Mapping[str, str], shape: Shape, recipe: Recipe) -> Iterator[LoraAddition]:
     """What of a LoRA belongs to a stored tensor.  Raises WeightsError where it has another shape."""
     first = 0
     for source, length in zip(recipe.sources, _lengths(shape, recipe), strict=True):
@@ -180,7 +180,7 @@ def _additions(lora: Lora, module_of: Mapping[str, str], shape: Shape, recipe: R
                     f"{lora.path} is of another model: {key} and its twin add {list(added)} to {source.tensor}, which has "
                     f"{list(place)}: {REMEDY}"
                 )
-            yield Addition(module, source, (slice(None),) * recipe.axis + (slice(first, first + length),))
+            yield LoraAddition(module, source, (slice(None),) * recipe.axis + (slice(first, first + length),))
         first += length
 
 
