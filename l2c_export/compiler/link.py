@@ -60,7 +60,7 @@ def bind(
         labels = model_index.read(pipeline / INDEX).labels if pipeline else {}
         linked = msgspec.structs.replace(
             rest,
-            inputs=named(manifest.inputs, labels) if source else manifest.inputs,
+            inputs=named(manifest.inputs, labels),
             denoiser=msgspec.structs.replace(manifest.denoiser, weights=with_loras(bound, loras)),
             files=rest.files | written,
             decoder=decoder or rest.decoder,

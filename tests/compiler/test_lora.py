@@ -223,6 +223,8 @@ def test_an_artefact_of_a_dit_pipeline_linked_and_compiled(world, tmp_path):
     bind(want, str(tmp_path / "fused"))
     bind(got, str(world.folder), loras=[f"{path}:-2"])
     assert close(got, want)
+    bind(got, None, loras=[f"{path}:0"])
+    assert store.read(got).inputs == store.read(world.compiled()).inputs, "the names of the classes stay"
     again = world.compiled(weights=str(world.folder / "transformer"), lora=(f"{path}:-2",))
     assert (again / WEIGHTS).read_bytes() == (got / WEIGHTS).read_bytes()
     assert store.read(again).denoiser.weights.source == f"{PLAIN} + a.safetensors:-2"
@@ -230,13 +232,16 @@ def test_an_artefact_of_a_dit_pipeline_linked_and_compiled(world, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_sum_is_rounded_once_to_the_type_that_is_stored(tmp_path, dtype):
-    tensors = {"a.weight": TensorRecord((6, 4), dtype)}
+    tensors, kind = {"a.weight": TensorRecord((6, 4), dtype)}, getattr(torch, dtype)
+    layout, base = Layout(tensors), torch.linspace(-1, 1, 24).reshape(6, 4)
+    write(tmp_path / WEIGHTS, layout, [("a.weight", base.numpy())])
     denoiser = msgspec.structs.replace(store.read(GOLDEN).denoiser, tensors=tensors)
-    lora, base = loras.factors({"a": (6, 4)}), torch.linspace(-1, 1, 24).reshape(6, 4)
-    fitted = fit(open_lora(loras.saved(tmp_path / "a.safetensors", lora)), denoiser)
-    write(tmp_path / WEIGHTS, Layout(tensors), merged([("a.weight", base.numpy())], [fitted]))
-    want = (base + lora["a"].product.float()).to(getattr(torch, dtype))
-    assert torch.equal(load_file(tmp_path / WEIGHTS)["a.weight"], want)
+    made = [loras.factors({"a": (6, 4)}, seed) for seed in range(2)]
+    fitted = [fit(open_lora(loras.saved(tmp_path / f"{n}.safetensors", each)), denoiser) for n, each in enumerate(made)]
+    stored = mapped(tmp_path / WEIGHTS, tensors)("a.weight")
+    write(tmp_path / "merged.safetensors", layout, merged([("a.weight", stored)], fitted))
+    want = (base.to(kind).double() + sum(each["a"].product for each in made)).to(kind)
+    assert torch.equal(load_file(tmp_path / "merged.safetensors")["a.weight"], want)
 
 
 def test_u_vit_and_loras_one_behind_the_other(pixels, tmp_path):

@@ -176,3 +176,8 @@ def test_fused_projections_are_looked_through_and_it_can_be_undone(prompted_by, 
     l2c_export.enable_l2c(pipe, out)
     assert type(pipe) is not kind
     assert type(pipe.disable_l2c()) is kind
+    fused = {"pixart": "attn2.to_kv", "sd3": "attn.to_added_qkv", "flux": "attn.to_qkv"}[family]
+    with torch.no_grad():
+        pipe.transformer.get_submodule(f"transformer_blocks.1.{fused}").weight.add_(0.01)
+    with pytest.raises(UsageError, match="other weights than"):
+        l2c_export.enable_l2c(pipe, out)
