@@ -83,14 +83,17 @@ def pixels(tmp_path_factory, own_cache):
 
 @pytest.fixture(scope="session")
 def prompted_by(tmp_path_factory, own_cache):
-    """A pipeline with text encoders by its family, compiled with them, for tests that only read it."""
+    """A pipeline with text encoders by its family, compiled with them, for tests that only read it.
+
+    Its first program is every:2 of 2 steps, the other one every:1 of 3.
+    """
 
     @functools.cache
     def made(family):
         import texts
 
-        root = tmp_path_factory.mktemp(family)
-        return texts.exported(family, root / "model", root / "out", with_vae=family == "pixart")
+        root, full = tmp_path_factory.mktemp(family), (("every:1", 3),)
+        return texts.exported(family, root / "model", root / "out", with_vae=family == "pixart", further=full)
 
     return made
 

@@ -229,10 +229,15 @@ def test_the_runtime_runs_where_the_compiler_cannot_be_imported(tiny):
 def test_the_commands_of_the_runtime_run_there_too(tiny, tmp_path):
     folder, chosen = tiny
     torch.save({"ema": load_file(chosen.path / "model.safetensors")}, tmp_path / "w.pt")
+    layer = "x_embedder.proj.lora"
+    torch.save(
+        {f"{layer}.down.weight": torch.ones(1, 4, 2, 2), f"{layer}.up.weight": torch.ones(32, 1, 1, 1)}, tmp_path / "l.bin"
+    )
     code = BLOCK + (
         "import shutil; shutil.copytree(sys.argv[1], 'e')\n"
         "from l2c_export.cli.main import l2c\n"
         "for words in (['inspect', 'e'], ['schedule', 'show', 'e/schedule.json'], ['link', 'e', '--weights', sys.argv[3]],\n"
+        "              ['link', 'e', '--lora', 'l.bin:0.1'],\n"
         "              ['link', 'e', '--weights', sys.argv[2]], ['check', 'e', '--record'], ['doctor'],\n"
         "              ['run', 'e', '--class-label', '3', '--out', 'x.npy'], ['run', 'e', '--class-label', '3', '--json']):\n"
         "    l2c(words, standalone_mode=False)\n"

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
 import transformers
 from prompted import PIPELINES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from l2c_export.compiler.compile import compile_artefact
-from l2c_export.compiler.request import Options
+from l2c_export.compiler.request import Options, Wanted
 
 TOKENS, CLIP_TOKENS, IMAGES = 14, 77, 16  # of T5, of CLIP, at once
 CORPUS = [
@@ -124,6 +125,9 @@ def flux(folder: Path) -> None:
 TEXTS = {"pixart": pixart, "pixart-alpha": pixart, "sd3": sd3, "sd35": sd3, "flux": flux, "schnell": flux}
 
 
+Further = tuple[tuple[str, int], ...]
+
+
 class Exported(NamedTuple):
     """A pipeline folder, its artefact, and the tokens of a prompt."""
 
@@ -139,11 +143,29 @@ def folder_of(family: str, folder: Path) -> Path:
     return folder
 
 
-def exported(family: str, folder: Path, out: Path, **options: object) -> Exported:
-    """The artefact of a pipeline that is made where there is none yet."""
+def exported(family: str, folder: Path, out: Path, further: Further = (), **options: object) -> Exported:
+    """The artefact of a pipeline that is made where there is none yet; `further` programs are (schedule, steps)."""
     if not folder.exists():
         folder_of(family, folder)
     tokens = TOKENS + (CLIP_TOKENS if family.startswith("sd3") else 0)
     chosen = {"schedule": "every:2", "steps": 2, "model": str(folder), "size": (64, 64), "batch": IMAGES, "tokens": tokens}
-    compile_artefact(Options(**{**chosen, "out": out, "with_text": True, **options}))
+    others = tuple(Wanted(*each) for each in further)
+    compile_artefact(Options(**{**chosen, "out": out, "with_text": True, "further": others, **options}))
     return Exported(folder, out, tokens)
+
+
+def live(folder: Path) -> Any:
+    """The pipeline of a folder as diffusers runs it."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.vae.register_to_config(shift_factor=0.1)  # the usual None is of pipelines that do not shift
+    return pipe
+
+
+def asked(family: str, **others: Any) -> dict[str, Any]:
+    """Arguments of such a pipeline's own call, for two images."""
+    of_pixart = {"use_resolution_binning": False, "clean_caption": False, "negative_prompt": "blurry"}
+    of_sd3 = {"negative_prompt": ["blurry", "low quality"]}
+    own = of_pixart if family.startswith("pixart") else of_sd3 if family.startswith("sd3") else {}
+    said = {"prompt": ["a cat", "two dogs in the rain"], "height": 64, "width": 64, "max_sequence_length": TOKENS}
+    return {**said, **own, "guidance_scale": 4.0, "num_inference_steps": 3, "generator": torch.manual_seed(3), **others}

@@ -13,7 +13,7 @@ from ..support.extras import needs_compiler
 from . import importing
 from .choices import BACKENDS, DEVICES, GUIDANCE, LEVELS, LINKS, PRECISIONS, TEXT_PRECISIONS
 from .console import Command, print_json, say
-from .options import FOLDER, Choice, Counts, Sizes, group, option, samplers
+from .options import FOLDER, Choice, Counts, Sizes, group, lora, option, samplers
 from .progress import bars
 from .tables import print_table
 
@@ -38,6 +38,7 @@ from .tables import print_table
            "[default: what fits]"),
     option("--weights", help="A checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, random[:SEED], or none. "
            "[default: the model's own]"),
+    lora,
     option("--with-vae", is_flag=True, help="Add the decoder of the pipeline folder: images come out instead of latents."),
     option("--vae", type=FOLDER, help="The same with another folder of an AutoencoderKL of diffusers."),
     option("--with-text", is_flag=True, help="Add the text encoders of the pipeline folder: prompts may then be texts."),

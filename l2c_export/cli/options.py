@@ -93,6 +93,9 @@ class_labels = functools.partial(option, "--class-label", "labels", multiple=Tru
 prompt = option("--prompt", "prompt", multiple=True, metavar="TEXT", help="An image of what this says; may be repeated.")
 negative_prompt = option("--negative-prompt", metavar="TEXT", help="What no image should be like. [default: the empty text]")
 guidance_scale = option("--guidance-scale", type=float, help="1 turns guidance off. [default: the artefact's]")
+lora = option(
+    "--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge a LoRA of peft, diffusers or kohya into them; several add up."
+)
 backend = option(
     "--backend",
     type=Choice(BACKENDS),

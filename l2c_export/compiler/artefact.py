@@ -14,6 +14,7 @@ from ..artefact.manifest import Manifest
 from ..backends import builds, units
 from ..backends.building import BuildSettings
 from ..backends.descriptors import buildable, built
+from ..errors import UsageError
 from ..runtime.pipeline import Pipeline, load
 from ..runtime.request import folder
 from ..support.extras import needs_compiler
@@ -21,7 +22,7 @@ from ..support.files import Report
 from ..support.log import logged
 from ..support.progress import Progress, Watch, unseen, unwatched
 from .link import bind
-from .request import PathOrSchedule, options_of
+from .request import Loras, PathOrSchedule, loras_of, options_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,6 +77,7 @@ def compile(
     out: str | os.PathLike[str] = "engines",
     model: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
+    lora: Loras = (),
     steps: int | Sequence[int] | None = None,
     threshold: float | None = None,
     rule: str | None = None,
@@ -116,6 +118,7 @@ def compile(
     - `model`: a name ("DiT-XL/2", "demo"), the folder or id of a pipeline of diffusers, or a JSON file; by default what fits
       the weights.  `weights`: a checkpoint, a folder of diffusers, or "random[:SEED]"; without any, or with
       "none", `link` binds them later.
+      `lora`: "FILE" or "FILE:SCALE", or several, which are merged into the weights.
     - `sampler`: "ddim", "dpm-solver++", or a scheduler of diffusers by class or file.  `guidance`: "first3", "all" or "none".
     - `batch`: the most images of one call.  `precision`: "fp32", "fp16" or "bf16"; `fp32` names sublayers to keep in float32.
     - `backend`: "auto", "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx", or what else `backends/descriptors.py` lists;
@@ -139,7 +142,7 @@ def compile(
     from .compile import compile_artefact
 
     options = options_of(
-        schedule, out=out, model=model, weights=weights, steps=steps, threshold=threshold, rule=rule, level=level,
+        schedule, out=out, model=model, weights=weights, lora=lora, steps=steps, threshold=threshold, rule=rule, level=level,
         full_first=full_first, full_last=full_last, sampler=sampler, guidance=guidance,
         batch=batch, precision=precision, fp32=fp32, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
         max_graphs=max_graphs, with_vae=with_vae, vae=vae, with_text=with_text, text_precision=text_precision,
@@ -195,18 +198,24 @@ def build(
 
 def link(
     path: str | os.PathLike[str],
-    weights: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
     *,
+    lora: Loras = (),
     report: Report = logged,
     progress: Progress = unseen,
 ) -> Artefact:
     """Bind weights to the artefact in `path`, or swap them; nothing is exported or built again.
 
-    `weights` is a checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or "random[:SEED]".  `report` is told of
-    assumptions and of engines that go, by default the log; `progress` of the bytes that are written.
-    Raises ArtefactError or WeightsError; the artefact keeps the weights that it had, after an error.
+    `weights` is a checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or "random[:SEED]"; without any, those
+    that the artefact has.  `lora`, "FILE" or "FILE:SCALE" or several, is merged into them: W + scale * alpha / rank * B @ A.
+    Merging into what is bound adds to what was merged before: `weights` begins anew.  `report` is told of assumptions, of
+    engines that go and what of a LoRA is left out, by default the log; `progress` of the bytes that are written.
+    Raises UsageError, ArtefactError or WeightsError; the artefact keeps the weights that it had, after an error.
     """
-    folder = Artefact.read(path).path
-    artefact = Artefact(folder, bind(folder, os.fspath(weights), report, progress))
-    report(f"{folder}: linked with {os.fspath(weights)}")
+    folder, loras = Artefact.read(path).path, loras_of(lora)
+    if weights is None and not loras:
+        raise UsageError("weights=.. is missing: give weights to bind, or lora=.. to merge into those that are bound")
+    source = None if weights is None else os.fspath(weights)
+    artefact = Artefact(folder, bind(folder, source, report, progress, loras))
+    report(f"{folder}: linked with {' + '.join([source or 'the weights that it had', *loras])}")
     return artefact

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ..artefact import staging, store
+from ..artefact.given_lora import fit
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..ir.graph import NOTHING, Body, Graph, check
@@ -20,6 +21,7 @@ from ..support.files import Report
 from ..support.progress import Progress, unseen
 from ..support.words import counted
 from ..weights.layout import Layout
+from ..weights.lora import open_lora
 from . import describe, dump, emit, sizes
 from .describe import Planned
 from .dump import stages
@@ -108,11 +110,12 @@ def compile_artefact(
     for line in source.describe():
         report(line)
     texts = planned(options, source)  # what makes a request of a prompt
+    loras = [open_lora(given) for given in options.lora]  # what is merged into the weights
     several = [
         lower(options, own, report, f"{sizes.name_of(own)}-" if n else "") for n, own in enumerate(sources)
     ]  # one by one
     described = sizes.manifest_of([lowered.manifest for lowered in several])
-    layout = Layout(described.denoiser.tensors)
+    layout, added = Layout(described.denoiser.tensors), [fit(lora, described.denoiser) for lora in loras]
     with staging.staged(options.out, report) as folder:
         for lowered in several:
             bodies = export_bodies(lowered.bodies)  # primitives -> ONNX, once per operation kind
@@ -120,7 +123,7 @@ def compile_artefact(
             emit.write_models(folder, lowered.linked, bodies, second, layout)
             emit.write_schedules(folder, lowered.programs)
         whole = replace(source, checkpoint=sizes.checkpoint_of(sources))
-        bind_weights(folder, whole, described.denoiser.shapes, layout, report, progress)
+        bind_weights(folder, whole, added, layout, report, progress)
         write_decoder(folder, source, described, report)
         write_texts(folder, texts, report, progress)
         manifest = with_fingerprint(folder, described, report) if fingerprinted else described

@@ -9,6 +9,7 @@ import msgspec
 
 from ..artefact import autoencoder
 from ..artefact.call_record import BankRecord, CallRecord
+from ..artefact.given_lora import with_loras
 from ..artefact.manifest import Manifest, program_name
 from ..artefact.records import (
     CompilationRecord,
@@ -113,7 +114,7 @@ def denoiser(options: Options, source: Source, whole: Graph, linked: Linked, siz
         levels=spans(whole) or msgspec.UNSET,
         weight_dtype=DTYPES[options.precision],
         fp32=options.fp32,
-        weights=weights_record(source),
+        weights=weights_record(options, source),
         tensors=records(family.tensors(), options.weight_types, source.checkpoint.recipes if source.checkpoint else {}),
         segments={name: segment_record(options, name, segment) for name, segment in linked.segments.items()},
         sizes=sizes,
@@ -193,10 +194,11 @@ def compilation_record(options: Options, schedule: Schedule) -> CompilationRecor
     return CompilationRecord(max_graphs=options.max_graphs, computed=tuple(call.computed for call in schedule.calls))
 
 
-def weights_record(source: Source) -> WeightsRecord | None:
+def weights_record(options: Options, source: Source) -> WeightsRecord | None:
     if source.checkpoint:
-        return WeightsRecord(source=source.checkpoint.path.name)
-    return WeightsRecord(source="random", random=source.seed) if source.seed is not None else None
+        return with_loras(WeightsRecord(source=source.checkpoint.path.name), options.lora)
+    random = WeightsRecord(source="random", random=source.seed)
+    return with_loras(random, options.lora) if source.seed is not None else None
 
 
 def graph_record(name: str, graph: Graph, size: Mapping[str, int]) -> GraphRecord:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artefact import autoencoder
+from ..artefact.given_lora import FittedLora, merged
 from ..artefact.manifest import Manifest
 from ..backends.contract import FUSED
+from ..errors import UsageError
 from ..support.files import Report
 from ..support.progress import Progress
 from ..weights import origin
-from ..weights.layout import WEIGHTS, Layout, Shapes, write
+from ..weights.layout import WEIGHTS, Layout, write
 from .onnx import decoder, models
 
 if TYPE_CHECKING:
@@ -21,15 +23,21 @@ if TYPE_CHECKING:
     from .source import Source
 
 
-def bind_weights(folder: Path, source: Source, shapes: Shapes, layout: Layout, report: Report, progress: Progress) -> None:
-    """Write the weights, if there are any yet: tensors of these shapes."""
-    tensors = origin.tensors(shapes, source.checkpoint, source.seed)
+def bind_weights(
+    folder: Path, source: Source, loras: Sequence[FittedLora], layout: Layout, report: Report, progress: Progress
+) -> None:
+    """Write the weights, if there are any yet, with LoRAs merged into them.  Raises UsageError for a LoRA without weights."""
+    tensors = origin.tensors({name: tensor.shape for name, tensor in layout.tensors.items()}, source.checkpoint, source.seed)
     if tensors is None:
+        if loras:
+            raise UsageError(f"lora={loras[0].lora.called!r}: there are no weights to merge it into: give them as weights=..")
         report("no weights yet: bind them with l2c_export.link('ENGINES', weights='PATH')")
         return
     random = f"RANDOM weights, seed {source.seed}: good for latency, the images mean nothing"
     report(f"weights from {source.checkpoint.path}" if source.checkpoint else random)
-    write(folder / WEIGHTS, layout, tensors, progress("writing weights", layout.bytes))
+    for line in (line for lora in loras for line in lora.said):
+        report(line)
+    write(folder / WEIGHTS, layout, merged(tensors, loras), progress("writing weights", layout.bytes))
 
 
 def write_decoder(folder: Path, source: Source, record: Manifest, report: Report) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from ..artefact import autoencoder, fingerprint, given_weights, integrity, staging, store
+from ..artefact.given_lora import fit, merged, with_loras
 from ..artefact.manifest import Manifest
 from ..artefact.records import FILE, Build, DecoderRecord, FileInfo, WeightsRecord
 from ..errors import ArtefactError, MissingExtra, WeightsError
@@ -22,38 +23,45 @@ from ..support.extras import needs, needs_compiler
 from ..support.files import Report
 from ..support.progress import Progress, unseen
 from ..weights import layout, origin, random
+from ..weights.lora import open_lora
 
 
-def bind(folder: Path, source: str, report: Report = id, progress: Progress = unseen) -> Manifest:
+def bind(
+    folder: Path, source: str | None, report: Report = id, progress: Progress = unseen, loras: Sequence[str] = ()
+) -> Manifest:
     """Write `source` as the weights of the artefact in `folder`: the path of a checkpoint, of a folder of diffusers, or
-    "random[:SEED]".  A pipeline folder brings its decoder, too, where the artefact has one.
+    "random[:SEED]"; None is those that it has.  `loras` ("FILE:SCALE") are merged into them.  A pipeline folder brings its
+    decoder, too, where the artefact has one.
 
     The old weights stay in place until the new ones are complete.  Engines that hold what is replaced go with it: all that
-    were built for `--link static`, and those of another decoder.  Raises ArtefactError or WeightsError.
+    were built for `--link static`, and those of another decoder.  Raises ArtefactError, WeightsError or UsageError.
     """
     store.read(folder, verify=False)  # refuse what is no artefact before anything is written
-    seed = random.random_seed(source)
+    opened = [open_lora(given) for given in loras]
+    seed = random.random_seed(source) if source else None
     with staging.changed(folder, report) as stage:
         manifest = store.read(folder, verify=False)
-        checkpoint = given_weights.checkpoint(Path(source), manifest) if seed is None else None
-        tensors = origin.tensors(manifest.denoiser.shapes, checkpoint, seed)
-        assert tensors is not None
-        pipeline = Path(source) if seed is None and (Path(source) / INDEX).is_file() else None
+        fitted = [fit(lora, manifest.denoiser) for lora in opened]
+        tensors, bound = _tensors(folder, source, seed, manifest)
+        for line in (line for lora in fitted for line in lora.said):
+            report(line)
+        pipeline = Path(source) if source and seed is None and (Path(source) / INDEX).is_file() else None
         if pipeline:
             _check_training(folder, pipeline, manifest)
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
         places = layout.Layout(manifest.denoiser.tensors)
-        layout.write(stage / layout.WEIGHTS, places, tensors, progress("writing weights", places.bytes))
+        step = progress("writing weights", places.bytes)
+        layout.write(stage / layout.WEIGHTS, places, merged(tensors, fitted), step)
         written = {layout.WEIGHTS: integrity.info(stage / layout.WEIGHTS)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
-        name = "random" if seed is not None else Path(source).name
         stale = manifest.builds if manifest.link == "static" or decoder else {}
         rest = fingerprint.without(manifest.without_builds(stale))
+        labels = model_index.read(pipeline / INDEX).labels if pipeline else {}
         linked = msgspec.structs.replace(
             rest,
-            inputs=named(manifest.inputs, model_index.read(pipeline / INDEX).labels if pipeline else {}),
-            denoiser=msgspec.structs.replace(manifest.denoiser, weights=WeightsRecord(source=name, random=seed)),
+            inputs=named(manifest.inputs, labels),
+            denoiser=msgspec.structs.replace(manifest.denoiser, weights=with_loras(bound, loras)),
             files=rest.files | written,
             decoder=decoder or rest.decoder,
         )
@@ -64,6 +72,26 @@ def bind(folder: Path, source: str, report: Report = id, progress: Progress = un
     for assumption in linked.denoiser.assumed or ():
         report(f"assumed when it was compiled: {assumption}")
     return linked
+
+
+def _tensors(folder: Path, source: str | None, seed: int | None, manifest: Manifest) -> tuple[layout.Tensors, WeightsRecord]:
+    """What is to be bound, and what is noted of it."""
+    if source is None:
+        return _bound(folder, manifest)
+    checkpoint = given_weights.checkpoint(Path(source), manifest) if seed is None else None
+    tensors = origin.tensors(manifest.denoiser.shapes, checkpoint, seed)
+    assert tensors is not None
+    return tensors, WeightsRecord(source="random" if seed is not None else Path(source).name, random=seed)
+
+
+def _bound(folder: Path, manifest: Manifest) -> tuple[layout.Tensors, WeightsRecord]:
+    """The weights that the artefact has.  Raises ArtefactError where it has none, or no longer those."""
+    record, stored = manifest.denoiser.weights, manifest.denoiser.tensors
+    if record is None:
+        raise ArtefactError(f"{folder}: has no weights yet, so nothing to merge a LoRA into: give them, too, as weights=..")
+    integrity.check_file(folder, layout.WEIGHTS, manifest.files[layout.WEIGHTS], hashed=True)
+    view = layout.mapped(folder / layout.WEIGHTS, stored)
+    return ((name, view(name)) for name in sorted(stored)), record
 
 
 def _check_training(folder: Path, pipeline: Path, manifest: Manifest) -> None:

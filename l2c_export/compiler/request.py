@@ -24,6 +24,7 @@ LATER = "none"  # as weights: they are bound by `link`, also where a folder has 
 TEXT_PRECISIONS = ("fp32", "bf16")  # of the weights of text encoders, as they are stored
 GUIDANCE = ("first3", "all", "none")  # a captured model may have another way
 PathOrSchedule = str | os.PathLike[str] | Schedule
+Loras = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]  # "FILE" or "FILE:SCALE", or several
 CACHING = ("rule", "level", "full_first", "full_last")
 FULL = "every:1"  # the rule that caches nothing
 
@@ -46,6 +47,7 @@ class Options:
     out: Path = Path("engines")
     model: str | None = None
     weights: str | None = None
+    lora: tuple[str, ...] = ()  # what is merged into them
     steps: int | None = None
     further: tuple[Wanted, ...] = ()
     threshold: float | None = None
@@ -147,8 +149,14 @@ def options_of(
     size = given.get("size")
     several = isinstance(size, Sequence) and all(isinstance(one, Sequence) for one in size)
     own, *others = tuple(map(tuple, size)) if several and size else (size,)
-    found = {**given, **texts, **paths, "fp32": fp32, "size": own, "more_sizes": tuple(others)}
+    loras = loras_of(given.get("lora", ()))
+    found = {**given, **texts, **paths, "lora": loras, "fp32": fp32, "size": own, "more_sizes": tuple(others)}
     return Options(**found, schedule=first.schedule, steps=first.steps, further=tuple(further))
+
+
+def loras_of(given: Loras) -> tuple[str, ...]:
+    """One, or several."""
+    return tuple(os.fspath(one) for one in ((given,) if isinstance(given, (str, os.PathLike)) else given))
 
 
 def wanted(schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: int | Sequence[int] | None) -> list[Wanted]:

@@ -21,6 +21,7 @@ from .request import array, floats, listed, whole
 
 # of an input with choices: numbers, names, or an array or a tensor of one dimension
 Labels = Sequence[int | str] | int | str | Any
+OF_PICTURES = frozenset({"strength", "image", "mask_image"})  # of pipelines that change a picture
 
 
 def checked(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def checked(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
     names = [declared.name for declared in arrays(manifest.inputs)]
     for name, value in given.items():
         if name not in names and value is not None:
+            if name in OF_PICTURES:
+                raise UsageError(f"{name}=..: a compiled loop begins with noise, it changes no picture: leave it out")
             takes = f"it takes {', '.join(f'{n}=..' for n in names)}" if names else "it takes none"
             raise UsageError(f"{name}=..: this artefact has no such input: {takes}")
     needed = [declared.name for declared in asked(manifest.inputs)]

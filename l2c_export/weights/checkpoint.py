@@ -18,9 +18,10 @@ from . import containers, pickled, torch_file
 from .layout import CODES, Shapes
 from .recipe import Recipe, Unfit
 
-NUMPY = {**{code: dtype for dtype, code in CODES.items()}, "F64": "float64"}
-READABLE = tuple(NUMPY)  # types of a .safetensors checkpoint
+READABLE = (*CODES.values(), "F64")  # types of a .safetensors checkpoint
 FLOATS = (*CODES, "float64")  # and of a PyTorch one
+INTEGERS = ("I64", "I32", "int64", "int32")  # of both
+NUMPY = {**{code: dtype for dtype, code in CODES.items()}, "F64": "float64", "I64": "int64", "I32": "int32"}
 FILES = (file_kind.SAFETENSORS, file_kind.TORCH, file_kind.LEGACY_TORCH)
 REMEDY = "give the model's .safetensors or .pt file"
 
@@ -72,10 +73,11 @@ class Checkpoint(NamedTuple):
         return self._replace(shapes=shapes, read=lambda name: recipes[name].value(self.read, shapes[name]), recipes=recipes)
 
 
-def open_checkpoint(path: Path, passed_over: str | None = None) -> Checkpoint:
+def open_checkpoint(path: Path, passed_over: str | None = None, whole: str | None = None) -> Checkpoint:
     """Open a file of safetensors or torch.save, or an index (JSON) of several, whatever it is called.
 
-    Tensors whose names end with `passed_over` are left out, whatever their type.  Raises WeightsError.
+    Tensors whose names end with `passed_over` are left out, whatever their type; those that end with `whole` may hold whole
+    numbers.  Raises WeightsError.
     """
     tree = _tree(path, (file_kind.JSON, *FILES))
     model = containers.find(tree, (torch_file.Tensor, Slice), path, REMEDY)
@@ -84,7 +86,7 @@ def open_checkpoint(path: Path, passed_over: str | None = None) -> Checkpoint:
         model = model._replace(tensors=kept)
     for name, tensor in model.tensors.items():
         allowed = READABLE if isinstance(tensor, Slice) else FLOATS
-        if tensor.dtype not in allowed:
+        if tensor.dtype not in (allowed if whole is None or not name.endswith(whole) else (*allowed, *INTEGERS)):
             raise WeightsError(f"{path}: {name} has dtype {tensor.dtype}: use one of {', '.join(allowed)}")
     shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
     args = pickled.plain(tree.get("args")) if isinstance(tree, Mapping) else {}

@@ -100,7 +100,7 @@ def test_an_interrupt_is_one_document_too(new, monkeypatch):
 
 def test_link_and_remove_sum_up(copy):
     found = json.loads(invoke("link copy --weights random:3 --json").stdout)
-    assert found == {"out": "copy", "weights": "random:3", "bytes": found["bytes"], "random_weights": True}
+    assert found == {"out": "copy", "weights": "random:3", "lora": [], "bytes": found["bytes"], "random_weights": True}
     assert found["bytes"] == sum(f.bytes for f in store.read(Path("copy")).files.values())
     pytest.importorskip("tensorrt_rtx")
     built = json.loads(invoke("build copy --backend tensorrt-rtx --target sm86 --json").stdout)

@@ -42,6 +42,8 @@ BAD = {
     "guidance beyond floats": ({"guidance_scale": 10**400}, r"guidance_scale=1000.*: must be a finite number"),
     "text guidance": ({"guidance_scale": "4"}, "guidance_scale='4': must be a finite number"),
     "complex guidance": ({"guidance_scale": 1j}, "guidance_scale=1j: must be a finite number"),
+    "strength": ({"strength": 0.6}, "strength=..: a compiled loop begins with noise, it changes no picture: leave it out"),
+    "picture": ({"image": np.zeros((2, 3, 8, 8))}, "image=..: a compiled loop begins with noise"),
     "output type": ({"output_type": "jpeg"}, "output_type='jpeg': use one of latent, device, np, pil"),
 }
 

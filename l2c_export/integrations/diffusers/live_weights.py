@@ -6,6 +6,8 @@ something else than its weights say, or keeps them so coarsely that they cannot 
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -24,29 +26,47 @@ ROUNDING = {"float64": 2.0**-21, "float32": 2.0**-21, "float16": 2.0**-10, "bflo
 # what computes attention as it is defined; others may do something else with the same weights
 PROCESSORS = (
     "AttnProcessor", "AttnProcessor2_0", "AttnProcessorNPU", "FusedAttnProcessor2_0", "SlicedAttnProcessor",
-    "XFormersAttnProcessor", "XLAFlashAttnProcessor2_0",
+    "XFormersAttnProcessor", "XLAFlashAttnProcessor2_0", "JointAttnProcessor2_0", "FusedJointAttnProcessor2_0",
+    "XFormersJointAttnProcessor", "FluxAttnProcessor", "FluxAttnProcessor2_0", "FusedFluxAttnProcessor2_0",
 )  # fmt: skip
 AROUND = re.compile(r"\b(_orig_mod|base_layer)\.")  # torch.compile and adapters around a layer
 ADAPTER = re.compile(r"\.lora_\w+\.|\.lora_\w+$")
-FUSED = ".to_qkv."
+FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}  # fmt: skip
 HOOKS = ("_hf_hook", "_diffusers_hook")  # of accelerate and diffusers: they move weights and call the own forward
 NAME = "pipe.transformer"
 
 
-def unwrap(transformer: Any) -> Any:
-    """The transformer itself.  Raises UsageError for another model, or for one with a forward of its own."""
+def unwrap(transformer: Any, model: object = None) -> Any:
+    """The transformer itself, of the class `model`, else a DiT.  Raises UsageError for another model, or for one with a
+    forward of its own."""
     while hasattr(transformer, "_orig_mod"):
         transformer = transformer._orig_mod
-    kind = type(transformer)
-    if not any(c.__name__ in MODELS and _is_diffusers(c) for c in kind.__mro__):
-        raise UsageError(f"{NAME} is a {kind.__name__}: compiled calls need a {MODELS[0]} of diffusers to compare with")
+    kind, models = type(transformer), MODELS if model is None else (str(model),)
+    if not any(c.__name__ in models and _is_diffusers(c) for c in kind.__mro__):
+        raise UsageError(f"{NAME} is a {kind.__name__}: compiled calls need a {models[0]} of diffusers to compare with")
     home = next(c for c in kind.__mro__ if "forward" in vars(c))
-    if home.__name__ not in MODELS or not _is_diffusers(vars(home)["forward"]):
+    if home.__name__ not in models or not _is_diffusers(vars(home)["forward"]):
         raise UsageError(
             f"{NAME} is a {kind.__name__} with a forward of its own, which compiled calls would not use: give a "
-            f"{MODELS[0]} as diffusers has it"
+            f"{models[0]} as diffusers has it"
         )
     return transformer
+
+
+def check_config(transformer: Any, compiled: str, folder: Path) -> None:
+    """Refuse a transformer whose configuration is not what was compiled (JSON), with the class's defaults for both."""
+    usual = {
+        n: p.default for n, p in inspect.signature(type(transformer).__init__).parameters.items() if p.default is not p.empty
+    }
+    live = {name: value for name, value in dict(transformer.config).items() if not name.startswith("_")}
+    ours, theirs = {**usual, **json.loads(compiled)}, {**usual, **live}
+    for name in sorted(ours.keys() | theirs.keys()):
+        value, wanted = (json.loads(json.dumps(each.get(name), default=str)) for each in (theirs, ours))
+        if value != wanted:
+            raise UsageError(f"{NAME} has {name} {value}, {folder} was compiled for {wanted}: compile it again")
 
 
 def checkpoint(transformer: Any, folder: Path) -> tuple[Checkpoint, float]:
@@ -90,7 +110,7 @@ def _check_layers(transformer: Any, folder: Path) -> None:
         ):
             raise UsageError(
                 f"{NAME} carries an adapter such as a LoRA ({name}), which {folder} was compiled without: merge it "
-                f"(fuse_lora or merge_and_unload), save the pipeline, and run l2c_export.link({str(folder)!r}, weights='..')"
+                f"(fuse_lora or merge_and_unload), and run l2c_export.link({str(folder)!r}, lora='..') with the same"
             )
         kind = type(getattr(module, "processor", None))
         if kind is not type(None) and (kind.__name__ not in PROCESSORS or not _is_diffusers(kind)):
@@ -125,12 +145,20 @@ def _offloaded(modules: dict[str, Any], name: str) -> Any:
 
 def _split(shapes: Shapes) -> dict[str, Recipe]:
     """Fused projections, which are what computes where there are some, as those that they were made of."""
-    recipes = {name: Recipe.of(name) for name in shapes if FUSED not in name}
-    for name in (name for name in shapes if FUSED in name):
-        third = shapes[name][0] // 3
-        for i, head in enumerate("qkv"):
-            recipes[name.replace(FUSED, f".to_{head}.")] = Recipe((TensorSource(name, i * third, (i + 1) * third),))
+    recipes = {}
+    for name in sorted(shapes, key=lambda name: _layer(name) in FUSED):
+        heads = FUSED.get(_layer(name), ())
+        rows = shapes[name][0] // max(len(heads), 1) if heads else 0
+        for i, head in enumerate(heads):
+            recipes[name.replace(f".{_layer(name)}.", f".{head}.")] = Recipe((TensorSource(name, i * rows, (i + 1) * rows),))
+        if not heads:
+            recipes[name] = Recipe.of(name)
     return recipes
+
+
+def _layer(name: str) -> str:
+    """The module that a tensor is of, by the last part of its name."""
+    return name.split(".")[-2] if "." in name else ""
 
 
 def _rounding(name: str, tensor: Any, folder: Path) -> float:

@@ -17,6 +17,7 @@ from torch.fx import Node
 from ...errors import ModelError
 from ...ir.dtypes import DERIVED
 from ...ir.graph import Primitive, Value
+from ...weights.recipe import DERIVED
 from ..tape import Recorded
 from .build import PrimitiveBuilder
 from .constants import constant, given
