@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from ..artefact.guidance import strength
+from ..artefact.records import Guidance
 from ..errors import RunError
 from ..ir.dtypes import DTYPES
+from ..models.family import Family
 from ..schedules import routers
 from ..support.files import Report, make_folder
 from ..support.progress import Step, unsaid
 from ..weights import layout, origin
+from ..weights.checkpoint import Checkpoint
 from . import state
 from .lessons import Curriculum, FromData, FromModel, Observer, Subjects
 from .options import LAMBDA, TrainingOptions, TrainingTask, resolve, with_demo_files
@@ -42,8 +45,10 @@ class Training:
         if found:
             self.report(f"{options.out}: goes on after iteration {found.iteration}")
         self.rows = untrained_rows(self.task, options)
-        self.observer = Observer(self.task.family, load_tensors(self.task, options.precision, self.workers.device))
-        guidance = guidance_strength(self.task, self.workers.device)
+        task, device = self.task, self.workers.device
+        weights = load_tensors(task.family, task.checkpoint, task.weights_seed, options.precision, device)
+        self.observer = Observer(task.family, weights)
+        guidance = guidance_strength(task.guidance, task.family, device)
         subjects = Subjects(self.task.family.inputs, self.task.samples)
         self.sampler = Trajectories(self.observer, self.task.calls, self.task.pairs, guidance, subjects, self.workers)
         self._curriculum = make_curriculum(self.task, self.sampler)
@@ -102,11 +107,13 @@ def first_state(task: TrainingTask, rows: Tensor) -> State:
     return State(0, 0.0, torch.ones(len(logits)), logits, {})
 
 
-def load_tensors(task: TrainingTask, precision: str, device: torch.device) -> dict[str, Tensor]:
-    """The frozen weights in the given precision."""
-    shapes, dtype = task.family.tensors(), getattr(torch, DTYPES[precision])
-    values = origin.tensors(shapes, task.checkpoint, task.weights_seed)
-    assert values is not None  # a task without a checkpoint has a seed
+def load_tensors(
+    family: Family, checkpoint: Checkpoint | None, seed: int, precision: str, device: torch.device
+) -> dict[str, Tensor]:
+    """The frozen weights in the given precision: those of a checkpoint, or random ones of a seed."""
+    shapes, dtype = family.tensors(), getattr(torch, DTYPES[precision])
+    values = origin.tensors(shapes, checkpoint, seed)
+    assert values is not None  # there is a seed
     made = {}
     for name, value in values:
         layout.rounded(name, value, DTYPES[precision])  # names the tensor that does not fit
@@ -114,11 +121,11 @@ def load_tensors(task: TrainingTask, precision: str, device: torch.device) -> di
     return made
 
 
-def guidance_strength(task: TrainingTask, device: torch.device) -> Tensor | None:
+def guidance_strength(guidance: Guidance, family: Family, device: torch.device) -> Tensor | None:
     """(1, C, 1, ..) as in `updates.update`, None without guidance."""
-    if task.guidance.scale == 1:
+    if guidance.scale == 1:
         return None
-    return torch.from_numpy(strength(task.guidance, task.family.latent, [task.guidance.scale])).to(device)
+    return torch.from_numpy(strength(guidance, family.latent, [guidance.scale])).to(device)
 
 
 def make_curriculum(task: TrainingTask, sampler: Trajectories) -> Curriculum:
