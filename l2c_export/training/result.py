@@ -33,7 +33,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename={"lambda_": "lam
     threshold: float
     removed: float  # of the cached calls' sublayers
     removed_of_all: float  # of all calls' sublayers
-    mse: float  # of the model's output in a cached call
+    mse: float | None  # of the model's output in a cached call
     error: float  # of the final latents, relative
     batch: int
     precision: str

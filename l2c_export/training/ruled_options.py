@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from ..errors import UsageError
@@ -10,13 +9,14 @@ from ..schedules.rules import SUBLAYER, Caching
 from .options import TrainingOptions
 
 MIDDLE = 0.5  # the threshold of scores, where none is given
-STRIDES = range(2, 11)
 
 
 @dataclass(frozen=True)
 class RuledOptions(TrainingOptions):
     """Scores, or coefficients, or first the one and then the other, of the calls between full ones."""
 
+    iterations: int = 100
+    lr: float = 0.02
     rule: str = ""
     every: int | None = None
     level: str = SUBLAYER
@@ -55,20 +55,4 @@ class SearchOptions(TrainingOptions):
     """Whole calls, by trial: `iterations` schedules are tried."""
 
     sampler: str | None = None
-
-
-def only(options: type[TrainingOptions], why: str, given: dict[str, object]) -> dict[str, object]:
-    """Those of the given options that have a value, for these options.  Raises UsageError for one that has no effect there."""
-    chosen = {name: value for name, value in given.items() if value is not None and value is not False}
-    known = {field.name for field in dataclasses.fields(options)} - set(UNUSED[options.__name__])
-    for name, value in chosen.items():
-        if name not in known:
-            raise UsageError(f"{name}={value!r}: {why}: leave it out")
-    return chosen
-
-
-UNUSED = {
-    "TrainingOptions": (),
-    "RuledOptions": ("error", "checkpoint_every"),
-    "SearchOptions": ("error", "checkpoint_every", "lambda_", "threshold", "target_reduction", "lr"),
-}
+    iterations: int = 200

@@ -23,13 +23,13 @@ SHARES = 10  # points of the curve
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """A threshold, and the share of the cached calls' sublayers that it removes.
 
-    `mse` is the mean squared error of the model's output in a cached call, `error` the root mean square error of the final
-    latents against the uncached ones, as a share of their root mean square.
+    `mse` is the mean squared error of the model's output in a cached call (None where it was not measured), `error` the root
+    mean square error of the final latents against the uncached ones, as a share of their root mean square.
     """
 
     threshold: float
     removed: float
-    mse: float
+    mse: float | None
     error: float
 
 
