@@ -78,4 +78,4 @@ def train(as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(found)
     elif options["search"]:
-        print_table(f"{found.out}: the frontier of {len(found.tried)} schedules", found.table())
+        print_table(f"{found.out}: the frontier", found.table())  # type: ignore[union-attr]  # what a search returns

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from torch import Tensor
 from ..errors import RunError
 from ..support.files import Report
 from ..support.progress import Step
-from .loop import Choice, RuledLoop
-from .options import LAMBDA
-from .ruled_options import MIDDLE, RuledOptions
-from .subject import Subject
-from .tradeoff import threshold_for
-from .trainer import CALIBRATE, CLAMP, TRAIN
+from .lessons import CALIBRATE, TRAIN
+from .loop import Following, RuledLoop
+from .scores import CLAMP, LAMBDA, MIDDLE, threshold_for
+
+if TYPE_CHECKING:
+    from .ruled_options import RuledOptions
+    from .subject import Subject
 
 BATCHES = 4  # from which the price of a value follows
 Entry = tuple[str, int, float, float]  # what was learned, the iteration, the squared error, the share that is computed
@@ -41,7 +43,7 @@ class Learning:
     log: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
 
-    def run(self, step: Step) -> Choice:
+    def run(self, step: Step) -> Following:
         """First the scores, under the rule's own coefficients; then the coefficients, of what is not computed."""
         started, choice = time.perf_counter(), self.loop.by_the_rule()
         try:
@@ -68,7 +70,7 @@ class Learning:
         def loss(error: Tensor) -> Tensor:
             return error + self.lambda_ * torch.sigmoid(logits).sum()
 
-        def mixed() -> Choice:
+        def mixed() -> Following:
             return rule._replace(scores=torch.sigmoid(logits))
 
         def clamp() -> float:
@@ -82,15 +84,15 @@ class Learning:
         self.threshold = chosen if target is None else threshold_for(self.scores, target)
         return self.kept(self.threshold)
 
-    def _learn_weights(self, choice: Choice, step: Step) -> Tensor:
+    def _learn_weights(self, choice: Following, step: Step) -> Tensor:
         weights = torch.nn.Parameter(choice.weights.clone())
         computed = float(choice.kept.float().mean())
         self._descend("coefficients", weights, lambda: choice._replace(weights=weights), lambda error: error,
                       lambda: computed, step)  # fmt: skip
         return weights.detach()
 
-    def _descend(self, what: str, learned: torch.nn.Parameter, choice: Callable[[], Choice], loss: Callable[[Tensor], Tensor],
-                 settle: Callable[[], float], step: Step) -> None:  # fmt: skip
+    def _descend(self, what: str, learned: torch.nn.Parameter, choice: Callable[[], Following],
+                 loss: Callable[[Tensor], Tensor], settle: Callable[[], float], step: Step) -> None:  # fmt: skip
         """AdamW with a learning rate that falls to nothing."""
         optimizer = torch.optim.AdamW([learned], lr=self.options.lr, weight_decay=0.0, eps=1e-15)  # gradients are tiny
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.options.iterations)
@@ -112,14 +114,14 @@ class Learning:
             self.log.append((what, iteration + 1, mean, computed))
             step()
 
-    def _error(self, choice: Choice, phase: int, number: int) -> Tensor:
+    def _error(self, choice: Following, phase: int, number: int) -> Tensor:
         """The squared error of the final latents, in relation to their square."""
         request = self.subject.request(phase, number)
         with torch.no_grad():
             uncached = self.subject.latents(self.subject.source.schedule, request)
         return (self.loop.latents(choice, request) - uncached).square().mean() / uncached.square().mean()
 
-    def _price(self, rule: Choice) -> float:
+    def _price(self, rule: Following) -> float:
         """What a value must be worth, so that the share that is to go is not: with scores of one half, -d error / d score."""
         share = self.options.target_reduction
         if share is None:

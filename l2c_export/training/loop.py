@@ -7,8 +7,8 @@ computed again on the way back, so that memory holds the values that calls hand 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +19,12 @@ from ..models.updates import Sampler
 from ..pytorch.eager import Made, each
 from ..schedules.forecast import Terms, order_of, parts
 from ..schedules.values import OUTPUT, STACK
-from .lessons import LessonRequest
 from .mixing import AsCompiled, Mixing, MixingStack
-from .pairs import FullCall
-from .subject import Subject, calls_of, spans_of
+
+if TYPE_CHECKING:
+    from .lessons import LessonRequest
+    from .pairs import FullCall
+    from .subject import Subject
 
 
 class Light(NamedTuple):
@@ -32,7 +34,7 @@ class Light(NamedTuple):
     expansion: Tensor
 
 
-class Choice(NamedTuple):
+class Following(NamedTuple):
     """What light calls do.  The first axis counts them, the second the values that follow.
 
     Where `scores` (calls, values) are given, values are mixed; else `kept`, of bool, says which are computed.
@@ -48,7 +50,7 @@ class RuledLoop:
 
     def __init__(self, subject: Subject, full: frozenset[int], rule: str, level: str) -> None:
         self.subject, self.full, self.level = subject, full, level
-        self.calls: list[FullCall] = calls_of(subject.source.schedule)
+        self.calls: list[FullCall] = subject.calls(subject.source.schedule)
         self.values = {STACK: (STACK,), OUTPUT: (OUTPUT,)}.get(level, subject.family.sublayers)
         self.light: dict[int, Light] = {}  # by the number of the call
         self.orders = order_of(rule) + 1
@@ -57,25 +59,25 @@ class RuledLoop:
                 ages = tuple(n - each for each in sorted(full, reverse=True) if each < n)[: self.orders]
                 device = subject.workers.device
                 self.light[n] = Light(ages, torch.tensor([list(map(float, part)) for part in parts(ages)], device=device))
-        self._spans = spans_of(subject.family, (STACK,) if level == STACK else ())
+        self._spans = subject.spans((STACK,) if level == STACK else ())
 
-    def by_the_rule(self) -> Choice:
+    def by_the_rule(self) -> Following:
         """Every value of every light call follows by the rule."""
         shape, device = (len(self.light), len(self.values)), self.subject.workers.device
-        return Choice(torch.ones(*shape, self.orders, device=device), torch.zeros(shape, dtype=torch.bool, device=device))
+        return Following(torch.ones(*shape, self.orders, device=device), torch.zeros(shape, dtype=torch.bool, device=device))
 
-    def coefficients(self, choice: Choice, index: int, light: Light) -> Tensor:
+    def coefficients(self, choice: Following, index: int, light: Light) -> Tensor:
         """(values, ages) float32 of a light call."""
         return choice.weights[index, :, : len(light.ages)] @ light.expansion
 
-    def terms(self, choice: Choice) -> list[dict[str, Terms]]:
+    def terms(self, choice: Following) -> list[dict[str, Terms]]:
         """Of every light call, the terms of every value, whether it is computed or not."""
         return [
             {name: tuple(zip(light.ages, row, strict=True)) for name, row in zip(self.values, rows.tolist(), strict=True)}
             for rows, light in ((self.coefficients(choice, i, light), light) for i, light in enumerate(self.light.values()))
         ]
 
-    def latents(self, choice: Choice, request: LessonRequest) -> Tensor:
+    def latents(self, choice: Following, request: LessonRequest) -> Tensor:
         """The final latents (B, C, ..) float32; gradients reach the weights and the scores."""
         noise, inputs, guidance = request
         rows = max((given.shape[0] for given in inputs.values()), default=len(noise))
@@ -87,12 +89,11 @@ class RuledLoop:
         for n, call in enumerate(self.calls):
             t = torch.full((rows,), call.timestep, device=noise.device)
             if n in self.full:
-                history = {**history, n: {}}
-                history = {each: history[each] for each in sorted(history)[-self.orders :]}
-                output, history[n] = checkpoint(self._full, sampler.x, row, t, inputs, use_reentrant=False, preserve_rng_state=False)
+                output, made = again(self._full, sampler.x, row, t, inputs)
+                history = {**dict(list(history.items())[1 - self.orders :] if self.orders > 1 else ()), n: made}
             else:
-                step = (choice, numbers[n], self.light[n], [history[n - age] for age in self.light[n].ages])
-                output = checkpoint(self._light, *step, sampler.x, row, t, inputs, use_reentrant=False, preserve_rng_state=False)
+                read = [history[n - age] for age in self.light[n].ages]
+                output = again(self._light, choice, numbers[n], self.light[n], read, sampler.x, row, t, inputs)
             sampler.take(output, torch.tensor(call.coefficients, device=noise.device), call.ends_step)
         return sampler.x
 
@@ -101,7 +102,7 @@ class RuledLoop:
         output = run.predict(*inputs)
         return output, {name: run.fresh[name] for name in self.values}
 
-    def _light(self, choice: Choice, index: int, light: Light, read: list[Mapping[str, Made]], *inputs: Any) -> Tensor:
+    def _light(self, choice: Following, index: int, light: Light, read: list[Mapping[str, Made]], *inputs: Any) -> Tensor:
         family, weights = self.subject.family, self.subject.weights
         coefficients = self.coefficients(choice, index, light)
         mixed = choice.scores is not None
@@ -123,6 +124,11 @@ class RuledLoop:
             of = dict(zip(self.values, scores.unbind(), strict=True))
             output = family.call(Mixing(family, weights, frozenset(), forecast, {}, of), *inputs)
         return output
+
+
+def again(function: Callable[..., Any], *given: Any) -> Any:
+    """What a function makes; on the way back it is called again."""
+    return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
 
 
 def weighted(values: list[Made], numbers: Tensor) -> Made:

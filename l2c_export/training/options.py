@@ -29,7 +29,6 @@ from .pairs import FullCall, Pair, full_calls, make_pairs
 
 SELF = "self"
 ERRORS = ("latents", "output")
-LAMBDA = 5e-6  # the reference's for 20 steps
 FILES = ("router.pt", "schedule.json", "tradeoff.json", "tradeoff.png", "log.csv", "checkpoint.pt")
 OF_SEARCH = re.compile(r"schedule-\d+\.json")
 # what does not change a router that is in training, so that a training may go on with other values

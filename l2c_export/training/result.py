@@ -12,9 +12,10 @@ import torch
 from ..schedules import routers
 from ..support import machine
 from . import plot
+from .lessons import EVALUATE
+from .scores import candidates, threshold_for
 from .state import replace
-from .tradeoff import Tradeoff, candidates, measure, threshold_for
-from .trainer import EVALUATE
+from .tradeoff import Tradeoff, measure
 
 if TYPE_CHECKING:
     from .training import Training

@@ -22,12 +22,14 @@ from ..support.files import Report, make_folder
 from ..support.progress import Progress, unsaid
 from . import plot
 from .learn import Learning
-from .loop import Choice, RuledLoop
+from .lessons import EVALUATE
+from .loop import Following, RuledLoop
+from .options import check_target
 from .ruled_options import RuledOptions
+from .scores import candidates
 from .state import LOG, replace
 from .subject import subject_of
-from .tradeoff import Point, Tradeoff, candidates
-from .trainer import EVALUATE
+from .tradeoff import Point, Tradeoff
 
 ROUNDING = 1e-5  # of coefficients in float32
 
@@ -63,7 +65,7 @@ class RuledSummary(msgspec.Struct, frozen=True, kw_only=True, rename={"lambda_":
     def describe(self) -> list[str]:
         """Lines: what it found, and how to compile that."""
         own = f"threshold {self.threshold:.9g}: " if self.threshold is not None else ""
-        router = "" if self.router else "; a router has no place for it: it holds the reuse of every second call, at the DDIM steps"
+        router = "" if self.router else "; no router.pt, which could only reuse, in the calls where released routers do"
         return [
             f"{self.seconds:.0f} s on {self.device}; {len(self.full)} full calls",
             f"{self.out}: {own}{self.removed:.1%} of the other calls' values follow; error of the latents {self.error:.2%}, "
@@ -74,6 +76,7 @@ class RuledSummary(msgspec.Struct, frozen=True, kw_only=True, rename={"lambda_":
 
 def learn_under_rule(options: RuledOptions, report: Report, progress: Progress) -> RuledSummary:
     """Learn, and write everything.  Raises L2CError, with nothing written, if the options cannot be met."""
+    check_target(options.out)
     subject = subject_of(options, options.sampler)
     schedule = subject.source.schedule
     loop = RuledLoop(subject, options.full(len(schedule.calls)), options.rule, options.level)
@@ -106,13 +109,13 @@ def learn_under_rule(options: RuledOptions, report: Report, progress: Progress) 
     return summary
 
 
-def measured(learning: Learning, choice: Choice, found: Schedule) -> tuple[list[Point], float]:
+def measured(learning: Learning, choice: Following, found: Schedule) -> tuple[list[Point], float]:
     """What was found, then every threshold of the curve by the rule's own coefficients; and the error of the rule alone."""
     subject, loop, rule = learning.subject, learning.loop, learning.options.rule
     request = subject.request(EVALUATE, 0)
     uncached = subject.latents(subject.source.schedule, request)
 
-    def point(threshold: float, choice: Choice, schedule: Schedule) -> Point:
+    def point(threshold: float, choice: Following, schedule: Schedule) -> Point:
         error = subject.error(schedule, request, uncached)
         return Point(threshold=threshold, removed=removed_by(choice), mse=None, error=error)
 
@@ -127,7 +130,7 @@ def measured(learning: Learning, choice: Choice, found: Schedule) -> tuple[list[
     return [own, *rest], alone
 
 
-def removed_by(choice: Choice) -> float:
+def removed_by(choice: Following) -> float:
     return float(1 - choice.kept.float().mean())
 
 
@@ -140,13 +143,14 @@ def write(folder: Path, found: Schedule, learning: Learning, points: list[Point]
         replace(folder / "router.pt", router)
     if learning.scores is None:
         return
+    ascending = tuple(sorted(points, key=lambda point: point.removed))
     curve = Tradeoff(family=found.family, steps=found.steps, iterations=learning.options.iterations,
-                     lambda_=learning.lambda_, chosen=points[0], points=tuple(sorted(points, key=lambda p: p.removed)))  # fmt: skip
+                     lambda_=learning.lambda_, chosen=points[0], points=ascending)  # fmt: skip
     replace(folder / "tradeoff.json", msgspec.json.format(msgspec.json.encode(curve), indent=1) + b"\n")
     plot.tradeoff_picture(curve, folder / "tradeoff.png")
 
 
-def schedule_of(loop: RuledLoop, choice: Choice, rule: str) -> Schedule:
+def schedule_of(loop: RuledLoop, choice: Following, rule: str) -> Schedule:
     """The schedule that does what the loop does by `kept`: by the rule's name where that means the same, else as terms."""
     uncached, wanted, kept = loop.subject.source.schedule, loop.terms(choice), choice.kept.tolist()
     columns = range(uncached.columns)

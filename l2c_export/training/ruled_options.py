@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ..errors import UsageError
 from ..schedules.rules import SUBLAYER, Caching
 from .options import TrainingOptions
 
-MIDDLE = 0.5  # the threshold of scores, where none is given
+Given = Mapping[str, Any]  # of an option, what a user says; None or False where nothing
+Kind = TypeVar("Kind", bound=TrainingOptions)
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class RuledOptions(TrainingOptions):
         super().__post_init__()
         if self.every is None or self.every < 2:
             given = "every=.. is missing" if self.every is None else f"every={self.every}"
-            raise UsageError(f"{given}: one call of so many is full, and the others follow by rule={self.rule!r}: use 2 or more")
+            raise UsageError(f"{given}: of so many calls one is full, the others follow by rule={self.rule!r}: use 2 or more")
         self.caching  # noqa: B018  (raises UsageError)
 
     @property
@@ -56,3 +60,20 @@ class SearchOptions(TrainingOptions):
 
     sampler: str | None = None
     iterations: int = 200
+
+
+NOT_RESUMED = ("error", "checkpoint_every")
+UNUSED: Mapping[type[TrainingOptions], tuple[str, ...]] = {
+    RuledOptions: NOT_RESUMED,
+    SearchOptions: (*NOT_RESUMED, "lambda_", "threshold", "target_reduction", "lr"),
+}
+
+
+def only(options: type[Kind], what: str, given: Given) -> Kind:
+    """The options of one kind of training.  Raises UsageError for a value that has no effect there."""
+    chosen = {name: value for name, value in given.items() if value is not None and value is not False}
+    known = {field.name for field in dataclasses.fields(options)} - set(UNUSED.get(options, ()))
+    for name, value in chosen.items():
+        if name not in known:
+            raise UsageError(f"{name}={value!r}: {what} has no use for it: leave it out")
+    return options(**chosen)

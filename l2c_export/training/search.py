@@ -21,10 +21,11 @@ from ..support.files import Report, make_folder
 from ..support.progress import Progress, unsaid
 from . import plot
 from .candidates import Candidate, by_stride, kinds, neighbour
+from .lessons import EVALUATE, TRAIN
+from .options import check_target
 from .ruled_options import SearchOptions
 from .state import replace
-from .subject import Subject, spans_of, subject_of
-from .trainer import EVALUATE, TRAIN
+from .subject import Subject, subject_of
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,12 +88,13 @@ def undominated(tried: Iterable[Tried]) -> list[Tried]:
     return found
 
 
-class Clock:
+class PredictedTime:
     """Predicted seconds of schedules of a model, for one image with its guidance."""
 
     def __init__(self, subject: Subject, options: SearchOptions) -> None:
         self._source, self.device = subject.source, "cpu"
-        self._options = options_of("every:1", options.steps, sampler=options.sampler, model=options.model, weights=options.weights)
+        named = {"sampler": options.sampler, "model": options.model, "weights": options.weights}
+        self._options = options_of("every:1", options.steps, **named)
 
     def seconds(self, schedule: Schedule) -> float:
         program = lower(self._options, dataclasses.replace(self._source, schedules=(schedule,))).manifest.program()
@@ -101,12 +103,13 @@ class Clock:
 
 def search(options: SearchOptions, report: Report, progress: Progress) -> Frontier:
     """Try strides first, then what is near the best.  Raises L2CError, with nothing written, if the options cannot be met."""
+    check_target(options.out)
     subject = subject_of(options, options.sampler)
     report = report if subject.workers.leads else id
     for line in subject.source.describe():
         report(line)
     make_folder(options.out, "out")
-    clock = Clock(subject, options)
+    clock = PredictedTime(subject, options)
     step = progress("searching", options.iterations) if subject.workers.leads else unsaid
     tried: dict[Candidate, Tried] = {}
     uncached, count = subject.source.schedule, len(subject.source.schedule.calls)
@@ -144,13 +147,13 @@ def spread(candidates: list[Candidate], most: int) -> list[Candidate]:
 def levels_of(subject: Subject) -> tuple[str, ...]:
     """The levels that the model has."""
     try:
-        spans_of(subject.family, (STACK,))
+        subject.spans((STACK,))
     except ScheduleError:
         return tuple(level for level in LEVELS if level != STACK)
     return LEVELS
 
 
-def confirmed(subject: Subject, clock: Clock, tried: tuple[Tried, ...], options: SearchOptions) -> Frontier:
+def confirmed(subject: Subject, clock: PredictedTime, tried: tuple[Tried, ...], options: SearchOptions) -> Frontier:
     """The frontier with errors of noise that the search has not seen."""
     uncached, request = subject.source.schedule, subject.request(EVALUATE, 0)
     wanted = subject.latents(uncached, request)

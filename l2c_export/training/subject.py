@@ -23,11 +23,11 @@ from ..schedules.resolve import forecasts
 from ..schedules.schedule import Schedule
 from ..schedules.values import OUTPUT
 from . import data
+from .frozen import guidance_strength, load_tensors
 from .lessons import Draw, LessonRequest, Subjects, draw_request
 from .mixing import AsCompiled
-from .options import SELF, TrainingOptions, check_subjects, check_target
+from .options import SELF, TrainingOptions, check_subjects
 from .pairs import FullCall
-from .training import guidance_strength, load_tensors
 from .workers import Workers
 
 
@@ -58,8 +58,21 @@ class Subject:
 
     def latents(self, schedule: Schedule, request: LessonRequest) -> Tensor:
         """The final latents (B, C, ..) float32 of a request by a schedule."""
-        levels = spans_of(self.family, stack_levels(schedule))
-        return Followed(self.family, self.weights, spans=levels)(calls_of(schedule), *request)
+        ruled = {name for call in schedule.calls for name in call.rules}
+        levels = tuple(level for level in schedule.values.levels if level in ruled and level != OUTPUT)
+        return Followed(self.family, self.weights, spans=self.spans(levels))(self.calls(schedule), *request)
+
+    def calls(self, schedule: Schedule) -> list[FullCall]:
+        """The calls of a schedule, as `eager.Denoiser` wants them."""
+        derived = forecasts(schedule.cacheable, schedule.calls)
+        return [
+            FullCall(*update, call.computed, call.reused, terms)
+            for call, terms, update in zip(schedule.calls, derived, schedule.table().updates, strict=True)
+        ]
+
+    def spans(self, levels: tuple[str, ...]) -> Spans:
+        """The stream before and behind levels of the stack.  Raises ScheduleError for one that the model does not have."""
+        return spans(with_levels(record(self.family), levels)) if levels else {}
 
     def error(self, schedule: Schedule, request: LessonRequest, uncached: Tensor) -> float:
         """The root mean square error of the final latents, as a share of the root mean square of the uncached ones."""
@@ -78,29 +91,8 @@ class Followed(Denoiser):
         return run.predict(*inputs[:-1]), run.fresh
 
 
-def calls_of(schedule: Schedule) -> list[FullCall]:
-    """The calls of a schedule, as `eager.Denoiser` wants them."""
-    derived = forecasts(schedule.cacheable, schedule.calls)
-    return [
-        FullCall(*update, call.computed, call.reused, terms)
-        for call, terms, update in zip(schedule.calls, derived, schedule.table().updates, strict=True)
-    ]
-
-
-def stack_levels(schedule: Schedule) -> tuple[str, ...]:
-    """The levels that some call derives, but for the output."""
-    ruled = {name for call in schedule.calls for name in call.rules}
-    return tuple(level for level in schedule.values.levels if level in ruled and level != OUTPUT)
-
-
-def spans_of(family: Family, levels: tuple[str, ...]) -> Spans:
-    """The stream before and behind these levels of the stack.  Raises ScheduleError for one that the model does not have."""
-    return spans(with_levels(record(family), levels)) if levels else {}
-
-
 def subject_of(options: TrainingOptions, sampler: str | None) -> Subject:
     """What these options name.  Raises L2CError when it does not fit together."""
-    check_target(options.out)
     named = {"model": options.model, "weights": options.weights, "guidance": options.guidance}
     source = source_of(options_of("every:1", options.steps, sampler=sampler, **named))
     check_subjects(options, source.family)

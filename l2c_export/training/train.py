@@ -74,14 +74,30 @@ def train(
     """
     for package in ("torch", "accelerate", "matplotlib"):
         needs(package, "train")
-    from . import kinds
+    from .options import TrainingOptions
+    from .result import finish
+    from .ruled import learn_under_rule
+    from .ruled_options import RuledOptions, SearchOptions, only
+    from .search import search as search_frontier
+    from .training import Training
 
-    given = dict(
-        steps=steps, data=os.fspath(data), out=Path(out), model=None if model is None else os.fspath(model),
-        weights=None if weights is None else os.fspath(weights), lambda_=lambda_, threshold=threshold,
-        target_reduction=target_reduction, error=error, rule=rule, every=every, level=level, full_first=full_first,
-        full_last=full_last, learn_coefficients=learn_coefficients, sampler=None if sampler is None else os.fspath(sampler),
-        iterations=iterations, batch=batch, lr=lr, seed=seed, guidance=guidance, guidance_scale=guidance_scale,
-        precision=precision, device=device, checkpoint_every=checkpoint_every,
-    )  # fmt: skip
-    return kinds.searched(given, report, progress) if search else kinds.trained(given, report, progress)
+    given = {
+        "steps": steps, "data": os.fspath(data), "out": Path(out), "model": None if model is None else os.fspath(model),
+        "weights": None if weights is None else os.fspath(weights),
+        "sampler": None if sampler is None else os.fspath(sampler),
+        "lambda_": lambda_, "threshold": threshold, "target_reduction": target_reduction, "error": error,
+        "rule": rule, "every": every, "level": level, "full_first": full_first, "full_last": full_last,
+        "learn_coefficients": learn_coefficients, "iterations": iterations, "batch": batch, "lr": lr, "seed": seed,
+        "guidance": guidance, "guidance_scale": guidance_scale, "precision": precision, "device": device,
+        "checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    if search:
+        return search_frontier(only(SearchOptions, "a search", given), report, progress)
+    if rule is not None:
+        return learn_under_rule(only(RuledOptions, "a training under a rule", given), report, progress)
+    training = Training(only(TrainingOptions, "a training without rule=..", given), report)
+    training.run(progress("training", training.left) if training.workers.leads else unsaid)
+    summary = finish(training)
+    for line in summary.describe():
+        training.report(line)
+    return summary

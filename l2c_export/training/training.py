@@ -8,25 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..artefact.guidance import strength
-from ..artefact.records import Guidance
 from ..errors import RunError
-from ..ir.dtypes import DTYPES
-from ..models.family import Family
 from ..schedules import routers
 from ..support.files import Report, make_folder
 from ..support.progress import Step, unsaid
-from ..weights import layout, origin
-from ..weights.checkpoint import Checkpoint
 from . import state
-from .lessons import Curriculum, FromData, FromModel, Observer, Subjects
-from .options import LAMBDA, TrainingOptions, TrainingTask, resolve, with_demo_files
+from .frozen import guidance_strength, load_tensors
+from .lessons import INFLUENCE, ROWS, Curriculum, FromData, FromModel, Observer, Subjects
+from .options import TrainingOptions, TrainingTask, resolve, with_demo_files
 from .sampling import Trajectories, influence
+from .scores import LAMBDA, MIDDLE
 from .state import State
-from .trainer import INFLUENCE, ROWS, Trainer
+from .trainer import Trainer
 from .workers import Workers
-
-MIDDLE = 0.5  # the threshold of the log, where the real one is chosen at the end
 
 
 class Training:
@@ -105,27 +99,6 @@ def untrained_rows(task: TrainingTask, options: TrainingOptions) -> Tensor:
 def first_state(task: TrainingTask, rows: Tensor) -> State:
     logits = rows[[pair.row for pair in task.pairs], : len(task.family.sublayers)]
     return State(0, 0.0, torch.ones(len(logits)), logits, {})
-
-
-def load_tensors(
-    family: Family, checkpoint: Checkpoint | None, seed: int, precision: str, device: torch.device
-) -> dict[str, Tensor]:
-    """The frozen weights in the given precision: those of a checkpoint, or random ones of a seed."""
-    shapes, dtype = family.tensors(), getattr(torch, DTYPES[precision])
-    values = origin.tensors(shapes, checkpoint, seed)
-    assert values is not None  # there is a seed
-    made = {}
-    for name, value in values:
-        layout.rounded(name, value, DTYPES[precision])  # names the tensor that does not fit
-        made[name] = torch.from_numpy(np.ascontiguousarray(value)).to(device, dtype)
-    return made
-
-
-def guidance_strength(guidance: Guidance, family: Family, device: torch.device) -> Tensor | None:
-    """(1, C, 1, ..) as in `updates.update`, None without guidance."""
-    if guidance.scale == 1:
-        return None
-    return torch.from_numpy(strength(guidance, family.latent, [guidance.scale])).to(device)
 
 
 def make_curriculum(task: TrainingTask, sampler: Trajectories) -> Curriculum:
