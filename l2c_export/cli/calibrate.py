@@ -48,7 +48,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
     option("--weights", help="As for l2c train."),
     option("--steps", type=int, required=True, help="Sampling steps (DiT) or network evaluations (U-ViT)."),
     option("--sampler", shell_complete=samplers, help="As for l2c-export. [default: the family's]"),
-    option("--data", default="self", metavar="DATA", help="What is asked of a model that takes other things than labels: an .npz."),
+    option("--data", default="self", metavar="DATA", help="What is asked of a model that takes more than labels: an .npz."),
     option("--batch", type=int, default=8, help="Trajectories."),
     option("--seed", type=int, default=0, help="Of their noise."),
     option("--guidance", type=Choice(GUIDANCE), help="Which latent channels are guided. [default: the family's]"),

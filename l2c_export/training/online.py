@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -62,8 +61,8 @@ class Observed(NamedTuple):
     """Of a call: what the first product reads, what the first block adds to the stream, and what all blocks add."""
 
     modulated: Tensor
-    first: Tensor
     stack: Tensor
+    first: Tensor | None  # where the method asks for it
 
 
 def teacache(seen: Iterator[Observed], count: int, method: OnlineMethod) -> set[int]:
@@ -86,6 +85,7 @@ def fbcache(seen: Iterator[Observed], count: int, method: OnlineMethod) -> set[i
     what it adds differs from that of the last computed call by less than the threshold, mean |now - then| / mean |then|."""
     computed, then = set(), None
     for n, each in enumerate(seen):
+        assert each.first is not None
         if then is None or not change(each.first, then) < method.threshold:
             computed.add(n)
             then = each.first
@@ -127,24 +127,25 @@ def calibrate(method: OnlineMethod, options: TrainingOptions, sampler: str | Non
     """
     subject = subject_of(options, sampler)
     uncached, blocks = subject.source.schedule, max(subject.source.schedule.values.blocks) + 1
-    level = f"stack[1:{blocks}]" if method.name == "fbcache" else STACK
+    is_first = method.name == "fbcache"
+    level, watched = (f"stack[1:{blocks}]", (STACK, FIRST)) if is_first else (STACK, (STACK,))
     subject.spans((level,))  # refuses a model that does not have it
     count = len(uncached.calls)
-    computed = METHODS[method.name](observed(subject), count, method)
+    computed = METHODS[method.name](observed(subject, watched), count, method)
     known = Known(uncached.family, uncached.sublayers, uncached.sampler, uncached.scheduler or None)
     made = of_level(known, uncached.steps, computed, (level,))
     request = subject.request(CALIBRATE, 0)
     error = subject.error(made, request, subject.latents(uncached, request))
     report(
-        f"{method.name}, threshold {method.threshold:g}: {len(computed)} of {count} calls are computed, the others reuse {level}; "
-        f"error of the latents {error:.2%}"
+        f"{method.name}, threshold {method.threshold:g}: {len(computed)} of {count} calls are computed, the others reuse "
+        f"{level}; error of the latents {error:.2%}"
     )
     return made
 
 
-def observed(subject: Subject) -> Iterator[Observed]:
+def observed(subject: Subject, watched: tuple[str, ...]) -> Iterator[Observed]:
     """Every call of a batch of uncached trajectories, as they run."""
-    observer = CallObserver(subject.family, subject.weights, spans=subject.spans((STACK, FIRST)))
+    observer = CallObserver(subject.family, subject.weights, spans=subject.spans(watched))
     for _ in observer.steps(subject.calls(subject.source.schedule), *subject.request(CALIBRATE, 0)):
         yield observer.seen
 
@@ -159,7 +160,7 @@ class CallObserver(Denoiser):
         output = run.predict(*inputs[:-1])
         if run.read is None:
             raise ModelError(f"{self.family.sublayers[0]} has no product: TeaCache looks at what its first one reads")
-        self.seen = Observed(run.read, run.fresh[FIRST], run.fresh[STACK])
+        self.seen = Observed(run.read, run.fresh[STACK], run.fresh.get(FIRST))
         return output, {}
 
 
