@@ -89,7 +89,13 @@ class Learning:
         computed = float(choice.kept.float().mean())
         self._descend("coefficients", weights, lambda: choice._replace(weights=weights), lambda error: error,
                       lambda: computed, step)  # fmt: skip
-        return weights.detach()
+        learned = choice._replace(weights=weights.detach())
+        with torch.no_grad():
+            ours, rules = (float(self.subject.workers.mean(self._error(one, CALIBRATE, BATCHES))) for one in (learned, choice))
+        if ours < rules:
+            return learned.weights
+        self.report(f"the learned coefficients are no better than the rule's ({ours:.3g} and {rules:.3g}), which stay")
+        return choice.weights
 
     def _descend(self, what: str, learned: torch.nn.Parameter, choice: Callable[[], Following],
                  loss: Callable[[Tensor], Tensor], settle: Callable[[], float], step: Step) -> None:  # fmt: skip

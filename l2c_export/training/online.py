@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..compiler.compile import lower
 from ..errors import ModelError, UsageError
 from ..pytorch.eager import Denoiser
 from ..schedules.importers import magcache as magcache_ratios
@@ -129,11 +130,11 @@ def calibrate(method: OnlineMethod, options: TrainingOptions, sampler: str | Non
     uncached, blocks = subject.source.schedule, max(subject.source.schedule.values.blocks) + 1
     is_first = method.name == "fbcache"
     level, watched = (f"stack[1:{blocks}]", (STACK, FIRST)) if is_first else (STACK, (STACK,))
-    subject.spans((level,))  # refuses a model that does not have it
     count = len(uncached.calls)
     computed = METHODS[method.name](observed(subject, watched), count, method)
     known = Known(uncached.family, uncached.sublayers, uncached.sampler, uncached.scheduler or None)
     made = of_level(known, uncached.steps, computed, (level,))
+    lower(subject.options, dataclasses.replace(subject.source, schedules=(made,)))  # refuses what cannot be compiled
     request = subject.request(CALIBRATE, 0)
     error = subject.error(made, request, subject.latents(uncached, request))
     report(

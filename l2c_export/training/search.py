@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 
 from ..compiler.compile import lower
-from ..compiler.request import options_of
 from ..errors import ScheduleError
 from ..inspection.predict import predict
 from ..schedules.rules import LEVELS
@@ -26,6 +25,8 @@ from .options import check_target
 from .ruled_options import SearchOptions
 from .state import replace
 from .subject import Subject, subject_of
+
+DEVICE = "cpu"  # that times are predicted for
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,17 +89,10 @@ def undominated(tried: Iterable[Tried]) -> list[Tried]:
     return found
 
 
-class PredictedTime:
-    """Predicted seconds of schedules of a model, for one image with its guidance."""
-
-    def __init__(self, subject: Subject, options: SearchOptions) -> None:
-        self._source, self.device = subject.source, "cpu"
-        named = {"sampler": options.sampler, "model": options.model, "weights": options.weights}
-        self._options = options_of("every:1", options.steps, **named)
-
-    def seconds(self, schedule: Schedule) -> float:
-        program = lower(self._options, dataclasses.replace(self._source, schedules=(schedule,))).manifest.program()
-        return predict(program, self.device).total.seconds
+def seconds(subject: Subject, schedule: Schedule) -> float:
+    """Predicted for one image with its guidance."""
+    program = lower(subject.options, dataclasses.replace(subject.source, schedules=(schedule,))).manifest.program()
+    return predict(program, DEVICE).total.seconds
 
 
 def search(options: SearchOptions, report: Report, progress: Progress) -> Frontier:
@@ -109,7 +103,6 @@ def search(options: SearchOptions, report: Report, progress: Progress) -> Fronti
     for line in subject.source.describe():
         report(line)
     make_folder(options.out, "out")
-    clock = PredictedTime(subject, options)
     step = progress("searching", options.iterations) if subject.workers.leads else unsaid
     tried: dict[Candidate, Tried] = {}
     uncached, count = subject.source.schedule, len(subject.source.schedule.calls)
@@ -120,7 +113,9 @@ def search(options: SearchOptions, report: Report, progress: Progress) -> Fronti
         if candidate not in tried and len(tried) < options.iterations:
             schedule = candidate.schedule(uncached)
             error = subject.error(schedule, request, wanted)
-            tried[candidate] = Tried(full=candidate.full, rules=candidate.rules, seconds=clock.seconds(schedule), error=error)
+            tried[candidate] = Tried(
+                full=candidate.full, rules=candidate.rules, seconds=seconds(subject, schedule), error=error
+            )
             step()
 
     levels, patterns = levels_of(subject), kinds(subject.family.sublayers)
@@ -132,7 +127,7 @@ def search(options: SearchOptions, report: Report, progress: Progress) -> Fronti
         attempt(neighbour(best[chance.integers(len(best))].candidate, count, patterns, levels, chance))
         if len(tried) == options.iterations:
             break
-    frontier = confirmed(subject, clock, tuple(tried.values()), options)
+    frontier = confirmed(subject, tuple(tried.values()), options)
     if subject.workers.leads:
         write(options.out, frontier, uncached)
     subject.workers.part()
@@ -153,7 +148,7 @@ def levels_of(subject: Subject) -> tuple[str, ...]:
     return LEVELS
 
 
-def confirmed(subject: Subject, clock: PredictedTime, tried: tuple[Tried, ...], options: SearchOptions) -> Frontier:
+def confirmed(subject: Subject, tried: tuple[Tried, ...], options: SearchOptions) -> Frontier:
     """The frontier with errors of noise that the search has not seen."""
     uncached, request = subject.source.schedule, subject.request(EVALUATE, 0)
     wanted = subject.latents(uncached, request)
@@ -162,8 +157,8 @@ def confirmed(subject: Subject, clock: PredictedTime, tried: tuple[Tried, ...], 
         for one in undominated(tried)
     ]
     return Frontier(
-        out=str(options.out), family=uncached.family, sampler=uncached.sampler, steps=uncached.steps, device=clock.device,
-        uncached_seconds=clock.seconds(uncached), points=tuple(undominated(seen)), tried=tried,
+        out=str(options.out), family=uncached.family, sampler=uncached.sampler, steps=uncached.steps, device=DEVICE,
+        uncached_seconds=seconds(subject, uncached), points=tuple(undominated(seen)), tried=tried,
     )  # fmt: skip
 
 

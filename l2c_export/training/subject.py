@@ -13,7 +13,7 @@ from torch import Tensor
 from ..artefact.records import ALONE, Guidance
 from ..compiler.passes.levels import spans, with_levels
 from ..compiler.record import record
-from ..compiler.request import options_of
+from ..compiler.request import Options, options_of
 from ..compiler.source import Source
 from ..compiler.source import resolve as source_of
 from ..errors import RunError
@@ -38,6 +38,7 @@ class Subject:
     `source` has the model and an uncached schedule; a batch is split over the workers.
     """
 
+    options: Options  # as for the compiler
     source: Source
     weights: Mapping[str, Tensor]
     guidance: Tensor | None  # (1, C, 1, ..) as in `updates.update`; None for the conditional half alone
@@ -94,7 +95,8 @@ class Followed(Denoiser):
 def subject_of(options: TrainingOptions, sampler: str | None) -> Subject:
     """What these options name.  Raises L2CError when it does not fit together."""
     named = {"model": options.model, "weights": options.weights, "guidance": options.guidance}
-    source = source_of(options_of("every:1", options.steps, sampler=sampler, **named))
+    compiled = options_of("every:1", options.steps, sampler=sampler, **named)
+    source = source_of(compiled)
     check_subjects(options, source.family)
     samples = None if options.data == SELF else data.read(Path(options.data), source.family)
     workers, family = Workers(options.device), source.family
@@ -104,4 +106,4 @@ def subject_of(options: TrainingOptions, sampler: str | None) -> Subject:
     weights = load_tensors(family, source.checkpoint, source.seed or 0, options.precision, workers.device)
     strength = guidance_strength(guidance, family, workers.device)
     asked, images = Subjects(family.inputs, samples), workers.images(options.batch)
-    return Subject(source, weights, strength, asked, workers, images, options.seed)
+    return Subject(compiled, source, weights, strength, asked, workers, images, options.seed)
