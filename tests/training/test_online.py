@@ -12,6 +12,7 @@ from ruled_trainings import numpy_desk, requested
 from small_trainings import desk, invoke
 
 from l2c_export.cli import choices
+from l2c_export.errors import ScheduleError
 from l2c_export.schedules.schedule import Schedule
 from l2c_export.training import online
 from l2c_export.training.lessons import CALIBRATE
@@ -126,14 +127,22 @@ def test_what_does_not_fit_is_one_line(here, tmp_path, options, problem):
     assert not (tmp_path / "s.json").exists()
 
 
-def test_a_model_without_the_first_blocks_level_is_refused(tmp_path):
-    """The long skips of a U-ViT read what is inside."""
+@pytest.mark.parametrize("method", online.METHODS)
+def test_a_uvit_is_calibrated_too(tmp_path, method):
     line = desk(tmp_path, "uvit").removeprefix("train ")
-    done = invoke(f"schedule calibrate --method fbcache --threshold 9 {line} --steps 6 --batch 1 --out {tmp_path}/s.json")
-    assert done.exit_code != 0
-    assert "is also read outside of it" in done.stderr
-    done = invoke(f"schedule calibrate --method teacache --threshold 0.1 {line} --steps 6 --batch 1 --out {tmp_path}/s.json")
+    done = invoke(f"schedule calibrate --method {method} --threshold 9 {line} --steps 8 --batch 1 --out {tmp_path}/s.json")
     assert done.exit_code == 0, done.stderr
+    assert Schedule.read(tmp_path / "s.json").computed_share < 1
+
+
+def test_a_schedule_that_cannot_be_compiled_is_refused_and_not_written(here, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ScheduleError("schedule: stack: what it makes is also read outside of it")
+
+    monkeypatch.setattr(online, "lower", refuse)
+    done = invoke(f"schedule calibrate --method fbcache --threshold 9 {here.line} --steps 5 --batch 1 --out {tmp_path}/s.json")
+    assert done.exit_code != 0
+    assert not (tmp_path / "s.json").exists()
 
 
 def test_the_choices_are_the_methods():
