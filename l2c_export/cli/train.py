@@ -36,6 +36,7 @@ from .tables import print_table
     "Under a rule, in place of a router",
     option("--rule", help="How what is not computed follows: reuse, or taylor:M, a forecast of order M."),
     option("--every", type=int, metavar="K", help="One call of so many is full; what the others compute is learned."),
+    option("--full-calls", metavar="RULE", help="In place of --every: full:0,A,B,.., as a search found them."),
     option("--full-first", type=int, help="So many calls at the start are full. [default: the rule's order + 1]"),
     option("--full-last", type=int, help="And so many at the end. [default: 0]"),
     option("--level", type=Choice(LEVELS), help="What follows: every sublayer, what all blocks add together, or the model's "

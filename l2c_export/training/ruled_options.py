@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import UsageError
+from ..schedules.importers.imported import full_of
 from ..schedules.rules import SUBLAYER, Caching
 from .options import TrainingOptions
 
@@ -23,6 +24,7 @@ class RuledOptions(TrainingOptions):
     lr: float = 0.02
     rule: str = ""
     every: int | None = None
+    full_calls: str | None = None
     level: str = SUBLAYER
     full_first: int | None = None
     full_last: int = 0
@@ -31,9 +33,13 @@ class RuledOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.every is None or self.every < 2:
-            given = "every=.. is missing" if self.every is None else f"every={self.every}"
-            raise UsageError(f"{given}: of so many calls one is full, the others follow by rule={self.rule!r}: use 2 or more")
+        if (self.every is None) == (self.full_calls is None):
+            wrong = (
+                "every=.. is missing" if self.every is None else f"every={self.every}: full_calls={self.full_calls!r} says it"
+            )
+            raise UsageError(f"{wrong}: give one of the two, for the calls from which the others follow by rule={self.rule!r}")
+        if self.every is not None and self.every < 2:
+            raise UsageError(f"every={self.every}: one call of so many is full: use 2 or more")
         self.caching  # noqa: B018  (raises UsageError)
 
     @property
@@ -48,9 +54,13 @@ class RuledOptions(TrainingOptions):
 
     def full(self, count: int) -> frozenset[int]:
         """Which of so many calls are full.  Raises UsageError where all are."""
-        found = frozenset(self.caching.full(f"every:{self.every}", count))
+        named, rule = f"every={self.every}", f"every:{self.every}"
+        if self.full_calls is not None:
+            named, rule = f"full_calls={self.full_calls!r}", self.full_calls
+            full_of(rule, count)  # names this option
+        found = frozenset(self.caching.full(rule, count))
         if len(found) == count:
-            raise UsageError(f"every={self.every}: all {count} calls are full: use a larger one, or more steps")
+            raise UsageError(f"{named}: all {count} calls are full: use fewer, or more steps")
         return found
 
 

@@ -30,6 +30,7 @@ def train(
     error: str | None = None,
     rule: str | None = None,
     every: int | None = None,
+    full_calls: str | None = None,
     level: str | None = None,
     full_first: int | None = None,
     full_last: int | None = None,
@@ -61,12 +62,12 @@ def train(
       `checkpoint_every` iterations.
     - `report` is told in lines what is understood and done, by default the log; `progress` of the iterations.
 
-    That makes a router: every second call reuses.  With a `rule` ("reuse" or "taylor:M"), one call of `every` is full, besides
-    the first `full_first` and the last `full_last`, with any `sampler` of `compile`; what follows in the others is chosen at a
-    `level`: of every "sublayer", of the "stack" or of the "output".  With `learn_coefficients` the coefficients of what follows
-    are learned, too, and without a price, a threshold or a target nothing else.  With `search` whole calls, orders and levels
-    are tried, `iterations` schedules in all; what comes out is a frontier of error and predicted time.  Of `data` both take
-    only what is asked for; they have no checkpoints.
+    That makes a router: every second call reuses.  With a `rule` ("reuse" or "taylor:M"), one call of `every` is full, or
+    those of `full_calls`, such as "full:0,1,5", besides the first `full_first` and the last `full_last`, with any `sampler` of
+    `compile`; what follows in the others is chosen at a `level`: of every "sublayer", of the "stack" or of the "output".  With
+    `learn_coefficients` the coefficients of what follows are learned, too, and without a price, a threshold or a target nothing
+    else.  With `search` whole calls, orders and levels are tried, `iterations` schedules in all; what comes out is a frontier of
+    error and predicted time.  Of `data` both take only what is asked for; they have no checkpoints.
 
     Under torchrun every process calls this and gets the summary, and the first one writes and reports.
     Raises L2CError: UsageError for a value or data that do not fit, ArtefactError for a folder that is not ours to write.
@@ -86,8 +87,9 @@ def train(
         "weights": None if weights is None else os.fspath(weights),
         "sampler": None if sampler is None else os.fspath(sampler),
         "lambda_": lambda_, "threshold": threshold, "target_reduction": target_reduction, "error": error,
-        "rule": rule, "every": every, "level": level, "full_first": full_first, "full_last": full_last,
-        "learn_coefficients": learn_coefficients, "iterations": iterations, "batch": batch, "lr": lr, "seed": seed,
+        "rule": rule, "every": every, "full_calls": full_calls, "level": level, "full_first": full_first,
+        "full_last": full_last, "learn_coefficients": learn_coefficients, "iterations": iterations, "batch": batch, "lr": lr,
+        "seed": seed,
         "guidance": guidance, "guidance_scale": guidance_scale, "precision": precision, "device": device,
         "checkpoint_every": checkpoint_every,
     }  # fmt: skip

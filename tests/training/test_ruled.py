@@ -102,10 +102,12 @@ def test_a_sampler_of_diffusers(here, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "problem"), [
-    ("--rule reuse", "--every is missing: of so many calls one is full, the others follow by --rule reuse: use 2 or more"),
-    ("--rule taylor:1 --every 1", "--every 1: of so many calls"),
+    ("--rule reuse", "--every is missing: give one of the two, for the calls from which the others follow by --rule reuse"),
+    ("--rule taylor:1 --every 1", "--every 1: one call of so many is full: use 2 or more"),
+    ("--rule reuse --every 2 --full-calls full:0", "--every 2: --full-calls full:0 says it: give one of the two"),
+    ("--rule reuse --full-calls full:0,9", "--full-calls full:0,9: use every:K"),
     ("--rule taylor:x --every 2", "--rule taylor:x: use reuse, taylor:M with M from 0 to 9"),
-    ("--rule reuse --every 2 --full-first 8", "--every 2: all 8 calls are full: use a larger one, or more steps"),
+    ("--rule reuse --every 2 --full-first 8", "--every 2: all 8 calls are full: use fewer, or more steps"),
     ("--rule reuse --every 2 --error output", "--error output: a training under a rule has no use for it: leave it out"),
     ("--every 2", "--every 2: a training without --rule has no use for it: leave it out"),
     ("--sampler ddim", "--sampler ddim: a training without --rule has no use for it: leave it out"),
