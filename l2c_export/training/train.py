@@ -65,9 +65,9 @@ def train(
     That makes a router: every second call reuses.  With a `rule` ("reuse" or "taylor:M"), one call of `every` is full, or
     those of `full_calls`, such as "full:0,1,5", besides the first `full_first` and the last `full_last`, with any `sampler` of
     `compile`; what follows in the others is chosen at a `level`: of every "sublayer", of the "stack" or of the "output".  With
-    `learn_coefficients` the coefficients of what follows are learned, too, and without a price, a threshold or a target nothing
-    else.  With `search` whole calls, orders and levels are tried, `iterations` schedules in all; what comes out is a frontier of
-    error and predicted time.  Of `data` both take only what is asked for; they have no checkpoints.
+    `learn_coefficients` the coefficients of what follows are learned, too, and without a price, a threshold or a target
+    nothing else.  With `search` whole calls, orders and levels are tried, `iterations` schedules in all; what comes out is a
+    frontier of error and predicted time.  Of `data` both take only what is asked for; they have no checkpoints.
 
     Under torchrun every process calls this and gets the summary, and the first one writes and reports.
     Raises L2CError: UsageError for a value or data that do not fit, ArtefactError for a folder that is not ours to write.
