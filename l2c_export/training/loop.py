@@ -85,7 +85,8 @@ class RuledLoop:
         row = index.repeat(rows // len(noise))
         sampler = Sampler(noise, index, index + (rows - len(noise)), guidance)
         history: dict[int, Mapping[str, Made]] = {}
-        numbers = {n: i for i, n in enumerate(self.light)}
+        numbers, mixed = {n: i for i, n in enumerate(self.light)}, choice.scores is not None
+        follows = [[mixed or not kept for kept in row] for row in choice.kept.tolist()]
         for n, call in enumerate(self.calls):
             t = torch.full((rows,), call.timestep, device=noise.device)
             if n in self.full:
@@ -93,7 +94,8 @@ class RuledLoop:
                 history = {**dict(list(history.items())[1 - self.orders :] if self.orders > 1 else ()), n: made}
             else:
                 read = [history[n - age] for age in self.light[n].ages]
-                output = again(self._light, choice, numbers[n], self.light[n], read, sampler.x, row, t, inputs)
+                place = numbers[n]
+                output = again(self._light, choice, place, follows[place], self.light[n], read, sampler.x, row, t, inputs)
             sampler.take(output, torch.tensor(call.coefficients, device=noise.device), call.ends_step)
         return sampler.x
 
@@ -102,11 +104,10 @@ class RuledLoop:
         output = run.predict(*inputs)
         return output, {name: run.fresh[name] for name in self.values}
 
-    def _light(self, choice: Following, index: int, light: Light, read: list[Mapping[str, Made]], *inputs: Any) -> Tensor:
+    def _light(self, choice: Following, index: int, follows: list[bool], light: Light, read: list[Mapping[str, Made]],
+               *inputs: Any) -> Tensor:  # fmt: skip
         family, weights = self.subject.family, self.subject.weights
         coefficients = self.coefficients(choice, index, light)
-        mixed = choice.scores is not None
-        follows = [not kept or mixed for kept in choice.kept[index].tolist()]
         forecast = {
             name: weighted([made[name] for made in read], numbers)
             for name, numbers, wanted in zip(self.values, coefficients, follows, strict=True) if wanted
