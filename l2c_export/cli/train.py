@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..support.extras import needs
-from .choices import ERRORS, GUIDANCE, LEVELS, PRECISIONS
+from .choices import DEVICES, ERRORS, GUIDANCE, LEVELS, PRECISIONS
 from .console import Command, print_json, say
 from .options import FOLDER, Choice, group, option, samplers
 from .progress import bars
@@ -43,6 +43,7 @@ from .tables import print_table
            "output. [default: sublayer]"),
     option("--learn-coefficients", is_flag=True, help="Of what follows, beginning with the rule's own."),
     option("--search", is_flag=True, help="Try full calls, orders and levels instead; writes a frontier of schedules."),
+    option("--times-on", type=Choice(DEVICES), help="With --search: where times are predicted for. [default: cpu]"),
 )  # fmt: skip
 @group(
     "As it will be sampled",

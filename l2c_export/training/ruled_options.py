@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import UsageError
+from ..inspection.predict import DEVICES
 from ..schedules.importers.imported import full_of
 from ..schedules.rules import SUBLAYER, Caching
 from .options import TrainingOptions
@@ -70,6 +71,12 @@ class SearchOptions(TrainingOptions):
 
     sampler: str | None = None
     iterations: int = 200
+    times_on: str = "cpu"  # a device that times are predicted for
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.times_on not in DEVICES:
+            raise UsageError(f"times_on={self.times_on!r}: use one of {', '.join(DEVICES)}")
 
 
 NOT_RESUMED = ("error", "checkpoint_every")

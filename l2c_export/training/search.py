@@ -26,8 +26,6 @@ from .ruled_options import SearchOptions
 from .state import replace
 from .subject import Subject, subject_of
 
-DEVICE = "cpu"  # that times are predicted for
-
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule: `error` is that of the final latents, relative, `seconds` are predicted for one image."""
@@ -89,10 +87,10 @@ def undominated(tried: Iterable[Tried]) -> list[Tried]:
     return found
 
 
-def seconds(subject: Subject, schedule: Schedule) -> float:
+def seconds(subject: Subject, schedule: Schedule, device: str) -> float:
     """Predicted for one image with its guidance."""
     program = lower(subject.options, dataclasses.replace(subject.source, schedules=(schedule,))).manifest.program()
-    return predict(program, DEVICE).total.seconds
+    return predict(program, device).total.seconds
 
 
 def search(options: SearchOptions, report: Report, progress: Progress) -> Frontier:
@@ -114,7 +112,7 @@ def search(options: SearchOptions, report: Report, progress: Progress) -> Fronti
             schedule = candidate.schedule(uncached)
             error = subject.error(schedule, request, wanted)
             tried[candidate] = Tried(
-                full=candidate.full, rules=candidate.rules, seconds=seconds(subject, schedule), error=error
+                full=candidate.full, rules=candidate.rules, seconds=seconds(subject, schedule, options.times_on), error=error
             )
             step()
 
@@ -157,8 +155,8 @@ def confirmed(subject: Subject, tried: tuple[Tried, ...], options: SearchOptions
         for one in undominated(tried)
     ]
     return Frontier(
-        out=str(options.out), family=uncached.family, sampler=uncached.sampler, steps=uncached.steps, device=DEVICE,
-        uncached_seconds=seconds(subject, uncached), points=tuple(undominated(seen)), tried=tried,
+        out=str(options.out), family=uncached.family, sampler=uncached.sampler, steps=uncached.steps, device=options.times_on,
+        uncached_seconds=seconds(subject, uncached, options.times_on), points=tuple(undominated(seen)), tried=tried,
     )  # fmt: skip
 
 

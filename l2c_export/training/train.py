@@ -36,6 +36,7 @@ def train(
     full_last: int | None = None,
     learn_coefficients: bool = False,
     search: bool = False,
+    times_on: str | None = None,
     sampler: str | os.PathLike[str] | None = None,
     iterations: int | None = None,
     batch: int = 8,
@@ -67,7 +68,7 @@ def train(
     `compile`; what follows in the others is chosen at a `level`: of every "sublayer", of the "stack" or of the "output".  With
     `learn_coefficients` the coefficients of what follows are learned, too, and without a price, a threshold or a target
     nothing else.  With `search` whole calls, orders and levels are tried, `iterations` schedules in all; what comes out is a
-    frontier of error and predicted time.  Of `data` both take only what is asked for; they have no checkpoints.
+    frontier of error and of the time that is predicted for a device, `times_on`, as in `dry_run`.  Of `data` both take only what is asked for; they have no checkpoints.
 
     Under torchrun every process calls this and gets the summary, and the first one writes and reports.
     Raises L2CError: UsageError for a value or data that do not fit, ArtefactError for a folder that is not ours to write.
@@ -89,7 +90,7 @@ def train(
         "lambda_": lambda_, "threshold": threshold, "target_reduction": target_reduction, "error": error,
         "rule": rule, "every": every, "full_calls": full_calls, "level": level, "full_first": full_first,
         "full_last": full_last, "learn_coefficients": learn_coefficients, "iterations": iterations, "batch": batch, "lr": lr,
-        "seed": seed,
+        "seed": seed, "times_on": times_on,
         "guidance": guidance, "guidance_scale": guidance_scale, "precision": precision, "device": device,
         "checkpoint_every": checkpoint_every,
     }  # fmt: skip

@@ -106,6 +106,14 @@ def test_a_methods_decisions_are_those_of_a_reader(here, recorded, tmp_path, opt
     assert f"{len(computed)} of {STEPS} calls are computed, the others reuse {level}; error of the latents" in done.stderr
 
 
+def test_teacache_computes_the_last_call_whatever_the_threshold(here, tmp_path):
+    done = invoke(
+        f"schedule calibrate --method teacache --threshold 99 {here.line} --steps 5 --batch 1 --out {tmp_path}/s.json"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert [bool(call.rules) for call in Schedule.read(tmp_path / "s.json").calls] == [False, True, True, True, False]
+
+
 def test_a_threshold_of_zero_skips_nothing(here, tmp_path):
     done = invoke(f"schedule calibrate --method fbcache --threshold 0 {here.line} --steps 5 --batch 1 --out {tmp_path}/s.json")
     assert done.exit_code == 0, done.stderr

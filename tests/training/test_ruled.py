@@ -112,6 +112,7 @@ def test_a_sampler_of_diffusers(here, tmp_path):
     ("--every 2", "--every 2: a training without --rule has no use for it: leave it out"),
     ("--sampler ddim", "--sampler ddim: a training without --rule has no use for it: leave it out"),
     ("--search --lr 0.1", "--lr 0.1: a search has no use for it: leave it out"),
+    ("--rule reuse --every 2 --times-on cpu", "--times-on cpu: a training under a rule has no use for it: leave it out"),
     ("--search --rule reuse", "--rule reuse: a search has no use for it: leave it out"),
     ("--rule reuse --every 2 --level stack --sampler euler", "--sampler euler: use one of"),
 ])  # fmt: skip
