@@ -68,7 +68,8 @@ def train(
     `compile`; what follows in the others is chosen at a `level`: of every "sublayer", of the "stack" or of the "output".  With
     `learn_coefficients` the coefficients of what follows are learned, too, and without a price, a threshold or a target
     nothing else.  With `search` whole calls, orders and levels are tried, `iterations` schedules in all; what comes out is a
-    frontier of error and of the time that is predicted for a device, `times_on`, as in `dry_run`.  Of `data` both take only what is asked for; they have no checkpoints.
+    frontier of error and of the time that is predicted for a device, `times_on`, as `dry_run` has them.  Of `data` both take
+    only what is asked for; they have no checkpoints.
 
     Under torchrun every process calls this and gets the summary, and the first one writes and reports.
     Raises L2CError: UsageError for a value or data that do not fit, ArtefactError for a folder that is not ours to write.
