@@ -60,8 +60,8 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
 def calibrate(method: str, threshold: float, polynomial: tuple[float, ...] | None, max_skips: int | None,
               retention: float | None, sampler: str | None, out: Path, as_json: bool, **options: Any) -> None:  # fmt: skip
     """Make a method static that decides while it runs, by trajectories of the model."""
-    for package in ("torch", "accelerate"):
-        needs(package, "train")
+    for package, extra in (("torch", "train"), ("accelerate", "train"), ("onnx", "export")):
+        needs(package, extra)
     from ..support.files import check_place, write
     from ..training import online
     from ..training.options import TrainingOptions

@@ -81,7 +81,6 @@ def train(
     from .result import finish
     from .ruled import learn_under_rule
     from .ruled_options import RuledOptions, SearchOptions, only
-    from .search import search as search_frontier
     from .training import Training
 
     given = {
@@ -96,6 +95,9 @@ def train(
         "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     if search:
+        needs("onnx", "export")  # to lower schedules, whose times are predicted
+        from .search import search as search_frontier
+
         return search_frontier(only(SearchOptions, "a search", given), report, progress)
     if rule is not None:
         return learn_under_rule(only(RuledOptions, "a training under a rule", given), report, progress)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from blocked import without
 from numpy_dit import SCALE
 from numpy_loop import denoised
 from ruled_trainings import numpy_desk, requested, ruled
-from small_trainings import desk, invoke, trained
+from small_trainings import ENVIRONMENT, desk, invoke, trained
 
 import l2c_export
 from l2c_export.errors import UsageError
@@ -126,6 +129,18 @@ def test_what_does_not_fit_is_one_line(here, tmp_path, options, problem):
     assert done.exit_code != 0
     assert done.stderr.splitlines()[-1].startswith(f"error: {problem}")
     assert not (tmp_path / "out").exists()
+
+
+def test_only_a_search_needs_what_the_compiler_does():
+    """... since it predicts times of what it tries."""
+    code = without({"onnx", "onnxscript"}) + (
+        "import l2c_export.training.ruled, l2c_export.training.training\n"
+        "print('both are there')\n"
+        "l2c_export.train(steps=6, data='self', model='demo', search=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout == "both are there\n"
+    assert done.stderr.splitlines()[-1].startswith("l2c_export.errors.MissingExtra: onnx")
 
 
 def test_options_that_say_nothing_are_left_out():
