@@ -5,7 +5,8 @@
     python scripts/quality.py time                        milliseconds per image of compiled engines, on this machine
     python scripts/quality.py show                        a table (Markdown), and quality over time as a picture
 
-All three keep their results in one file, --json (scripts/results/demo_quality.json).  Every contender draws the same
+All three keep their results in one file, --json (scripts/results/demo_quality.json).  With --set forecasts the contenders are
+those of forecasts.py, and the file demo_forecasts.json.  Every contender draws the same
 labels from the same noise.  Measured are the Frechet distance to the test images in the features of a small classifier,
 how often it sees the asked class, and precision and recall (scripts/metrics.py), over several seeds; intervals are 95 %
 t-intervals over them, those of differences are paired.  A contender named random is another random router for every seed.
@@ -20,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,20 @@ class Contender:
         return schedule.computed_share * len(schedule.calls) / STEPS
 
 
+def contenders_of(args: argparse.Namespace) -> list[Contender]:
+    if args.set == "forecasts":
+        import forecasts
+
+        return [Contender(name, lambda _, s=schedule: s) for name, schedule in forecasts.schedules(columns()).items()]
+    return contenders(learned(args), columns())
+
+
+def uncached_of(name: str, names: Collection[str]) -> str:
+    """What a contender is compared with: the uncached loop of its sampler and steps."""
+    own = " ".join([*name.split(" ")[:2], "uncached"])
+    return own if own in names else "uncached"
+
+
 def contenders(learned: dict[str, Schedule], columns: int) -> list[Contender]:
     """The uncached model, the learned schedules, a rule, and for what the learned ones reuse random routers and fewer steps."""
     found, budgets = [rule("uncached", "every:1", STEPS, columns)], set()
@@ -68,6 +83,10 @@ def contenders(learned: dict[str, Schedule], columns: int) -> list[Contender]:
 def rule(name: str, text: str, steps: int, columns: int) -> Contender:
     schedule = Schedule.from_rule(text, family="dit", steps=steps, columns=columns)
     return Contender(name, lambda _: schedule)
+
+
+def full_calls(each: Contender) -> int:
+    return sum(len(call.computed) == len(schedule.sublayers) for schedule in [each.schedule(0)] for call in schedule.calls)
 
 
 def reuses(schedule: Schedule) -> int:
@@ -94,16 +113,16 @@ def sample_all(args: argparse.Namespace, result: dict) -> None:
     import torch
     from metrics import frechet
     from safetensors.torch import load_file
+    from sampling import DemoDenoiser
 
     from l2c_export.models import families
-    from l2c_export.pytorch.eager import Denoiser
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU
     data, judge = digits.load(args.data), classifier.load(args.classifier, device)
     config = json.loads(demo.CONFIG.read_text())
     weights = {name: value.float().to(device) for name, value in load_file(demo.WEIGHTS).items()}
-    denoiser = Denoiser(families.build(config["family"], config["arch"]), weights)
+    denoiser = DemoDenoiser(families.build(config["family"], config["arch"]), weights)
     real, train = (classifier.examine(judge, classifier.scaled(torch.from_numpy(images).to(device)))[0]
                    for images in (data.test_images, data.images[: args.count]))  # fmt: skip
     result["setting"] = {"images": args.count, "seeds": args.seeds, "steps": STEPS, "guidance_scale": args.scale,
@@ -111,13 +130,16 @@ def sample_all(args: argparse.Namespace, result: dict) -> None:
                          "frechet_of_training_images": frechet(real, train),
                          "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}  # fmt: skip
     found = result.setdefault("contenders", {})
-    for each in contenders(learned(args), columns()):
+    for each in contenders_of(args):
+        has_it = args.keep and len(found.get(each.name, {}).get("seeds", ())) == args.seeds
+        if has_it or (args.only and not any(part in each.name for part in args.only)):
+            continue
         started = time.perf_counter()
         seeds = [measured(each.schedule(seed), seed, denoiser, judge, real, args, device) for seed in range(args.seeds)]
         entry = found.setdefault(each.name, {})
-        entry |= {"computed": each.computed, "steps": each.schedule(0).steps, "seeds": seeds}
+        entry |= {"computed": each.computed, "steps": each.schedule(0).steps, "full_calls": full_calls(each), "seeds": seeds}
         entry |= {m: summary([one[m] for one in seeds]) for m in MEASURES}
-        base = found["uncached"]["seeds"]
+        base = found[uncached_of(each.name, found)]["seeds"]
         entry["difference"] = {
             m: summary([one[m] - other[m] for one, other in zip(seeds, base, strict=True)]) for m in MEASURES
         }
@@ -145,7 +167,7 @@ def time_all(args: argparse.Namespace, result: dict) -> None:
     """Every contender compiled and timed in interleaved rounds, one image at a time."""
     with tempfile.TemporaryDirectory() as folder:
         pipes = {}
-        for i, each in enumerate(contenders(learned(args), columns())):
+        for i, each in enumerate(each for each in contenders_of(args) if each.name in known(args, result)):
             out = Path(folder) / str(i)
             made = l2c_export.compile(each.schedule(0), model=demo.NAME, out=out, backend=args.backend, link=args.link)
             pipes[each.name] = made.load(threads=args.threads)
@@ -162,6 +184,11 @@ def time_all(args: argparse.Namespace, result: dict) -> None:
     for name, values in times.items():
         result.setdefault("contenders", {}).setdefault(name, {})["milliseconds"] = statistics.median(values)
         log(f"{name}: {statistics.median(values):.1f} ms per image")
+
+
+def known(args: argparse.Namespace, result: dict) -> Collection[str]:
+    """Of the forecasts those are timed that were sampled."""
+    return result["contenders"] if args.set == "forecasts" else [each.name for each in contenders_of(args)]
 
 
 def columns() -> int:
@@ -184,7 +211,12 @@ def show(args: argparse.Namespace, result: dict) -> None:
                  plus_minus(each["difference"]["frechet"], 3), plus_minus(accuracy, 2), f"{each['precision']['mean']:.3f}",
                  f"{each['recall']['mean']:.3f}"]  # fmt: skip
         print(f"| {' | '.join(cells)} |")
-    picture(result, args.plot)
+    if args.set == "forecasts":
+        import forecasts
+
+        forecasts.picture(result, args.plot)
+    else:
+        picture(result, args.plot)
     log(f"{args.plot}: drawn")
 
 
@@ -239,7 +271,10 @@ def log(line: object) -> None:
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("what", choices=("sample", "time", "show"))
-    ap.add_argument("--json", type=Path, default=HERE / "results" / "demo_quality.json")
+    ap.add_argument("--set", choices=("demo", "forecasts"), default="demo", help="the contenders")
+    ap.add_argument("--only", action="append", default=[], metavar="TEXT", help="sample: contenders with this in their names")
+    ap.add_argument("--keep", action="store_true", help="sample: what the file has is not drawn again")
+    ap.add_argument("--json", type=Path)
     ap.add_argument("--data", type=Path, help="sample: the real digits")
     ap.add_argument("--classifier", type=Path, default=HERE / "results" / "classifier.safetensors")
     ap.add_argument("--schedule", action="append", default=[], metavar="NAME=FILE", help="one more learned schedule")
@@ -251,8 +286,10 @@ def main() -> None:
     ap.add_argument("--link", default="static")
     ap.add_argument("--threads", type=int)
     ap.add_argument("--rounds", type=int, default=15)
-    ap.add_argument("--plot", type=Path, default=HERE / "results" / "demo_quality.png")
+    ap.add_argument("--plot", type=Path)
     args = ap.parse_args()
+    stem = "demo_quality" if args.set == "demo" else "demo_forecasts"
+    args.json, args.plot = args.json or HERE / "results" / f"{stem}.json", args.plot or HERE / "results" / f"{stem}.png"
     result = json.loads(args.json.read_text()) if args.json.exists() else {}
     {"sample": sample_all, "time": time_all, "show": show}[args.what](args, result)
     if args.what != "show":

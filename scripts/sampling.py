@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from l2c_export import Schedule
-from l2c_export.pytorch.eager import Denoiser
+from l2c_export.compiler.passes.levels import spans, with_levels
+from l2c_export.compiler.record import record
+from l2c_export.models.family import Family
+from l2c_export.pytorch.eager import Denoiser, Earlier
 from l2c_export.samplers.noise import standard_normal
 from l2c_export.schedules.forecast import Terms
 from l2c_export.schedules.resolve import forecasts
+from l2c_export.schedules.values import STACK
 
 
 class Step(NamedTuple):
@@ -23,8 +27,22 @@ class Step(NamedTuple):
     computed: tuple[int, ...]
     reused: tuple[int, ...]
     derived: dict[str, Terms]
-    coefficients: tuple[float, float, float]
+    coefficients: tuple[float, ...]
     ends_step: bool
+
+
+class DemoDenoiser(Denoiser):
+    """The loop for a model whose blocks may be jumped over: where the stack follows, they are not computed for nothing."""
+
+    def __init__(self, family: Family, weights: dict[str, Tensor]) -> None:
+        super().__init__(family, weights, spans=spans(with_levels(record(family), (STACK,))))
+
+    def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        *given, cache = inputs
+        if STACK in cache:
+            nothing = Earlier((given[0].new_zeros(()),), None)
+            cache = {**dict.fromkeys(self.family.sublayers, nothing), **cache}
+        return super()._evaluate(n, frozenset(cache), *given, cache)
 
 
 def steps_of(schedule: Schedule) -> list[Step]:

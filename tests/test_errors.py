@@ -12,9 +12,9 @@ from l2c_export.cli.main import l2c
 from l2c_export.cli.spoken import options_of, spoken
 
 
-def on_command_line(message):
-    group = l2c.make_context("l2c", ["run"])
-    return spoken(message, options_of(l2c.commands["run"].make_context("run", [], parent=group, resilient_parsing=True)))
+def on_command_line(message, command="run"):
+    group = l2c.make_context("l2c", [command])
+    return spoken(message, options_of(l2c.commands[command].make_context(command, [], parent=group, resilient_parsing=True)))
 
 
 @pytest.mark.parametrize(("python", "shell"), [
@@ -28,7 +28,7 @@ def on_command_line(message):
     ("compile it with with_vae=True", "compile it with --with-vae"),
     ("cache=False needs steps=..", "--no-cache needs --steps"),
     ("load it without verify=False", "load it without --trust"),
-    ("lambda_=0.5, targets='sm86', level=1", "--lambda 0.5, --target sm86, --optimization-level 1"),
+    ("lambda_=0.5, targets='sm86'", "--lambda 0.5, --target sm86"),
     ("give class_labels=..", "give --class-label"),
     ("run l2c_export.link('a b', weights='PATH') first", "run l2c link 'a b' --weights PATH first"),
     ("run l2c_export.compile(out='x')", "run l2c-export --out x"),
@@ -39,6 +39,13 @@ def on_command_line(message):
 ])  # fmt: skip
 def test_a_message_in_both_languages(python, shell):
     assert on_command_line(python) == shell
+
+
+@pytest.mark.parametrize(
+    ("command", "shell"), [("build", "--optimization-level 1"), ("train", "--level 1"), ("export", "--level 1")]
+)
+def test_what_several_commands_call_alike_is_the_option_of_the_own(command, shell):
+    assert on_command_line("level=1", command) == shell
 
 
 def test_what_a_message_tells_to_run_can_be_pasted():

@@ -11,8 +11,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
+import forecasts
 from metrics import frechet, precision_recall
-from quality import contenders, plus_minus, shuffled, summary
+from quality import contenders, plus_minus, shuffled, summary, uncached_of
 
 from l2c_export.schedules.schedule import Schedule
 
@@ -94,3 +95,15 @@ def test_every_learned_schedule_meets_random_ones_and_fewer_steps_of_its_cost():
 def test_an_interval_is_that_of_students_t():
     found = summary([1.0, 2.0, 3.0, 4.0, 5.0])
     assert plus_minus(found, 2) == "3.00 ± 1.97"  # 2.78 sqrt(2.5 / 5)
+
+
+def test_a_forecast_is_compared_with_the_uncached_loop_of_its_sampler_and_steps():
+    made = forecasts.schedules(columns=24)
+    for name, schedule in made.items():
+        base = made[uncached_of(name, made)]
+        assert (base.sampler, base.steps) == (schedule.sampler, schedule.steps), name
+        assert base.computed_share == 1
+        assert list(made).index(uncached_of(name, made)) <= list(made).index(name), "it is drawn before"
+        assert (forecasts.kind(name) == "uncached, fewer steps") == (schedule.computed_share == 1)
+    assert len(made["ddim 50 taylor:2 output"].calls) == 50
+    assert forecasts.kind("dpm 25 learned output 10") == "learned or searched"

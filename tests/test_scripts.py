@@ -21,8 +21,10 @@ INSIDE = {
                    "compiler.source", "models", "schedules"},
     # train and sample the demo on a GPU: the package's own network in PyTorch, which its users have no use for
     "train_demo.py": {*EAGER, "models.family"},
-    "sampling.py": {"pytorch.eager", "samplers.noise", "schedules.forecast", "schedules.resolve"},
-    "quality.py": {*EAGER, "support", "support.figure"},  # and its palette, and the machine as benchmarks name it
+    "sampling.py": {"compiler.passes.levels", "compiler.record", "models.family", "pytorch.eager", "samplers.noise",
+                    "schedules.forecast", "schedules.resolve", "schedules.values"},
+    "quality.py": {"models", "support", "support.figure"},  # and its palette, and the machine as benchmarks name it
+    "forecasts.py": {"samplers.scheduler_config", "schedules.rules", "support.figure"},
     # time PyTorch with an artefact's weights beside its engines
     "gpu_check.py": {*EAGER, "backends.descriptors", "pytorch.stored"},
     # `bench` compares only what did the same work; this one compares precisions, too

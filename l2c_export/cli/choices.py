@@ -17,4 +17,5 @@ LINKS = ("shared", "static")
 LEVELS = ("sublayer", "stack", "output")
 GUIDANCE = ("first3", "all", "none")
 DEVICES = ("cpu", "h100", "rtx4090", "orin")  # that times are predicted for
+METHODS = ("teacache", "fbcache", "magcache")  # that are made static
 ERRORS = ("latents", "output")  # that training keeps small

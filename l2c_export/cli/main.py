@@ -6,6 +6,7 @@ import click
 
 from ..version import __version__
 from . import bench, build, cache, check, compile, doctor, encode, inspect, link, profile, run, schedule, train, verify
+from .calibrate import calibrate
 from .console import Commands
 
 EXAMPLE = "l2c-export --model demo --out engines/demo\nl2c run engines/demo --class-label 3 --out three.png"
@@ -21,6 +22,7 @@ for command in (compile.export, run.run, encode.encode, inspect.inspect, verify.
                 profile.profile, link.link, build.build, build.remove, train.train, schedule.schedule, cache.cache,
                 doctor.doctor):  # fmt: skip
     l2c.add_command(command)
+schedule.schedule.add_command(calibrate)
 
 
 def main() -> None:

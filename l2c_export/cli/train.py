@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from ..support.extras import needs
-from .choices import ERRORS, GUIDANCE, PRECISIONS
+from .choices import DEVICES, ERRORS, GUIDANCE, LEVELS, PRECISIONS
 from .console import Command, print_json, say
-from .options import FOLDER, Choice, group, option
+from .options import FOLDER, Choice, group, option, samplers
 from .progress import bars
+from .tables import print_table
 
 
 @click.command(cls=Command, example="l2c train --model demo --steps 20 --data self")
@@ -28,27 +29,43 @@ from .progress import bars
     option("--target-reduction", type=float, help="Remove this share of the cached calls' sublayers, such as 0.4."),
     option("--threshold", type=float, help="A sublayer runs if its score is above this. [default: 0.1 DiT 256 px, else 0.9]"),
     option("--lambda", "lambda_", type=float, help="The price of computing a sublayer. [default: 5e-6, or for the target]"),
-    option("--error", type=Choice(ERRORS), default="latents",
-           help="What is kept small: the error of the final latents, or of the output as in the paper."),
+    option("--error", type=Choice(ERRORS),
+           help="What is kept small: the error of the final latents, or of the output as in the paper. [default: latents]"),
+)  # fmt: skip
+@group(
+    "Under a rule, in place of a router",
+    option("--rule", help="How what is not computed follows: reuse, or taylor:M, a forecast of order M."),
+    option("--every", type=int, metavar="K", help="One call of so many is full; what the others compute is learned."),
+    option("--full-calls", metavar="RULE", help="In place of --every: full:0,A,B,.., as a search found them."),
+    option("--full-first", type=int, help="So many calls at the start are full. [default: the rule's order + 1]"),
+    option("--full-last", type=int, help="And so many at the end. [default: 0]"),
+    option("--level", type=Choice(LEVELS), help="What follows: every sublayer, what all blocks add together, or the model's "
+           "output. [default: sublayer]"),
+    option("--learn-coefficients", is_flag=True, help="Of what follows, beginning with the rule's own."),
+    option("--search", is_flag=True, help="Try full calls, orders and levels instead; writes a frontier of schedules."),
+    option("--times-on", type=Choice(DEVICES), help="With --search: where times are predicted for. [default: cpu]"),
 )  # fmt: skip
 @group(
     "As it will be sampled",
+    option("--sampler", shell_complete=samplers, help="With --rule or --search: as for l2c-export. [default: the family's]"),
     option("--guidance", type=Choice(GUIDANCE), help="Which latent channels are guided. [default: the family's]"),
     option("--guidance-scale", type=float, help="[default: 4 for DiT, 1.4 for U-ViT]"),
 )
 @group(
     "How it is trained",
-    option("--iterations", type=int, default=500, help="Each trains every cached call on one batch."),
+    option("--iterations", type=int, help="Each trains every cached call on one batch; of a search, schedules that are tried. "
+           "[default: 500, 100 under a rule, 200 of a search]"),
     option("--batch", type=int, default=8, help="Images of a batch; with several GPUs, of all together."),
-    option("--lr", type=float, default=0.01, help="AdamW's learning rate."),
+    option("--lr", type=float, help="AdamW's learning rate. [default: 0.01, 0.02 under a rule]"),
     option("--seed", type=int, default=0, help="Of the first logits, and of all noise."),
     option("--precision", type=Choice(PRECISIONS), default="fp32", help="Of the frozen model; scores are float32."),
     option("--device", type=Choice(("cpu", "cuda")), help="[default: cuda where there is one]"),
-    option("--checkpoint-every", type=int, default=50, help="Iterations between checkpoints, where a killed training goes on."),
-)
+    option("--checkpoint-every", type=int, help="Iterations between checkpoints, where a killed training goes on, but not "
+           "under a rule. [default: 50]"),
+)  # fmt: skip
 @group("Where the results go", option("--out", type=FOLDER, default="routers", help="The folder of the router."))
 def train(as_json: bool, **options: Any) -> None:
-    """Learn which sublayers may be reused, for a frozen model; writes a router and its schedule.
+    """Learn which sublayers may be reused or forecast, for a frozen model; writes a router or a schedule.
 
     Several GPUs: torchrun --standalone --nproc-per-node 2 -m l2c_export train, and the options.
     """
@@ -58,5 +75,9 @@ def train(as_json: bool, **options: Any) -> None:
 
     with bars() as shown:
         found = learn(**options, report=say, progress=shown.progress)
-    if as_json and os.environ.get("RANK", "0") == "0":  # the first of the processes of torchrun
+    if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first speaks
+        return
+    if as_json:
         print_json(found)
+    elif options["search"]:
+        print_table(f"{found.out}: the frontier", found.table())  # type: ignore[union-attr]  # what a search returns

@@ -70,14 +70,20 @@ def terms_of(rule: Rule, call: int, computed: Sequence[int]) -> Terms:
 @functools.lru_cache(4096)
 def taylor(ages: tuple[int, ...]) -> Terms:
     """The coefficients of values of these ages (ascending), of an order that is one less than there are."""
+    total = [sum(each, Fraction(0)) for each in zip(*parts(ages), strict=True)]
+    return tuple(zip(ages, map(float, total), strict=True))
+
+
+def parts(ages: tuple[int, ...]) -> list[list[Fraction]]:
+    """The expansion by its orders: for each, k^i / i! D_i(0) as coefficients of the values of these ages."""
     distances = [after - before for before, after in itertools.pairwise(ages)]
     differences = [[Fraction(i == j) for i in range(len(ages))] for j in range(len(ages))]  # D_i(j), as coefficients
-    total = [Fraction(0)] * len(ages)
+    found = []
     for i in range(len(ages)):
         factor = Fraction(ages[0] ** i, math.factorial(i))
-        total = [sum_ + factor * each for sum_, each in zip(total, differences[0], strict=True)]
+        found.append([factor * each for each in differences[0]])
         differences = [
             [(newer - older) / d for newer, older in zip(now, before, strict=True)]
             for now, before, d in zip(differences, differences[1:], distances, strict=False)
         ]
-    return tuple(zip(ages, map(float, total), strict=True))
+    return found

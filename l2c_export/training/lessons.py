@@ -18,6 +18,7 @@ from .data import Samples
 from .mixing import AsCompiled
 from .pairs import FullCall, Pair
 
+TRAIN, CALIBRATE, EVALUATE, INFLUENCE, ROWS = range(5)  # what chance is drawn for
 DROPPED = 0.1  # so many images are told nothing, as when the models were trained
 
 

@@ -36,7 +36,7 @@ class Mixing(AsCompiled):
 
     def sublayer(self, op: str, *inputs: Any, at: str, name: str = "") -> Any:
         name = name or f"{at}.{op}"
-        new, score = self(op, *inputs, at=at), self.scores[name]
+        new, score = self(op, *inputs, at=at, name=name), self.scores[name]
 
         def mixed(fresh: Tensor, cached: Tensor) -> Tensor:
             both: Tensor = score * layers.wide(fresh) + (1 - score) * layers.wide(cached)
@@ -51,3 +51,20 @@ def mixed_output(family: Family, weights: Any, lesson: Lesson, scores: Tensor) -
     scores_of = dict(zip(family.sublayers, scores.unbind(), strict=True))
     output: Tensor = family.call(Mixing(family, weights, frozenset(), lesson.cache, {}, scores_of), *lesson.inputs)
     return output
+
+
+@dataclass
+class MixingStack(AsCompiled):
+    """A Runner that mixes what all blocks together add, of which there is one score."""
+
+    score: Tensor  # () float32
+
+    def _passed(self, name: str, value: Tensor) -> Tensor:
+        """The blocks compute; behind them the stream is what it was before them, and the mixture."""
+        for level, (_, behind) in self.spans.items():
+            if name == behind:
+                before = layers.wide(self.before[level])
+                mixture = self.score * (layers.wide(value) - before) + (1 - self.score) * layers.wide(self.cache[level])
+                value = (before + mixture).to(value.dtype)
+        self.before.update((level, value) for level, (before, _) in self.spans.items() if name == before)
+        return value

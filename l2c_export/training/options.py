@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +29,8 @@ from .pairs import FullCall, Pair, full_calls, make_pairs
 
 SELF = "self"
 ERRORS = ("latents", "output")
-LAMBDA = 5e-6  # the reference's for 20 steps
 FILES = ("router.pt", "schedule.json", "tradeoff.json", "tradeoff.png", "log.csv", "checkpoint.pt")
+OF_SEARCH = re.compile(r"schedule-\d+\.json")
 # what does not change a router that is in training, so that a training may go on with other values
 FREE = ("out", "iterations", "lambda_", "threshold", "target_reduction", "checkpoint_every", "device")
 
@@ -174,5 +175,6 @@ def check_target(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArtefactError(f"out={str(folder)!r}: is a file, not a folder")
     for path in sorted(folder.iterdir()) if folder.exists() else ():
-        if path.name not in FILES and path.suffix != ".partial" and path.name not in staging.TOLERATED:
+        known = path.name in FILES or OF_SEARCH.fullmatch(path.name)
+        if not known and path.suffix != ".partial" and path.name not in staging.TOLERATED:
             raise ArtefactError(f"out={str(folder)!r}: holds {path.name}, which is not ours: choose an empty folder")

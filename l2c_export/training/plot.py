@@ -1,13 +1,15 @@
-"""The trade-off of a training as a picture."""
+"""The trade-offs of a training and of a search as pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..support.figure import DARK, GREY, RIVAL, clean, new_figure, write
+
 if TYPE_CHECKING:
+    from .search import Frontier
     from .tradeoff import Tradeoff
-from ..support.figure import DARK, RIVAL, clean, new_figure, write
 
 
 def tradeoff_picture(curve: Tradeoff, path: Path) -> None:
@@ -24,5 +26,24 @@ def tradeoff_picture(curve: Tradeoff, path: Path) -> None:
     axes.set_ylabel("root mean square error of the final latents, %", fontsize=9)
     axes.set_title(f"{curve.family}, {curve.steps} steps, lambda {curve.lambda_:.3g}", fontsize=10, loc="left")
     axes.set_ylim(bottom=0)
+    clean(axes)
+    write(figure, path)
+
+
+def frontier_picture(frontier: Frontier, path: Path) -> None:
+    """The error of the final latents over the predicted time: everything that was tried, and the frontier."""
+    figure = new_figure(6.4, 4.0)
+    axes = figure.subplots()
+    for level, color in (("sublayer", DARK), ("stack", RIVAL), ("output", GREY)):
+        tried = [one for one in frontier.tried if one.candidate.level == level]
+        axes.plot([1e3 * one.seconds for one in tried], [100 * one.error for one in tried], "o", color=color, alpha=0.35,
+                  markersize=3, label=level)  # fmt: skip
+    times, errors = [1e3 * p.seconds for p in frontier.points], [100 * p.error for p in frontier.points]
+    axes.step(times, errors, where="post", color=DARK, linewidth=1.2, marker="s", markersize=4, label="the frontier")
+    axes.set_xlabel(f"ms per image, predicted ({frontier.device}); uncached {1e3 * frontier.uncached_seconds:.1f}", fontsize=9)
+    axes.set_ylabel("root mean square error of the final latents, %", fontsize=9)
+    axes.set_title(f"{frontier.family}, {frontier.sampler}, {frontier.steps} steps", fontsize=10, loc="left")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, frameon=False)
     clean(axes)
     write(figure, path)

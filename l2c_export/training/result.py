@@ -12,9 +12,10 @@ import torch
 from ..schedules import routers
 from ..support import machine
 from . import plot
+from .lessons import EVALUATE
+from .scores import candidates, threshold_for
 from .state import replace
-from .tradeoff import Tradeoff, candidates, measure, threshold_for
-from .trainer import EVALUATE
+from .tradeoff import Tradeoff, measure
 
 if TYPE_CHECKING:
     from .training import Training
@@ -33,7 +34,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename={"lambda_": "lam
     threshold: float
     removed: float  # of the cached calls' sublayers
     removed_of_all: float  # of all calls' sublayers
-    mse: float  # of the model's output in a cached call
+    mse: float | None  # of the model's output in a cached call
     error: float  # of the final latents, relative
     batch: int
     precision: str

@@ -17,19 +17,17 @@ from .mixing import AsCompiled
 if TYPE_CHECKING:
     from .sampling import Trajectories
 
-SHARES = 10  # points of the curve
-
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """A threshold, and the share of the cached calls' sublayers that it removes.
 
-    `mse` is the mean squared error of the model's output in a cached call, `error` the root mean square error of the final
-    latents against the uncached ones, as a share of their root mean square.
+    `mse` is the mean squared error of the model's output in a cached call (None where it was not measured), `error` the root
+    mean square error of the final latents against the uncached ones, as a share of their root mean square.
     """
 
     threshold: float
     removed: float
-    mse: float
+    mse: float | None
     error: float
 
 
@@ -44,17 +42,6 @@ class Tradeoff(msgspec.Struct, frozen=True, kw_only=True, rename={"lambda_": "la
     lambda_: float
     chosen: Point
     points: tuple[Point, ...]
-
-
-def threshold_for(scores: np.ndarray, removed: float) -> float:
-    """The threshold at which at least this share of the scores is removed: a score is removed unless it is above it."""
-    count = math.ceil(round(removed * scores.size, 6))
-    return float(np.sort(scores, axis=None)[count - 1]) if count else 0.0
-
-
-def candidates(scores: np.ndarray, chosen: float) -> list[float]:
-    """Thresholds that remove from nothing to everything, and the chosen one, ascending."""
-    return sorted({chosen, *(threshold_for(scores, k / SHARES) for k in range(SHARES + 1))})
 
 
 def measure(

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import RunError
-from .lessons import Curriculum, Draw, Lesson, Observer
+from .lessons import CALIBRATE, TRAIN, Curriculum, Draw, Lesson, Observer
 from .mixing import mixed_output
+from .scores import CLAMP
 from .state import LogEntry, State
 from .workers import Workers
 
-CLAMP = 5.0  # of the logits, so that no score is ever beyond return
-TRAIN, CALIBRATE, EVALUATE, INFLUENCE, ROWS = range(5)  # what chance is drawn for
 CALIBRATION = 8  # batches
 
 

@@ -8,22 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..artefact.guidance import strength
 from ..errors import RunError
-from ..ir.dtypes import DTYPES
 from ..schedules import routers
 from ..support.files import Report, make_folder
 from ..support.progress import Step, unsaid
-from ..weights import layout, origin
 from . import state
-from .lessons import Curriculum, FromData, FromModel, Observer, Subjects
-from .options import LAMBDA, TrainingOptions, TrainingTask, resolve, with_demo_files
+from .frozen import guidance_strength, load_tensors
+from .lessons import INFLUENCE, ROWS, Curriculum, FromData, FromModel, Observer, Subjects
+from .options import TrainingOptions, TrainingTask, resolve, with_demo_files
 from .sampling import Trajectories, influence
+from .scores import LAMBDA, MIDDLE
 from .state import State
-from .trainer import INFLUENCE, ROWS, Trainer
+from .trainer import Trainer
 from .workers import Workers
-
-MIDDLE = 0.5  # the threshold of the log, where the real one is chosen at the end
 
 
 class Training:
@@ -42,8 +39,10 @@ class Training:
         if found:
             self.report(f"{options.out}: goes on after iteration {found.iteration}")
         self.rows = untrained_rows(self.task, options)
-        self.observer = Observer(self.task.family, load_tensors(self.task, options.precision, self.workers.device))
-        guidance = guidance_strength(self.task, self.workers.device)
+        task, device = self.task, self.workers.device
+        weights = load_tensors(task.family, task.checkpoint, task.weights_seed, options.precision, device)
+        self.observer = Observer(task.family, weights)
+        guidance = guidance_strength(task.guidance, task.family, device)
         subjects = Subjects(self.task.family.inputs, self.task.samples)
         self.sampler = Trajectories(self.observer, self.task.calls, self.task.pairs, guidance, subjects, self.workers)
         self._curriculum = make_curriculum(self.task, self.sampler)
@@ -100,25 +99,6 @@ def untrained_rows(task: TrainingTask, options: TrainingOptions) -> Tensor:
 def first_state(task: TrainingTask, rows: Tensor) -> State:
     logits = rows[[pair.row for pair in task.pairs], : len(task.family.sublayers)]
     return State(0, 0.0, torch.ones(len(logits)), logits, {})
-
-
-def load_tensors(task: TrainingTask, precision: str, device: torch.device) -> dict[str, Tensor]:
-    """The frozen weights in the given precision."""
-    shapes, dtype = task.family.tensors(), getattr(torch, DTYPES[precision])
-    values = origin.tensors(shapes, task.checkpoint, task.weights_seed)
-    assert values is not None  # a task without a checkpoint has a seed
-    made = {}
-    for name, value in values:
-        layout.rounded(name, value, DTYPES[precision])  # names the tensor that does not fit
-        made[name] = torch.from_numpy(np.ascontiguousarray(value)).to(device, dtype)
-    return made
-
-
-def guidance_strength(task: TrainingTask, device: torch.device) -> Tensor | None:
-    """(1, C, 1, ..) as in `updates.update`, None without guidance."""
-    if task.guidance.scale == 1:
-        return None
-    return torch.from_numpy(strength(task.guidance, task.family.latent, [task.guidance.scale])).to(device)
 
 
 def make_curriculum(task: TrainingTask, sampler: Trajectories) -> Curriculum:

@@ -8,7 +8,8 @@ import random
 import numpy as np
 import pytest
 from msgspec.structs import replace
-from numpy_dit import LABELS, MODEL, NAMES, NULL, SCALE, Blocks, guided, predicted, random_weights, step
+from numpy_dit import LABELS, MODEL, NAMES, SCALE, Blocks, random_weights
+from numpy_loop import STEPS, Rules, denoised
 from recorded import case
 from safetensors.numpy import save_file
 
@@ -22,10 +23,8 @@ from l2c_export.pytorch.reference import Reference
 from l2c_export.schedules.schedule import Schedule
 from l2c_export.verification.compare import compare
 
-STEPS, CLOSE = 11, 1e-4  # latents grow to 340, where forecasts of the output amplify what is rounded
-TIMESTEPS = [call.timestep for call in Schedule.every(1, family="dit", steps=STEPS, columns=4).calls]
+CLOSE = 1e-4  # latents grow to 340, where forecasts of the output amplify what is rounded
 FULL = (0, 1, 2, 6)
-Rules = dict[int, tuple[tuple[str, ...], dict[str, object]]]  # of calls that are not full: what is computed, and the rules
 
 
 @pytest.fixture(scope="module")
@@ -37,45 +36,6 @@ def weights(tmp_path_factory):
 
 def light(computed: tuple[str, ...] = (), **rules: object) -> Rules:
     return {n: (computed, dict(rules)) for n in range(STEPS) if n not in FULL}
-
-
-def by_hand(rule: object, n: int, computed: list[int]) -> dict[int, float]:
-    """The coefficients of a value over the calls that computed it, from the published formulas."""
-    if not isinstance(rule, str):
-        return {n - age: c for age, c in rule}
-    *_, last = computed
-    order = min({"reuse": 0, "taylor:0": 0, "taylor:1": 1, "taylor:2": 2}[rule], len(computed) - 1)
-    k = n - last
-    if order == 0:
-        return {last: 1.0}
-    d0 = last - computed[-2]
-    if order == 1:
-        return {last: 1 + k / d0, computed[-2]: -k / d0}
-    d1 = computed[-2] - computed[-3]
-    return {
-        last: 1 + k / d0 + k**2 / (2 * d0**2),
-        computed[-2]: -k / d0 - k**2 / 2 * (1 / d0**2 + 1 / (d0 * d1)),
-        computed[-3]: k**2 / (2 * d0 * d1),
-    }
-
-
-def denoised(w: dict[str, np.ndarray], x: np.ndarray, rules: Rules, stack: Blocks | None) -> np.ndarray:
-    made: dict[str, dict[int, np.ndarray]] = {}  # value -> call -> what it computed
-    for n, t in enumerate(TIMESTEPS):
-        on, ruled = rules.get(n, (NAMES, {}))
-
-        def value(name, compute, n=n, on=on, ruled=ruled):
-            level = name not in NAMES
-            rule = ruled.get(name, None if level or name in on else ruled.get("*", "reuse"))
-            if rule is None:
-                made.setdefault(name, {})[n] = compute()
-                return made[name][n]
-            return sum(c * made[name][m] for m, c in by_hand(rule, n, list(made[name])).items())
-
-        after = TIMESTEPS[n + 1] if n + 1 < STEPS else None
-        rows = np.concatenate([x, x])
-        x = step(x, guided(predicted(w, rows, t, np.array([*LABELS, NULL, NULL]), value, stack)), t, after)
-    return x
 
 
 def schedule_of(rules: Rules) -> Schedule:

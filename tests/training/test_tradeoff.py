@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from small_trainings import prepared
 
+from l2c_export.training.lessons import CALIBRATE
 from l2c_export.training.result import trade_off
-from l2c_export.training.tradeoff import threshold_for
-from l2c_export.training.trainer import CALIBRATE
+from l2c_export.training.scores import threshold_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from small_trainings import desk, invoke, logits_of, prepared, trained
 
-from l2c_export.training.lessons import Draw
+from l2c_export.training.lessons import TRAIN, Draw
 from l2c_export.training.mixing import AsCompiled, mixed_output
 from l2c_export.training.sampling import Trajectories, influence
-from l2c_export.training.trainer import TRAIN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
