@@ -5,9 +5,9 @@
     python scripts/gpu_prompted.py ours OUT/every2 --backend tensorrt          where the backend is
     python scripts/gpu_prompted.py diffusers OUT/model --schedule OUT/every2/schedule.json --compile     where torch is
 
-`compile` writes OUT/model, a folder that holds configurations alone, and OUT/every1 and OUT/every2 without weights; `ours` binds
-random ones first.  A generation is timed from embeddings to latents, the loop alone, as diffusers' pipelines run it; every
-command prints one line of JSON.
+`compile` writes OUT/model, a folder that holds configurations alone, and OUT/every1 and OUT/every2 without weights; `ours`
+binds random ones first.  A generation is timed from embeddings to latents, the loop alone, as diffusers' pipelines run it;
+every command prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def compile_(args: argparse.Namespace) -> None:
         (folder / name).write_text(json.dumps(part))
     for schedule in args.schedules:
         started = time.perf_counter()
-        made = l2c_export.compile(f"every:{schedule}", model=folder, steps=steps, size=(pixels, pixels), precision=args.precision,
-                                  weights="none", out=args.folder / f"every{schedule}")  # fmt: skip
+        asked = {"steps": steps, "size": (pixels, pixels), "precision": args.precision, "weights": "none"}
+        made = l2c_export.compile(f"every:{schedule}", model=folder, **asked,
+                                  out=args.folder / f"every{schedule}")  # fmt: skip
         print(json.dumps({"compiled": str(made.path), "seconds": round(time.perf_counter() - started, 1)}))
 
 
@@ -111,7 +112,12 @@ def diffusers_(args: argparse.Namespace) -> None:
     model_name = next(name for name, of in MODELS.items() if of[0] == index["_class_name"])
     _, kind, config, _, steps, pixels, channels, scale = MODELS[model_name]
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
-    said: dict[str, object] = {"diffusers": kind, "compile": args.compile, "schedule": str(args.schedule), "precision": args.precision}
+    said: dict[str, object] = {
+        "diffusers": kind,
+        "compile": args.compile,
+        "schedule": str(args.schedule),
+        "precision": args.precision,
+    }
     with timed(said, "load_s"), torch.device("cuda"):
         torch.set_default_dtype(dtype)
         model = getattr(diffusers, kind)(**config).eval()
@@ -126,7 +132,8 @@ def diffusers_(args: argparse.Namespace) -> None:
         places = torch.zeros(side // 2, side // 2, 3, device="cuda", dtype=dtype)
         places[..., 1] += torch.arange(side // 2, device="cuda")[:, None]
         places[..., 2] += torch.arange(side // 2, device="cuda")[None]
-        fixed = {"encoder_hidden_states": torch.randn(1, 512, 4096, device="cuda", dtype=dtype), "img_ids": places.reshape(-1, 3),
+        fixed = {"encoder_hidden_states": torch.randn(1, 512, 4096, device="cuda", dtype=dtype),
+                 "img_ids": places.reshape(-1, 3),
                  "pooled_projections": torch.randn(1, 768, device="cuda", dtype=dtype), "return_dict": False,
                  "txt_ids": torch.zeros(512, 3, device="cuda", dtype=dtype),
                  "guidance": torch.full((1,), scale, device="cuda", dtype=torch.float32)}  # fmt: skip

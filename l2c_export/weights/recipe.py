@@ -14,7 +14,6 @@ import numpy as np
 
 from ..ir.dtypes import BYTES, Types
 
-DERIVED = "derived"  # begins the names of tensors that no checkpoint has: they follow from a model's configuration
 Shape = tuple[int, ...]
 Read = Callable[[str], np.ndarray]  # a tensor of a checkpoint, by its name
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...artefact.manifest import Manifest
 from ...errors import UsageError
+from ...ir.dtypes import DERIVED
 from ...models import families
 from ...models.diffusers.tensor_names import TransformerConfig, renamed, shape_of
 from ...runtime import pipeline
@@ -18,7 +19,7 @@ from ...samplers.scheduler_config import Scheduler
 from ...schedules.schedule import Schedule
 from ...weights.checkpoint import Checkpoint
 from ...weights.layout import WEIGHTS, mapped
-from ...weights.recipe import DERIVED, Recipe
+from ...weights.recipe import Recipe
 from . import live_weights
 from .live_weights import NAME, ROUNDING
 
@@ -110,7 +111,7 @@ def _check_weights(transformer: Any, manifest: Manifest, folder: Path) -> None:
 def _by_recipes(stored: Checkpoint, manifest: Manifest) -> Checkpoint:
     """A captured transformer's weights as they are stored; without what follows from its configuration."""
     recipes = {name: tensor.recipe or Recipe.of(name) for name, tensor in manifest.denoiser.tensors.items()}
-    return stored.made({name: recipe for name, recipe in recipes.items() if not name.startswith(f"{DERIVED}.")})
+    return stored.made({name: recipe for name, recipe in recipes.items() if not name.startswith(DERIVED)})
 
 
 def _shape(transformer: Any, manifest: Manifest, folder: Path, block_embeddings: bool) -> TransformerConfig:

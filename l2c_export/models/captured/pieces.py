@@ -17,7 +17,6 @@ from torch.fx import Node
 from ...errors import ModelError
 from ...ir.dtypes import DERIVED
 from ...ir.graph import Primitive, Value
-from ...weights.recipe import DERIVED
 from ..tape import Recorded
 from .build import PrimitiveBuilder
 from .constants import constant, given
