@@ -28,6 +28,14 @@ BACKENDS = (
         targets=("sm86", "sm89", "sm120"),  # the consumer and edge GPUs of the last three generations
     ),
     Descriptor(
+        name="cuda",
+        home=".nvidia.backend",
+        library="nvmath",
+        extra="cuda",
+        precisions=("fp32", "bf16", "fp16"),
+        sites=(Site(GPU, "nvmath-python"),),
+    ),
+    Descriptor(
         name="openvino",
         home=".openvino.backend",
         library="openvino",

@@ -1,0 +1,212 @@
+"""Kernels from primitives: one for values of one shape, entry by entry, or for a norm, row by row.
+
+An entry is pulled: its expression reads entries of the inputs, and so on down to what lies in memory.  A thread makes `pack`
+neighbours of the last axis, which it reads and writes at once where they are neighbours there, too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...ir.graph import Primitive, Value
+from .index import Index, unflat
+from .pointwise import POINTWISE, Entry, number
+from .prelude import C
+from .views import View
+
+THREADS = 128
+WARP = 32
+MOST_WARPS = 8  # of a row
+LANE = re.compile(r"\b(c|j|t\d+)\b")  # what differs between the neighbours of a pack
+SIMPLE = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel named `kernel`: its source behind the prelude, how it is launched, and the buffers of its parameters."""
+
+    source: str
+    blocks: int
+    threads: int
+    buffers: tuple[str, ...]
+    writes: frozenset[str]
+    vectors: Mapping[str, int]  # the buffers that must be aligned to so many bytes
+    addresses: tuple[str, ...] = ()  # of these buffers, "" for none, are in an array that is the first parameter
+
+
+class Unfused(Exception):
+    """What has to be a kernel of its own."""
+
+
+class Values:
+    """What a kernel may read: where values are, and how those are made that are nowhere."""
+
+    def __init__(self, types: Mapping[str, Value], made: Mapping[str, Primitive], placed: Mapping[str, View]) -> None:
+        self.types, self.made, self.placed = types, made, placed
+        self.tables: dict[str, View] = {}  # of constants, by the value whose primitive has one
+
+
+class Body:
+    """The lines of one thread: those for all of a pack, and those for each of it."""
+
+    def __init__(self, values: Values, pack: int) -> None:
+        self.values, self.pack = values, pack
+        self.parameters: dict[str, str] = {}  # buffer -> its parameter
+        self.types: dict[str, str] = {}  # and its type
+        self.written: list[str] = []
+        self.vectors: dict[str, int] = {}
+        self.known: dict[str, tuple[Index, str]] = {}  # values in registers: where, and their expression
+        self.written_values: set[str] = set()  # values that other threads may be writing
+        self.start()
+
+    def start(self) -> None:
+        """Begin a new loop over packs."""
+        self.outer: list[str] = []
+        self.inner: list[str] = []
+        self.after: list[str] = []
+        self._named: dict[str, str] = {}
+
+    def let(self, expression: str) -> str:
+        """A name for an expression."""
+        if SIMPLE.fullmatch(expression):
+            return expression
+        if expression not in self._named:
+            lane = LANE.search(expression) is not None
+            name = f"{'t' if lane else 'u'}{len(self._named)}"
+            (self.inner if lane else self.outer).append(f"const auto {name} = {expression};")
+            self._named[expression] = name
+        return self._named[expression]
+
+    def parameter(self, view: View) -> str:
+        name = self.parameters.setdefault(view.buffer, f"p{len(self.parameters)}")
+        assert self.types.setdefault(view.buffer, view.dtype) == view.dtype, view
+        return name
+
+    def read(self, name: str, index: Index) -> str:
+        """An entry of a value."""
+        index = tuple(map(self.let, index))
+        if name in self.known:
+            where, expression = self.known[name]
+            if where == index:
+                return expression
+            if name not in self.values.made or name in self.written_values:
+                raise Unfused(name)
+        if name in self.values.placed:
+            return self._load(self.values.placed[name], index)
+        primitive = self.values.made[name]
+        types = self.values.types
+        entry = Entry(
+            index, types[name], tuple(types[i] for i in primitive.inputs), dict(primitive.attributes),
+            lambda n, where: self.read(primitive.inputs[n], where), lambda where: self._load(self.values.tables[name], where),
+        )  # fmt: skip
+        return self.let(POINTWISE[primitive.op](entry))
+
+    def _load(self, view: View, index: Index) -> str:
+        pointer = self.parameter(view)
+        index = tuple(map(self.let, index))
+        if self._packed(view, index):
+            return self.let(f"number({self.let(self._pack(view, pointer, index))}.at[j])")
+        return self.let(f"number({pointer}[{view.place(index)}])")
+
+    def _packed(self, view: View, index: Index) -> bool:
+        """Whether a pack's entries lie side by side, at an address that a vector may have."""
+        if not index or index[-1] != "c" or view.strides[-1] != 1 or self.pack == 1 or any(map(LANE.search, index[:-1])):
+            return False
+        return all(n % self.pack == 0 for n in (view.offset, *view.strides[:-1]))
+
+    def _pack(self, view: View, pointer: str, index: Index) -> str:
+        kind = f"Pack<{C[view.dtype]}, {self.pack}>"
+        self.vectors[view.buffer] = min(16, self.pack * {"float32": 4, "int32": 4}.get(view.dtype, 2))
+        return f"*({kind}*)({pointer} + {view.place((*index[:-1], 'c0'))})"
+
+    def store(self, view: View, index: Index, expression: str) -> None:
+        pointer = self.parameter(view)
+        self.written.append(view.buffer)
+        if self._packed(view, index):
+            kept = f"o{pointer}"
+            self.outer.append(f"Pack<{C[view.dtype]}, {self.pack}> {kept};")
+            self.inner.append(f"put({kept}.at[j], {expression});")
+            self.after.append(f"{self._pack(view, pointer, index)} = {kept};")
+        else:
+            self.inner.append(f"put({pointer}[{view.place(index)}], {expression});")
+
+    def loop(self) -> str:
+        """The lines of a pack."""
+        inner = [f"#pragma unroll\nfor (int j = 0; j < {self.pack}; j++) {{ const int c = c0 + j;", *self.inner, "}"]
+        return "\n".join([*self.outer, *inner, *self.after])
+
+    def kernel(self, lines: Sequence[str], blocks: int, threads: int) -> Kernel:
+        given = ", ".join(f"{C[self.types[buffer]]}* {name}" for buffer, name in self.parameters.items())
+        head = f'extern "C" __global__ void __launch_bounds__({threads}) kernel({given}) {{'
+        source = "\n".join([head, *lines, "}\n"])
+        return Kernel(source, blocks, threads, tuple(self.parameters), frozenset(self.written), dict(self.vectors))
+
+
+def pack_of(*views: View) -> int:
+    """So many neighbours a thread makes: 16 bytes of the widest type."""
+    widest = max(4 if view.dtype in ("float32", "int32") else 2 for view in views)
+    last = math.gcd(*(view.shape[-1] if view.shape else 1 for view in views))
+    return next(n for n in (8, 4, 2, 1) if last % n == 0 and n * widest <= 16)
+
+
+def rows_of(shape: Sequence[int], row: str) -> tuple[Index, list[str]]:
+    """The index of a row over all axes but the last, and the lines that name it."""
+    index = unflat(row, shape[:-1])
+    names = tuple(i if i.isdecimal() else f"i{axis}" for axis, i in enumerate(index))
+    return names, [f"const int {n} = {i};" for n, i in zip(names, index, strict=True) if n != i]
+
+
+def entrywise(values: Values, name: str, to: View) -> Kernel:
+    """A kernel that makes one value."""
+    body = Body(values, pack_of(to))
+    packs, count = to.shape[-1] // body.pack, math.prod(to.shape) // body.pack
+    rows, lines = rows_of(to.shape, f"(item / {packs})")
+    where = (*rows, "c")
+    body.store(to, where, body.read(name, where))
+    head = [f"const int item = blockIdx.x * {THREADS} + threadIdx.x;", f"if (item >= {count}) return;"]
+    place = f"const int c0 = (item % {packs}) * {body.pack};"
+    return body.kernel([*head, place, *lines, body.loop()], -(-count // THREADS), THREADS)
+
+
+def rowwise(values: Values, norm: Primitive, name: str, to: View, also: View | None = None) -> Kernel:
+    """A kernel that makes a value of a norm and, where the norm reads what is nowhere yet, that value, too.
+
+    A row is in the registers of one to eight warps.
+    """
+    source, normed = norm.inputs[0], norm.outputs[0]
+    body = Body(values, pack_of(to, *(also,) if also else ()))
+    pack, width, rows = body.pack, to.shape[-1], math.prod(to.shape[:-1])
+    warps = min(MOST_WARPS, -(-(width // pack) // WARP))
+    threads, each = warps * WARP, max(1, 4 // warps)
+    loops = -(-(width // pack) // threads)
+    row, lines = rows_of(to.shape, "row")
+    where, x = (*row, "c"), f"x[n * {pack} + j]"
+    layer = norm.op == "layer_norm"
+    head = [f"const int row = blockIdx.x * {each} + threadIdx.x / {threads}, lane = threadIdx.x % {threads};",
+            f"if (row >= {rows}) return;", *lines, f"float x[{loops * pack}]; float sum = 0.0f;"]  # fmt: skip
+    begin = f'_Pragma("unroll") for (int n = 0; n < {loops}; n++) {{ const int c0 = (n * {threads} + lane) * {pack};'
+    begin += f" if (c0 < {width}) {{"
+    read = body.read(source, where)
+    if also:
+        body.store(also, where, read)
+        body.written_values.add(source)
+    body.inner.append(f"{x} = {read}; sum += {x if layer else f'{x} * {x}'};")
+    first = body.loop()
+    body.start()
+    total, eps = f"row_sum<{threads}>(sum) / {width}", number(dict(norm.attributes)["eps"])
+    middle = [f"const float mean = {total}; sum = 0.0f;", begin]
+    middle += [f"for (int j = 0; j < {pack}; j++) sum += ({x} - mean) * ({x} - mean);", "}}"]
+    scale = f"const float scale = rsqrtf({total} + {eps});"
+    body.known[source] = (where, x)
+    expression = f"({x} - mean) * scale" if layer else f"{x} * scale"
+    for n, (op, given) in enumerate(zip("*+", norm.inputs[1:], strict=False)):
+        expression = (
+            f"({expression}) {op} {body.read(given, ('c',))}" if n == 0 else f"{expression} {op} {body.read(given, ('c',))}"
+        )
+    body.known[normed] = (where, f"({expression})")
+    body.store(to, where, body.read(name, where))
+    parts = [*head, begin, first, "}}", *(middle if layer else []), scale, begin, body.loop(), "}}"]
+    return body.kernel(parts, -(-rows // each), threads * each)

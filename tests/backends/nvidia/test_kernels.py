@@ -1,0 +1,68 @@
+"""Segments as plans of libraries and kernels: what they make on the host is what PyTorch makes of their primitives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernels_on_host import COMPILER, Host, together
+from segments import FAMILIES, LARGER, LOOSE, alone, bodies, of_body, off_by
+
+from l2c_export.backends.nvidia import kernels
+from l2c_export.backends.nvidia.compiling import compiled
+from l2c_export.backends.nvidia.plan import COVERED, plan
+from l2c_export.ir.signatures import TABLE
+from l2c_export.models.primitives import execute
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BY_HAND = {"linear_attention", "bank"}  # with memory that threads share: on a GPU only
+TOLERANCE = {"float32": 1e-5, "float16": 3e-2, "bfloat16": 6e-2}
+
+
+@pytest.fixture
+def one_thread_a_row(monkeypatch):
+    monkeypatch.setattr(kernels, "WARP", 1)
+    monkeypatch.setattr(kernels, "MOST_WARPS", 1)
+
+
+def same(segments, folder, tolerance):
+    """That plans make what PyTorch makes."""
+    plans = [plan(each.primitives, each.concrete, each.outputs) for each in segments]
+    host = Host(plans, folder)
+    for segment, each in zip(segments, plans, strict=True):
+        given = segment.some()
+        wanted = execute(segment.primitives, given)
+        made = {name: torch.full_like(wanted[name], 77).contiguous() for name in segment.outputs}
+        host.run(each, {**given, **made})
+        for name in segment.outputs:
+            assert off_by(made[name], wanted[name]) < tolerance, (segment.primitives, name)
+
+
+def test_every_primitive_is_covered():
+    assert TABLE.keys() == COVERED
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+@pytest.mark.usefixtures("one_thread_a_row")
+class TestOnHost:
+    def test_single_primitives(self, tmp_path):
+        segments = [alone(*each) for each in LOOSE if each[0] not in BY_HAND]
+        wide = [s for s in segments if all(v.dtype in ("float32", "int32") for v in s.concrete.values())]
+        same(wide, tmp_path, TOLERANCE["float32"])
+        same([s for s in segments if s not in wide], tmp_path, TOLERANCE["bfloat16"])
+
+    @pytest.mark.parametrize("dtype", TOLERANCE)
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_families(self, name, dtype, tmp_path):
+        same([of_body(body) for body in bodies(name, dtype).values()], tmp_path, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("architecture", ["sm80", "sm89", "sm90", "sm100"])
+def test_every_kernel_is_compiled_without_a_gpu(architecture, empty_cache):
+    pytest.importorskip("cuda.core")
+    segments = [alone(*each) for each in (*LOOSE, *LARGER)]
+    segments += [of_body(body) for name in FAMILIES for dtype in TOLERANCE for body in bodies(name, dtype).values()]
+    plans = [plan(each.primitives, each.concrete, each.outputs) for each in segments]
+    sources = list(dict.fromkeys(kernel.source for each in plans for kernel in each.kernels))
+    code = compiled(together(sources), architecture)
+    assert all(f"kernel{n}\0".encode() in code for n in range(len(sources)))
+    assert compiled(together(sources), architecture) == code
