@@ -11,7 +11,7 @@ from l2c_export.compiler.record import record
 from l2c_export.ir.dtypes import Types
 from l2c_export.ir.graph import Body, Primitive, Value
 from l2c_export.ir.signatures import TABLE
-from l2c_export.models import dit, uvit
+from l2c_export.models import bank, dit, updates, uvit  # noqa: F401  (more primitives)
 
 SIZES = {"R": 6, "B": 3}
 FAMILIES = {"dit": dit.DiT(dit.DiTArch(8, 2, 4, 32, 2, 2)), "uvit": uvit.UViT(uvit.UViTArch(8, 2, 4, 32, 2, 2, conv=True)),

@@ -42,9 +42,9 @@ class Prepared:
     """A product's descriptions and algorithm; destroyed with its last user."""
 
     def __init__(self, products: Products, shape: Shape) -> None:
-        lt, kinds, compute = products.lt, products.nvmath.CudaDataType, products.nvmath.ComputeType
+        lt, kinds = products.lt, products.kinds
         kind = getattr(kinds, KINDS[shape.dtype])
-        self.operation = lt.matmul_desc_create(compute.COMPUTE_32F, kinds.CUDA_R_32F)
+        self.operation = lt.matmul_desc_create(products.compute, kinds.CUDA_R_32F)
         rows, columns, inner = shape.rows, shape.columns, shape.inner
         self.weight = lt.matrix_layout_create(kind, inner, columns, inner)
         self.x = lt.matrix_layout_create(kind, inner, rows, inner)
@@ -91,8 +91,9 @@ class Products:
     """cuBLASLt on one stream, with one workspace: products run one after the other."""
 
     def __init__(self, memory: Cuda) -> None:
-        self.nvmath: Any = needs("nvmath", "cuda")
         self.lt: Any = needs("nvmath.bindings.cublasLt", "cuda")
+        self.kinds = needs("nvmath", "cuda").CudaDataType
+        self.compute = needs("nvmath.bindings.cublas", "cuda").ComputeType.COMPUTE_32F  # no TF32: float32 means float32
         try:
             self.handle = self.lt.create()
         except Exception as error:
