@@ -74,7 +74,7 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
 
     def run(self, plan: Plan, given: dict[str, torch.Tensor]) -> None:
         """Fill the outputs that are among what is given."""
-        memory = {name: tensor for name, tensor in given.items()}
+        memory = dict(given)
         memory |= {name: torch.from_numpy(np.ascontiguousarray(table)) for name, table in plan.tables.items()}
         scratch = torch.full((plan.scratch + 1,), 77, dtype=torch.uint8)
         base = {name: scratch[offset:] for name, offset in plan.places.items()}

@@ -50,7 +50,8 @@ LOOSE = [  # those that no family of ours has
 
 I32 = Value((1,), "int32")
 LARGER = [  # as large as models are, where tiles and warps are full, or just not
-    ("layer_norm", [F16("R", 65, 1152)], {"eps": 1e-6}), ("layer_norm", [F32("R", 5, 4104), F32(4104), F32(4104)], {"eps": 1e-6}),
+    ("layer_norm", [F16("R", 65, 1152)], {"eps": 1e-6}),
+    ("layer_norm", [F32("R", 5, 4104), F32(4104), F32(4104)], {"eps": 1e-6}),
     ("rms_norm", [BF16("R", 7, 96), BF16(96)], {"eps": 1e-6}), ("rms_norm", [F32("R", 3, 2304)], {"eps": 1e-6}),
     ("linear", [F16("R", 64, 1152), F16(4608, 1152), F16(4608)], {"parts": 1}),
     ("linear", [F32("R", 64, 96), F32(288, 96), F32(288)], {"parts": 3}),
@@ -60,8 +61,8 @@ LARGER = [  # as large as models are, where tiles and warps are full, or just no
     ("sdpa", [F32("R", 40, 128), F32("R", 70, 128), F32("R", 70, 128), F32("R", 1, 1, 70)], {"heads": 1}),
     ("sdpa", [F32("R", 9, 400)] * 3, {"heads": 2}), ("linear_attention", [F32("R", 70, 64)] * 3, {"heads": 2}),
     ("bank", [F32(5, 3), F32("R", 70, 40), F32("R", 70, 40), F32(3, "R", 1, 40)], {"gated": (1, 0)}),
-    ("bank", [F32(14, 3), F16("R", 9, 36), F16("R", 9, 36), F16(3, "R", 1, 36), F16(3, "R", 1, 36), F32(14), F32("R", 36, 14, 9)],
-     {"gated": (1, 1)}), ("banked", [F32("R", 36, 3, 9), I32], {"dtype": "float16"}),
+    ("bank", [F32(14, 3), *[F16("R", 9, 36)] * 2, *[F16(3, "R", 1, 36)] * 2, F32(14), F32("R", 36, 14, 9)], {"gated": (1, 1)}),
+    ("banked", [F32("R", 36, 3, 9), I32], {"dtype": "float16"}),
     ("gelu_tanh", [F16("R", 64, 128)], {}), ("silu", [F32("R", 7, 6)], {}), ("gelu", [F32("R", 8)], {}),
 ]  # fmt: skip
 

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from segments import BF16, F16, F32, FAMILIES, LOOSE, SIZES, bodies, empty
 from torch.utils.flop_counter import FlopCounterMode
 
-from l2c_export.compiler.record import record
-from l2c_export.ir.dtypes import Types
-from l2c_export.ir.graph import Primitive, Value
+from l2c_export.ir.graph import Primitive
 from l2c_export.ir.primitives import apply, flops, infer, precision
 from l2c_export.ir.signature import Misfit
 from l2c_export.ir.signatures import TABLE

@@ -5,6 +5,7 @@ https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class FusedAttention:
         self._memory = memory
         try:
             self._handle = self._cudnn.create_handle()
+            weakref.finalize(self, self._cudnn.destroy_handle, self._handle)
             self._cudnn.set_stream(handle=self._handle, stream=memory.stream)
         except Exception as error:
             raise BackendError(f"cuda: cuDNN does not start: {first_line(error)}: pip install 'l2c-export[cuda]'") from None
@@ -53,9 +55,8 @@ class FusedAttention:
         """A function that enqueues an attention of these pointers; None where cuDNN has none."""
         if step.q.dtype not in KINDS:
             return None
-        shape = Shape(*(_heads(view, step.heads) for view in (step.q, step.k, step.v)),
-                      (step.mask.shape, step.mask.strides) if step.mask else None, _heads(step.out, step.heads),
-                      step.q.dtype)  # fmt: skip
+        q, k, v, out = (_heads(view, step.heads) for view in (step.q, step.k, step.v, step.out))
+        shape = Shape(q, k, v, (step.mask.shape, step.mask.strides) if step.mask else None, out, step.q.dtype)
         if shape not in self._graphs:
             self._graphs[shape] = self._graph(shape)
         made = self._graphs[shape]
@@ -72,8 +73,7 @@ class FusedAttention:
 
     def _graph(self, shape: Shape) -> tuple[Any, Allocation] | None:
         cudnn = self._cudnn
-        kind = cudnn.data_type[KINDS[shape.dtype]] if hasattr(cudnn.data_type, "__getitem__") else getattr(
-            cudnn.data_type, KINDS[shape.dtype])  # fmt: skip
+        kind = getattr(cudnn.data_type, KINDS[shape.dtype])
         try:
             graph = cudnn.pygraph(
                 io_data_type=kind, intermediate_data_type=cudnn.data_type.FLOAT, compute_data_type=cudnn.data_type.FLOAT,

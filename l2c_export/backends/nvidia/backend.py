@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BackendError
-from ...ir.graph import Value
+from ...ir.graph import Node, Primitive, Value
 from ...ir.signature import Misfit
 from ...support.words import first_line
 from ..contract import Arrays, Nodes, Request, Run, SegmentFile
@@ -29,16 +29,21 @@ Shapes = tuple[tuple[tuple[int, ...], str], ...]
 
 
 class CudaEngine:
-    """A segment: its plans by the shapes of its inputs."""
+    """A segment, or a whole graph with its weights: its plans by the shapes of its inputs."""
 
-    def __init__(self, backend: CudaBackend, segment: SegmentFile) -> None:
-        self._backend, self.name = backend, segment.path.name
-        self._primitives, self._outputs = segment.primitives, segment.outputs
+    def __init__(
+        self, backend: CudaBackend, name: str, primitives: Sequence[Primitive], outputs: Sequence[str], weights: Arrays
+    ) -> None:
+        if missing := uncovered(primitives):
+            raise BackendError(f"cuda: {name} has primitives that there is nothing for: {', '.join(missing)}")
+        self._backend, self.name, self._weights = backend, name, weights
+        self._primitives, self._outputs = primitives, outputs
         self._plans: dict[Shapes, tuple[Plan, dict[str, Any]]] = {}
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
-        plan, tables = self._plan(inputs)
-        return self._backend.bind(plan, {**inputs, **outputs, **tables})
+        given = {**self._weights, **inputs}
+        plan, tables = self._plan(given)
+        return self._backend.bind(plan, {**given, **outputs, **tables})
 
     def _plan(self, inputs: Arrays) -> tuple[Plan, dict[str, Any]]:
         shapes = tuple((tuple(array.shape), str(array.dtype)) for array in inputs.values())
@@ -65,6 +70,7 @@ class CudaBackend:
         self.attention = FusedAttention(self.memory)
         self._launcher = Launcher(self.memory)
         self._scratch = self.memory.allocate(0)
+        self._linked: dict[str, Any] = {}  # weights of whole graphs, once for all of them
 
     def describe(self) -> str:
         return (
@@ -72,16 +78,17 @@ class CudaBackend:
         )
 
     def load(self, segment: SegmentFile) -> CudaEngine:
-        if not segment.primitives:
-            raise BackendError(f"cuda: {segment.path.name} is not written in primitives: compile the artefact again")
-        if missing := uncovered(segment.primitives):
-            raise BackendError(f"cuda: {segment.path.name} has primitives that there is nothing for: {', '.join(missing)}")
-        return CudaEngine(self, segment)
+        return CudaEngine(self, segment.path.name, primitives_of(segment), segment.outputs, {})
 
     def link(
         self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
     ) -> CudaEngine:
-        raise BackendError("cuda: it runs segments, which is what link='shared' is: load the artefact with that")
+        """All segments of a graph as one: kernels take from one of them to the next, and nothing is built."""
+        new = [name for name in weights if name not in self._linked]
+        view = self.memory.weights(weights.__getitem__, new)
+        self._linked |= {name: view(name) for name in new}
+        made = [p for node in nodes for p in inlined(node, segments[node.op])]
+        return CudaEngine(self, path.name, made, outputs, {name: self._linked[name] for name in weights})
 
     def filled(self, values: np.ndarray) -> Any:
         array = self.memory.empty(values.shape, str(values.dtype))
@@ -127,6 +134,23 @@ class CudaBackend:
         in_order(runs)()  # what a library sets up in its first run cannot be captured
         self.memory.finish()
         return self.memory.capture(in_order(runs))
+
+
+def primitives_of(segment: SegmentFile) -> tuple[Primitive, ...]:
+    """Raises BackendError for what is ONNX alone: a decoder, a text encoder, an artefact of format 1."""
+    if not segment.primitives:
+        raise BackendError(f"cuda: {segment.path.name} is not written in primitives: use backend='onnxruntime', device='cuda'")
+    return segment.primitives
+
+
+def inlined(node: Node, segment: SegmentFile) -> list[Primitive]:
+    """The primitives of a call of a segment, over the names of its graph."""
+    names = dict(zip((*segment.inputs, *segment.outputs), (*node.inputs, *node.outputs), strict=True))
+
+    def named(inner: Sequence[str]) -> tuple[str, ...]:
+        return tuple(names.get(name, f"{node.name}/{name}") for name in inner)
+
+    return [Primitive(p.op, p.attributes, named(p.inputs), named(p.outputs)) for p in primitives_of(segment)]
 
 
 class CudaRun:

@@ -39,7 +39,8 @@ CONVOLUTION = """
       for (int b = 0; b < KW; b++) {
         const int v = y + a - PADDING, u = x + b - PADDING;
         if (v >= 0 && v < IH && u >= 0 && u < IW)
-          sum += number(given[((n * CHANNELS + (DEPTH ? o : i)) * IH + v) * IW + u]) * number(weight[((o * IC + i) * KH + a) * KW + b]);
+          sum += number(given[((n * CHANNELS + (DEPTH ? o : i)) * IH + v) * IW + u]) *
+                 number(weight[((o * IC + i) * KH + a) * KW + b]);
       }
   put(made[item], sum);
 }

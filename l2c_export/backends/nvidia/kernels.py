@@ -44,9 +44,14 @@ class Unfused(Exception):
 class Values:
     """What a kernel may read: where values are, and how those are made that are nowhere."""
 
-    def __init__(self, types: Mapping[str, Value], made: Mapping[str, Primitive], placed: Mapping[str, View]) -> None:
-        self.types, self.made, self.placed = types, made, placed
-        self.tables: dict[str, View] = {}  # of constants, by the value whose primitive has one
+    def __init__(
+        self,
+        types: Mapping[str, Value],
+        made: Mapping[str, Primitive],
+        placed: Mapping[str, View],
+        tables: Mapping[str, View],  # of constants, by the value whose primitive has one
+    ) -> None:
+        self.types, self.made, self.placed, self.tables = types, made, placed, tables
 
 
 class Body:
@@ -58,8 +63,7 @@ class Body:
         self.types: dict[str, str] = {}  # and its type
         self.written: list[str] = []
         self.vectors: dict[str, int] = {}
-        self.known: dict[str, tuple[Index, str]] = {}  # values in registers: where, and their expression
-        self.written_values: set[str] = set()  # values that other threads may be writing
+        self.making: set[str] = set()  # values that other threads may be writing
         self.start()
 
     def start(self) -> None:
@@ -68,6 +72,7 @@ class Body:
         self.inner: list[str] = []
         self.after: list[str] = []
         self._named: dict[str, str] = {}
+        self.known: dict[str, tuple[Index, str]] = {}  # values in registers: where, and their expression
 
     def let(self, expression: str) -> str:
         """A name for an expression."""
@@ -92,7 +97,7 @@ class Body:
             where, expression = self.known[name]
             if where == index:
                 return expression
-            if name not in self.values.made or name in self.written_values:
+            if name in self.making:
                 raise Unfused(name)
         if name in self.values.placed:
             return self._load(self.values.placed[name], index)
@@ -133,6 +138,14 @@ class Body:
         else:
             self.inner.append(f"put({pointer}[{view.place(index)}], {expression});")
 
+    def make(self, views: Mapping[str, View], where: Index) -> None:
+        """Values that a thread makes and writes, each of which the next may read there, and nowhere else."""
+        for name, view in views.items():
+            expression = self.read(name, where)
+            self.store(view, where, expression)
+            self.known[name] = (where, expression)
+            self.making.add(name)
+
     def loop(self) -> str:
         """The lines of a pack."""
         inner = [f"#pragma unroll\nfor (int j = 0; j < {self.pack}; j++) {{ const int c = c0 + j;", *self.inner, "}"]
@@ -159,54 +172,48 @@ def rows_of(shape: Sequence[int], row: str) -> tuple[Index, list[str]]:
     return names, [f"const int {n} = {i};" for n, i in zip(names, index, strict=True) if n != i]
 
 
-def entrywise(values: Values, name: str, to: View) -> Kernel:
-    """A kernel that makes one value."""
-    body = Body(values, pack_of(to))
-    packs, count = to.shape[-1] // body.pack, math.prod(to.shape) // body.pack
-    rows, lines = rows_of(to.shape, f"(item / {packs})")
-    where = (*rows, "c")
-    body.store(to, where, body.read(name, where))
+def entrywise(values: Values, views: Mapping[str, View]) -> Kernel:
+    """A kernel that makes values of one shape."""
+    body = Body(values, pack_of(*views.values()))
+    shape = next(iter(views.values())).shape
+    packs, count = shape[-1] // body.pack, math.prod(shape) // body.pack
+    rows, lines = rows_of(shape, f"(item / {packs})")
+    body.make(views, (*rows, "c"))
     head = [f"const int item = blockIdx.x * {THREADS} + threadIdx.x;", f"if (item >= {count}) return;"]
     place = f"const int c0 = (item % {packs}) * {body.pack};"
     return body.kernel([*head, place, *lines, body.loop()], -(-count // THREADS), THREADS)
 
 
-def rowwise(values: Values, norm: Primitive, name: str, to: View, also: View | None = None) -> Kernel:
-    """A kernel that makes a value of a norm and, where the norm reads what is nowhere yet, that value, too.
+def rowwise(values: Values, norm: Primitive, views: Mapping[str, View]) -> Kernel:
+    """A kernel that makes what follows from a norm, the last of these values, and before that the others, of the same shape.
 
     A row is in the registers of one to eight warps.
     """
-    source, normed = norm.inputs[0], norm.outputs[0]
-    body = Body(values, pack_of(to, *(also,) if also else ()))
-    pack, width, rows = body.pack, to.shape[-1], math.prod(to.shape[:-1])
+    source, layer = norm.inputs[0], norm.op == "layer_norm"
+    *others, name = views
+    body, shape = Body(values, pack_of(*views.values())), views[name].shape
+    pack, width, rows = body.pack, shape[-1], math.prod(shape[:-1])
     warps = min(MOST_WARPS, -(-(width // pack) // WARP))
     threads, each = warps * WARP, max(1, 4 // warps)
     loops = -(-(width // pack) // threads)
-    row, lines = rows_of(to.shape, "row")
+    row, lines = rows_of(shape, "row")
     where, x = (*row, "c"), f"x[n * {pack} + j]"
-    layer = norm.op == "layer_norm"
     head = [f"const int row = blockIdx.x * {each} + threadIdx.x / {threads}, lane = threadIdx.x % {threads};",
             f"if (row >= {rows}) return;", *lines, f"float x[{loops * pack}]; float sum = 0.0f;"]  # fmt: skip
     begin = f'_Pragma("unroll") for (int n = 0; n < {loops}; n++) {{ const int c0 = (n * {threads} + lane) * {pack};'
     begin += f" if (c0 < {width}) {{"
-    read = body.read(source, where)
-    if also:
-        body.store(also, where, read)
-        body.written_values.add(source)
-    body.inner.append(f"{x} = {read}; sum += {x if layer else f'{x} * {x}'};")
+    body.make({other: views[other] for other in others}, where)
+    body.inner.append(f"{x} = {body.read(source, where)}; sum += {x if layer else f'{x} * {x}'};")
     first = body.loop()
     body.start()
     total, eps = f"row_sum<{threads}>(sum) / {width}", number(dict(norm.attributes)["eps"])
     middle = [f"const float mean = {total}; sum = 0.0f;", begin]
     middle += [f"for (int j = 0; j < {pack}; j++) sum += ({x} - mean) * ({x} - mean);", "}}"]
+    normed = f"({x} - mean) * scale" if layer else f"{x} * scale"
+    for operator, given in zip("*+", norm.inputs[1:], strict=False):
+        normed = f"({normed}) {operator} {body.read(given, ('c',))}"
+    body.known |= {source: (where, x), norm.outputs[0]: (where, f"({normed})")}
+    body.make({name: views[name]}, where)
     scale = f"const float scale = rsqrtf({total} + {eps});"
-    body.known[source] = (where, x)
-    expression = f"({x} - mean) * scale" if layer else f"{x} * scale"
-    for n, (op, given) in enumerate(zip("*+", norm.inputs[1:], strict=False)):
-        expression = (
-            f"({expression}) {op} {body.read(given, ('c',))}" if n == 0 else f"{expression} {op} {body.read(given, ('c',))}"
-        )
-    body.known[normed] = (where, f"({expression})")
-    body.store(to, where, body.read(name, where))
     parts = [*head, begin, first, "}}", *(middle if layer else []), scale, begin, body.loop(), "}}"]
     return body.kernel(parts, -(-rows // each), threads * each)

@@ -1,15 +1,14 @@
-"""A segment becomes steps: which values lie in memory, and which kernel or library makes each of them.
+"""A segment becomes steps: which kernel or library makes each of the values that lie in memory.
 
 Arithmetic and moves are pulled into the kernel of what needs them.  In memory are the segment's outputs, what a library or a
-kernel by hand reads or makes, and what arithmetic makes for several readers.
+kernel by hand reads or makes, and what arithmetic makes for several readers (`facts.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,137 +18,47 @@ from ...ir.signature import Misfit
 from ..contract import ALIGNED
 from . import fixed
 from .constants import table
+from .facts import ALIASES, COVERED, NORMS, Facts
 from .kernels import Unfused, Values, entrywise, rowwise
 from .normal import normal
-from .pointwise import ELEMENTWISE, MOVES, POINTWISE
+from .pointwise import POINTWISE
 from .steps import Attention, Plan, Product, Step
 from .views import View, first_fit, shape_of, whole
 
-NORMS = frozenset({"layer_norm", "rms_norm"})
-LIBRARIES = frozenset({"linear", "sdpa"})
-ALIASES = frozenset({"reshape", "unsqueeze"})  # the same numbers in the same order
-COVERED = frozenset({*POINTWISE, *NORMS, *LIBRARIES, *fixed.FIXED})
-
-
-class Fused(NamedTuple):
-    """A norm and the value that its kernel makes."""
-
-    norm: Primitive
-    name: str
+MOST_TOGETHER = 4  # values that one kernel makes
+AHEAD = 8  # primitives that are looked at for more of them
 
 
 class Planner:
     """One segment and one set of shapes."""
 
-    def __init__(self, primitives: Sequence[Primitive], inputs: Mapping[str, Value], outputs: Sequence[str]) -> None:
-        made = normal(primitives, inputs)
-        self.primitives, self.types, self.outputs = _alive(made.primitives, outputs), made.types, tuple(outputs)
-        self.made = {name: p for p in self.primitives for name in p.outputs}
-        self.order = {name: n for n, p in enumerate(self.primitives) for name in p.outputs}
-        self.readers: dict[str, list[Primitive]] = {}
-        for p in self.primitives:
-            for name in dict.fromkeys(p.inputs):
-                self.readers.setdefault(name, []).append(p)
-        self.values = Values(self.types, self.made, {name: whole(name, value) for name, value in inputs.items()})
-        self.placed: dict[str, View] = self.values.placed  # type: ignore[assignment]
+    def __init__(self, facts: Facts, inputs: Mapping[str, Value]) -> None:
+        self.facts, self.types = facts, facts.types
+        self.placed = {name: whole(name, value) for name, value in inputs.items()}
         self.tables: dict[str, np.ndarray] = {}
-        self._add_tables()
-        self.steps: list[Step] = []
+        self.values = Values(self.types, facts.made, self.placed, self._tables())
         self.bytes: dict[str, int] = {}  # of temporary values
-        self.packed = {p.outputs for p in self.primitives if self._is_packed(p)}
-        self.needed = self._needed()
-        self.fused = self._fuse_norms()
+        self.steps: list[Step] = []
 
-    def _add_tables(self) -> None:
-        for p in self.primitives:
+    def _tables(self) -> dict[str, View]:
+        found = {}
+        for p in self.facts.primitives:
             numbers = table(p.op, dict(p.attributes), [self.types[i] for i in p.inputs])
             if numbers is not None:
                 name = f"{p.outputs[0]}.table"
                 self.tables[name] = numbers
-                self.values.tables[p.outputs[0]] = whole(name, Value(numbers.shape))
-
-    # what lies in memory
-
-    def _needed(self) -> set[str]:
-        """Values that arithmetic, moves and norms make and that lie in memory."""
-        needed = {name for name in self.outputs if name in self.made}
-        for p in reversed(self.primitives):
-            if p.op in LIBRARIES or p.op in fixed.FIXED:
-                needed.update(name for name in p.inputs if name in self.made)
-            elif p.op not in MOVES and len(self._through(p.outputs[0])) > 1:
-                needed.update(p.outputs)
-            if p.op in ALIASES and p.outputs[0] in needed and p.inputs[0] in self.made:
-                needed.add(p.inputs[0])
-        return needed
-
-    def _through(self, name: str) -> list[Primitive]:
-        """Who reads a value, moved or not; a primitive that reads it in two ways does so once."""
-        found: dict[int, Primitive] = {}
-        for reader in self.readers.get(name, []):
-            further = (
-                self._through(reader.outputs[0]) if reader.op in MOVES and reader.outputs[0] not in self.outputs else [reader]
-            )
-            found.update({id(p): p for p in further})
-        return list(found.values())
-
-    def _is_packed(self, p: Primitive) -> bool:
-        """Whether the parts of a product may lie side by side: their readers take any strides."""
-        parts = dict(p.attributes).get("parts", 1)
-        if p.op != "linear" or parts == 1:
-            return False
-        readers = [reader for name in p.outputs for reader in self.readers.get(name, [])]
-        fits = all(r.op == "sdpa" or (r.op in POINTWISE and r.op not in ALIASES) or r.op in NORMS for r in readers)
-        return fits and not any(name in self.outputs for name in p.outputs)
-
-    def _target(self, name: str) -> View:
-        """Where a value goes: to the output that it is, perhaps in another shape, or to memory of its own."""
-        value = self.types[name]
-        buffer = self._buffer(name)
-        return whole(buffer, value) if buffer else self._temporary(name, value)
-
-    def _temporary(self, name: str, value: Value) -> View:
-        buffer = f"{name}.temporary"
-        self.bytes[buffer] = math.prod(shape_of(value)) * BYTES[value.dtype]
-        return whole(buffer, value)
-
-    def _buffer(self, name: str) -> str | None:
-        if name in self.outputs:
-            return name
-        aliases = (self._buffer(p.outputs[0]) for p in self.readers.get(name, []) if p.op in ALIASES)
-        return next((buffer for buffer in aliases if buffer), None)
-
-    # norms
-
-    def _fuse_norms(self) -> dict[str, Fused]:
-        """For what the kernel of a norm makes: that norm.  Arithmetic behind it joins it as long as nobody else reads it."""
-        found: dict[str, Fused] = {}
-        for p in self.primitives:
-            if p.op in NORMS:
-                (name,) = p.outputs
-                while name not in self.needed and len(self.readers[name]) == 1:
-                    (reader,) = self.readers[name]
-                    (after,) = reader.outputs
-                    same = self.types[after].shape == self.types[name].shape
-                    if reader.op not in ELEMENTWISE or not same or reader.inputs.count(name) > 1 or after in found:
-                        break
-                    name = after
-                if name in found:
-                    name = p.outputs[0]
-                found[name] = Fused(p, name)
-                self.needed.add(name)
+                found[p.outputs[0]] = whole(name, Value(numbers.shape))
         return found
 
-    # steps
-
     def plan(self) -> Plan:
-        for n, p in enumerate(self.primitives):
+        for n, p in enumerate(self.facts.primitives):
             if p.op == "linear":
                 self._linear(p)
             elif p.op == "sdpa":
                 self._sdpa(p)
             elif p.op in fixed.FIXED:
                 self._fixed(p)
-            elif p.outputs[0] in self.needed and p.outputs[0] not in self.placed:
+            elif p.outputs[0] in self.facts.needed and p.outputs[0] not in self.placed:
                 self._pulled(n, p)
         lives: dict[str, tuple[int, int, int]] = {}
         for n, step in enumerate(self.steps):
@@ -158,53 +67,82 @@ class Planner:
                     lives[buffer] = (self.bytes[buffer], lives.get(buffer, (0, n, n))[1], n)
         return Plan(tuple(self.steps), *first_fit(lives, ALIGNED), self.tables)
 
-    def _pulled(self, n: int, p: Primitive) -> None:
-        """What arithmetic, moves and norms make."""
-        (name,) = p.outputs
-        if name in self.fused:
-            self._add(name, self._target(name), self.fused[name])
-        elif p.op not in ALIASES or not self._aliased(name, p.inputs[0]):
-            to = self._target(name)
-            if not self._along_with_norm(n, name, to):
-                self._add(name, to)
+    def _target(self, name: str) -> View:
+        """Where a value goes: to the output that it is, perhaps in another shape, or to memory of its own."""
+        output = self.facts.output(name)
+        return whole(output, self.types[name]) if output else self._temporary(name, self.types[name])
 
-    def _add(self, name: str, to: View, fused: Fused | None = None) -> None:
-        self.steps.append(rowwise(self.values, fused.norm, name, to) if fused else entrywise(self.values, name, to))
-        self.placed[name] = to
+    def _temporary(self, name: str, value: Value) -> View:
+        buffer = f"{name}.temporary"
+        self.bytes[buffer] = math.prod(shape_of(value)) * BYTES[value.dtype]
+        return whole(buffer, value)
+
+    # what arithmetic, moves and norms make
+
+    def _pulled(self, n: int, p: Primitive) -> None:
+        """A value, and with it others of its shape that could be made now and read the same."""
+        (name,) = p.outputs
+        if p.op in ALIASES and name not in self.facts.fused and self._aliased(name, p.inputs[0]):
+            return
+        together = [name]
+        for other in self.facts.primitives[n + 1 : n + 1 + AHEAD] if len(self.facts.shape(name)) > 1 else ():
+            (found, *more) = other.outputs
+            if len(together) < MOST_TOGETHER and not more and self._joins(found, together):
+                together.append(found)
+        try:
+            self._add(together)
+        except Unfused:
+            self._add([name])
+
+    def _joins(self, name: str, together: list[str]) -> bool:
+        """Whether a value can be made by a kernel that makes others: at most one norm, of a value that is known by then."""
+        if name not in self.facts.needed or name in self.placed or self.facts.shape(name) != self.facts.shape(together[0]):
+            return False
+        is_alias = self.facts.made[name].op in ALIASES and name not in self.facts.fused
+        if is_alias or (name in self.facts.fused and any(other in self.facts.fused for other in together)):
+            return False
+        leaves = set(self._leaves(name, together))
+        shared = {leaf for other in together for leaf in self._leaves(other, [])} | set(together)
+        return None not in leaves and any(leaf in shared and self._is_large(leaf, name) for leaf in leaves if leaf)
+
+    def _is_large(self, leaf: str, name: str) -> bool:
+        return math.prod(self.facts.shape(leaf)) >= math.prod(self.facts.shape(name))
+
+    def _leaves(self, name: str, known: list[str], top: bool = True) -> Iterator[str | None]:
+        """What lies in memory, or is known, of what a value is pulled from; None for what is made by none of the steps yet."""
+        if name in self.placed or name in known:
+            yield name
+        elif not top and name in self.facts.needed:
+            yield None
+        elif self.facts.made[name].op in POINTWISE or self.facts.made[name].op in NORMS:
+            for i in self.facts.made[name].inputs:
+                yield from self._leaves(i, known, top=False)
+        else:
+            yield None
+
+    def _add(self, names: list[str]) -> None:
+        """A kernel that makes these values; what a norm makes comes last."""
+        norms = [self.facts.fused[name] for name in names if name in self.facts.fused]
+        views = {name: self._target(name) for name in sorted(names, key=lambda name: name in self.facts.fused)}
+        self.steps.append(rowwise(self.values, norms[0].norm, views) if norms else entrywise(self.values, views))
+        self.placed.update(views)
 
     def _aliased(self, name: str, source: str) -> bool:
         """Whether a value lies where it is made of another, in the same order, and has to lie nowhere else."""
         view = self.placed.get(source)
-        if not view or not view.dense or self._buffer(name) not in (None, view.buffer):
+        if not view or not view.dense or self.facts.output(name) not in (None, view.buffer):
             return False
-        self.placed[name] = view.reshaped(shape_of(self.types[name]))
+        self.placed[name] = view.reshaped(self.facts.shape(name))
         return True
 
-    def _along_with_norm(self, n: int, name: str, to: View) -> bool:
-        """Whether the kernel of a norm that reads a value next makes it, too."""
-        for fused in self.fused.values():
-            last = self.order[fused.name]
-            between = self.primitives[n + 1 : last]
-            if fused.norm.inputs[0] != name or any(self._is_step(p) for p in between):
-                continue
-            after = self._target(fused.name)
-            try:
-                self.steps.append(rowwise(self.values, fused.norm, fused.name, after, also=to))
-            except Unfused:
-                return False
-            self.placed |= {name: to, fused.name: after}
-            return True
-        return False
-
-    def _is_step(self, p: Primitive) -> bool:
-        return p.op in LIBRARIES or p.op in fixed.FIXED or p.outputs[0] in self.needed
+    # what libraries make
 
     def _linear(self, p: Primitive) -> None:
         x, weight, *bias = (self.placed[name] for name in p.inputs)
         columns = x.shape[-1]
         x, weight = x.reshaped((math.prod(x.shape[:-1]), columns)), weight.reshaped((weight.shape[0], columns))
         parts = len(p.outputs)
-        if p.outputs in self.packed:
+        if p.outputs in self.facts.packed:
             rows = shape_of(self.types[p.outputs[0]])[:-1]
             to = self._temporary(p.outputs[0], Value((*rows, weight.shape[0]), weight.dtype))
             self.placed.update(zip(p.outputs, to.parts(parts), strict=True))
@@ -222,12 +160,15 @@ class Planner:
     def _epilogue(self, p: Primitive, x: View, weight: View, bias: list[View]) -> bool:
         """Whether what is done with a product next is done by the product."""
         (name,) = p.outputs
-        readers = self.readers.get(name, [])
-        if len(readers) != 1 or name in self.outputs:
+        readers = self.facts.readers.get(name, [])
+        if len(readers) != 1 or name in self.facts.outputs:
             return False
         (reader,) = readers
         (after,) = reader.outputs
-        if after in self.fused or (self.types[after].shape, self.types[after].dtype) != (self.types[name].shape, weight.dtype):
+        if after in self.facts.fused or (self.types[after].shape, self.types[after].dtype) != (
+            self.types[name].shape,
+            weight.dtype,
+        ):
             return False
         if reader.op == "gelu_tanh":
             self.placed[after] = self._target(after)
@@ -265,16 +206,6 @@ class Planner:
         self.steps.append(kernel)
 
 
-def _alive(primitives: Sequence[Primitive], outputs: Sequence[str]) -> tuple[Primitive, ...]:
-    """Those that outputs follow from."""
-    needed, found = set(outputs), []
-    for p in reversed(primitives):
-        if needed.intersection(p.outputs):
-            needed.update(p.inputs)
-            found.append(p)
-    return tuple(reversed(found))
-
-
 def uncovered(primitives: Sequence[Primitive]) -> list[str]:
     """The primitives that there is nothing for."""
     return sorted({p.op for p in primitives} - COVERED)
@@ -282,4 +213,4 @@ def uncovered(primitives: Sequence[Primitive]) -> list[str]:
 
 def plan(primitives: Sequence[Primitive], inputs: Mapping[str, Value], outputs: Sequence[str]) -> Plan:
     """The steps of a segment for inputs of concrete shapes.  Raises Misfit."""
-    return Planner(primitives, inputs, outputs).plan()
+    return Planner(Facts(normal(primitives, inputs), outputs), inputs).plan()

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from ...ir.graph import Attribute, Value
 from .index import Index, broadcast, over, plus, reshaped, rest, times
+from .views import shape_of
 
 
 class Entry(NamedTuple):
     """One entry of what a primitive makes: where it is, and how entries of the inputs are read."""
 
-    index: Index
+    where: Index
     made: Value
     inputs: tuple[Value, ...]
     attributes: Mapping[str, Attribute]
@@ -21,7 +22,7 @@ class Entry(NamedTuple):
 
     def same(self, number: int) -> str:
         """The entry of an input that is broadcast to the result."""
-        return self.read(number, broadcast(self.index, self.inputs[number].shape))  # type: ignore[arg-type]
+        return self.read(number, broadcast(self.where, shape_of(self.inputs[number])))
 
     def size(self, name: str) -> int:
         value = self.attributes[name]
@@ -94,7 +95,7 @@ def modulate(e: Entry) -> str:
 def _guided(e: Entry) -> str:
     """The guided prediction: noise, latents, .., rows of the two halves, guidance behind them."""
     rows = len(e.inputs) - 4
-    image, *place = e.index
+    image, *place = e.where
     c, u = (e.read(0, (e.read(rows + half, (image,)), *place)) for half in (0, 1))
     return f"({c} + {e.same(rows + 2)} * ({c} - {u}))"
 
@@ -125,7 +126,7 @@ def multistep(e: Entry) -> str:
 
 @pointwise
 def sinusoid(e: Entry) -> str:
-    row, k = e.index
+    row, k = e.where
     half = e.size("half")
     angle = f"({e.read(0, (row,))} * {e.constant((rest(k, half),))})"
     return f"({k} < {half} ? cosf({angle}) : sinf({angle}))"
@@ -133,7 +134,7 @@ def sinusoid(e: Entry) -> str:
 
 @pointwise
 def rope(e: Entry) -> str:
-    row, token, d = e.index
+    row, token, d = e.where
     size = _last(e.made) // e.size("heads")
     half = size // 2
     within, pair = rest(d, size), rest(rest(d, size), half)
@@ -155,30 +156,30 @@ def _last(value: Value) -> int:
 @pointwise
 def unsqueeze(e: Entry) -> str:
     axis = e.size("axis")
-    return e.read(0, (*e.index[:axis], *e.index[axis + 1 :]))
+    return e.read(0, (*e.where[:axis], *e.where[axis + 1 :]))
 
 
 @pointwise
 def reshape(e: Entry) -> str:
-    return e.read(0, reshaped(e.index, e.made.shape, e.inputs[0].shape))  # type: ignore[arg-type]
+    return e.read(0, reshaped(e.where, shape_of(e.made), shape_of(e.inputs[0])))
 
 
 @pointwise
 def permute(e: Entry) -> str:
     axes = e.attributes["axes"]
     assert isinstance(axes, tuple)
-    return e.read(0, tuple(e.index[axes.index(axis)] for axis in range(len(axes))))
+    return e.read(0, tuple(e.where[axes.index(axis)] for axis in range(len(axes))))
 
 
 @pointwise
 def part(e: Entry) -> str:
     axis, first = e.size("axis"), e.size("first")
-    return e.read(0, (*e.index[:axis], plus(e.index[axis], str(first)), *e.index[axis + 1 :]))
+    return e.read(0, (*e.where[:axis], plus(e.where[axis], str(first)), *e.where[axis + 1 :]))
 
 
 @pointwise
 def tail(e: Entry) -> str:
-    row, token, d = e.index
+    row, token, d = e.where
     return e.read(0, (row, plus(token, str(e.size("start"))), d))
 
 
@@ -186,12 +187,12 @@ def tail(e: Entry) -> str:
 def concat(e: Entry) -> str:
     """Every input is read where it has something, at its first or last entry elsewhere: reads stay inside."""
     axis, first, expression = e.size("axis"), 0, ""
-    where = e.index[axis]
+    where = e.where[axis]
     for n, value in enumerate(e.inputs):
         length = value.shape[axis]
         assert isinstance(length, int)
         inside = f"within({where} - {first}, {length})"
-        piece = e.read(n, (*e.index[:axis], inside, *e.index[axis + 1 :]))
+        piece = e.read(n, (*e.where[:axis], inside, *e.where[axis + 1 :]))
         first += length
         expression += f"{where} < {first} ? {piece} : " if n < len(e.inputs) - 1 else piece
     return f"({expression})"
@@ -199,7 +200,7 @@ def concat(e: Entry) -> str:
 
 @pointwise
 def patchify(e: Entry) -> str:
-    row, token, column = e.index
+    row, token, column = e.where
     patch, width = e.size("patch"), _last(e.inputs[0])
     across = width // patch
     y = plus(times(over(token, across), patch), rest(over(column, patch), patch))
@@ -209,7 +210,7 @@ def patchify(e: Entry) -> str:
 
 @pointwise
 def unpatchify(e: Entry) -> str:
-    row, channel, y, x = e.index
+    row, channel, y, x = e.where
     patch, channels, across = e.size("patch"), e.size("channels"), e.size("width") // e.size("patch")
     token = plus(times(over(y, patch), across), over(x, patch))
     within = plus(times(rest(y, patch), patch), rest(x, patch))
@@ -219,10 +220,10 @@ def unpatchify(e: Entry) -> str:
 @pointwise
 def gather(e: Entry) -> str:
     axes = len(e.inputs[1].shape)
-    return e.read(0, (e.read(1, e.index[:axes]), *e.index[axes:]))
+    return e.read(0, (e.read(1, e.where[:axes]), *e.where[axes:]))
 
 
 @pointwise
 def banked(e: Entry) -> str:
-    row, token, d = e.index
+    row, token, d = e.where
     return e.read(0, (row, d, e.read(1, ("0",)), token))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from kernels_on_host import COMPILER, Host, together
-from segments import FAMILIES, LARGER, LOOSE, alone, bodies, of_body, off_by
+from segments import FAMILIES, LARGER, LOOSE, Segment, alone, bodies, of_body, off_by
 
+from l2c_export.artefact import store
 from l2c_export.backends.nvidia import kernels
+from l2c_export.backends.nvidia.backend import inlined
 from l2c_export.backends.nvidia.compiling import compiled
 from l2c_export.backends.nvidia.plan import COVERED, plan
+from l2c_export.ir.graph import Value
 from l2c_export.ir.signatures import TABLE
 from l2c_export.models.primitives import execute
+from l2c_export.runtime.loaded import segment_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BY_HAND = {"linear_attention", "bank"}  # with memory that threads share: on a GPU only
@@ -54,6 +58,22 @@ class TestOnHost:
     @pytest.mark.parametrize("name", FAMILIES)
     def test_families(self, name, dtype, tmp_path):
         same([of_body(body) for body in bodies(name, dtype).values()], tmp_path, TOLERANCE[dtype])
+
+    def test_whole_graphs(self, tiny, tmp_path):
+        folder, _ = tiny
+        manifest = store.read(folder)
+        compiled = manifest.program()
+        files = {name: segment_file(folder, manifest, each) for name, each in compiled.segments.items()}
+        segments = []
+        for graph in (compiled.graphs[name] for name in (*compiled.step_graphs, compiled.prologue)):
+            primitives = [p for node in graph.nodes for p in inlined(node, files[node.op])]
+            types = {i: weight(manifest, compiled, i) if compiled.is_weight(i) else compiled.value(i) for i in graph.inputs}
+            segments.append(Segment(primitives, types, graph.outputs))
+        same(segments, tmp_path, 1e-3)  # of random weights, layer after layer
+
+
+def weight(manifest, compiled, name):
+    return Value(compiled.weight_shape(name), manifest.denoiser.tensors[compiled.origin(name).of].dtype)
 
 
 @pytest.mark.parametrize("architecture", ["sm80", "sm89", "sm90", "sm100"])
