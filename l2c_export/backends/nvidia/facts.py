@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ...ir.graph import Primitive
-from .fixed import FIXED
+from . import bank, by_hand
 from .normal import Normal
 from .pointwise import ELEMENTWISE, MOVES, POINTWISE
 from .views import shape_of
@@ -14,7 +14,13 @@ from .views import shape_of
 NORMS = frozenset({"layer_norm", "rms_norm"})
 LIBRARIES = frozenset({"linear", "sdpa"})
 ALIASES = frozenset({"reshape", "unsqueeze"})  # the same numbers in the same order
-COVERED = frozenset({*POINTWISE, *NORMS, *LIBRARIES, *FIXED})
+BY_HAND = {
+    "conv2d": by_hand.convolution,
+    "depthwise": by_hand.convolution,
+    "linear_attention": by_hand.linear_attention,
+    "bank": bank.bank,
+}
+COVERED = frozenset({*POINTWISE, *NORMS, *LIBRARIES, *BY_HAND})
 
 
 MOST_READS = 12  # of a kernel, for one value
@@ -48,7 +54,7 @@ class Facts:
         """Values that arithmetic, moves and norms make and that lie in memory."""
         needed = {name for name in self.outputs if name in self.made}
         for p in reversed(self.primitives):
-            if p.op in LIBRARIES or p.op in FIXED:
+            if p.op in LIBRARIES or p.op in BY_HAND:
                 needed.update(name for name in p.inputs if name in self.made)
             elif p.op not in MOVES and len(self._through(p.outputs[0])) > 1:
                 needed.update(p.outputs)

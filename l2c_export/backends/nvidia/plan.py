@@ -16,9 +16,9 @@ from ...ir.dtypes import BYTES
 from ...ir.graph import Primitive, Value
 from ...ir.signature import Misfit
 from ..contract import ALIGNED
-from . import fixed
+from . import by_hand
 from .constants import table
-from .facts import ALIASES, COVERED, NORMS, Facts
+from .facts import ALIASES, BY_HAND, COVERED, NORMS, Facts
 from .kernels import Unfused, Values, entrywise, rowwise
 from .normal import normal
 from .pointwise import POINTWISE
@@ -56,8 +56,8 @@ class Planner:
                 self._linear(p)
             elif p.op == "sdpa":
                 self._sdpa(p)
-            elif p.op in fixed.FIXED:
-                self._fixed(p)
+            elif p.op in BY_HAND:
+                self._by_hand(p)
             elif p.outputs[0] in self.facts.needed and p.outputs[0] not in self.placed:
                 self._pulled(n, p)
         lives: dict[str, tuple[int, int, int]] = {}
@@ -194,14 +194,14 @@ class Planner:
     def _sdpa(self, p: Primitive) -> None:
         q, k, v, *mask = views = [self.placed[name] for name in p.inputs]
         to = self.placed[p.outputs[0]] = self._target(p.outputs[0])
-        heads = q.shape[2] // fixed.head_size(p, q)
-        self.steps.append(Attention(q, k, v, mask[0] if mask else None, to, heads, fixed.attention(p, views, to)))
+        heads = q.shape[2] // by_hand.head_size(p, q)
+        self.steps.append(Attention(q, k, v, mask[0] if mask else None, to, heads, by_hand.attention(p, views, to)))
 
-    def _fixed(self, p: Primitive) -> None:
+    def _by_hand(self, p: Primitive) -> None:
         to = self._target(p.outputs[0])
-        kernel = fixed.FIXED[p.op](p, [self.placed[name] for name in p.inputs], to)
+        kernel = BY_HAND[p.op](p, [self.placed[name] for name in p.inputs], to)
         if kernel is None:
-            raise Misfit(f"{p.op}: heads of {fixed.head_size(p, to)} are too large")
+            raise Misfit(f"{p.op}: heads of {by_hand.head_size(p, to)} are too large")
         self.placed[p.outputs[0]] = to
         self.steps.append(kernel)
 

@@ -10,7 +10,6 @@ from .kernels import Kernel
 from .prelude import C
 from .views import View
 
-SUMS, COLUMNS, TOKENS = 12, 32, 64  # of a bank that a block makes
 SHARED = 48 * 2**10  # bytes of a block
 
 
@@ -18,12 +17,12 @@ def define(**constants: int | float) -> str:
     return "".join(f"#define {name} {value!r}{'f' if isinstance(value, float) else ''}\n" for name, value in constants.items())
 
 
-def _head(threads: int, parameters: Sequence[tuple[str, View]], first: str = "") -> str:
+def head(threads: int, parameters: Sequence[tuple[str, View]], first: str = "") -> str:
     given = ", ".join([*([first] if first else []), *(f"{C[view.dtype]}* {name}" for name, view in parameters)])
     return f'extern "C" __global__ void __launch_bounds__({threads}) kernel({given}) {{\n'
 
 
-def _kernel(source: str, blocks: int, threads: int, views: Sequence[View], addresses: tuple[str, ...] = ()) -> Kernel:
+def launched(source: str, blocks: int, threads: int, views: Sequence[View], addresses: tuple[str, ...] = ()) -> Kernel:
     """The last view is what is written."""
     buffers = tuple(view.buffer for view in views)
     return Kernel(source, blocks, threads, buffers, frozenset(buffers[-1:]), {}, addresses)
@@ -58,7 +57,7 @@ def convolution(primitive: Primitive, inputs: Sequence[View], to: View) -> Kerne
                   DEPTH=int(primitive.op == "depthwise"))  # fmt: skip
     text += f"#define START {'number(bias[o])' if bias else '0.0f'}\n"
     named = [("given", given), ("weight", weight), *(("bias", b) for b in bias), ("made", to)]
-    return _kernel(text + _head(128, named) + CONVOLUTION, -(-count // 128), 128, [view for _, view in named])
+    return launched(text + head(128, named) + CONVOLUTION, -(-count // 128), 128, [view for _, view in named])
 
 
 ATTENTION = """
@@ -153,7 +152,7 @@ def attention(primitive: Primitive, inputs: Sequence[View], to: View) -> Kernel 
         added = f"number(mask[{mask[0].place((*index, 's'))}])"
     text += f"#define MASK {added}\n"
     named = [("q", q), ("k", k), ("v", v), *(("mask", m) for m in mask), ("made", to)]
-    return _kernel(text + _head(256, named) + ATTENTION, rows * heads * tiles, 256, [view for _, view in named])
+    return launched(text + head(256, named) + ATTENTION, rows * heads * tiles, 256, [view for _, view in named])
 
 
 LINEAR = """
@@ -190,70 +189,5 @@ def linear_attention(primitive: Primitive, inputs: Sequence[View], to: View) -> 
     if (size + 1) * size * 4 > SHARED:
         return None
     named = list(zip(("q", "k", "v", "made"), (*inputs, to), strict=True))
-    text = define(SIZE=size, HEADS=heads, T=tokens) + _head(256, named) + LINEAR
-    return _kernel(text, rows * heads, 256, [view for _, view in named])
-
-
-BANK = """
-  __shared__ float factors[SUMS][32];
-  const int x = threadIdx.x % 32, y = threadIdx.x / 32;
-  int block = blockIdx.x;
-  const int s0 = block % GROUPS * SUMS; block /= GROUPS;
-  const int t0 = block % TILES * 64 + y * 8; block /= TILES;
-  const int d0 = block % STRIPES * 32, d = d0 + x, r = block / STRIPES;
-  float sums[8][SUMS] = {};
-  for (int j = 0; j < VALUES; j++) {
-    const GATE* gates = (const GATE*)addresses[VALUES + j];
-    __syncthreads();
-    for (int i = threadIdx.x; i < SUMS * 32; i += 256) {
-      const int s = s0 + i / 32, c = d0 + i % 32;
-      float factor = 0.0f;
-      if (s < S && c < D)
-        for (int w = 0; w < CALLS; w++) {
-          const float weight = weights[s * CALLS + w];
-          factor += gates ? weight * number(gates[(w * R + r) * D + c]) : weight;
-        }
-      factors[i / 32][i % 32] = factor;
-    }
-    __syncthreads();
-    const VALUE* value = (const VALUE*)addresses[j];
-#pragma unroll
-    for (int n = 0; n < 8; n++) {
-      const float v = t0 + n < T && d < D ? number(value[(r * T + t0 + n) * D + d]) : 0.0f;
-#pragma unroll
-      for (int s = 0; s < SUMS; s++) sums[n][s] += factors[s][x] * v;
-    }
-  }
-  if (d >= D) return;
-#pragma unroll
-  for (int s = 0; s < SUMS; s++)
-#pragma unroll
-    for (int n = 0; n < 8; n++) {
-      const int place = ((r * D + d) * S + s0 + s) * T + t0 + n;
-      if (s0 + s < S && t0 + n < T) made[place] = sums[n][s] + BEFORE;
-    }
-}
-"""
-
-
-def bank(primitive: Primitive, inputs: Sequence[View], to: View) -> Kernel:
-    """All values are read once for each dozen of sums."""
-    gated = dict(primitive.attributes)["gated"]
-    assert isinstance(gated, tuple)
-    weights, values, others = inputs[0], inputs[1 : 1 + len(gated)], list(inputs[1 + len(gated) :])
-    gates = [others.pop(0) if has else None for has in gated]
-    rows, width, sums, tokens = to.shape
-    each = min(sums, SUMS)
-    groups, tiles, stripes = -(-sums // each), -(-tokens // TOKENS), -(-width // COLUMNS)
-    text = define(SUMS=each, GROUPS=groups, TILES=tiles, STRIPES=stripes, VALUES=len(values), CALLS=weights.shape[1], S=sums,
-                  D=width, R=rows, T=tokens)  # fmt: skip
-    kinds = {C[gate.dtype] for gate in gates if gate} or {"float"}
-    text += f"#define GATE {kinds.pop()}\n#define VALUE {C[values[0].dtype]}\n"
-    text += f"#define BEFORE {'keep[s0 + s] * before[place]' if others else '0.0f'}\n"
-    named = [("weights", weights), *zip(("keep", "before"), others, strict=False), ("made", to)]
-    addresses = (*(view.buffer for view in values), *(gate.buffer if gate else "" for gate in gates))
-    source = text + _head(256, named, "long long* addresses") + BANK
-    return _kernel(source, rows * groups * tiles * stripes, 256, [view for _, view in named], addresses)
-
-
-FIXED = {"conv2d": convolution, "depthwise": convolution, "linear_attention": linear_attention, "bank": bank}
+    text = define(SIZE=size, HEADS=heads, T=tokens) + head(256, named) + LINEAR
+    return launched(text, rows * heads, 256, [view for _, view in named])
