@@ -16,7 +16,7 @@ import torch
 
 from l2c_export.backends.nvidia.kernels import Kernel
 from l2c_export.backends.nvidia.prelude import COMMON
-from l2c_export.backends.nvidia.steps import Attention, Plan, Product
+from l2c_export.backends.nvidia.steps import Attention, Product, StepPlan
 from l2c_export.models.primitives import sdpa
 
 COMPILER = shutil.which("g++")
@@ -54,7 +54,7 @@ def _undefined(source: str) -> str:
 class Host:
     """Compiled kernels of some plans."""
 
-    def __init__(self, plans: list[Plan], folder: Path) -> None:
+    def __init__(self, plans: list[StepPlan], folder: Path) -> None:
         kernels = {k.source: k for plan in plans for k in plan.steps if isinstance(k, Kernel) and "__shared__" not in k.source}
         self.number = {source: n for n, source in enumerate(kernels)}
         text = "#include <utility>\n#include <cstddef>\n" + HOST + COMMON + together(list(kernels))
@@ -72,7 +72,7 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
         subprocess.run([COMPILER, "-O1", "-w", "-shared", "-fPIC", "-std=c++17", source, "-o", library], check=True)
         self.library = ctypes.CDLL(str(library))
 
-    def run(self, plan: Plan, given: dict[str, torch.Tensor]) -> None:
+    def run(self, plan: StepPlan, given: dict[str, torch.Tensor]) -> None:
         """Fill the outputs that are among what is given."""
         memory = dict(given)
         memory |= {name: torch.from_numpy(np.ascontiguousarray(table)) for name, table in plan.tables.items()}

@@ -53,6 +53,8 @@ def _candidates(request: Request) -> Iterator[tuple[str, str | None]]:
 def _fits(descriptor: Descriptor, site: Site, request: Request) -> bool:
     """Whether a site is on the device that is asked for; if none is, a GPU only where something is there for it."""
     on_gpu = (request.device or "").startswith(GPU)
+    if request.onnx_alone and not descriptor.reads_onnx:
+        return False
     if site.device != GPU:
         return not on_gpu
     if descriptor.builder:

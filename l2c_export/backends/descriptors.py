@@ -34,6 +34,7 @@ BACKENDS = (
         extra="cuda",
         precisions=("fp32", "bf16", "fp16"),
         sites=(Site(GPU, "nvmath-python"),),
+        reads_onnx=False,
     ),
     Descriptor(
         name="openvino",

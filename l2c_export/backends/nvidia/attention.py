@@ -14,13 +14,13 @@ from ...support.extras import needs
 from ...support.words import first_line
 from ..cuda.device import Allocation, Cuda
 from .steps import Attention
-from .views import View
+from .views import ArrayView
 
 KINDS = {"float16": "HALF", "bfloat16": "BFLOAT16"}
 Q, K, V, MASK, OUT = range(1, 6)  # how a graph calls its tensors
 
 
-class Shape(NamedTuple):
+class AttentionShape(NamedTuple):
     """What a graph of cuDNN depends on: shapes and strides (R, H, T, size) of what it reads and makes."""
 
     q: tuple[tuple[int, ...], tuple[int, ...]]
@@ -43,20 +43,20 @@ class FusedAttention:
             self._cudnn.set_stream(handle=self._handle, stream=memory.stream)
         except Exception as error:
             raise BackendError(f"cuda: cuDNN does not start: {first_line(error)}: pip install 'l2c-export[cuda]'") from None
-        self._graphs: dict[Shape, tuple[Any, Allocation] | None] = {}
-        self.refused: dict[Shape, str] = {}  # and why
+        self._graphs: dict[AttentionShape, tuple[Any, Allocation] | None] = {}
+        self.refused: dict[AttentionShape, str] = {}  # and why
 
     @property
     def version(self) -> str:
         number = int(self._cudnn.backend_version())
         return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
-    def bind(self, step: Attention, pointer: Callable[[View], int]) -> Callable[[], None] | None:
+    def bind(self, step: Attention, pointer: Callable[[ArrayView], int]) -> Callable[[], None] | None:
         """A function that enqueues an attention of these pointers; None where cuDNN has none."""
         if step.q.dtype not in KINDS:
             return None
         q, k, v, out = (_heads(view, step.heads) for view in (step.q, step.k, step.v, step.out))
-        shape = Shape(q, k, v, (step.mask.shape, step.mask.strides) if step.mask else None, out, step.q.dtype)
+        shape = AttentionShape(q, k, v, (step.mask.shape, step.mask.strides) if step.mask else None, out, step.q.dtype)
         if shape not in self._graphs:
             self._graphs[shape] = self._graph(shape)
         made = self._graphs[shape]
@@ -71,7 +71,7 @@ class FusedAttention:
 
         return run
 
-    def _graph(self, shape: Shape) -> tuple[Any, Allocation] | None:
+    def _graph(self, shape: AttentionShape) -> tuple[Any, Allocation] | None:
         cudnn = self._cudnn
         kind = getattr(cudnn.data_type, KINDS[shape.dtype])
         try:
@@ -100,8 +100,8 @@ class FusedAttention:
             return None
 
 
-def _heads(view: View, heads: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape and strides of (R, T, D) as (R, heads, T, size)."""
+def _heads(view: ArrayView, heads: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """AttentionShape and strides of (R, T, D) as (R, heads, T, size)."""
     rows, tokens, width = view.shape
     size = width // heads
     return (rows, heads, tokens, size), (view.strides[0], size, view.strides[1], 1)

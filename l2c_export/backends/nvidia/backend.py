@@ -22,10 +22,12 @@ from .attention import FusedAttention
 from .launches import Launcher
 from .plan import plan, uncovered
 from .products import Products
-from .steps import Attention, Plan, Product
-from .views import View
+from .steps import Attention, Product, StepPlan
+from .views import ArrayView
 
 Shapes = tuple[tuple[tuple[int, ...], str], ...]
+
+OLDEST = 80  # Ampere: the first with bfloat16
 
 
 class CudaEngine:
@@ -38,14 +40,14 @@ class CudaEngine:
             raise BackendError(f"cuda: {name} has primitives that there is nothing for: {', '.join(missing)}")
         self._backend, self.name, self._weights = backend, name, weights
         self._primitives, self._outputs = primitives, outputs
-        self._plans: dict[Shapes, tuple[Plan, dict[str, Any]]] = {}
+        self._plans: dict[Shapes, tuple[StepPlan, dict[str, Any]]] = {}
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
         given = {**self._weights, **inputs}
         plan, tables = self._plan(given)
         return self._backend.bind(plan, {**given, **outputs, **tables})
 
-    def _plan(self, inputs: Arrays) -> tuple[Plan, dict[str, Any]]:
+    def _plan(self, inputs: Arrays) -> tuple[StepPlan, dict[str, Any]]:
         shapes = tuple((tuple(array.shape), str(array.dtype)) for array in inputs.values())
         if shapes not in self._plans:
             types = {name: Value(*shape) for name, shape in zip(inputs, shapes, strict=True)}
@@ -66,6 +68,10 @@ class CudaBackend:
 
     def __init__(self, request: Request) -> None:
         self.memory = Cuda(request.device or "cuda", "cuda")
+        if int(self.memory.architecture.removeprefix("sm")) < OLDEST:
+            raise BackendError(
+                f"cuda: {self.memory.name} is {self.memory.architecture}, older than sm{OLDEST}: use another backend"
+            )
         self.products = Products(self.memory)
         self.attention = FusedAttention(self.memory)
         self._launcher = Launcher(self.memory)
@@ -95,7 +101,7 @@ class CudaBackend:
         self.memory.put(array, values)
         return array
 
-    def bind(self, plan: Plan, arrays: Mapping[str, Any]) -> Run:
+    def bind(self, plan: StepPlan, arrays: Mapping[str, Any]) -> Run:
         """The steps of a plan over these arrays, and scratch for what is temporary."""
         scratch = self._room(plan.scratch)
 
@@ -104,7 +110,7 @@ class CudaBackend:
                 return 0
             return arrays[buffer].pointer if buffer in arrays else scratch.pointer + plan.places[buffer]
 
-        def pointer(view: View) -> int:
+        def pointer(view: ArrayView) -> int:
             return address(view.buffer) + view.offset * np.dtype(view.dtype).itemsize
 
         runs: list[Run] = []

@@ -8,7 +8,7 @@ from ...ir.graph import Primitive
 from .by_hand import define, head, launched
 from .kernels import Kernel
 from .prelude import C
-from .views import View
+from .views import ArrayView
 
 SUMS = 12  # at most, that a block makes at once
 TOKENS = 32  # and for so many tokens
@@ -80,7 +80,7 @@ BANK = """
 """
 
 
-def bank(primitive: Primitive, inputs: Sequence[View], to: View) -> Kernel:
+def bank(primitive: Primitive, inputs: Sequence[ArrayView], to: ArrayView) -> Kernel:
     """All values are read once for each dozen of sums, and every gate once for some tokens."""
     gated = dict(primitive.attributes)["gated"]
     assert isinstance(gated, tuple)

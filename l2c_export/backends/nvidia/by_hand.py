@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ...ir.graph import Primitive
 from .kernels import Kernel
 from .prelude import C
-from .views import View
+from .views import ArrayView
 
 SHARED = 48 * 2**10  # bytes of a block
 
@@ -17,12 +17,12 @@ def define(**constants: int | float) -> str:
     return "".join(f"#define {name} {value!r}{'f' if isinstance(value, float) else ''}\n" for name, value in constants.items())
 
 
-def head(threads: int, parameters: Sequence[tuple[str, View]], first: str = "") -> str:
+def head(threads: int, parameters: Sequence[tuple[str, ArrayView]], first: str = "") -> str:
     given = ", ".join([*([first] if first else []), *(f"{C[view.dtype]}* {name}" for name, view in parameters)])
     return f'extern "C" __global__ void __launch_bounds__({threads}) kernel({given}) {{\n'
 
 
-def launched(source: str, blocks: int, threads: int, views: Sequence[View], addresses: tuple[str, ...] = ()) -> Kernel:
+def launched(source: str, blocks: int, threads: int, views: Sequence[ArrayView], addresses: tuple[str, ...] = ()) -> Kernel:
     """The last view is what is written."""
     buffers = tuple(view.buffer for view in views)
     return Kernel(source, blocks, threads, buffers, frozenset(buffers[-1:]), {}, addresses)
@@ -46,7 +46,7 @@ CONVOLUTION = """
 """
 
 
-def convolution(primitive: Primitive, inputs: Sequence[View], to: View) -> Kernel:
+def convolution(primitive: Primitive, inputs: Sequence[ArrayView], to: ArrayView) -> Kernel:
     """conv2d and depthwise: a thread an entry."""
     given, weight, *bias = inputs
     padding = dict(primitive.attributes)["padding"]
@@ -121,13 +121,13 @@ ATTENTION = """
 """
 
 
-def head_size(primitive: Primitive, q: View) -> int:
+def head_size(primitive: Primitive, q: ArrayView) -> int:
     heads = dict(primitive.attributes)["heads"]
     assert isinstance(heads, int)
     return q.shape[2] // heads
 
 
-def attention(primitive: Primitive, inputs: Sequence[View], to: View) -> Kernel | None:
+def attention(primitive: Primitive, inputs: Sequence[ArrayView], to: ArrayView) -> Kernel | None:
     """sdpa with numbers of float32 inside: eight warps a block, of one head, with the softmax of what was seen so far.
 
     None for heads that are too large for it.
@@ -182,7 +182,7 @@ LINEAR = """
 """
 
 
-def linear_attention(primitive: Primitive, inputs: Sequence[View], to: View) -> Kernel | None:
+def linear_attention(primitive: Primitive, inputs: Sequence[ArrayView], to: ArrayView) -> Kernel | None:
     """A block a head.  None for heads that are too large for it."""
     size = head_size(primitive, inputs[0])
     heads, (rows, tokens, _) = to.shape[2] // size, to.shape

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from ...ir.graph import Primitive, Value
 from .index import Index, unflat
-from .pointwise import POINTWISE, Entry, number
+from .pointwise import POINTWISE, Pulled, number
 from .prelude import C
-from .views import View
+from .views import ArrayView
 
 THREADS = 128
 WARP = 32
@@ -41,23 +41,23 @@ class Unfused(Exception):
     """What has to be a kernel of its own."""
 
 
-class Values:
+class KernelValues:
     """What a kernel may read: where values are, and how those are made that are nowhere."""
 
     def __init__(
         self,
         types: Mapping[str, Value],
         made: Mapping[str, Primitive],
-        placed: Mapping[str, View],
-        tables: Mapping[str, View],  # of constants, by the value whose primitive has one
+        placed: Mapping[str, ArrayView],
+        tables: Mapping[str, ArrayView],  # of constants, by the value whose primitive has one
     ) -> None:
         self.types, self.made, self.placed, self.tables = types, made, placed, tables
 
 
-class Body:
+class KernelBody:
     """The lines of one thread: those for all of a pack, and those for each of it."""
 
-    def __init__(self, values: Values, pack: int) -> None:
+    def __init__(self, values: KernelValues, pack: int) -> None:
         self.values, self.pack = values, pack
         self.parameters: dict[str, str] = {}  # buffer -> its parameter
         self.types: dict[str, str] = {}  # and its type
@@ -85,7 +85,7 @@ class Body:
             self._named[expression] = name
         return self._named[expression]
 
-    def parameter(self, view: View) -> str:
+    def parameter(self, view: ArrayView) -> str:
         name = self.parameters.setdefault(view.buffer, f"p{len(self.parameters)}")
         assert self.types.setdefault(view.buffer, view.dtype) == view.dtype, view
         return name
@@ -103,31 +103,31 @@ class Body:
             return self._load(self.values.placed[name], index)
         primitive = self.values.made[name]
         types = self.values.types
-        entry = Entry(
+        entry = Pulled(
             index, types[name], tuple(types[i] for i in primitive.inputs), dict(primitive.attributes),
             lambda n, where: self.read(primitive.inputs[n], where), lambda where: self._load(self.values.tables[name], where),
         )  # fmt: skip
         return self.let(POINTWISE[primitive.op](entry))
 
-    def _load(self, view: View, index: Index) -> str:
+    def _load(self, view: ArrayView, index: Index) -> str:
         pointer = self.parameter(view)
         index = tuple(map(self.let, index))
         if self._packed(view, index):
             return self.let(f"number({self.let(self._pack(view, pointer, index))}.at[j])")
         return self.let(f"number({pointer}[{view.place(index)}])")
 
-    def _packed(self, view: View, index: Index) -> bool:
+    def _packed(self, view: ArrayView, index: Index) -> bool:
         """Whether a pack's entries lie side by side, at an address that a vector may have."""
         if not index or index[-1] != "c" or view.strides[-1] != 1 or self.pack == 1 or any(map(LANE.search, index[:-1])):
             return False
         return all(n % self.pack == 0 for n in (view.offset, *view.strides[:-1]))
 
-    def _pack(self, view: View, pointer: str, index: Index) -> str:
+    def _pack(self, view: ArrayView, pointer: str, index: Index) -> str:
         kind = f"Pack<{C[view.dtype]}, {self.pack}>"
         self.vectors[view.buffer] = min(16, self.pack * {"float32": 4, "int32": 4}.get(view.dtype, 2))
         return f"*({kind}*)({pointer} + {view.place((*index[:-1], 'c0'))})"
 
-    def store(self, view: View, index: Index, expression: str) -> None:
+    def store(self, view: ArrayView, index: Index, expression: str) -> None:
         pointer = self.parameter(view)
         self.written.append(view.buffer)
         if self._packed(view, index):
@@ -138,7 +138,7 @@ class Body:
         else:
             self.inner.append(f"put({pointer}[{view.place(index)}], {expression});")
 
-    def make(self, views: Mapping[str, View], where: Index) -> None:
+    def make(self, views: Mapping[str, ArrayView], where: Index) -> None:
         """Values that a thread makes and writes, each of which the next may read there, and nowhere else."""
         for name, view in views.items():
             expression = self.read(name, where)
@@ -158,7 +158,7 @@ class Body:
         return Kernel(source, blocks, threads, tuple(self.parameters), frozenset(self.written), dict(self.vectors))
 
 
-def pack_of(*views: View) -> int:
+def pack_of(*views: ArrayView) -> int:
     """So many neighbours a thread makes: 16 bytes of the widest type."""
     widest = max(4 if view.dtype in ("float32", "int32") else 2 for view in views)
     last = math.gcd(*(view.shape[-1] if view.shape else 1 for view in views))
@@ -172,9 +172,9 @@ def rows_of(shape: Sequence[int], row: str) -> tuple[Index, list[str]]:
     return names, [f"const int {n} = {i};" for n, i in zip(names, index, strict=True) if n != i]
 
 
-def entrywise(values: Values, views: Mapping[str, View]) -> Kernel:
+def entrywise(values: KernelValues, views: Mapping[str, ArrayView]) -> Kernel:
     """A kernel that makes values of one shape."""
-    body = Body(values, pack_of(*views.values()))
+    body = KernelBody(values, pack_of(*views.values()))
     shape = next(iter(views.values())).shape
     packs, count = shape[-1] // body.pack, math.prod(shape) // body.pack
     rows, lines = rows_of(shape, f"(item / {packs})")
@@ -184,14 +184,14 @@ def entrywise(values: Values, views: Mapping[str, View]) -> Kernel:
     return body.kernel([*head, place, *lines, body.loop()], -(-count // THREADS), THREADS)
 
 
-def rowwise(values: Values, norm: Primitive, views: Mapping[str, View]) -> Kernel:
+def rowwise(values: KernelValues, norm: Primitive, views: Mapping[str, ArrayView]) -> Kernel:
     """A kernel that makes what follows from a norm, the last of these values, and before that the others, of the same shape.
 
     A row is in the registers of one to eight warps.
     """
     source, layer = norm.inputs[0], norm.op == "layer_norm"
     *others, name = views
-    body, shape = Body(values, pack_of(*views.values())), views[name].shape
+    body, shape = KernelBody(values, pack_of(*views.values())), views[name].shape
     pack, width, rows = body.pack, shape[-1], math.prod(shape[:-1])
     warps = min(MOST_WARPS, -(-(width // pack) // WARP))
     threads, each = warps * WARP, max(1, 4 // warps)

@@ -18,7 +18,7 @@ from .kernels import Kernel
 Address = Callable[[str], int]  # of a buffer by name; 0 of ""
 
 
-class Loaded:
+class LoadedKernel:
     """A kernel's code on the device, unloaded with its last user."""
 
     def __init__(self, driver: Any, code: bytes) -> None:
@@ -34,7 +34,7 @@ class Launcher:
     def __init__(self, memory: Cuda) -> None:
         self._driver: Any = needs("cuda.bindings.driver", "cuda")
         self._memory = memory
-        self._loaded: dict[str, Loaded] = {}
+        self._loaded: dict[str, LoadedKernel] = {}
 
     def bind(self, kernel: Kernel, address: Address) -> Callable[[], None]:
         """A function that enqueues a kernel over the buffers at these addresses."""
@@ -60,9 +60,9 @@ class Launcher:
 
         return run
 
-    def _load(self, source: str) -> Loaded:
+    def _load(self, source: str) -> LoadedKernel:
         if source not in self._loaded:
-            self._loaded[source] = Loaded(self._driver, compiled(source, self._memory.architecture))
+            self._loaded[source] = LoadedKernel(self._driver, compiled(source, self._memory.architecture))
         return self._loaded[source]
 
 

@@ -19,11 +19,11 @@ from ..contract import ALIGNED
 from . import by_hand
 from .constants import table
 from .facts import ALIASES, BY_HAND, COVERED, NORMS, Facts
-from .kernels import Unfused, Values, entrywise, rowwise
+from .kernels import KernelValues, Unfused, entrywise, rowwise
 from .normal import normal
 from .pointwise import POINTWISE
-from .steps import Attention, Plan, Product, Step
-from .views import View, first_fit, shape_of, whole
+from .steps import Attention, Product, Step, StepPlan
+from .views import ArrayView, first_fit, shape_of, whole
 
 MOST_TOGETHER = 4  # values that one kernel makes
 AHEAD = 8  # primitives that are looked at for more of them
@@ -36,11 +36,11 @@ class Planner:
         self.facts, self.types = facts, facts.types
         self.placed = {name: whole(name, value) for name, value in inputs.items()}
         self.tables: dict[str, np.ndarray] = {}
-        self.values = Values(self.types, facts.made, self.placed, self._tables())
+        self.values = KernelValues(self.types, facts.made, self.placed, self._tables())
         self.bytes: dict[str, int] = {}  # of temporary values
         self.steps: list[Step] = []
 
-    def _tables(self) -> dict[str, View]:
+    def _tables(self) -> dict[str, ArrayView]:
         found = {}
         for p in self.facts.primitives:
             numbers = table(p.op, dict(p.attributes), [self.types[i] for i in p.inputs])
@@ -50,7 +50,7 @@ class Planner:
                 found[p.outputs[0]] = whole(name, Value(numbers.shape))
         return found
 
-    def plan(self) -> Plan:
+    def plan(self) -> StepPlan:
         for n, p in enumerate(self.facts.primitives):
             if p.op == "linear":
                 self._linear(p)
@@ -65,14 +65,14 @@ class Planner:
             for buffer in (*step.buffers, *getattr(step, "addresses", ())):
                 if buffer in self.bytes:
                     lives[buffer] = (self.bytes[buffer], lives.get(buffer, (0, n, n))[1], n)
-        return Plan(tuple(self.steps), *first_fit(lives, ALIGNED), self.tables)
+        return StepPlan(tuple(self.steps), *first_fit(lives, ALIGNED), self.tables)
 
-    def _target(self, name: str) -> View:
+    def _target(self, name: str) -> ArrayView:
         """Where a value goes: to the output that it is, perhaps in another shape, or to memory of its own."""
         output = self.facts.output(name)
         return whole(output, self.types[name]) if output else self._temporary(name, self.types[name])
 
-    def _temporary(self, name: str, value: Value) -> View:
+    def _temporary(self, name: str, value: Value) -> ArrayView:
         buffer = f"{name}.temporary"
         self.bytes[buffer] = math.prod(shape_of(value)) * BYTES[value.dtype]
         return whole(buffer, value)
@@ -157,7 +157,7 @@ class Planner:
             shift = [replace(b, shape=(height,), offset=b.offset + n * height) for b in bias]
             self._product(x, own, shift, self.placed[name])
 
-    def _epilogue(self, p: Primitive, x: View, weight: View, bias: list[View]) -> bool:
+    def _epilogue(self, p: Primitive, x: ArrayView, weight: ArrayView, bias: list[ArrayView]) -> bool:
         """Whether what is done with a product next is done by the product."""
         (name,) = p.outputs
         readers = self.facts.readers.get(name, [])
@@ -185,7 +185,13 @@ class Planner:
         return True
 
     def _product(
-        self, x: View, weight: View, bias: list[View], to: View, residual: View | None = None, gelu: bool = False
+        self,
+        x: ArrayView,
+        weight: ArrayView,
+        bias: list[ArrayView],
+        to: ArrayView,
+        residual: ArrayView | None = None,
+        gelu: bool = False,
     ) -> None:
         shape = (x.shape[0], weight.shape[0])
         more = residual.reshaped(shape) if residual else None
@@ -211,6 +217,6 @@ def uncovered(primitives: Sequence[Primitive]) -> list[str]:
     return sorted({p.op for p in primitives} - COVERED)
 
 
-def plan(primitives: Sequence[Primitive], inputs: Mapping[str, Value], outputs: Sequence[str]) -> Plan:
+def plan(primitives: Sequence[Primitive], inputs: Mapping[str, Value], outputs: Sequence[str]) -> StepPlan:
     """The steps of a segment for inputs of concrete shapes.  Raises Misfit."""
     return Planner(Facts(normal(primitives, inputs), outputs), inputs).plan()

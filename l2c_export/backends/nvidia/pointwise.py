@@ -10,7 +10,7 @@ from .index import Index, broadcast, over, plus, reshaped, rest, times
 from .views import shape_of
 
 
-class Entry(NamedTuple):
+class Pulled(NamedTuple):
     """One entry of what a primitive makes: where it is, and how entries of the inputs are read."""
 
     where: Index
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
         return value
 
 
-Expression = Callable[[Entry], str]
+Expression = Callable[[Pulled], str]
 POINTWISE: dict[str, Expression] = {}
 MOVES = frozenset({"cast", "unsqueeze", "reshape", "permute", "part", "tail", "concat", "patchify", "unpatchify", "gather"})
 ELEMENTWISE = frozenset({"add", "mul", "cast", "affine", "gelu", "gelu_tanh", "silu", "modulate"})
@@ -50,49 +50,49 @@ def number(value: Any) -> str:
 
 
 @pointwise
-def add(e: Entry) -> str:
+def add(e: Pulled) -> str:
     return f"({e.same(0)} + {e.same(1)})"
 
 
 @pointwise
-def mul(e: Entry) -> str:
+def mul(e: Pulled) -> str:
     return f"({e.same(0)} * {e.same(1)})"
 
 
 @pointwise
-def cast(e: Entry) -> str:
+def cast(e: Pulled) -> str:
     return f"((float){e.same(0)})"
 
 
 @pointwise
-def affine(e: Entry) -> str:
+def affine(e: Pulled) -> str:
     return f"({number(e.attributes['scale'])} * {e.same(0)} + {number(e.attributes['shift'])})"
 
 
 @pointwise
-def gelu(e: Entry) -> str:
+def gelu(e: Pulled) -> str:
     return f"gelu({e.same(0)})"
 
 
 @pointwise
-def gelu_tanh(e: Entry) -> str:
+def gelu_tanh(e: Pulled) -> str:
     return f"gelu_tanh({e.same(0)})"
 
 
 @pointwise
-def silu(e: Entry) -> str:
+def silu(e: Pulled) -> str:
     return f"silu({e.same(0)})"
 
 
 @pointwise
-def modulate(e: Entry) -> str:
+def modulate(e: Pulled) -> str:
     return f"({e.same(0)} * (1.0f + {e.same(2)}) + {e.same(1)})"
 
 
 # what ends a call
 
 
-def _guided(e: Entry) -> str:
+def _guided(e: Pulled) -> str:
     """The guided prediction: noise, latents, .., rows of the two halves, guidance behind them."""
     rows = len(e.inputs) - 4
     image, *place = e.where
@@ -100,23 +100,23 @@ def _guided(e: Entry) -> str:
     return f"({c} + {e.same(rows + 2)} * ({c} - {u}))"
 
 
-def _coefficient(e: Entry, n: int) -> str:
+def _coefficient(e: Pulled, n: int) -> str:
     return e.read(len(e.inputs) - 1, (str(n),))
 
 
 @pointwise
-def update(e: Entry) -> str:
+def update(e: Pulled) -> str:
     base, x, noise = (_coefficient(e, n) for n in range(3))
     return f"({base} * {e.same(2)} + {x} * {e.same(1)} + {noise} * {_guided(e)})"
 
 
 @pointwise
-def data(e: Entry) -> str:
+def data(e: Pulled) -> str:
     return f"({_coefficient(e, 0)} * {e.same(1)} + {_coefficient(e, 1)} * {_guided(e)})"
 
 
 @pointwise
-def multistep(e: Entry) -> str:
+def multistep(e: Pulled) -> str:
     terms = [f"{_coefficient(e, 2 + n)} * {e.same(n)}" for n in range(len(e.inputs) - 1)]
     return f"({' + '.join(terms)})"
 
@@ -125,7 +125,7 @@ def multistep(e: Entry) -> str:
 
 
 @pointwise
-def sinusoid(e: Entry) -> str:
+def sinusoid(e: Pulled) -> str:
     row, k = e.where
     half = e.size("half")
     angle = f"({e.read(0, (row,))} * {e.constant((rest(k, half),))})"
@@ -133,7 +133,7 @@ def sinusoid(e: Entry) -> str:
 
 
 @pointwise
-def rope(e: Entry) -> str:
+def rope(e: Pulled) -> str:
     row, token, d = e.where
     size = _last(e.made) // e.size("heads")
     half = size // 2
@@ -154,37 +154,37 @@ def _last(value: Value) -> int:
 
 
 @pointwise
-def unsqueeze(e: Entry) -> str:
+def unsqueeze(e: Pulled) -> str:
     axis = e.size("axis")
     return e.read(0, (*e.where[:axis], *e.where[axis + 1 :]))
 
 
 @pointwise
-def reshape(e: Entry) -> str:
+def reshape(e: Pulled) -> str:
     return e.read(0, reshaped(e.where, shape_of(e.made), shape_of(e.inputs[0])))
 
 
 @pointwise
-def permute(e: Entry) -> str:
+def permute(e: Pulled) -> str:
     axes = e.attributes["axes"]
     assert isinstance(axes, tuple)
     return e.read(0, tuple(e.where[axes.index(axis)] for axis in range(len(axes))))
 
 
 @pointwise
-def part(e: Entry) -> str:
+def part(e: Pulled) -> str:
     axis, first = e.size("axis"), e.size("first")
     return e.read(0, (*e.where[:axis], plus(e.where[axis], str(first)), *e.where[axis + 1 :]))
 
 
 @pointwise
-def tail(e: Entry) -> str:
+def tail(e: Pulled) -> str:
     row, token, d = e.where
     return e.read(0, (row, plus(token, str(e.size("start"))), d))
 
 
 @pointwise
-def concat(e: Entry) -> str:
+def concat(e: Pulled) -> str:
     """Every input is read where it has something, at its first or last entry elsewhere: reads stay inside."""
     axis, first, expression = e.size("axis"), 0, ""
     where = e.where[axis]
@@ -199,7 +199,7 @@ def concat(e: Entry) -> str:
 
 
 @pointwise
-def patchify(e: Entry) -> str:
+def patchify(e: Pulled) -> str:
     row, token, column = e.where
     patch, width = e.size("patch"), _last(e.inputs[0])
     across = width // patch
@@ -209,7 +209,7 @@ def patchify(e: Entry) -> str:
 
 
 @pointwise
-def unpatchify(e: Entry) -> str:
+def unpatchify(e: Pulled) -> str:
     row, channel, y, x = e.where
     patch, channels, across = e.size("patch"), e.size("channels"), e.size("width") // e.size("patch")
     token = plus(times(over(y, patch), across), over(x, patch))
@@ -218,12 +218,12 @@ def unpatchify(e: Entry) -> str:
 
 
 @pointwise
-def gather(e: Entry) -> str:
+def gather(e: Pulled) -> str:
     axes = len(e.inputs[1].shape)
     return e.read(0, (e.read(1, e.where[:axes]), *e.where[axes:]))
 
 
 @pointwise
-def banked(e: Entry) -> str:
+def banked(e: Pulled) -> str:
     row, token, d = e.where
     return e.read(0, (row, d, e.read(1, ("0",)), token))

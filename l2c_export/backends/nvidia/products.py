@@ -25,7 +25,7 @@ KINDS = {"float32": "CUDA_R_32F", "float16": "CUDA_R_16F", "bfloat16": "CUDA_R_1
 Pointer = Callable[[Any], int]  # of a view
 
 
-class Shape(NamedTuple):
+class ProductShape(NamedTuple):
     """What the choice of an algorithm depends on."""
 
     rows: int
@@ -41,7 +41,7 @@ class Shape(NamedTuple):
 class Prepared:
     """A product's descriptions and algorithm; destroyed with its last user."""
 
-    def __init__(self, products: Products, shape: Shape) -> None:
+    def __init__(self, products: Products, shape: ProductShape) -> None:
         lt, kinds = products.lt, products.kinds
         kind = getattr(kinds, KINDS[shape.dtype])
         self.operation = lt.matmul_desc_create(products.compute, kinds.CUDA_R_32F)
@@ -58,7 +58,7 @@ class Prepared:
         self.found = self._candidates(products, shape)
         self.algorithm = self.found[:1]
 
-    def _candidates(self, products: Products, shape: Shape) -> np.ndarray:
+    def _candidates(self, products: Products, shape: ProductShape) -> np.ndarray:
         lt = products.lt
         preference = lt.matmul_preference_create()
         try:
@@ -101,7 +101,7 @@ class Products:
         weakref.finalize(self, self.lt.destroy, self.handle)
         self._stream = memory.stream
         self._workspace = memory.allocate(WORKSPACE)
-        self._prepared: dict[Shape, Prepared] = {}
+        self._prepared: dict[ProductShape, Prepared] = {}
         self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
 
     @property
@@ -121,7 +121,7 @@ class Products:
         residual = pointer(product.residual) if product.residual else made
         (rows, inner), columns = product.x.shape, product.out.shape[1]
         aligned = tuple(min(ALIGNED, address & -address) for address in (weight, x, residual, made))
-        shape = Shape(rows, columns, inner, product.out.dtype, product.bias is not None, product.residual is not None,
+        shape = ProductShape(rows, columns, inner, product.out.dtype, product.bias is not None, product.residual is not None,
                       product.gelu, aligned)  # type: ignore[arg-type]  # fmt: skip
         prepared = self.prepared(shape)
         bias = np.array([pointer(product.bias) if product.bias else 0], np.uint64)
@@ -138,7 +138,7 @@ class Products:
 
         return run
 
-    def prepared(self, shape: Shape) -> Prepared:
+    def prepared(self, shape: ProductShape) -> Prepared:
         if shape not in self._prepared:
             self._prepared[shape] = Prepared(self, shape)
         return self._prepared[shape]

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from .kernels import Kernel
-from .views import View
+from .views import ArrayView
 
 
 @dataclass(frozen=True)
 class Product:
     """x (M, K) weight (N, K)' [+ bias (N,)] [+ residual (M, N)], or GELU of it, in out (M, N)."""
 
-    x: View
-    weight: View
-    bias: View | None
-    residual: View | None
+    x: ArrayView
+    weight: ArrayView
+    bias: ArrayView | None
+    residual: ArrayView | None
     gelu: bool
-    out: View
+    out: ArrayView
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -35,11 +35,11 @@ class Product:
 class Attention:
     """Attention of q (R, T, D) over k and v (R, S, D), with a kernel of our own where cuDNN has none."""
 
-    q: View
-    k: View
-    v: View
-    mask: View | None
-    out: View
+    q: ArrayView
+    k: ArrayView
+    v: ArrayView
+    mask: ArrayView | None
+    out: ArrayView
     heads: int
     own: Kernel | None
 
@@ -56,7 +56,7 @@ Step = Kernel | Product | Attention
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """The steps of a segment for inputs of certain shapes, where its temporary values are in `scratch` bytes, and tables."""
 
     steps: tuple[Step, ...]

@@ -20,7 +20,7 @@ def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class View:
+class ArrayView:
     """An array in a buffer: an input or output of the segment, a temporary value or a table; counted in entries."""
 
     buffer: str
@@ -38,21 +38,21 @@ class View:
         """The place of an entry in the buffer."""
         return plus(str(self.offset), *(times(i, s) for i, s in zip(index, self.strides, strict=True)))
 
-    def reshaped(self, shape: tuple[int, ...]) -> View:
+    def reshaped(self, shape: tuple[int, ...]) -> ArrayView:
         assert self.dense
-        return View(self.buffer, shape, self.dtype, dense_strides(shape), self.offset)
+        return ArrayView(self.buffer, shape, self.dtype, dense_strides(shape), self.offset)
 
-    def parts(self, count: int) -> list[View]:
+    def parts(self, count: int) -> list[ArrayView]:
         """Equal parts of the last axis."""
         *rows, width = self.shape
         size = width // count
-        return [View(self.buffer, (*rows, size), self.dtype, self.strides, self.offset + n * size) for n in range(count)]
+        return [ArrayView(self.buffer, (*rows, size), self.dtype, self.strides, self.offset + n * size) for n in range(count)]
 
 
-def whole(buffer: str, value: Value) -> View:
+def whole(buffer: str, value: Value) -> ArrayView:
     """All of a buffer."""
     shape = shape_of(value)
-    return View(buffer, shape, value.dtype, dense_strides(shape))
+    return ArrayView(buffer, shape, value.dtype, dense_strides(shape))
 
 
 def first_fit(lives: dict[str, tuple[int, int, int]], align: int) -> tuple[dict[str, int], int]:
