@@ -10,7 +10,7 @@ from ..errors import BackendError, L2CError, UsageError
 from ..support.machine import version
 from .contract import Backend, Request
 from .descriptor import GPU, Descriptor, Site
-from .descriptors import AUTO, named, sites
+from .descriptors import AUTO, BACKENDS, named, sites
 
 
 class Opened(NamedTuple):
@@ -29,6 +29,13 @@ def open_backend(name: str, request: Request = Request()) -> Opened:  # noqa: B0
     if name == AUTO:
         return _fastest(request)
     return Opened(named(name).open(request), "as asked")
+
+
+def reading_onnx(backend: Backend) -> Backend:
+    """The backend; or, where it knows nothing but primitives, the first here that runs what is ONNX alone."""
+    if all(descriptor.reads_onnx for descriptor in BACKENDS if descriptor.name == backend.name):
+        return backend
+    return open_backend(AUTO, Request(onnx_alone=True)).backend
 
 
 def _fastest(request: Request) -> Opened:

@@ -36,7 +36,7 @@ class Request(NamedTuple):
     folder: Path | None = None  # of the artefact
     builds: tuple[Build, ...] = ()  # and the engines in it
     files: Mapping[str, FileInfo] = {}  # what the engines' files must look like
-    onnx_alone: bool = False  # whether parts of it, a decoder or text encoders, are models that no primitives say
+    onnx_alone: bool = False  # whether something of it is a model that no primitives say
 
 
 class SegmentFile(NamedTuple):

@@ -40,7 +40,7 @@ class Descriptor:
     precisions: tuple[str, ...]  # what it can be asked for at all; whether this machine has it is found out when it is opened
     sites: tuple[Site, ...]  # the last is where it goes when no device is asked for
     builder: str = ""  # has `open_builder(name, settings, watch)`, which returns a `building.EngineBuilder`; "": none is needed
-    reads_onnx: bool = True  # or only what is written in primitives; "auto" takes it where that is all there is
+    reads_onnx: bool = True  # or only what is written in primitives
     targets: tuple[str, ...] = ()  # GPUs that engines are built for when none is named, whatever is here; (): the one that is
 
     @property

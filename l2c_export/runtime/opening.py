@@ -48,7 +48,7 @@ def open_artefact(path: str | os.PathLike[str], choices: Choices, verify: bool =
         raise UsageError(f"link={choices.link!r}: use one of {', '.join(LINKS)}")
     decoder.check_tile(choices.tile, manifest.decoder or None)
     builds = tuple(manifest.builds.values())
-    alone = bool(manifest.decoder or manifest.text) or not all(s.primitives for s in manifest.denoiser.segments.values())
+    alone = not all(segment.primitives for segment in manifest.denoiser.segments.values())  # of format 1
     request = Request(choices.device, choices.threads, manifest.precision, folder, builds, manifest.files, alone)
     opened = open_backend(choices.backend or manifest.backend, request)
     name = opened.backend.name
