@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import BackendError
-from ...ir.graph import Node, Primitive, Value
+from ...ir.graph import Primitive, Value
 from ...ir.signature import Misfit
 from ...support.words import first_line
 from ..contract import Arrays, Nodes, Request, Run, SegmentFile
 from ..cuda.device import Allocation, Cuda
 from ..host import in_order
 from .attention import FusedAttention
+from .graphs import inlined
 from .launches import Launcher
 from .plan import plan, uncovered
 from .products import Products
@@ -84,7 +85,9 @@ class CudaBackend:
         )
 
     def load(self, segment: SegmentFile) -> CudaEngine:
-        return CudaEngine(self, segment.path.name, primitives_of(segment), segment.outputs, {})
+        if not segment.primitives:  # a decoder, a text encoder, or of format 1
+            raise BackendError(f"cuda: {segment.path.name} is ONNX alone: use backend='onnxruntime', device='cuda'")
+        return CudaEngine(self, segment.path.name, segment.primitives, segment.outputs, {})
 
     def link(
         self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
@@ -140,23 +143,6 @@ class CudaBackend:
         in_order(runs)()  # what a library sets up in its first run cannot be captured
         self.memory.finish()
         return self.memory.capture(in_order(runs))
-
-
-def primitives_of(segment: SegmentFile) -> tuple[Primitive, ...]:
-    """Raises BackendError for what is ONNX alone: a decoder, a text encoder, an artefact of format 1."""
-    if not segment.primitives:
-        raise BackendError(f"cuda: {segment.path.name} is not written in primitives: use backend='onnxruntime', device='cuda'")
-    return segment.primitives
-
-
-def inlined(node: Node, segment: SegmentFile) -> list[Primitive]:
-    """The primitives of a call of a segment, over the names of its graph."""
-    names = dict(zip((*segment.inputs, *segment.outputs), (*node.inputs, *node.outputs), strict=True))
-
-    def named(inner: Sequence[str]) -> tuple[str, ...]:
-        return tuple(names.get(name, f"{node.name}/{name}") for name in inner)
-
-    return [Primitive(p.op, p.attributes, named(p.inputs), named(p.outputs)) for p in primitives_of(segment)]
 
 
 class CudaRun:

@@ -6,6 +6,8 @@ https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api
 
 from __future__ import annotations
 
+import json
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,14 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import BackendError
+from ...support.cache import cache_folder, keep, kept
 from ...support.extras import needs
 from ...support.words import first_line
 from ..contract import ALIGNED
 from ..cuda.device import Cuda
+from . import tuning
 from .steps import Product
 
 WORKSPACE = 32 * 2**20  # bytes: what NVIDIA advises on Hopper
 CANDIDATES = 8  # that are timed where products are tuned
+CLEARLY = 0.98  # of the first choice's time: what another has to reach
 KINDS = {"float32": "CUDA_R_32F", "float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF"}
 Pointer = Callable[[Any], int]  # of a view
 
@@ -36,6 +41,19 @@ class ProductShape(NamedTuple):
     residual: bool
     gelu: bool
     aligned: tuple[int, int, int, int]  # bytes: weight, x, residual, result
+
+    @property
+    def key(self) -> str:
+        """What is measured once, wherever the arrays lie."""
+        return " ".join(map(str, self[:-1]))
+
+
+def shape_of_product(product: Product, addresses: tuple[int, int, int, int]) -> ProductShape:
+    """Of a product whose weight, x, residual and result lie at these addresses."""
+    (rows, inner), columns = product.x.shape, product.out.shape[1]
+    a, b, c, d = (min(ALIGNED, address & -address) if address else ALIGNED for address in addresses)
+    given = product.bias is not None, product.residual is not None, product.gelu
+    return ProductShape(rows, columns, inner, product.out.dtype, *given, (a, b, c, d))
 
 
 class Prepared:
@@ -57,6 +75,10 @@ class Prepared:
         products.set(lt.matmul_desc_set_attribute, self.operation, attributes.EPILOGUE, epilogue, np.int32)
         self.found = self._candidates(products, shape)
         self.algorithm = self.found[:1]
+        known = products.known.get(shape.key)
+        for n in range(len(self.found)):
+            if self.found[n]["algo"].tobytes().hex() == known:
+                self.algorithm = self.found[n : n + 1]
 
     def _candidates(self, products: Products, shape: ProductShape) -> np.ndarray:
         lt = products.lt
@@ -99,10 +121,29 @@ class Products:
         except Exception as error:
             raise BackendError(f"cuda: cuBLASLt does not start: {first_line(error)}: pip install 'l2c-export[cuda]'") from None
         weakref.finalize(self, self.lt.destroy, self.handle)
-        self._stream = memory.stream
+        self._memory, self._stream = memory, memory.stream
         self._workspace = memory.allocate(WORKSPACE)
         self._prepared: dict[ProductShape, Prepared] = {}
         self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        card = "-".join(re.findall(r"\w+", memory.name))
+        self._path = cache_folder("timing") / f"cuda-{self.version}-{card}.json"
+        self.known: dict[str, str] = _read(kept(self._path))  # the fastest algorithm by a product's key, as hexadecimal bytes
+
+    def tune(self, shape: ProductShape) -> float:
+        """Find the fastest algorithm for a product; how many times as fast it is as the library's first choice."""
+        prepared = self.prepared(shape)
+        if len(prepared.found) == 1:
+            return 1.0
+        seconds = tuning.seconds(self, self._memory, shape, prepared)
+        best = int(np.argmin(seconds))
+        best = best if seconds[best] < CLEARLY * seconds[0] else 0
+        prepared.algorithm = prepared.found[best : best + 1]
+        self.known[shape.key] = prepared.found[best]["algo"].tobytes().hex()
+        return seconds[0] / seconds[best]
+
+    def keep(self) -> None:
+        """Write down what is known, for the next to load an artefact here."""
+        keep(self._path, json.dumps(self.known).encode())
 
     @property
     def version(self) -> str:
@@ -119,21 +160,22 @@ class Products:
         """A function that enqueues a product of these pointers."""
         weight, x, made = pointer(product.weight), pointer(product.x), pointer(product.out)
         residual = pointer(product.residual) if product.residual else made
-        (rows, inner), columns = product.x.shape, product.out.shape[1]
-        aligned = tuple(min(ALIGNED, address & -address) for address in (weight, x, residual, made))
-        shape = ProductShape(rows, columns, inner, product.out.dtype, product.bias is not None, product.residual is not None,
-                      product.gelu, aligned)  # type: ignore[arg-type]  # fmt: skip
-        prepared = self.prepared(shape)
-        bias = np.array([pointer(product.bias) if product.bias else 0], np.uint64)
-        lt, name = self.lt, self.lt.MatmulDescAttribute.BIAS_POINTER
-        one, beta = self._one.ctypes.data, (self._one if product.residual else self._zero).ctypes.data
+        shape = shape_of_product(product, (weight, x, residual, made))
+        bias = pointer(product.bias) if product.bias else 0
+        return self.run(self.prepared(shape), x, weight, bias, residual if product.residual else 0, made)
+
+    def run(self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, made: int) -> Callable[[], None]:
+        """The same over addresses; 0 stands for what there is not."""
+        lt, name, given = self.lt, self.lt.MatmulDescAttribute.BIAS_POINTER, np.array([bias], np.uint64)
+        one, beta = self._one.ctypes.data, (self._one if residual else self._zero).ctypes.data
+        algorithm = prepared.algorithm["algo"].copy()
 
         def run() -> None:
-            if bias[0]:
-                lt.matmul_desc_set_attribute(prepared.operation, name, bias.ctypes.data, 8)
+            if bias:
+                lt.matmul_desc_set_attribute(prepared.operation, name, given.ctypes.data, given.nbytes)
             lt.matmul(
-                self.handle, prepared.operation, one, weight, prepared.weight, x, prepared.x, beta, residual, prepared.made,
-                made, prepared.made, prepared.algorithm["algo"].ctypes.data, self._workspace.pointer, WORKSPACE, self._stream,
+                self.handle, prepared.operation, one, weight, prepared.weight, x, prepared.x, beta, residual or made,
+                prepared.made, made, prepared.made, algorithm.ctypes.data, self._workspace.pointer, WORKSPACE, self._stream,
             )  # fmt: skip
 
         return run
@@ -142,3 +184,12 @@ class Products:
         if shape not in self._prepared:
             self._prepared[shape] = Prepared(self, shape)
         return self._prepared[shape]
+
+
+def _read(data: bytes) -> dict[str, str]:
+    """What was kept; nothing of a file that is something else."""
+    try:
+        found = json.loads(data or b"{}")
+    except ValueError:
+        return {}
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}

@@ -9,8 +9,8 @@ from segments import FAMILIES, LARGER, LOOSE, Segment, alone, bodies, of_body, o
 
 from l2c_export.artefact import store
 from l2c_export.backends.nvidia import kernels
-from l2c_export.backends.nvidia.backend import inlined
 from l2c_export.backends.nvidia.compiling import compiled
+from l2c_export.backends.nvidia.graphs import inlined
 from l2c_export.backends.nvidia.plan import COVERED, plan
 from l2c_export.ir.graph import Value
 from l2c_export.ir.signatures import TABLE
