@@ -58,14 +58,14 @@ def build(
     """
     descriptor = buildable(backend)
     store.read(folder, verify=False)  # refuse what is no artefact before anything is written
-    if timing_cache and (descriptor.targets or descriptor.preparer):  # GPUs that need not be here; or a place of its own
-        raise UsageError(f"timing_cache={str(timing_cache)!r}: {backend} keeps no such file: leave it out")
+    if timing_cache and descriptor.targets:  # GPUs that need not be here
+        raise UsageError(f"timing_cache={str(timing_cache)!r}: {backend} measures nothing when it builds: leave it out")
     if timing_cache:
         check_place(timing_cache, "timing_cache")
     targets = sorted(set(settings.targets or descriptor.targets), key=lambda t: (len(t), t))
     start = time.perf_counter()
     if descriptor.preparer:
-        return _prepared(folder, descriptor, settings._replace(targets=tuple(targets)), batch, report, progress)
+        return _prepared(folder, descriptor, settings._replace(targets=tuple(targets)), batch, timing_cache, report, progress)
     with staging.changed(folder, report) as stage:
         manifest = store.read(folder)
         if manifest.link == "static":
@@ -107,10 +107,13 @@ def _prepared(
     descriptor: Descriptor,
     settings: BuildSettings,
     batch: str | None,
+    timing_cache: Path | None,
     report: Report,
     progress: Callable[[], object],
 ) -> Manifest:
     """Make what loading would make; the artefact stays what it is."""
+    if timing_cache:
+        raise UsageError(f"timing_cache={str(timing_cache)!r}: {descriptor.name} measures into the user's cache: leave it out")
     if settings.level is not None or settings.version_compatible or settings.hardware_compatible:
         raise UsageError(f"backend={descriptor.name!r}: it builds no engines: leave level and the two compatibilities out")
     manifest = store.read(folder)
