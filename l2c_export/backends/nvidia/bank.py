@@ -40,17 +40,26 @@ BANK = """
     for (int s = 0; s < SUMS; s++) gate[s] = ((first[s] + pass <= last[s] ? first[s] + pass : 0) * R + r) * D + d;
     float sums[EACH][SUMS] = {};
 #pragma unroll 2
-    for (int j = 0; j < VALUES; j++) {
+    for (int j = 0; j < GATED; j++) {  // nothing is asked between the loads: they are under way at once
       const VALUE* value = (const VALUE*)addresses[j] + r * T * D + d;
       const GATE* gates = (const GATE*)addresses[VALUES + j];
-      float v[EACH];
+      float v[EACH], g[SUMS];
 #pragma unroll
       for (int n = 0; n < EACH; n++) v[n] = number(value[min(t0 + y * EACH + n, T - 1) * D]);
 #pragma unroll
-      for (int s = 0; s < SUMS; s++) {
-        const float g = gates ? number(gates[gate[s]]) : 1.0f;
+      for (int s = 0; s < SUMS; s++) g[s] = number(gates[gate[s]]);
 #pragma unroll
-        for (int n = 0; n < EACH; n++) sums[n][s] += g * v[n];
+      for (int s = 0; s < SUMS; s++)
+#pragma unroll
+        for (int n = 0; n < EACH; n++) sums[n][s] += g[s] * v[n];
+    }
+    for (int j = GATED; j < VALUES; j++) {
+      const VALUE* value = (const VALUE*)addresses[j] + r * T * D + d;
+#pragma unroll
+      for (int n = 0; n < EACH; n++) {
+        const float v = number(value[min(t0 + y * EACH + n, T - 1) * D]);
+#pragma unroll
+        for (int s = 0; s < SUMS; s++) sums[n][s] += v;
       }
     }
 #pragma unroll
@@ -60,9 +69,16 @@ BANK = """
 #pragma unroll
       for (int n = 0; n < EACH; n++) tile[x][y * EACH + n] = weight * sums[n][s];
       __syncthreads();
-      for (int c = y; c < 32; c += 8) {
-        const int place = ((r * D + d0 + c) * S + s0 + s) * T + t0 + x;
-        if (d0 + c < D && t0 + x < T && s0 + s < S) made[place] = tile[c][x] + (pass ? made[place] : BEFORE);
+      float old[4];
+#pragma unroll
+      for (int c = 0; c < 4; c++) {
+        const int place = ((r * D + min(d0 + y + 8 * c, D - 1)) * S + min(s0 + s, S - 1)) * T + min(t0 + x, T - 1);
+        old[c] = pass ? made[place] : BEFORE;
+      }
+#pragma unroll
+      for (int c = 0; c < 4; c++) {
+        const int e = d0 + y + 8 * c, place = ((r * D + e) * S + s0 + s) * T + t0 + x;
+        if (e < D && t0 + x < T && s0 + s < S) made[place] = tile[y + 8 * c][x] + old[c];
       }
     }
   }
@@ -74,17 +90,18 @@ def bank(primitive: Primitive, inputs: Sequence[ArrayView], to: ArrayView) -> Ke
     """All values are read once for each dozen of sums.  Weights are the same for all values: they come in at the end."""
     gated = dict(primitive.attributes)["gated"]
     assert isinstance(gated, tuple)
-    weights, values, others = inputs[0], inputs[1 : 1 + len(gated)], list(inputs[1 + len(gated) :])
-    gates = [others.pop(0) if has else None for has in gated]
+    weights, values, others = inputs[0], list(inputs[1 : 1 + len(gated)]), list(inputs[1 + len(gated) :])
+    gates = [others.pop(0) for has in gated if has]
+    values = [value for wanted in (1, 0) for value, has in zip(values, gated, strict=True) if has == wanted]
     rows, width, sums, tokens = to.shape
     each = min(sums, SUMS)
     groups, tiles, stripes = -(-sums // each), -(-tokens // TOKENS), -(-width // 32)
     text = define(SUMS=each, GROUPS=groups, TILES=tiles, STRIPES=stripes, VALUES=len(values), CALLS=weights.shape[1])
     text += define(S=sums, D=width, R=rows, T=tokens, TOKENS=TOKENS, EACH=TOKENS // 8)
-    kinds = {C[gate.dtype] for gate in gates if gate} or {"float"}
-    text += f"#define GATE {kinds.pop()}\n#define VALUE {C[values[0].dtype]}\n"
-    text += f"#define BEFORE {'keep[s0 + s] * before[place]' if others else '0.0f'}\n"
+    text += define(GATED=len(gates))
+    text += f"#define GATE {C[gates[0].dtype] if gates else 'float'}\n#define VALUE {C[values[0].dtype]}\n"
+    text += f"#define BEFORE {'keep[min(s0 + s, S - 1)] * before[place]' if others else '0.0f'}\n"
     named = [("weights", weights), *zip(("keep", "before"), others, strict=False), ("made", to)]
-    addresses = (*(view.buffer for view in values), *(gate.buffer if gate else "" for gate in gates))
+    addresses = tuple(view.buffer for view in (*values, *gates))
     source = text + head(256, named, "long long* addresses") + BANK
     return launched(source, rows * groups * tiles * stripes, 256, [view for _, view in named], addresses)
