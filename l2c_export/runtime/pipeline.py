@@ -14,7 +14,7 @@ import numpy as np
 
 from ..artefact import store
 from ..artefact.manifest import Manifest
-from ..backends.choose import Opened, reading_onnx
+from ..backends.choose import Opened
 from ..errors import RunError, UsageError
 from ..ir.inputs import CLASS_LABELS, Inputs
 from ..support import ending
@@ -200,8 +200,7 @@ class Pipeline:
         if self._decoder is None:
             info = self.manifest.files[self.manifest.decoder.file]
             store.check_same(loaded.folder, self.manifest.decoder.file, info)  # it is read now that it is needed
-            backend = reading_onnx(loaded.backend)
-            self._decoder = decoder.Decoder(loaded.folder, self.manifest.decoder, backend, self._choices.tile, info)
+            self._decoder = decoder.Decoder(loaded.folder, self.manifest.decoder, loaded.backend, self._choices.tile, info)
         return self._decoder(latents)
 
     def steps(

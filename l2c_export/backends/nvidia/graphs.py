@@ -15,7 +15,7 @@ from ..contract import SegmentFile
 from ..units import batch_axes
 
 
-class Piece(NamedTuple):
+class EnginePiece(NamedTuple):
     """What becomes one engine, as it is called somewhere."""
 
     name: str
@@ -36,9 +36,9 @@ def inlined(node: Node, segment: SegmentFile | SegmentRecord) -> list[Primitive]
     return [Primitive(p.op, p.attributes, named(p.inputs), named(p.outputs)) for p in segment.primitives]
 
 
-def pieces(manifest: Manifest, images: int) -> set[Piece]:
+def pieces(manifest: Manifest, images: int) -> set[EnginePiece]:
     """All that engines are made of for so many images, with guidance where there is some."""
-    found: set[Piece] = set()
+    found: set[EnginePiece] = set()
     for compiled in manifest.all_programs():
         for graph in (*compiled.before_loop, *compiled.step_graphs):
             axes = {axis: sizes.most for axis, sizes in batch_axes(compiled, graph, Range(images, images, images)).items()}
@@ -46,18 +46,18 @@ def pieces(manifest: Manifest, images: int) -> set[Piece]:
     return found
 
 
-def _of_graph(compiled: Compiled, name: str, axes: dict[str, int], whole: bool) -> Iterator[Piece]:
+def _of_graph(compiled: Compiled, name: str, axes: dict[str, int], whole: bool) -> Iterator[EnginePiece]:
     graph = compiled.graphs[name]
     if whole:
         primitives = tuple(p for node in graph.nodes for p in inlined(node, compiled.segments[node.op]))
-        yield Piece(name, primitives, tuple((i, _type(compiled, i, axes)) for i in graph.inputs), graph.outputs)
+        yield EnginePiece(name, primitives, tuple((i, _type(compiled, i, axes)) for i in graph.inputs), graph.outputs)
         return
     for node in graph.nodes:
         segment = compiled.segments[node.op]
         inlined(node, segment)  # or it has none
         given = zip(segment.inputs, node.inputs, strict=True)
         types = tuple((i, _type(compiled, value, axes)) for i, value in given)
-        yield Piece(node.op, segment.primitives or (), types, segment.outputs)
+        yield EnginePiece(node.op, segment.primitives or (), types, segment.outputs)
 
 
 def _type(compiled: Compiled, name: str, axes: dict[str, int]) -> Value:

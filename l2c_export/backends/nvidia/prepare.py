@@ -16,7 +16,7 @@ from ..building import BuildSettings, Range
 from ..contract import Request
 from .backend import OLDEST, CudaBackend
 from .compiling import compiled
-from .graphs import Piece, pieces
+from .graphs import EnginePiece, pieces
 from .plan import plan, uncovered
 from .products import ProductShape, shape_of_product
 from .steps import Product, StepPlan
@@ -46,7 +46,7 @@ def prepare(manifest: Manifest, settings: BuildSettings, sizes: Range, report: R
         report(f"cuda: {counted(len(shapes), 'product')} measured, {len(faster)} faster than the library's first choice{most}")
 
 
-def _plan(piece: Piece) -> StepPlan:
+def _plan(piece: EnginePiece) -> StepPlan:
     if missing := uncovered(piece.primitives):
         raise BackendError(f"cuda: {piece.name} has primitives that there is nothing for: {', '.join(missing)}")
     try:
