@@ -10,9 +10,10 @@ from segments import F16, F32, FAMILIES, LARGER, LOOSE, Segment, alone, bodies, 
 from l2c_export.artefact import store
 from l2c_export.backends.nvidia import kernels
 from l2c_export.backends.nvidia.compiling import compiled
+from l2c_export.backends.nvidia.facts import COVERED, MOST_READS
 from l2c_export.backends.nvidia.graphs import inlined
-from l2c_export.backends.nvidia.plan import COVERED, plan
-from l2c_export.ir.graph import Value
+from l2c_export.backends.nvidia.plan import MOST_TOGETHER, plan
+from l2c_export.ir.graph import Primitive, Value
 from l2c_export.ir.signatures import TABLE
 from l2c_export.models.primitives import execute
 from l2c_export.runtime.loaded import segment_file
@@ -47,6 +48,51 @@ def same(segments, folder, tolerance, own_attention=False):
 
 def test_every_primitive_is_covered():
     assert TABLE.keys() == COVERED
+
+
+def test_no_name_reaches_a_kernel():
+    """Kernels are made of known primitives and checked numbers, whatever a manifest calls its values."""
+    for name, dtype in zip(FAMILIES, TOLERANCE, strict=True):
+        for segment in (of_body(body) for body in bodies(name, dtype).values()):
+            plain, hostile = (sources(renamed(segment, form)) for form in ("{}", '"); /* {} */ #include "x\\n'))
+            assert plain == hostile
+
+
+def sources(segment):
+    return [kernel.source for kernel in plan(segment.primitives, segment.concrete, segment.outputs).kernels]
+
+
+def renamed(segment, form):
+    def named(names):
+        return tuple(form.format(name) for name in names)
+
+    primitives = [Primitive(p.op, p.attributes, named(p.inputs), named(p.outputs)) for p in segment.primitives]
+    return Segment(primitives, dict(zip(named(segment.inputs), segment.inputs.values(), strict=True)), named(segment.outputs))
+
+
+def test_a_long_sum_is_made_in_parts():
+    terms = [f"v{n}" for n in range(40)]
+    chain = ["v0", *(f"s{n}" for n in range(1, 40))]
+    adds = [Primitive("add", (), (chain[n - 1], terms[n]), (chain[n],)) for n in range(1, 40)]
+    kernels = plan(adds, {name: Value((2, 8)) for name in terms}, (chain[-1],)).kernels
+    assert len(kernels) > 2
+    assert max(len(kernel.buffers) for kernel in kernels) <= MOST_TOGETHER * (MOST_READS + 2)
+
+
+def test_a_residual_is_made_by_the_product_or_with_the_norm_that_reads_it():
+    """Of a gated sublayer, then one without a gate: h + g v with the next norm, h + v by the product of v."""
+    made = [
+        Primitive("linear", (("parts", 1),), ("h", "w", "b"), ("v",)), Primitive("mul", (), ("g", "v"), ("gv",)),
+        Primitive("add", (), ("h", "gv"), ("h1",)), Primitive("layer_norm", (("eps", 1e-6),), ("h1",), ("n",)),
+        Primitive("modulate", (), ("n", "s", "g"), ("m",)), Primitive("linear", (("parts", 1),), ("m", "w", "b"), ("u",)),
+        Primitive("add", (), ("h1", "u"), ("h2",)),
+    ]  # fmt: skip
+    h, g = Value((2, 4, 8), "float16"), Value((2, 1, 8), "float16")
+    given = {"h": h, "g": g, "s": g, "w": Value((8, 8), "float16"), "b": Value((8,), "float16")}
+    steps = plan(made, given, ("h2",)).steps
+    assert [type(step).__name__ for step in steps] == ["Product", "Kernel", "Product"]
+    assert steps[1].writes == {"h1.temporary", "m.temporary"}
+    assert steps[2].residual.buffer == "h1.temporary"
 
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
