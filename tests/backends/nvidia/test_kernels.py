@@ -93,6 +93,9 @@ def test_a_residual_is_made_by_the_product_or_with_the_norm_that_reads_it():
     assert [type(step).__name__ for step in steps] == ["Product", "Kernel", "Product"]
     assert steps[1].writes == {"h1.temporary", "m.temporary"}
     assert steps[2].residual.buffer == "h1.temporary"
+    apart = plan(made, given, ("u", "h2")).steps  # u is wanted, too
+    assert [type(step).__name__ for step in apart] == ["Product", "Kernel", "Product", "Kernel"]
+    assert apart[2].writes == {"u"}
 
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
