@@ -8,7 +8,7 @@ from kernels_on_host import COMPILER, Host, together
 from segments import F16, F32, FAMILIES, LARGER, LOOSE, Segment, alone, bodies, of_body, off_by
 
 from l2c_export.artefact import store
-from l2c_export.backends.nvidia import kernels
+from l2c_export.backends.nvidia import compiling, kernels
 from l2c_export.backends.nvidia.compiling import compiled
 from l2c_export.backends.nvidia.facts import COVERED, MOST_READS
 from l2c_export.backends.nvidia.graphs import inlined
@@ -130,6 +130,14 @@ class TestOnHost:
 
 def weight(manifest, compiled, name):
     return Value(compiled.weight_shape(name), manifest.denoiser.tensors[compiled.origin(name).of].dtype)
+
+
+def test_what_was_compiled_is_found_for_its_gpu_alone(empty_cache, monkeypatch):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    compiled_for = []
+    monkeypatch.setattr(compiling, "_compile", lambda core, text, gpu: compiled_for.append(gpu) or gpu.encode())
+    assert [compiled("kernel", gpu) for gpu in ("sm80", "sm90", "sm80")] == [b"sm80", b"sm90", b"sm80"]
+    assert compiled_for == ["sm80", "sm90"]
 
 
 @pytest.mark.parametrize("architecture", ["sm80", "sm89", "sm90", "sm100"])
