@@ -42,6 +42,8 @@ HOMES = {
     "openvino": {"backends/openvino/"},
     "tensorrt": {"backends/tensorrt/backend.py"},
     "tensorrt_rtx": {"backends/tensorrt/backend.py"},
+    "nvmath": {"backends/nvidia/products.py"},
+    "cudnn": {"backends/nvidia/attention.py"},
     "matplotlib": {"support/figure.py", "schedules/picture.py", "benchmarks/plot.py"},
     "PIL": set(),
     "rich": {"cli/progress.py"},
@@ -186,6 +188,7 @@ def test_no_module_imports_a_library_that_the_metadata_does_not_name():
     text = (ROOT / "pyproject.toml").read_text().lower()
     known = {name.split(".")[0] for name in sys.stdlib_module_names} | {"l2c_export"}
     names = {"PIL": "pillow", "yaml": "pyyaml", "cuda": "cuda-bindings", "huggingface_hub": "huggingface-hub"}
+    names |= {"cudnn": "nvidia-cudnn-frontend", "nvmath": "nvmath-python"}
     for module, tree in MODULES.items():
         for name in {*imports(tree), *asked(tree)}:
             first = name.split(".")[0]

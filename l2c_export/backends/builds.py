@@ -23,6 +23,7 @@ from ..support.progress import Watch, unwatched
 from ..support.words import counted
 from ..weights.layout import WEIGHTS
 from .building import BuildSettings, EngineBuilder, Range
+from .descriptor import Descriptor
 from .descriptors import buildable
 from .units import Unit, units
 
@@ -63,6 +64,8 @@ def build(
         check_place(timing_cache, "timing_cache")
     targets = sorted(set(settings.targets or descriptor.targets), key=lambda t: (len(t), t))
     start = time.perf_counter()
+    if descriptor.preparer:
+        return _prepared(folder, descriptor, settings._replace(targets=tuple(targets)), batch, timing_cache, report, progress)
     with staging.changed(folder, report) as stage:
         manifest = store.read(folder)
         if manifest.link == "static":
@@ -97,6 +100,25 @@ def build(
     if (old := manifest.builds.get(name)) and old.images != record.images:
         report(f"they replace those for {image_range(old.images)}: they are for {image_range(record.images)}")
     return result
+
+
+def _prepared(
+    folder: Path,
+    descriptor: Descriptor,
+    settings: BuildSettings,
+    batch: str | None,
+    timing_cache: Path | None,
+    report: Report,
+    progress: Callable[[], object],
+) -> Manifest:
+    """Make what loading would make; the artefact stays what it is."""
+    if timing_cache:
+        raise UsageError(f"timing_cache={str(timing_cache)!r}: {descriptor.name} measures into the user's cache: leave it out")
+    if settings.level is not None or settings.version_compatible or settings.hardware_compatible:
+        raise UsageError(f"backend={descriptor.name!r}: it builds no engines: leave level and the two compatibilities out")
+    manifest = store.read(folder)
+    descriptor.prepare(manifest, settings, images(batch, manifest), report, progress)
+    return manifest
 
 
 def _longest(seconds: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ from ..errors import BackendError, L2CError, UsageError
 from ..support.machine import version
 from .contract import Backend, Request
 from .descriptor import GPU, Descriptor, Site
-from .descriptors import AUTO, named, sites
+from .descriptors import AUTO, BACKENDS, named, sites
 
 
 class Opened(NamedTuple):
@@ -29,6 +29,13 @@ def open_backend(name: str, request: Request = Request()) -> Opened:  # noqa: B0
     if name == AUTO:
         return _fastest(request)
     return Opened(named(name).open(request), "as asked")
+
+
+def reading_onnx(backend: Backend) -> Backend:
+    """The backend; or, where it knows nothing but primitives, the first here that runs what is ONNX alone."""
+    if all(descriptor.reads_onnx for descriptor in BACKENDS if descriptor.name == backend.name):
+        return backend
+    return open_backend(AUTO, Request(onnx_alone=True)).backend
 
 
 def _fastest(request: Request) -> Opened:
@@ -53,6 +60,8 @@ def _candidates(request: Request) -> Iterator[tuple[str, str | None]]:
 def _fits(descriptor: Descriptor, site: Site, request: Request) -> bool:
     """Whether a site is on the device that is asked for; if none is, a GPU only where something is there for it."""
     on_gpu = (request.device or "").startswith(GPU)
+    if request.onnx_alone and not descriptor.reads_onnx:
+        return False
     if site.device != GPU:
         return not on_gpu
     if descriptor.builder:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..artefact.integrity import check_closed, verified
 from ..artefact.records import Build, FileInfo
-from ..ir.graph import Node
+from ..ir.graph import Node, Primitive
 
 # An array where the backend computes: of numpy on the host, or one of `cuda.DeviceArray`, which has the same slicing.
 Array = Any
@@ -36,6 +36,7 @@ class Request(NamedTuple):
     folder: Path | None = None  # of the artefact
     builds: tuple[Build, ...] = ()  # and the engines in it
     files: Mapping[str, FileInfo] = {}  # what the engines' files must look like
+    onnx_alone: bool = False  # whether something of it is a model that no primitives say
 
 
 class SegmentFile(NamedTuple):
@@ -48,6 +49,7 @@ class SegmentFile(NamedTuple):
     fused: FileInfo | None = None  # its second form, if there is one
     island: bool = False  # computed in float32 whatever the precision
     weights_inside: bool = False  # a model of its own, in float32
+    primitives: tuple[Primitive, ...] = ()  # what it computes; of format 1, and of a model of its own, there are none
 
     def read(self, fused: bool = False) -> bytes:
         """Its bytes, hashed once more: what is parsed is what was verified, whoever else writes to the file."""

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..support.extras import needs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..artefact.manifest import Manifest
+    from ..support.files import Report
     from ..support.progress import Watch
-    from .building import BuildSettings, EngineBuilder
+    from .building import BuildSettings, EngineBuilder, Range
     from .contract import Backend, Request
 
 GPU, CPU = "cuda", "cpu"
@@ -40,6 +44,8 @@ class Descriptor:
     precisions: tuple[str, ...]  # what it can be asked for at all; whether this machine has it is found out when it is opened
     sites: tuple[Site, ...]  # the last is where it goes when no device is asked for
     builder: str = ""  # has `open_builder(name, settings, watch)`, which returns a `building.EngineBuilder`; "": none is needed
+    preparer: str = ""  # has `prepare(..)`, which makes what loading would make, in the user's cache
+    reads_onnx: bool = True  # or only what is written in primitives
     targets: tuple[str, ...] = ()  # GPUs that engines are built for when none is named, whatever is here; (): the one that is
 
     @property
@@ -58,6 +64,12 @@ class Descriptor:
         """The backend itself.  Raises BackendError if it cannot do what is asked, MissingExtra if it is not installed."""
         backend: Backend = importlib.import_module(self.home, __package__).open_backend(self.name, request)
         return backend
+
+    def prepare(
+        self, manifest: Manifest, settings: BuildSettings, sizes: Range, report: Report, progress: Callable[[], object]
+    ) -> None:
+        """Make what loading an artefact would make.  Raises BackendError or UsageError."""
+        importlib.import_module(self.preparer, __package__).prepare(manifest, settings, sizes, report, progress)
 
     def open_builder(self, settings: BuildSettings, watch: Watch) -> EngineBuilder:
         """What builds its engines.  Raises BackendError or UsageError for settings that it does not have."""

@@ -28,6 +28,16 @@ BACKENDS = (
         targets=("sm86", "sm89", "sm120"),  # the consumer and edge GPUs of the last three generations
     ),
     Descriptor(
+        name="cuda",
+        home=".nvidia.backend",
+        library="nvmath",
+        extra="cuda",
+        precisions=("fp32", "bf16", "fp16"),
+        sites=(Site(GPU, "nvmath-python"),),
+        preparer=".nvidia.prepare",
+        reads_onnx=False,
+    ),
+    Descriptor(
         name="openvino",
         home=".openvino.backend",
         library="openvino",
@@ -53,6 +63,11 @@ def names() -> tuple[str, ...]:
 def built() -> tuple[str, ...]:
     """Those that run engines which `l2c build` has added to the artefact."""
     return tuple(descriptor.name for descriptor in BACKENDS if descriptor.builder)
+
+
+def prepared() -> tuple[str, ...]:
+    """Those that run any artefact, and at once where `l2c build` was there before."""
+    return tuple(descriptor.name for descriptor in BACKENDS if descriptor.preparer)
 
 
 def loaded() -> tuple[str, ...]:
@@ -85,7 +100,7 @@ def named(name: str) -> Descriptor:
 
 
 def buildable(name: str) -> Descriptor:
-    """The same, of one whose engines are built.  Raises UsageError for all others."""
-    if name not in built():
-        raise UsageError(f"backend={name!r}: nothing to build; use one of {', '.join(built())}")
+    """The same, of one that something is built for.  Raises UsageError for all others."""
+    if name not in (*built(), *prepared()):
+        raise UsageError(f"backend={name!r}: nothing to build; use one of {', '.join((*built(), *prepared()))}")
     return named(name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .choices import BUILT, TARGETS
+from .choices import BUILT, PREPARED, TARGETS
 from .console import Command, print_json, say
 from .options import FILE, FOLDER, Choice, group, option
 from .progress import bars
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 @click.argument("engines", type=FOLDER)
 @group(
     "What is built",
-    option("--backend", type=Choice(BUILT), required=True, help=f"{', '.join(TARGETS)} needs no GPU to build."),
-    option("--target", "targets", metavar="GPU,..", help=f"{', '.join(TARGETS)}: for these GPUs. "
-           f"[default: {'; '.join(map(','.join, TARGETS.values()))}]"),
+    option("--backend", type=Choice(BUILT), required=True, help=f"{', '.join(TARGETS)} needs no GPU to build; "
+           f"{', '.join(PREPARED)} adds nothing to the artefact: kernels are in the user's cache."),
+    option("--target", "targets", metavar="GPU,..", help=f"{', '.join((*TARGETS, *PREPARED))}: for these GPUs. "
+           f"[default: {'; '.join(map(','.join, TARGETS.values()))}; {', '.join(PREPARED)}: the one here]"),
     option("--batch", metavar="MIN:OPT:MAX", help="Images. [default: 1:N:N, N being what the artefact was compiled for]"),
 )  # fmt: skip
 @group(

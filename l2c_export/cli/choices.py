@@ -8,7 +8,8 @@ from __future__ import annotations
 from ..backends import descriptors
 
 BACKENDS = (descriptors.AUTO, *descriptors.names())
-BUILT = descriptors.built()  # whose engines are built beforehand
+BUILT = (*descriptors.built(), *descriptors.prepared())  # that something can be built for beforehand
+PREPARED = descriptors.prepared()  # and of these for any GPU
 LOADED = sorted(descriptors.loaded())  # that run any artefact
 TARGETS = {d.name: d.targets for d in descriptors.BACKENDS if d.targets}  # whose GPU need not be here
 PRECISIONS = descriptors.precisions()

@@ -191,7 +191,7 @@ def build(
         targets=chosen, level=level, version_compatible=version_compatible, hardware_compatible=hardware_compatible
     )
     cache = None if timing_cache is None else Path(timing_cache)
-    step = progress("building engines", units.count(artefact.manifest))
+    step = progress("building engines", units.count(artefact.manifest) if backend in built() else 1)
     manifest = builds.build(artefact.path, backend, settings, batch, cache, report, step, watch)
     return Artefact(artefact.path, manifest)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..artefact.records import DecoderRecord, FileInfo
+from ..backends.choose import reading_onnx
 from ..backends.contract import Array, Backend, Run, SegmentFile
 from ..errors import UsageError
 
@@ -33,10 +34,10 @@ class Decoder:
     def __init__(
         self, folder: Path, record: DecoderRecord, backend: Backend, tile: int | None, info: FileInfo | None = None
     ) -> None:
-        self._record, self._backend = record, backend
+        self._record, self._backend = record, reading_onnx(backend)
         self._tile = tile // record.scale if tile else None
         file = SegmentFile(folder / record.file, ("z",), ("image",), info, weights_inside=True)
-        self._engine = backend.load(file)
+        self._engine = self._backend.load(file)
         self._bound: dict[tuple[int, ...], tuple[Array, Array, Run]] = {}
 
     def __call__(self, latents: np.ndarray) -> np.ndarray:

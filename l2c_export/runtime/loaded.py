@@ -75,7 +75,8 @@ def segment_file(folder: Path, manifest: Manifest, segment: SegmentRecord) -> Se
     fused = str(PurePosixPath(segment.file).with_suffix(FUSED))
     info_of, island = manifest.files.get, segment.precision == "float32"
     names = segment.inputs, segment.outputs
-    return SegmentFile(folder / segment.file, *names, info_of(segment.file), info_of(fused), island)
+    primitives = segment.primitives or ()
+    return SegmentFile(folder / segment.file, *names, info_of(segment.file), info_of(fused), island, primitives=primitives)
 
 
 def mapped_weights(folder: Path, manifest: Manifest) -> WeightView:

@@ -48,7 +48,8 @@ def open_artefact(path: str | os.PathLike[str], choices: Choices, verify: bool =
         raise UsageError(f"link={choices.link!r}: use one of {', '.join(LINKS)}")
     decoder.check_tile(choices.tile, manifest.decoder or None)
     builds = tuple(manifest.builds.values())
-    request = Request(choices.device, choices.threads, manifest.precision, folder, builds, manifest.files)
+    alone = not all(segment.primitives for segment in manifest.denoiser.segments.values())  # of format 1
+    request = Request(choices.device, choices.threads, manifest.precision, folder, builds, manifest.files, alone)
     opened = open_backend(choices.backend or manifest.backend, request)
     name = opened.backend.name
     if choices.link not in (None, manifest.link) and name in built():

@@ -15,7 +15,7 @@ from ..artefact import store
 from ..artefact import text as component
 from ..artefact.manifest import Manifest
 from ..artefact.text import IDS, MASK, EncoderRecord, TextBlock, TextRecord
-from ..backends.choose import open_backend
+from ..backends.choose import open_backend, reading_onnx
 from ..backends.contract import Array, Backend, Run, SegmentFile
 from ..backends.descriptors import AUTO, built
 from ..errors import ArtefactError
@@ -123,6 +123,7 @@ class TextEncoders:
         if name not in self._encoders:
             if self._backend.name in built():  # which runs nothing but engines that were built for it
                 self._backend = open_backend(AUTO).backend
+            self._backend = reading_onnx(self._backend)
             record = self._record.encoders[name]
             self._encoders[name] = EncoderEngine(self._folder, self._manifest, record, name, self._backend)
         return self._encoders[name]

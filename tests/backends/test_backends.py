@@ -18,6 +18,7 @@ import l2c_export
 from l2c_export.artefact import store
 from l2c_export.backends.choose import open_backend
 from l2c_export.backends.contract import Request, SegmentFile
+from l2c_export.backends.descriptor import CPU
 from l2c_export.backends.descriptors import loaded, named
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
@@ -30,8 +31,9 @@ def missing(name):
     return pytest.mark.skipif(not named(name).installed, reason=f"{name} is not installed")
 
 
-# those whose engines are built need a GPU for it: tests/test_gpu.py
-installed = pytest.mark.parametrize("name", [pytest.param(n, marks=missing(n)) for n in loaded()])
+# those that need a GPU, or whose engines are built on one: tests/test_gpu.py
+ON_HOST = [name for name in loaded() if any(site.device == CPU for site in named(name).sites)]
+installed = pytest.mark.parametrize("name", [pytest.param(n, marks=missing(n)) for n in ON_HOST])
 
 
 def segments(tiny):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 import l2c_export
 from l2c_export.artefact.records import Build
-from l2c_export.backends import doctor
+from l2c_export.backends import choose, doctor
 from l2c_export.backends.choose import open_backend
 from l2c_export.backends.contract import Request
 from l2c_export.backends.descriptor import Descriptor
@@ -58,3 +60,18 @@ def test_auto_prefers_onnx_runtime_in_float32_on_a_cpu(tiny):
     pytest.importorskip("onnxruntime")
     assert open_backend("auto").backend.name == "onnxruntime"
     assert "the first that works" in l2c_export.load(tiny[0], backend="auto").backend
+
+
+def test_what_is_onnx_alone_goes_to_a_backend_that_reads_it():
+    pytest.importorskip("onnxruntime")
+    assert choose.reading_onnx(SimpleNamespace(name="cuda")).name in ("onnxruntime", "openvino")
+    other = SimpleNamespace(name="onnxruntime")
+    assert choose.reading_onnx(other) is other
+
+
+def test_auto_leaves_what_is_onnx_alone_to_others(monkeypatch):
+    monkeypatch.setattr(choose, "version", lambda package: "1.0")
+    tried = [name for name, _ in choose._candidates(Request(onnx_alone=True))]
+    assert "cuda" not in tried
+    assert tried.index("onnxruntime") == 0
+    assert [name for name, _ in choose._candidates(Request())][:2] == ["cuda", "onnxruntime"]

@@ -13,6 +13,7 @@ import torch
 from desk import GOOD, invoke, ran, tree
 
 from l2c_export.artefact import store
+from l2c_export.backends.descriptors import sites
 from l2c_export.cli import compile, main
 from l2c_export.support import machine
 
@@ -47,10 +48,12 @@ def test_doctor_has_a_line_for_every_backend(desk):
     code, out, err = ran("doctor --json")
     assert (code, err) == (0, "")
     assert {finding["name"]: finding["works"] for finding in json.loads(out)}["onnxruntime"] is True
-    for finding in json.loads(out)[:5]:
-        installed = {machine.version(finding["name"].partition(" ")[0] + which) for which in ("", "-gpu")} - {None}
+    places = sites()
+    for finding, (backend, _) in zip(json.loads(out), places, strict=False):
+        assert finding["name"].partition(" ")[0] == backend.name
+        installed = {machine.version(site.package) for site in backend.sites} - {None}
         assert finding["version"] in (installed or {None})
-    around = {finding["name"]: finding for finding in json.loads(out)[5:]}
+    around = {finding["name"]: finding for finding in json.loads(out)[len(places) :]}
     assert list(around) == ["Python", "torch", "onnx", "Pillow", "cache"]
     assert all(finding["works"] for finding in around.values())
     assert around["torch"]["version"] == torch.__version__

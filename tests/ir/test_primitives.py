@@ -10,28 +10,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from segments import BF16, F16, F32, FAMILIES, LOOSE, SIZES, bodies, empty
 from torch.utils.flop_counter import FlopCounterMode
 
-from l2c_export.compiler.record import record
-from l2c_export.ir.dtypes import Types
-from l2c_export.ir.graph import Primitive, Value
+from l2c_export.ir.graph import Primitive
 from l2c_export.ir.primitives import apply, flops, infer, precision
 from l2c_export.ir.signature import Misfit
 from l2c_export.ir.signatures import TABLE
-from l2c_export.models import bank, dit, primitives, updates, uvit
+from l2c_export.models import bank, primitives, updates
 from l2c_export.models.primitives import PRIMITIVES, execute
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SIZES = {"R": 6, "B": 3}
-FAMILIES = {"dit": dit.DiT(dit.DiTArch(8, 2, 4, 32, 2, 2)), "uvit": uvit.UViT(uvit.UViTArch(8, 2, 4, 32, 2, 2, conv=True)),
-            "uvit-mlp": uvit.UViT(uvit.UViTArch(8, 2, 4, 32, 2, 2, qkv_bias=True, mlp_time_embed=True))}  # fmt: skip
 every_family = pytest.mark.parametrize("name", FAMILIES)
-
-
-def empty(value):
-    """A tensor of a type, on no device."""
-    shape = [SIZES[n] if isinstance(n, str) else n for n in value.shape]
-    return torch.zeros(shape, dtype=getattr(torch, value.dtype))
 
 
 def type_of(tensor):
@@ -40,12 +30,6 @@ def type_of(tensor):
 
 def concrete(value):
     return type_of(empty(value))
-
-
-def bodies(name, dtype):
-    family = FAMILIES[name]
-    kept = (family.sublayers[0],) if dtype != "float32" else ()
-    return {**record(family, Types(dtype, kept)).bodies, **record(family, Types(dtype), history=2).bodies}
 
 
 def test_every_primitive_has_a_signature_and_a_function():
@@ -71,25 +55,6 @@ def test_flops_are_those_that_pytorch_counts(name):
         with FlopCounterMode(display=False) as counter:
             execute(body.primitives, {i: empty(body.values[i]).to("meta") for i in body.inputs})
         assert flops(body.primitives, body.values) * SIZES["R"] == counter.get_total_flops(), kind
-
-
-F32, F16, BF16 = (lambda *shape, dtype=dtype: Value(shape, dtype) for dtype in ("float32", "float16", "bfloat16"))
-LOOSE = [  # those that no family of ours has
-    ("rms_norm", [F16("R", 4, 8), F32(8)], {"eps": 1e-6}), ("rms_norm", [BF16("R", 4, 8)], {"eps": 1e-6}),
-    ("rope", [F16("R", 5, 8)], {"heads": 2, "theta": 10000.0}), ("concat", [F32("R", 2, 8), F32("R", 3, 8)], {"axis": 1}),
-    ("linear", [F32("R", 4, 8), F16(6, 8), F16(6)], {"parts": 2}), ("linear", [F32("R", 8), F16(6, 8)], {"parts": 3}),
-    ("sdpa", [F32("R", 4, 8), F32("R", 7, 8), F32("R", 7, 8)], {"heads": 2}), ("cast", [F32("R", 4)], {"dtype": "bfloat16"}),
-    ("add", [F32("R", 1, 8), BF16("R", 4, 8)], {}), ("mul", [F16(1, 8), F16("R", 4, 8)], {}),
-    ("conv2d", [F32("B", 4, 6, 5), F32(3, 4, 3, 2), F32(3)], {"padding": 2}), ("tail", [F32("R", 4, 8)], {"start": 0}),
-    ("unsqueeze", [F32("R", 4)], {"axis": 2}), ("modulate", [F16("R", 4, 8), F32("R", 1, 8), F32("R", 1, 8)], {}),
-    ("affine", [F16("R", 4)], {"scale": 0.5, "shift": -1.0}), ("affine", [F32("R", 4)], {"scale": 1.0, "shift": 0.0}),
-    ("reshape", [F32("R", 4, 6)], {"shape": (-1, 3, 8)}), ("reshape", [F32(4, 6)], {"shape": (1, 24)}),
-    ("permute", [F16("R", 2, 3, 4)], {"axes": (0, 3, 1, 2)}), ("part", [F32("R", 5, 2)], {"axis": 1, "first": 1, "last": 3}),
-    ("sdpa", [F16("R", 4, 8), F16("R", 7, 8), F16("R", 7, 8), F32("R", 1, 1, 7)], {"heads": 2}),
-    ("sdpa", [F32("R", 4, 8), F32("R", 7, 8), F32("R", 7, 8), F32(1, 2, 4, 7)], {"heads": 2}),
-    ("cast", [Value(("R", 4), "int32")], {"dtype": "float32"}), ("linear_attention", [F16("R", 4, 8)] * 3, {"heads": 2}),
-    ("depthwise", [F32("B", 4, 6, 5), F32(4, 1, 3, 3), F32(4)], {"padding": 1}),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(("op", "inputs", "attributes"), LOOSE, ids=str)

@@ -1,0 +1,195 @@
+"""Products by cuBLASLt: y = x weight' [+ bias, + residual, GELU], each an epilogue of the product.
+
+The library counts columns first, so it is given the transposed product: an array (M, N) of ours is one (N, M) of its.
+https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import BackendError
+from ...support.cache import cache_folder, keep, kept
+from ...support.extras import needs
+from ...support.words import first_line
+from ..contract import ALIGNED
+from ..cuda.device import Cuda
+from . import tuning
+from .steps import Product
+
+WORKSPACE = 32 * 2**20  # bytes: what NVIDIA advises on Hopper
+CANDIDATES = 8  # that are timed where products are tuned
+CLEARLY = 0.95  # of the first choice's time: what another has to reach
+KINDS = {"float32": "CUDA_R_32F", "float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF"}
+Pointer = Callable[[Any], int]  # of a view
+
+
+class ProductShape(NamedTuple):
+    """What the choice of an algorithm depends on."""
+
+    rows: int
+    columns: int  # of the result
+    inner: int
+    dtype: str
+    bias: bool
+    residual: bool
+    gelu: bool
+    aligned: tuple[int, int, int, int]  # bytes: weight, x, residual, result
+
+    @property
+    def key(self) -> str:
+        """What is measured once, wherever the arrays lie."""
+        return " ".join(map(str, self[:-1]))
+
+
+def shape_of_product(product: Product, addresses: tuple[int, int, int, int]) -> ProductShape:
+    """Of a product whose weight, x, residual and result lie at these addresses."""
+    (rows, inner), columns = product.x.shape, product.out.shape[1]
+    a, b, c, d = (min(ALIGNED, address & -address) if address else ALIGNED for address in addresses)
+    given = product.bias is not None, product.residual is not None, product.gelu
+    return ProductShape(rows, columns, inner, product.out.dtype, *given, (a, b, c, d))
+
+
+class Prepared:
+    """A product's descriptions and algorithm; destroyed with its last user."""
+
+    def __init__(self, products: Products, shape: ProductShape) -> None:
+        lt, kinds = products.lt, products.kinds
+        kind = getattr(kinds, KINDS[shape.dtype])
+        self.operation = lt.matmul_desc_create(products.compute, kinds.CUDA_R_32F)
+        rows, columns, inner = shape.rows, shape.columns, shape.inner
+        self.weight = lt.matrix_layout_create(kind, inner, columns, inner)
+        self.x = lt.matrix_layout_create(kind, inner, rows, inner)
+        self.made = lt.matrix_layout_create(kind, columns, rows, columns)
+        weakref.finalize(self, _destroy, lt, self.operation, (self.weight, self.x, self.made))
+        attributes = lt.MatmulDescAttribute
+        products.set(lt.matmul_desc_set_attribute, self.operation, attributes.TRANSA, 1, np.int32)
+        name = {(False, False): "DEFAULT", (True, False): "BIAS", (False, True): "GELU", (True, True): "GELU_BIAS"}
+        epilogue = lt.Epilogue[name[shape.bias, shape.gelu]]
+        products.set(lt.matmul_desc_set_attribute, self.operation, attributes.EPILOGUE, epilogue, np.int32)
+        self.found = self._candidates(products, shape)
+        self.algorithm = self.found[:1]
+        known = products.known.get(shape.key)
+        for n in range(len(self.found)):
+            if self.found[n]["algo"].tobytes().hex() == known:
+                self.algorithm = self.found[n : n + 1]
+
+    def _candidates(self, products: Products, shape: ProductShape) -> np.ndarray:
+        lt = products.lt
+        preference = lt.matmul_preference_create()
+        try:
+            names = lt.MatmulPreferenceAttribute
+            products.set(lt.matmul_preference_set_attribute, preference, names.MAX_WORKSPACE_BYTES, WORKSPACE, np.uint64)
+            for letter, least in zip("ABCD", shape.aligned, strict=True):
+                name = names[f"MIN_ALIGNMENT_{letter}_BYTES"]
+                products.set(lt.matmul_preference_set_attribute, preference, name, least, np.uint32)
+            found, count = np.zeros(CANDIDATES, lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
+            lt.matmul_algo_get_heuristic(
+                products.handle, self.operation, self.weight, self.x, self.made, self.made, preference, CANDIDATES,
+                found.ctypes.data, count.ctypes.data,
+            )  # fmt: skip
+        except Exception as error:
+            raise BackendError(f"cuda: cuBLASLt has no product for {shape}: {first_line(error)}") from None
+        finally:
+            lt.matmul_preference_destroy(preference)
+        if not count[0]:
+            raise BackendError(f"cuda: cuBLASLt has no product for {shape}")
+        return found[: count[0]]
+
+
+def _destroy(lt: Any, operation: int, layouts: tuple[int, ...]) -> None:
+    for layout in layouts:
+        lt.matrix_layout_destroy(layout)
+    lt.matmul_desc_destroy(operation)
+
+
+class Products:
+    """cuBLASLt on one stream, with one workspace: products run one after the other."""
+
+    def __init__(self, memory: Cuda) -> None:
+        self.lt: Any = needs("nvmath.bindings.cublasLt", "cuda")
+        self.kinds = needs("nvmath", "cuda").CudaDataType
+        self.compute = needs("nvmath.bindings.cublas", "cuda").ComputeType.COMPUTE_32F  # no TF32: float32 means float32
+        try:
+            self.handle = self.lt.create()
+        except Exception as error:
+            raise BackendError(f"cuda: cuBLASLt does not start: {first_line(error)}: pip install 'l2c-export[cuda]'") from None
+        weakref.finalize(self, self.lt.destroy, self.handle)
+        self._memory, self._stream = memory, memory.stream
+        self._workspace = memory.allocate(WORKSPACE)
+        self._prepared: dict[ProductShape, Prepared] = {}
+        self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        card = "-".join(re.findall(r"\w+", memory.name))
+        self._path = cache_folder("timing") / f"cuda-{self.version}-{card}.json"
+        self.known: dict[str, str] = _read(kept(self._path))  # the fastest algorithm by a product's key, as hexadecimal bytes
+
+    def tune(self, shape: ProductShape) -> float:
+        """Find the fastest algorithm for a product; how many times as fast it is as the library's first choice."""
+        prepared = self.prepared(shape)
+        if len(prepared.found) == 1:
+            return 1.0
+        seconds = tuning.seconds(self, self._memory, shape, prepared)
+        best = int(np.argmin(seconds))
+        best = best if seconds[best] < CLEARLY * seconds[0] else 0
+        prepared.algorithm = prepared.found[best : best + 1]
+        self.known[shape.key] = prepared.found[best]["algo"].tobytes().hex()
+        return seconds[0] / seconds[best]
+
+    def keep(self) -> None:
+        """Write down what is known, for the next to load an artefact here."""
+        keep(self._path, json.dumps(self.known).encode())
+
+    @property
+    def version(self) -> str:
+        number = int(self.lt.get_version())
+        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+    @staticmethod
+    def set(function: Callable[..., None], of: int, name: int, value: int, dtype: Any) -> None:
+        """An attribute of one of the library's objects."""
+        buffer = np.array([value], dtype)
+        function(of, name, buffer.ctypes.data, buffer.nbytes)
+
+    def bind(self, product: Product, pointer: Pointer) -> Callable[[], None]:
+        """A function that enqueues a product of these pointers."""
+        weight, x, made = pointer(product.weight), pointer(product.x), pointer(product.out)
+        residual = pointer(product.residual) if product.residual else made
+        shape = shape_of_product(product, (weight, x, residual, made))
+        bias = pointer(product.bias) if product.bias else 0
+        return self.run(self.prepared(shape), x, weight, bias, residual if product.residual else 0, made)
+
+    def run(self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, made: int) -> Callable[[], None]:
+        """The same over addresses; 0 stands for what there is not."""
+        lt, name, given = self.lt, self.lt.MatmulDescAttribute.BIAS_POINTER, np.array([bias], np.uint64)
+        one, beta = self._one.ctypes.data, (self._one if residual else self._zero).ctypes.data
+        algorithm = prepared.algorithm["algo"].copy()
+
+        def run() -> None:
+            if bias:
+                lt.matmul_desc_set_attribute(prepared.operation, name, given.ctypes.data, given.nbytes)
+            lt.matmul(
+                self.handle, prepared.operation, one, weight, prepared.weight, x, prepared.x, beta, residual or made,
+                prepared.made, made, prepared.made, algorithm.ctypes.data, self._workspace.pointer, WORKSPACE, self._stream,
+            )  # fmt: skip
+
+        return run
+
+    def prepared(self, shape: ProductShape) -> Prepared:
+        if shape not in self._prepared:
+            self._prepared[shape] = Prepared(self, shape)
+        return self._prepared[shape]
+
+
+def _read(data: bytes) -> dict[str, str]:
+    """What was kept; nothing of a file that is something else."""
+    try:
+        found = json.loads(data or b"{}")
+    except ValueError:
+        return {}
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}

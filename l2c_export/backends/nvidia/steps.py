@@ -1,0 +1,70 @@
+"""What a segment becomes: products for cuBLASLt, attention for cuDNN, and kernels, over buffers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .kernels import Kernel
+from .views import ArrayView
+
+
+@dataclass(frozen=True)
+class Product:
+    """x (M, K) weight (N, K)' [+ bias (N,)] [+ residual (M, N)], or GELU of it, in out (M, N)."""
+
+    x: ArrayView
+    weight: ArrayView
+    bias: ArrayView | None
+    residual: ArrayView | None
+    gelu: bool
+    out: ArrayView
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        return tuple(view.buffer for view in (self.x, self.weight, self.bias, self.residual, self.out) if view)
+
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({self.out.buffer})
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention of q (R, T, D) over k and v (R, S, D), with a kernel of our own where cuDNN has none."""
+
+    q: ArrayView
+    k: ArrayView
+    v: ArrayView
+    mask: ArrayView | None
+    out: ArrayView
+    heads: int
+    own: Kernel | None
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        return tuple(view.buffer for view in (self.q, self.k, self.v, self.mask, self.out) if view)
+
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({self.out.buffer})
+
+
+Step = Kernel | Product | Attention
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The steps of a segment for inputs of certain shapes, where its temporary values are in `scratch` bytes, and tables."""
+
+    steps: tuple[Step, ...]
+    places: Mapping[str, int]
+    scratch: int
+    tables: Mapping[str, np.ndarray]
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        own = [step.own for step in self.steps if isinstance(step, Attention) and step.own]
+        return [*(step for step in self.steps if isinstance(step, Kernel)), *own]

@@ -1,0 +1,53 @@
+"""How long the candidates of a product take, with weights that come from memory, as in a loop over many layers."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+from ...ir.dtypes import BYTES
+from ..contract import ALIGNED, Run
+from ..cuda.device import Cuda
+
+if TYPE_CHECKING:
+    from .products import Prepared, Products, ProductShape
+
+PAST_CACHES = 2**27  # bytes of weights, one after the other
+MOST, ROUNDS = 16, 5  # weights; and how often they are gone through
+
+
+def seconds(products: Products, memory: Cuda, shape: ProductShape, prepared: Prepared) -> list[float]:
+    """Of each candidate: the median of some rounds through several weights."""
+    size = BYTES[shape.dtype]
+    bytes_of = [_aligned(n * size) for n in (shape.columns * shape.inner, shape.rows * shape.inner, shape.rows * shape.columns)]
+    copies = max(1, min(MOST, PAST_CACHES // bytes_of[0]))
+    block = memory.allocate(copies * bytes_of[0] + bytes_of[1] + 2 * bytes_of[2] + _aligned(shape.columns * size))
+    x = block.pointer + copies * bytes_of[0]
+    made = x + bytes_of[1]
+    residual, bias = made + bytes_of[2], made + 2 * bytes_of[2]
+    found = []
+    for n in range(len(prepared.found)):
+        prepared.algorithm = prepared.found[n : n + 1]
+        given = bias if shape.bias else 0, residual if shape.residual else 0, made
+        runs = [products.run(prepared, x, block.pointer + copy * bytes_of[0], *given) for copy in range(copies)]
+
+        def work(runs: list[Run] = runs) -> None:
+            for run in runs:
+                run()
+
+        work()
+        memory.finish()
+        replay = memory.capture(work)
+        times = []
+        for _ in range(ROUNDS):
+            clock = memory.clock()
+            clock.mark()
+            replay()
+            clock.mark()
+            times.append(clock.seconds()[0])
+        found.append(statistics.median(times))
+    return found
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED

@@ -1,0 +1,153 @@
+"""Segments as plans of libraries and kernels: what they make on the host is what PyTorch makes of their primitives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernels_on_host import COMPILER, Host, together
+from segments import F16, F32, FAMILIES, LARGER, LOOSE, Segment, alone, bodies, of_body, off_by
+
+from l2c_export.artefact import store
+from l2c_export.backends.nvidia import compiling, kernels
+from l2c_export.backends.nvidia.compiling import compiled
+from l2c_export.backends.nvidia.facts import COVERED, MOST_READS
+from l2c_export.backends.nvidia.graphs import inlined
+from l2c_export.backends.nvidia.plan import MOST_TOGETHER, plan
+from l2c_export.ir.graph import Primitive, Value
+from l2c_export.ir.signatures import TABLE
+from l2c_export.models.primitives import execute
+from l2c_export.runtime.loaded import segment_file
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHARED = [  # what threads make together: tiles that are not full, a mask, weights for several calls, a value without a gate
+    ("bank", [F32(14, 3), *[F16("R", 5, 6)] * 2, F16(3, "R", 1, 6), F32(14), F32("R", 6, 14, 5)], {"gated": (0, 1)}),
+    ("linear_attention", [F32(2, 7, 16)] * 3, {"heads": 2}),
+    ("sdpa", [F32(1, 17, 8), F32(1, 33, 8), F32(1, 33, 8), F32(1, 1, 17, 33)], {"heads": 2}),
+]
+TOLERANCE = {"float32": 1e-5, "float16": 3e-2, "bfloat16": 6e-2}
+
+
+@pytest.fixture
+def one_thread_a_row(monkeypatch):
+    monkeypatch.setattr(kernels, "WARP", 1)
+    monkeypatch.setattr(kernels, "MOST_WARPS", 1)
+
+
+def same(segments, folder, tolerance, own_attention=False):
+    """That plans make what PyTorch makes."""
+    plans = [plan(each.primitives, each.concrete, each.outputs) for each in segments]
+    host = Host(plans, folder)
+    for segment, each in zip(segments, plans, strict=True):
+        given = segment.some()
+        wanted = execute(segment.primitives, given)
+        made = {name: torch.full_like(wanted[name], 77).contiguous() for name in segment.outputs}
+        host.run(each, {**given, **made}, own_attention)
+        for name in segment.outputs:
+            assert off_by(made[name], wanted[name]) < tolerance, (segment.primitives, name)
+
+
+def test_every_primitive_is_covered():
+    assert TABLE.keys() == COVERED
+
+
+def test_no_name_reaches_a_kernel():
+    """Kernels are made of known primitives and checked numbers, whatever a manifest calls its values."""
+    for name, dtype in zip(FAMILIES, TOLERANCE, strict=True):
+        for segment in (of_body(body) for body in bodies(name, dtype).values()):
+            plain, hostile = (sources(renamed(segment, form)) for form in ("{}", '"); /* {} */ #include "x\\n'))
+            assert plain == hostile
+
+
+def sources(segment):
+    return [kernel.source for kernel in plan(segment.primitives, segment.concrete, segment.outputs).kernels]
+
+
+def renamed(segment, form):
+    def named(names):
+        return tuple(form.format(name) for name in names)
+
+    primitives = [Primitive(p.op, p.attributes, named(p.inputs), named(p.outputs)) for p in segment.primitives]
+    return Segment(primitives, dict(zip(named(segment.inputs), segment.inputs.values(), strict=True)), named(segment.outputs))
+
+
+def test_a_long_sum_is_made_in_parts():
+    terms = [f"v{n}" for n in range(40)]
+    chain = ["v0", *(f"s{n}" for n in range(1, 40))]
+    adds = [Primitive("add", (), (chain[n - 1], terms[n]), (chain[n],)) for n in range(1, 40)]
+    kernels = plan(adds, {name: Value((2, 8)) for name in terms}, (chain[-1],)).kernels
+    assert len(kernels) > 2
+    assert max(len(kernel.buffers) for kernel in kernels) <= MOST_TOGETHER * (MOST_READS + 2)
+
+
+def test_a_residual_is_made_by_the_product_or_with_the_norm_that_reads_it():
+    """Of a gated sublayer, then one without a gate: h + g v with the next norm, h + v by the product of v."""
+    made = [
+        Primitive("linear", (("parts", 1),), ("h", "w", "b"), ("v",)), Primitive("mul", (), ("g", "v"), ("gv",)),
+        Primitive("add", (), ("h", "gv"), ("h1",)), Primitive("layer_norm", (("eps", 1e-6),), ("h1",), ("n",)),
+        Primitive("modulate", (), ("n", "s", "g"), ("m",)), Primitive("linear", (("parts", 1),), ("m", "w", "b"), ("u",)),
+        Primitive("add", (), ("h1", "u"), ("h2",)),
+    ]  # fmt: skip
+    h, g = Value((2, 4, 8), "float16"), Value((2, 1, 8), "float16")
+    given = {"h": h, "g": g, "s": g, "w": Value((8, 8), "float16"), "b": Value((8,), "float16")}
+    steps = plan(made, given, ("h2",)).steps
+    assert [type(step).__name__ for step in steps] == ["Product", "Kernel", "Product"]
+    assert steps[1].writes == {"h1.temporary", "m.temporary"}
+    assert steps[2].residual.buffer == "h1.temporary"
+    apart = plan(made, given, ("u", "h2")).steps  # u is wanted, too
+    assert [type(step).__name__ for step in apart] == ["Product", "Kernel", "Product", "Kernel"]
+    assert apart[2].writes == {"u"}
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+@pytest.mark.usefixtures("one_thread_a_row")
+class TestOnHost:
+    def test_single_primitives(self, tmp_path):
+        segments = [alone(*each) for each in LOOSE if each[0] not in {hard for hard, *_ in SHARED}]
+        wide = [s for s in segments if all(v.dtype in ("float32", "int32") for v in s.concrete.values())]
+        same(wide, tmp_path, TOLERANCE["float32"])
+        same([s for s in segments if s not in wide], tmp_path, TOLERANCE["bfloat16"])
+
+    @pytest.mark.parametrize("each", SHARED, ids=lambda each: each[0])
+    def test_kernels_with_shared_memory(self, each, tmp_path):
+        same([alone(*each)], tmp_path, TOLERANCE["float32"], own_attention=True)
+
+    @pytest.mark.parametrize(("name", "dtype"), [*zip(FAMILIES, TOLERANCE, strict=True)])
+    def test_families(self, name, dtype, tmp_path):
+        same([of_body(body) for body in bodies(name, dtype).values()], tmp_path, TOLERANCE[dtype])
+
+    def test_whole_graphs(self, tiny, tmp_path):
+        folder, _ = tiny
+        manifest = store.read(folder)
+        compiled = manifest.program()
+        files = {name: segment_file(folder, manifest, each) for name, each in compiled.segments.items()}
+        segments = []
+        for graph in (compiled.graphs[name] for name in (*compiled.step_graphs, compiled.prologue)):
+            primitives = [p for node in graph.nodes for p in inlined(node, files[node.op])]
+            types = {i: weight(manifest, compiled, i) if compiled.is_weight(i) else compiled.value(i) for i in graph.inputs}
+            segments.append(Segment(primitives, types, graph.outputs))
+        same(segments, tmp_path, 1e-3)  # of random weights, layer after layer
+
+
+def weight(manifest, compiled, name):
+    return Value(compiled.weight_shape(name), manifest.denoiser.tensors[compiled.origin(name).of].dtype)
+
+
+def test_what_was_compiled_is_found_for_its_gpu_alone(empty_cache, monkeypatch):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    compiled_for = []
+    monkeypatch.setattr(compiling, "_compile", lambda core, text, gpu: compiled_for.append(gpu) or gpu.encode())
+    assert [compiled("kernel", gpu) for gpu in ("sm80", "sm90", "sm80")] == [b"sm80", b"sm90", b"sm80"]
+    assert compiled_for == ["sm80", "sm90"]
+
+
+@pytest.mark.parametrize("architecture", ["sm80", "sm89", "sm90", "sm100"])
+def test_kernels_are_compiled_without_a_gpu(architecture, empty_cache):
+    pytest.importorskip("cuda.core")
+    segments = [alone(*each) for each in (LOOSE if architecture in ("sm89", "sm90") else [*LOOSE, *LARGER])]
+    segments += [of_body(body) for body in bodies("dit", "bfloat16").values()]
+    plans = [plan(each.primitives, each.concrete, each.outputs) for each in segments]
+    sources = list(dict.fromkeys(kernel.source for each in plans for kernel in each.kernels))
+    code = compiled(together(sources), architecture)
+    assert all(f"kernel{n}\0".encode() in code for n in range(len(sources)))
+    (entry,) = empty_cache.rglob("*/*")
+    assert entry.read_bytes().endswith(code)

@@ -1,0 +1,73 @@
+"""Segments on a GPU against PyTorch on the CPU: products, attention, sums over rows, kernels that are written by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segments import FAMILIES, LARGER, LOOSE, Segment, alone, bodies, of_body, off_by
+
+from l2c_export.backends.contract import Request, SegmentFile
+from l2c_export.ir.dtypes import BFLOAT16
+from l2c_export.models.primitives import execute
+
+pytestmark = pytest.mark.gpu
+TOLERANCE = {"float32": 2e-5, "float16": 3e-2, "bfloat16": 6e-2}
+
+
+@pytest.fixture(scope="module")
+def backend():
+    for package in ("nvmath", "cudnn", "cuda.core"):
+        pytest.importorskip(package)
+    from l2c_export.backends.nvidia.backend import open_backend
+
+    return open_backend("cuda", Request("cuda"))
+
+
+def put(backend, tensor):
+    dense = tensor.contiguous()
+    wide = dense.dtype == torch.bfloat16
+    values = dense.view(torch.int16).numpy().view(BFLOAT16) if wide else dense.numpy()
+    array = backend.memory.empty(values.shape, str(values.dtype))
+    backend.memory.put(array, values)
+    backend.memory.finish()
+    return array
+
+
+def got(backend, array):
+    values = backend.memory.get(array)
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def error(backend, segment: Segment) -> float:
+    given = segment.some()
+    wanted = execute(segment.primitives, given)
+    file = SegmentFile(Path("segment.onnx"), tuple(given), segment.outputs, primitives=tuple(segment.primitives))
+    inputs = {name: put(backend, tensor) for name, tensor in given.items()}
+    outputs = {name: put(backend, torch.full_like(wanted[name], 77)) for name in segment.outputs}
+    run = backend.load(file).bind(inputs, outputs)
+    worst = 0.0
+    for each in (run, backend.memory.capture(run)):  # once by itself, once in a CUDA graph
+        each()
+        backend.memory.finish()
+        worst = max(worst, *(off_by(got(backend, outputs[name]), wanted[name]) for name in segment.outputs))
+    return worst
+
+
+def tolerance(segment):
+    return max(TOLERANCE.get(value.dtype, TOLERANCE["float32"]) for value in segment.inputs.values())
+
+
+@pytest.mark.parametrize("each", [*LOOSE, *LARGER], ids=lambda each: f"{each[0]}-{[(*v.shape, v.dtype) for v in each[1]]}"[:90])
+def test_single_primitives(backend, each):
+    segment = alone(*each)
+    assert error(backend, segment) < tolerance(segment)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families(backend, name, dtype):
+    for kind, body in bodies(name, dtype).items():
+        assert error(backend, of_body(body)) < TOLERANCE[dtype], kind
