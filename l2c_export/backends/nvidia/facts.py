@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from ...ir.graph import Primitive
@@ -56,7 +56,7 @@ class Facts:
         for p in reversed(self.primitives):
             if p.op in LIBRARIES or p.op in BY_HAND:
                 needed.update(name for name in p.inputs if name in self.made)
-            elif p.op not in MOVES and len(self._through(p.outputs[0])) > 1:
+            elif p.op not in MOVES and len(self._through(p.outputs[0], needed)) > 1:
                 needed.update(p.outputs)
             if p.op in ALIASES and p.outputs[0] in needed and p.inputs[0] in self.made:
                 needed.add(p.inputs[0])
@@ -72,12 +72,12 @@ class Facts:
             if p.outputs[0] in self.needed:
                 reads[p.outputs[0]] = 1
 
-    def _through(self, name: str) -> list[Primitive]:
-        """Who reads a value, moved or not."""
+    def _through(self, name: str, needed: Collection[str]) -> list[Primitive]:
+        """Who reads a value, moved or not; what is moved to memory reads it once."""
         found: dict[int, Primitive] = {}
         for reader in self.readers.get(name, []):
-            moved = reader.op in MOVES and reader.outputs[0] not in self.outputs
-            found.update({id(p): p for p in (self._through(reader.outputs[0]) if moved else [reader])})
+            moved = reader.op in MOVES and reader.outputs[0] not in needed
+            found.update({id(p): p for p in (self._through(reader.outputs[0], needed) if moved else [reader])})
         return list(found.values())
 
     def _is_packed(self, p: Primitive) -> bool:

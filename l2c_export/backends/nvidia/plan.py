@@ -102,6 +102,8 @@ class Planner:
         if is_alias or (name in self.facts.fused and any(other in self.facts.fused for other in together)):
             return False
         leaves = set(self._leaves(name, together))
+        if any(leaf in self.facts.fused and leaf in together for leaf in leaves):
+            return False  # what a norm makes comes last
         shared = {leaf for other in together for leaf in self._leaves(other, [])} | set(together)
         return None not in leaves and any(leaf in shared and self._is_large(leaf, name) for leaf in leaves if leaf)
 

@@ -13,6 +13,9 @@ from l2c_export.backends.nvidia.compiling import compiled
 from l2c_export.backends.nvidia.facts import COVERED, MOST_READS
 from l2c_export.backends.nvidia.graphs import inlined
 from l2c_export.backends.nvidia.plan import MOST_TOGETHER, plan
+from l2c_export.compiler.compile import lower
+from l2c_export.compiler.request import Options
+from l2c_export.compiler.source import resolve
 from l2c_export.ir.graph import Primitive, Value
 from l2c_export.ir.signatures import TABLE
 from l2c_export.models.primitives import execute
@@ -98,6 +101,17 @@ def test_a_residual_is_made_by_the_product_or_with_the_norm_that_reads_it():
     assert apart[2].writes == {"u"}
 
 
+def test_what_a_norm_makes_for_several_products_is_written_in_their_type_alone():
+    made = [
+        Primitive("layer_norm", (("eps", 1e-6),), ("h",), ("n",)), Primitive("modulate", (), ("n", "s", "s"), ("m",)),
+        Primitive("linear", (("parts", 1),), ("m", "w"), ("u",)), Primitive("linear", (("parts", 1),), ("m", "w2"), ("v",)),
+    ]  # fmt: skip
+    given = {"h": Value((2, 4, 8)), "s": Value((2, 1, 8)), "w": Value((8, 8), "bfloat16"), "w2": Value((4, 8), "bfloat16")}
+    first, *products = plan(made, given, ("u", "v")).steps
+    assert first.writes == {products[0].x.buffer} == {products[1].x.buffer}
+    assert products[0].x.dtype == "bfloat16"
+
+
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 @pytest.mark.usefixtures("one_thread_a_row")
 class TestOnHost:
@@ -114,6 +128,14 @@ class TestOnHost:
     @pytest.mark.parametrize(("name", "dtype"), [*zip(FAMILIES, TOLERANCE, strict=True)])
     def test_families(self, name, dtype, tmp_path):
         same([of_body(body) for body in bodies(name, dtype).values()], tmp_path, TOLERANCE[dtype])
+
+    def test_a_captured_transformer_in_half_precision(self, tmp_path):
+        """Streams and tables in float32, products in bfloat16: FLUX.1, with norms of queries and keys and rotary positions."""
+        prompted = pytest.importorskip("prompted", reason="there is no diffusers")
+        options = Options(schedule="every:1", steps=2, model=str(prompted.flux(tmp_path / "model")), out=tmp_path / "out",
+                          precision="bf16", tokens=prompted.TOKENS, size=prompted.PIXELS)  # fmt: skip
+        segments = [of_body(body) for body in lower(options, resolve(options)).whole.bodies.values()]
+        same(segments, tmp_path, TOLERANCE["bfloat16"])
 
     def test_whole_graphs(self, tiny, tmp_path):
         folder, _ = tiny
