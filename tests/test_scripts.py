@@ -26,6 +26,7 @@ INSIDE = {
     "quality.py": {"models", "support", "support.figure"},  # and its palette, and the machine as benchmarks name it
     "forecasts.py": {"samplers.scheduler_config", "schedules.rules", "support.figure"},
     # time PyTorch with an artefact's weights beside its engines
+    "gpu_prompted.py": {"backends.descriptors", "schedules.schedule"},
     "gpu_check.py": {*EAGER, "backends.descriptors", "pytorch.stored"},
     # `bench` compares only what did the same work; this one compares precisions, too
     "bench_cpu.py": {"backends.descriptors", "benchmarks", "benchmarks.contenders", "benchmarks.measured", "benchmarks.process",

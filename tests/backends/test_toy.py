@@ -69,7 +69,7 @@ def test_a_toy_is_compiled_for_run_and_verified(link, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("words", "says"), [
     ("doctor", f"toy yes {onnx.__version__} .* toy: numpy {np.__version__} "), ("run --help", "One of auto, .*, toy[.]"),
     ("bench --help", "openvino, toy,"), ("run engines --backend toys", "toys: use one of auto, .*, toy "),
-    ("build engines --backend toy", "toy: use one of tensorrt, tensorrt-rtx "),
+    ("build engines --backend toy", "toy: use one of tensorrt, tensorrt-rtx, cuda "),
 ])  # fmt: skip
 def test_the_command_line_knows_it(words, says):
     command = [sys.executable, "-m", "tests.backends.test_toy", *words.split()]

@@ -441,7 +441,7 @@ def test_where_nobody_knows_how_calls_were_merged_there_is_no_twin(merged, tmp_p
 def test_the_names_of_contenders():
     assert chosen("uncached, pytorch,uncached") == ["uncached", "pytorch"]
     assert set(chosen(None)) == {"pytorch", "pytorch-cached", "torch-compile", "torch-compile-cached", "onnxruntime",
-                                 "openvino", "uncached"}  # fmt: skip
+                                 "openvino", "cuda", "uncached"}  # fmt: skip
 
 
 def test_neighbours_that_slow_some_rounds_change_no_ratio(result):

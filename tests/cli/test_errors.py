@@ -89,6 +89,7 @@ BAD = [
     (f"{E} --weights shaped.safetensors", 1,
      f"shaped.safetensors {MISFIT}blocks.0.mlp.fc1.bias has shape [7], the model needs [128]", OF_THIS),
     (f"{E} --weights nan.safetensors", 1, "1 value of pos_embed is NaN or infinite", "export the checkpoint again"),
+    ("link unlinked", 2, "--weights is missing", "give weights to bind, or --lora"),
     ("link unlinked --weights missing.safetensors", 1, "blocks.2.attn.qkv.bias is missing and 1 more", OF_THIS),
     ("link unlinked --weights nan.safetensors", 1, "1 value of pos_embed is NaN", "export the checkpoint again"),
     ("link unlinked --weights random:-1", 2, "--weights random:-1", "use random or random:SEED"),
@@ -176,8 +177,7 @@ def test_the_line_says_what_to_do(refusal, line, advice):
 
 @pytest.mark.parametrize("line", [f"{E} --threshold high", f"{E} --batch many", f"{E} --out text.pt", "run engines",
                                   "verify engines --atol -1", "inspect engines --plot engines",
-                                  "run text.pt --class-label 1", "link unlinked",
-                                  "frobnicate", "doctor --why"])  # fmt: skip
+                                  "run text.pt --class-label 1", "frobnicate", "doctor --why"])  # fmt: skip
 def test_wrong_usage_is_one_line_and_shows_the_way_to_the_help(refusal, line):
     code, lines = refusal(line)
     assert code == 2

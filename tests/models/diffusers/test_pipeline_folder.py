@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def eager(folder: pipeline_folder.Folder, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     family = families.build("dit", folder.arch)
-    weights = {name: torch.from_numpy(value.copy()) for name, value in folder.checkpoint.tensors(family.tensors())}
+    weights = {name: torch.from_numpy(value.copy()) for name, value in folder.checkpoint().tensors(family.tensors())}
     with torch.no_grad():
         return family.call(
             Eager(family, weights, frozenset(), {}, {}), x, torch.arange(2, dtype=torch.int32), t, {"class_labels": y}
@@ -45,7 +45,7 @@ def test_embedders_may_be_the_same_in_every_block_or_not(world, tmp_path, shared
         save_file(model.state_dict(), weights)
     folder = pipeline_folder.read(tmp_path / "p")
     assert folder.arch["block_embeddings"] is not shared
-    assert ("t_embedder.mlp.0.weight" in folder.checkpoint.shapes) is shared
+    assert ("t_embedder.mlp.0.weight" in folder.checkpoint().shapes) is shared
     x, t, y = torch.from_numpy(noise()), torch.tensor([333.0, 999.0]), torch.tensor([7, 1000], dtype=torch.int32)
     with torch.no_grad():
         want = model(x, timestep=t.long(), class_labels=y.long()).sample
@@ -53,7 +53,7 @@ def test_embedders_may_be_the_same_in_every_block_or_not(world, tmp_path, shared
 
 
 def test_weights_in_several_files_or_pickled_are_the_same(world, tmp_path):
-    want = pipeline_folder.read(world.folder).checkpoint
+    want = pipeline_folder.read(world.folder).checkpoint()
     for name in ("sharded", "pickled"):
         shutil.copytree(world.folder, tmp_path / name)
     world.pipe.transformer.save_pretrained(tmp_path / "sharded/transformer", max_shard_size="200KB")
@@ -63,7 +63,7 @@ def test_weights_in_several_files_or_pickled_are_the_same(world, tmp_path):
     (tmp_path / "sharded/transformer/diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
     assert len(list((tmp_path / "sharded/transformer").glob("*.safetensors"))) > 1
     for name in ("sharded", "pickled"):
-        got = pipeline_folder.read(tmp_path / name).checkpoint
+        got = pipeline_folder.read(tmp_path / name).checkpoint()
         assert got.shapes == want.shapes
         assert all(np.array_equal(got.read(n), want.read(n)) for n in want.shapes)
 
@@ -157,7 +157,7 @@ def test_a_transformers_folder_is_a_model_and_its_weights(saved, tmp_path):
         assert msgspec.structs.asdict(got.family.arch) == msgspec.structs.asdict(want.family.arch), options
         assert got.schedule.scheduler == want.schedule.scheduler
         assert got.guidance == "all"
-        assert all(np.array_equal(got.checkpoint.read(n), want.checkpoint.read(n)) for n in want.checkpoint.shapes)
+        assert all(np.array_equal(got.checkpoint().read(n), want.checkpoint().read(n)) for n in want.checkpoint().shapes)
 
 
 def test_the_scheduler_of_a_transformer_alone_is_said_to_be_assumed(tmp_path):

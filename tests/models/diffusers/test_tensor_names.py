@@ -77,12 +77,12 @@ def test_folders_give_the_bits_that_concatenation_gives(tmp_path, form, depth, h
     assert folder.arch["block_embeddings"] is not shared
     want = converted({n: t.float().numpy() for n, t in model.state_dict().items()}, shape, not shared)
     family = families.build("dit", folder.arch)
-    assert folder.checkpoint.shapes == family.tensors() == {name: value.shape for name, value in want.items()}
-    for name, value in folder.checkpoint.tensors(family.tensors()):
+    assert folder.checkpoint().shapes == family.tensors() == {name: value.shape for name, value in want.items()}
+    for name, value in folder.checkpoint().tensors(family.tensors()):
         assert np.array_equal(value.view(np.uint32), want[name].view(np.uint32)), name
     for dtype in ("float32", "bfloat16", "float16"):
-        places = layout.Layout(records(family.tensors(), Types(dtype), folder.checkpoint.recipes))
-        for file, tensors in (("made", folder.checkpoint.tensors(family.tensors())), ("want", sorted(want.items()))):
+        places = layout.Layout(records(family.tensors(), Types(dtype), folder.checkpoint().recipes))
+        for file, tensors in (("made", folder.checkpoint().tensors(family.tensors())), ("want", sorted(want.items()))):
             layout.write(tmp_path / file, places, tensors)
         assert (tmp_path / "made").read_bytes() == (tmp_path / "want").read_bytes()
 
