@@ -174,13 +174,13 @@ class FirstProduct(AsCompiled):
     def sublayer(self, op: str, *inputs: Any, at: str, name: str = "") -> Any:
         if (name or f"{at}.{op}") != self.family.sublayers[0]:
             return super().sublayer(op, *inputs, at=at, name=name)
-        with FirstProduct() as product:
+        with FirstRead() as product:
             value = super().sublayer(op, *inputs, at=at, name=name)
         self.read = product.read
         return value
 
 
-class FirstProduct(TorchFunctionMode):
+class FirstRead(TorchFunctionMode):
     """Keeps what the first call of `linear` reads."""
 
     read: Tensor | None = None
