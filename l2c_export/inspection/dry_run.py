@@ -16,6 +16,7 @@ from ..support.files import Report
 from ..support.log import logged
 from ..weights.layout import Layout
 from .calibrate import segment_times
+from .forms import forms
 from .predict import Prediction, predict
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def dry_run(
 ) -> Predictions:
     """What `compile` with the same arguments would make, and its uncached twin: bytes, operations and seconds, predicted.
 
-    Nothing is written but the cache of exported segments.  `device` is "cpu", "h100", "rtx4090" or "orin"; `calibrate` exports
+    Nothing is written.  `device` is "cpu", "h100", "rtx4090" or "orin"; `calibrate` exports
     the segments to a temporary folder and times them on this machine instead.  Raises what `compile` does.
     """
     needs_compiler()
@@ -58,6 +59,8 @@ def predict_both(options: Options, device: str, calibrated: bool, report: Report
     found = []
     for each, how in ((source, options), (twin, dataclasses.replace(options, max_graphs=None))):
         lowered = lower(how, each)
+        for line in forms(lowered.manifest.program()):
+            report(line)
         times = _calibrate(how, each, lowered) if calibrated else None
         found.append(predict(lowered.manifest.program(), device, options.batch, times))
     return Predictions(*found)
