@@ -157,7 +157,7 @@ def test_a_transformers_folder_is_a_model_and_its_weights(saved, tmp_path):
         assert msgspec.structs.asdict(got.family.arch) == msgspec.structs.asdict(want.family.arch), options
         assert got.schedule.scheduler == want.schedule.scheduler
         assert got.guidance == "all"
-        assert all(np.array_equal(got.checkpoint().read(n), want.checkpoint().read(n)) for n in want.checkpoint().shapes)
+        assert all(np.array_equal(got.checkpoint.read(n), want.checkpoint.read(n)) for n in want.checkpoint.shapes)
 
 
 def test_the_scheduler_of_a_transformer_alone_is_said_to_be_assumed(tmp_path):
