@@ -16,7 +16,7 @@ from ..compiler.record import record
 from ..compiler.request import Options, options_of
 from ..compiler.source import Source
 from ..compiler.source import resolve as source_of
-from ..errors import RunError
+from ..errors import RunError, UsageError
 from ..models.family import Family
 from ..pytorch.eager import Denoiser, Spans, follow
 from ..schedules.resolve import forecasts
@@ -97,6 +97,8 @@ def subject_of(options: TrainingOptions, sampler: str | None) -> Subject:
     named = {"model": options.model, "weights": options.weights, "guidance": options.guidance}
     compiled = options_of("every:1", options.steps, sampler=sampler, **named)
     source = source_of(compiled)
+    if source.checkpoint is None and source.seed is None:
+        raise UsageError(f"weights={options.weights!r}: without weights there are no latents to look at: give a checkpoint")
     check_subjects(options, source.family)
     samples = None if options.data == SELF else data.read(Path(options.data), source.family)
     workers, family = Workers(options.device), source.family

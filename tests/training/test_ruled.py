@@ -146,3 +146,15 @@ def test_only_a_search_needs_what_the_compiler_does():
 def test_options_that_say_nothing_are_left_out():
     with pytest.raises(UsageError, match="full_last=0: a search has no use"):
         only(RuledOptions.__mro__[1], "a search", {"full_last": 0})
+
+
+@pytest.mark.parametrize("command", [
+    "train --data self --rule reuse --every 2 --out {}/made", "train --data self --search --out {}/made",
+    "schedule calibrate --method fbcache --threshold 1 --out {}/made",
+])  # fmt: skip
+def test_nothing_is_learned_of_weights_that_nobody_gave(here, tmp_path, command):
+    model = here.line.split()[1]
+    done = invoke(f"{command.format(tmp_path)} --model {model} --weights none --steps 8 --batch 2")
+    assert done.exit_code != 0
+    assert done.stderr.splitlines()[-1].startswith("error: --weights none: without weights there are no latents to look at")
+    assert not (tmp_path / "made").exists()
