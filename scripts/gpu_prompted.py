@@ -13,10 +13,12 @@ every command prints one line of JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -184,17 +186,12 @@ def cached(model: object, schedule: object) -> None:
         modules[name].forward = run
 
 
-class timed:  # noqa: N801  (reads as a word)
+@contextlib.contextmanager
+def timed(said: dict[str, object], name: str) -> Iterator[None]:
     """Seconds of a block, noted under a name."""
-
-    def __init__(self, said: dict[str, object], name: str) -> None:
-        self.said, self.name = said, name
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.said[self.name] = round(time.perf_counter() - self.started, 1)
+    started = time.perf_counter()
+    yield
+    said[name] = round(time.perf_counter() - started, 1)
 
 
 def spread(run: object) -> dict[str, float]:
