@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+HALVES = ("float16", "bfloat16")
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 # The type of weights and activations at each precision; the latents and the sampler are float32 in all of them.
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import primitives
-from .primitives import cast, linear, sdpa
+from .primitives import HALVES, cast, linear, sdpa
 
 
 def to(x: Any, dtype: torch.dtype) -> Any:
@@ -20,7 +20,7 @@ def to(x: Any, dtype: torch.dtype) -> Any:
 
 def wide(x: Any) -> Any:
     """float32 for what half precision is too coarse for: the islands of a half precision graph."""
-    return to(x, torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+    return to(x, torch.float32) if x.dtype in HALVES else x
 
 
 def stream(x: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..ir.graph import Primitive
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {}
+HALVES = (torch.float16, torch.bfloat16)
+Ready = Callable[[str, Sequence[Any]], Sequence[Any]]  # of a primitive's name and inputs
 
 
 def primitive(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,18 +39,24 @@ def primitive(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def execute(primitives: Iterable[Primitive], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All values of a graph, given its inputs."""
+def as_they_are(op: str, given: Sequence[Any]) -> Sequence[Any]:
+    return given
+
+
+def execute(primitives: Iterable[Primitive], values: Mapping[str, Any], ready: Ready = as_they_are) -> dict[str, Any]:
+    """All values of a graph, given its inputs: tensors, or what a tape records; `ready` makes of a primitive's inputs what it
+    takes."""
     known = dict(values)
     for each in primitives:
-        made = PRIMITIVES[each.op](*(known[i] for i in each.inputs), **dict(each.attributes))
+        given = ready(each.op, [known[i] for i in each.inputs])
+        made = PRIMITIVES[each.op](*given, **dict(each.attributes))
         known.update(zip(each.outputs, made if isinstance(made, tuple) else (made,), strict=True))
     return known
 
 
 def _wide(x: Tensor) -> Tensor:
     """float32 for what half precision is too coarse for."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in HALVES else x
 
 
 @primitive

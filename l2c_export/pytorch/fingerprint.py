@@ -19,6 +19,7 @@ from ..artefact.fingerprint import Fingerprint
 from ..artefact.guidance import guided_request
 from ..artefact.manifest import Manifest
 from ..artefact.records import FINGERPRINT, FingerprintRecord, Origin, SegmentRecord
+from ..ir.dtypes import HALVES
 from ..ir.graph import Node, Primitive
 from ..ir.inputs import usual
 from ..models import bank  # noqa: F401  (its primitives)
@@ -27,8 +28,6 @@ from ..samplers.noise import standard_normal
 from .eager import Denoiser, Parameters
 from .family import family_of
 from .stored import stored
-
-HALVES = ("float16", "bfloat16")
 
 
 class Widened(Parameters):

@@ -10,12 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ...ir.dtypes import BFLOAT16
-from ...ir.graph import Value
+from ...ir.dtypes import BFLOAT16, HALVES
 from .models import TYPES
 
 Shape = tuple[int | str, ...]
-HALVES = ("float16", "bfloat16")
 
 
 class Operand(NamedTuple):
@@ -104,7 +102,3 @@ def sized(shape: Shape) -> list[int]:
 def count(shape: Shape) -> int:
     """How many numbers there are, the batch axis aside."""
     return math.prod(n for n in shape if isinstance(n, int))
-
-
-def operand(name: str, value: Value) -> Operand:
-    return Operand(name, value.dtype, value.shape)

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 
 from ..layers import to, wide
-from ..primitives import PRIMITIVES
+from ..primitives import HALVES, execute
 from .pieces import PieceBody
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def computed(body: PieceBody, inputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -25,22 +23,17 @@ def computed(body: PieceBody, inputs: Sequence[Any]) -> tuple[Any, ...]:
     if body.last:
         inputs = [wide(value) for value in inputs]
     half = next((value.dtype for value in inputs if value.dtype in HALVES), None)
-    known = {f"i{n}": value for n, value in enumerate(inputs)}
-    for each in body.primitives:
-        given = [known[name] for name in each.inputs]
-        ready = RULES.get(each.op, as_they_are)(given, half)
-        made = PRIMITIVES[each.op](*ready, **dict(each.attributes))
-        known.update(zip(each.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+
+    def ready(op: str, given: Sequence[Any]) -> Sequence[Any]:
+        return RULES[op](given, half) if op in RULES else given
+
+    known = execute(body.primitives, {f"i{n}": value for n, value in enumerate(inputs)}, ready)
     return tuple(widened(known[name], name in body.summed) for name in body.outputs)
 
 
 def widened(made: Any, summed: bool) -> Any:
     """An output: what sums read, and what is the same for all tokens, as a shift, is float32."""
     return wide(made) if summed or len(made.shape) < 3 or made.shape[1] == 1 else made
-
-
-def as_they_are(given: Sequence[Any], half: torch.dtype | None) -> Sequence[Any]:
-    return given
 
 
 def as_their_kernel(given: Sequence[Any], half: torch.dtype | None) -> Sequence[Any]:
