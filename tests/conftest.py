@@ -93,7 +93,7 @@ def prompted_by(tmp_path_factory, own_cache):
         import texts
 
         root, full = tmp_path_factory.mktemp(family), (("every:1", 3),)
-        return texts.exported(family, root / "model", root / "out", with_vae=family == "pixart", further=full)
+        return texts.exported(family, root / "model", root / "out", with_vae=family.startswith("pixart"), further=full)
 
     return made
 

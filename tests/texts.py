@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ CORPUS = [
 # empty, emoji, long, from right to left, and what tokenizers have been wrong about
 ODD = [
     "", " ", "a cat", "A  Photo\tof\na CAT!!", "🐱👩‍👩‍👧 emoji", " ".join(f"cat{n}" for n in range(500)), "שלום עולם",
-    "مرحبا بالعالم", "naïve café ﬁne ①", "don't it's we'll", "日本語の文", "<|endoftext|> </s> <pad>", "x" * 300, "a\u0000b",
+    "مرحبا بالعالم", "naïve café ﬁne ①", "don't it's we'll", "日本語の文", "<|endoftext|> </s> <pad> [SEP] [unk]", "x" * 300, "a\u0000b",
     "１２ 3.14",
 ]  # fmt: skip
 
@@ -68,6 +69,28 @@ def t5_tokenizer(folder: Path) -> int:
     loaded = transformers.T5Tokenizer(vocab=[(piece, score) for piece, score in pieces], extra_ids=0, model_max_length=512)
     loaded.save_pretrained(folder)
     return len(loaded)
+
+
+def bert_tokenizer(folder: Path, longest: int = TOKENS) -> int:
+    """A WordPiece model as BERT has it, which writes small, from vocab.txt."""
+    words = sorted({word for text in CORPUS for word in text.replace(",", " ,").split()})
+    letters = sorted({*"abcdefghijklmnopqrstuvwxyz0123456789.,!'-<|>/_", *"שלוםעמרحبالاعي日本語文"})
+    pieces = ["[PAD]", *(f"[unused{n}]" for n in range(3)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    pieces += [*words, *(f"##{letter}" for letter in letters), "##ing", "##s"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in dict.fromkeys(pieces)))
+    options = {"do_lower_case": True, "model_max_length": longest, "tokenizer_class": "BertTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    return len(dict.fromkeys(pieces))
+
+
+def bert(folder: Path, width: int, seed: int = 4, **others: Any) -> None:
+    size = bert_tokenizer(folder / "tokenizer")
+    config = transformers.BertConfig(**{
+        "vocab_size": size + 5, "hidden_size": width, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 2 * width, "max_position_embeddings": 40, **others,
+    })  # fmt: skip
+    _saved(transformers.BertModel, config, folder, "text_encoder", "BertTokenizer", seed)
 
 
 def clip(folder: Path, name: str, seed: int, projected: bool, width: int = 12, act: str = "quick_gelu", end: int | None = None,
@@ -122,7 +145,23 @@ def flux(folder: Path) -> None:
     t5(folder, "text_encoder_2", 16)
 
 
-TEXTS = {"pixart": pixart, "pixart-alpha": pixart, "sd3": sd3, "sd35": sd3, "flux": flux, "schnell": flux}
+def minilm(folder: Path) -> None:
+    """PixArt with a BERT in T5's place, and a tiny decoder."""
+    bert(folder, 24)
+    torch.manual_seed(5)
+    parts = [(8, 8, 8, 8), (1, 1, 1, 1)]
+    vae = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=parts[0], decoder_block_out_channels=parts[0], num_encoder_blocks=parts[1],
+        num_decoder_blocks=parts[1], scaling_factor=1.25,
+    )  # fmt: skip
+    shutil.rmtree(folder / "vae")
+    vae.save_pretrained(folder / "vae")
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vae": ["diffusers", "AutoencoderTiny"]}))
+
+
+MINILM = "pixart-minilm"
+TEXTS = {MINILM: minilm, "pixart": pixart, "pixart-alpha": pixart, "sd3": sd3, "sd35": sd3, "flux": flux, "schnell": flux}
 
 
 Further = tuple[tuple[str, int], ...]
@@ -138,7 +177,7 @@ class Exported(NamedTuple):
 
 def folder_of(family: str, folder: Path) -> Path:
     """A pipeline with text encoders."""
-    PIPELINES[family].folder(folder)
+    PIPELINES["pixart" if family == MINILM else family].folder(folder)
     TEXTS[family](folder)
     return folder
 

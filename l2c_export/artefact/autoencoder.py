@@ -1,4 +1,4 @@
-"""An AutoencoderKL of diffusers, as far as its configuration says: what its decoder takes and makes; without torch."""
+"""An AutoencoderKL or AutoencoderTiny of diffusers, as far as its configuration says: what its decoder takes and makes; without torch."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from ..errors import ModelError
-from ..models.diffusers.model_index import AUTOENCODER, PIPELINE, config
+from ..models.diffusers.model_index import PIPELINE, TINY_AUTOENCODER, autoencoder_kind, config
 from ..weights import finder
 from .integrity import sha256
 from .records import DecoderRecord
 
 FILE = "vae/decoder.onnx"
 
+TINY_SIDE = 512  # of the tiles of an AutoencoderTiny, in pixels, which has no size of its own
+
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 
 
 class Config(msgspec.Struct, frozen=True):
-    """What of the autoencoder's `config.json` is needed here, with the defaults of diffusers."""
+    """What of an AutoencoderKL's `config.json` is needed here, with the defaults of diffusers."""
 
     latent_channels: Size = 4
     out_channels: Size = 3
@@ -49,13 +51,40 @@ class Config(msgspec.Struct, frozen=True):
         return {name: value for name, value in options.items() if value is not None}
 
 
+class TinyConfig(msgspec.Struct, frozen=True):
+    """The same of an AutoencoderTiny's."""
+
+    latent_channels: Size = 4
+    out_channels: Size = 3
+    decoder_block_out_channels: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] = (64, 64, 64, 64)
+    upsampling_scaling_factor: Literal[2] = 2
+    scaling_factor: float = 1.0
+    shift_factor: float | None = 0.0
+
+    @property
+    def alike(self) -> Config:
+        """What an AutoencoderKL with such latents says."""
+        return Config(
+            latent_channels=self.latent_channels,
+            out_channels=self.out_channels,
+            block_out_channels=self.decoder_block_out_channels,
+            sample_size=TINY_SIDE,
+            scaling_factor=self.scaling_factor,
+            shift_factor=self.shift_factor,
+        )
+
+
 def read(folder: Path) -> Config:
     """Raises ModelError for a folder that describes none."""
-    path = folder / "config.json"
+    path, kind = folder / "config.json", autoencoder_kind(folder)
     try:
-        return msgspec.convert(config(path), Config)
+        return (
+            msgspec.convert(config(path), TinyConfig).alike
+            if kind == TINY_AUTOENCODER
+            else msgspec.convert(config(path), Config)
+        )
     except msgspec.ValidationError as error:
-        raise ModelError(f"{path} does not describe an {AUTOENCODER}: {error}") from None
+        raise ModelError(f"{path} does not describe an {kind}: {error}") from None
 
 
 def describe(folder: Path, channels: int, of_pipeline: bool) -> DecoderRecord:

@@ -10,15 +10,19 @@ import msgspec
 
 from ..errors import UsageError
 from ..models import families
+from ..models.diffusers.model_index import PipelineIndex, config
 from ..samplers.scheduler_config import FLOW, Scheduler
+from .recipes import BERT
 from .request import Options
+from .tokenizer import UNLIMITED
 
 if TYPE_CHECKING:
     from ..models.diffusers.pipeline_folder import Folder
     from ..models.family import Family
     from ..weights.checkpoint import Checkpoint
 
-ALPHA_TOKENS, SCHNELL_TOKENS = 120, 256  # of PixArt-alpha, where PixArt-Sigma has 300; of FLUX.1 schnell, where dev has 512
+ALPHA_TOKENS, PIXART_TOKENS = 120, 300  # of PixArt-alpha's pipeline, and PixArt-Sigma's
+SCHNELL_TOKENS = 256  # where FLUX.1 dev has 512
 
 
 def sized(options: Options, folder: Folder | None) -> Folder | None:
@@ -55,10 +59,21 @@ def assumed(folder: Folder) -> tuple[str, ...]:
 
 def tokens(folder: Folder) -> int:
     """Those that a folder's pipeline gives a prompt, where they are not its family's; else 0."""
-    if folder.index and folder.index.pipeline == "PixArtAlphaPipeline":
+    is_alpha = folder.index is not None and folder.index.pipeline == "PixArtAlphaPipeline"
+    if families.of(folder.family) is families.PIXART and folder.index and folder.index.kind("text_encoder") == BERT:
+        return min(ALPHA_TOKENS if is_alpha else PIXART_TOKENS, longest(folder.index))
+    if is_alpha:
         return ALPHA_TOKENS
     is_flux = families.of(folder.family) is families.FLUX
     return SCHNELL_TOKENS if is_flux and not json.loads(folder.arch["config"]).get("guidance_embeds") else 0
+
+
+def longest(index: PipelineIndex) -> int:
+    """The longest text of a pipeline's first tokenizer, as its configuration says; pipelines made for T5 have a length of
+    their own instead."""
+    path = index.path.parent / "tokenizer" / "tokenizer_config.json"
+    said = config(path).get("model_max_length") if path.is_file() else None
+    return int(said) if isinstance(said, (int, float)) and 1 <= said < UNLIMITED else UNLIMITED
 
 
 def weights(family: Family, checkpoint: Checkpoint) -> Checkpoint:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ..artefact.text import TextBlock, TextOutput, TextSource
 from ..errors import UsageError
 
-CLIP, CLIP_PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
+CLIP, CLIP_PROJECTED, T5, BERT = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "BertModel"
 
 
 class TextPart(NamedTuple):
@@ -28,24 +28,25 @@ class TextRecipe(NamedTuple):
     lowercase: bool = False
 
 
-# of the tokens of a prompt, those that CLIP is given, and the encoders that are there
-Made = Callable[[int, int, Collection[str]], TextRecipe]
+# of the tokens of a prompt, those that CLIP is given, and the class of every part that is there
+Made = Callable[[int, int, Mapping[str, str]], TextRecipe]
 
 
 def block(tokens: int, *sources: tuple[str, TextOutput]) -> tuple[TextBlock, ...]:
     return (TextBlock(tokens=tokens, sources=tuple(TextSource(encoder=e, output=o) for e, o in sources)),)
 
 
-def pixart(tokens: int, short: int, present: Collection[str]) -> TextRecipe:
-    """T5, which is told what is padding; texts are written small."""
+def pixart(tokens: int, short: int, present: Mapping[str, str]) -> TextRecipe:
+    """T5, or a BERT in its place, which is told what is padding; texts are written small."""
+    kind = BERT if present.get("text_encoder") == BERT else T5
     blocks = {
         "prompt_embeds": block(tokens, ("text_encoder", "last")),
         "prompt_attention_mask": block(tokens, ("text_encoder", "mask")),
     }
-    return TextRecipe({"text_encoder": TextPart(T5, tokens, ("last",), masked=True)}, blocks, lowercase=True)
+    return TextRecipe({"text_encoder": TextPart(kind, tokens, ("last",), masked=True)}, blocks, lowercase=True)
 
 
-def sd3(tokens: int, short: int, present: Collection[str]) -> TextRecipe:
+def sd3(tokens: int, short: int, present: Mapping[str, str]) -> TextRecipe:
     """Two CLIPs side by side, and T5 behind them; where that is left out its tokens are 0."""
     if tokens <= short:
         raise UsageError(f"tokens={tokens}: this pipeline gives {short} of them to CLIP, and the others to T5: use more")
@@ -62,7 +63,7 @@ def sd3(tokens: int, short: int, present: Collection[str]) -> TextRecipe:
     )
 
 
-def flux(tokens: int, short: int, present: Collection[str]) -> TextRecipe:
+def flux(tokens: int, short: int, present: Mapping[str, str]) -> TextRecipe:
     """T5, and what CLIP makes of the whole."""
     return TextRecipe(
         {"text_encoder": TextPart(CLIP, short, ("pooled",)), "text_encoder_2": TextPart(T5, tokens, ("last",))},

@@ -65,7 +65,7 @@ def planned(options: Options, source: Source) -> PipelineTexts | None:
         raise UsageError("with_text=True: only a pipeline folder of PixArt, SD3 or FLUX.1 has any: give it as model=..")
     index = folder.index
     tokens = next(given.shape[0] for given in family.inputs if given.name == "prompt_embeds")
-    made = recipes(tokens, _tokenizer(index, text.NAMES[0]).longest, index.parts.keys())
+    made = recipes(tokens, _tokenizer(index, text.NAMES[0]).longest, {name: kind for name, (_, kind) in index.parts.items()})
     dtype = DTYPES[options.text_precision]
     encoders = {name: _encoder(index, name, part, dtype) for name, part in made.parts.items()}
     record = TextRecord(

@@ -14,7 +14,7 @@ from ..errors import ModelError
 from ..support.extras import needs
 from ..support.words import first_line
 
-KINDS = ("CLIPTokenizer", "T5Tokenizer")  # each also with Fast behind it
+KINDS = ("CLIPTokenizer", "T5Tokenizer", "BertTokenizer")  # each also with Fast behind it
 UNLIMITED = 2**20  # what says that there is no longest text
 
 
@@ -31,7 +31,7 @@ def read(folder: Path, kind: str) -> Tokenizer:
     """The tokenizer in a folder, of a class of transformers.  Raises ModelError for one that has no fast form."""
     base = kind.removesuffix("Fast")
     if base not in KINDS:
-        raise ModelError(f"{folder} is a {kind}: only {' and '.join(KINDS)} are supported: compile without with_text=True")
+        raise ModelError(f"{folder} is a {kind}: only {', '.join(KINDS)} are supported: compile without with_text=True")
     transformers = needs("transformers", "diffusers")
     try:
         with _quiet():

@@ -55,7 +55,7 @@ INDEX, CLIP, T5 = "model_index.json", "text_encoder/config.json", "text_encoder_
     (lambda f: edited(f / INDEX, text_encoder_2=["transformers", "UMT5EncoderModel"]), "is a UMT5EncoderModel, where the"),
     (lambda f: edited(f / INDEX, text_encoder_2=["own_code", "T5EncoderModel"]), "is T5EncoderModel of own_code"),
     (lambda f: edited(f / INDEX, text_encoder_2=[None, None]), "names no text_encoder_2, which its pipeline needs"),
-    (lambda f: edited(f / INDEX, tokenizer=["transformers", "BertTokenizer"]), "is a BertTokenizer: only CLIPTokenizer and"),
+    (lambda f: edited(f / INDEX, tokenizer=["transformers", "LlamaTokenizer"]), "is a LlamaTokenizer: only CLIPTokenizer, T5"),
     (lambda f: edited(f / INDEX, tokenizer=[None, None]), "names no tokenizer, which its pipeline needs"),
     (lambda f: shutil.rmtree(f / "tokenizer_2"), "tokenizer_2: has no fast form (tokenizer.json) that can be made"),
     (lambda f: (f / "tokenizer_2" / "tokenizer.json").write_text("{}"), "tokenizer_2: has no fast form (tokenizer.json)"),
@@ -177,7 +177,7 @@ def test_half_of_the_bytes_of_t5(prompted_by, tmp_path):
 
 
 def test_a_model_is_plain_and_has_no_weights_inside(prompted_by):
-    for family in ("pixart", "sd3", "flux"):
+    for family in ("pixart", texts.MINILM, "sd3", "flux"):
         out = prompted_by(family).out
         for name, encoder in store.read(out).text.encoders.items():
             model = onnx.load(out / component.onnx_file(name))
@@ -191,6 +191,7 @@ def test_a_model_is_plain_and_has_no_weights_inside(prompted_by):
 
 
 def test_the_classes_are_those_of_recipes():
-    parts = [part for recipe in RECIPES.values() for part in recipe(100, 77, ("text_encoder_3",)).parts.values()]
+    given = ({"text_encoder_3": "T5EncoderModel"}, {"text_encoder": "BertModel"})
+    parts = [part for recipe in RECIPES.values() for parts in given for part in recipe(100, 77, parts).parts.values()]
     assert {part.kind for part in parts} == set(classes.CLASSES)
     assert all(part.outputs == tuple(sorted(part.outputs)) for part in parts)

@@ -27,7 +27,7 @@ from l2c_export.runtime.tokens import TextTokenizer
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLOSE = 1e-5
 _sha256 = integrity.sha256
-FAMILIES = ("pixart", "sd3", "flux")
+FAMILIES = ("pixart", texts.MINILM, "sd3", "flux")
 
 
 @pytest.fixture(scope="module")

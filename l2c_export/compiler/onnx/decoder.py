@@ -1,4 +1,4 @@
-"""The decoder of an AutoencoderKL of diffusers -> ONNX: latents in, pixels out, at any height and width."""
+"""The decoder of an AutoencoderKL or AutoencoderTiny of diffusers -> ONNX: latents in, pixels out, at any height and width."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...artefact.records import DecoderRecord
 from ...errors import ModelError
-from ...models.diffusers.model_index import AUTOENCODER
+from ...models.diffusers.model_index import autoencoder_kind
 from ...support.extras import needs
 from ...support.words import first_line
 from ...weights import finder
@@ -38,7 +38,7 @@ class Decoding(torch.nn.Module):
         z = z if self.deviation is None else z * self.deviation
         z = z / self.scaling_factor
         z = z if self.shift is None else z + self.shift
-        if self.autoencoder.post_quant_conv is not None:
+        if getattr(self.autoencoder, "post_quant_conv", None) is not None:  # which a tiny one has not
             z = self.autoencoder.post_quant_conv(z)
         pixels: Tensor = self.autoencoder.decoder(z)
         return pixels
@@ -78,12 +78,13 @@ class GroupNorm(torch.nn.Module):
 def load(folder: Path) -> Any:
     """The autoencoder in `folder`, in float32, whichever way its weights are stored.  Raises ModelError."""
     diffusers = needs("diffusers", "diffusers")
-    file = finder.find(folder)
+    file, kind = finder.find(folder), autoencoder_kind(folder)
     options = {"variant": file.variant or None, "use_safetensors": file.suffix == "safetensors"}
     try:
-        autoencoder = diffusers.AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False, **options)
+        known = getattr(diffusers, kind)
+        autoencoder = known.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False, **options)
     except Exception as error:  # a damaged configuration ends in errors of all kinds
-        raise ModelError(f"{folder} cannot be read as an {AUTOENCODER}: {_reason(error)}") from None
+        raise ModelError(f"{folder} cannot be read as an {kind}: {_reason(error)}") from None
     return autoencoder.float().eval()
 
 

@@ -23,7 +23,8 @@ CONFIG = "config.json"  # of a part
 PIPELINE = "DiTPipeline"
 TRANSFORMER = "DiTTransformer2DModel"
 TRANSFORMERS = (TRANSFORMER, "Transformer2DModel")  # the second is its name in older folders
-AUTOENCODER = "AutoencoderKL"
+AUTOENCODER, TINY_AUTOENCODER = "AutoencoderKL", "AutoencoderTiny"
+AUTOENCODERS = (AUTOENCODER, TINY_AUTOENCODER)
 KNOWN = (
     f"l2c-export knows DiT and U-ViT; give a {PIPELINE} or its {TRANSFORMER}, a checkpoint of the references, or PixArt, "
     "Stable Diffusion 3, FLUX.1, AuraFlow, Sana or Qwen-Image"
@@ -43,6 +44,11 @@ def config(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path} is damaged: it holds no configuration: download or save it again")
     return content
+
+
+def autoencoder_kind(folder: Path) -> str:
+    """The class of an autoencoder's folder, of those that are known.  Raises ModelError for a damaged configuration."""
+    return TINY_AUTOENCODER if config(folder / CONFIG).get("_class_name") == TINY_AUTOENCODER else AUTOENCODER
 
 
 @dataclass(frozen=True)

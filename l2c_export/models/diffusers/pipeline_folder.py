@@ -193,9 +193,12 @@ def _folder(
 
 def autoencoder(index: PipelineIndex) -> Path:
     """The folder of a pipeline's autoencoder.  Raises ModelError if it has none that is supported."""
-    if (kind := index.part("vae")) != model_index.AUTOENCODER:
-        raise ModelError(f"{index.path.parent / 'vae'}: {kind} is not supported: only {model_index.AUTOENCODER} is")
-    return index.path.parent / "vae"
+    kind, folder = index.part("vae"), index.path.parent / "vae"
+    if kind not in model_index.AUTOENCODERS:
+        raise ModelError(f"{folder}: {kind} is not supported: only {' and '.join(model_index.AUTOENCODERS)} are")
+    if kind != (said := model_index.autoencoder_kind(folder)):
+        raise ModelError(f"{folder} is a {said} by its {CONFIG}, and a {kind} by the {INDEX} above it: save it again")
+    return folder
 
 
 def chosen_autoencoder(path: Path) -> Path:
@@ -205,8 +208,8 @@ def chosen_autoencoder(path: Path) -> Path:
     if path.name == "vae" and (path.parent / INDEX).is_file():
         return autoencoder(model_index.read(path.parent / INDEX))
     kind = config(path / CONFIG).get("_class_name", model_index.AUTOENCODER)
-    if kind != model_index.AUTOENCODER:
-        raise ModelError(f"vae={str(path)!r}: {kind} is not supported: only {model_index.AUTOENCODER} is")
+    if kind not in model_index.AUTOENCODERS:
+        raise ModelError(f"vae={str(path)!r}: {kind} is not supported: only {' and '.join(model_index.AUTOENCODERS)} are")
     return path
 
 

@@ -13,11 +13,13 @@ from ...errors import ModelError, WeightsError
 from ...weights import finder
 from ...weights.checkpoint import Checkpoint, open_checkpoint
 from ..diffusers.model_index import CONFIG
+from .bert import Bert, BertConfig
 from .clip import Clip, ClipConfig
 from .encoder import TextEncoder, read
 from .t5 import T5, T5Config
 
-PREFIX = "text_model."  # of CLIP's tensors, in older checkpoints and beside a projection
+PREFIXES = ("text_model.", "bert.")  # of tensors, in older checkpoints, and beside a projection or another head
+OLD = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}  # ends of names in the first BERTs
 ALSO = {"encoder.embed_tokens.weight": "shared.weight"}  # T5's embedding has two names, of which files have one or both
 POSITIONS = "position_ids"  # ends the name of 0, 1, 2, .., which older checkpoints hold
 
@@ -30,6 +32,7 @@ class TextClass(NamedTuple):
 
 
 CLASSES: Mapping[str, TextClass] = {
+    "BertModel": TextClass(BertConfig, Bert),
     "CLIPTextModel": TextClass(ClipConfig, Clip),
     "CLIPTextModelWithProjection": TextClass(ClipConfig, lambda config, tokens: Clip(config, tokens, projected=True)),
     "T5EncoderModel": TextClass(T5Config, T5),
@@ -65,5 +68,6 @@ def checkpoint(folder: Path, encoder: TextEncoder) -> Checkpoint:
 
 
 def _ours(name: str) -> str:
-    short = name.removeprefix(PREFIX)
-    return ALSO.get(short, short)
+    short = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+    ending = next((end for end in OLD if short.endswith(end)), None)
+    return ALSO.get(short, short) if ending is None else short.removesuffix(ending) + OLD[ending]

@@ -14,7 +14,7 @@ from ...weights.recipe import Read
 from ..family import Operation, Runner
 from ..layers import wide
 from ..primitives import add, affine, gather, gelu, layer_norm, linear, sdpa, silu
-from .encoder import HIDDEN, Epsilon, Size
+from .encoder import HIDDEN, Epsilon, Size, layers_of
 
 SIGMOID = 1.702  # quick_gelu is x sigmoid(1.702 x)
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -56,9 +56,9 @@ class Clip:
         attention = ("layer_norm1", *(f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")))
         self.segments: Mapping[str, Operation] = {
             "embed": Operation(embed, ("token_embedding.weight", "position_embedding.weight")),
-            "attention": Operation(self.attention, _of(attention)),
-            "mlp": Operation(self.mlp, _of(("layer_norm2", "mlp.fc1", "mlp.fc2"))),
-            "norm": Operation(self.norm, _of(("final_layer_norm",))),
+            "attention": Operation(self.attention, layers_of(attention)),
+            "mlp": Operation(self.mlp, layers_of(("layer_norm2", "mlp.fc1", "mlp.fc2"))),
+            "norm": Operation(self.norm, layers_of(("final_layer_norm",))),
             "project": Operation(project, ("weight",)),
         }
 
@@ -125,11 +125,6 @@ class Clip:
 
     def norm(self, h: Tensor, weight: Tensor, bias: Tensor) -> Any:
         return layer_norm(h, wide(weight), wide(bias), eps=self.config.layer_norm_eps)
-
-
-def _of(layers: tuple[str, ...]) -> tuple[str, ...]:
-    """Their weights and biases."""
-    return tuple(f"{layer}.{part}" for layer in layers for part in ("weight", "bias"))
 
 
 def embed(ids: Tensor, table: Tensor, positions: Tensor) -> Any:

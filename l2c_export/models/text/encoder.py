@@ -24,6 +24,11 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 Epsilon = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
+def layers_of(modules: tuple[str, ...]) -> tuple[str, ...]:
+    """Their weights and biases."""
+    return tuple(f"{module}.{part}" for module in modules for part in ("weight", "bias"))
+
+
 class TextEncoder(Protocol):
     """Token ids become states of `outputs`: "last" and "penultimate" (R, T, D) after and before the last layer, "pooled"
     (R, T, P) what would be pooled at each token."""
