@@ -24,8 +24,8 @@ CORPUS = [
 # empty, emoji, long, from right to left, and what tokenizers have been wrong about
 ODD = [
     "", " ", "a cat", "A  Photo\tof\na CAT!!", "🐱👩‍👩‍👧 emoji", " ".join(f"cat{n}" for n in range(500)), "שלום עולם",
-    "مرحبا بالعالم", "naïve café ﬁne ①", "don't it's we'll", "日本語の文", "<|endoftext|> </s> <pad> [SEP] [unk]", "x" * 300, "a\u0000b",
-    "１２ 3.14",
+    "مرحبا بالعالم", "naïve café ﬁne ①", "don't it's we'll", "日本語の文", "<|endoftext|> </s> <pad> [SEP] [unk]", "x" * 300,
+    "a\u0000b",    "１２ 3.14",
 ]  # fmt: skip
 
 

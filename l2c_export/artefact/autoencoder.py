@@ -1,4 +1,4 @@
-"""An AutoencoderKL or AutoencoderTiny of diffusers, as far as its configuration says: what its decoder takes and makes; without torch."""
+"""An autoencoder of diffusers, as far as its configuration says: what its decoder takes and makes; without torch."""
 
 from __future__ import annotations
 
@@ -78,11 +78,8 @@ def read(folder: Path) -> Config:
     """Raises ModelError for a folder that describes none."""
     path, kind = folder / "config.json", autoencoder_kind(folder)
     try:
-        return (
-            msgspec.convert(config(path), TinyConfig).alike
-            if kind == TINY_AUTOENCODER
-            else msgspec.convert(config(path), Config)
-        )
+        is_tiny, options = kind == TINY_AUTOENCODER, config(path)
+        return msgspec.convert(options, TinyConfig).alike if is_tiny else msgspec.convert(options, Config)
     except msgspec.ValidationError as error:
         raise ModelError(f"{path} does not describe an {kind}: {error}") from None
 

@@ -14,11 +14,8 @@ from .record import Record
 
 FOLDER = "text"
 NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")  # of encoders, as in diffusers
-TABLES = (
-    "shared.weight",
-    "embeddings.token_embedding.weight",
-    "embeddings.word_embeddings.weight",
-)  # embeddings, of which tokens are rows
+# embeddings, of which tokens are rows
+TABLES = ("shared.weight", "embeddings.token_embedding.weight", "embeddings.word_embeddings.weight")
 IDS, MASK = "ids", "mask"  # inputs of an encoder besides its weights
 
 TextOutput = Literal["last", "penultimate", "pooled", "mask"]

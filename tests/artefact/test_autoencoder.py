@@ -41,6 +41,12 @@ def test_all_defaults_of_an_autoencoder_are_those_of_diffusers():
     assert ours == {name: tuple(v) if isinstance(v := theirs[name], list) else v for name in ours}
 
 
+def test_all_defaults_of_a_tiny_autoencoder_are_those_of_diffusers():
+    theirs = diffusers.AutoencoderTiny().config
+    ours = msgspec.structs.asdict(autoencoder.TinyConfig())
+    assert ours == {name: tuple(v) if isinstance(v := theirs[name], list) else v for name in ours}
+
+
 def test_a_side_may_be_two_and_no_side_is_refused(own_folder):
     edited(own_folder / VAE, sample_size=[24, 32])
     theirs = diffusers.AutoencoderKL.from_pretrained(own_folder / "vae")
@@ -112,7 +118,8 @@ def test_latents_of_which_nobody_says_how_they_are_moved_are_refused(own_folder,
 
 @pytest.mark.parametrize(("index", "config", "says"), [
     (["diffusers", "AutoencoderKL"], {"_class_name": "VQModel"}, None),
-    (["diffusers", "VQModel"], {"_class_name": "AutoencoderKL"}, "vae: VQModel is not supported: only AutoencoderKL is"),
+    (["diffusers", "VQModel"], {"_class_name": "AutoencoderKL"}, "vae: VQModel is not supported: only AutoencoderKL and"),
+    (["diffusers", "AutoencoderTiny"], {}, "vae is an AutoencoderKL by its config.json, and an AutoencoderTiny by the"),
     ([None, None], {}, "names no vae"), (["mine", "MyVAE"], {}, "its vae is MyVAE of mine"),
 ])  # fmt: skip
 def test_the_index_says_the_autoencoders_class(own_folder, index, config, says):
@@ -127,9 +134,9 @@ def test_the_index_says_the_autoencoders_class(own_folder, index, config, says):
                 source(own_folder, **options)
 
 
-@pytest.mark.parametrize("kind", ["AutoencoderDC", "AutoencoderTiny", "VQModel"])
+@pytest.mark.parametrize("kind", ["AutoencoderDC", "VQModel"])
 def test_another_decoder_is_named_before_anything_is_done(own_folder, tmp_path, kind):
     (tmp_path / "v").mkdir()
     written(tmp_path / "v/config.json", {"_class_name": kind, "latent_channels": 4})
-    with pytest.raises(ModelError, match=f"vae=.*: {kind} is not supported: only AutoencoderKL is"):
+    with pytest.raises(ModelError, match=f"vae=.*: {kind} is not supported: only AutoencoderKL and AutoencoderTiny are"):
         source(own_folder, vae=tmp_path / "v")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,18 @@ import texts
 import torch
 import transformers
 from prompted import PIPELINES, error
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import l2c_export
 from l2c_export.artefact import store
 from l2c_export.artefact import text as component
-from l2c_export.compiler import text, tokenizer
+from l2c_export.compiler import captured, text, tokenizer
 from l2c_export.compiler.recipes import RECIPES
 from l2c_export.compiler.request import Options
 from l2c_export.compiler.source import resolve
 from l2c_export.errors import L2CError, ModelError, UsageError, WeightsError
+from l2c_export.models.diffusers import pipeline_folder
 from l2c_export.models.text import classes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,6 +78,64 @@ def test_a_folder_that_cannot_be_used_is_refused(folder, change, problem):
         planned(folder)
     assert problem in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.fixture
+def minilm(prompted_by, tmp_path):
+    """A pipeline of PixArt with a BERT, of one's own."""
+    return shutil.copytree(prompted_by(texts.MINILM).folder, tmp_path / "minilm")
+
+
+@pytest.mark.parametrize(("changes", "problem"), [
+    ({"hidden_act": "relu"}, "BERT with hidden_act='relu': only gelu and gelu_new"),
+    ({"is_decoder": True}, "BERT with is_decoder=true: only an encoder with absolute positions"),
+    ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key': only an encoder"),
+    ({"num_attention_heads": 5}, "BERT: its width 24 is no multiple of 5 heads"),
+    ({"max_position_embeddings": 13}, "BERT has 13 positions, not 14: use tokens=.. for fewer"),
+    ({"vocab_size": 20}, "embeddings.word_embeddings.weight has shape"),
+])  # fmt: skip
+def test_a_bert_that_cannot_be_used_is_refused(minilm, changes, problem):
+    edited(minilm / "text_encoder" / "config.json", **changes)
+    with pytest.raises(L2CError) as refused:
+        planned(minilm)
+    assert problem in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("act", ["gelu_new", "gelu_pytorch_tanh"])
+def test_a_bert_may_approximate_its_gelu(minilm, tmp_path, act):
+    texts.bert(minilm, 24, hidden_act=act)
+    made = texts.exported(texts.MINILM, minilm, tmp_path / "out")
+    wanted = text_oracle.encoded(text_oracle.pipeline(minilm), [PROMPT], [""], made.tokens)["prompt_embeds"]
+    with l2c_export.load(made.out) as pipe:
+        assert error(pipe.inputs(prompt=PROMPT)["prompt_embeds"], wanted) < 1e-5
+
+
+def test_the_first_berts_have_other_names(minilm):
+    new, file = planned(minilm), minilm / "text_encoder" / "model.safetensors"
+    read = new.encoders["text_encoder"].checkpoint.read
+    wanted = {name: np.array(read(name)) for name in new.encoders["text_encoder"].record.tensors}
+    old = {f"bert.{name}": value for name, value in load_file(file).items()}
+    for ours, theirs in ((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta")):
+        old = {name.replace(ours, theirs): value for name, value in old.items()}
+    file.unlink()
+    save_file({**old, "cls.predictions.bias": torch.zeros(3), "bert.embeddings.position_ids": torch.arange(40)[None]}, file)
+    again = planned(minilm).encoders["text_encoder"].checkpoint.read
+    assert all(np.array_equal(value, again(name)) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize(("pipeline", "longest", "tokens"), [
+    ("PixArtSigmaPipeline", 32, 32), ("PixArtSigmaPipeline", 512, 300), ("PixArtAlphaPipeline", 512, 120),
+    ("PixArtAlphaPipeline", int(1e30), 120), ("PixArtSigmaPipeline", None, 300),
+])  # fmt: skip
+def test_a_prompt_of_a_bert_is_as_long_as_its_tokenizer_says(minilm, pipeline, longest, tokens):
+    """At most as long as its pipeline's."""
+    edited(minilm / INDEX, _class_name=pipeline)
+    edited(minilm / "tokenizer" / "tokenizer_config.json", model_max_length=longest)
+    said = Options(schedule="every:1", steps=2, model=str(minilm), size=(64, 64))
+    for options, wanted in ((said, tokens), (replace(said, tokens=9), 9)):
+        folder = captured.sized(options, pipeline_folder.read(minilm))
+        assert folder.arch["tokens"] == wanted
 
 
 def test_encoders_of_another_width_than_the_transformers_are_refused(folder):

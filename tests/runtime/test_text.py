@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import text_oracle
 import texts
+import torch
 from prompted import error
 
 import l2c_export
@@ -95,6 +96,20 @@ def test_images_are_those_of_the_arrays(pixart):
     assert np.array_equal(by_arrays, by_words)
     assert np.abs(steps[-1].x - by_words).max() < 1e-5 * np.abs(by_words).max()
     assert np.abs(by_words[0] - by_words[1]).max() > 1e-3
+
+
+def test_pictures_are_those_of_a_pipeline_with_a_bert(prompted_by):
+    """By diffusers' own loop and its tiny decoder, from the same noise."""
+    made = prompted_by(texts.MINILM)
+    said = {"prompt": ["A Cat", "two dogs in the rain"], "negative_prompt": "blurry", "guidance_scale": 4.0}
+    with l2c_export.load(made.out) as pipe:
+        noise = pipe.noise(2, 3)
+        ours = pipe(**said, latents=noise, steps=3, output_type="np").images
+    asked = {**texts.asked("pixart", **said), "latents": torch.from_numpy(noise), "output_type": "np"}
+    theirs = texts.live(made.folder)(**asked).images
+    assert ours.shape == theirs.shape == (2, 64, 64, 3)
+    assert error(ours, theirs) < CLOSE
+    assert np.abs(theirs[0] - theirs[1]).max() > 1e-3
 
 
 def test_without_t5_its_tokens_are_zeros(tmp_path, sd3):

@@ -197,7 +197,7 @@ def autoencoder(index: PipelineIndex) -> Path:
     if kind not in model_index.AUTOENCODERS:
         raise ModelError(f"{folder}: {kind} is not supported: only {' and '.join(model_index.AUTOENCODERS)} are")
     if kind != (said := model_index.autoencoder_kind(folder)):
-        raise ModelError(f"{folder} is a {said} by its {CONFIG}, and a {kind} by the {INDEX} above it: save it again")
+        raise ModelError(f"{folder} is an {said} by its {CONFIG}, and an {kind} by the {INDEX} above it: save it again")
     return folder
 
 
