@@ -40,7 +40,7 @@ from .tables import print_table
            "[default: the model's own]"),
     lora,
     option("--with-vae", is_flag=True, help="Add the decoder of the pipeline folder: images come out instead of latents."),
-    option("--vae", type=FOLDER, help="The same with another folder of an AutoencoderKL of diffusers."),
+    option("--vae", type=FOLDER, help="The same with another folder of an AutoencoderKL or AutoencoderTiny."),
     option("--with-text", is_flag=True, help="Add the text encoders of the pipeline folder: prompts may then be texts."),
     option("--out", type=FOLDER, default="engines", help="Where the artefact goes."),
 )  # fmt: skip

@@ -81,8 +81,9 @@ def load(folder: Path) -> Any:
     file, kind = finder.find(folder), autoencoder_kind(folder)
     options = {"variant": file.variant or None, "use_safetensors": file.suffix == "safetensors"}
     try:
-        known = getattr(diffusers, kind)
-        autoencoder = known.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False, **options)
+        with quiet("diffusers"):  # which warns of what it has written into a tiny one's configuration itself
+            known = getattr(diffusers, kind)
+            autoencoder = known.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False, **options)
     except Exception as error:  # a damaged configuration ends in errors of all kinds
         raise ModelError(f"{folder} cannot be read as an {kind}: {_reason(error)}") from None
     return autoencoder.float().eval()
@@ -94,7 +95,7 @@ def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> N
     normalise_by_hand(model)
     axes = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     try:
-        with quiet():
+        with quiet("torch.onnx"):
             program = torch.onnx.export(
                 model,
                 (torch.zeros(1, channels, *EXAMPLE),),
@@ -113,9 +114,9 @@ def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> N
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet(library: str) -> Iterator[None]:
     """The exporter warns about torchvision and renamed axes, neither of which concerns a user."""
-    logger = logging.getLogger("torch.onnx")
+    logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
