@@ -14,6 +14,7 @@ from ..ir.dtypes import BYTES
 from ..ir.graph import Value
 from ..ir.inputs import guided
 from ..schedules.values import OUTPUT
+from ..weights import narrow
 from ..weights.layout import CODES, WEIGHTS, Layout
 from . import check_flow, check_names, check_origins, check_precision, check_primitives, check_text
 from .call_record import CallRecord
@@ -39,6 +40,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for name, tensor in manifest.denoiser.tensors.items():
         if tensor.dtype not in CODES or not all(map(_is_size, tensor.shape)):
             yield f"the weight {name!r} has no usable type: {tensor.dtype} of shape {tensor.shape}"
+    yield from _narrow(manifest)
     yield from _files(manifest)
     yield from check_precision.problems(manifest)
     yield from check_text.problems(manifest)
@@ -52,6 +54,16 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield from (f"program {compiled.name}: {wrong}" for wrong in _program(compiled))
     if manifest.fingerprint:
         yield from (f"its fingerprint {wrong}" for wrong in _fingerprint(manifest, manifest.fingerprint))
+
+
+def _narrow(manifest: Manifest) -> Iterator[str]:
+    """What is stored narrower than it is computed."""
+    model = manifest.denoiser
+    yield from narrow.problems(model.tensors)
+    if model.stored and manifest.link == "static":
+        yield f"whole graphs, whose weights are stored as {model.stored}"
+    if model.narrowing and (wrong := model.narrowing.problem(model.tensors)):
+        yield wrong
 
 
 def _whole(manifest: Manifest) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..ir.inputs import RequestInput, asked
+from ..weights import narrow
 from ..weights.layout import CODES, Layout
 from . import text
 from .manifest import Manifest
@@ -56,6 +57,10 @@ def _encoder(encoder: EncoderRecord, weights: FileInfo | None) -> Iterator[str]:
         if tensor.dtype not in CODES or not tensor.shape or not all(0 < n < LARGEST for n in tensor.shape):
             usable = False
             yield f"the weight {name!r} has no usable type: {tensor.dtype} of shape {tensor.shape}"
+    if usable:
+        yield from narrow.problems(encoder.tensors)
+    if encoder.narrowing and (unlike := encoder.narrowing.problem(encoder.tensors)):
+        yield unlike
     if usable and encoder.padding >= encoder.vocabulary:
         yield f"it pads with {encoder.padding} of {encoder.vocabulary} tokens"
     if len({*encoder.inputs, *encoder.outputs}) < len(encoder.inputs) + len(encoder.outputs):

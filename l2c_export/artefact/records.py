@@ -13,6 +13,7 @@ import msgspec
 
 from ..ir.graph import Node, Primitive, Value, unmade
 from ..support.words import counted
+from ..weights.narrow import Narrowing, stored_type
 from ..weights.recipe import TensorRecord
 from .call_record import CallRecord
 from .record import Record
@@ -206,6 +207,7 @@ class DenoiserRecord(Record, frozen=True, kw_only=True):
     fp32: tuple[str, ...]  # sublayers that are kept in float32
     weights: WeightsRecord | None
     tensors: dict[str, TensorRecord]  # what is stored
+    narrowing: Narrowing | msgspec.UnsetType = msgspec.UNSET  # what it has cost to store some of them narrower
     segments: dict[str, SegmentRecord]
     sizes: dict[str, SizeRecord]
 
@@ -214,8 +216,13 @@ class DenoiserRecord(Record, frozen=True, kw_only=True):
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     @property
+    def stored(self) -> str | None:
+        """The type in which matrices are stored, where that is narrower than what they are computed in."""
+        return stored_type(self.tensors)
+
+    @property
     def weight_bytes(self) -> int:
-        """Of all tensors."""
+        """Of all tensors, as they are computed with."""
         return sum(tensor.bytes for tensor in self.tensors.values())
 
 
@@ -230,6 +237,7 @@ class DecoderRecord(Record, frozen=True, kw_only=True):
     latents_mean: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET  # or this, of every channel, after the deviation
     latents_std: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
     tile: int  # side of the pictures that it was trained for, pixels
+    stored: Literal["float16"] | msgspec.UnsetType = msgspec.UNSET  # the type of its weights in the file, if not float32
     made_from: str | msgspec.UnsetType = msgspec.UNSET  # sha256 of the autoencoder
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from ..weights.narrow import Narrowing
 from ..weights.recipe import TensorRecord
 from .record import Record
 
@@ -46,6 +47,7 @@ class EncoderRecord(Record, frozen=True, kw_only=True):
 
     kind: str  # its class in transformers
     tensors: dict[str, TensorRecord]  # what is stored
+    narrowing: Narrowing | msgspec.UnsetType = msgspec.UNSET  # what it has cost to store some of them narrower
     tokens: int  # that it takes, always: shorter texts are padded
     padding: int  # the id of what they are padded with
     masked: bool | msgspec.UnsetType = msgspec.UNSET  # whether it is told which tokens are padding

@@ -18,6 +18,7 @@ from ..errors import ArtefactError
 from ..schedules.schedule import Schedule
 from ..support.extras import needs_compiler
 from ..weights.layout import WEIGHTS, Layout
+from ..weights.narrow import STORES
 from .contenders import OURS, PYTORCH, TWINS, Contender, backends
 
 
@@ -63,6 +64,7 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
         "batch": manifest.batch,
         "precision": manifest.precision,
         "fp32": manifest.denoiser.fp32,
+        "store": tuple(word for word, stored in STORES.items() if stored == manifest.denoiser.stored),
         "backend": manifest.backend,
         "link": manifest.link,
         "hoist": "hoist" in manifest.passes,

@@ -23,6 +23,7 @@ from ..support.log import logged
 from ..support.progress import Progress, Watch, unseen, unwatched
 from .link import bind
 from .request import Loras, PathOrSchedule, loras_of, options_of
+from .storing import Storing
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,6 +100,7 @@ def compile(
     vae: str | os.PathLike[str] | None = None,
     with_text: bool = False,
     text_precision: str = "fp32",
+    store: Storing = (),
     size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     tokens: int | None = None,
     cut: str | None = None,
@@ -128,6 +130,9 @@ def compile(
     - `with_vae` adds the decoder of the pipeline, `vae` that of another folder, so that images come out.
     - `with_text` adds the text encoders of the pipeline, so that a request may say `prompt`; with
       `text_precision` "bf16" most of T5's weights are stored in half the bytes.
+    - `store`: "fp16", "bf16" or "int8" for matrices that are stored so, and widened when the artefact is loaded: what is
+      computed stays as `precision` says.  {"text": "int8", "denoiser": "fp16"}, or ["fp16", "text=int8"], for one component
+      (denoiser, text, decoder).
     - `size`, height and width in pixels, and `tokens` of a prompt: what a captured transformer of diffusers is compiled for; by
       default what its configuration and its family say.  Several sizes become programs of one artefact, too.
     - `cut`: a regular expression for names of modules of such a transformer, whose outputs then can be cached, too.
@@ -146,7 +151,7 @@ def compile(
         full_first=full_first, full_last=full_last, sampler=sampler, guidance=guidance,
         batch=batch, precision=precision, fp32=fp32, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
         max_graphs=max_graphs, with_vae=with_vae, vae=vae, with_text=with_text, text_precision=text_precision,
-        size=size, tokens=tokens, cut=cut, dump=dump,
+        store=store, size=size, tokens=tokens, cut=cut, dump=dump,
     )  # fmt: skip
     if options.backend in built():
         check_built(options.backend)

@@ -22,6 +22,7 @@ from ..support.progress import Progress, unseen
 from ..support.words import counted
 from ..weights.layout import Layout
 from ..weights.lora import open_lora
+from ..weights.narrow import Narrowing
 from . import describe, dump, emit, sizes
 from .describe import Planned
 from .dump import stages
@@ -123,16 +124,22 @@ def compile_artefact(
             emit.write_models(folder, lowered.linked, bodies, second, layout)
             emit.write_schedules(folder, lowered.programs)
         whole = replace(source, checkpoint=sizes.checkpoint_of(sources))
-        bind_weights(folder, whole, added, layout, report, progress)
+        described = with_narrowing(described, bind_weights(folder, whole, added, layout, report, progress))
         write_decoder(folder, source, described, report)
-        write_texts(folder, texts, report, progress)
+        text = write_texts(folder, texts, report, progress)
         manifest = with_fingerprint(folder, described, report) if fingerprinted else described
-        manifest = msgspec.structs.replace(manifest, text=texts.record if texts else msgspec.UNSET)
+        manifest = msgspec.structs.replace(manifest, text=text or msgspec.UNSET)
         store.write_manifest(folder, manifest)
         if options.dump:
             for lowered in several:
                 dump.dump(options.dump, lowered.programs, lowered.stages, lowered.linked)
     return store.read(options.out, verify=False)
+
+
+def with_narrowing(manifest: Manifest, narrowing: Narrowing | None) -> Manifest:
+    """The manifest with what it has cost to store weights narrower."""
+    denoiser = msgspec.structs.replace(manifest.denoiser, narrowing=narrowing or msgspec.UNSET)
+    return msgspec.structs.replace(manifest, denoiser=denoiser)
 
 
 def with_fingerprint(folder: Path, manifest: Manifest, report: Report) -> Manifest:

@@ -13,6 +13,7 @@ from ..artefact.given_lora import with_loras
 from ..artefact.manifest import Manifest, program_name
 from ..artefact.records import (
     CompilationRecord,
+    DecoderRecord,
     DenoiserRecord,
     GraphRecord,
     Guidance,
@@ -29,6 +30,7 @@ from ..ir.names import rows_of, split_at
 from ..schedules.resolve import forecasts
 from ..schedules.schedule import Schedule
 from ..version import __version__
+from ..weights.narrow import stored_as
 from ..weights.recipe import records
 from .passes.flatten import flatten
 from .passes.levels import spans
@@ -94,7 +96,7 @@ def describe(options: Options, source: Source, whole: Graph, programs: Sequence[
         link=options.link,  # type: ignore[arg-type]
         passes=tuple(name for name in ("hoist", "fold") if getattr(options, name)),
         denoiser=denoiser(options, source, whole, linked, {name: record}),
-        decoder=autoencoder.describe(source.vae, latent[0], source.own_vae) if source.vae else msgspec.UNSET,
+        decoder=decoder_record(options, source) if source.vae else msgspec.UNSET,
         programs={
             program_name(p.schedule.steps, name if linked.prefix else None): program_record(options, p, name, linked, size)
             for p in programs
@@ -115,10 +117,20 @@ def denoiser(options: Options, source: Source, whole: Graph, linked: Linked, siz
         weight_dtype=DTYPES[options.precision],
         fp32=options.fp32,
         weights=weights_record(options, source),
-        tensors=records(family.tensors(), options.weight_types, source.checkpoint.recipes if source.checkpoint else {}),
+        tensors=stored_as(
+            records(family.tensors(), options.weight_types, source.checkpoint.recipes if source.checkpoint else {}),
+            options.stored.denoiser,
+            kept=options.fp32,
+        ),
         segments={name: segment_record(options, name, segment) for name, segment in linked.segments.items()},
         sizes=sizes,
     )
+
+
+def decoder_record(options: Options, source: Source) -> DecoderRecord:
+    assert source.vae
+    described = autoencoder.describe(source.vae, source.family.latent[0], source.own_vae)
+    return msgspec.structs.replace(described, stored="float16" if options.stored.decoder else msgspec.UNSET)
 
 
 def program_record(options: Options, program: Planned, name: str, linked: Linked, size: Mapping[str, int]) -> ProgramRecord:

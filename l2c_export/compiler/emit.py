@@ -15,6 +15,7 @@ from ..support.files import Report
 from ..support.progress import Progress
 from ..weights import origin
 from ..weights.layout import WEIGHTS, Layout, write
+from ..weights.narrow import Narrowing, said
 from .onnx import decoder, models
 
 if TYPE_CHECKING:
@@ -25,19 +26,25 @@ if TYPE_CHECKING:
 
 def bind_weights(
     folder: Path, source: Source, loras: Sequence[FittedLora], layout: Layout, report: Report, progress: Progress
-) -> None:
-    """Write the weights, if there are any yet, with LoRAs merged into them.  Raises UsageError for a LoRA without weights."""
+) -> Narrowing | None:
+    """Write the weights, if there are any yet, with LoRAs merged into them; what it has cost to store some of them narrower.
+
+    Raises UsageError for a LoRA without weights.
+    """
     tensors = origin.tensors({name: tensor.shape for name, tensor in layout.tensors.items()}, source.checkpoint, source.seed)
     if tensors is None:
         if loras:
             raise UsageError(f"lora={loras[0].lora.called!r}: there are no weights to merge it into: give them as weights=..")
         report("no weights yet: bind them with l2c_export.link('ENGINES', weights='PATH')")
-        return
+        return None
     random = f"RANDOM weights, seed {source.seed}: good for latency, the images mean nothing"
     report(f"weights from {source.checkpoint.path}" if source.checkpoint else random)
     for line in (line for lora in loras for line in lora.said):
         report(line)
-    write(folder / WEIGHTS, layout, merged(tensors, loras), progress("writing weights", layout.bytes))
+    narrowing = write(folder / WEIGHTS, layout, merged(tensors, loras), progress("writing weights", layout.bytes))
+    if narrowing:
+        report(f"weights: {said(layout.tensors, narrowing)}")
+    return narrowing
 
 
 def write_decoder(folder: Path, source: Source, record: Manifest, report: Report) -> None:

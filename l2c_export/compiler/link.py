@@ -24,6 +24,7 @@ from ..support.files import Report
 from ..support.progress import Progress, unseen
 from ..weights import layout, origin, random
 from ..weights.lora import open_lora
+from ..weights.narrow import said
 
 
 def bind(
@@ -51,7 +52,9 @@ def bind(
         decoder = _decoder(folder, pipeline, manifest) if pipeline else None
         places = layout.Layout(manifest.denoiser.tensors)
         step = progress("writing weights", places.bytes)
-        layout.write(stage / layout.WEIGHTS, places, merged(tensors, fitted), step)
+        narrowing = layout.write(stage / layout.WEIGHTS, places, merged(tensors, fitted), step)
+        if narrowing:
+            report(f"weights: {said(places.tensors, narrowing)}")
         written = {layout.WEIGHTS: integrity.info(stage / layout.WEIGHTS)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
@@ -61,7 +64,9 @@ def bind(
         linked = msgspec.structs.replace(
             rest,
             inputs=named(manifest.inputs, labels),
-            denoiser=msgspec.structs.replace(manifest.denoiser, weights=with_loras(bound, loras)),
+            denoiser=msgspec.structs.replace(
+                manifest.denoiser, weights=with_loras(bound, loras), narrowing=narrowing or msgspec.UNSET
+            ),
             files=rest.files | written,
             decoder=decoder or rest.decoder,
         )
@@ -114,6 +119,7 @@ def _decoder(folder: Path, source: Path, manifest: Manifest) -> DecoderRecord | 
     own = pipeline_folder.autoencoder(model_index.read(source / INDEX))
     of_pipeline = not families.of(manifest.denoiser.family).captured
     described = autoencoder.describe(own, manifest.program().latent[0], of_pipeline)
+    described = msgspec.structs.replace(described, stored=manifest.decoder.stored)
     if described.made_from == manifest.decoder.made_from:
         return None
     try:

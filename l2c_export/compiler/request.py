@@ -19,6 +19,8 @@ from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import FLOWS, KINDS
 from ..schedules.rules import Caching
 from ..schedules.schedule import Schedule
+from . import storing
+from .storing import Stored
 
 LATER = "none"  # as weights: they are bound by `link`, also where a folder has some
 TEXT_PRECISIONS = ("fp32", "bf16")  # of the weights of text encoders, as they are stored
@@ -71,6 +73,7 @@ class Options:
     vae: Path | None = None
     with_text: bool = False
     text_precision: str = "fp32"
+    store: tuple[str, ...] = ()  # "TYPE" or "COMPONENT=TYPE": how matrices are stored, where not as they are computed
     size: tuple[int, int] | None = None  # height and width of the pictures, in pixels
     more_sizes: tuple[tuple[int, int], ...] = ()  # of the other programs
     tokens: int | None = None  # of a prompt
@@ -109,6 +112,7 @@ class Options:
                 raise UsageError(f"{name}={getattr(self, name)!r}: use one of {', '.join(known)}")
         if self.text_precision != "fp32" and not self.with_text:
             raise UsageError(f"text_precision={self.text_precision!r}: there are no text encoders without with_text=True")
+        self.stored  # noqa: B018  (raises UsageError)
         if self.fp32 and self.precision == "fp32":
             raise UsageError(f"fp32={self.fp32[0]!r}: all of the model is float32: use it with precision='fp16' or bf16")
         if self.backend != AUTO and self.precision not in descriptors.named(self.backend).precisions:
@@ -133,6 +137,21 @@ class Options:
         return Caching(**asked)
 
     @property
+    def stored(self) -> Stored:
+        """The type in which each component's matrices are stored, where that is another one.  Raises UsageError."""
+        made = storing.parsed(self.store)
+        has_decoder = self.with_vae or self.vae is not None
+        for component, there, remedy in (("text", self.with_text, "with_text"), ("decoder", has_decoder, "with_vae")):
+            if component in made.named and not there:
+                raise UsageError(f"store='{component}=..': there is none without {remedy}=True: use it, too, or leave this out")
+        if made.denoiser and self.link == "static":
+            raise UsageError(f"store={self.store[0]!r}: link='static' keeps weights in whole graphs, as they are: use 'shared'")
+        for component, precision in (("denoiser", self.precision), ("text", self.text_precision)):
+            if component in made.named or (component == "denoiser" and not self.with_text and not has_decoder):
+                storing.check_narrower(made, component, precision)
+        return made
+
+    @property
     def weight_types(self) -> Types:
         return Types(DTYPES[self.precision], self.fp32)
 
@@ -145,12 +164,13 @@ def options_of(
     paths = {name: Path(given[name]) for name in ("out", "vae", "dump") if given.get(name) is not None}
     kept = given.get("fp32", ())
     fp32 = (kept,) if isinstance(kept, str) else tuple(kept)
+    store = storing.listed(given.get("store", ()))
     first, *further = wanted(schedule, steps)
     size = given.get("size")
     several = isinstance(size, Sequence) and all(isinstance(one, Sequence) for one in size)
     own, *others = tuple(map(tuple, size)) if several and size else (size,)
     loras = loras_of(given.get("lora", ()))
-    found = {**given, **texts, **paths, "lora": loras, "fp32": fp32, "size": own, "more_sizes": tuple(others)}
+    found = {**given, **texts, **paths, "lora": loras, "store": store, "fp32": fp32, "size": own, "more_sizes": tuple(others)}
     return Options(**found, schedule=first.schedule, steps=first.steps, further=tuple(further))
 
 

@@ -20,6 +20,7 @@ from ..support.files import Report
 from ..support.progress import Progress
 from ..weights import recipe
 from ..weights.layout import Layout, write
+from ..weights.narrow import said, stored_as
 from . import tokenizer
 from .onnx import models
 from .onnx.export import export_bodies
@@ -66,8 +67,8 @@ def planned(options: Options, source: Source) -> PipelineTexts | None:
     index = folder.index
     tokens = next(given.shape[0] for given in family.inputs if given.name == "prompt_embeds")
     made = recipes(tokens, _tokenizer(index, text.NAMES[0]).longest, {name: kind for name, (_, kind) in index.parts.items()})
-    dtype = DTYPES[options.text_precision]
-    encoders = {name: _encoder(index, name, part, dtype) for name, part in made.parts.items()}
+    dtype, stored = DTYPES[options.text_precision], options.stored.text
+    encoders = {name: _encoder(index, name, part, dtype, stored) for name, part in made.parts.items()}
     record = TextRecord(
         encoders={name: encoder.record for name, encoder in encoders.items()},
         recipe=dict(made.blocks),
@@ -92,7 +93,7 @@ def _class_of(index: PipelineIndex, name: str) -> str:
     return kind
 
 
-def _encoder(index: PipelineIndex, name: str, part: TextPart, dtype: str) -> PipelineEncoder:
+def _encoder(index: PipelineIndex, name: str, part: TextPart, dtype: str, stored: str | None) -> PipelineEncoder:
     kind, folder = _class_of(index, name), index.path.parent / name
     if kind != part.kind:
         raise ModelError(f"{folder} is a {kind}, where the pipeline has a {part.kind}: not supported")
@@ -104,7 +105,7 @@ def _encoder(index: PipelineIndex, name: str, part: TextPart, dtype: str) -> Pip
     shapes = {i: encoder.tensors()[i] for i in graph.inputs if graph.kind(i) == WEIGHT}
     record = EncoderRecord(
         kind=kind,
-        tensors=recipe.records(shapes, types, {}),
+        tensors=stored_as(recipe.records(shapes, types, {}), stored, encoder.kept),
         tokens=part.tokens,
         padding=told.padding,
         masked=part.masked or msgspec.UNSET,
@@ -128,11 +129,12 @@ def record_graph(encoder: TextEncoder, part: TextPart, types: Types) -> Graph:
     return check(msgspec.structs.replace(graph, bodies={op: body for op, body in run.bodies.items() if op in used}), "text")
 
 
-def write_texts(folder: Path, texts: PipelineTexts | None, report: Report, progress: Progress) -> None:
-    """Each, if there are any, as an ONNX model without weights, its weights, and its tokenizer."""
+def write_texts(folder: Path, texts: PipelineTexts | None, report: Report, progress: Progress) -> TextRecord | None:
+    """Each, if there are any, as an ONNX model without weights, its weights, and its tokenizer; what is noted of them."""
     if texts is None:
-        return
+        return None
     (folder / text.FOLDER).mkdir()
+    records = {}
     for name, encoder in texts.encoders.items():
         report(f"{name}: {encoder.record.kind} of {encoder.record.tokens} tokens from {encoder.checkpoint.path}")
         bodies = export_bodies(encoder.graph.bodies)
@@ -141,12 +143,16 @@ def write_texts(folder: Path, texts: PipelineTexts | None, report: Report, progr
         (folder / text.tokenizer_file(name)).write_bytes(encoder.tokenizer.json)
         layout = Layout(encoder.record.tensors)
         step = progress(f"writing {name}", layout.bytes)
-        write(
+        narrowing = write(
             folder / text.weights_file(name),
             layout,
             ((n, encoder.checkpoint.read(n)) for n in sorted(encoder.record.tensors)),
             step,
         )
+        if narrowing:
+            report(f"{name}: {said(layout.tensors, narrowing)}")
+        records[name] = msgspec.structs.replace(encoder.record, narrowing=narrowing or msgspec.UNSET)
+    return msgspec.structs.replace(texts.record, encoders=records)
 
 
 def in_order(model: Any, record: EncoderRecord) -> Any:

@@ -19,6 +19,8 @@ from ..schedules.forecast import Rule, shown
 from ..schedules.schedule import Schedule
 from ..support import file_kind
 from ..support.words import counted
+from ..weights.layout import entries
+from ..weights.narrow import said, stored_type
 from .predict import graph_weight_bytes
 
 
@@ -82,6 +84,7 @@ class View:
         found = [f"{computed} of {total} sublayers computed" + (f", {sum(times):.4g} ms in all" if times else "")]
         if self.artefact and len(self.artefact["components"]) > 1:
             found.append(", ".join(f"{name}: {size / 2**20:.1f} MB" for name, size in self.artefact["components"].items()))
+        found += [f"{name}: {how}" for name, how in (self.artefact["stored"] if self.artefact else {}).items()]
         for name, build in (self.artefact["builds"] if self.artefact else {}).items():
             size = f"{build['bytes'] / 2**20:.1f} MB"
             found.append(f"{name}: {counted(build['engines'], 'engine')}, {size}, for {image_range(build['images'])}")
@@ -153,10 +156,20 @@ def described(rules: Mapping[str, Rule], levels: Collection[str]) -> str:
 
 def components(manifest: Manifest) -> dict[str, int]:
     """The bytes of each component's files, by its name."""
-    found = {"denoiser": manifest.denoiser.weight_bytes}
+    found = {"denoiser": sum(entry.bytes for entry in entries(manifest.denoiser.tensors).values())}
     for name in manifest.text.encoders if manifest.text else ():
         found[name] = sum(manifest.files[file].bytes for file in text.files_of(name))
     return found | ({"decoder": manifest.files[manifest.decoder.file].bytes} if manifest.decoder else {})
+
+
+def stored(manifest: Manifest) -> dict[str, str]:
+    """How each component's matrices are stored, where that is narrower than they are computed, and what it has cost."""
+    encoders = manifest.text.encoders.items() if manifest.text else ()
+    each = [("denoiser", manifest.denoiser.tensors, manifest.denoiser.narrowing)]
+    each += [(name, encoder.tensors, encoder.narrowing) for name, encoder in encoders]
+    kinds = {name: (stored_type(tensors), said(tensors, cost or None)) for name, tensors, cost in each}
+    found = {name: words or f"matrices stored in {kind}" for name, (kind, words) in kinds.items() if kind}
+    return found | ({"decoder": "stored in float16"} if manifest.decoder and manifest.decoder.stored else {})
 
 
 def of_artefact(manifest: Manifest, steps: int | None = None) -> View:
@@ -195,6 +208,7 @@ def of_artefact(manifest: Manifest, steps: int | None = None) -> View:
         "graphs": len(compiled.step_graphs),
         "segments": len(manifest.denoiser.segments),
         "components": components(manifest),
+        "stored": stored(manifest),
         "weights": None if bound is None else bound.source,
         "random_weights": bool(bound and bound.random is not None),
         "prologue_weight_bytes": sum(weights[n] for n in compiled.before_loop),

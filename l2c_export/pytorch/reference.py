@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..ir.inputs import Inputs
 from ..models import families
 from ..support.words import counted
-from ..weights.layout import rounded
+from ..weights.layout import as_loaded, rounded
 from .eager import Converted, Denoiser, TracingDenoiser
 from .family import family_of
 from .stored import stored
@@ -104,8 +104,10 @@ def in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def checkpoint_tensors(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
-    tensors = given_weights.tensors(checkpoint, manifest)
-    return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in tensors}
+    """A checkpoint's, as they would be loaded where matrices are stored narrower: what that costs is no error."""
+    given, records = given_weights.tensors(checkpoint, manifest), manifest.denoiser.tensors
+    narrowed = ((name, as_loaded(name, v, records[name]) if records[name].stored else v) for name, v in given)
+    return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in narrowed}
 
 
 def of_case(

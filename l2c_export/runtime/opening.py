@@ -46,6 +46,9 @@ def open_artefact(path: str | os.PathLike[str], choices: Choices, verify: bool =
     store.check_linked(folder, manifest)
     if choices.link not in (None, *LINKS):
         raise UsageError(f"link={choices.link!r}: use one of {', '.join(LINKS)}")
+    if choices.link == "static" and manifest.denoiser.stored:
+        stored = f"weights are stored in {manifest.denoiser.stored}, narrower than whole graphs take them"
+        raise UsageError(f"link='static': {folder}: its {stored}: use link='shared'")
     decoder.check_tile(choices.tile, manifest.decoder or None)
     builds = tuple(manifest.builds.values())
     alone = not all(segment.primitives for segment in manifest.denoiser.segments.values())  # of format 1

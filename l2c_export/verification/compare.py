@@ -22,6 +22,7 @@ from ..runtime.inputs import Labels
 from ..runtime.loops import Generation
 from ..runtime.request import Scales
 from ..support.extras import needs
+from ..weights.narrow import said
 from .error import TOLERANCE, Error, Tolerance, check_tolerances
 from .locate import Suspect, locate
 
@@ -122,7 +123,8 @@ def compare(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = 
     wrong = next((check.index for check in calls if not check.passed), None)
     place = None if wrong is None else locate(asked, reference, want, wrong, tolerance)
     setting = {"backend": pipe.backend, "link": pipe.link, "precision": pipe.manifest.precision,
-               "assumed": list(pipe.manifest.denoiser.assumed or ()), **reference.setting}  # fmt: skip
+               "assumed": list(pipe.manifest.denoiser.assumed or ()), "stored": pipe.manifest.denoiser.stored,
+               **reference.setting}  # fmt: skip
     return Verdict(wrong is None, tolerance.atol, tolerance.rtol, tuple(calls), place, setting)
 
 
@@ -148,13 +150,16 @@ def table(verdict: Verdict) -> list[tuple[object, ...]]:
 
 
 def basis(manifest: Manifest) -> list[str]:
-    """Lines: what was assumed of the architecture, if anything was; the reference has the same, so no comparison shows it."""
+    """Lines: what of the artefact no comparison shows, as the reference has the same: what storing its matrices narrower has
+    cost, and what was assumed of the architecture."""
+    cost = said(manifest.denoiser.tensors, manifest.denoiser.narrowing or None)
+    lines = [f"{cost}; the reference has the same weights, so this does not show below"] if cost else []
     if not manifest.denoiser.assumed:
-        return []
+        return lines
     from ..models.evidence import architecture
     from ..pytorch.family import family_of
 
-    lines = architecture(family_of(manifest), manifest.denoiser.assumed)
+    lines += architecture(family_of(manifest), manifest.denoiser.assumed)
     return [*lines, "the reference assumes the same: if that is wrong, so are both"]
 
 

@@ -15,14 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import WeightsError
-from ..ir.dtypes import BYTES
 from ..support.files import replacing
 from ..support.progress import Step, unsaid
 from ..support.words import counted
+from .narrow import SCALE, Cost, Narrowing, quantised, scales, widened, width
 from .recipe import Shape, TensorRecord
 
 WEIGHTS = "weights.safetensors"
-CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what we write
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what is computed with
+FILED = {**CODES, "int8": "I8"}  # what we write
+LARGEST = 8  # bytes, more than a number has
 
 Shapes = Mapping[str, Shape]
 Tensors = Iterable[tuple[str, np.ndarray]]
@@ -36,17 +38,29 @@ class Place(NamedTuple):
     bytes: int
 
 
+class Entry(NamedTuple):
+    """A tensor of the file, which may be the scales of another one."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        return width(self.dtype) * math.prod(self.shape)
+
+
 class Layout:
     """The file's header and the place of every weight."""
 
     def __init__(self, tensors: Mapping[str, TensorRecord]) -> None:
         self.tensors = tensors
+        self.entries = entries(tensors)
         table: dict[str, dict[str, object]] = {}
         position = 0
         starts: dict[str, int] = {}
-        for name, tensor in sorted(tensors.items()):
-            end = position + tensor.bytes
-            table[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+        for name, entry in self.entries.items():
+            end = position + entry.bytes
+            table[name] = {"dtype": FILED[entry.dtype], "shape": list(entry.shape), "data_offsets": [position, end]}
             starts[name], position = position, end
         text = json.dumps(table, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % 64)
@@ -55,20 +69,38 @@ class Layout:
         self._starts = {name: len(self.header) + start for name, start in starts.items()}
 
     def place(self, name: str, rows: slice = slice(None)) -> Place:
-        """The place of some rows of a tensor, by default of all."""
-        shape = self.tensors[name].shape
-        row = BYTES[self.tensors[name].dtype] * math.prod(shape[1:])
-        first, last, _ = rows.indices(shape[0])
-        return Place(self._starts[name] + first * row, (last - first, *shape[1:]), (last - first) * row)
+        """The place of some rows of a tensor of the file, by default of all."""
+        entry = self.entries[name]
+        row = width(entry.dtype) * math.prod(entry.shape[1:])
+        first, last, _ = rows.indices(entry.shape[0])
+        return Place(self._starts[name] + first * row, (last - first, *entry.shape[1:]), (last - first) * row)
 
     def view(self, memory: np.ndarray, name: str) -> np.ndarray:
-        """The tensor as an array inside `memory`, the file's bytes."""
+        """The tensor of the file as an array inside `memory`, the file's bytes."""
         offset, shape, size = self.place(name)
-        return memory[offset : offset + size].view(self.tensors[name].dtype).reshape(shape)
+        return memory[offset : offset + size].view(self.entries[name].dtype).reshape(shape)
+
+    def wide(self, memory: np.ndarray, name: str) -> np.ndarray:
+        """A tensor as it is computed with: a new array, where it is stored narrower."""
+        record = self.tensors[name]
+        if not record.stored:
+            return self.view(memory, name)
+        scale = self.view(memory, f"{name}{SCALE}") if record.stored == "int8" else None
+        return widened(self.view(memory, name), scale, record.dtype)
+
+
+def entries(tensors: Mapping[str, TensorRecord]) -> dict[str, Entry]:
+    """What lies in the file, in its order: by name, and what is stored narrower behind the rest, which stays aligned."""
+    found = {name: Entry(tensor.shape, tensor.stored or tensor.dtype) for name, tensor in tensors.items()}
+    scaled = [name for name, tensor in tensors.items() if tensor.stored == "int8"]
+    found |= {f"{name}{SCALE}": Entry(tensors[name].shape[:1], "float32") for name in scaled}
+    narrow = {name for name, tensor in tensors.items() if tensor.stored}
+    order = sorted(found, key=lambda name: (-width(found[name].dtype) if name in narrow else -LARGEST, name))
+    return {name: found[name] for name in order}
 
 
 def mapped(path: Path, tensors: Mapping[str, TensorRecord]) -> Callable[[str], np.ndarray]:
-    """Tensors by name, as views of the file.
+    """Tensors by name, as views of the file; those that are stored narrower are widened once, when they are asked for.
 
     Nothing writes to them; the mapping is copy-on-write because some libraries do not take read-only memory.
     Raises WeightsError for a file of other tensors, where each would be read from the place of another one.
@@ -76,21 +108,55 @@ def mapped(path: Path, tensors: Mapping[str, TensorRecord]) -> Callable[[str], n
     layout, memory = Layout(tensors), np.memmap(path, mode="c")
     if bytes(memory[: len(layout.header)]) != layout.header:
         raise WeightsError(f"{path}: holds other tensors than the manifest says: run l2c-export again")
-    return lambda name: layout.view(memory, name)
+    made: dict[str, np.ndarray] = {}
+
+    def tensor(name: str) -> np.ndarray:
+        if not tensors[name].stored:
+            return layout.view(memory, name)
+        if name not in made:
+            made[name] = layout.wide(memory, name)
+        return made[name]
+
+    return tensor
 
 
-def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> None:
-    """Write the file whole or not at all.  Raises WeightsError for NaN, infinite or overflowing values."""
+def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> Narrowing | None:
+    """Write the file whole or not at all; what storing matrices narrower has cost is returned, where any are.
+
+    Raises WeightsError for NaN, infinite or overflowing values.
+    """
+    cost = Cost()
     with replacing(path) as file:
         file.write(layout.header)
         step(len(layout.header))
         for name, value in tensors:
-            data = rounded(name, value, layout.tensors[name].dtype)
-            file.write(data.reshape(-1).view(np.uint8).data)  # bfloat16 is no type of buffers
-            step(data.nbytes)
+            record = layout.tensors[name]
+            kept = stored(name, value, record)
+            if record.stored:
+                cost.add(name, value, widened(kept[name], kept.get(f"{name}{SCALE}"), record.dtype))
+            for part, data in kept.items():
+                file.seek(layout.place(part).offset)
+                file.write(data.reshape(-1).view(np.uint8).data)  # bfloat16 is no type of buffers
+                step(data.nbytes)
+    return cost.narrowing
 
 
-def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+def stored(name: str, value: np.ndarray, record: TensorRecord) -> dict[str, np.ndarray]:
+    """A tensor as it lies in the file, with its scales.  Raises WeightsError as `write`."""
+    if record.stored != "int8":
+        return {name: rounded(name, value, record.stored or record.dtype, bool(record.stored))}
+    wide = rounded(name, value, "float32")
+    scale = scales(wide)
+    return {name: quantised(wide, scale), f"{name}{SCALE}": scale}
+
+
+def as_loaded(name: str, value: np.ndarray, record: TensorRecord) -> np.ndarray:
+    """A tensor as it is when it was stored and loaded again."""
+    kept = stored(name, value, record)
+    return widened(kept[name], kept.get(f"{name}{SCALE}"), record.dtype) if record.stored else kept[name]
+
+
+def rounded(name: str, value: np.ndarray, dtype: str, is_stored: bool = False) -> np.ndarray:
     """A finite tensor in the given type, rounded to the nearest.  Raises WeightsError naming the tensor."""
     if not np.isfinite(value).all():
         count = int(np.size(value) - np.isfinite(value).sum())
@@ -101,14 +167,15 @@ def rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         wide = np.float32 if dtype == "bfloat16" else dtype  # from float64 in two steps, as PyTorch does
         data = np.ascontiguousarray(value, wide).astype(dtype, copy=False)
-    check_fits(name, np.isfinite(data), dtype)
+    check_fits(name, np.isfinite(data), dtype, is_stored)
     return data
 
 
-def check_fits(name: str, finite: np.ndarray, dtype: str) -> None:
+def check_fits(name: str, finite: np.ndarray, dtype: str, is_stored: bool = False) -> None:
     if not finite.all():
         count = int(np.size(finite) - finite.sum())
         remedy = "use precision='bf16', or fp32=.. with its sublayer" if dtype == "float16" else "use precision='fp32'"
+        remedy = "use store='bf16' or int8" if is_stored else remedy
         raise WeightsError(
             f"weights: {counted(count, 'value')} of {name} {'does' if count == 1 else 'do'} not fit into {dtype}: {remedy}"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -99,14 +100,17 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tensor as it is stored, and what of a checkpoint it is made of, where that is not the tensor of its own name."""
+    """A tensor as it is computed with, how it is stored, where that is narrower (`narrow.py`), and what of a checkpoint it is
+    made of, where that is not the tensor of its own name."""
 
     shape: Shape
     dtype: str
     recipe: Recipe | msgspec.UnsetType = msgspec.UNSET
+    stored: Literal["float16", "bfloat16", "int8"] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def bytes(self) -> int:
+        """As it is computed with."""
         return BYTES[self.dtype] * math.prod(self.shape)
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor
 
 from ...artefact.records import DecoderRecord
@@ -19,6 +23,7 @@ from ...models.diffusers.model_index import autoencoder_kind
 from ...support.extras import needs
 from ...support.words import first_line
 from ...weights import finder
+from ...weights.narrow import LEAST
 from .opset import EXPORTED, downgrade
 
 EXAMPLE = (6, 10)  # the height and width of the latents that it is traced with
@@ -110,7 +115,31 @@ def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> N
         raise ModelError(f"{folder}: its decoder does not run: {_reason(error)}") from None
     assert program is not None
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(downgrade(program.model_proto, "decoder").SerializeToString())
+    made = downgrade(program.model_proto, "decoder")
+    target.write_bytes((halved(made) if record.stored else made).SerializeToString())
+
+
+def halved(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with float16 for the weights of its products, each widened where the graph begins.
+
+    Raises ModelError for those that do not fit.
+    """
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2 or math.prod(tensor.dims) < LEAST:
+            continue
+        name = tensor.name
+        with np.errstate(over="ignore"):
+            values = numpy_helper.to_array(tensor).astype(np.float16)
+        if not np.isfinite(values).all():
+            raise ModelError(f"its decoder's {name} does not fit into float16: store the decoder as it is")
+        tensor.CopyFrom(numpy_helper.from_array(values, f"{name}/stored"))
+        casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], name=name, to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ A segment is one model that any backend compiles, its weights inputs.  A step gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx
 from onnx import TensorProto, helper
@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from ...ir.graph import PLAIN_OPS, WEIGHT, Graph, Node, Value
 from ...ir.names import rows_of
 from ...weights.layout import WEIGHTS, Layout
+from ...weights.narrow import SCALE
 from .opset import OPSET
 
 IR_VERSION = 8  # the one of opset 17
@@ -23,7 +24,9 @@ TYPES = {
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
     "int32": TensorProto.INT32,
+    "int8": TensorProto.INT8,
 }
+STORED = "stored"  # behind the name of a weight: as it lies in the file
 Bodies = Mapping[str, onnx.ModelProto]
 
 
@@ -45,8 +48,10 @@ def step_model(name: str, graph: Graph, bodies: Bodies, layout: Layout) -> onnx.
     """A whole graph as a model: symbolic batch, weights as external data, which may not be bound yet."""
     inputs = [typed(i, graph.values[i]) for i in graph.inputs if graph.kind(i) != WEIGHT]
     outputs = [typed(o, graph.values[o]) for o in graph.outputs]
-    initializers = [_external(i, layout) for i in graph.inputs if graph.kind(i) == WEIGHT]
-    return model(helper.make_graph(operators(graph, bodies), name, inputs, outputs, initializer=initializers))
+    weights = [i for i in graph.inputs if graph.kind(i) == WEIGHT]
+    initializers = [tensor for i in weights for tensor in _external(i, layout)]
+    nodes = [*(node for i in weights for node in _widened(i, layout)), *operators(graph, bodies)]
+    return model(helper.make_graph(nodes, name, inputs, outputs, initializer=initializers))
 
 
 def operators(graph: Graph, bodies: Bodies) -> list[onnx.NodeProto]:
@@ -100,14 +105,33 @@ def typed(name: str, value: Value) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TYPES[value.dtype], list(value.shape))
 
 
-def _external(weight: str, layout: Layout) -> TensorProto:
+def _external(weight: str, layout: Layout) -> Iterator[TensorProto]:
+    """A weight where it lies; where that is narrower than it is computed with, under a name of its own."""
     name, rows = rows_of(weight)
-    place = layout.place(name, rows)
-    tensor = TensorProto(name=weight, data_type=TYPES[layout.tensors[name].dtype], dims=place.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, entry in (("location", WEIGHTS), ("offset", str(place.offset)), ("length", str(place.bytes))):
-        tensor.external_data.add(key=key, value=entry)
-    return tensor
+    parts = {name: weight}
+    if layout.tensors[name].stored:
+        parts = {part: f"{weight}/{part.removeprefix(name) or STORED}" for part in (name, f"{name}{SCALE}")}
+    for part, called in parts.items():
+        if part not in layout.entries:
+            continue  # only whole numbers have scales
+        place = layout.place(part, rows)
+        tensor = TensorProto(name=called, data_type=TYPES[layout.entries[part].dtype], dims=place.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, entry in (("location", WEIGHTS), ("offset", str(place.offset)), ("length", str(place.bytes))):
+            tensor.external_data.add(key=key, value=entry)
+        yield tensor
+
+
+def _widened(weight: str, layout: Layout) -> Iterator[onnx.NodeProto]:
+    """What makes a weight of what is stored narrower, as `weights/narrow.py` does."""
+    record = layout.tensors[rows_of(weight)[0]]
+    kept, wide = f"{weight}/{STORED}", f"{weight}/wide"
+    if not record.stored:
+        return
+    if record.stored == "int8":
+        yield helper.make_node("DequantizeLinear", [kept, f"{weight}/{SCALE}"], [wide], name=wide, axis=0)
+        kept = wide
+    yield helper.make_node("Cast", [kept], [weight], name=weight, to=TYPES[record.dtype])
 
 
 def model(graph: onnx.GraphProto) -> onnx.ModelProto:

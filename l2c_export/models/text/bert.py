@@ -18,7 +18,7 @@ from .encoder import HIDDEN, Epsilon, Size, layers_of
 
 ACTIVATIONS = {"gelu": gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
 WORDS, PLACES, KINDS = (f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type"))
-OFFSETS = "embeddings.offsets"  # follow from the tables of places and of kinds, and are stored with the weights
+OFFSETS = "embeddings.offsets.table"  # follow from the tables of places and of kinds, and are stored with the weights
 PARTS = ("query", "key", "value")
 
 
@@ -42,6 +42,7 @@ class Bert:
     """Layers of attention and of an MLP, each with a norm behind its sum."""
 
     sublayers: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     end: int | None = None  # nothing is pooled
 
     def __init__(self, config: BertConfig, tokens: int) -> None:
@@ -58,10 +59,10 @@ class Bert:
         self.config, self.tokens = config, tokens
         self.blocks = [f"encoder.layer.{n}" for n in range(config.num_hidden_layers)]
         norms = [f"{block}.{part}output.LayerNorm" for block in self.blocks for part in ("attention.", "")]
-        self.wide = ("scores", "embeddings", *norms)
+        self.wide = ("scores", "embeddings.offsets", "embeddings.LayerNorm", *norms)
         attention = (*(f"attention.self.{part}" for part in PARTS), "attention.output.dense", "attention.output.LayerNorm")
         self.segments: Mapping[str, Operation] = {
-            "embed": Operation(self.embed, ("word_embeddings.weight", "offsets", "LayerNorm.weight", "LayerNorm.bias")),
+            "embed": Operation(self.embed, ("word_embeddings.weight", "offsets.table", "LayerNorm.weight", "LayerNorm.bias")),
             "mask": Operation(self.mask),
             "attention": Operation(self.attention, layers_of(attention)),
             "mlp": Operation(self.mlp, layers_of(("intermediate.dense", "output.dense", "output.LayerNorm"))),

@@ -41,6 +41,7 @@ class Clip:
     """Layers of attention to earlier tokens, and of an MLP."""
 
     sublayers: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ("embeddings.position_embedding",)
     wide: tuple[str, ...] = ("scores", "embeddings", "encoder", "final_layer_norm", "text_projection")  # it is small beside T5
 
     def __init__(self, config: ClipConfig, tokens: int, projected: bool = False) -> None:

@@ -37,6 +37,7 @@ class TextEncoder(Protocol):
     segments: Mapping[str, Operation]
     sublayers: tuple[str, ...]  # none: nothing is cached
     wide: tuple[str, ...]  # modules whose tensors are float32 whatever the others are
+    kept: tuple[str, ...]  # and those whose tensors are stored as they are computed
     end: int | None  # the id whose first place is pooled; None: the largest id
 
     def stored(self) -> dict[str, tuple[int, ...]]:

@@ -50,7 +50,7 @@ class T5:
         self.blocks = [f"encoder.block.{n}" for n in range(config.num_layers)]
         layers = [f"{block}.layer.{n}" for block in self.blocks for n in (0, 1)]
         kept = [f"{layer}.{module}" for layer in layers for module in ("layer_norm", "DenseReluDense.wo")]
-        self.wide = ("scores", "shared", "encoder.final_layer_norm", *kept)
+        self.wide = self.kept = ("scores", "shared", "encoder.final_layer_norm", *kept)
         self.table = f"{self.blocks[0]}.layer.0.SelfAttention.relative_attention_bias.weight"
         names = ("layer_norm", *(f"SelfAttention.{part}" for part in "qkvo"))
         gated = ("layer_norm", *(f"DenseReluDense.{part}" for part in ("wi_0", "wi_1", "wo")))
