@@ -13,8 +13,7 @@ import msgspec
 
 from ..ir.graph import Node, Primitive, Value, unmade
 from ..support.words import counted
-from ..weights.narrow import Narrowing, stored_type
-from ..weights.recipe import TensorRecord
+from ..weights.recipe import Narrowing, TensorRecord, stored_type
 from .call_record import CallRecord
 from .record import Record
 

@@ -9,8 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from ..weights.narrow import Narrowing
-from ..weights.recipe import TensorRecord
+from ..weights.recipe import Narrowing, TensorRecord
 from .record import Record
 
 FOLDER = "text"

@@ -22,7 +22,7 @@ from ..support.progress import Progress, unseen
 from ..support.words import counted
 from ..weights.layout import Layout
 from ..weights.lora import open_lora
-from ..weights.narrow import Narrowing
+from ..weights.recipe import Narrowing
 from . import describe, dump, emit, sizes
 from .describe import Planned
 from .dump import stages

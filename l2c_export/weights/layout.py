@@ -18,8 +18,8 @@ from ..errors import WeightsError
 from ..support.files import replacing
 from ..support.progress import Step, unsaid
 from ..support.words import counted
-from .narrow import SCALE, Cost, Narrowing, quantised, scales, widened, width
-from .recipe import Shape, TensorRecord
+from .narrow import SCALE, Losses, quantised, scales, widened, width
+from .recipe import Narrowing, Shape, TensorRecord
 
 WEIGHTS = "weights.safetensors"
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what is computed with
@@ -38,7 +38,7 @@ class Place(NamedTuple):
     bytes: int
 
 
-class Entry(NamedTuple):
+class FiledTensor(NamedTuple):
     """A tensor of the file, which may be the scales of another one."""
 
     shape: tuple[int, ...]
@@ -89,11 +89,11 @@ class Layout:
         return widened(self.view(memory, name), scale, record.dtype)
 
 
-def entries(tensors: Mapping[str, TensorRecord]) -> dict[str, Entry]:
+def entries(tensors: Mapping[str, TensorRecord]) -> dict[str, FiledTensor]:
     """What lies in the file, in its order: by name, and what is stored narrower behind the rest, which stays aligned."""
-    found = {name: Entry(tensor.shape, tensor.stored or tensor.dtype) for name, tensor in tensors.items()}
+    found = {name: FiledTensor(tensor.shape, tensor.stored or tensor.dtype) for name, tensor in tensors.items()}
     scaled = [name for name, tensor in tensors.items() if tensor.stored == "int8"]
-    found |= {f"{name}{SCALE}": Entry(tensors[name].shape[:1], "float32") for name in scaled}
+    found |= {f"{name}{SCALE}": FiledTensor(tensors[name].shape[:1], "float32") for name in scaled}
     narrow = {name for name, tensor in tensors.items() if tensor.stored}
     order = sorted(found, key=lambda name: (-width(found[name].dtype) if name in narrow else -LARGEST, name))
     return {name: found[name] for name in order}
@@ -125,7 +125,7 @@ def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> 
 
     Raises WeightsError for NaN, infinite or overflowing values.
     """
-    cost = Cost()
+    losses = Losses()
     with replacing(path) as file:
         file.write(layout.header)
         step(len(layout.header))
@@ -133,12 +133,12 @@ def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> 
             record = layout.tensors[name]
             kept = stored(name, value, record)
             if record.stored:
-                cost.add(name, value, widened(kept[name], kept.get(f"{name}{SCALE}"), record.dtype))
+                losses.add(name, value, widened(kept[name], kept.get(f"{name}{SCALE}"), record.dtype))
             for part, data in kept.items():
                 file.seek(layout.place(part).offset)
                 file.write(data.reshape(-1).view(np.uint8).data)  # bfloat16 is no type of buffers
                 step(data.nbytes)
-    return cost.narrowing
+    return losses.narrowing
 
 
 def stored(name: str, value: np.ndarray, record: TensorRecord) -> dict[str, np.ndarray]:

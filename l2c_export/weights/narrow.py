@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ir.dtypes import BYTES
 from ..support.words import counted
-from .recipe import TensorRecord
+from .recipe import Narrowing, TensorRecord, stored_type
 
 STORES = {"fp16": "float16", "bf16": "bfloat16", "int8": "int8"}  # by the word for them
 SCALE = ".scale"  # ends the name of a matrix' scales in the file
@@ -22,24 +22,7 @@ LEAST = 4096  # numbers of a matrix that is worth it
 MOST = 127  # what the largest number of a row becomes
 
 
-class Narrowing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What storing matrices narrower has cost: what is off of their numbers, as a share of them (Frobenius norms)."""
-
-    matrices: int
-    error: float  # of all together
-    worst: str  # the matrix with the largest,
-    worst_error: float
-
-    def problem(self, tensors: Mapping[str, TensorRecord]) -> str | None:
-        """What cannot be of it, in words."""
-        worst = tensors.get(self.worst)
-        errors = all(0 <= error < math.inf for error in (self.error, self.worst_error))
-        if errors and self.matrices > 0 and worst and worst.stored:
-            return None
-        return f"storing {self.matrices} matrices narrower, {self.worst[:100]!r} among them, has cost {self.error}"
-
-
-class Cost:
+class Losses:
     """Adds up what is lost, matrix by matrix."""
 
     def __init__(self) -> None:
@@ -79,11 +62,6 @@ def stored_as(records: Mapping[str, TensorRecord], kind: str | None, kept: tuple
         else record
         for name, record in records.items()
     }
-
-
-def stored_type(tensors: Mapping[str, TensorRecord]) -> str | None:
-    """The type in which matrices are stored narrower, if any are."""
-    return next((tensor.stored for tensor in tensors.values() if tensor.stored), None)
 
 
 def said(tensors: Mapping[str, TensorRecord], narrowing: Narrowing | None) -> str:

@@ -114,6 +114,28 @@ class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return BYTES[self.dtype] * math.prod(self.shape)
 
 
+class Narrowing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What storing matrices narrower has cost: what is off of their numbers, as a share of them (Frobenius norms)."""
+
+    matrices: int
+    error: float  # of all together
+    worst: str  # the matrix with the largest,
+    worst_error: float
+
+    def problem(self, tensors: Mapping[str, TensorRecord]) -> str | None:
+        """What cannot be of it, in words."""
+        worst = tensors.get(self.worst)
+        errors = all(0 <= error < math.inf for error in (self.error, self.worst_error))
+        if errors and self.matrices > 0 and worst and worst.stored:
+            return None
+        return f"storing {self.matrices} matrices narrower, {self.worst[:100]!r} among them, has cost {self.error}"
+
+
+def stored_type(tensors: Mapping[str, TensorRecord]) -> str | None:
+    """The type in which matrices are stored narrower, if any are."""
+    return next((tensor.stored for tensor in tensors.values() if tensor.stored), None)
+
+
 def records(shapes: Mapping[str, Shape], types: Types, recipes: Mapping[str, Recipe]) -> dict[str, TensorRecord]:
     """A model's tensors as they are stored, for a checkpoint that has these recipes."""
     told = {name: recipe for name, recipe in recipes.items() if recipe != Recipe.of(name)}
