@@ -14,7 +14,7 @@ from ..ir.dtypes import BYTES
 from ..ir.graph import Value
 from ..ir.inputs import guided
 from ..schedules.values import OUTPUT
-from ..weights import narrow
+from ..weights import stored
 from ..weights.layout import CODES, WEIGHTS, Layout
 from . import check_flow, check_names, check_origins, check_precision, check_primitives, check_text
 from .call_record import CallRecord
@@ -59,7 +59,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 def _narrow(manifest: Manifest) -> Iterator[str]:
     """What is stored narrower than it is computed."""
     model = manifest.denoiser
-    yield from narrow.problems(model.tensors)
+    yield from stored.problems(model.tensors)
     if model.stored and manifest.link == "static":
         yield f"whole graphs, whose weights are stored as {model.stored}"
     if model.narrowing and (wrong := model.narrowing.problem(model.tensors)):

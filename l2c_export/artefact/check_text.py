@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..ir.inputs import RequestInput, asked
-from ..weights import narrow
+from ..weights import stored
 from ..weights.layout import CODES, Layout
 from . import text
 from .manifest import Manifest
@@ -58,7 +58,7 @@ def _encoder(encoder: EncoderRecord, weights: FileInfo | None) -> Iterator[str]:
             usable = False
             yield f"the weight {name!r} has no usable type: {tensor.dtype} of shape {tensor.shape}"
     if usable:
-        yield from narrow.problems(encoder.tensors)
+        yield from stored.problems(encoder.tensors)
     if encoder.narrowing and (unlike := encoder.narrowing.problem(encoder.tensors)):
         yield unlike
     if usable and encoder.padding >= encoder.vocabulary:

@@ -18,7 +18,7 @@ from ..errors import ArtefactError
 from ..schedules.schedule import Schedule
 from ..support.extras import needs_compiler
 from ..weights.layout import WEIGHTS, Layout
-from ..weights.narrow import STORES
+from ..weights.stored import STORES
 from .contenders import OURS, PYTORCH, TWINS, Contender, backends
 
 

@@ -30,8 +30,8 @@ from ..ir.names import rows_of, split_at
 from ..schedules.resolve import forecasts
 from ..schedules.schedule import Schedule
 from ..version import __version__
-from ..weights.narrow import stored_as
 from ..weights.recipe import records
+from ..weights.stored import stored_as
 from .passes.flatten import flatten
 from .passes.levels import spans
 from .passes.place import caches, temporaries

@@ -15,8 +15,8 @@ from ..support.files import Report
 from ..support.progress import Progress
 from ..weights import origin
 from ..weights.layout import WEIGHTS, Layout, write
-from ..weights.narrow import said
 from ..weights.recipe import Narrowing
+from ..weights.stored import said
 from .onnx import decoder, models
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from ..support.files import Report
 from ..support.progress import Progress, unseen
 from ..weights import layout, origin, random
 from ..weights.lora import open_lora
-from ..weights.narrow import said
+from ..weights.stored import said
 
 
 def bind(

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import UsageError
-from ..ir.dtypes import BYTES, DTYPES
-from ..weights.narrow import STORES, width
+from ..ir.dtypes import BYTES, DTYPES, width
+from ..weights.stored import STORES
 
 COMPONENTS = ("denoiser", "text", "decoder")
 OF_DECODER = "fp16"  # its weights lie in its graph, which any library has to read

@@ -20,7 +20,7 @@ from ..support.files import Report
 from ..support.progress import Progress
 from ..weights import recipe
 from ..weights.layout import Layout, write
-from ..weights.narrow import said, stored_as
+from ..weights.stored import said, stored_as
 from . import tokenizer
 from .onnx import models
 from .onnx.export import export_bodies

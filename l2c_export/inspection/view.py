@@ -20,8 +20,8 @@ from ..schedules.schedule import Schedule
 from ..support import file_kind
 from ..support.words import counted
 from ..weights.layout import entries
-from ..weights.narrow import said
 from ..weights.recipe import stored_type
+from ..weights.stored import said
 from .predict import graph_weight_bytes
 
 

@@ -19,6 +19,11 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
+def width(stored: str) -> int:
+    """Bytes of a number in a file, where it may have 8 bits."""
+    return 1 if stored == "int8" else BYTES[stored]
+
+
 DERIVED = "derived."  # begins the names of tensors that follow from a configuration
 
 

@@ -22,7 +22,7 @@ from ..runtime.inputs import Labels
 from ..runtime.loops import Generation
 from ..runtime.request import Scales
 from ..support.extras import needs
-from ..weights.narrow import said
+from ..weights.stored import said
 from .error import TOLERANCE, Error, Tolerance, check_tolerances
 from .locate import Suspect, locate
 

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import WeightsError
+from ..ir.dtypes import width
 from ..support.files import replacing
 from ..support.progress import Step, unsaid
 from ..support.words import counted
-from .narrow import SCALE, Losses, quantised, scales, widened, width
+from .narrow import SCALE, Losses, quantised, scales, widened
 from .recipe import Narrowing, Shape, TensorRecord
 
 WEIGHTS = "weights.safetensors"
@@ -138,7 +139,7 @@ def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> 
                 file.seek(layout.place(part).offset)
                 file.write(data.reshape(-1).view(np.uint8).data)  # bfloat16 is no type of buffers
                 step(data.nbytes)
-    return losses.narrowing
+    return Narrowing(*losses.summed()) if losses else None
 
 
 def stored(name: str, value: np.ndarray, record: TensorRecord) -> dict[str, np.ndarray]:

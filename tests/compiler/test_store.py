@@ -29,7 +29,7 @@ from l2c_export.compiler.request import Options, options_of
 from l2c_export.compiler.storing import Stored, listed, parsed
 from l2c_export.errors import ArtefactError, UsageError
 from l2c_export.runtime.loaded import mapped_weights, weight_names
-from l2c_export.weights import narrow
+from l2c_export.weights import stored
 from l2c_export.weights.layout import WEIGHTS, mapped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -183,7 +183,7 @@ def test_in_half_precision_too(tmp_path):
 
 def test_components_are_stored_apart(prompted_by, tmp_path, monkeypatch):
     """The states of an encoder in int8 are those of transformers with the same weights, and pictures are drawn."""
-    monkeypatch.setattr(narrow, "LEAST", 1)
+    monkeypatch.setattr(stored, "LEAST", 1)
     monkeypatch.setattr("l2c_export.compiler.onnx.decoder.LEAST", 1)
     whole = prompted_by(texts.MINILM)
     chosen = {"store": ("fp16", "text=int8"), "with_vae": True}

@@ -12,6 +12,7 @@ from l2c_export.ir.dtypes import BYTES, Types
 from l2c_export.weights import layout, narrow
 from l2c_export.weights.layout import Layout, mapped
 from l2c_export.weights.recipe import records
+from l2c_export.weights.stored import stored_as
 
 SHAPES = {
     "a.fc.weight": (65, 64), "a.fc.bias": (65,), "b.conv.weight": (32, 16, 3, 3), "norm.weight": (8192,),
@@ -30,7 +31,7 @@ def values(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def stored(path, kind, dtype="float32"):
-    tensors = narrow.stored_as(records(SHAPES, Types(dtype), {}), kind, kept=("wide",))
+    tensors = stored_as(records(SHAPES, Types(dtype), {}), kind, kept=("wide",))
     given = values()
     cost = layout.write(path, Layout(tensors), sorted(given.items()))
     return tensors, given, cost
@@ -108,7 +109,7 @@ def test_what_is_computed_in_16_bits_is_stored_in_8(tmp_path):
     view = mapped(tmp_path / "w", tensors)
     assert {str(view(name).dtype) for name in tensors} == {"float16"}
     assert np.abs(view("b.conv.weight").astype(np.float32) - given["b.conv.weight"]).max() < 0.03
-    plain = narrow.stored_as(records(SHAPES, Types("float16"), {}), "bf16")
+    plain = stored_as(records(SHAPES, Types("float16"), {}), "bf16")
     assert not any(record.stored for record in plain.values()), "16 bits are no narrower"
     assert sum(entry.bytes for entry in Layout(plain).entries.values()) == sum(
         BYTES["float16"] * int(np.prod(shape)) for shape in SHAPES.values()
@@ -116,10 +117,10 @@ def test_what_is_computed_in_16_bits_is_stored_in_8(tmp_path):
 
 
 def test_numbers_that_cannot_be_stored_are_refused(tmp_path):
-    tensors = narrow.stored_as(records({"a.weight": (64, 64)}, Types(), {}), "fp16")
+    tensors = stored_as(records({"a.weight": (64, 64)}, Types(), {}), "fp16")
     large, odd = np.full((64, 64), 1e5, np.float32), np.full((64, 64), np.nan, np.float32)
     with pytest.raises(WeightsError, match=r"4,096 values of a.weight do not fit into float16: use store='bf16' or int8"):
         layout.write(tmp_path / "w", Layout(tensors), [("a.weight", large)])
     with pytest.raises(WeightsError, match=r"4,096 values of a.weight are NaN"):
-        layout.write(tmp_path / "w", Layout(narrow.stored_as(tensors, "int8")), [("a.weight", odd)])
+        layout.write(tmp_path / "w", Layout(stored_as(tensors, "int8")), [("a.weight", odd)])
     assert not (tmp_path / "w").exists()

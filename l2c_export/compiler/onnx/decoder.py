@@ -23,7 +23,7 @@ from ...models.diffusers.model_index import autoencoder_kind
 from ...support.extras import needs
 from ...support.words import first_line
 from ...weights import finder
-from ...weights.narrow import LEAST
+from ...weights.stored import LEAST
 from .opset import EXPORTED, downgrade
 
 EXAMPLE = (6, 10)  # the height and width of the latents that it is traced with
