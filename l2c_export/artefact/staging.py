@@ -22,6 +22,7 @@ import msgspec
 
 from ..errors import ArtefactError
 from ..support.files import Report, locked, small, sync, sync_tree
+from . import shipped
 from .damage import check_regular
 from .integrity import inside
 from .records import FILE
@@ -29,7 +30,7 @@ from .records import FILE
 TOLERATED = {"README.md", ".gitignore", ".gitattributes"}  # what may lie in an output folder that is not an artefact
 # What file managers, git and a hub's client leave in any folder; it stays there.
 LITTER = re.compile(r"(.*/)?(\.DS_Store|\._[^/]*|Thumbs\.db|desktop\.ini)|(__MACOSX|\.cache|\.git)(/.*)?")
-PARTIAL, READY = ".l2c-partial-", ".l2c-ready"
+PARTIAL, READY = ".l2c-partial-", shipped.UNFINISHED
 
 
 class AnyVersion(msgspec.Struct):
@@ -95,7 +96,11 @@ def staged(folder: Path, report: Report = id) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def changed(folder: Path, report: Report = id) -> Iterator[Path]:
-    """The same for some files of an artefact and its new manifest; files that the manifest does not list any more go."""
+    """The same for some files of an artefact and its new manifest; files that the manifest does not list any more go.
+
+    Raises ArtefactError for one that comes with the package.
+    """
+    shipped.refuse_changes(folder)
     with writing(folder, str(folder), "check the disk"), _stage(folder, report, whole=False) as stage:
         yield stage
 

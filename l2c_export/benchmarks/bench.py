@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ..artefact import store
+from ..artefact import shipped, store
 from ..backends.descriptors import packages
 from ..errors import L2CError, UsageError
 from ..support import machine, neighbours
@@ -64,7 +64,7 @@ def bench(
     """
     request = BenchRequest(images=images, seed=seed, guidance_scale=guidance_scale,
                            threads=machine.cores() if threads is None else threads, device=device)  # fmt: skip
-    return contest(Path(path), chosen(against), request, rounds, against is None, passes, report, progress)
+    return contest(Path(shipped.place(path)), chosen(against), request, rounds, against is None, passes, report, progress)
 
 
 def contest(

@@ -11,13 +11,13 @@ from ..support.files import write
 from . import options
 from .choices import LOADED
 from .console import Command, check_places, print_json, save_json, say
-from .options import FILE, FOLDER, group, option
+from .options import ENGINES, FILE, group, option
 from .progress import bars
 from .tables import print_table
 
 
 @click.command(cls=Command, example="l2c bench engines --against pytorch,uncached --save times.json")
-@click.argument("engines", type=FOLDER)
+@click.argument("engines", type=ENGINES)
 @group(
     "What is compared",
     option(

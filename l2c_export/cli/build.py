@@ -10,7 +10,7 @@ import click
 
 from .choices import BUILT, PREPARED, TARGETS
 from .console import Command, print_json, say
-from .options import FILE, FOLDER, Choice, group, option
+from .options import ENGINES, FILE, Choice, group, option
 from .progress import bars
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, example="l2c build engines --backend tensorrt-rtx --target sm86,sm120")
-@click.argument("engines", type=FOLDER)
+@click.argument("engines", type=ENGINES)
 @group(
     "What is built",
     option("--backend", type=Choice(BUILT), required=True, help=f"{', '.join(TARGETS)} needs no GPU to build; "
@@ -53,7 +53,7 @@ def builds_of(manifest: Manifest) -> dict[str, dict[str, int]]:
 
 
 @click.command(cls=Command, example="l2c remove engines tensorrt-10.13.3-sm90")
-@click.argument("engines", type=FOLDER)
+@click.argument("engines", type=ENGINES)
 @click.argument("builds", nargs=-1, required=True, metavar="BUILD...")
 def remove(engines: Path, builds: tuple[str, ...], as_json: bool) -> None:
     """Take builds out of an artefact, by the names that l2c inspect gives them."""

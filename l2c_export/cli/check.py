@@ -10,11 +10,11 @@ import click
 
 from . import options
 from .console import Command, print_json, say
-from .options import FOLDER, group, option
+from .options import ENGINES, group, option
 
 
 @click.command(cls=Command, example="l2c check engines --backend openvino")
-@click.argument("engines", type=FOLDER)
+@click.argument("engines", type=ENGINES)
 @group(
     "What is compared",
     option("--record", is_flag=True, help="Record a new fingerprint first, with this backend."),

@@ -11,11 +11,11 @@ import click
 from ..support.words import counted
 from . import options
 from .console import Command, print_json, say
-from .options import FILE, FOLDER, group, option
+from .options import ENGINES, FILE, group, option
 
 
 @click.command(cls=Command, example='l2c encode engines --prompt "a cat" --out cat.npz')
-@click.argument("engines", type=FOLDER)
+@click.argument("engines", type=ENGINES)
 @group(
     "What is made",
     options.prompt,

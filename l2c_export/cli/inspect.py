@@ -16,7 +16,7 @@ from .tables import print_table
 
 
 @click.command(cls=Command, example="l2c inspect engines --measure --plot schedule.png")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=options.Engines(path_type=Path))
 @option("--threshold", type=float, help="For a router. [default: the released ones]")
 @options.steps
 @option("--device", type=Choice(DEVICES), help="Predict the time of every call there.")

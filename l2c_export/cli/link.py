@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from .console import Command, print_json, say
-from .options import FOLDER, lora, option
+from .options import ENGINES, lora, option
 from .progress import bars
 
 
 @click.command(
     cls=Command, example="l2c link engines --weights DiT-XL-2-256x256.pt\nl2c link engines --lora style.safetensors:0.8"
 )
-@click.argument("engines", type=FOLDER)
+@click.argument("engines", type=ENGINES)
 @option(
     "--weights",
     help="A checkpoint (.safetensors, .index.json, .pt), a folder of diffusers, or random[:SEED]. [default: with "

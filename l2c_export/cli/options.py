@@ -11,11 +11,25 @@ from typing import Any
 import click
 
 from .choices import BACKENDS, LINKS
+from .console import warnings_said
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class Engines(click.Path):
+    """The folder of an artefact, or the name of one that comes with the package."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ..artefact import shipped
+
+        with warnings_said():  # no command runs yet
+            return super().convert(shipped.place(value), param, ctx)
+
+
+ENGINES = Engines(file_okay=False, path_type=Path)
 
 
 class Option(click.Option):

@@ -10,13 +10,13 @@ import msgspec
 from ..support.files import write
 from . import options
 from .console import Command, check_places, print_json, save_json, say
-from .options import FILE, FOLDER, group, option
+from .options import ENGINES, FILE, group, option
 from .progress import bars
 from .tables import print_table
 
 
 @click.command(cls=Command, example="l2c profile engines --trace trace.json")
-@click.argument("engines", type=FOLDER)
+@click.argument("engines", type=ENGINES)
 @group(
     "What is measured",
     option("--rounds", type=int, default=5, help="Images to make; the one of median length is shown."),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, example="l2c run engines --class-label 207,360 --out dogs.png")
-@click.argument("engines", type=options.FOLDER)
+@click.argument("engines", type=options.ENGINES)
 @group(
     "What is made",
     options.class_labels(help="An image of each of these classes, numbers or names; may be repeated."),

@@ -10,12 +10,12 @@ import click
 from ..support.extras import needs
 from . import options
 from .console import Command, print_json, say
-from .options import FOLDER, group, option, split_labels
+from .options import ENGINES, FOLDER, group, option, split_labels
 from .tables import print_table
 
 
 @click.command(cls=Command, example="l2c verify engines --class-label 207,360")
-@click.argument("engines", type=FOLDER)
+@click.argument("engines", type=ENGINES)
 @group(
     "What is compared",
     options.class_labels(help="Numbers or names. [default: as many as the batch]"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..artefact import store, text
+from ..artefact import shipped, store, text
 from ..artefact.manifest import Manifest
 from ..artefact.records import image_range
 from ..errors import UsageError
@@ -105,7 +105,7 @@ def inspect(path: str | os.PathLike[str] | Schedule, threshold: float | None = N
     """
     if isinstance(path, Schedule):
         return of_schedule(path, repr(path).strip("<>"))
-    path = Path(path)
+    path = Path(shipped.place(path))
     if threshold is not None and (path.is_dir() or file_kind.is_json(path)):
         raise UsageError(f"threshold={threshold:g}: only a router has scores; the schedule of {path} was made with one")
     if path.is_dir():

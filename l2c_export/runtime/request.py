@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from ..artefact import shipped
 from ..artefact.compiled import Compiled
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
@@ -31,10 +32,10 @@ LARGEST_SCALE = 1000.0  # guided predictions beyond keep less than four decimal 
 
 
 def folder(path: Any) -> Path:
-    """The folder of an artefact, as a path or as text."""
+    """The folder of an artefact, as a path or as text, or the name of one that comes with the package."""
     if not isinstance(path, (str, os.PathLike)) or "\0" in str(path):
         raise UsageError(f"{path!r}: no folder can have this name: give the one that l2c-export wrote")
-    return Path(path)
+    return Path(shipped.place(path))
 
 
 def number(scale: Any) -> float:
