@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..errors import UsageError
+from ..ir import inputs as ir_inputs
 from ..ir.inputs import Inputs, RequestInput
 from ..models.family import Family
 from ..support import file_kind
@@ -56,6 +57,27 @@ def read(path: Path, family: Family) -> Samples:
     check_values(path, name, values, family)
     inputs = {d.name: checked(path, keys[d.name], arrays[keys[d.name]], len(values), d) for d in family.inputs}
     return Samples(values, inputs)
+
+
+def requests(path: Path, family: Family, guided: bool) -> Inputs:
+    """What a model is asked for, (N, ..) by the name of the array, such as the embeddings that `l2c encode` writes.
+
+    Other arrays, as data to train on have them, are left alone.  Raises UsageError for anything else, for what does not fit
+    the model, and with guidance where what stands for nothing is missing.
+    """
+    if path.is_dir():
+        return in_folder(path, family).inputs
+    arrays = load(path)
+    declared = ir_inputs.arrays(family.inputs) if guided else ir_inputs.asked(family.inputs)
+    keys = {one.name: key_of(one, family, arrays) for one in declared}
+    lacks = [key for key in keys.values() if key not in arrays]
+    if lacks:
+        remedy = "give what `l2c encode` writes" if family.inputs[0].shape else REMEDY
+        raise UsageError(f"data={str(path)!r}: holds no `{lacks[0]}` (but {', '.join(arrays) or 'nothing'}): {remedy}")
+    count = len(arrays[keys[declared[0].name]])
+    if not count:
+        raise UsageError(f"data={str(path)!r}: `{keys[declared[0].name]}` is empty: give one request at least")
+    return {one.name: checked(path, keys[one.name], arrays[keys[one.name]], count, one) for one in declared}
 
 
 def key_of(declared: RequestInput, family: Family, arrays: Collection[str]) -> str:

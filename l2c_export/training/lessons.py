@@ -50,19 +50,22 @@ class LessonRequest(NamedTuple):
 
 
 class Subjects(NamedTuple):
-    """What images are of: any of the choices, or where there are others than choices, what some sample is of."""
+    """What images are of: any of the choices, or where there are others than choices, one of those that are given."""
 
     declared: tuple[RequestInput, ...]
-    samples: Samples | None = None
+    given: Inputs | None = None  # (N, ..) by the name of the array
+    scale: float = 1.0  # of guidance, for a model that is told
 
     def draw(self, chances: Sequence[np.random.Generator]) -> Inputs:
         """(B, ..) of every input."""
         if knows_all(self.declared):
             drawn = [{d.name: chance.integers(d.choices or 1, size=d.shape) for d in self.declared} for chance in chances]
             return {d.name: np.array([one[d.name] for one in drawn], d.dtype) for d in self.declared}
-        assert self.samples
-        picks = [int(chance.integers(len(self.samples.values))) for chance in chances]
-        return {name: values[picks] for name, values in self.samples.inputs.items()}
+        assert self.given
+        count = len(next(iter(self.given.values())))
+        picks = [int(chance.integers(count)) for chance in chances]
+        told = {d.name: np.full(len(picks), self.scale, d.dtype) for d in self.declared if d.known == "guidance"}
+        return told | {name: values[picks] for name, values in self.given.items()}
 
 
 def knows_all(declared: Sequence[RequestInput]) -> bool:

@@ -76,7 +76,7 @@ class TrainingOptions:
             raise UsageError(f"target_reduction={self.target_reduction}: must be between 0 and 1, like 0.4")
         if self.threshold is not None and self.target_reduction is not None:
             raise UsageError(f"threshold={self.threshold}: target_reduction=.. chooses it: give one of the two")
-        if self.weights is None and self.model != demo.NAME:
+        if self.weights is None and self.model != demo.NAME and not (self.model and Path(self.model).is_dir()):
             raise UsageError("weights=.. is missing: give the model's checkpoint (only model='demo' brings its own)")
         for name, choices in (("precision", tuple(DTYPES)), ("guidance", GUIDANCE), ("error", ERRORS)):
             if getattr(self, name) not in (None, *choices):
@@ -129,13 +129,14 @@ def with_demo_files(options: TrainingOptions) -> TrainingOptions:
 
 def resolve(options: TrainingOptions) -> TrainingTask:
     """Read what the options name.  Raises L2CError when it does not fit together."""
+    if options.model and Path(options.model).is_dir():
+        raise UsageError(
+            f"model={options.model!r}: routers are trained for names like DiT-XL/2, with weights=..: for a pipeline folder "
+            f"learn under a rule, such as rule='reuse' with every=2, or search"
+        )
     assert options.weights is not None
     seed = random.random_seed(options.weights)
     checkpoint = open_checkpoint(Path(options.weights)) if seed is None else None
-    if options.model and Path(options.model).is_dir():
-        raise UsageError(
-            f"model={options.model!r}: training knows no pipeline folders: give a name like DiT-XL/2, and weights=.."
-        )
     family, name, assumed = lookup.resolve(options.model, None, None, checkpoint)
     if families.of(family.name).flow:
         raise UsageError(f"model={options.model or options.weights!r}: a {family.name} predicts a flow: routers are for noise")

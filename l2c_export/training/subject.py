@@ -100,12 +100,12 @@ def subject_of(options: TrainingOptions, sampler: str | None) -> Subject:
     if source.checkpoint is None and source.seed is None:
         raise UsageError(f"weights={options.weights!r}: without weights there are no latents to look at: give a checkpoint")
     check_subjects(options, source.family)
-    samples = None if options.data == SELF else data.read(Path(options.data), source.family)
     workers, family = Workers(options.device), source.family
     scale = source.scale if options.guidance_scale is None else options.guidance_scale
     guided = scale != 1 and source.guidance not in ("none", *ALONE)
     guidance = Guidance(mode=source.guidance, scale=scale) if guided else Guidance(mode="none", scale=1.0)  # type: ignore[arg-type]
     weights = load_tensors(family, source.checkpoint, source.seed or 0, options.precision, workers.device)
     strength = guidance_strength(guidance, family, workers.device)
-    asked, images = Subjects(family.inputs, samples), workers.images(options.batch)
+    given = None if options.data == SELF else data.requests(Path(options.data), family, guided)
+    asked, images = Subjects(family.inputs, given, scale), workers.images(options.batch)
     return Subject(compiled, source, weights, strength, asked, workers, images, options.seed)

@@ -43,7 +43,7 @@ class Training:
         weights = load_tensors(task.family, task.checkpoint, task.weights_seed, options.precision, device)
         self.observer = Observer(task.family, weights)
         guidance = guidance_strength(task.guidance, task.family, device)
-        subjects = Subjects(self.task.family.inputs, self.task.samples)
+        subjects = Subjects(self.task.family.inputs, self.task.samples.inputs if self.task.samples else None)
         self.sampler = Trajectories(self.observer, self.task.calls, self.task.pairs, guidance, subjects, self.workers)
         self._curriculum = make_curriculum(self.task, self.sampler)
         self.trainer = Trainer(self.observer, self._curriculum, self.workers, images, options.seed, options.lr,
