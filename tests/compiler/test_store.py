@@ -7,6 +7,7 @@ import shutil
 
 import loras
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import text_oracle
@@ -173,6 +174,8 @@ def test_on_a_gpu_lie_the_wide_weights(made):
 def test_in_half_precision_too(tmp_path):
     l2c_export.compile(SHORT, steps=3, model="demo", out=tmp_path / "e", store="int8", precision="bf16", backend="openvino")
     manifest = store.read(tmp_path / "e")
+    for graph in manifest.all_graphs().values():
+        onnx.checker.check_model(tmp_path / "e" / graph.file, full_check=True)
     view = mapped(tmp_path / "e" / WEIGHTS, manifest.denoiser.tensors)
     assert str(view("blocks.1.attn.qkv.weight").dtype) == "bfloat16"
     assert l2c_export.verify(tmp_path / "e", atol=0.2, rtol=0.2).passed, "the first of so few steps amplifies errors"

@@ -15,7 +15,7 @@ from l2c_export.weights.recipe import records
 from l2c_export.weights.stored import stored_as
 
 SHAPES = {
-    "a.fc.weight": (65, 64), "a.fc.bias": (65,), "b.conv.weight": (32, 16, 3, 3), "norm.weight": (8192,),
+    "a.fc.weight": (65, 67), "a.fc.bias": (65,), "b.conv.weight": (32, 16, 3, 3), "norm.weight": (8192,),
     "pos_embed": (1, 90, 64), "small.weight": (3, 5), "wide.weight": (64, 64),
 }  # fmt: skip
 MATRICES = {"a.fc.weight", "b.conv.weight"}
