@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import text_oracle
 import texts
+import torch
 from click.testing import CliRunner
 from fake_cuda import FakeCudart
 from msgspec.structs import replace
@@ -294,3 +295,18 @@ def test_a_type_that_is_unknown_is_refused(made, tmp_path, stored):
     (folder / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(ArtefactError, match=r"manifest.json is damaged: .*stored"):
         l2c_export.load(folder)
+
+
+def test_a_live_pipeline_is_compared_with_what_is_stored(prompted_by, tmp_path, monkeypatch):
+    """As exactly as it is: half a step of 8 bits is no other model, more is."""
+    monkeypatch.setattr(stored, "LEAST", 1)
+    folder = prompted_by(texts.MINILM).folder
+    made = texts.exported(texts.MINILM, folder, tmp_path / "out", (("every:1", 3),), store=("denoiser=int8",))
+    ours = l2c_export.enable_l2c(texts.live(folder), made.out)
+    latents = [pipe(**texts.asked("pixart", output_type="latent")).images.numpy() for pipe in (texts.live(folder), ours)]
+    assert 1e-5 < error(*latents) < 0.1
+    weight = ours.transformer.transformer_blocks[1].ff.net[2].weight
+    with torch.no_grad():
+        weight[0, 0] += 2 * weight[0].abs().max() / 127
+    with pytest.raises(UsageError, match=r"has other weights than .*transformer_blocks\.1\.ff\.net\.2\.weight"):
+        ours(**texts.asked("pixart"))
