@@ -1,0 +1,143 @@
+"""Shards by many processes, on this machine or several, with Ray Data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import errors
+from ..backends.descriptor import GPU
+from ..backends.descriptors import AUTO, named
+from ..errors import L2CError, RunError, UsageError
+from ..runtime.pipeline import load
+from ..support.extras import needs
+from ..support.files import Report
+from ..support.progress import Step
+from ..support.words import counted, first_line
+from . import maker
+from .plan import Plan, Shard
+
+# Ray reports its use, draws bars, and starts workers at the lowest priority, unless it is told not to.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_worker_niceness": "0",
+         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # fmt: skip
+STORE = 256 * 2**20  # bytes of Ray's object store: only the names of shards pass through
+
+
+class Size(NamedTuple):
+    """How many samplers there are; None: as many as there is room for."""
+
+    workers: int | None
+
+
+class Sampler:
+    """One process with an artefact, which is sent shards.  What goes wrong is sent back, as Ray would wrap it."""
+
+    def __init__(self, folder: Path, out: Path, plan: Plan, choices: Mapping[str, Any]) -> None:
+        self.out, self.plan, self.error = out, plan, ("", "")
+        try:
+            self.pipe = load(folder, **choices)
+        except L2CError as error:
+            self.error = type(error).__name__, str(error)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The shards of these numbers, each written."""
+        shards, made = self.plan.shards, list[int]()
+        for number in batch["shard"]:
+            if not self.error[0]:
+                try:
+                    maker.write(self.pipe, self.out, self.plan, shards[number])
+                except L2CError as error:
+                    self.error = type(error).__name__, str(error)
+            made.append(0 if self.error[0] else shards[number].count)
+        kind, words = self.error
+        return {"images": made, "kind": [kind] * len(made), "words": [words] * len(made)}
+
+
+def write(
+    folder: Path, out: Path, plan: Plan, todo: Sequence[Shard], choices: dict[str, Any], size: Size, report: Report, step: Step
+) -> None:
+    """Make these shards.  A sampler that is killed is started again, and its shard made again.  Raises RunError."""
+    ray = _imported()
+    numbers = {shard.name: number for number, shard in enumerate(plan.shards)}
+    per_gpu = _on_gpu(plan.backend, choices["device"])
+    with _running(ray, plan.threads if size.workers is None else size.workers * plan.threads):
+        workers = min(_workers(ray, size, plan.threads, per_gpu), len(todo))
+        report(f"sampling with Ray: {counted(workers, 'process', 'processes')}")
+        made = (
+            ray.data.from_items([{"shard": numbers[shard.name]} for shard in todo], override_num_blocks=len(todo))
+            .map_batches(
+                Sampler,
+                fn_constructor_args=(folder, out, plan, choices),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=workers),
+                num_cpus=plan.threads,
+                num_gpus=1 if per_gpu else 0,
+                max_restarts=-1,
+                max_task_retries=-1,
+            )
+            .iter_rows()
+        )
+        for row in _in_one_line(made):
+            if row["kind"]:
+                raise getattr(errors, row["kind"], RunError)(row["words"])
+            step(row["images"])
+
+
+def _imported() -> Any:
+    """Ray, which looks at these variables when it is imported."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    ray = needs("ray", "ray")
+    needs("ray.data", "ray")
+    return ray
+
+
+@contextlib.contextmanager
+def _running(ray: Any, processors: int) -> Iterator[None]:
+    """Ray: the one of this process, that of RAY_ADDRESS, or one of its own on this machine, for as long as the block."""
+    if ray.is_initialized():
+        yield
+        return
+    own = {} if os.environ.get("RAY_ADDRESS") else {
+        "num_cpus": max(processors, len(os.sched_getaffinity(0))), "include_dashboard": False, "object_store_memory": STORE,
+        "_node_ip_address": "127.0.0.1",
+    }  # fmt: skip
+    try:
+        ray.init(logging_level="error", log_to_driver=False, **own)
+    except Exception as error:  # of its own many kinds
+        raise RunError(f"Ray does not start: {first_line(error)}: check RAY_ADDRESS, or sample without ray=True") from None
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _workers(ray: Any, size: Size, threads: int, per_gpu: bool) -> int:
+    """As many as are asked for, or as there is room for.  Raises UsageError where there is less."""
+    have = ray.cluster_resources()
+    room = int(have.get("GPU", 0)) if per_gpu else int(have.get("CPU", 0)) // threads
+    if (size.workers or 1) > room:
+        what = "GPUs" if per_gpu else f"workers of {counted(threads, 'thread')}"
+        raise UsageError(f"workers={size.workers or 1}: Ray has room for {room} {what}: use at most that")
+    return size.workers or room
+
+
+def _on_gpu(backend: str, device: str | None) -> bool:
+    """Whether a sampler needs a GPU of its own."""
+    if device is not None or backend == AUTO:
+        return (device or "").startswith(GPU)
+    return named(backend).sites[-1].device == GPU
+
+
+def _in_one_line(rows: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Ray's own errors."""
+    try:
+        yield from rows
+    except L2CError:
+        raise
+    except Exception as error:
+        raise RunError(f"Ray has stopped: {first_line(error)}: what was finished stays; give the same command again") from None
