@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -75,8 +76,6 @@ def write(
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_cpus=plan.threads,
                 num_gpus=1 if per_gpu else 0,
-                max_restarts=-1,
-                max_task_retries=-1,
             )
             .iter_rows()
         )
@@ -92,6 +91,7 @@ def _imported() -> Any:
         os.environ.setdefault(name, value)
     ray = needs("ray", "ray")
     needs("ray.data", "ray")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 
 
@@ -110,7 +110,6 @@ def _running(ray: Any, processors: int) -> Iterator[None]:
     except Exception as error:  # of its own many kinds
         raise RunError(f"Ray does not start: {first_line(error)}: check RAY_ADDRESS, or sample without ray=True") from None
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
         yield
     finally:
         ray.shutdown()
