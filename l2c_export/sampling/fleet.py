@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ class Sampler:
                     maker.write(self.pipe, self.out, self.plan, shards[number])
                 except L2CError as error:
                     self.error = type(error).__name__, str(error)
-            made.append(0 if self.error[0] else shards[number].count)
+            made.append(0 if self.error[0] else shards[number].images)
         kind, words = self.error
         return {"images": made, "kind": [kind] * len(made), "words": [words] * len(made)}
 
@@ -64,7 +65,7 @@ def write(
     ray = _imported()
     numbers = {shard.name: number for number, shard in enumerate(plan.shards)}
     per_gpu = _on_gpu(plan.backend, choices["device"])
-    with _running(ray, plan.threads if size.workers is None else size.workers * plan.threads):
+    with contextlib.redirect_stdout(sys.stderr), _running(ray):  # it prints what is no data
         workers = min(_workers(ray, size, plan.threads, per_gpu), len(todo))
         report(f"sampling with Ray: {counted(workers, 'process', 'processes')}")
         made = (
@@ -96,14 +97,13 @@ def _imported() -> Any:
 
 
 @contextlib.contextmanager
-def _running(ray: Any, processors: int) -> Iterator[None]:
+def _running(ray: Any) -> Iterator[None]:
     """Ray: the one of this process, that of RAY_ADDRESS, or one of its own on this machine, for as long as the block."""
     if ray.is_initialized():
         yield
         return
     own = {} if os.environ.get("RAY_ADDRESS") else {
-        "num_cpus": max(processors, len(os.sched_getaffinity(0))), "include_dashboard": False, "object_store_memory": STORE,
-        "_node_ip_address": "127.0.0.1",
+        "include_dashboard": False, "object_store_memory": STORE, "_node_ip_address": "127.0.0.1",
     }  # fmt: skip
     try:
         ray.init(logging_level="error", log_to_driver=False, **own)

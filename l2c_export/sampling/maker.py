@@ -27,7 +27,7 @@ def make(pipe: Pipeline, plan: Plan, shard: Shard, step: Step = unsaid) -> Made:
 
 
 def _batches(shard: Shard, size: int) -> Iterator[list[int]]:
-    numbers = list(range(shard.first, shard.first + shard.count))
+    numbers = list(range(shard.first, shard.first + shard.images))
     yield from (numbers[n : n + size] for n in range(0, len(numbers), size))
 
 

@@ -17,11 +17,11 @@ FORMATS = ("npz", "png")
 
 
 class Shard(NamedTuple):
-    """Images first .. first + count - 1, in one file or one folder of pictures."""
+    """So many images from the number `first` on, in one file or one folder of pictures."""
 
     name: str
     first: int
-    count: int
+    images: int
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -103,7 +103,7 @@ def _sampled(
     todo, all_shards = shards.missing(out, wanted), wanted.shards
     if len(todo) < len(all_shards):
         report(f"{out}: {len(all_shards) - len(todo)} of {counted(len(all_shards), 'shard')} are there")
-    new = sum(shard.count for shard in todo)
+    new = sum(shard.images for shard in todo)
     step = progress("sampling", new)
     if todo and size:
         fleet.write(folder, out, wanted, todo, choices, size, report, step)

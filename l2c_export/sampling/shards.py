@@ -47,7 +47,7 @@ def write(out: Path, plan: Plan, shard: Shard, made: Made) -> None:
 
 
 def _write_arrays(path: Path, plan: Plan, shard: Shard, made: Made) -> None:
-    numbers = range(shard.first, shard.first + shard.count)
+    numbers = range(shard.first, shard.first + shard.images)
     kind, values = ("latents", made.latents) if made.images is None else ("images", made.images)
     arrays = {kind: values, "seeds": np.array([plan.seed + n for n in numbers])}
     if plan.asked is not None:
