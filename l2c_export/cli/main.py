@@ -17,6 +17,7 @@ from . import (
     inspect,
     link,
     profile,
+    push,
     run,
     sample,
     schedule,
@@ -37,7 +38,7 @@ def l2c() -> None:
 
 for command in (compile.export, run.run, sample.sample, compare.compare, encode.encode, inspect.inspect, verify.verify,
                 check.check, bench.bench, profile.profile, link.link, build.build, build.remove, train.train,
-                schedule.schedule, cache.cache, doctor.doctor):  # fmt: skip
+                push.push, push.pull, schedule.schedule, cache.cache, doctor.doctor):  # fmt: skip
     l2c.add_command(command)
 schedule.schedule.add_command(calibrate)
 

@@ -1,0 +1,150 @@
+"""An artefact in a repository of the Hugging Face hub: its files by their names, all of them in one commit."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..artefact import store
+from ..artefact.manifest import Manifest
+from ..artefact.records import FILE, FileInfo
+from ..artefact.staging import ours
+from ..errors import ArtefactError, L2CError, RunError
+from ..support.extras import needs
+from ..support.files import Report
+from ..support.words import first_line
+from .address import Address
+from .card import CARD, card
+
+MISSING = (
+    "RepositoryNotFoundError",
+    "RevisionNotFoundError",
+    "EntryNotFoundError",
+    "RemoteEntryNotFoundError",
+    "GatedRepoError",
+)
+
+
+class HubRepository:
+    """An artefact in a repository of the hub."""
+
+    def __init__(self, address: Address, report: Report) -> None:
+        self.address, self.what, self._report = address, str(address), report
+        self._hub = needs("huggingface_hub", "registry")
+        self._api = self._hub.HfApi()
+        self._id = f"{address.place}/{address.name}"
+        self._commit: str | None = None  # that is read
+        self._there: dict[str, Any] | None = None  # its files, where they are about to be replaced
+        self._added: list[Any] = []
+        self._folder = Path(tempfile.mkdtemp(prefix="l2c-hub-"))
+
+    def close(self) -> None:
+        """Remove what was downloaded to be looked at."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # there
+
+    def has(self, name: str, path: Path, info: FileInfo) -> bool:
+        """Whether it keeps this file already, under this name."""
+        file = self._files().get(name)
+        if file is None or file.size != info.bytes:
+            return False
+        if file.lfs:
+            return bool(file.lfs.sha256 == info.sha256)
+        return bool(file.blob_id == _git_hash(path))
+
+    def send(self, name: str, path: Path, info: FileInfo) -> None:
+        """Take a file into the commit; large ones go now."""
+        added = self._hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path))
+        with self._in_one_line():
+            self._api.preupload_lfs_files(self._id, [added], revision=self.address.tag)
+        self._added.append(added)
+
+    def publish(self, data: bytes, manifest: Manifest) -> str:
+        """The commit: what is new, the manifest, a card where there is none, and without what an earlier artefact had."""
+        add, delete = self._hub.CommitOperationAdd, self._hub.CommitOperationDelete
+        there = self._files()
+        added = [*self._added, add(path_in_repo=FILE, path_or_fileobj=data)]
+        if CARD not in there:
+            added.append(add(path_in_repo=CARD, path_or_fileobj=card(manifest, self._id).encode()))
+        gone = sorted(self._earlier() - set(manifest.files) - {FILE})
+        message = f"{manifest.denoiser.name or manifest.denoiser.family}, compiled by {manifest.tool}"
+        with self._in_one_line():
+            commit = self._api.create_commit(
+                self._id, [*added, *(delete(path_in_repo=name) for name in gone if name in there)], commit_message=message,
+                revision=self.address.tag,
+            )  # fmt: skip
+        return str(self.address._replace(tag=commit.oid))
+
+    def _files(self) -> dict[str, Any]:
+        """What is in the repository, by name; it is made, private, if it is not there."""
+        if self._there is None:
+            with self._in_one_line():
+                if not self._api.repo_exists(self._id):
+                    self._api.create_repo(self._id, private=True)
+                    self._report(f"{self.what}: made, private: whom it is for is said on its page")
+                tree = self._api.list_repo_tree(self._id, recursive=True, revision=self.address.tag)
+                self._there = {file.path: file for file in tree if hasattr(file, "blob_id")}
+        return self._there
+
+    def _earlier(self) -> set[str]:
+        """The files of the artefact that is in the repository, if one is."""
+        if FILE not in self._files():
+            return set()
+        self._download(FILE, self.address.tag, self._folder)
+        return ours(self._folder)
+
+    # back
+
+    def manifest(self) -> bytes:
+        """The artefact's manifest.json, of one commit, from which all else will come."""
+        with self._in_one_line():
+            self._commit = self._api.repo_info(self._id, revision=self.address.tag).sha
+        path = self._download(FILE, self._commit, self._folder)
+        if path.stat().st_size > store.LARGEST:
+            raise ArtefactError(f"{self.what}: its {FILE} has {path.stat().st_size} bytes: no manifest has")
+        return path.read_bytes()
+
+    def fetch(self, name: str, path: Path, info: FileInfo) -> None:
+        """Write a file; the hub's client goes on after a connection that broke."""
+        root = path.parents[name.count("/")]
+        try:
+            self._download(name, self._commit, root)
+        finally:
+            shutil.rmtree(root / ".cache", ignore_errors=True)  # what the client has noted
+
+    def _download(self, name: str, revision: str | None, folder: Path) -> Path:
+        with self._in_one_line():
+            return Path(self._hub.hf_hub_download(self._id, name, revision=revision, local_dir=folder))
+
+    @contextlib.contextmanager
+    def _in_one_line(self) -> Iterator[None]:
+        """The hub's errors."""
+        errors = needs("huggingface_hub.errors", "registry")
+        try:
+            yield
+        except L2CError:
+            raise
+        except tuple(getattr(errors, name) for name in MISSING if hasattr(errors, name)) as error:
+            raise RunError(f"{self.what}: {_words(error)}: check the address; for a private one: hf auth login") from None
+        except OSError as error:
+            if error.filename or getattr(error, "errno", None):
+                raise
+            raise RunError(f"{self.what}: {_words(error)}: check the network, and give the same command again") from None
+        except Exception as error:  # of the network library, which is another one in every release
+            raise RunError(f"{self.what}: {_words(error)}: check the network, and give the same command again") from None
+
+
+def _words(error: Exception) -> str:
+    return first_line(error).rstrip(".")
+
+
+def _git_hash(path: Path) -> str:
+    """What git calls a file's content."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
