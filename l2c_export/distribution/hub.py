@@ -59,11 +59,8 @@ class HubRepository:
         return bool(file.blob_id == _git_hash(path))
 
     def send(self, name: str, path: Path, info: FileInfo) -> None:
-        """Take a file into the commit; large ones go now."""
-        added = self._hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path))
-        with self._in_one_line():
-            self._api.preupload_lfs_files(self._id, [added], revision=self.address.tag)
-        self._added.append(added)
+        """Take a file into the commit."""
+        self._added.append(self._hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)))
 
     def publish(self, data: bytes, manifest: Manifest) -> str:
         """The commit: what is new, the manifest, a card where there is none, and without what an earlier artefact had."""
@@ -79,6 +76,9 @@ class HubRepository:
                 self._id, [*added, *(delete(path_in_repo=name) for name in gone if name in there)], commit_message=message,
                 revision=self.address.tag,
             )  # fmt: skip
+            there = self._tree(commit.oid)
+        if absent := sorted(set(manifest.files) - set(there)):
+            raise RunError(f"{self.what}: the hub has left out {absent[0]}, perhaps by a .gitignore there: remove that")
         return str(self.address._replace(tag=commit.oid))
 
     def _files(self) -> dict[str, Any]:
@@ -88,9 +88,12 @@ class HubRepository:
                 if not self._api.repo_exists(self._id):
                     self._api.create_repo(self._id, private=True)
                     self._report(f"{self.what}: made, private: whom it is for is said on its page")
-                tree = self._api.list_repo_tree(self._id, recursive=True, revision=self.address.tag)
-                self._there = {file.path: file for file in tree if hasattr(file, "blob_id")}
+                self._there = self._tree(self.address.tag)
         return self._there
+
+    def _tree(self, revision: str | None) -> dict[str, Any]:
+        files = self._api.list_repo_tree(self._id, recursive=True, revision=revision)
+        return {file.path: file for file in files if hasattr(file, "blob_id")}
 
     def _earlier(self) -> set[str]:
         """The files of the artefact that is in the repository, if one is."""

@@ -161,7 +161,7 @@ class Repository:
             if start and answer.status_code == 200:  # it sends everything again
                 file.seek(0)
                 file.truncate()
-            for block in answer.iter_raw(BLOCK):
+            for block in answer.iter_raw():
                 if file.tell() + len(block) > info.bytes:
                     raise wrong(self.what, name)
                 file.write(block)

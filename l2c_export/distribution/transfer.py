@@ -51,7 +51,6 @@ def push(
     if target.digest:
         raise UsageError(f"{address}: a digest follows from what is pushed: leave it out")
     manifest = store.read(here)
-    store.check_linked(here, manifest)
     data = (here / FILE).read_bytes()
     sent: dict[str, FileInfo] = {}
     with _opened(target, plain_http, report) as place:

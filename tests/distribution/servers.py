@@ -58,6 +58,7 @@ class State:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # small answers wait for nobody
     state: State
 
     def log_message(self, *_: object) -> None:
@@ -104,7 +105,11 @@ class Handler(BaseHTTPRequestHandler):
             self.hang_up()
             return
         self.send_response(status)
-        for key, value in {"Content-Length": str(len(data) if size is None else size), **self.state.headers, **(headers or {})}.items():
+        for key, value in {
+            "Content-Length": str(len(data) if size is None else size),
+            **self.state.headers,
+            **(headers or {}),
+        }.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
