@@ -53,7 +53,7 @@ class Session:
         with self._dropping():
             response = self._sent(method, path, headers, content)
             if response.status_code == 401 and self._authorised(response):
-                response.close()
+                response.read()
                 response = self._sent(method, path, headers, content)
             try:
                 if response.status_code in BUSY:
@@ -70,7 +70,10 @@ class Session:
         if self._authorization and (url.scheme, url.netloc) == (self.root.scheme, self.root.netloc):
             own["Authorization"] = self._authorization
         request = self._client.build_request(method, url, headers=own, content=content() if content else None)
-        return self._client.send(request, stream=True, follow_redirects=method in ("GET", "HEAD"))
+        response = self._client.send(request, stream=True, follow_redirects=method in ("GET", "HEAD"))
+        if method != "GET":
+            response.read()  # it is short, and read to its end the connection is of further use
+        return response
 
     @contextlib.contextmanager
     def _dropping(self) -> Iterator[None]:
