@@ -56,7 +56,7 @@ class HubRepository:
             return False
         if file.lfs:
             return bool(file.lfs.sha256 == info.sha256)
-        return bool(file.blob_id == _git_hash(path))
+        return bool(file.blob_id == _git_hash(path.read_bytes()))
 
     def send(self, name: str, path: Path, info: FileInfo) -> None:
         """Take a file into the commit."""
@@ -66,6 +66,8 @@ class HubRepository:
         """The commit: what is new, the manifest, a card where there is none, and without what an earlier artefact had."""
         add, delete = self._hub.CommitOperationAdd, self._hub.CommitOperationDelete
         there = self._files()
+        if not self._added and FILE in there and there[FILE].blob_id == _git_hash(data):
+            return str(self.address._replace(tag=self._sha()))
         added = [*self._added, add(path_in_repo=FILE, path_or_fileobj=data)]
         if CARD not in there:
             added.append(add(path_in_repo=CARD, path_or_fileobj=card(manifest, self._id).encode()))
@@ -106,8 +108,7 @@ class HubRepository:
 
     def manifest(self) -> bytes:
         """The artefact's manifest.json, of one commit, from which all else will come."""
-        with self._in_one_line():
-            self._commit = self._api.repo_info(self._id, revision=self.address.tag).sha
+        self._commit = self._sha()
         path = self._download(FILE, self._commit, self._folder)
         if path.stat().st_size > store.LARGEST:
             raise ArtefactError(f"{self.what}: its {FILE} has {path.stat().st_size} bytes: no manifest has")
@@ -121,33 +122,38 @@ class HubRepository:
         finally:
             shutil.rmtree(root / ".cache", ignore_errors=True)  # what the client has noted
 
+    def _sha(self) -> str:
+        """The commit that the address means now."""
+        with self._in_one_line():
+            return str(self._api.repo_info(self._id, revision=self.address.tag).sha)
+
     def _download(self, name: str, revision: str | None, folder: Path) -> Path:
         with self._in_one_line():
             return Path(self._hub.hf_hub_download(self._id, name, revision=revision, local_dir=folder))
 
     @contextlib.contextmanager
     def _in_one_line(self) -> Iterator[None]:
-        """The hub's errors."""
+        """The hub's errors; those of the disk as they are."""
         errors = needs("huggingface_hub.errors", "registry")
+        again = "check the network, and give the same command again"
         try:
             yield
         except L2CError:
             raise
-        except tuple(getattr(errors, name) for name in MISSING if hasattr(errors, name)) as error:
+        except errors.LocalEntryNotFoundError as error:  # what a download says where the hub does not answer as it should
+            raise RunError(f"{self.what}: {_words(error.__cause__ or error)}: {again}") from None
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
             raise RunError(f"{self.what}: {_words(error)}: check the address; for a private one: hf auth login") from None
-        except OSError as error:
-            if error.filename or getattr(error, "errno", None):
-                raise
-            raise RunError(f"{self.what}: {_words(error)}: check the network, and give the same command again") from None
         except Exception as error:  # of the network library, which is another one in every release
-            raise RunError(f"{self.what}: {_words(error)}: check the network, and give the same command again") from None
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise RunError(f"{self.what}: {_words(error)}: {again}") from None
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     return first_line(error).rstrip(".")
 
 
-def _git_hash(path: Path) -> str:
-    """What git calls a file's content."""
-    data = path.read_bytes()
+def _git_hash(data: bytes) -> str:
+    """What git calls the content of a file."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 
 import pytest
 from distribution.servers import Buckets, Fault, serving
 from folders import GOLDEN, tree
+from recorded import ROOT
 
 from l2c_export.artefact import store
 from l2c_export.compiler.link import bind
@@ -109,9 +113,12 @@ def test_a_push_that_is_refused_leaves_the_one_before(bucket, copy, tmp_path):
 
 
 def test_without_credentials_it_is_one_line(bucket, monkeypatch, tmp_path):
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(RunError, match=r"Unable to locate credentials: check the address, the credentials and the network"):
-        push(GOLDEN, ADDRESS)
+    """In a process of its own: the library keeps some that it has seen."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    command = [sys.executable, "-m", "l2c_export", "push", str(GOLDEN), ADDRESS]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {ADDRESS}: Unable to locate credentials: check the address, the credentials")
+    assert len(done.stderr.splitlines()) == 1
