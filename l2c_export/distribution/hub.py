@@ -40,7 +40,7 @@ class HubRepository:
         self._id = f"{address.place}/{address.name}"
         self._commit: str | None = None  # that is read
         self._there: dict[str, Any] | None = None  # its files, where they are about to be replaced
-        self._added: list[Any] = []
+        self._added: dict[str, Path] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="l2c-hub-"))
 
     def close(self) -> None:
@@ -51,16 +51,11 @@ class HubRepository:
 
     def has(self, name: str, path: Path, info: FileInfo) -> bool:
         """Whether it keeps this file already, under this name."""
-        file = self._files().get(name)
-        if file is None or file.size != info.bytes:
-            return False
-        if file.lfs:
-            return bool(file.lfs.sha256 == info.sha256)
-        return bool(file.blob_id == _git_hash(path.read_bytes()))
+        return _is(self._files().get(name), path, info)
 
     def send(self, name: str, path: Path, info: FileInfo) -> None:
         """Take a file into the commit."""
-        self._added.append(self._hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)))
+        self._added[name] = path
 
     def publish(self, data: bytes, manifest: Manifest) -> str:
         """The commit: what is new, the manifest, a card where there is none, and without what an earlier artefact had."""
@@ -68,7 +63,8 @@ class HubRepository:
         there = self._files()
         if not self._added and FILE in there and there[FILE].blob_id == _git_hash(data):
             return str(self.address._replace(tag=self._sha()))
-        added = [*self._added, add(path_in_repo=FILE, path_or_fileobj=data)]
+        added = [add(path_in_repo=name, path_or_fileobj=str(path)) for name, path in self._added.items()]
+        added.append(add(path_in_repo=FILE, path_or_fileobj=data))
         if CARD not in there:
             added.append(add(path_in_repo=CARD, path_or_fileobj=card(manifest, self._id).encode()))
         gone = sorted(self._earlier() - set(manifest.files) - {FILE})
@@ -79,8 +75,9 @@ class HubRepository:
                 revision=self.address.tag,
             )  # fmt: skip
             there = self._tree(commit.oid)
-        if absent := sorted(set(manifest.files) - set(there)):
-            raise RunError(f"{self.what}: the hub has left out {absent[0]}, perhaps by a .gitignore there: remove that")
+        for name, path in self._added.items():
+            if not _is(there.get(name), path, manifest.files[name]):
+                raise RunError(f"{self.what}: the hub has left out {name}, perhaps by a .gitignore there: remove that")
         return str(self.address._replace(tag=commit.oid))
 
     def _files(self) -> dict[str, Any]:
@@ -148,6 +145,13 @@ class HubRepository:
             if isinstance(error, OSError) and error.errno:
                 raise
             raise RunError(f"{self.what}: {_words(error)}: {again}") from None
+
+
+def _is(file: Any, path: Path, info: FileInfo) -> bool:
+    """Whether a file of the hub is this one: large files go by the hash that we have, small ones by git's."""
+    if file is None or file.size != info.bytes:
+        return False
+    return bool(file.lfs.sha256 == info.sha256 if file.lfs else file.blob_id == _git_hash(path.read_bytes()))
 
 
 def _words(error: BaseException) -> str:

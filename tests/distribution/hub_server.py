@@ -68,7 +68,7 @@ class Hub(Handler):
             self.resolve(self.revision(found[1]), found[2])
         else:
             self.body()
-            self.answer(404)
+            self.answer(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
 
     def revision(self, name: str) -> str:
         return name if name in self.state.commits else self.state.order[-1]

@@ -102,7 +102,6 @@ def test_an_artefact_on_the_hub(hub, client, copy, tmp_path, unchanged):
     client("pull", tmp_path / "b", "hf://me/dit")
 
     # what is wrong
-    look = unchanged(tmp_path / "b")
     hub.main[LARGE] = bytes(FILES[LARGE].bytes)
     bind(tmp_path / "b", "random:3")
     look = unchanged(tmp_path / "b")
@@ -115,11 +114,13 @@ def test_an_artefact_on_the_hub(hub, client, copy, tmp_path, unchanged):
     assert "403" in line
     look()
     hub.faults, before = [], dict(hub.main)
-    hub.ignored = next(iter(changed))
     hub.faults = [Fault("POST", "/commit/", 403)]
     (line,) = client("push", GOLDEN, "hf://me/dit")
     assert line.startswith("RunError: hf://me/dit: ")
     assert hub.main == before
+    hub.faults, hub.ignored = [], LARGE
+    (line,) = client("push", GOLDEN, "hf://me/dit")
+    assert line.startswith(f"RunError: hf://me/dit: the hub has left out {LARGE}, perhaps by a .gitignore there: remove that")
     (line,) = client("pull", tmp_path / "c", "hf://me/other")
     assert line.startswith("RunError: hf://me/other: ")
     assert "hf auth login" in line
