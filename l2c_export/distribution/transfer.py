@@ -12,7 +12,6 @@ from pathlib import Path
 from ..artefact import integrity, staging, store
 from ..artefact.manifest import Manifest
 from ..artefact.records import FILE, FileInfo
-from ..compiler.artefact import Artefact
 from ..errors import ArtefactError, UsageError
 from ..runtime.request import folder
 from ..support.files import Report
@@ -34,6 +33,19 @@ class Pushed:
     files: int
     sent: int
     bytes_sent: int
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What `pull` has done: the folder, and what had to be fetched.  It stands wherever a path may."""
+
+    path: Path
+    files: int
+    fetched: int
+    bytes_fetched: int
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
 
 def push(
@@ -70,7 +82,7 @@ def push(
 def pull(
     path: str | os.PathLike[str], address: str, *, trust_engines: bool = False, plain_http: bool = False,
     report: Report = logged, progress: Progress = unseen,
-) -> Artefact:  # fmt: skip
+) -> Pulled:  # fmt: skip
     """Bring the artefact at `address` into the folder `path`, in place of the one that is there, if there is one.
 
     Addresses are those of `push`; with @sha256:.. (or @COMMIT of the hub) behind them they mean one artefact for ever.  Files
@@ -87,13 +99,16 @@ def pull(
         _check(source, manifest, trust_engines)
         with staging.staged(target, report) as stage:
             step = progress("pulling", max(manifest.bytes, 1))
-            present = _present(target)
+            present, fetched = _present(target), dict[str, FileInfo]()
             for name, info in sorted(manifest.files.items()):
-                _receive(place, source, name, stage / name, info, present.get(info.sha256))
+                if not _copied(present.get(info.sha256), stage / name, info):
+                    _receive(place, source, name, stage / name, info)
+                    fetched[name] = info
                 step(info.bytes)
             (stage / FILE).write_bytes(data)
-    report(f"{target}: {counted(len(manifest.files), 'file')} of {source}, {manifest.bytes / 2**20:.1f} MB")
-    return Artefact.read(target)
+    result = Pulled(target, len(manifest.files), len(fetched), sum(info.bytes for info in fetched.values()))
+    report(f"{target}: {counted(result.fetched, 'file')} of {result.files} fetched, {result.bytes_fetched / 2**20:.1f} MB")
+    return result
 
 
 @contextlib.contextmanager
@@ -132,12 +147,17 @@ def _present(folder: Path) -> dict[str, Path]:
     return {info.sha256: folder / name for name, info in manifest.files.items()}
 
 
-def _receive(place: Place, source: Address, name: str, path: Path, info: FileInfo, present: Path | None) -> None:
-    """One file into the staging folder: the one that is there, where it is right, or fetched and checked."""
+def _copied(present: Path | None, path: Path, info: FileInfo) -> bool:
+    """Whether a file was there, is right, and is now in the staging folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if present is not None and _is(present, info):
-        shutil.copyfile(present, path)
-        return
+    if present is None or not _is(present, info):
+        return False
+    shutil.copyfile(present, path)
+    return True
+
+
+def _receive(place: Place, source: Address, name: str, path: Path, info: FileInfo) -> None:
+    """One file into the staging folder, fetched and checked."""
     place.fetch(name, path, info)
     if not _is(path, info):
         raise wrong(str(source), name)

@@ -6,21 +6,23 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..backends.descriptor import GPU
 from ..backends.descriptors import AUTO, named
 from ..errors import L2CError, RunError, UsageError
-from ..runtime.pipeline import load
 from ..support.extras import needs
 from ..support.files import Report
 from ..support.progress import Step
 from ..support.words import counted, first_line
 from . import maker
-from .plan import Plan, Shard
+from .plan import SamplePlan, Shard
+
+if TYPE_CHECKING:
+    from ..runtime.pipeline import Pipeline
 
 # Ray reports its use, draws bars, and starts workers at the lowest priority, unless it is told not to.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_worker_niceness": "0",
@@ -28,19 +30,13 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", 
 STORE = 256 * 2**20  # bytes of Ray's object store: only the names of shards pass through
 
 
-class Size(NamedTuple):
-    """How many samplers there are; None: as many as there is room for."""
-
-    workers: int | None
-
-
-class Sampler:
+class ShardSampler:
     """One process with an artefact, which is sent shards.  What goes wrong is sent back, as Ray would wrap it."""
 
-    def __init__(self, folder: Path, out: Path, plan: Plan, choices: Mapping[str, Any]) -> None:
+    def __init__(self, opened: Callable[[], Pipeline], out: Path, plan: SamplePlan) -> None:
         self.out, self.plan, self.error = out, plan, ("", "")
         try:
-            self.pipe = load(folder, **choices)
+            self.pipe = opened()
         except L2CError as error:
             self.error = type(error).__name__, str(error)
 
@@ -59,20 +55,24 @@ class Sampler:
 
 
 def write(
-    folder: Path, out: Path, plan: Plan, todo: Sequence[Shard], choices: dict[str, Any], size: Size, report: Report, step: Step
-) -> None:
-    """Make these shards.  A sampler that is killed is started again, and its shard made again.  Raises RunError."""
+    opened: Callable[[], Pipeline], out: Path, plan: SamplePlan, todo: Sequence[Shard], device: str | None, most: int | None,
+    report: Report, step: Step,
+) -> None:  # fmt: skip
+    """Make these shards, each process with what `opened` returns there.
+
+    At most `most` of them, by default as many as there is room for.  One that is killed is started again, and its shard made again.  Raises RunError.
+    """
     ray = _imported()
     numbers = {shard.name: number for number, shard in enumerate(plan.shards)}
-    per_gpu = _on_gpu(plan.backend, choices["device"])
+    per_gpu = _on_gpu(plan.backend, device)
     with contextlib.redirect_stdout(sys.stderr), _running(ray):  # it prints what is no data
-        workers = min(_workers(ray, size, plan.threads, per_gpu), len(todo))
+        workers = min(_workers(ray, most, plan.threads, per_gpu), len(todo))
         report(f"sampling with Ray: {counted(workers, 'process', 'processes')}")
         made = (
             ray.data.from_items([{"shard": numbers[shard.name]} for shard in todo], override_num_blocks=len(todo))
             .map_batches(
-                Sampler,
-                fn_constructor_args=(folder, out, plan, choices),
+                ShardSampler,
+                fn_constructor_args=(opened, out, plan),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_cpus=plan.threads,
@@ -115,14 +115,14 @@ def _running(ray: Any) -> Iterator[None]:
         ray.shutdown()
 
 
-def _workers(ray: Any, size: Size, threads: int, per_gpu: bool) -> int:
+def _workers(ray: Any, most: int | None, threads: int, per_gpu: bool) -> int:
     """As many as are asked for, or as there is room for.  Raises UsageError where there is less."""
     have = ray.cluster_resources()
     room = int(have.get("GPU", 0)) if per_gpu else int(have.get("CPU", 0)) // threads
-    if (size.workers or 1) > room:
+    if (most or 1) > room:
         what = "GPUs" if per_gpu else f"workers of {counted(threads, 'thread')}"
-        raise UsageError(f"workers={size.workers or 1}: Ray has room for {room} {what}: use at most that")
-    return size.workers or room
+        raise UsageError(f"workers={most or 1}: Ray has room for {room} {what}: use at most that")
+    return most or room
 
 
 def _on_gpu(backend: str, device: str | None) -> bool:

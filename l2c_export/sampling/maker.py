@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import RunError
 from ..runtime import request
 from ..runtime.images import as_bytes
-from ..runtime.pipeline import Pipeline
 from ..support.progress import Step, unsaid
 from . import shards
-from .plan import Plan, Shard
+from .plan import SamplePlan, Shard
 from .shards import Made
 
+if TYPE_CHECKING:
+    from ..runtime.pipeline import Pipeline
 
-def make(pipe: Pipeline, plan: Plan, shard: Shard, step: Step = unsaid) -> Made:
+
+def make(pipe: Pipeline, plan: SamplePlan, shard: Shard, step: Step = unsaid) -> Made:
     """Its images, in batches of the size that the artefact was compiled for, always: it may decide the last bits."""
     batches = [_batch(pipe, plan, numbers, step) for numbers in _batches(shard, pipe.manifest.batch)]
     latents = np.concatenate([batch.latents for batch in batches if batch.latents is not None])
@@ -31,7 +34,7 @@ def _batches(shard: Shard, size: int) -> Iterator[list[int]]:
     yield from (numbers[n : n + size] for n in range(0, len(numbers), size))
 
 
-def _batch(pipe: Pipeline, plan: Plan, numbers: list[int], step: Step) -> Made:
+def _batch(pipe: Pipeline, plan: SamplePlan, numbers: list[int], step: Step) -> Made:
     filled = numbers + [numbers[-1]] * (pipe.manifest.batch - len(numbers))
     pixels = request.makes_pixels(pipe.manifest)
     made = pipe(**plan.request(filled), output_type="np" if pixels else "latent")
@@ -46,7 +49,7 @@ def _batch(pipe: Pipeline, plan: Plan, numbers: list[int], step: Step) -> Made:
     return Made(as_bytes(made.images[: len(numbers)]) if pixels else None, latents)
 
 
-def write(pipe: Pipeline, out: Path, plan: Plan, shard: Shard, step: Step = unsaid) -> None:
+def write(pipe: Pipeline, out: Path, plan: SamplePlan, shard: Shard, step: Step = unsaid) -> None:
     """Make a shard and write it.  Raises RunError where that is not possible."""
     made = make(pipe, plan, shard, step)
     try:

@@ -17,7 +17,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 IMAGES = "images"  # what a shard calls its pictures
 
 
-class Place(NamedTuple):
+class Picture(NamedTuple):
     """Where a picture is: a file of its own, or the n-th of a shard."""
 
     path: Path
@@ -37,7 +37,7 @@ class Place(NamedTuple):
             raise UsageError(f"{self.path}: is no picture that can be read: {str(error).splitlines()[0]}") from None
 
 
-def pictures(path: Path) -> dict[str, Place]:
+def pictures(path: Path) -> dict[str, Picture]:
     """All in a folder and below, by their names in it, in order; or the one that a file holds, or those of a shard.
 
     Raises UsageError where there is none.
@@ -58,12 +58,12 @@ def _is_one(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in (*PICTURES, ".npz")
 
 
-def _of(path: Path, name: str) -> Iterator[tuple[str, Place]]:
+def _of(path: Path, name: str) -> Iterator[tuple[str, Picture]]:
     if path.suffix.lower() != ".npz":
-        yield name, Place(path)
+        yield name, Picture(path)
         return
     for index in range(len(shard(path))):
-        yield f"{name}[{index}]", Place(path, index)
+        yield f"{name}[{index}]", Picture(path, index)
 
 
 def shard(path: Path) -> np.ndarray:

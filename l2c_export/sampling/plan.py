@@ -24,7 +24,7 @@ class Shard(NamedTuple):
     images: int
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SamplePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is asked for: image n has the noise of seed + n, and the n-th of what is asked, which begins again at its end.
 
     It lies beside the shards, and a folder is gone on with only by the same one.
@@ -69,7 +69,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 "steps": self.steps, "height": height, "width": width}  # fmt: skip
 
 
-def settle(out: Path, plan: Plan) -> None:
+def settle(out: Path, plan: SamplePlan) -> None:
     """Begin a folder with this plan, or go on with it.  Raises UsageError for a folder of another plan, or of others."""
     try:
         data = small(out / FILE)
@@ -79,7 +79,7 @@ def settle(out: Path, plan: Plan) -> None:
             file.write(msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
         return
     try:
-        present = msgspec.json.decode(data, type=Plan)
+        present = msgspec.json.decode(data, type=SamplePlan)
     except msgspec.MsgspecError as error:
         raise ArtefactError(f"{out / FILE}: is damaged, or of another release: {error}: choose another folder") from None
     for name in plan.__struct_fields__:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..artefact import store
 from ..artefact.manifest import Manifest
 from ..errors import RunError, UsageError
 from ..runtime import request
 from ..runtime.inputs import Labels
-from ..runtime.pipeline import load
+from ..runtime.pipeline import Pipeline, load
 from ..support.extras import needs
 from ..support.files import Report, locked
 from ..support.log import logged
@@ -21,14 +21,14 @@ from ..support.progress import Progress, unseen
 from ..support.words import counted
 from . import fleet, maker, plan, shards
 from .asked import asked_of
-from .plan import FORMATS, Plan
+from .plan import FORMATS, SamplePlan
 
 SHARD = 256  # images of a shard where nothing is said: 50 MB of pictures of 256 pixels
 MOST = 2**62
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleResult:
     """What `sample` has made: the folder, its images, and how many of them are new."""
 
     path: Path
@@ -60,7 +60,7 @@ def sample(
     workers: int | None = None,
     report: Report = logged,
     progress: Progress = unseen,
-) -> Samples:
+) -> SampleResult:
     """Make `count` images into the folder `out`, as shards of `shard_size` images; what is there already is not made again.
 
     Image n has the noise of seed + n and the n-th of `class_labels` (by default all of the model's classes) or of `prompts`
@@ -79,42 +79,43 @@ def sample(
     manifest = store.read(folder, verify=False)
     store.check_linked(folder, manifest)
     name, of_each = asked_of(manifest, class_labels, prompts, negative_prompt)
-    wanted = Plan(
+    wanted = SamplePlan(
         artefact=manifest.checksum, backend=backend or manifest.backend, threads=threads, link=link, asked=name,
         of_each=of_each, count=_count(count, len(of_each)), format=format, shard_size=shard_size, seed=seed,
         negative_prompt=negative_prompt, guidance_scale=guidance_scale, steps=steps, size=size,
     )  # fmt: skip
     check(manifest, wanted)
     _check_workers(ray, workers)
-    choices = {"backend": backend, "device": device, "threads": threads, "link": link, "verify": verify}
+    opened = partial(load, folder, backend=backend, device=device, threads=threads, link=link, verify=verify)
     try:
         with locked(target, report):
             plan.settle(target, wanted)
             shards.sweep(target)
-            return _sampled(folder, target, wanted, choices, fleet.Size(workers) if ray else None, report, progress)
+            return _sampled(opened, target, wanted, device, ray, workers, report, progress)
     except OSError as error:
         raise RunError(f"out={str(out)!r}: cannot be written: {error.strerror or error}: choose another folder") from None
 
 
 def _sampled(
-    folder: Path, out: Path, wanted: Plan, choices: dict[str, Any], size: fleet.Size | None, report: Report, progress: Progress
-) -> Samples:
+    opened: Callable[[], Pipeline], out: Path, wanted: SamplePlan, device: str | None, ray: bool, workers: int | None,
+    report: Report, progress: Progress,
+) -> SampleResult:  # fmt: skip
     """Make what is missing."""
     todo, all_shards = shards.missing(out, wanted), wanted.shards
     if len(todo) < len(all_shards):
         report(f"{out}: {len(all_shards) - len(todo)} of {counted(len(all_shards), 'shard')} are there")
     new = sum(shard.images for shard in todo)
     step = progress("sampling", new)
-    if todo and size:
-        fleet.write(folder, out, wanted, todo, choices, size, report, step)
+    if todo and ray:
+        fleet.write(opened, out, wanted, todo, device, workers, report, step)
     elif todo:
-        with load(folder, **choices) as pipe:
+        with opened() as pipe:
             for shard in todo:
                 maker.write(pipe, out, wanted, shard, step)
-    return Samples(out, wanted.count, new, tuple(shard.name for shard in all_shards))
+    return SampleResult(out, wanted.count, new, tuple(shard.name for shard in all_shards))
 
 
-def check(manifest: Manifest, wanted: Plan) -> None:
+def check(manifest: Manifest, wanted: SamplePlan) -> None:
     """Refuse what an artefact cannot make, before its engines are loaded.  Raises UsageError."""
     if wanted.format not in FORMATS:
         raise UsageError(f"format={wanted.format!r}: use one of {', '.join(FORMATS)}")

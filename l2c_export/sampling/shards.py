@@ -14,7 +14,7 @@ import numpy as np
 
 from ..runtime.images import picture
 from ..support.files import sync, sync_tree
-from .plan import Plan, Shard
+from .plan import SamplePlan, Shard
 
 PARTIAL = ".partial"
 
@@ -26,7 +26,7 @@ class Made(NamedTuple):
     latents: np.ndarray | None
 
 
-def missing(out: Path, plan: Plan) -> list[Shard]:
+def missing(out: Path, plan: SamplePlan) -> list[Shard]:
     """The shards that are not there."""
     return [shard for shard in plan.shards if not (out / shard.name).exists()]
 
@@ -37,7 +37,7 @@ def sweep(out: Path) -> None:
         _remove(path)
 
 
-def write(out: Path, plan: Plan, shard: Shard, made: Made) -> None:
+def write(out: Path, plan: SamplePlan, shard: Shard, made: Made) -> None:
     """A shard, on the disk when this returns.  Raises OSError, and nothing is left of it then."""
     with _arriving(out / shard.name) as partial:
         if plan.format == "png":
@@ -46,7 +46,7 @@ def write(out: Path, plan: Plan, shard: Shard, made: Made) -> None:
             _write_arrays(partial, plan, shard, made)
 
 
-def _write_arrays(path: Path, plan: Plan, shard: Shard, made: Made) -> None:
+def _write_arrays(path: Path, plan: SamplePlan, shard: Shard, made: Made) -> None:
     numbers = range(shard.first, shard.first + shard.images)
     kind, values = ("latents", made.latents) if made.images is None else ("images", made.images)
     arrays = {kind: values, "seeds": np.array([plan.seed + n for n in numbers])}

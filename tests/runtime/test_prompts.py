@@ -133,8 +133,8 @@ def test_many_are_sampled_of_the_prompts_of_a_file_in_turn(prompted_by, tmp_path
     with l2c_export.load(folder, backend="onnxruntime", threads=1) as pipe:
         texts = made["prompt"].tolist()[: pipe.manifest.batch]
         assert np.array_equal(made["latents"][: len(texts)], pipe(prompt=texts, negative_prompt="blurry", seed=0).latents)
-    with pytest.raises(UsageError, match="prompts=.*: holds no prompt"):
-        (tmp_path / "prompts.txt").write_text("\n \n")
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    with pytest.raises(UsageError, match=r"prompts=.*: holds no prompt"):
         sample(folder, tmp_path / "t", prompts=tmp_path / "prompts.txt", **asked)
-    with pytest.raises(UsageError, match="prompt_embeds=..: is missing"):
+    with pytest.raises(UsageError, match=r"prompt_embeds=..: is missing"):
         sample(folder, tmp_path / "t", 5)

@@ -15,7 +15,7 @@ from l2c_export.errors import UsageError
 
 pytest.importorskip("skimage", reason="no scikit-image here: pip install 'l2c-export[compare]'")
 
-from l2c_export.sampling.compare import compare  # noqa: E402
+from l2c_export.sampling.compare import compare
 
 RANDOM = np.random.default_rng(3)
 
@@ -117,7 +117,7 @@ def test_the_least_alike_stand_side_by_side(folders):
     (lambda p: np.savez(p / "b/x.npz", latents=np.zeros((1, 4, 8, 8))), r"x.npz: holds latents, no images"),
     (lambda p: np.savez(p / "b/x.npz", images=np.zeros((1, 4, 8, 8))), r"x.npz: images of float64 \(1, 4, 8, 8\): must be"),
     (lambda p: [each.unlink() for each in (p / "b").rglob("*.png")], r"b: holds no pictures"),
-    (lambda p: [save(p / f / "00/000000.png", np.zeros((2, 9), np.uint8) + (f == "a")) for f in "ab"], r"a picture of 9 x 2 pix"),
+    (lambda p: [save(p / f / "00/000000.png", np.zeros((2, 9), np.uint8) + (f == "a")) for f in "ab"], r"picture of 9 x 2 pix"),
 ])  # fmt: skip
 def test_what_cannot_be_compared_is_one_line(folders, change, words):
     path = folders[0]
