@@ -16,7 +16,7 @@ from ..support.extras import needs
 from ..support.words import first_line
 from .address import Address
 from .oci import wrong
-from .place import DIGEST
+from .registry import DIGEST
 
 TRIES = 5
 ABSENT = ("404", "NoSuchKey", "NotFound")

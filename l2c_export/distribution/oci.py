@@ -20,7 +20,7 @@ from ..errors import ArtefactError
 from .address import Address
 from .http import Session
 from .patience import Dropped, patiently
-from .place import DIGEST
+from .registry import DIGEST
 
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
 OURS, CONFIG, LAYER = (

@@ -22,11 +22,11 @@ from .address import Address, address_of
 from .bucket import Bucket
 from .hub import HubRepository
 from .oci import Repository, wrong
-from .place import Place
+from .registry import Registry
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """What `push` has done: the address that means this very artefact for ever, and what had to be sent."""
 
     address: str
@@ -36,7 +36,7 @@ class Pushed:
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PullResult:
     """What `pull` has done: the folder, and what had to be fetched.  It stands wherever a path may."""
 
     path: Path
@@ -51,7 +51,7 @@ class Pulled:
 def push(
     path: str | os.PathLike[str], address: str, *, plain_http: bool = False, report: Report = logged,
     progress: Progress = unseen,
-) -> Pushed:  # fmt: skip
+) -> PushResult:  # fmt: skip
     """Send an artefact to `address`: oci://HOST/REPOSITORY:TAG, hf://OWNER/NAME[@BRANCH] or s3://BUCKET/FOLDER.
 
     Every file is a blob of its own by the hash that the manifest has of it; what the registry has is not sent again.  The
@@ -74,7 +74,7 @@ def push(
             step(info.bytes)
         store.check_unchanged(here, manifest)
         lasting = place.publish(data, manifest)
-    result = Pushed(lasting, len(manifest.files), len(sent), sum(info.bytes for info in sent.values()))
+    result = PushResult(lasting, len(manifest.files), len(sent), sum(info.bytes for info in sent.values()))
     report(f"{lasting}: {counted(result.sent, 'file')} of {result.files} sent, {result.bytes_sent / 2**20:.1f} MB")
     return result
 
@@ -82,7 +82,7 @@ def push(
 def pull(
     path: str | os.PathLike[str], address: str, *, trust_engines: bool = False, plain_http: bool = False,
     report: Report = logged, progress: Progress = unseen,
-) -> Pulled:  # fmt: skip
+) -> PullResult:  # fmt: skip
     """Bring the artefact at `address` into the folder `path`, in place of the one that is there, if there is one.
 
     Addresses are those of `push`; with @sha256:.. (or @COMMIT of the hub) behind them they mean one artefact for ever.  Files
@@ -106,13 +106,13 @@ def pull(
                     fetched[name] = info
                 step(info.bytes)
             (stage / FILE).write_bytes(data)
-    result = Pulled(target, len(manifest.files), len(fetched), sum(info.bytes for info in fetched.values()))
+    result = PullResult(target, len(manifest.files), len(fetched), sum(info.bytes for info in fetched.values()))
     report(f"{target}: {counted(result.fetched, 'file')} of {result.files} fetched, {result.bytes_fetched / 2**20:.1f} MB")
     return result
 
 
 @contextlib.contextmanager
-def _opened(address: Address, plain_http: bool, report: Report) -> Iterator[Place]:
+def _opened(address: Address, plain_http: bool, report: Report) -> Iterator[Registry]:
     """The registry that an address is of.  Raises MissingExtra."""
     if plain_http and address.scheme != "oci":
         raise UsageError("plain_http=True: is for a registry of containers (oci://..): leave it out")
@@ -156,7 +156,7 @@ def _copied(present: Path | None, path: Path, info: FileInfo) -> bool:
     return True
 
 
-def _receive(place: Place, source: Address, name: str, path: Path, info: FileInfo) -> None:
+def _receive(place: Registry, source: Address, name: str, path: Path, info: FileInfo) -> None:
     """One file into the staging folder, fetched and checked."""
     place.fetch(name, path, info)
     if not _is(path, info):

@@ -17,7 +17,7 @@ from ..support.extras import needs
 from ..support.files import write
 from ..support.progress import Progress, unseen
 from ..support.words import counted
-from .pictures import Picture, pictures
+from .pictures import PictureFile, pictures
 
 WINDOW = 7  # side of the window of SSIM, pixels, as Wang et al. 2004 in scikit-image's default
 SHOWN, LEAST_SIDE, GAP, LOUDER = 8, 128, 4, 4  # rows of the picture; pixels; how much a difference is amplified
@@ -104,7 +104,7 @@ def compare(
     return result
 
 
-def _partners(ours: dict[str, Picture], theirs: dict[str, Picture], a: str, b: str) -> list[str]:
+def _partners(ours: dict[str, PictureFile], theirs: dict[str, PictureFile], a: str, b: str) -> list[str]:
     """The names of the pairs.  Raises UsageError for a picture that is alone."""
     if len(ours) == len(theirs) == 1:  # two files, whatever they are called
         theirs[next(iter(ours))] = theirs.pop(next(iter(theirs)))
@@ -116,7 +116,7 @@ def _partners(ours: dict[str, Picture], theirs: dict[str, Picture], a: str, b: s
     return list(ours)
 
 
-def _pair(ours: Picture, theirs: Picture) -> tuple[np.ndarray, np.ndarray]:
+def _pair(ours: PictureFile, theirs: PictureFile) -> tuple[np.ndarray, np.ndarray]:
     """Two pictures of one shape (H, W, C).  Raises UsageError where they are none."""
     one, other = ours.read(), theirs.read()
     channels = max(one.shape[2], other.shape[2])

@@ -60,7 +60,8 @@ def write(
 ) -> None:  # fmt: skip
     """Make these shards, each process with what `opened` returns there.
 
-    At most `most` of them, by default as many as there is room for.  One that is killed is started again, and its shard made again.  Raises RunError.
+    There are at most `most` processes, by default as many as there is room for.  One that is killed is started again, and its
+    shard made again.  Raises RunError.
     """
     ray = _imported()
     numbers = {shard.name: number for number, shard in enumerate(plan.shards)}

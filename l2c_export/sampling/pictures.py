@@ -17,7 +17,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 IMAGES = "images"  # what a shard calls its pictures
 
 
-class Picture(NamedTuple):
+class PictureFile(NamedTuple):
     """Where a picture is: a file of its own, or the n-th of a shard."""
 
     path: Path
@@ -37,7 +37,7 @@ class Picture(NamedTuple):
             raise UsageError(f"{self.path}: is no picture that can be read: {str(error).splitlines()[0]}") from None
 
 
-def pictures(path: Path) -> dict[str, Picture]:
+def pictures(path: Path) -> dict[str, PictureFile]:
     """All in a folder and below, by their names in it, in order; or the one that a file holds, or those of a shard.
 
     Raises UsageError where there is none.
@@ -58,12 +58,12 @@ def _is_one(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in (*PICTURES, ".npz")
 
 
-def _of(path: Path, name: str) -> Iterator[tuple[str, Picture]]:
+def _of(path: Path, name: str) -> Iterator[tuple[str, PictureFile]]:
     if path.suffix.lower() != ".npz":
-        yield name, Picture(path)
+        yield name, PictureFile(path)
         return
     for index in range(len(shard(path))):
-        yield f"{name}[{index}]", Picture(path, index)
+        yield f"{name}[{index}]", PictureFile(path, index)
 
 
 def shard(path: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ from ..artefact.records import FileInfo
 DIGEST = "sha256:"
 
 
-class Place(Protocol):
+class Registry(Protocol):
     """One artefact in a registry.  Every method raises RunError in one line where the network or the registry fails."""
 
     def has(self, name: str, path: Path, info: FileInfo) -> bool:
