@@ -85,7 +85,7 @@ def sample(
         negative_prompt=negative_prompt, guidance_scale=guidance_scale, steps=steps, size=size,
     )  # fmt: skip
     check(manifest, wanted)
-    _check_workers(ray, workers)
+    _check_workers(ray, workers, device)
     opened = partial(load, folder, backend=backend, device=device, threads=threads, link=link, verify=verify)
     try:
         with locked(target, report):
@@ -147,8 +147,10 @@ def _count(count: int | None, each: int) -> int:
     return int(count)
 
 
-def _check_workers(ray: bool, workers: int | None) -> None:
+def _check_workers(ray: bool, workers: int | None, device: str | None) -> None:
     if workers is not None and not ray:
         raise UsageError(f"workers={workers}: goes with ray=True: use that, or leave it out")
     if workers is not None and not (request.whole(workers) and workers > 0):
         raise UsageError(f"workers={workers}: must be at least 1")
+    if ray and device is not None and ":" in device:
+        raise UsageError(f"device={device!r}: with ray=True every process has a GPU of its own: use device='cuda'")

@@ -45,6 +45,7 @@ class State:
     user: str | None = None  # NAME:PASSWORD, where one is asked for
     basic: bool = False
     redirect: str | None = None  # where blobs are
+    store: str = ""  # where they are sent to
     headers: dict[str, str] = field(default_factory=dict)  # of every answer
     url: str = ""
 
@@ -207,7 +208,7 @@ class Containers(Handler):
 
     def told(self, status: int, key: str) -> None:
         """Of an upload; its address changes, and has a query of its own."""
-        location = f"/v2/team/digits/blobs/uploads/{key}?_state={uuid.uuid4().hex}%3D"
+        location = f"{self.state.store}/v2/team/digits/blobs/uploads/{key}?_state={uuid.uuid4().hex}%3D"
         self.answer(status, b"", {"Location": location, "Range": f"0-{max(len(self.state.uploads[key]) - 1, 0)}"})
 
     def blob(self, digest: str) -> None:

@@ -397,6 +397,19 @@ def test_a_store_of_another_host_is_not_told_who_we_are(registry, address, tmp_p
         assert {told for _, told in store_.authorizations} == {None}
 
 
+@pytest.mark.parametrize("chunk", [4000, 2**30])
+def test_nor_is_one_that_files_are_sent_to(registry, address, tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(oci, "CHUNK", chunk)
+    login(tmp_path, registry.host, "me:secret")
+    registry.user = "me:secret"
+    with serving(Containers) as store_:
+        store_.blobs, store_.uploads, registry.store = registry.blobs, registry.uploads, store_.url
+        push(GOLDEN, address)
+        assert {told for _, told in store_.authorizations} == {None}
+    registry.user = None
+    assert by_the_specification(registry.url, "v1")[1] == tree(GOLDEN)
+
+
 def test_nothing_goes_from_tls_to_plain_http():
     import httpx
 

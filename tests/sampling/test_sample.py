@@ -84,6 +84,13 @@ def test_an_artefact_for_other_batches_makes_the_same_images(pixels, alone, tmp_
     assert np.array_equal(arrays(tmp_path / "s", "images"), alone)
 
 
+def test_every_batch_is_as_large_as_the_artefact_was_compiled_for(pixels, tmp_path, monkeypatch):
+    sizes, call = [], l2c_export.Pipeline.__call__
+    monkeypatch.setattr(l2c_export.Pipeline, "__call__", lambda pipe, **k: (sizes.append(len(k["seed"])), call(pipe, **k))[1])
+    sample(pixels, tmp_path / "s", 11, shard_size=3, **CPU)
+    assert sizes == [2] * 7
+
+
 def test_pictures_are_the_arrays(pixels, alone, tmp_path):
     sample(pixels, tmp_path / "s", 11, seed=5, shard_size=8, format="png", **CPU)
     names = sorted(path.relative_to(tmp_path / "s").as_posix() for path in (tmp_path / "s").rglob("*.png"))
@@ -233,6 +240,7 @@ def test_another_artefact_and_another_folder_are_refused(tiny, whole, tmp_path):
     ({"guidance_scale": 1e9}, "guidance_scale=1000000000.0: must be"),
     ({"workers": 2}, "workers=2: goes with ray=True"),
     ({"workers": 0, "ray": True}, "workers=0: must be at least 1"),
+    ({"device": "cuda:1", "ray": True}, "device='cuda:1': with ray=True every process has a GPU of its own"),
 ])  # fmt: skip
 def test_what_cannot_be_made_is_refused_before_anything_is(tiny, tmp_path, options, words):
     with pytest.raises(UsageError, match=words):
