@@ -92,12 +92,12 @@ def pull(
     Raises ArtefactError for what is no artefact, or not what its hashes say, RunError where the registry or the network fails.
     """
     source, target = address_of(address), folder(path)
-    staging.check_target(target, report)
+    staging.check_target(target, report, "")
     with _opened(source, plain_http, report) as place:
         data = place.manifest()
         manifest = store.parse(data, f"{source}: {FILE}")
         _check(source, manifest, trust_engines)
-        with staging.staged(target, report) as stage:
+        with staging.staged(target, report, "") as stage:
             step = progress("pulling", max(manifest.bytes, 1))
             present, fetched = _present(target), dict[str, FileInfo]()
             for name, info in sorted(manifest.files.items()):

@@ -20,7 +20,8 @@ class Fault:
     """What goes wrong, so many times: method and path are patterns.
 
     "drop": the connection ends after `after` bytes of the body, of the answer or of what is sent; "lost": all is done, but the
-    connection ends before the answer; a number is an answer; a function changes the content.
+    connection ends before the answer; "stall": nothing more comes, until `go_on` is set; a number is an answer; a function
+    changes the content.
     """
 
     method: str
@@ -48,6 +49,8 @@ class State:
     store: str = ""  # where they are sent to
     headers: dict[str, str] = field(default_factory=dict)  # of every answer
     url: str = ""
+    stalled: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
 
     @property
     def host(self) -> str:
@@ -114,6 +117,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
+            return
+        if self.fault and self.fault.what == "stall":
+            self.wfile.write(data[: self.fault.after])
+            self.state.stalled.set()
+            self.state.go_on.wait()
+            self.hang_up()
             return
         if self.fault and self.fault.what == "drop":
             self.wfile.write(data[: self.fault.after])
