@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .backends.doctor import doctor
     from .benchmarks.bench import bench
     from .compiler.artefact import Artefact, build, compile, link
+    from .distribution.transfer import pull, push
     from .inspection.dry_run import dry_run
     from .inspection.profile import profile
     from .inspection.view import inspect
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from .integrations.diffusers.pipeline import L2CPipeline
     from .runtime.images import Output
     from .runtime.pipeline import Pipeline, load
+    from .sampling.compare import compare
+    from .sampling.sample import sample
     from .schedules.schedule import Schedule
     from .training.train import train
     from .verification.check import CheckResult, check
@@ -64,6 +67,7 @@ __all__ = [
     "bench",
     "build",
     "check",
+    "compare",
     "compile",
     "doctor",
     "dry_run",
@@ -72,6 +76,9 @@ __all__ = [
     "link",
     "load",
     "profile",
+    "pull",
+    "push",
+    "sample",
     "train",
     "verify",
 ]
@@ -86,6 +93,7 @@ HOMES = {
     "bench": "benchmarks.bench",
     "build": "compiler.artefact",
     "check": "verification.check",
+    "compare": "sampling.compare",
     "compile": "compiler.artefact",
     "doctor": "backends.doctor",
     "dry_run": "inspection.dry_run",
@@ -94,6 +102,9 @@ HOMES = {
     "link": "compiler.artefact",
     "load": "runtime.pipeline",
     "profile": "inspection.profile",
+    "pull": "distribution.transfer",
+    "push": "distribution.transfer",
+    "sample": "sampling.sample",
     "train": "training.train",
     "verify": "verification.compare",
 }

@@ -22,7 +22,8 @@ MODULES = {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text()) for p in 
 
 # from the ground up: a folder imports from those before it (l2c_export/ARCHITECTURE.md)
 ORDER = ("errors", "version", "ir", "support", "demo", "samplers", "weights", "models", "schedules", "artefact", "backends",
-         "pytorch", "runtime", "integrations", "verification", "compiler", "inspection", "training", "benchmarks", "cli",
+         "pytorch", "runtime", "integrations", "verification", "compiler", "inspection", "training", "benchmarks",
+         "sampling", "distribution", "cli",
          "__init__", "__main__")  # fmt: skip
 LOOSE, LONGEST = 6, 15  # modules in no folder; modules of a chain of imports
 
@@ -46,6 +47,10 @@ HOMES = {
     "cudnn": {"backends/nvidia/attention.py"},
     "matplotlib": {"support/figure.py", "schedules/picture.py", "benchmarks/plot.py"},
     "PIL": set(),
+    "ray": set(),
+    "skimage": set(),
+    "httpx": set(),
+    "boto3": set(),
     "rich": {"cli/progress.py"},
     "click": {"cli/"},
 }
@@ -70,17 +75,21 @@ ASKED = {
         "compiler/artefact.py",
         "training/train.py",
     },
-    "PIL": {"runtime/images.py", "runtime/pipeline.py", "integrations/"},
+    "PIL": {"runtime/images.py", "runtime/pipeline.py", "integrations/", "sampling/"},
+    "ray": {"sampling/fleet.py"},
+    "skimage": {"sampling/compare.py"},
+    "httpx": {"distribution/http.py"},
+    "boto3": {"distribution/bucket.py"},
     "accelerate": {"training/train.py"},
     "matplotlib": {"training/train.py"},
     "diffusers": {"compiler/", "models/captured/"},
     "transformers": {"compiler/tokenizer.py"},
-    "huggingface_hub": {"models/diffusers/hub.py"},
+    "huggingface_hub": {"models/diffusers/hub.py", "distribution/hub.py"},
 }
 # what runs where there is neither torch nor onnx: nothing of theirs is imported with it
 WITHOUT_TORCH = {"runtime/", "integrations/", "backends/", "artefact/", "support/", "ir/", "samplers/", "weights/",
-                 "models/diffusers/", "compiler/link.py", "verification/check.py", "inspection/view.py",
-                 "inspection/predict.py", "cli/"}  # fmt: skip
+                 "models/diffusers/", "sampling/", "distribution/", "compiler/link.py", "verification/check.py",
+                 "inspection/view.py", "inspection/predict.py", "cli/"}  # fmt: skip
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -188,7 +197,7 @@ def test_no_module_imports_a_library_that_the_metadata_does_not_name():
     text = (ROOT / "pyproject.toml").read_text().lower()
     known = {name.split(".")[0] for name in sys.stdlib_module_names} | {"l2c_export"}
     names = {"PIL": "pillow", "yaml": "pyyaml", "cuda": "cuda-bindings", "huggingface_hub": "huggingface-hub"}
-    names |= {"cudnn": "nvidia-cudnn-frontend", "nvmath": "nvmath-python"}
+    names |= {"cudnn": "nvidia-cudnn-frontend", "nvmath": "nvmath-python", "skimage": "scikit-image", "ray": "ray[data,serve]"}
     for module, tree in MODULES.items():
         for name in {*imports(tree), *asked(tree)}:
             first = name.split(".")[0]
@@ -282,6 +291,7 @@ def test_public_names():
         "bench",
         "build",
         "check",
+        "compare",
         "compile",
         "doctor",
         "dry_run",
@@ -290,6 +300,9 @@ def test_public_names():
         "link",
         "load",
         "profile",
+        "pull",
+        "push",
+        "sample",
         "train",
         "verify",
     }

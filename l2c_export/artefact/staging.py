@@ -21,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..errors import ArtefactError
-from ..support.files import Report, locked, small, sync, sync_tree
+from ..support.files import Report, locked, named, small, sync, sync_tree
 from . import shipped
 from .damage import check_regular
 from .integrity import inside
@@ -50,20 +50,23 @@ def ours(folder: Path) -> set[str]:
     return {name for name in names if inside(folder, name) and name not in TOLERATED}
 
 
-def check_target(folder: Path, report: Report = id) -> None:
-    """Refuse an output folder that holds anything but artefacts of ours, when nobody is writing to it any more."""
+def check_target(folder: Path, report: Report = id, option: str = "out") -> None:
+    """Refuse an output folder that holds anything but artefacts of ours, when nobody is writing to it any more.
+
+    `option` is the parameter that asked for it, if one did.
+    """
     if folder.exists() and not folder.is_dir():
-        raise ArtefactError(f"out={str(folder)!r}: is a file, not a folder")
+        raise ArtefactError(f"{named(folder, option)}: is a file, not a folder")
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(place, os.W_OK):
-        raise ArtefactError(f"out={str(folder)!r}: {place} cannot be written to: choose another folder")
+        raise ArtefactError(f"{named(folder, option)}: {place} cannot be written to: choose another folder")
     if folder.exists():
-        with writing(folder, f"out={str(folder)!r}"), locked(folder, report):
+        with writing(folder, named(folder, option)), locked(folder, report):
             _finish(folder)
-            _refuse_foreign(folder)
+            _refuse_foreign(folder, option)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_foreign(folder: Path, option: str) -> None:
     own = {FILE, *TOLERATED, *ours(folder)}
     others = [path.parent for path in folder.glob(f"*/{FILE}") if not path.parent.is_symlink() and ours(path.parent)]
     for path in sorted(folder.rglob("*")):
@@ -73,20 +76,20 @@ def _refuse_foreign(folder: Path) -> None:
         if path.is_dir() and not path.is_symlink() and any(o.startswith(name + "/") for o in own):
             continue
         if name not in own and not name.startswith(PARTIAL) and not LITTER.fullmatch(name):
-            raise ArtefactError(f"out={str(folder)!r}: holds {name}, which is not ours: choose an empty folder")
+            raise ArtefactError(f"{named(folder, option)}: holds {name}, which is not ours: choose an empty folder")
 
 
 @contextlib.contextmanager
-def staged(folder: Path, report: Report = id) -> Iterator[Path]:
+def staged(folder: Path, report: Report = id, option: str = "out") -> Iterator[Path]:
     """A folder to write a whole artefact to; it replaces the one in `folder` when the block ends without an error.
 
     After an error nothing has changed.  Another writer waits for this one.
     """
     if folder.exists() and not folder.is_dir():
-        raise ArtefactError(f"out={str(folder)!r}: is a file, not a folder")
+        raise ArtefactError(f"{named(folder, option)}: is a file, not a folder")
     existed = folder.exists()
     try:
-        with writing(folder, f"out={str(folder)!r}"), _stage(folder, report, whole=True) as stage:
+        with writing(folder, named(folder, option)), _stage(folder, report, True, option) as stage:
             yield stage
     finally:
         if not existed:
@@ -101,7 +104,7 @@ def changed(folder: Path, report: Report = id) -> Iterator[Path]:
     Raises ArtefactError for one that comes with the package.
     """
     shipped.refuse_changes(folder)
-    with writing(folder, str(folder), "check the disk"), _stage(folder, report, whole=False) as stage:
+    with writing(folder, str(folder), "check the disk"), _stage(folder, report, False, "") as stage:
         yield stage
 
 
@@ -117,13 +120,13 @@ def writing(folder: Path, what: str, remedy: str = "choose another folder") -> I
 
 
 @contextlib.contextmanager
-def _stage(folder: Path, report: Report, whole: bool) -> Iterator[Path]:
+def _stage(folder: Path, report: Report, whole: bool, option: str) -> Iterator[Path]:
     with locked(folder, report) as alone:
         _finish(folder)
         for remainder in folder.glob(f"{PARTIAL}*") if alone else ():  # by somebody who was killed
             shutil.rmtree(remainder, ignore_errors=True)
         if whole:
-            _refuse_foreign(folder)
+            _refuse_foreign(folder, option)
         stage = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
         try:
             yield stage

@@ -120,3 +120,21 @@ def test_what_takes_a_pipelines_place_takes_prompts_too(prompted_by, tmp_path):
             pipe.replace(folder)
         pipe.replace(prompted_by("flux").out)
         pipe(prompt="a cat")
+
+
+def test_many_are_sampled_of_the_prompts_of_a_file_in_turn(prompted_by, tmp_path):
+    from l2c_export.sampling.sample import sample
+
+    (tmp_path / "prompts.txt").write_text("a cat\n\n  ein Hündchen \n")
+    folder, asked = prompted_by("sd3").out, {"negative_prompt": "blurry", "backend": "onnxruntime"}
+    sample(folder, tmp_path / "s", 5, prompts=tmp_path / "prompts.txt", **asked)
+    made = np.load(tmp_path / "s" / "00000.npz")
+    assert made["prompt"].tolist() == ["a cat", "ein Hündchen", "a cat", "ein Hündchen", "a cat"]
+    with l2c_export.load(folder, backend="onnxruntime", threads=1) as pipe:
+        texts = made["prompt"].tolist()[: pipe.manifest.batch]
+        assert np.array_equal(made["latents"][: len(texts)], pipe(prompt=texts, negative_prompt="blurry", seed=0).latents)
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    with pytest.raises(UsageError, match=r"prompts=.*: holds no prompt"):
+        sample(folder, tmp_path / "t", prompts=tmp_path / "prompts.txt", **asked)
+    with pytest.raises(UsageError, match=r"prompt_embeds=..: is missing"):
+        sample(folder, tmp_path / "t", 5)
