@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..version import __version__
-from . import bench, build, cache, check, compile, doctor, encode, inspect, link, profile, run, schedule, train, verify
+from . import bench, build, cache, check, compile, doctor, encode, inspect, link, profile, run, schedule, train, triton, verify
 from .calibrate import calibrate
 from .console import Commands
 
@@ -19,7 +19,7 @@ def l2c() -> None:
 
 
 for command in (compile.export, run.run, encode.encode, inspect.inspect, verify.verify, check.check, bench.bench,
-                profile.profile, link.link, build.build, build.remove, train.train, schedule.schedule, cache.cache,
+                profile.profile, link.link, build.build, build.remove, triton.triton, train.train, schedule.schedule, cache.cache,
                 doctor.doctor):  # fmt: skip
     l2c.add_command(command)
 schedule.schedule.add_command(calibrate)
