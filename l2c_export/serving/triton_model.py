@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Cancelled, L2CError, UsageError
+from ..errors import BackendError, Cancelled, L2CError, UsageError
 from ..runtime.images import Output, as_bytes, to_images
 from ..runtime.pipeline import Pipeline, load
 from ..support.words import counted, first_line
+from .triton_arrays import given, reads_texts
 from .triton_request import Ask, read
 from .triton_tensors import IMAGES, LATENTS, STEP
 
@@ -41,6 +42,8 @@ class TritonModel:
                 int(chosen["threads"]) if chosen["threads"] else None,
                 verify=chosen["verify"] == "1",
             )
+            if self.pipe.manifest.text and not reads_texts(self.utils):
+                raise BackendError(f"this server reads no texts with numpy {np.__version__}: install 'numpy<2' for it")
             self.pipe.warm(self.sizes())
         except L2CError as error:
             raise self.utils.TritonModelException(str(error)) from None
@@ -69,8 +72,8 @@ class TritonModel:
         try:
             if answer.cancelled():
                 raise Cancelled("cancelled before call 1")
-            return read(self.utils, answer.request, self.pipe)
-        except L2CError as error:
+            return read(answer.request, self.pipe)
+        except Exception as error:  # an error of one is not the error of its neighbours
             answer.fail(error)
             return None
 
@@ -123,7 +126,7 @@ class TritonModel:
         values = {LATENTS: latents, STEP: np.full((len(latents), 1), step, np.int32)}
         if pictures is not None:
             values[IMAGES] = as_bytes(pictures)
-        return [self.utils.Tensor(name, np.ascontiguousarray(values[name])) for name in values if name in ask.wanted]
+        return [given(self.utils, name, values[name]) for name in values if name in ask.wanted]
 
 
 class Answer:

@@ -15,6 +15,7 @@ from ..ir.inputs import NEGATIVE_PROMPT, PROMPT
 from ..runtime import request as asked
 from ..runtime.pipeline import Pipeline
 from ..support.words import counted
+from .triton_arrays import taken
 from .triton_tensors import EVERY, HEIGHT, LATENTS, SCALE, SEED, STEPS, WIDTH, said
 
 PREVIEW_EVERY = 5
@@ -49,10 +50,10 @@ class Ask(NamedTuple):
         return not self.wanted <= {LATENTS, "step"}
 
 
-def read(utils: Any, request: Any, pipe: Pipeline) -> Ask:
+def read(request: Any, pipe: Pipeline) -> Ask:
     """What a request says.  Raises UsageError."""
     manifest = pipe.manifest
-    given = {name: values for name in request.input_names() if (values := tensor(utils, request, name)) is not None}
+    given = {each.name(): taken(each) for each in request.inputs()}
     count = len(next(iter(given.values())))
     program = Program(*(single(given, name) for name in (STEPS, HEIGHT, WIDTH)))
     compiled = manifest.program(program.steps, asked.axes(manifest, program.height, program.width))
@@ -70,12 +71,6 @@ def read(utils: Any, request: Any, pipe: Pipeline) -> Ask:
         program,
         every or PREVIEW_EVERY,
     )
-
-
-def tensor(utils: Any, request: Any, name: str) -> np.ndarray | None:
-    """An input as an array (B, ..); None for one that the request leaves out."""
-    given = utils.get_input_tensor_by_name(request, name)
-    return None if given is None else np.asarray(given.as_numpy())
 
 
 def told(manifest: Manifest, given: dict[str, np.ndarray], images: int) -> dict[str, Any]:
