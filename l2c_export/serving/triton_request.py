@@ -84,7 +84,7 @@ def told(manifest: Manifest, given: dict[str, np.ndarray], images: int) -> dict[
             words[each.name] = [text(each.name, entry) for entry in values.reshape(images)]
         else:
             shape = next((i.shape for i in manifest.inputs if each.name in (i.name, i.negative)), None)
-            words[each.name] = values[:, 0] if shape == () else values
+            words[each.name] = values[:, 0].tolist() if shape == () else values
     return words
 
 
