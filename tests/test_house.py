@@ -22,8 +22,8 @@ MODULES = {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text()) for p in 
 
 # from the ground up: a folder imports from those before it (l2c_export/ARCHITECTURE.md)
 ORDER = ("errors", "version", "ir", "support", "demo", "samplers", "weights", "models", "schedules", "artefact", "backends",
-         "pytorch", "runtime", "integrations", "verification", "compiler", "inspection", "training", "benchmarks", "cli",
-         "__init__", "__main__")  # fmt: skip
+         "pytorch", "runtime", "integrations", "verification", "compiler", "inspection", "training", "benchmarks", "serving",
+         "cli", "__init__", "__main__")  # fmt: skip
 LOOSE, LONGEST = 6, 15  # modules in no folder; modules of a chain of imports
 
 # library -> the modules that may import it
@@ -78,7 +78,7 @@ ASKED = {
     "huggingface_hub": {"models/diffusers/hub.py"},
 }
 # what runs where there is neither torch nor onnx: nothing of theirs is imported with it
-WITHOUT_TORCH = {"runtime/", "integrations/", "backends/", "artefact/", "support/", "ir/", "samplers/", "weights/",
+WITHOUT_TORCH = {"runtime/", "serving/", "integrations/", "backends/", "artefact/", "support/", "ir/", "samplers/", "weights/",
                  "models/diffusers/", "compiler/link.py", "verification/check.py", "inspection/view.py",
                  "inspection/predict.py", "cli/"}  # fmt: skip
 
