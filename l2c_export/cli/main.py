@@ -19,8 +19,8 @@ def l2c() -> None:
 
 
 for command in (compile.export, run.run, encode.encode, inspect.inspect, verify.verify, check.check, bench.bench,
-                profile.profile, link.link, build.build, build.remove, triton.triton, train.train, schedule.schedule, cache.cache,
-                doctor.doctor):  # fmt: skip
+                profile.profile, link.link, build.build, build.remove, triton.triton, train.train, schedule.schedule,
+                cache.cache, doctor.doctor):  # fmt: skip
     l2c.add_command(command)
 schedule.schedule.add_command(calibrate)
 

@@ -1,7 +1,7 @@
 """`l2c triton`: a repository of models that a stock Triton server loads, two for every artefact.
 
-A model is a configuration and a short program; what that runs is `triton_model.py`.  Its twin streams previews: a server answers
-over HTTP only for models that answer once.
+A model is a configuration and a short program; what that runs is `triton_model.py`.  Its twin streams previews: over HTTP a
+server has only models that answer once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..artefact import staging, store
 from ..artefact.manifest import Manifest
 from ..errors import ArtefactError, UsageError
 from ..runtime.request import folder as folder_of
-from ..support.files import Report, locked, replacing, sync, sync_tree
+from ..support.files import Report, locked, sync, sync_tree
 from ..version import __version__
 from .triton_tensors import TritonTensor, made, taken
 
@@ -111,8 +111,8 @@ def config(name: str, folder: Path, manifest: Manifest, options: TritonOptions, 
         wait=round(1000 * options.max_wait_ms),
         queue=options.max_queue,
         decoupled=str(previews).lower(),
-        parameters="\n".join(f"parameters {{ key: {quoted(k)}, value: {{ string_value: {quoted(v)} }} }}" for k, v in chosen.items()),
-    )  # fmt: skip
+        parameters="\n".join(parameter(*pair) for pair in chosen.items()),
+    )
 
 
 def program() -> str:
@@ -123,7 +123,7 @@ def program() -> str:
 
 
 def filled(template: str, **values: object) -> str:
-    text = resources.files(__package__).joinpath("templates", template).read_text()
+    text = (resources.files(__package__) / "templates" / template).read_text()
     return Template(text).substitute(values, version=__version__)
 
 
@@ -131,10 +131,13 @@ def listed(tensors: Sequence[TritonTensor]) -> str:
     return ",\n".join(each.text for each in tensors)
 
 
+def parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}", value: {{ string_value: "{quoted(value)}" }} }}'
+
+
 def quoted(text: str) -> str:
-    """A string of protobuf's text format."""
-    escaped = "".join(rf"\{byte:03o}" if byte < 32 or byte > 126 or byte in b"\"\\" else chr(byte) for byte in os.fsencode(text))
-    return f'"{escaped}"'
+    """The inside of a string in protobuf's text format."""
+    return "".join(chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else rf"\{byte:03o}" for byte in os.fsencode(text))
 
 
 def _write(out: Path, models: dict[str, dict[Path, str]]) -> None:
@@ -152,7 +155,9 @@ def _write(out: Path, models: dict[str, dict[Path, str]]) -> None:
         sync_tree(stage)
         for name, files in models.items():
             if (out / name).exists():
-                for path in sorted(files, key=lambda p: p.name == CONFIG):  # both are whole, and each goes with the other's old one
+                for path in sorted(
+                    files, key=lambda p: p.name == CONFIG
+                ):  # both are whole, and each goes with the other's old one
                     os.replace(stage / name / path, out / name / path)
             else:
                 os.rename(stage / name, out / name)

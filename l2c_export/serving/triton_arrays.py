@@ -1,7 +1,7 @@
 """Arrays between numpy and Triton's Python backend, by DLPack.
 
-The backend of a server like 24.10 knows the layout of numpy 1 only: arrays of numpy 2 are empty to it, and what it makes into one
-repeats its first row.  DLPack means the same to all of them.
+The backend of a server like 24.10 knows the layout of numpy 1 only: arrays of numpy 2 are empty to it, and what it makes into
+one repeats its first row.  DLPack means the same to all of them.
 """
 
 from __future__ import annotations

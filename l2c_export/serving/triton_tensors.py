@@ -11,7 +11,7 @@ from ..runtime.prompts import negatives
 from ..runtime.request import makes_pixels
 
 TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}
-SEED, SCALE, STEPS, HEIGHT, WIDTH, EVERY = "seed", "guidance_scale", "steps", "height", "width", "every"
+SEED, SCALE, STEPS, HEIGHT, WIDTH, PREVIEWS = "seed", "guidance_scale", "steps", "height", "width", "previews"
 LATENTS, IMAGES, STEP = "latents", "images", "step"
 
 
@@ -40,7 +40,7 @@ def taken(manifest: Manifest, previews: bool) -> list[TritonTensor]:
         inputs.append(TritonTensor(STEPS, "TYPE_INT32", optional=True))
     if len(manifest.denoiser.sizes) > 1:
         inputs += [TritonTensor(name, "TYPE_INT32", optional=True) for name in (HEIGHT, WIDTH)]
-    return [*inputs, TritonTensor(EVERY, "TYPE_INT32", optional=True)] if previews else inputs
+    return [*inputs, TritonTensor(PREVIEWS, "TYPE_INT32", optional=True)] if previews else inputs
 
 
 def said(manifest: Manifest) -> Iterator[TritonTensor]:
