@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import L2CError, UsageError
+from ..errors import UsageError
 from ..runtime.images import as_bytes
 from ..support.words import first_line
 from .previews import Preview
@@ -51,15 +51,15 @@ class Answer:
         self._send(np.stack([each.latents for each in made]), [each.pixels for each in made], steps, last=True)
 
     def fail(self, error: BaseException) -> None:
-        """An error that is not the client's is for who runs the server, too; only ours are told to others in full."""
-        codes, name = self._utils.TritonError, type(error).__name__
+        """An error that is not the client's is for who runs the server: it may name files."""
+        codes = self._utils.TritonError
         if isinstance(error, CancelledError):
             words, code = "cancelled", codes.CANCELLED
         elif isinstance(error, UsageError):
             words, code = str(error), codes.INVALID_ARG
         else:
-            words, code = str(error) if isinstance(error, L2CError) else f"the generation failed: {name}", codes.INTERNAL
-            self._utils.Logger.log_error(f"{name}: {first_line(error)}")
+            words, code = "the generation failed: the server's log says how", codes.INTERNAL
+            self._utils.Logger.log_error(f"{type(error).__name__}: {first_line(error)}")
         self._put(self._utils.InferenceResponse([], self._utils.TritonError(words, code)), last=True)
 
     def _send(self, latents: np.ndarray, pixels: list[np.ndarray | None], step: int, last: bool) -> None:
