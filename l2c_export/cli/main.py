@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..version import __version__
-from . import bench, build, cache, check, compile, doctor, encode, inspect, link, profile, run, schedule, train, verify
+from . import bench, build, cache, check, compile, doctor, encode, inspect, link, profile, run, schedule, serve, train, verify
 from .calibrate import calibrate
 from .console import Commands
 
@@ -18,7 +18,7 @@ def l2c() -> None:
     """Compile diffusion transformers cached by a learned schedule, and run, verify and measure them."""
 
 
-for command in (compile.export, run.run, encode.encode, inspect.inspect, verify.verify, check.check, bench.bench,
+for command in (compile.export, run.run, serve.serve, encode.encode, inspect.inspect, verify.verify, check.check, bench.bench,
                 profile.profile, link.link, build.build, build.remove, train.train, schedule.schedule, cache.cache,
                 doctor.doctor):  # fmt: skip
     l2c.add_command(command)
