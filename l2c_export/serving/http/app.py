@@ -119,8 +119,8 @@ def application(shelf: Shelf, settings: Settings, life: Life, metrics: Metrics) 
         HTTPException: _http_error, 404: _http_error, 405: _http_error, RequestValidationError: _validation_error,
         Refused: _other_error, L2CError: _other_error, Exception: _other_error,
     }  # fmt: skip
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
+    for error, handler in handlers.items():
+        app.add_exception_handler(error, handler)
     app.openapi = without_422(app.openapi)  # type: ignore[method-assign]
     return app
 

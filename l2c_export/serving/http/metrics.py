@@ -21,7 +21,7 @@ class Metrics:
     """Of one server."""
 
     def __init__(self, shelf: Shelf) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         own: Any = {"registry": self._registry}
         self._requests = Counter("l2c_http_requests", "Requests by what was answered.", ["route", "method", "status"], **own)
