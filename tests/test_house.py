@@ -49,6 +49,7 @@ HOMES = {
     "rich": {"cli/progress.py"},
     "click": {"cli/"},
     "fastapi": {"serving/http/"},
+    "starlette": {"serving/http/"},
     "pydantic": {"serving/http/"},
     "uvicorn": {"serving/http/"},
     "h11": {"serving/http/connection.py"},

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import HTTPException, RequestValidationError
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from ...errors import Draining, L2CError
 from ...support.log import LOG
@@ -116,8 +116,8 @@ def application(shelf: Shelf, settings: Settings, life: Life, metrics: Metrics) 
         _file(app, path, (PAGE / name).read_bytes(), kind)
 
     handlers: dict[int | type[Exception], Any] = {
-        HTTPException: _http_error, 404: _http_error, 405: _http_error, RequestValidationError: _validation_error,
-        Refused: _other_error, L2CError: _other_error, Exception: _other_error,
+        HTTPException: _http_error, RequestValidationError: _validation_error, Refused: _other_error,
+        L2CError: _other_error, Exception: _other_error,
     }  # fmt: skip
     for error, handler in handlers.items():
         app.add_exception_handler(error, handler)
@@ -157,11 +157,11 @@ async def _other_error(_: Request, error: Exception) -> Response:
 
 async def _http_error(_: Request, error: Exception) -> Response:
     """What the framework refuses itself: a path or a method that there is not."""
-    assert isinstance(error, HTTPException) or hasattr(error, "status_code")
+    assert isinstance(error, HTTPException)
     status = error.status_code
     words = {404: "there is nothing at this path", 405: "this path is asked otherwise", 400: "the body cannot be read as JSON"}
-    headers: Mapping[str, str] = getattr(error, "headers", None) or {}
-    return error_response(Refused(status, "invalid_request_error", words.get(status, "refused"), headers=dict(headers)))
+    words_of_it = words.get(status, "refused")
+    return error_response(Refused(status, "invalid_request_error", words_of_it, headers=dict(error.headers or {})))
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:

@@ -37,19 +37,24 @@ def serve(shelf: Shelf, settings: Settings) -> None:
     Raises UsageError where it cannot listen, and what loading a model raises.
     """
     with json_lines(), listening(settings) as listener:
-        life, metrics = Life(), Metrics(shelf)
-        access = Access(settings.hosts, settings.keys)
-        guard = Guard(application(shelf, settings, life, metrics), access, metrics, settings.connections)
-        config = uvicorn.Config(
-            guard, http=bounded_connections(settings.connections), ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, proxy_headers=False, backlog=BACKLOG, timeout_graceful_shutdown=LAST_SECONDS,
-            h11_max_incomplete_event_size=LONGEST_HEAD,
-        )  # fmt: skip
-        server = LoadingServer(config, shelf, settings, life, metrics, guard)
+        server = server_of(shelf, settings)
         LOG.info("listening", extra={"facts": {"url": url_of(listener)}})
         server.run([listener])
     if server.failed:
         raise server.failed
+
+
+def server_of(shelf: Shelf, settings: Settings) -> LoadingServer:
+    """Everything that a server is made of."""
+    life, metrics = Life(), Metrics(shelf)
+    access = Access(settings.hosts, settings.keys)
+    guard = Guard(application(shelf, settings, life, metrics), access, metrics, settings.connections)
+    config = uvicorn.Config(
+        guard, http=bounded_connections(settings.connections), ws="none", lifespan="off", log_config=None, access_log=False,
+        server_header=False, proxy_headers=False, backlog=BACKLOG, timeout_graceful_shutdown=LAST_SECONDS,
+        h11_max_incomplete_event_size=LONGEST_HEAD,
+    )  # fmt: skip
+    return LoadingServer(config, shelf, settings, life, metrics, guard)
 
 
 @contextlib.contextmanager
@@ -87,7 +92,7 @@ class LoadingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        with contextlib.suppress(NotImplementedError, AttributeError):  # Windows has no SIGHUP
+        with contextlib.suppress(NotImplementedError, AttributeError, RuntimeError):  # Windows; a thread that is not the first
             self._loop.add_signal_handler(signal.SIGHUP, lambda: self._do(self._reload()))
         self._do(self._load())
 
