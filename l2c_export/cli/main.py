@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from ..version import __version__
-from . import bench, build, cache, check, compile, doctor, encode, inspect, link, profile, run, schedule, train, triton, verify
+from . import bench, build, cache, check, compile, doctor, encode, inspect, link, profile, run, schedule, serve, train, verify
 from .calibrate import calibrate
 from .console import Commands
+from .triton import triton
 
 EXAMPLE = "l2c-export --model demo --out engines/demo\nl2c run engines/demo --class-label 3 --out three.png"
 
@@ -18,9 +19,9 @@ def l2c() -> None:
     """Compile diffusion transformers cached by a learned schedule, and run, verify and measure them."""
 
 
-for command in (compile.export, run.run, encode.encode, inspect.inspect, verify.verify, check.check, bench.bench,
-                profile.profile, link.link, build.build, build.remove, triton.triton, train.train, schedule.schedule,
-                cache.cache, doctor.doctor):  # fmt: skip
+for command in (compile.export, run.run, serve.serve, encode.encode, inspect.inspect, verify.verify, check.check, bench.bench,
+                profile.profile, link.link, build.build, build.remove, triton, train.train, schedule.schedule, cache.cache,
+                doctor.doctor):  # fmt: skip
     l2c.add_command(command)
 schedule.schedule.add_command(calibrate)
 

@@ -41,14 +41,15 @@ def side_by_side(left: View, right: View, path: Path) -> None:
 
 
 def heatmap_size(view: View) -> tuple[float, float]:
-    return _picture(view).size
+    return picture_of_view(view).size
 
 
 def heatmap(axes: Any, view: View) -> None:
-    picture.heatmap(axes, _picture(view))
+    picture.heatmap(axes, picture_of_view(view))
 
 
-def _picture(view: View) -> picture.Picture:
+def picture_of_view(view: View) -> picture.Picture:
+    """What every cell is."""
     calls = [picture.DrawnCall(call.timestep, call.computed, call.reused, call.rules) for call in view.calls]
     return picture.picture_of(values_of((*view.sublayers, *view.levels)), calls)
 
