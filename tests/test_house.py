@@ -52,11 +52,14 @@ HOMES = {
     "starlette": {"serving/http/"},
     "pydantic": {"serving/http/"},
     "uvicorn": {"serving/http/"},
+    "ray": {"serving/fleet/"},
     "h11": {"serving/http/connection.py"},
     "prometheus_client": {"serving/http/metrics.py"},
 }
 # what `needs` may import lazily elsewhere: to ask for an extra by name before its home is imported
 ASKED = {
+    "ray": {"cli/fleet.py"},
+    "yaml": {"serving/fleet/config.py"},
     "torch": {
         "cli/",
         "inspection/view.py",

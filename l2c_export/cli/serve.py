@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from . import options
+from . import fleet, options
 from .console import Command, print_json, say
-from .options import FILE, group, option
+from .options import FILE, Choice, group, option
 
 if TYPE_CHECKING:
     from ..serving.http.shelf import Place
@@ -45,9 +45,17 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
     option("--trust-engines", is_flag=True, help="A reload may bring other engines for GPUs, which are programs."),
     option("--trust", is_flag=True, help="Do not hash the weights: for an artefact of one's own on one's own disk."),
 )
+@group(
+    "Several processes",
+    option("--replicas", type=click.IntRange(1, 1000), help="Processes that draw each model, by Ray Serve."),
+    option("--gpus", type=click.IntRange(0, 1), default=0, help="GPUs of each of these processes."),
+    option("--print-config", "config", type=Choice(("serve", "kuberay")), is_flag=False, flag_value="serve", metavar="[KIND]",
+           help="Print the YAML that serve deploy takes, or KubeRay's (kuberay), and end."),
+)  # fmt: skip
 def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_wait_ms: float, max_queue: int, host: str,
           port: int, allow_host: tuple[str, ...], api_key_file: Path | None, backend: str | None, device: str | None,
-          threads: int | None, drain_seconds: float, trust_engines: bool, trust: bool, as_json: bool) -> None:  # fmt: skip
+          threads: int | None, drain_seconds: float, trust_engines: bool, trust: bool, replicas: int | None, gpus: int,
+          config: str | None, as_json: bool) -> None:  # fmt: skip
     """Serve images over HTTP: OpenAI's images API, health, metrics, and a page that draws.
 
     SIGTERM finishes what was accepted and ends; SIGHUP loads the models again.  The log is JSON, a line each, on stderr.
@@ -67,6 +75,9 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
         raise click.UsageError("Missing argument '[NAME=]ENGINES..', or '--model demo'.")
     settings = Settings(host, port, allow_host, max_queue, max_wait_ms / 1e3, max_batch, drain_seconds,
                         read_keys(api_key_file) if api_key_file else (), trust_engines)  # fmt: skip
+    if replicas or gpus or config:
+        fleet.serve(places(named, choices), settings, replicas or 1, gpus, api_key_file, config)
+        return
     shelf = Shelf(places(named, choices), settings)
     run(shelf, settings)
     if as_json:

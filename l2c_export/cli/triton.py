@@ -12,7 +12,7 @@ from .options import group, option
 
 
 @click.command(cls=Command, example="l2c triton engines/digits engines/dogs --out models")
-@click.argument("engines", type=options.FOLDER, nargs=-1, required=True, metavar="ENGINES..")
+@click.argument("engines", type=options.FOLDER, nargs=-1, required=True, metavar="ENGINES")
 @group(
     "What is written",
     option("--out", type=options.FOLDER, required=True, help="The repository; models of other artefacts there stay."),

@@ -1,0 +1,37 @@
+"""`l2c serve --replicas`: the same server as several processes, or the configuration of one on many machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import UsageError
+from ..support.extras import needs
+
+if TYPE_CHECKING:
+    from ..serving.http.settings import Settings
+    from ..serving.http.shelf import Place
+
+
+def serve(
+    places: Sequence[Place], settings: Settings, replicas: int, gpus: int, api_key_file: Path | None, config: str | None
+) -> None:
+    """Serve until it is stopped, or print a configuration.  Raises UsageError for what a fleet does not do."""
+    from ..serving.fleet.config import described
+    from ..serving.fleet.environment import prepare
+    from ..serving.fleet.options import fleet_of
+
+    if settings.trust_engines:
+        raise UsageError("trust_engines=True: a fleet is loaded again by deploying it again: leave it out")
+    options = fleet_of(places, settings, replicas, gpus, api_key_file)
+    if config:
+        click.echo(described(options, settings.host, settings.port, config), nl=False)
+        return
+    prepare()
+    needs("ray.serve", "ray")
+    from ..serving.fleet.local import run
+
+    run(options, settings)

@@ -1,0 +1,96 @@
+"""A fleet on this machine alone: a Ray of its own, which ends with it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from typing import Any
+
+import msgspec
+
+from ...support.log import LOG
+from ..http.logs import json_lines
+from ..http.server import listening
+from ..http.settings import Settings
+from .options import FleetOptions
+
+APP = "l2c"
+STORE = 256 * 2**20  # bytes of Ray's object store: an image is small
+
+
+def run(options: FleetOptions, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, and finish what was accepted; SIGHUP deploys again, one replica after another.
+
+    Raises UsageError where it cannot listen, and what reading the manifests does.
+    """
+    with json_lines():
+        with listening(settings) as listener:
+            port = listener.getsockname()[1]
+        ended, again = threading.Event(), threading.Event()
+        start(options, settings.host, port)
+        try:
+            for number, event in ((signal.SIGTERM, ended), (signal.SIGINT, ended), (signal.SIGHUP, again)):
+                signal.signal(number, lambda *_, event=event: event.set())
+            LOG.info("ready", extra={"facts": {"url": f"http://{settings.host}:{port}", "models": list(options.models)}})
+            while not ended.wait(0.2):
+                if again.is_set():
+                    again.clear()
+                    deploy(options)
+            drain(settings.drain_seconds)
+        finally:
+            stop()
+
+
+def start(options: FleetOptions, host: str, port: int) -> None:
+    """Ray and the fleet, when it can be asked."""
+    import ray
+
+    needed = options.cores_each * options.replicas * len(options.models) + 1
+    gpus = options.gpus * options.replicas * len(options.models)
+    ray.init(
+        "local",
+        num_cpus=2 * needed,  # room for a second fleet while the first is exchanged; Ray only counts them
+        num_gpus=gpus or None,
+        include_dashboard=False,
+        object_store_memory=STORE,
+        logging_level=logging.WARNING,
+        _node_ip_address="127.0.0.1",
+    )
+    listen(host, port)
+    deploy(options)
+
+
+def listen(host: str, port: int) -> None:
+    from ray import serve
+
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+
+
+def deploy(options: FleetOptions) -> None:
+    """The fleet as it is described now, in the place of what runs."""
+    from ray import serve
+
+    from .app import build
+
+    args: dict[str, Any] = msgspec.to_builtins(options)
+    serve.run(build(args), name=APP, route_prefix="/")
+
+
+def drain(seconds: float) -> None:
+    """Let the fronts finish what was accepted."""
+    from ray import serve
+
+    LOG.info("draining", extra={"facts": {"drain_seconds": seconds}})
+    handle = serve.get_app_handle(APP)
+    finished = handle.drain.remote(seconds).result(timeout_s=seconds + 10)
+    counts = handle.counts.remote().result(timeout_s=10)
+    LOG.info("drained" if finished else "stopped in the middle of a batch", extra={"facts": {"images": counts}})
+
+
+def stop() -> None:
+    import ray
+    from ray import serve
+
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()
