@@ -20,12 +20,16 @@ def serve(
     places: Sequence[Place], settings: Settings, replicas: int, gpus: int, api_key_file: Path | None, config: str | None
 ) -> None:
     """Serve until it is stopped, or print a configuration.  Raises UsageError for what a fleet does not do."""
+    from ..artefact import store
     from ..serving.fleet.config import described
     from ..serving.fleet.environment import prepare
     from ..serving.fleet.options import fleet_of
+    from ..serving.http.shelf import Shelf
 
     if settings.trust_engines:
         raise UsageError("trust_engines=True: a fleet is loaded again by deploying it again: leave it out")
+    for place in Shelf(places, settings).places:  # which looks at what they make, before a cluster is asked to
+        store.check_linked(place.folder, store.read(place.folder, verify=False))
     options = fleet_of(places, settings, replicas, gpus, api_key_file)
     if config:
         click.echo(described(options, settings.host, settings.port, config), nl=False)

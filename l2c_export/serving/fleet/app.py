@@ -21,6 +21,8 @@ from .remote import FleetShelf
 from .sampler import Sampler
 
 FRONT = "front"
+HEAD = {"node:__internal_head__": 0.001}
+QUIET = {"enable_access_log": False}  # the fronts' own log has a line for every request
 AHEAD = 2  # batches that a replica is asked for: the one that it draws, and the next
 
 
@@ -65,8 +67,9 @@ def build(args: dict[str, Any]) -> serve.Application:
     front = deployed.options(
         name=FRONT,
         max_ongoing_requests=10_000,  # the guard has bounds of its own, and says so
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 0, "resources": HEAD},  # so that no worker's end is a front's
         graceful_shutdown_timeout_s=options.drain_seconds,
+        logging_config=QUIET,
     )
     return front.bind(args, handles)  # type: ignore[no-any-return]
 
@@ -81,6 +84,7 @@ def _samplers(options: FleetOptions, place: Any) -> Any:
         max_ongoing_requests=room,
         ray_actor_options={"num_cpus": options.cores_each, "num_gpus": options.gpus},
         graceful_shutdown_timeout_s=options.drain_seconds,
+        logging_config=QUIET,
         health_check_period_s=2,
     )
     return samplers.bind(str(place.folder), dict(place.choices), options.max_batch, options.max_wait_ms / 1e3, 2 * room)

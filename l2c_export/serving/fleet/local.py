@@ -9,13 +9,16 @@ from typing import Any
 
 import msgspec
 
+from ...errors import L2CError, RunError
 from ...support.log import LOG
+from ...support.words import first_line
 from ..http.logs import json_lines
 from ..http.server import listening
 from ..http.settings import Settings
 from .options import FleetOptions
 
 APP = "l2c"
+LATE = 10  # seconds in which a front answers that answers at all
 STORE = 256 * 2**20  # bytes of Ray's object store: an image is small
 
 
@@ -36,7 +39,7 @@ def run(options: FleetOptions, settings: Settings) -> None:
             while not ended.wait(0.2):
                 if again.is_set():
                     again.clear()
-                    deploy(options)
+                    deploy_again(options)
             drain(settings.drain_seconds)
         finally:
             stop()
@@ -68,13 +71,24 @@ def listen(host: str, port: int) -> None:
 
 
 def deploy(options: FleetOptions) -> None:
-    """The fleet as it is described now, in the place of what runs."""
+    """The fleet as it is described now, in the place of what runs.  Raises RunError where its replicas do not start."""
     from ray import serve
 
     from .app import build
 
     args: dict[str, Any] = msgspec.to_builtins(options)
-    serve.run(build(args), name=APP, route_prefix="/")
+    try:
+        serve.run(build(args), name=APP, route_prefix="/")
+    except RuntimeError as error:
+        raise RunError(f"the fleet could not be deployed: {first_line(error)}: its log says why") from None
+
+
+def deploy_again(options: FleetOptions) -> None:
+    """A fleet that cannot be exchanged is no reason to end: its log says what is wrong."""
+    try:
+        deploy(options)
+    except L2CError as error:
+        LOG.error("deploying again failed: %s", error)
 
 
 def drain(seconds: float) -> None:
@@ -82,10 +96,16 @@ def drain(seconds: float) -> None:
     from ray import serve
 
     LOG.info("draining", extra={"facts": {"drain_seconds": seconds}})
-    handle = serve.get_app_handle(APP)
-    finished = handle.drain.remote(seconds).result(timeout_s=seconds + 10)
-    counts = handle.counts.remote().result(timeout_s=10)
-    LOG.info("drained" if finished else "stopped in the middle of a batch", extra={"facts": {"images": counts}})
+    finished = serve.get_app_handle(APP).drain.remote(seconds).result(timeout_s=seconds + LATE)
+    LOG.info("drained" if finished else "stopped in the middle of a batch", extra={"facts": {"images": counts()}})
+
+
+def counts() -> dict[str, dict[str, int]]:
+    """What became of the images that the front was asked for, by model."""
+    from ray import serve
+
+    counted: dict[str, dict[str, int]] = serve.get_app_handle(APP).counts.remote().result(timeout_s=LATE)
+    return counted
 
 
 def stop() -> None:
