@@ -125,8 +125,8 @@ def test_it_shows_what_is_computed(page, demo):
 
     view = inspect(demo)
     code = """
-        const canvas = document.getElementById("cells");
-        return [canvas.height, canvas.width, [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]];"""
+        const canvas = document.getElementById("cells"), pen = canvas.getContext("2d");
+        return [canvas.height, canvas.width, [...pen.getImageData(0, 0, canvas.width, canvas.height).data]];"""
     height, width, data = page.execute_script(code)
     drawn, (rows, calls) = np.array(data, np.uint8).reshape(height, width, 4), (len(view.sublayers), len(view.calls))
     found = np.array([[drawn[int((r + 0.4) * height / rows), int((c + 0.4) * width / calls)] for c in range(calls)]
