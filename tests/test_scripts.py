@@ -24,6 +24,7 @@ INSIDE = {
     "sampling.py": {"compiler.passes.levels", "compiler.record", "models.family", "pytorch.eager", "samplers.noise",
                     "schedules.forecast", "schedules.resolve", "schedules.values"},
     "quality.py": {"models", "support", "support.figure"},  # and its palette, and the machine as benchmarks name it
+    "serve_load.py": {"support.figure"},
     "forecasts.py": {"samplers.scheduler_config", "schedules.rules", "support.figure"},
     # time PyTorch with an artefact's weights beside its engines
     "gpu_prompted.py": {"backends.descriptors", "schedules.schedule"},

@@ -19,6 +19,7 @@ from l2c_export.serving.http.access import OPEN, Access
 from l2c_export.serving.http.answers import Refused
 from l2c_export.serving.http.settings import read_keys
 
+HEAD = b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 KEY, OTHER = "k" * 32, "a-second-key-of-some-length"
 
 
@@ -148,8 +149,30 @@ def test_a_body_that_is_too_large_is_refused_by_what_it_says_and_by_what_it_send
     sent = server.client.post(IMAGES, content=pieces(), headers={"Content-Type": "application/json"})
     for answer in (said, sent):
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
-        assert answer.headers["connection"] == "close"
     assert server.ask().status_code == 200
+
+
+def test_a_body_without_an_end_is_cut_off(rgb, monkeypatch):
+    from l2c_export.serving.http import server as of_process
+
+    bounded = of_process.bounded_connections
+    monkeypatch.setattr(of_process, "bounded_connections", lambda most: bounded(most, head_seconds=0.5))
+    with in_thread(rgb, monkeypatch) as server:
+        assert cut_off(server, HEAD + b"Content-Length: 9999999\r\n\r\n", b" " * 100)
+
+
+def cut_off(server, data, more, seconds=5.0):
+    """Whether the server ends a connection on which something goes on coming."""
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), seconds) as connection:
+        connection.sendall(data)
+        try:
+            while time.monotonic() - began < seconds:
+                connection.sendall(more)
+                time.sleep(0.02)
+        except ConnectionError:
+            return True
+    return False
 
 
 def raw(server, data, wait=5.0):
@@ -187,8 +210,7 @@ def test_bodies_that_are_no_request(server, body):
 
 def test_a_body_that_does_not_come_is_not_waited_for(server, monkeypatch):
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
-    head = b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    assert raw(server, head + b"Content-Length: 50\r\n\r\n{").startswith(b"HTTP/1.1 408")
+    assert raw(server, HEAD + b"Content-Length: 50\r\n\r\n{").startswith(b"HTTP/1.1 408")
 
 
 def test_connections_are_bounded_and_silent_ones_are_closed(rgb, monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from ...errors import Draining, L2CError
@@ -98,7 +99,7 @@ def application(shelf: Shelf, settings: Settings, life: Life, metrics: Metrics) 
         status = "draining" if life.draining else "ready" if shelf.ready else "loading"
         return json_response({"status": status}, 200 if status == "ready" else 503)
 
-    @app.get("/metrics", operation_id="metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, operation_id="metrics")
     async def prometheus() -> Response:
         """For Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)

@@ -109,8 +109,7 @@ async def bounded(headers: Mapping[str, str], receive: Any) -> Any:
     empty = headers.get("content-length", "") == "0" or not ("content-length" in headers or "transfer-encoding" in headers)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not empty:
-        raise Refused(415, "invalid_request_error", "Content-Type: must be application/json", "unsupported_media_type",
-                      headers={"Connection": "close"})  # fmt: skip
+        raise Refused(415, "invalid_request_error", "Content-Type: must be application/json", "unsupported_media_type")
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > LARGEST_BODY:
         raise _too_large()
@@ -141,5 +140,6 @@ async def _body(receive: Any) -> bytes:
 
 
 def _too_large() -> Refused:
-    return Refused(413, "invalid_request_error", f"the body is larger than {LARGEST_BODY} bytes: ask with a shorter prompt",
-                   "too_large", headers={"Connection": "close"})  # fmt: skip
+    """What comes of it is thrown away: a connection that is closed on a client who still sends loses the answer."""
+    message = f"the body is larger than {LARGEST_BODY} bytes: ask with a shorter prompt"
+    return Refused(413, "invalid_request_error", message, "too_large")
