@@ -200,6 +200,7 @@ def test_no_module_imports_a_library_that_the_metadata_does_not_name():
     text = (ROOT / "pyproject.toml").read_text().lower()
     known = {name.split(".")[0] for name in sys.stdlib_module_names} | {"l2c_export"}
     names = {"PIL": "pillow", "yaml": "pyyaml", "cuda": "cuda-bindings", "huggingface_hub": "huggingface-hub"}
+    names |= {"ray": "ray[data,serve]"}
     names |= {"cudnn": "nvidia-cudnn-frontend", "nvmath": "nvmath-python", "prometheus_client": "prometheus-client"}
     for module, tree in MODULES.items():
         for name in {*imports(tree), *asked(tree)}:

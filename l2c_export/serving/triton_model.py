@@ -18,7 +18,7 @@ from ..runtime.pipeline import load
 from .engine import ServingEngine
 from .job import Job
 from .ticket import Ticket
-from .triton_answer import Answer
+from .triton_reply import Reply
 from .triton_arrays import reads_texts
 from .triton_request import jobs_of
 
@@ -55,8 +55,8 @@ class TritonModel:
         self.pipe.close()
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
-        """Answer requests that came together; those whose previews are streamed are answered by their senders."""
-        answers = [Answer(self.utils, request, self.decoupled) for request in requests]
+        """Reply requests that came together; those whose previews are streamed are answered by their senders."""
+        answers = [Reply(self.utils, request, self.decoupled) for request in requests]
         told = [(answer, job) for answer in answers for job in self.jobs(answer)]
         try:
             hearers = [answer.preview if self.decoupled else None for answer, _ in told]
@@ -70,7 +70,7 @@ class TritonModel:
             self.wait(tickets, answers)
         return None if self.decoupled else [answer.response for answer in answers]
 
-    def jobs(self, answer: Answer) -> list[Job]:
+    def jobs(self, answer: Reply) -> list[Job]:
         """What a request asks for: nothing where it is wrong, and has been told so, or where nobody waits for it."""
         try:
             if answer.left():
@@ -86,7 +86,7 @@ class TritonModel:
         answer.images = len(jobs)
         return jobs
 
-    def wait(self, tickets: Sequence[Ticket], answers: Sequence[Answer]) -> None:
+    def wait(self, tickets: Sequence[Ticket], answers: Sequence[Reply]) -> None:
         """Until everybody has an answer, or has left."""
         while pending := [ticket for ticket in tickets if not ticket.done()]:
             wait(pending, LOOK)

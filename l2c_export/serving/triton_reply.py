@@ -17,7 +17,7 @@ from .triton_arrays import given
 from .triton_tensors import IMAGES, LATENTS, STEP
 
 
-class Answer:
+class Reply:
     """Of one request, whose images are its `tickets`."""
 
     def __init__(self, utils: Any, request: Any, decoupled: bool) -> None:
