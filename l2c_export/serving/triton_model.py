@@ -55,14 +55,14 @@ class TritonModel:
         self.pipe.close()
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
-        """Reply requests that came together; those whose previews are streamed are answered by their senders."""
+        """Answer requests that came together; those whose previews are streamed are answered by their senders."""
         answers = [Reply(self.utils, request, self.decoupled) for request in requests]
         told = [(answer, job) for answer in answers for job in self.jobs(answer)]
         try:
             hearers = [answer.preview if self.decoupled else None for answer, _ in told]
             tickets = self.engine.submit_all([job for _, job in told], hearers) if told else []
         except L2CError as error:
-            for answer in answers:
+            for answer in {answer for answer, _ in told}:
                 answer.fail(error)
         else:
             for (answer, _), ticket in zip(told, tickets, strict=True):

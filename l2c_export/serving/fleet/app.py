@@ -18,7 +18,7 @@ from ..http.logs import json_lines
 from ..http.metrics import Metrics
 from .options import FleetOptions, told
 from .remote import FleetShelf
-from .sampler import Sampler
+from .sampler import SamplerReplica
 
 FRONT = "front"
 HEAD = {"node:__internal_head__": 0.001}
@@ -77,7 +77,7 @@ def build(args: dict[str, Any]) -> serve.Application:
 def _samplers(options: FleetOptions, place: Any) -> Any:
     batch = store.read(place.folder, verify=False).batch
     room = AHEAD * min(options.max_batch or batch, batch)
-    deployed: Any = serve.deployment(Sampler)
+    deployed: Any = serve.deployment(SamplerReplica)
     samplers = deployed.options(
         name=sampler_name(place.name),
         num_replicas=options.replicas,

@@ -18,7 +18,7 @@ from ..job import Job, Made
 from ..previews import Preview
 
 
-class Sampler:
+class SamplerReplica:
     def __init__(self, folder: str, choices: dict[str, Any], max_batch: int | None, max_wait: float, room: int) -> None:
         """At most `room` jobs are asked at once.  Raises what loading does: then Ray tries it again elsewhere."""
         self._pipe = load(Path(folder), **choices)
