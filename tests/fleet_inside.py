@@ -72,10 +72,11 @@ def main(folder):
             found["mixed"] = [each.result() for each in running]
             ending = [pool.submit(picture, n) for n in range(8)]
             time.sleep(0.1)
+            processes = psutil.Process(server.pid).children(recursive=True)
             server.send_signal(signal.SIGTERM)
             found["ending"] = [each.result() for each in ending]
         found["code"] = server.wait(40)
-        found["left"] = [each.pid for each in psutil.process_iter() if "ray::" in each.name()]
+        found["left"] = [each.pid for each in processes if each.is_running()]
         print(json.dumps(found))
     finally:
         if server.poll() is None:
