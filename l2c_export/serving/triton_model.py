@@ -18,8 +18,8 @@ from ..runtime.pipeline import load
 from .engine import ServingEngine
 from .job import Job
 from .ticket import Ticket
-from .triton_reply import Reply
 from .triton_arrays import reads_texts
+from .triton_reply import Reply
 from .triton_request import jobs_of
 
 LOOK = 0.02  # seconds between two looks at who has left
