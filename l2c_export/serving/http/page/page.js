@@ -202,7 +202,7 @@ async function changeModel(id) {
   state.model = state.models.find((each) => each.id === id);
   const about = state.model.l2c, few = about.classes !== null && about.classes <= FEW_CLASSES;
   $("about").textContent = `${about.architecture}, ${about.sizes.join(" or ")}, ${about.precision} by ${about.backend}, `
-    + `up to ${about.images_at_once} at once`;
+    + `up to ${about.images_at_once} at once${about.random_weights ? ", with random weights: its pictures mean nothing" : ""}`;
   $("class-field").hidden = about.prompt !== "class";
   $("prompt-field").hidden = about.prompt !== "text";
   $("negative-field").hidden = !about.negative_prompt;
