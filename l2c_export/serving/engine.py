@@ -100,6 +100,11 @@ class ServingEngine:
         return self._pipe
 
     @property
+    def max_queue(self) -> int:
+        """So many jobs may wait."""
+        return self._waiting.most
+
+    @property
     def waiting(self) -> int:
         """Jobs that wait for their batch."""
         return len(self._waiting)

@@ -59,11 +59,13 @@ def test_images_of_one_request_are_taken_together_or_refused(running):
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(running.ask)
         running.held.wait_begun(1)
-        assert running.ask(n=7).status_code == 429
-        other = pool.submit(running.ask, n=6)
-        running.wait_waiting(6)
+        other = pool.submit(running.ask, n=4)
+        running.wait_waiting(4)
+        assert running.ask(n=3).status_code == 429
+        assert running.engine.waiting == 4
+        assert running.ask(n=7).json()["error"]["message"] == "n=7: at most 6 images may wait here: ask for fewer at once"
         running.held.let()
-        assert [len(each.result(SOON).json()["data"]) for each in (first, other)] == [1, 6]
+        assert [len(each.result(SOON).json()["data"]) for each in (first, other)] == [1, 4]
 
 
 @pytest.mark.parametrize(("fault", "message"), [

@@ -17,7 +17,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("PIL.Image")
 
 KEY = "k" * 32
-EXAMPLES = int(os.environ.get("L2C_FUZZ", "8"))  # of an operation, in every phase
+EXAMPLES = int(os.environ.get("L2C_FUZZ", "4"))  # of an operation, in every phase
 NOT_CHECKED = "positive_data_acceptance,unsupported_method"  # only the model knows which steps it has; 405 is OpenAI's body
 
 

@@ -91,7 +91,7 @@ def test_a_reload_brings_what_lies_there_now_and_one_that_fails_leaves_what_runs
         assert 'l2c_reloads_total{outcome="failed"} 2.0' in text
         assert 'l2c_reloads_total{outcome="done"} 1.0' in text
         assert "Traceback" not in "".join(server.lines)
-        assert server.stop() == 0
+        assert server.stop(signal.SIGINT) == 0
 
 
 def test_a_hangup_exchanges_under_load_and_loses_nothing(engines, other):
@@ -180,15 +180,14 @@ def test_reloading_is_off_without_keys(rgb, monkeypatch):
 # the end
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_end_finishes_what_was_accepted(demo, number):
+def test_the_end_finishes_what_was_accepted(demo):
     with Process(f"demo={demo}", "--json") as server, ThreadPoolExecutor(12) as pool:
         asked = [pool.submit(ask, server, n) for n in range(12)]
         until = time.monotonic() + SOON
         while waiting(server) < 10 and time.monotonic() < until:
             time.sleep(0.005)
         began = time.monotonic()
-        assert server.stop(number) == 0
+        assert server.stop() == 0
         assert all(each.result(SOON).shape == (28, 28) for each in asked)
         assert time.monotonic() - began < 20
         (drained,) = server.logged("drained")

@@ -51,6 +51,8 @@ class ImagesRequest(BaseModel):
 def jobs_of(request: ImagesRequest, model: ServedModel) -> list[Job]:
     """A job for every image.  Raises UsageError for what the model does not make, in the words of the request."""
     count, manifest = request.n or 1, model.pipe.manifest
+    if count > model.engine.max_queue:
+        raise UsageError(f"n={count}: at most {model.engine.max_queue} images may wait here: ask for fewer at once")
     if request.stream and count > 1:
         raise UsageError(f"n={count}: a stream shows one image: leave n out, or ask without stream")
     if request.partial_images and not request.stream:

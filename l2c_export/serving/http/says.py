@@ -63,4 +63,5 @@ def about(manifest: Manifest, said: Said, backend: str) -> dict[str, Any]:
         "precision": manifest.precision,
         "backend": backend,
         "decoder": bool(manifest.decoder),
+        "random_weights": bool(manifest.denoiser.weights and manifest.denoiser.weights.random is not None),
     }

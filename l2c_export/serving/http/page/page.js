@@ -113,7 +113,7 @@ function show(source, size, share) {
 
 function slot(asked) {
   const figure = document.createElement("figure"), caption = document.createElement("figcaption");
-  caption.textContent = `${String(asked.prompt).slice(0, 6)} · ${asked.seed}`.slice(0, 12);
+  caption.textContent = state.model.l2c.prompt === "class" ? `${asked.prompt} · ${asked.seed}` : asked.prompt || asked.seed;
   figure.className = "empty";
   figure.append(new Image(), caption);
   $("strip").prepend(figure);
@@ -202,7 +202,7 @@ async function changeModel(id) {
   state.model = state.models.find((each) => each.id === id);
   const about = state.model.l2c, few = about.classes !== null && about.classes <= FEW_CLASSES;
   $("about").textContent = `${about.architecture}, ${about.sizes.join(" or ")}, ${about.precision} by ${about.backend}, `
-    + `up to ${about.images_at_once} at once`;
+    + `up to ${about.images_at_once} at once${about.random_weights ? ", with random weights: its pictures mean nothing" : ""}`;
   $("class-field").hidden = about.prompt !== "class";
   $("prompt-field").hidden = about.prompt !== "text";
   $("negative-field").hidden = !about.negative_prompt;
@@ -223,7 +223,10 @@ async function changeModel(id) {
   if (about.prompt === "class") choose(few ? "0" : Object.keys(about.class_names ?? {})[0] ?? "0");
   options($("steps"), about.num_inference_steps);
   options($("size"), about.sizes);
-  if (about.guidance_scale !== null) $("guidance").value = about.guidance_scale;
+  if (about.guidance_scale !== null) {
+    $("guidance").max = Math.max(10, 2 * about.guidance_scale);
+    $("guidance").value = about.guidance_scale;
+  }
   $("guidance-shown").value = $("guidance").value;
   showShell();
   await changeSchedule();
