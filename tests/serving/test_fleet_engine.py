@@ -11,6 +11,7 @@ import pytest
 import l2c_export
 from l2c_export.artefact import store
 from l2c_export.errors import Draining, Full
+from l2c_export.serving.engine import ServingEngine
 from l2c_export.serving.job import Job, Made
 from l2c_export.serving.previews import Preview
 
@@ -90,6 +91,11 @@ def answered(engine, job=Job({"class_labels": 3}, seed=5), on_preview=None):  # 
         return ticket
 
     return asyncio.run(ask())
+
+
+def test_it_is_asked_as_an_engine_is(fleet):
+    public = {name for name in dir(ServingEngine) if not name.startswith("_")}
+    assert public - set(dir(fleet(Handle()))) == {"replace"}  # which deploying again does
 
 
 @pytest.mark.parametrize("lost", [[DIED], [GONE], [DeploymentUnavailableError.__new__(DeploymentUnavailableError)],

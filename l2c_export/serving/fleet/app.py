@@ -46,7 +46,7 @@ class Front:
         self._shelf, self._life = FleetShelf(options.places, settings, handles, options.replicas), Life()
         metrics = Metrics(self._shelf)
         app = application(self._shelf, settings, self._life, metrics)
-        most = settings.connections + sum(engine.most for engine in self._shelf.engines)
+        most = settings.connections + sum(engine.max_queue for engine in self._shelf.engines)
         Door.app = Guard(app, Access(settings.hosts, settings.keys), metrics, most)
 
     async def drain(self, seconds: float) -> bool:

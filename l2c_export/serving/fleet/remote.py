@@ -47,7 +47,7 @@ class FleetEngine:
     """Used by one event loop; `handle` is that of the deployment, of which `most` images may be unanswered."""
 
     def __init__(self, name: str, handle: Any, pipe: Described, most: int) -> None:
-        self.pipe, self.most = pipe, most
+        self.pipe, self.max_queue = pipe, most
         self._name, self._handle = name, handle
         self._open = set[Ticket]()
         self._tasks = set[asyncio.Task[None]]()
@@ -65,9 +65,11 @@ class FleetEngine:
         tickets = [Ticket(pipe, job, heard) for job, heard in zip(jobs, hearers, strict=True)]
         if self._closed:
             raise Draining("this server is being stopped, and accepts nothing more: ask another one")
-        if len(self._open) + len(tickets) > self.most:
+        if len(self._open) + len(tickets) > self.max_queue:
             self._counts["rejected"] += len(tickets)
-            raise Full(f"{counted(len(self._open), 'image')} are asked for, and at most {self.most} may be: ask again later")
+            raise Full(
+                f"{counted(len(self._open), 'image')} are asked for, and at most {self.max_queue} may be: ask again later"
+            )
         self._counts["accepted"] += len(tickets)
         for ticket in tickets:
             self._begin(ticket)
