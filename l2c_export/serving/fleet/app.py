@@ -23,6 +23,7 @@ from .sampler import SamplerReplica
 FRONT = "front"
 HEAD = {"node:__internal_head__": 0.001}
 QUIET = {"enable_access_log": False}  # the fronts' own log has a line for every request
+LOOK = 0.2  # seconds between two looks at whether a replica that is to end has finished
 AHEAD = 2  # batches that a replica is asked for: the one that it draws, and the next
 
 
@@ -69,6 +70,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=10_000,  # the guard has bounds of its own, and says so
         ray_actor_options={"num_cpus": 0, "resources": HEAD},  # so that no worker's end is a front's
         graceful_shutdown_timeout_s=options.drain_seconds,
+        graceful_shutdown_wait_loop_s=LOOK,
         logging_config=QUIET,
     )
     return front.bind(args, handles)  # type: ignore[no-any-return]
@@ -84,6 +86,7 @@ def _samplers(options: FleetOptions, place: Any) -> Any:
         max_ongoing_requests=room,
         ray_actor_options={"num_cpus": options.cores_each, "num_gpus": options.gpus},
         graceful_shutdown_timeout_s=options.drain_seconds,
+        graceful_shutdown_wait_loop_s=LOOK,
         logging_config=QUIET,
         health_check_period_s=2,
     )
