@@ -51,9 +51,9 @@ def events(content):
 
 def main(folder):
     words = [sys.executable, "-m", "l2c_export", "serve", f"small={folder}", "--replicas", "2", "--cores", "1",
-             "--backend", "onnxruntime", "--port", str(PORT)]  # fmt: skip
+             "--backend", "onnxruntime", "--port", str(PORT), "--json"]  # fmt: skip
     with open("fleet.log", "w") as log:
-        server = subprocess.Popen(words, stderr=log, stdout=log)
+        server = subprocess.Popen(words, stderr=log, stdout=subprocess.PIPE, text=True)
     try:
         while '"ready"' not in open("fleet.log").read():  # noqa: SIM115
             assert server.poll() is None, open("fleet.log").read()  # noqa: SIM115
@@ -75,7 +75,8 @@ def main(folder):
             processes = psutil.Process(server.pid).children(recursive=True)
             server.send_signal(signal.SIGTERM)
             found["ending"] = [each.result() for each in ending]
-        found["code"] = server.wait(40)
+        found["said"] = json.loads(server.communicate(timeout=60)[0])
+        found["code"] = server.returncode
         found["left"] = [each.pid for each in processes if each.is_running()]
         print(json.dumps(found))
     finally:

@@ -10,6 +10,7 @@ import click
 
 from ..errors import UsageError
 from ..support.extras import needs
+from .console import print_json
 
 if TYPE_CHECKING:
     from ..serving.http.settings import Settings
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 
 def serve(
-    places: Sequence[Place], settings: Settings, replicas: int, gpus: int, api_key_file: Path | None, config: str | None
-) -> None:
+    places: Sequence[Place], settings: Settings, replicas: int, gpus: int, api_key_file: Path | None, config: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Serve until it is stopped, or print a configuration.  Raises UsageError for what a fleet does not do."""
     from ..artefact import store
     from ..serving.fleet.config import described
@@ -32,10 +34,13 @@ def serve(
         store.check_linked(place.folder, store.read(place.folder, verify=False))
     options = fleet_of(places, settings, replicas, gpus, api_key_file)
     if config:
-        click.echo(described(options, settings.host, settings.port, config), nl=False)
+        text = described(options, settings.host, settings.port, config)
+        print_json({"config": text}) if as_json else click.echo(text, nl=False)
         return
     prepare()
     needs("ray.serve", "ray")
     from ..serving.fleet.local import run
 
-    run(options, settings)
+    counts = run(options, settings)
+    if as_json:
+        print_json({"images": counts})

@@ -76,7 +76,7 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
     settings = Settings(host, port, allow_host, max_queue, max_wait_ms / 1e3, max_batch, drain_seconds,
                         read_keys(api_key_file) if api_key_file else (), trust_engines)  # fmt: skip
     if replicas or gpus or config:
-        fleet.serve(places(named, choices), settings, replicas or 1, gpus, api_key_file, config)
+        fleet.serve(places(named, choices), settings, replicas or 1, gpus, api_key_file, config, as_json)
         return
     shelf = Shelf(places(named, choices), settings)
     run(shelf, settings)

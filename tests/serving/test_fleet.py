@@ -81,6 +81,9 @@ def test_what_was_accepted_is_finished_at_the_end(fleet, picture):
     for n, made in enumerate(fleet["ending"]):
         assert made in (picture(n % 3, n, 1 + n % 2), "status 503")
     assert fleet["left"] == []
+    counts = fleet["said"]["images"]["small"]
+    assert counts["made"] == counts["accepted"] >= 125
+    assert counts["retried"] > 0
 
 
 # what clusters are told

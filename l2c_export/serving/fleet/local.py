@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -22,12 +24,13 @@ LATE = 10  # seconds in which a front answers that answers at all
 STORE = 256 * 2**20  # bytes of Ray's object store: an image is small
 
 
-def run(options: FleetOptions, settings: Settings) -> None:
+def run(options: FleetOptions, settings: Settings) -> dict[str, dict[str, int]]:
     """Serve until SIGTERM or SIGINT, and finish what was accepted; SIGHUP deploys again, one replica after another.
 
-    Raises UsageError where it cannot listen, and what reading the manifests does.
+    Returned is what became of the images that were asked for, by model.  Raises UsageError where it cannot listen, and what
+    reading the manifests does.
     """
-    with json_lines():
+    with json_lines(), contextlib.redirect_stdout(sys.stderr):  # what replicas print is log, too
         with listening(settings) as listener:
             port = listener.getsockname()[1]
         ended, again = threading.Event(), threading.Event()
@@ -40,7 +43,7 @@ def run(options: FleetOptions, settings: Settings) -> None:
                 if again.is_set():
                     again.clear()
                     deploy_again(options)
-            drain(settings.drain_seconds)
+            return drain(settings.drain_seconds)
         finally:
             stop()
 
@@ -91,13 +94,15 @@ def deploy_again(options: FleetOptions) -> None:
         LOG.error("deploying again failed: %s", error)
 
 
-def drain(seconds: float) -> None:
-    """Let the fronts finish what was accepted."""
+def drain(seconds: float) -> dict[str, dict[str, int]]:
+    """Let the front finish what was accepted: its counts."""
     from ray import serve
 
     LOG.info("draining", extra={"facts": {"drain_seconds": seconds}})
     finished = serve.get_app_handle(APP).drain.remote(seconds).result(timeout_s=seconds + LATE)
-    LOG.info("drained" if finished else "stopped in the middle of a batch", extra={"facts": {"images": counts()}})
+    counted = counts()
+    LOG.info("drained" if finished else "stopped in the middle of a batch", extra={"facts": {"images": counted}})
+    return counted
 
 
 def counts() -> dict[str, dict[str, int]]:
