@@ -10,19 +10,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import Cancelled, Draining, Full, L2CError, RunError, UsageError
 from ..runtime import request
-from ..runtime.pipeline import Pipeline
 from ..support.log import LOG
 from .batch import run_batch
-from .job import Job, Made
-from .previews import OnPreview
+from .job import Made
 from .ticket import Ticket
 from .waiting import Waiting
+
+if TYPE_CHECKING:
+    from ..runtime.pipeline import Pipeline
+    from .job import Job
+    from .previews import OnPreview
 
 GRACE = 30.0  # seconds for the step that runs when the time to drain is over
 

@@ -6,14 +6,16 @@ import contextlib
 import time
 from collections.abc import Hashable, Mapping
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..artefact.compiled import Compiled
 from ..ir.inputs import NEGATIVE_PROMPT, PROMPT
 from ..runtime import inputs, prompts, request
-from ..runtime.pipeline import Pipeline
 from .job import Job, Made
-from .previews import OnPreview
+
+if TYPE_CHECKING:
+    from ..runtime.pipeline import Pipeline
+    from .previews import OnPreview
 
 
 class Ticket(Future[Made]):
