@@ -64,13 +64,14 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
 
     for package in ("fastapi", "uvicorn", "prometheus_client", "PIL.Image"):
         needs(package, "serve")
+    from ..compiler.artefact import compile
     from ..serving import shipped
     from ..serving.http.server import serve as run
     from ..serving.http.settings import Settings, read_keys
     from ..serving.http.shelf import Shelf
 
     choices: dict[str, Any] = {"backend": backend, "device": device, "threads": threads, "verify": not trust}
-    named = ([(model, shipped.artefact_of(model, report=say))] if model else []) + [split(words) for words in engines]
+    named = ([(model, shipped.artefact_of(model, compile, say))] if model else []) + [split(words) for words in engines]
     if not named:
         raise click.UsageError("Missing argument '[NAME=]ENGINES..', or '--model demo'.")
     settings = Settings(host, port, allow_host, max_queue, max_wait_ms / 1e3, max_batch, drain_seconds,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..runtime import request
-from ..runtime.images import Output
-from ..runtime.pipeline import Pipeline
 from .previews import Hearer, Previews, shown_steps
-from .ticket import Ticket
+
+if TYPE_CHECKING:
+    from ..runtime.images import Output
+    from ..runtime.pipeline import Pipeline
+    from .ticket import Ticket
 
 
 def run_batch(

@@ -9,20 +9,25 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import Cancelled, Draining, Full, L2CError, RunError, UsageError
-from ..runtime import request
-from ..runtime.pipeline import Pipeline
+from ..ir.inputs import NEGATIVE_PROMPT, PROMPT
+from ..runtime import inputs, prompts, request
 from ..support.log import LOG
 from .batch import run_batch
-from .job import Job, Made
-from .previews import OnPreview
-from .ticket import Ticket
+from .job import Made
+from .ticket import Checked, Ticket
 from .waiting import Waiting
+
+if TYPE_CHECKING:
+    from ..artefact.manifest import Manifest
+    from ..runtime.pipeline import Pipeline
+    from .job import Job
+    from .previews import OnPreview
 
 GRACE = 30.0  # seconds for the step that runs when the time to drain is over
 
@@ -82,7 +87,7 @@ class ServingEngine:
 
     def _accepted(self, jobs: Sequence[Job], hearers: Sequence[OnPreview | None]) -> list[Ticket] | None:
         pipe = self._pipe
-        tickets = [Ticket(pipe, job, heard) for job, heard in zip(jobs, hearers, strict=True)]
+        tickets = [ticket_of(pipe, job, heard) for job, heard in zip(jobs, hearers, strict=True)]
         for ticket in tickets:
             ticket.add_done_callback(self._answered)
         try:
@@ -227,6 +232,34 @@ class ServingEngine:
     def _count(self, **more: int) -> None:
         with self._counting:
             self._counts.update(more)
+
+
+def ticket_of(pipe: Pipeline, job: Job, on_preview: OnPreview | None = None) -> Ticket:
+    """A job, checked.  Raises UsageError for one that this pipeline cannot make."""
+    return Ticket(pipe, job, checked(pipe.manifest, job), on_preview)
+
+
+def checked(manifest: Manifest, job: Job) -> Checked:
+    """Raises UsageError for a job that this artefact cannot make."""
+    program = manifest.program(job.steps, request.axes(manifest, job.height, job.width))
+    scale = float(request.scales(program, job.guidance_scale, 1)[0])
+    (seed,) = request.seeds(1, [job.seed])
+    said = {name: _batched(value) for name, value in job.inputs.items() if value is not None}
+    return Checked(said, _told(manifest, said), program, scale, seed)
+
+
+def _told(manifest: Manifest, said: Mapping[str, Any]) -> Hashable:
+    """The names of what a request says."""
+    texts = prompts.checked(manifest, said, 1)
+    if texts.asked is None and texts.without is None:
+        return frozenset(inputs.checked(manifest, said))
+    given = {PROMPT: texts.asked, NEGATIVE_PROMPT: texts.without, **texts.others}
+    return frozenset(name for name, value in given.items() if value is not None)
+
+
+def _batched(value: Any) -> Any:
+    """One image's value as a batch of one."""
+    return value[None] if getattr(value, "ndim", 0) else [value]
 
 
 def _on_host(pipe: Pipeline) -> bool:

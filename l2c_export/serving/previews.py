@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..runtime.images import to_images
-from ..runtime.pipeline import Pipeline
 from ..support import ending
 from ..support.log import LOG
+
+if TYPE_CHECKING:
+    from ..runtime.pipeline import Pipeline
 
 
 @dataclass(frozen=True)

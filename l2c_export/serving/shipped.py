@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import demo
@@ -16,8 +17,11 @@ NAMES = (demo.NAME,)
 BATCH = 8
 
 
-def artefact_of(name: str, report: Report = logged) -> Path:
-    """The folder of a model that ships.  Raises UsageError for another one, and MissingExtra where it would be compiled."""
+def artefact_of(name: str, compile: Callable[..., object], report: Report = logged) -> Path:
+    """The folder of a model that ships; `compile` is `l2c_export.compile`, for the first use.
+
+    Raises UsageError for another model, and MissingExtra where it would have to be compiled.
+    """
     if name not in NAMES:
         raise UsageError(
             f"model={name!r}: only {' and '.join(NAMES)} can be served by name: compile others, and give the folder"
@@ -27,8 +31,6 @@ def artefact_of(name: str, report: Report = logged) -> Path:
     try:
         store.read(folder, verify=False)
     except L2CError:
-        from ..compiler.artefact import compile
-
         report(f"compiling {name}, once, to {folder}")
         compile(model=name, batch=BATCH, out=folder, report=logged)
     return folder

@@ -6,14 +6,24 @@ import contextlib
 import time
 from collections.abc import Hashable, Mapping
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..artefact.compiled import Compiled
-from ..ir.inputs import NEGATIVE_PROMPT, PROMPT
-from ..runtime import inputs, prompts, request
-from ..runtime.pipeline import Pipeline
 from .job import Job, Made
-from .previews import OnPreview
+
+if TYPE_CHECKING:
+    from ..artefact.compiled import Compiled
+    from ..runtime.pipeline import Pipeline
+    from .previews import OnPreview
+
+
+class Checked(NamedTuple):
+    """What a job asks of the artefact that makes it."""
+
+    request: Mapping[str, Any]  # a batch of one image, by name
+    told: Hashable  # what it says: requests that say the same things may share a batch
+    program: Compiled
+    scale: float
+    seed: int
 
 
 class Ticket(Future[Made]):
@@ -23,31 +33,13 @@ class Ticket(Future[Made]):
     step once nobody waits for one of its images.
     """
 
-    def __init__(self, pipe: Pipeline, job: Job, on_preview: OnPreview | None = None) -> None:
-        """Raises UsageError for what this artefact cannot make."""
+    def __init__(self, pipe: Pipeline, job: Job, checked: Checked, on_preview: OnPreview | None = None) -> None:
         super().__init__()
         self.pipe, self.job, self.on_preview = pipe, job, on_preview
-        manifest = pipe.manifest
-        self.program: Compiled = manifest.program(job.steps, request.axes(manifest, job.height, job.width))
-        self.scale = float(request.scales(self.program, job.guidance_scale, 1)[0])
-        (self.seed,) = request.seeds(1, [job.seed])
-        self.request: Mapping[str, Any] = {name: _batched(value) for name, value in job.inputs.items() if value is not None}
-        self.kind: Hashable = (
-            id(pipe),
-            self.program.name,
-            self._told(),
-            None if self.program.guides_each_image else self.scale,
-        )
+        self.request, _, self.program, self.scale, self.seed = checked
+        one_for_all = None if self.program.guides_each_image else self.scale
+        self.kind: Hashable = (id(pipe), self.program.name, checked.told, one_for_all)
         self.queued = time.monotonic()
-
-    def _told(self) -> Hashable:
-        """What it says: requests that say the same things share a batch."""
-        manifest = self.pipe.manifest
-        texts = prompts.checked(manifest, self.request, 1)
-        if texts.asked is not None or texts.without is not None:
-            others = frozenset(texts.others)
-            return others | {name for name, said in zip((PROMPT, NEGATIVE_PROMPT), texts[:2], strict=True) if said is not None}
-        return frozenset(inputs.checked(manifest, self.request))
 
     def arrays(self) -> dict[str, Any]:
         """The request as arrays (1, ..) by name; prompts are encoded now."""
@@ -60,8 +52,3 @@ class Ticket(Future[Made]):
                 self.set_result(made)
             else:
                 self.set_exception(made)
-
-
-def _batched(value: Any) -> Any:
-    """One image's value as a batch of one."""
-    return value[None] if getattr(value, "ndim", 0) else [value]

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import BackendError, L2CError, UsageError
 from ..runtime.pipeline import load
-from .engine import ServingEngine
+from .engine import ServingEngine, ticket_of
 from .job import Job
 from .ticket import Ticket
 from .triton_arrays import reads_texts
@@ -77,7 +77,7 @@ class TritonModel:
                 raise CancelledError
             jobs = jobs_of(answer.request, self.pipe.manifest)
             for job in jobs:
-                Ticket(self.pipe, job)  # refuses what the engine would
+                ticket_of(self.pipe, job)  # refuses what the engine would
             if any(job.previews < 0 for job in jobs):
                 raise UsageError(f"previews={jobs[0].previews}: must be at least 0")
         except Exception as error:  # of one, not of its neighbours

@@ -7,10 +7,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import Draining, Full
 from ..support.words import counted
-from .ticket import Ticket
+
+if TYPE_CHECKING:
+    from .ticket import Ticket
 
 
 class Waiting:

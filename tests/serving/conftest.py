@@ -43,9 +43,10 @@ def rgb(tmp_path_factory, own_cache):
 @pytest.fixture(scope="session")
 def demo(own_cache):
     """The model that ships, compiled as `l2c serve --model demo` does it: its folder."""
+    import l2c_export
     from l2c_export.serving.shipped import artefact_of
 
-    return artefact_of("demo")
+    return artefact_of("demo", l2c_export.compile)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from ...artefact.manifest import Manifest
 from ...errors import Draining, Full, L2CError, RunError, UsageError
 from ...support.log import LOG
 from ...support.words import counted, first_line
+from ..engine import ticket_of
 from ..http.settings import Settings
 from ..http.shelf import Place, ServedModel, Shelf
 from ..job import Job, Made
@@ -62,7 +63,7 @@ class FleetEngine:
         """Accept several jobs or none.  Raises UsageError, Full and Draining as an engine does."""
         hearers = on_preview or [None] * len(jobs)
         pipe = cast(Any, self.pipe)
-        tickets = [Ticket(pipe, job, heard) for job, heard in zip(jobs, hearers, strict=True)]
+        tickets = [ticket_of(pipe, job, heard) for job, heard in zip(jobs, hearers, strict=True)]
         if self._closed:
             raise Draining("this server is being stopped, and accepts nothing more: ask another one")
         if len(self._open) + len(tickets) > self.max_queue:

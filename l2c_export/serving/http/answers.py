@@ -6,7 +6,7 @@ import base64
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -15,8 +15,10 @@ from pydantic import BaseModel
 
 from ...errors import Draining, Full, L2CError, RunError, UsageError
 from ...runtime.images import as_bytes, picture
-from ..job import Job, Made
-from ..previews import Preview
+
+if TYPE_CHECKING:
+    from ..job import Job, Made
+    from ..previews import Preview
 
 LONGEST_WAIT = 60  # seconds, that a client is told to wait at most
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,8 +22,10 @@ from .logs import note
 from .metrics import CONTENT_TYPE, Metrics
 from .says import about
 from .schedule import schedule_of
-from .settings import Settings
-from .shelf import ServedModel, Shelf
+
+if TYPE_CHECKING:
+    from .settings import Settings
+    from .shelf import ServedModel, Shelf
 
 PAGE = Path(__file__).with_name("page")
 FILES = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css"),

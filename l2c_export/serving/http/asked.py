@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
@@ -11,7 +11,9 @@ from ...errors import UsageError
 from ...runtime import inputs
 from ..job import Job
 from .says import sizes_of, steps_of
-from .shelf import ServedModel
+
+if TYPE_CHECKING:
+    from .shelf import ServedModel
 
 LONGEST_PROMPT = 4000  # characters
 MOST_IMAGES = 10  # of one request

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from ..job import Job, Made
-from ..previews import Preview
-from ..ticket import Ticket
 from . import answers
 from .logs import note
-from .shelf import ServedModel
+
+if TYPE_CHECKING:
+    from ..job import Job, Made
+    from ..previews import Preview
+    from ..ticket import Ticket
+    from .shelf import ServedModel
 
 GONE = 499  # of nginx: the client has gone; nobody reads it but the log
 

@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -15,7 +15,9 @@ from ...support.log import LOG
 from . import logs
 from .access import Access
 from .answers import Refused, error_response, refusal
-from .metrics import Metrics
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 LARGEST_BODY = 64 * 1024  # bytes
 BODY_SECONDS = 10.0  # in which a body has to arrive

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ...artefact.manifest import Manifest
-from ...inspection.plot import picture_of_view
 from ...inspection.view import of_artefact
 from ...schedules.picture import COMPUTED, FORECAST, REUSED, SKIPPED
 from .answers import Refused
@@ -20,7 +19,7 @@ def schedule_of(manifest: Manifest, steps: int | None) -> dict[str, Any]:
     if steps is not None and steps not in able:
         raise Refused(404, "invalid_request_error", f"num_inference_steps={steps}: use {' or '.join(map(str, able))}",
                       "invalid_value", "num_inference_steps")  # fmt: skip
-    picture = picture_of_view(of_artefact(manifest, steps))
+    picture = of_artefact(manifest, steps).picture
     compiled = manifest.program(steps)
     return {
         "steps": compiled.steps_of_solver,

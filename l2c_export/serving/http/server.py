@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvicorn
 
@@ -22,8 +22,10 @@ from .connection import bounded_connections
 from .guard import Guard
 from .logs import json_lines
 from .metrics import Metrics
-from .settings import Settings
-from .shelf import Shelf
+
+if TYPE_CHECKING:
+    from .settings import Settings
+    from .shelf import Shelf
 
 LAST_SECONDS = 5  # in which answers that are ready have to be sent
 LONGEST_HEAD = 16 * 1024  # bytes
