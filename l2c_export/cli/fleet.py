@@ -19,18 +19,17 @@ if TYPE_CHECKING:
 
 def serve(
     places: Sequence[Place], settings: Settings, replicas: int, gpus: int, api_key_file: Path | None, config: str | None,
-    as_json: bool,
+    as_json: bool, port: int,
 ) -> None:  # fmt: skip
     """Serve until it is stopped, or print a configuration.  Raises UsageError for what a fleet does not do."""
     from ..artefact import store
     from ..serving.fleet.config import described
     from ..serving.fleet.environment import prepare
     from ..serving.fleet.options import fleet_of
-    from ..serving.http.shelf import Shelf
 
     if settings.trust_engines:
         raise UsageError("trust_engines=True: a fleet is loaded again by deploying it again: leave it out")
-    for place in Shelf(places, settings).places:  # which looks at what they make, before a cluster is asked to
+    for place in places:
         store.check_linked(place.folder, store.read(place.folder, verify=False))
     options = fleet_of(places, settings, replicas, gpus, api_key_file)
     if config:
@@ -41,6 +40,6 @@ def serve(
     needs("ray.serve", "ray")
     from ..serving.fleet.local import run
 
-    counts = run(options, settings)
+    counts = run(options, settings.host, port)
     if as_json:
         print_json({"images": counts})

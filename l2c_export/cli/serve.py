@@ -66,6 +66,7 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
         needs(package, "serve")
     from ..compiler.artefact import compile
     from ..serving import shipped
+    from ..serving.http.server import listening
     from ..serving.http.server import serve as run
     from ..serving.http.settings import Settings, read_keys
     from ..serving.http.shelf import Shelf
@@ -76,10 +77,14 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
         raise click.UsageError("Missing argument '[NAME=]ENGINES..', or '--model demo'.")
     settings = Settings(host, port, allow_host, max_queue, max_wait_ms / 1e3, max_batch, drain_seconds,
                         read_keys(api_key_file) if api_key_file else (), trust_engines)  # fmt: skip
-    if replicas or gpus or config:
-        fleet.serve(places(named, choices), settings, replicas or 1, gpus, api_key_file, config, as_json)
-        return
     shelf = Shelf(places(named, choices), settings)
+    if replicas or gpus or config:
+        free = port
+        if not config:
+            with listening(settings) as listener:  # or it says why not
+                free = listener.getsockname()[1]
+        fleet.serve(shelf.places, settings, replicas or 1, gpus, api_key_file, config, as_json, free)
+        return
     run(shelf, settings)
     if as_json:
         print_json({"images": {name: served.engine.counts for name, served in shelf.models.items()}})

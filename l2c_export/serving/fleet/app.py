@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ray import serve
@@ -16,6 +17,7 @@ from ..http.app import Life, application
 from ..http.guard import Guard
 from ..http.logs import json_lines
 from ..http.metrics import Metrics
+from ..http.shelf import Place
 from .options import FleetOptions, told
 from .remote import FleetShelf
 from .sampler import SamplerReplica
@@ -44,7 +46,7 @@ class Front:
         settings = options.settings
         self._log = json_lines()
         self._log.__enter__()
-        self._shelf, self._life = FleetShelf(options.places, settings, handles, options.replicas), Life()
+        self._shelf, self._life = FleetShelf(places_of(options), settings, handles, options.replicas), Life()
         metrics = Metrics(self._shelf)
         app = application(self._shelf, settings, self._life, metrics)
         most = settings.connections + sum(engine.max_queue for engine in self._shelf.engines)
@@ -63,7 +65,7 @@ class Front:
 def build(args: dict[str, Any]) -> serve.Application:
     """The application that these options describe.  Raises UsageError for wrong ones, and what reading the manifests does."""
     options = told(args)
-    handles = {place.name: _samplers(options, place) for place in options.places}
+    handles = {place.name: _samplers(options, place) for place in places_of(options)}
     deployed: Any = serve.deployment(serve.ingress(Door())(Front))
     front = deployed.options(
         name=FRONT,
@@ -74,6 +76,13 @@ def build(args: dict[str, Any]) -> serve.Application:
         logging_config=QUIET,
     )
     return front.bind(args, handles)  # type: ignore[no-any-return]
+
+
+def places_of(options: FleetOptions) -> list[Place]:
+    """The models, as a replica loads them."""
+    device = options.device or ("cuda:0" if options.gpus else None)  # Ray shows a replica its own GPU only
+    choices = {"backend": options.backend, "device": device, "threads": options.cores_each, "verify": options.verify}
+    return [Place(name, Path(folder), choices) for name, folder in options.models.items()]
 
 
 def _samplers(options: FleetOptions, place: Any) -> Any:

@@ -8,7 +8,7 @@ import msgspec
 
 from ...support.extras import needs
 from ...version import __version__
-from .options import FleetOptions
+from .options import BUILD, FleetOptions
 
 IMAGE = "YOUR-REGISTRY/l2c-export-ray:TAG"  # nobody else can know it
 
@@ -22,7 +22,7 @@ def described(options: FleetOptions, host: str, port: int, kind: str) -> str:
 def serve_config(options: FleetOptions, host: str, port: int) -> dict[str, Any]:
     """For `serve deploy`; what every deployment has is in `args`, by which `build` makes them."""
     args = {name: value for name, value in msgspec.to_builtins(options).items() if value is not None}
-    application = {"name": "l2c", "route_prefix": "/", "import_path": "l2c_export.serving.fleet.app:build", "args": args}
+    application = {"name": "l2c", "route_prefix": "/", "import_path": BUILD, "args": args}
     return {"proxy_location": "EveryNode", "http_options": {"host": host, "port": port}, "applications": [application]}
 
 

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+from importlib import import_module
 from typing import Any
 
 import msgspec
@@ -15,35 +16,31 @@ from ...errors import L2CError, RunError
 from ...support.log import LOG
 from ...support.words import first_line
 from ..http.logs import json_lines
-from ..http.server import listening
-from ..http.settings import Settings
-from .options import FleetOptions
+from .options import BUILD, FleetOptions
 
 APP = "l2c"
 LATE = 10  # seconds in which a front answers that answers at all
 STORE = 256 * 2**20  # bytes of Ray's object store: an image is small
 
 
-def run(options: FleetOptions, settings: Settings) -> dict[str, dict[str, int]]:
+def run(options: FleetOptions, host: str, port: int) -> dict[str, dict[str, int]]:
     """Serve until SIGTERM or SIGINT, and finish what was accepted; SIGHUP deploys again, one replica after another.
 
-    Returned is what became of the images that were asked for, by model.  Raises UsageError where it cannot listen, and what
-    reading the manifests does.
+    Returned is what became of the images that were asked for, by model.  Raises RunError where the replicas do not
+    start, and what reading the manifests does.
     """
     with json_lines(), contextlib.redirect_stdout(sys.stderr):  # what replicas print is log, too
-        with listening(settings) as listener:
-            port = listener.getsockname()[1]
         ended, again = threading.Event(), threading.Event()
-        start(options, settings.host, port)
+        start(options, host, port)
         try:
             for number, event in ((signal.SIGTERM, ended), (signal.SIGINT, ended), (signal.SIGHUP, again)):
                 signal.signal(number, lambda *_, event=event: event.set())
-            LOG.info("ready", extra={"facts": {"url": f"http://{settings.host}:{port}", "models": list(options.models)}})
+            LOG.info("ready", extra={"facts": {"url": f"http://{host}:{port}", "models": list(options.models)}})
             while not ended.wait(0.2):
                 if again.is_set():
                     again.clear()
                     deploy_again(options)
-            return drain(settings.drain_seconds)
+            return drain(options.drain_seconds)
         finally:
             stop()
 
@@ -77,11 +74,11 @@ def deploy(options: FleetOptions) -> None:
     """The fleet as it is described now, in the place of what runs.  Raises RunError where its replicas do not start."""
     from ray import serve
 
-    from .app import build
-
+    module, _, build = BUILD.partition(":")
     args: dict[str, Any] = msgspec.to_builtins(options)
     try:
-        serve.run(build(args), name=APP, route_prefix="/")
+        application = getattr(import_module(module), build)(args)
+        serve.run(application, name=APP, route_prefix="/")
     except RuntimeError as error:
         raise RunError(f"the fleet could not be deployed: {first_line(error)}: its log says why") from None
 

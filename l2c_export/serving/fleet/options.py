@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ...errors import UsageError
 from ...support.machine import cores as cores_here
 from ..http.settings import Settings, read_keys
-from ..http.shelf import Place
+
+if TYPE_CHECKING:
+    from ..http.shelf import Place
+
+
+BUILD = "l2c_export.serving.fleet.app:build"  # what makes the application of these, by the name that Ray imports
 
 
 class FleetOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,12 +39,6 @@ class FleetOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     @property
     def cores_each(self) -> int:
         return self.cores or (1 if self.gpus else max(1, cores_here() // (self.replicas * len(self.models))))
-
-    @property
-    def places(self) -> list[Place]:
-        device = self.device or ("cuda:0" if self.gpus else None)  # Ray shows a replica its own GPU only
-        choices = {"backend": self.backend, "device": device, "threads": self.cores_each, "verify": self.verify}
-        return [Place(name, Path(folder), choices) for name, folder in self.models.items()]
 
     @property
     def settings(self) -> Settings:
