@@ -15,7 +15,7 @@ from .console import Command, print_json, say
 from .options import FILE, group, option
 
 if TYPE_CHECKING:
-    from ..serving.http.shelf import Place
+    from ..serving.http.shelf import ServedPlace
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -59,14 +59,14 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
     from ..compiler.artefact import compile
     from ..serving import shipped
     from ..serving.http.server import serve as run
-    from ..serving.http.settings import Settings, read_keys
+    from ..serving.http.settings import ServerSettings, read_keys
     from ..serving.http.shelf import Shelf
 
     choices: dict[str, Any] = {"backend": backend, "device": device, "threads": threads, "verify": not trust}
     named = ([(model, shipped.artefact_of(model, compile, say))] if model else []) + [split(words) for words in engines]
     if not named:
         raise click.UsageError("Missing argument '[NAME=]ENGINES..', or '--model demo'.")
-    settings = Settings(host, port, allow_host, max_queue, max_wait_ms / 1e3, max_batch, drain_seconds,
+    settings = ServerSettings(host, port, allow_host, max_queue, max_wait_ms / 1e3, max_batch, drain_seconds,
                         read_keys(api_key_file) if api_key_file else (), trust_engines)  # fmt: skip
     shelf = Shelf(places(named, choices), settings)
     run(shelf, settings)
@@ -82,11 +82,11 @@ def split(words: str) -> tuple[str, Path]:
     return Path(words).resolve().name, Path(words)
 
 
-def places(named: Sequence[tuple[str, Path]], choices: dict[str, Any]) -> list[Place]:
-    from ..serving.http.shelf import Place
+def places(named: Sequence[tuple[str, Path]], choices: dict[str, Any]) -> list[ServedPlace]:
+    from ..serving.http.shelf import ServedPlace
 
     names = [name for name, _ in named]
     for name, folder in named:
         if not NAME.fullmatch(name) or names.count(name) > 1:
             raise UsageError(f"{folder}: cannot be served as {name!r}: give it another name, NAME={folder}")
-    return [Place(name, folder, choices) for name, folder in named]
+    return [ServedPlace(name, folder, choices) for name, folder in named]
