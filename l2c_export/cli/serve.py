@@ -21,7 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @click.command(cls=Command, example="l2c serve --model demo\nl2c serve cats=engines/cats engines/dogs --port 8080")
-@click.argument("engines", nargs=-1, metavar="[NAME=]ENGINES..")
+@click.argument("engines", nargs=-1, metavar="[NAME=]ENGINES [..]")
 @group(
     "What is served",
     option("--model", metavar="NAME", help="A model that ships with this package, compiled on its first use: demo."),
@@ -65,7 +65,7 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
     choices: dict[str, Any] = {"backend": backend, "device": device, "threads": threads, "verify": not trust}
     named = ([(model, shipped.artefact_of(model, compile, say))] if model else []) + [split(words) for words in engines]
     if not named:
-        raise click.UsageError("Missing argument '[NAME=]ENGINES..', or '--model demo'.")
+        raise click.UsageError("Missing argument '[NAME=]ENGINES', or '--model demo'.")
     settings = ServerSettings(host, port, allow_host, max_queue, max_wait_ms / 1e3, max_batch, drain_seconds,
                         read_keys(api_key_file) if api_key_file else (), trust_engines)  # fmt: skip
     shelf = Shelf(places(named, choices), settings)

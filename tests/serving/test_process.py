@@ -214,7 +214,7 @@ def refused(*words):
 
 
 def test_what_cannot_be_served_is_refused_before_it_listens(rgb, tiny, tmp_path):
-    assert "Missing argument '[NAME=]ENGINES..', or '--model demo'" in refused()
+    assert "Missing argument '[NAME=]ENGINES', or '--model demo'" in refused()
     assert "absent" in refused(tmp_path / "absent")
     assert "makes latents, no pictures, and has no decoder: compile it again with --with-vae" in refused(tiny[0])
     assert "--model emu: only demo can be served by name" in refused("--model", "emu")
