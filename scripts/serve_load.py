@@ -1,6 +1,7 @@
 """Load a server of `l2c serve`, beside the bare loop: what it costs, how long clients wait, whom it turns away, what it keeps.
 
-    python scripts/serve_load.py engines/demo [--rounds 5] [--seconds 20] [--requests 1000] [--json FILE] [--plot FILE.png]
+    python scripts/serve_load.py engines/demo [--rounds 5] [--seconds 20] [--requests 1000] [--only cpu|waits|memory]
+                                              [--json FILE] [--plot FILE.png]
 
 The server is a process of its own with one core, as is the bare loop: a pipeline that makes batches of 8.  CPU per image is the
 median of so many interleaved rounds, of the processes' own CPU seconds, so that others on the machine matter little.  Clients
@@ -197,8 +198,11 @@ def _share(values: list[float], share: float) -> float:
 
 
 async def many(server: Server, requests: int) -> list[float]:
-    """Resident bytes after every tenth of so many requests."""
+    """Resident bytes after every tenth of so many requests, from when every batch size has been made once: it is bound then."""
     found = []
+    for size in range(1, BATCH + 1):
+        body = {"prompt": "1", "n": size, "seed": 0}
+        assert httpx.post(f"{server.url}{IMAGES}", json=body, timeout=120).json()["data"][0]["l2c"]["batch"] == size
     async with asking(server.url) as ask:
         for part in range(10):
             gate = asyncio.Semaphore(CLIENTS)
@@ -212,13 +216,21 @@ async def many(server: Server, requests: int) -> list[float]:
     return found
 
 
-def measure(engines: str, rounds: int, seconds: float, requests: int) -> dict[str, Any]:
-    cpu: dict[str, list[float]] = {"bare": [], "served": []}
+def cpu(engines: str, rounds: int) -> dict[str, Any]:
+    found: dict[str, list[float]] = {"bare": [], "served": []}
     with serving(engines) as server:
         for n in range(rounds):
-            cpu["bare"].append(bare(engines, 8).cpu)
-            cpu["served"].append(asyncio.run(steady(server, 8 * BATCH)))
-            print(f"round {n}: CPU of an image {cpu['bare'][-1]:.4f} s bare, {cpu['served'][-1]:.4f} s served", file=sys.stderr)
+            found["bare"].append(bare(engines, 8).cpu)
+            found["served"].append(asyncio.run(steady(server, 8 * BATCH)))
+            print(
+                f"round {n}: CPU of an image {found['bare'][-1]:.4f} s bare, {found['served'][-1]:.4f} s served",
+                file=sys.stderr,
+            )
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    return {"cpu_seconds_per_image": {**found, "medians": medians, "ratio": medians["served"] / medians["bare"]}}
+
+
+def waits(engines: str, seconds: float) -> dict[str, Any]:
     levels = []
     with serving(engines) as server:
         for n, share in enumerate(SHARES):
@@ -228,14 +240,13 @@ def measure(engines: str, rounds: int, seconds: float, requests: int) -> dict[st
             in_batches = {f"{name}_batches": found[name] / batch for name in ("p50", "p90", "p99")}
             levels.append({"share": share, "batch_seconds": batch, **found, **in_batches})
             print(json.dumps(levels[-1]), file=sys.stderr)
+    return {"offered": levels, "queue": QUEUE, "batch": BATCH}
+
+
+def memory(engines: str, requests: int) -> dict[str, Any]:
     with serving(engines) as server:
         resident = asyncio.run(many(server, requests))
-    medians = {name: statistics.median(values) for name, values in cpu.items()}
-    ratio = medians["served"] / medians["bare"]
-    return {"machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
-            "cpu_seconds_per_image": {**cpu, "medians": medians, "ratio": ratio}, "offered": levels, "queue": QUEUE,
-            "batch": BATCH, "requests": requests, "resident_bytes": resident,
-            "grown": resident[-1] / resident[0] - 1}  # fmt: skip
+    return {"requests": requests, "resident_bytes": resident, "grown": resident[-1] / resident[0] - 1}
 
 
 def _processor() -> str:
@@ -277,6 +288,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--only", choices=("cpu", "waits", "memory"), help="one part; --json keeps the others that it has")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)
@@ -284,7 +296,12 @@ def main() -> None:
     if given.bare:
         print(json.dumps(bare_loop(given.engines, given.bare)))
         return
-    found = measure(given.engines, given.rounds, given.seconds, given.requests)
+    found: dict[str, Any] = json.loads(given.json.read_text()) if given.only and given.json and given.json.exists() else {}
+    found["machine"] = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()}
+    parts = {"cpu": lambda: cpu(given.engines, given.rounds), "waits": lambda: waits(given.engines, given.seconds),
+             "memory": lambda: memory(given.engines, given.requests)}  # fmt: skip
+    for part in [given.only] if given.only else parts:
+        found |= parts[part]()
     text = json.dumps(found, indent=1)
     print(text)
     if given.json:

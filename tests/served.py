@@ -19,8 +19,8 @@ from recorded import ROOT
 
 from l2c_export.serving.http import server as of_process
 from l2c_export.serving.http import shelf as shelves
-from l2c_export.serving.http.settings import Settings
-from l2c_export.serving.http.shelf import Place, Shelf
+from l2c_export.serving.http.settings import ServerSettings
+from l2c_export.serving.http.shelf import ServedPlace, Shelf
 
 IMAGES = "/v1/images/generations"
 
@@ -92,8 +92,8 @@ def in_thread(folder, monkeypatch, while_loading=None, **settings):
 
     original = shelves.load
     monkeypatch.setattr(shelves, "load", load)
-    chosen = Settings(port=0, **settings)
-    shelf = Shelf([Place("model", folder, {"threads": 1})], chosen)
+    chosen = ServerSettings(port=0, **settings)
+    shelf = Shelf([ServedPlace("model", folder, {"threads": 1})], chosen)
     with of_process.listening(chosen) as listener:
         server = of_process.server_of(shelf, chosen)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))

@@ -13,12 +13,12 @@ from ..support.extras import needs
 from .console import print_json
 
 if TYPE_CHECKING:
-    from ..serving.http.settings import Settings
-    from ..serving.http.shelf import Place
+    from ..serving.http.settings import ServerSettings
+    from ..serving.http.shelf import ServedPlace
 
 
 def serve(
-    places: Sequence[Place], settings: Settings, replicas: int, gpus: int, api_key_file: Path | None, config: str | None,
+    places: Sequence[ServedPlace], settings: ServerSettings, replicas: int, gpus: int, api_key_file: Path | None, config: str | None,
     as_json: bool, port: int,
 ) -> None:  # fmt: skip
     """Serve until it is stopped, or print a configuration.  Raises UsageError for what a fleet does not do."""

@@ -15,13 +15,13 @@ from .console import Command, print_json, say
 from .options import FILE, Choice, group, option
 
 if TYPE_CHECKING:
-    from ..serving.http.shelf import Place
+    from ..serving.http.shelf import ServedPlace
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @click.command(cls=Command, example="l2c serve --model demo\nl2c serve cats=engines/cats engines/dogs --port 8080")
-@click.argument("engines", nargs=-1, metavar="[NAME=]ENGINES..")
+@click.argument("engines", nargs=-1, metavar="[NAME=]ENGINES [..]")
 @group(
     "What is served",
     option("--model", metavar="NAME", help="A model that ships with this package, compiled on its first use: demo."),
@@ -68,14 +68,14 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
     from ..serving import shipped
     from ..serving.http.server import listening
     from ..serving.http.server import serve as run
-    from ..serving.http.settings import Settings, read_keys
+    from ..serving.http.settings import ServerSettings, read_keys
     from ..serving.http.shelf import Shelf
 
     choices: dict[str, Any] = {"backend": backend, "device": device, "threads": threads, "verify": not trust}
     named = ([(model, shipped.artefact_of(model, compile, say))] if model else []) + [split(words) for words in engines]
     if not named:
-        raise click.UsageError("Missing argument '[NAME=]ENGINES..', or '--model demo'.")
-    settings = Settings(host, port, allow_host, max_queue, max_wait_ms / 1e3, max_batch, drain_seconds,
+        raise click.UsageError("Missing argument '[NAME=]ENGINES', or '--model demo'.")
+    settings = ServerSettings(host, port, allow_host, max_queue, max_wait_ms / 1e3, max_batch, drain_seconds,
                         read_keys(api_key_file) if api_key_file else (), trust_engines)  # fmt: skip
     shelf = Shelf(places(named, choices), settings)
     if replicas or gpus or config:
@@ -98,11 +98,11 @@ def split(words: str) -> tuple[str, Path]:
     return Path(words).resolve().name, Path(words)
 
 
-def places(named: Sequence[tuple[str, Path]], choices: dict[str, Any]) -> list[Place]:
-    from ..serving.http.shelf import Place
+def places(named: Sequence[tuple[str, Path]], choices: dict[str, Any]) -> list[ServedPlace]:
+    from ..serving.http.shelf import ServedPlace
 
     names = [name for name, _ in named]
     for name, folder in named:
         if not NAME.fullmatch(name) or names.count(name) > 1:
             raise UsageError(f"{folder}: cannot be served as {name!r}: give it another name, NAME={folder}")
-    return [Place(name, folder, choices) for name, folder in named]
+    return [ServedPlace(name, folder, choices) for name, folder in named]

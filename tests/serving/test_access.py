@@ -16,7 +16,7 @@ pytest.importorskip("PIL.Image")
 from l2c_export.errors import UsageError
 from l2c_export.serving.http import guard
 from l2c_export.serving.http.access import OPEN, Access
-from l2c_export.serving.http.answers import Refused
+from l2c_export.serving.http.answers import Refusal
 from l2c_export.serving.http.settings import read_keys
 
 HEAD = b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -47,7 +47,7 @@ def test_the_names_of_this_server(host):
 @pytest.mark.parametrize("host", ["", "evil.example", "localhost.evil.example", "evil.example:8000", "x@localhost",
                                   "localhost:x", "127.0.0.1.evil.example", "[::1", "localhost/", "0x7f.1", "a b"])  # fmt: skip
 def test_a_name_that_was_made_to_mean_this_server_is_refused(host):
-    with pytest.raises(Refused, match="Host") as caught:
+    with pytest.raises(Refusal, match="Host") as caught:
         Access(["pictures.example"], []).check("/", {"host": host})
     assert caught.value.status == 403
 
@@ -63,7 +63,7 @@ def test_a_page_of_another_site_may_not_ask(origin, allowed):
     if allowed:
         Access(["pictures.example"], []).check("/", headers)
     else:
-        with pytest.raises(Refused, match="another site"):
+        with pytest.raises(Refusal, match="another site"):
             Access(["pictures.example"], []).check("/", headers)
 
 

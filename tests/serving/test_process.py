@@ -128,10 +128,10 @@ def test_engines_that_did_not_run_before_are_not_taken(engines, tmp_path):
 
     from l2c_export.artefact import integrity, store
     from l2c_export.artefact.records import FILE, Build
-    from l2c_export.serving.http.settings import Settings
-    from l2c_export.serving.http.shelf import Place, Shelf, new_engines
+    from l2c_export.serving.http.settings import ServerSettings
+    from l2c_export.serving.http.shelf import ServedPlace, Shelf, new_engines
 
-    shelf = Shelf([Place("a", engines, {"backend": "onnxruntime", "threads": 1})], Settings())
+    shelf = Shelf([ServedPlace("a", engines, {"backend": "onnxruntime", "threads": 1})], ServerSettings())
     shelf.load()
     (engines / "plans").mkdir()
     manifest = store.read(engines)
@@ -151,7 +151,7 @@ def test_engines_that_did_not_run_before_are_not_taken(engines, tmp_path):
         ):
             shelf.reload()
         assert not shelf.models["a"].pipe.manifest.builds
-        trusting = Shelf([Place("a", engines, {})], Settings(trust_engines=True))
+        trusting = Shelf([ServedPlace("a", engines, {})], ServerSettings(trust_engines=True))
         trusting._models = shelf._models
         assert trusting.reload() == ["a"]
         assert shelf.models["a"].pipe.manifest.builds
@@ -160,10 +160,10 @@ def test_engines_that_did_not_run_before_are_not_taken(engines, tmp_path):
 
 
 def test_one_reload_at_a_time(rgb):
-    from l2c_export.serving.http.settings import Settings
-    from l2c_export.serving.http.shelf import Place, Shelf
+    from l2c_export.serving.http.settings import ServerSettings
+    from l2c_export.serving.http.shelf import ServedPlace, Shelf
 
-    shelf = Shelf([Place("a", rgb, {"threads": 1})], Settings())
+    shelf = Shelf([ServedPlace("a", rgb, {"threads": 1})], ServerSettings())
     shelf._reloading.acquire()
     with pytest.raises(l2c_export.UsageError, match="another reload is running"):
         shelf.reload()
@@ -214,7 +214,7 @@ def refused(*words):
 
 
 def test_what_cannot_be_served_is_refused_before_it_listens(rgb, tiny, tmp_path):
-    assert "Missing argument '[NAME=]ENGINES..', or '--model demo'" in refused()
+    assert "Missing argument '[NAME=]ENGINES', or '--model demo'" in refused()
     assert "absent" in refused(tmp_path / "absent")
     assert "makes latents, no pictures, and has no decoder: compile it again with --with-vae" in refused(tiny[0])
     assert "--model emu: only demo can be served by name" in refused("--model", "emu")

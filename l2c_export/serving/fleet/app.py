@@ -13,11 +13,11 @@ from ray import serve
 
 from ...artefact import store
 from ..http.access import Access
-from ..http.app import Life, application
+from ..http.app import ServerLife, application
 from ..http.guard import Guard
 from ..http.logs import json_lines
 from ..http.metrics import Metrics
-from ..http.shelf import Place
+from ..http.shelf import ServedPlace
 from .options import FleetOptions, told
 from .remote import FleetShelf
 from .sampler import SamplerReplica
@@ -46,7 +46,7 @@ class Front:
         settings = options.settings
         self._log = json_lines()
         self._log.__enter__()
-        self._shelf, self._life = FleetShelf(places_of(options), settings, handles, options.replicas), Life()
+        self._shelf, self._life = FleetShelf(places_of(options), settings, handles, options.replicas), ServerLife()
         metrics = Metrics(self._shelf)
         app = application(self._shelf, settings, self._life, metrics)
         most = settings.connections + sum(engine.max_queue for engine in self._shelf.engines)
@@ -78,11 +78,11 @@ def build(args: dict[str, Any]) -> serve.Application:
     return front.bind(args, handles)  # type: ignore[no-any-return]
 
 
-def places_of(options: FleetOptions) -> list[Place]:
+def places_of(options: FleetOptions) -> list[ServedPlace]:
     """The models, as a replica loads them."""
     device = options.device or ("cuda:0" if options.gpus else None)  # Ray shows a replica its own GPU only
     choices = {"backend": options.backend, "device": device, "threads": options.cores_each, "verify": options.verify}
-    return [Place(name, Path(folder), choices) for name, folder in options.models.items()]
+    return [ServedPlace(name, Path(folder), choices) for name, folder in options.models.items()]
 
 
 def _samplers(options: FleetOptions, place: Any) -> Any:

@@ -10,10 +10,10 @@ import msgspec
 
 from ...errors import UsageError
 from ...support.machine import cores as cores_here
-from ..http.settings import Settings, read_keys
+from ..http.settings import ServerSettings, read_keys
 
 if TYPE_CHECKING:
-    from ..http.shelf import Place
+    from ..http.shelf import ServedPlace
 
 
 BUILD = "l2c_export.serving.fleet.app:build"  # what makes the application of these, by the name that Ray imports
@@ -41,9 +41,9 @@ class FleetOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         return self.cores or (1 if self.gpus else max(1, cores_here() // (self.replicas * len(self.models))))
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> ServerSettings:
         keys = read_keys(Path(self.api_key_file)) if self.api_key_file else ()
-        return Settings(hosts=self.hosts, max_queue=self.max_queue, max_wait=self.max_wait_ms / 1e3,
+        return ServerSettings(hosts=self.hosts, max_queue=self.max_queue, max_wait=self.max_wait_ms / 1e3,
                         max_batch=self.max_batch, drain_seconds=self.drain_seconds, keys=keys)  # fmt: skip
 
 
@@ -55,7 +55,9 @@ def told(args: dict[str, Any]) -> FleetOptions:
         raise UsageError(f"args: {error}: see l2c serve --print-config") from None
 
 
-def fleet_of(places: Sequence[Place], settings: Settings, replicas: int, gpus: int, api_key_file: Path | None) -> FleetOptions:
+def fleet_of(
+    places: Sequence[ServedPlace], settings: ServerSettings, replicas: int, gpus: int, api_key_file: Path | None
+) -> FleetOptions:
     """Of what a server of one process is told; every place is loaded alike."""
     how = places[0].choices
     return FleetOptions(

@@ -20,8 +20,8 @@ from ...errors import Draining, Full, L2CError, RunError, UsageError
 from ...support.log import LOG
 from ...support.words import counted, first_line
 from ..engine import ticket_of
-from ..http.settings import Settings
-from ..http.shelf import Place, ServedModel, Shelf
+from ..http.settings import ServerSettings
+from ..http.shelf import ServedModel, ServedPlace, Shelf
 from ..job import Job, Made
 from ..previews import OnPreview, Preview
 from ..ticket import Ticket
@@ -185,7 +185,9 @@ class Shown:
 class FleetShelf(Shelf):
     """Models that are drawn elsewhere: here their manifests alone are read."""
 
-    def __init__(self, places: Sequence[Place], settings: Settings, handles: Mapping[str, Any], replicas: int) -> None:
+    def __init__(
+        self, places: Sequence[ServedPlace], settings: ServerSettings, handles: Mapping[str, Any], replicas: int
+    ) -> None:
         """Raises what reading the manifests does."""
         super().__init__(places, settings)
         for place in self.places:

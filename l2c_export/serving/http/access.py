@@ -12,7 +12,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
-from .answers import Refused
+from .answers import Refusal
 
 OPEN = ("/", "/page.js", "/page.css", "/favicon.svg", "/health/live", "/health/ready")  # without a key
 
@@ -29,16 +29,16 @@ class Access:
         return bool(self._keys)
 
     def check(self, path: str, headers: Mapping[str, str]) -> None:
-        """Raises Refused for a request that is not for this server, is another site's, or has no key."""
+        """Raises Refusal for a request that is not for this server, is another site's, or has no key."""
         host = headers.get("host", "")
         if not self._ours(host):
-            raise Refused(403, "invalid_request_error", "the Host of this request is no name of this server: see --allow-host",
+            raise Refusal(403, "invalid_request_error", "the Host of this request is no name of this server: see --allow-host",
                           "wrong_host")  # fmt: skip
         origin = headers.get("origin")
         if origin is not None and not self._same(origin, host):
-            raise Refused(403, "invalid_request_error", "a page of another site may not ask this server", "wrong_origin")
+            raise Refusal(403, "invalid_request_error", "a page of another site may not ask this server", "wrong_origin")
         if self._keys and path not in OPEN and not self._opens(headers.get("authorization", "")):
-            raise Refused(401, "invalid_request_error", "show a key of this server: Authorization: Bearer KEY",
+            raise Refusal(401, "invalid_request_error", "show a key of this server: Authorization: Bearer KEY",
                           "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
 
     def _ours(self, host: str) -> bool:

@@ -36,7 +36,7 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-class Refused(Exception):
+class Refusal(Exception):
     """An answer other than what was asked for."""
 
     def __init__(self, status: int, kind: str, message: str, code: str | None = None, param: str | None = None,
@@ -46,23 +46,23 @@ class Refused(Exception):
         self.code, self.param, self.headers = code, param, headers or {}
 
 
-def refusal(error: Exception, expected_seconds: float = 0.0) -> Refused:
+def refusal(error: Exception, expected_seconds: float = 0.0) -> Refusal:
     """What a client is told of an error: in one line, with nothing of the server's folders and code."""
-    if isinstance(error, Refused):
+    if isinstance(error, Refusal):
         return error
     wait = {"Retry-After": str(min(LONGEST_WAIT, max(1, math.ceil(expected_seconds))))}
     if isinstance(error, UsageError):
-        return Refused(400, "invalid_request_error", str(error), "invalid_value", _param(str(error)))
+        return Refusal(400, "invalid_request_error", str(error), "invalid_value", _param(str(error)))
     if isinstance(error, Full):
-        return Refused(429, "rate_limit_error", str(error), "queue_full", headers=wait)
+        return Refusal(429, "rate_limit_error", str(error), "queue_full", headers=wait)
     if isinstance(error, Draining):
         message = "the server is being stopped: ask another one, or again later"
-        return Refused(503, "server_error", message, "draining", headers={**wait, "Connection": "close"})
+        return Refusal(503, "server_error", message, "draining", headers={**wait, "Connection": "close"})
     if isinstance(error, RunError) and "NaN" in str(error):
-        return Refused(500, "server_error", str(error), "generation_failed")
+        return Refusal(500, "server_error", str(error), "generation_failed")
     if isinstance(error, L2CError):
-        return Refused(500, "server_error", "the generation failed: the server's log says why", "generation_failed")
-    return Refused(500, "server_error", "something went wrong in the server: its log says what", "internal_error")
+        return Refusal(500, "server_error", "the generation failed: the server's log says why", "generation_failed")
+    return Refusal(500, "server_error", "something went wrong in the server: its log says what", "internal_error")
 
 
 def _param(message: str) -> str | None:
@@ -71,7 +71,7 @@ def _param(message: str) -> str | None:
     return name if name.isidentifier() else "prompt" if message.startswith("class label ") else None
 
 
-def error_response(refused: Refused) -> Response:
+def error_response(refused: Refusal) -> Response:
     detail = {"message": refused.message, "type": refused.kind, "param": refused.param, "code": refused.code}
     return json_response({"error": detail}, refused.status, refused.headers)
 
@@ -110,7 +110,7 @@ def completed_event(job: Job, made: Made) -> bytes:
     return event("image_generation.completed", _pixels(made), {"usage": usage(), "seed": job.seed, "l2c": took(made)})
 
 
-def error_event(refused: Refused) -> bytes:
+def error_event(refused: Refusal) -> bytes:
     detail = {"message": refused.message, "type": refused.kind, "param": refused.param, "code": refused.code}
     return sent("error", {"error": detail})
 

@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from ...errors import Draining, L2CError
 from ...support.log import LOG
 from ...version import __version__
-from .answers import ErrorBody, Refused, error_response, json_response, refusal
+from .answers import ErrorBody, Refusal, error_response, json_response, refusal
 from .asked import ImagesRequest, jobs_of
-from .described import ImagesAnswer, ModelList, ModelObject, Schedule, without_422
+from .described import ImagesAnswer, ModelList, ModelObject, ScheduleObject, without_422
 from .generation import EventStream, whole
 from .logs import note
 from .metrics import CONTENT_TYPE, Metrics
@@ -24,7 +24,7 @@ from .says import about
 from .schedule import schedule_of
 
 if TYPE_CHECKING:
-    from .settings import Settings
+    from .settings import ServerSettings
     from .shelf import ServedModel, Shelf
 
 PAGE = Path(__file__).with_name("page")
@@ -38,13 +38,13 @@ OF_BODIES: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class Life:
+class ServerLife:
     """Whether a server is being stopped."""
 
     draining = False
 
 
-def application(shelf: Shelf, settings: Settings, life: Life, metrics: Metrics) -> FastAPI:
+def application(shelf: Shelf, settings: ServerSettings, life: ServerLife, metrics: Metrics) -> FastAPI:
     """Everything but the guard."""
     app = FastAPI(title="l2c serve", version=__version__, docs_url=None, redoc_url=None, responses=EVERYWHERE,
                   description="Images of compiled diffusion transformers, by OpenAI's images API.")  # fmt: skip
@@ -55,10 +55,10 @@ def application(shelf: Shelf, settings: Settings, life: Life, metrics: Metrics) 
             raise Draining
         name = shelf.places[0].name if name is None else name
         if name not in {place.name for place in shelf.places}:
-            raise Refused(404, "invalid_request_error", "there is no model of this name: see GET /v1/models", "model_not_found",
+            raise Refusal(404, "invalid_request_error", "there is no model of this name: see GET /v1/models", "model_not_found",
                           "model")  # fmt: skip
         if name not in shelf.models:
-            raise Refused(503, "server_error", f"{name} is being loaded: ask again soon", "loading",
+            raise Refusal(503, "server_error", f"{name} is being loaded: ask again soon", "loading",
                           headers={"Retry-After": "2"})  # fmt: skip
         note(model=name)
         return shelf.models[name]
@@ -84,7 +84,7 @@ def application(shelf: Shelf, settings: Settings, life: Life, metrics: Metrics) 
     async def one_model(model: str) -> Response:
         return json_response(described(found(model)))
 
-    @app.get("/v1/models/{model}/schedule", responses={200: {"model": Schedule}, 404: {"model": ErrorBody}},
+    @app.get("/v1/models/{model}/schedule", responses={200: {"model": ScheduleObject}, 404: {"model": ErrorBody}},
              operation_id="schedule")  # fmt: skip
     async def schedule(model: str, num_inference_steps: int | None = None) -> Response:
         """What every call computes, reuses and forecasts, by sublayer."""
@@ -110,7 +110,7 @@ def application(shelf: Shelf, settings: Settings, life: Life, metrics: Metrics) 
     async def reload() -> Response:
         """Load every model again from its folder, and exchange it between two batches.  It takes a key."""
         if not settings.keys:
-            raise Refused(403, "invalid_request_error", "reloading is off: start the server with --api-key-file", "off")
+            raise Refusal(403, "invalid_request_error", "reloading is off: start the server with --api-key-file", "off")
         if life.draining or not shelf.ready:
             raise Draining
         return json_response({"reloaded": await asyncio.to_thread(reloaded, shelf, metrics)})
@@ -119,7 +119,7 @@ def application(shelf: Shelf, settings: Settings, life: Life, metrics: Metrics) 
         _file(app, path, (PAGE / name).read_bytes(), kind)
 
     handlers: dict[int | type[Exception], Any] = {
-        HTTPException: _http_error, RequestValidationError: _validation_error, Refused: _other_error,
+        HTTPException: _http_error, RequestValidationError: _validation_error, Refusal: _other_error,
         L2CError: _other_error, Exception: _other_error,
     }  # fmt: skip
     for error, handler in handlers.items():
@@ -135,14 +135,14 @@ def described(model: ServedModel) -> dict[str, Any]:
 
 
 def reloaded(shelf: Shelf, metrics: Metrics) -> list[str]:
-    """Reload.  Raises Refused, which does not say what was wrong where: the log does."""
+    """Reload.  Raises Refusal, which does not say what was wrong where: the log does."""
     try:
         names = shelf.reload()
     except Exception as error:
         metrics.reloaded(False)
         LOG.error("reloading failed, what runs stays: %s", error)
         message = "a model could not be loaded again, and what ran before still runs: the server's log says why"
-        raise Refused(409, "invalid_request_error", message, "reload_failed") from None
+        raise Refusal(409, "invalid_request_error", message, "reload_failed") from None
     metrics.reloaded(True)
     return names
 
@@ -164,7 +164,7 @@ async def _http_error(_: Request, error: Exception) -> Response:
     status = error.status_code
     words = {404: "there is nothing at this path", 405: "this path is asked otherwise", 400: "the body cannot be read as JSON"}
     words_of_it = words.get(status, "refused")
-    return error_response(Refused(status, "invalid_request_error", words_of_it, headers=dict(error.headers or {})))
+    return error_response(Refusal(status, "invalid_request_error", words_of_it, headers=dict(error.headers or {})))
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:
@@ -179,4 +179,4 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     if first["type"] == "json_invalid":
         wrong = "the body is no JSON"
     message = wrong if param is None else f"{param}: {wrong}"
-    return error_response(Refused(400, "invalid_request_error", message[:500], "invalid_value", param))
+    return error_response(Refusal(400, "invalid_request_error", message[:500], "invalid_value", param))

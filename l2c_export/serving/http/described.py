@@ -36,7 +36,7 @@ class ModelList(BaseModel):
     data: list[ModelObject]
 
 
-class Schedule(BaseModel):
+class ScheduleObject(BaseModel):
     steps: int
     sampler: str
     computed_share: float

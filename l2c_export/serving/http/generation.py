@@ -58,7 +58,8 @@ class EventStream(StreamingResponse):
 
     def __init__(self, model: ServedModel, job: Job) -> None:
         """Raises what the engine does."""
-        loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Preview | None]()
+        loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Preview | None] = asyncio.Queue()
 
         def put(preview: Preview | None) -> None:
             loop.call_soon_threadsafe(self._queue.put_nowait, preview)

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from ...support.log import LOG
 from . import logs
 from .access import Access
-from .answers import Refused, error_response, refusal
+from .answers import Refusal, error_response, refusal
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -69,14 +69,14 @@ class Guard:
         try:
             self._access.check(scope["path"], headers)
             if self.active > self._most:
-                raise Refused(503, "server_error", "too many requests at once: ask again later", "overloaded",
+                raise Refusal(503, "server_error", "too many requests at once: ask again later", "overloaded",
                               headers={"Retry-After": "1", "Connection": "close"})  # fmt: skip
             if scope["method"] not in BODILESS:
                 receive = await bounded(headers, receive)
             await self._app(scope, receive, answer)
         except Exception as error:
             refused = refusal(error)
-            if refused.status >= 500 and not isinstance(error, Refused):
+            if refused.status >= 500 and not isinstance(error, Refusal):
                 LOG.exception("a request failed")
             if not answer.status:  # or it is half sent, and can only be broken off
                 await error_response(refused)(scope, receive, answer)
@@ -107,18 +107,18 @@ def _headers(scope: Any) -> dict[str, str]:
 
 
 async def bounded(headers: Mapping[str, str], receive: Any) -> Any:
-    """Read a body of JSON, and hand it on as one message.  Raises Refused for one that is something else, or too large."""
+    """Read a body of JSON, and hand it on as one message.  Raises Refusal for one that is something else, or too large."""
     empty = headers.get("content-length", "") == "0" or not ("content-length" in headers or "transfer-encoding" in headers)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not empty:
-        raise Refused(415, "invalid_request_error", "Content-Type: must be application/json", "unsupported_media_type")
+        raise Refusal(415, "invalid_request_error", "Content-Type: must be application/json", "unsupported_media_type")
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > LARGEST_BODY:
         raise _too_large()
     try:
         body = await asyncio.wait_for(_body(receive), BODY_SECONDS)
     except asyncio.TimeoutError:
-        raise Refused(408, "invalid_request_error", f"the body did not arrive within {BODY_SECONDS:g} s", "timeout",
+        raise Refusal(408, "invalid_request_error", f"the body did not arrive within {BODY_SECONDS:g} s", "timeout",
                       headers={"Connection": "close"}) from None  # fmt: skip
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -141,7 +141,7 @@ async def _body(receive: Any) -> bytes:
     return b"".join(parts)
 
 
-def _too_large() -> Refused:
+def _too_large() -> Refusal:
     """What comes of it is thrown away: a connection that is closed on a client who still sends loses the answer."""
     message = f"the body is larger than {LARGEST_BODY} bytes: ask with a shorter prompt"
-    return Refused(413, "invalid_request_error", message, "too_large")
+    return Refusal(413, "invalid_request_error", message, "too_large")

@@ -7,7 +7,7 @@ from typing import Any
 from ...artefact.manifest import Manifest
 from ...inspection.view import of_artefact
 from ...schedules.picture import COMPUTED, FORECAST, REUSED, SKIPPED
-from .answers import Refused
+from .answers import Refusal
 from .says import steps_of
 
 LETTERS = {COMPUTED: "c", REUSED: "r", FORECAST: "f", SKIPPED: "-"}
@@ -17,7 +17,7 @@ def schedule_of(manifest: Manifest, steps: int | None) -> dict[str, Any]:
     """Its values, with a letter for every call: computed, reused, forecast, or jumped over."""
     able = steps_of(manifest)
     if steps is not None and steps not in able:
-        raise Refused(404, "invalid_request_error", f"num_inference_steps={steps}: use {' or '.join(map(str, able))}",
+        raise Refusal(404, "invalid_request_error", f"num_inference_steps={steps}: use {' or '.join(map(str, able))}",
                       "invalid_value", "num_inference_steps")  # fmt: skip
     picture = of_artefact(manifest, steps).picture
     compiled = manifest.program(steps)

@@ -16,15 +16,15 @@ import uvicorn
 from ...errors import UsageError
 from ...support.log import LOG
 from .access import Access
-from .answers import Refused
-from .app import Life, application, reloaded
+from .answers import Refusal
+from .app import ServerLife, application, reloaded
 from .connection import bounded_connections
 from .guard import Guard
 from .logs import json_lines
 from .metrics import Metrics
 
 if TYPE_CHECKING:
-    from .settings import Settings
+    from .settings import ServerSettings
     from .shelf import Shelf
 
 LAST_SECONDS = 5  # in which answers that are ready have to be sent
@@ -33,7 +33,7 @@ BACKLOG = 128
 T = TypeVar("T")
 
 
-def serve(shelf: Shelf, settings: Settings) -> None:
+def serve(shelf: Shelf, settings: ServerSettings) -> None:
     """Serve until SIGTERM or SIGINT, and finish what was accepted.  SIGHUP reloads.
 
     Raises UsageError where it cannot listen, and what loading a model raises.
@@ -46,9 +46,9 @@ def serve(shelf: Shelf, settings: Settings) -> None:
         raise server.failed
 
 
-def server_of(shelf: Shelf, settings: Settings) -> LoadingServer:
+def server_of(shelf: Shelf, settings: ServerSettings) -> LoadingServer:
     """Everything that a server is made of."""
-    life, metrics = Life(), Metrics(shelf)
+    life, metrics = ServerLife(), Metrics(shelf)
     access = Access(settings.hosts, settings.keys)
     guard = Guard(application(shelf, settings, life, metrics), access, metrics, settings.connections)
     config = uvicorn.Config(
@@ -60,7 +60,7 @@ def server_of(shelf: Shelf, settings: Settings) -> LoadingServer:
 
 
 @contextlib.contextmanager
-def listening(settings: Settings) -> Any:
+def listening(settings: ServerSettings) -> Any:
     """A socket that is bound.  Raises UsageError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -83,7 +83,7 @@ def url_of(listener: socket.socket) -> str:
 class LoadingServer(uvicorn.Server):
     """Listens while it loads, and goes on answering while it drains: then `failed` is None."""
 
-    def __init__(self, config: uvicorn.Config, shelf: Shelf, settings: Settings, life: Life, metrics: Metrics,
+    def __init__(self, config: uvicorn.Config, shelf: Shelf, settings: ServerSettings, life: ServerLife, metrics: Metrics,
                  guard: Guard) -> None:  # fmt: skip
         super().__init__(config)
         self._shelf, self._settings, self._life, self._metrics, self._guard = shelf, settings, life, metrics, guard
@@ -121,7 +121,7 @@ class LoadingServer(uvicorn.Server):
 
     async def _reload(self) -> None:
         if self._shelf.ready and not self._life.draining:
-            with contextlib.suppress(Refused):  # it is in the log
+            with contextlib.suppress(Refusal):  # it is in the log
                 await in_thread(lambda: reloaded(self._shelf, self._metrics))
 
     async def _drain(self) -> None:

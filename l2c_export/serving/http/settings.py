@@ -11,7 +11,7 @@ MOST_KEYS, LONGEST_KEY, SHORTEST_KEY = 1000, 512, 16
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """`hosts` are names, besides addresses and localhost, by which clients call this server."""
 
     host: str = "127.0.0.1"

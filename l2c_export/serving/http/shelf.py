@@ -16,11 +16,11 @@ from ...runtime.pipeline import Pipeline, load
 from ...support.log import LOG
 from ..engine import ServingEngine
 from .says import Said, what_prompts_say
-from .settings import Settings
+from .settings import ServerSettings
 
 
 @dataclass(frozen=True)
-class Place:
+class ServedPlace:
     """Where a model is found, and how it is loaded: `choices` are those of `load`."""
 
     name: str
@@ -32,7 +32,7 @@ class Place:
 class ServedModel:
     """A model that runs.  What it makes may change with every reload: `pipe` is what it is now."""
 
-    place: Place
+    place: ServedPlace
     engine: ServingEngine
     loaded: int  # seconds since 1970, when it was first
 
@@ -52,7 +52,7 @@ class ServedModel:
 class Shelf:
     """All models, in the order in which they were given."""
 
-    def __init__(self, places: Iterable[Place], settings: Settings) -> None:
+    def __init__(self, places: Iterable[ServedPlace], settings: ServerSettings) -> None:
         """Look at the manifests alone.  Raises what reading them does, and UsageError for what cannot be served."""
         self.places, self._settings = tuple(places), settings
         self._models: dict[str, ServedModel] = {}
