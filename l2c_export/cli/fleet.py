@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def serve(
-    places: Sequence[ServedPlace], settings: ServerSettings, replicas: int, gpus: int, api_key_file: Path | None, config: str | None,
-    as_json: bool, port: int,
+    places: Sequence[ServedPlace], settings: ServerSettings, replicas: int, gpus: int, api_key_file: Path | None,
+    config: str | None, as_json: bool, port: int,
 ) -> None:  # fmt: skip
     """Serve until it is stopped, or print a configuration.  Raises UsageError for what a fleet does not do."""
     from ..artefact import store
