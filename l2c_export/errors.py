@@ -9,6 +9,8 @@
     ├── BackendError      a backend that is missing or cannot run here
     │   └── MissingExtra  a package that an optional extra installs
     ├── RunError          the generation itself failed (NaN, out of memory)
+    ├── Full              a serving engine has as many requests waiting as it may
+    ├── Draining          a serving engine is being closed
     └── Cancelled         the caller has stopped it
 
 A message is one line: what was wrong with which value, and what to do about it.  It speaks Python: `threads=0: must be at
@@ -66,6 +68,14 @@ class MissingExtra(BackendError):
 
 class RunError(L2CError):
     """A generation failed: a NaN, a callback's bad latents, no memory."""
+
+
+class Full(L2CError):
+    """As many requests wait as may: one more was not accepted."""
+
+
+class Draining(L2CError):
+    """A serving engine is being closed: a request was not accepted, or what was accepted could not be finished in time."""
 
 
 class Cancelled(L2CError):

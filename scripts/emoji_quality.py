@@ -136,11 +136,20 @@ def judge(args: argparse.Namespace) -> None:
                     rows = slice(start, min(start + batch, len(asked)))
                     request = {n: v[rows] for n, v in known.items() if n.startswith(("prompt_", "negative_prompt_"))}
                     numbers = [100_000 * seed + n for n in range(rows.start, rows.stop)]
-                    latents.append(np.asarray(pipe(seed=numbers, guidance_scale=args.scale, steps=steps, output_type="latent", **request).latents))
+                    latents.append(
+                        np.asarray(
+                            pipe(seed=numbers, guidance_scale=args.scale, steps=steps, output_type="latent", **request).latents
+                        )
+                    )
                 pictures = decoded(vae, np.concatenate(latents), device)
                 features = eyes.features(pictures)
                 ranks = eyes.ranks(features, names, known["vectors"], asked)
-                seeds.append({"frechet": frechet(features[:held_in], real), **{k: told(r) for k, r in zip(KINDS, (ranks[:held_in], ranks[held_in:]), strict=True)}})
+                seeds.append(
+                    {
+                        "frechet": frechet(features[:held_in], real),
+                        **{k: told(r) for k, r in zip(KINDS, (ranks[:held_in], ranks[held_in:]), strict=True)},
+                    }
+                )
             name = f"{folder.name}/{steps}"
             result.setdefault("schedules", {})[name] = {"frechet": summary([s["frechet"] for s in seeds]), "seeds": seeds}
             save(args.json, result)
@@ -149,7 +158,11 @@ def judge(args: argparse.Namespace) -> None:
 
 
 def told(ranks: list[int]) -> dict[str, float]:
-    return {"median": statistics.median(ranks), "first": float(np.mean(np.array(ranks) == 1)), "top": float(np.mean(np.array(ranks) <= TOP))}
+    return {
+        "median": statistics.median(ranks),
+        "first": float(np.mean(np.array(ranks) == 1)),
+        "top": float(np.mean(np.array(ranks) <= TOP)),
+    }
 
 
 @torch.no_grad()

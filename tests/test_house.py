@@ -21,10 +21,9 @@ PACKAGE = ROOT / "l2c_export"
 MODULES = {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text()) for p in sorted(PACKAGE.rglob("*.py"))}
 
 # from the ground up: a folder imports from those before it (l2c_export/ARCHITECTURE.md)
-ORDER = ("errors", "version", "ir", "support", "demo", "samplers", "weights", "models", "schedules", "artefact", "backends",
+ORDER = ("errors", "version", "ir", "support", "demo", "emoji", "samplers", "weights", "models", "schedules", "artefact", "backends",
          "pytorch", "runtime", "integrations", "verification", "compiler", "inspection", "training", "benchmarks",
-         "sampling", "distribution", "cli",
-         "__init__", "__main__")  # fmt: skip
+         "serving", "sampling", "distribution", "cli", "__init__", "__main__")  # fmt: skip
 LOOSE, LONGEST = 6, 15  # modules in no folder; modules of a chain of imports
 
 # library -> the modules that may import it
@@ -47,15 +46,23 @@ HOMES = {
     "cudnn": {"backends/nvidia/attention.py"},
     "matplotlib": {"support/figure.py", "schedules/picture.py", "benchmarks/plot.py"},
     "PIL": set(),
-    "ray": set(),
     "skimage": set(),
     "httpx": set(),
     "boto3": set(),
     "rich": {"cli/progress.py"},
     "click": {"cli/"},
+    "fastapi": {"serving/http/"},
+    "starlette": {"serving/http/"},
+    "pydantic": {"serving/http/"},
+    "uvicorn": {"serving/http/"},
+    "ray": {"serving/fleet/"},
+    "h11": {"serving/http/connection.py"},
+    "prometheus_client": {"serving/http/metrics.py"},
 }
 # what `needs` may import lazily elsewhere: to ask for an extra by name before its home is imported
 ASKED = {
+    "ray": {"cli/fleet.py", "sampling/fleet.py"},
+    "yaml": {"serving/fleet/config.py"},
     "torch": {
         "cli/",
         "inspection/view.py",
@@ -75,19 +82,21 @@ ASKED = {
         "compiler/artefact.py",
         "training/train.py",
     },
-    "PIL": {"runtime/images.py", "runtime/pipeline.py", "integrations/", "sampling/"},
-    "ray": {"sampling/fleet.py"},
+    "PIL": {"runtime/images.py", "runtime/pipeline.py", "integrations/", "sampling/", "cli/serve.py"},
     "skimage": {"sampling/compare.py"},
     "httpx": {"distribution/http.py"},
     "boto3": {"distribution/bucket.py"},
     "accelerate": {"training/train.py"},
     "matplotlib": {"training/train.py"},
+    "fastapi": {"cli/serve.py"},
+    "uvicorn": {"cli/serve.py"},
+    "prometheus_client": {"cli/serve.py"},
     "diffusers": {"compiler/", "models/captured/"},
     "transformers": {"compiler/tokenizer.py"},
     "huggingface_hub": {"models/diffusers/hub.py", "distribution/hub.py"},
 }
 # what runs where there is neither torch nor onnx: nothing of theirs is imported with it
-WITHOUT_TORCH = {"runtime/", "integrations/", "backends/", "artefact/", "support/", "ir/", "samplers/", "weights/",
+WITHOUT_TORCH = {"runtime/", "serving/", "integrations/", "backends/", "artefact/", "support/", "ir/", "samplers/", "weights/",
                  "models/diffusers/", "sampling/", "distribution/", "compiler/link.py", "verification/check.py",
                  "inspection/view.py", "inspection/predict.py", "cli/"}  # fmt: skip
 
@@ -197,7 +206,8 @@ def test_no_module_imports_a_library_that_the_metadata_does_not_name():
     text = (ROOT / "pyproject.toml").read_text().lower()
     known = {name.split(".")[0] for name in sys.stdlib_module_names} | {"l2c_export"}
     names = {"PIL": "pillow", "yaml": "pyyaml", "cuda": "cuda-bindings", "huggingface_hub": "huggingface-hub"}
-    names |= {"cudnn": "nvidia-cudnn-frontend", "nvmath": "nvmath-python", "skimage": "scikit-image", "ray": "ray[data,serve]"}
+    names |= {"cudnn": "nvidia-cudnn-frontend", "nvmath": "nvmath-python", "skimage": "scikit-image"}
+    names |= {"ray": "ray[data,serve]", "prometheus_client": "prometheus-client"}
     for module, tree in MODULES.items():
         for name in {*imports(tree), *asked(tree)}:
             first = name.split(".")[0]

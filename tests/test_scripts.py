@@ -24,6 +24,11 @@ INSIDE = {
     "sampling.py": {"compiler.passes.levels", "compiler.record", "models.family", "pytorch.eager", "samplers.noise",
                     "schedules.forecast", "schedules.resolve", "schedules.values"},
     "quality.py": {"models", "support", "support.figure"},  # and its palette, and the machine as benchmarks name it
+    "serve_load.py": {"support.figure"},
+    # are the servers that they measure, and break
+    "fleet_faults.py": {"serving.fleet", "serving.fleet.environment", "serving.fleet.options", "serving.http.answers",
+                        "support.machine"},
+    "serving_cpu.py": {"serving.triton", "support.machine"},
     "forecasts.py": {"samplers.scheduler_config", "schedules.rules", "support.figure"},
     # time PyTorch with an artefact's weights beside its engines
     "gpu_prompted.py": {"backends.descriptors", "schedules.schedule"},

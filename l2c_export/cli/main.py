@@ -21,11 +21,13 @@ from . import (
     run,
     sample,
     schedule,
+    serve,
     train,
     verify,
 )
 from .calibrate import calibrate
 from .console import Commands
+from .triton import triton
 
 EXAMPLE = "l2c-export --model demo --out engines/demo\nl2c run engines/demo --class-label 3 --out three.png"
 
@@ -36,9 +38,9 @@ def l2c() -> None:
     """Compile diffusion transformers cached by a learned schedule, and run, verify and measure them."""
 
 
-for command in (compile.export, run.run, sample.sample, compare.compare, encode.encode, inspect.inspect, verify.verify,
-                check.check, bench.bench, profile.profile, link.link, build.build, build.remove, train.train,
-                push.push, push.pull, schedule.schedule, cache.cache, doctor.doctor):  # fmt: skip
+for command in (compile.export, run.run, serve.serve, sample.sample, compare.compare, encode.encode, inspect.inspect,
+                verify.verify, check.check, bench.bench, profile.profile, link.link, build.build, build.remove, triton,
+                push.push, push.pull, train.train, schedule.schedule, cache.cache, doctor.doctor):  # fmt: skip
     l2c.add_command(command)
 schedule.schedule.add_command(calibrate)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ..schedules import picture
-from ..schedules.values import values_of
 from ..support.figure import DARK, new_figure, write
 from .view import View
 
@@ -41,16 +40,11 @@ def side_by_side(left: View, right: View, path: Path) -> None:
 
 
 def heatmap_size(view: View) -> tuple[float, float]:
-    return _picture(view).size
+    return view.picture.size
 
 
 def heatmap(axes: Any, view: View) -> None:
-    picture.heatmap(axes, _picture(view))
-
-
-def _picture(view: View) -> picture.Picture:
-    calls = [picture.DrawnCall(call.timestep, call.computed, call.reused, call.rules) for call in view.calls]
-    return picture.picture_of(values_of((*view.sublayers, *view.levels)), calls)
+    picture.heatmap(axes, view.picture)
 
 
 def label_calls(axes: Any, view: View) -> None:

@@ -16,7 +16,9 @@ from ..errors import UsageError
 from ..schedules import rules
 from ..schedules.file import content
 from ..schedules.forecast import Rule, shown
+from ..schedules.picture import DrawnCall, Picture, picture_of
 from ..schedules.schedule import Schedule
+from ..schedules.values import values_of
 from ..support import file_kind
 from ..support.words import counted
 from ..weights.layout import entries
@@ -59,6 +61,12 @@ class View:
     def timesteps(self) -> list[float]:
         """Of every call, in 0..1000."""
         return [call.timestep for call in self.calls]
+
+    @property
+    def picture(self) -> Picture:
+        """What every cell of it is, by value and call."""
+        calls = [DrawnCall(call.timestep, call.computed, call.reused, call.rules) for call in self.calls]
+        return picture_of(values_of((*self.sublayers, *self.levels)), calls)
 
     def table(self) -> list[tuple[Any, ...]]:
         head: tuple[Any, ...] = ("call", "timestep", "computed", "reused")

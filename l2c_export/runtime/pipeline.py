@@ -191,14 +191,14 @@ class Pipeline:
         latents = memory.get(final).copy()
         if output_type == "latent":
             return latents, None
-        return latents, to_images(self._decode(generation.loop.loaded, latents), output_type)
+        return latents, to_images(self.decode(latents), output_type)
 
-    def _decode(self, loaded: LoadedArtefact, latents: np.ndarray) -> np.ndarray:
-        """Latents (B, C, H, W) -> pixels (B, 3, scale H, scale W) around -1..1; they are pixels already without a decoder."""
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Latents (B, C, H, W) as pixels (B, 3, scale H, scale W) around -1..1.  For callbacks: it takes no turn of its own."""
         if not self.manifest.decoder:
             return latents
         if self._decoder is None:
-            info = self.manifest.files[self.manifest.decoder.file]
+            loaded, info = self._open.loaded, self.manifest.files[self.manifest.decoder.file]
             store.check_same(loaded.folder, self.manifest.decoder.file, info)  # it is read now that it is needed
             self._decoder = decoder.Decoder(loaded.folder, self.manifest.decoder, loaded.backend, self._choices.tile, info)
         return self._decoder(latents)

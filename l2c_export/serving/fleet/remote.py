@@ -1,0 +1,208 @@
+"""The samplers of a model as one engine, as the web application knows it: it accepts jobs and answers every one of them once.
+
+A replica that dies takes what it computes with it; the same job has the same bits on every replica, so another one is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException, RequestCancelledError
+
+from ...artefact import store
+from ...artefact.manifest import Manifest
+from ...errors import Draining, Full, L2CError, RunError, UsageError
+from ...support.log import LOG
+from ...support.words import counted, first_line
+from ..engine import ticket_of
+from ..http.settings import ServerSettings
+from ..http.shelf import ServedModel, ServedPlace, Shelf
+from ..job import Job, Made
+from ..previews import OnPreview, Preview
+from ..ticket import Ticket
+
+WAITS = (
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+)  # seconds before a job is asked for again; a job that ends every replica ends itself
+
+
+class Described(NamedTuple):
+    """What the application asks a pipeline about its artefact."""
+
+    manifest: Manifest
+    backend: str
+
+
+class FleetEngine:
+    """Used by one event loop; `handle` is that of the deployment, of which `most` images may be unanswered."""
+
+    def __init__(self, name: str, handle: Any, pipe: Described, most: int) -> None:
+        self.pipe, self.max_queue = pipe, most
+        self._name, self._handle = name, handle
+        self._open = set[Ticket]()
+        self._tasks = set[asyncio.Task[None]]()
+        self._counts: Counter[str] = Counter()
+        self._seconds = 0.0
+        self._closed = False
+
+    def submit(self, job: Job, on_preview: OnPreview | None = None) -> Ticket:
+        return self.submit_all([job], [on_preview])[0]
+
+    def submit_all(self, jobs: Sequence[Job], on_preview: Sequence[OnPreview | None] | None = None) -> list[Ticket]:
+        """Accept several jobs or none.  Raises UsageError, Full and Draining as an engine does."""
+        hearers = on_preview or [None] * len(jobs)
+        pipe = cast(Any, self.pipe)
+        tickets = [ticket_of(pipe, job, heard) for job, heard in zip(jobs, hearers, strict=True)]
+        if self._closed:
+            raise Draining("this server is being stopped, and accepts nothing more: ask another one")
+        if len(self._open) + len(tickets) > self.max_queue:
+            self._counts["rejected"] += len(tickets)
+            raise Full(
+                f"{counted(len(self._open), 'image')} are asked for, and at most {self.max_queue} may be: ask again later"
+            )
+        self._counts["accepted"] += len(tickets)
+        for ticket in tickets:
+            self._begin(ticket)
+        return tickets
+
+    @property
+    def waiting(self) -> int:
+        return len(self._open)
+
+    @property
+    def running(self) -> int:
+        """Not known here: those that wait are all that have no answer."""
+        return 0
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """As those of an engine; "retried" are the jobs that had to be asked for again."""
+        names = ("accepted", "rejected", "made", "failed", "cancelled", "retried", "batches", "padding")
+        return {name: self._counts[name] for name in names}
+
+    @property
+    def expected_seconds(self) -> float:
+        return self._seconds * (len(self._open) // self.pipe.manifest.batch + 1)
+
+    def close(self, drain_seconds: float = 30.0) -> bool:
+        """Accept nothing more: whether all is answered.  Waiting for it is `drained`, as this must not hold the loop up."""
+        self._closed = True
+        return not self._open
+
+    async def drained(self, seconds: float) -> bool:
+        """Finish in at most so many seconds what was accepted: whether that could be done."""
+        until = time.monotonic() + seconds
+        while not self.close() and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        for ticket in list(self._open):
+            ticket.answer(Draining(f"this image could not be made within drain_seconds={seconds:g}: ask another server"))
+        return not self._open
+
+    # inside
+
+    def _begin(self, ticket: Ticket) -> None:
+        loop = asyncio.get_running_loop()
+        self._open.add(ticket)
+        task = loop.create_task(self._answer(ticket))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        ticket.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended, ticket, task))
+
+    def _ended(self, ticket: Ticket, task: asyncio.Task[None]) -> None:
+        self._open.discard(ticket)
+        self._counts["cancelled" if ticket.cancelled() else "failed" if ticket.exception() else "made"] += 1
+        task.cancel()  # nobody waits for it any more
+
+    async def _answer(self, ticket: Ticket) -> None:
+        try:
+            ticket.answer(await self._made(ticket))
+        except Exception as error:
+            LOG.exception("asking a sampler of %s failed", self._name)
+            ticket.answer(RunError(f"the generation failed: {type(error).__name__}: {first_line(error)}"))
+
+    async def _made(self, ticket: Ticket) -> Made | L2CError:
+        """An image, by the first replica that lives to make it."""
+        shown = Shown(ticket)
+        for wait in WAITS:
+            try:
+                made = await (self._stream(ticket.job, shown) if ticket.on_preview else self._draw(ticket.job))
+            except (RayTaskError, RequestCancelledError):
+                raise
+            except (RayError, RayServeException) as error:
+                LOG.warning("a sampler of %s was lost, another one is asked: %s", self._name, first_line(error))
+            else:
+                if not isinstance(made, (Full, Draining)):  # it is about to end
+                    self._seconds = made.run_seconds if isinstance(made, Made) else self._seconds
+                    return made
+            self._counts["retried"] += 1
+            await asyncio.sleep(wait)
+        return RunError(f"the generation failed: {counted(len(WAITS), 'replica')} that were asked were lost: see their logs")
+
+    async def _draw(self, job: Job) -> Made | L2CError:
+        asked = self._handle.draw.remote(job)
+        try:
+            return cast(Made, await asked)
+        except asyncio.CancelledError:
+            asked.cancel()
+            raise
+
+    async def _stream(self, job: Job, shown: Shown) -> Made | L2CError:
+        asked = self._handle.options(stream=True).stream.remote(job)
+        try:
+            async for each in asked:
+                if not isinstance(each, Preview):
+                    return cast(Made, each)
+                shown(each)
+        except asyncio.CancelledError:
+            asked.cancel()
+            raise
+        return Draining("the stream ended without its image")
+
+
+class Shown:
+    """Hands previews on, each step once, though a second replica shows the first steps again."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket, self._last = ticket, 0
+
+    def __call__(self, preview: Preview) -> None:
+        if preview.step > self._last and self._ticket.on_preview and not self._ticket.done():
+            self._last = preview.step
+            self._ticket.on_preview(preview)
+
+
+class FleetShelf(Shelf):
+    """Models that are drawn elsewhere: here their manifests alone are read."""
+
+    def __init__(
+        self, places: Sequence[ServedPlace], settings: ServerSettings, handles: Mapping[str, Any], replicas: int
+    ) -> None:
+        """Raises what reading the manifests does."""
+        super().__init__(places, settings)
+        for place in self.places:
+            manifest = store.read(place.folder, verify=False)
+            most = settings.max_queue + replicas * min(settings.max_batch or manifest.batch, manifest.batch)
+            described = Described(manifest, str(place.choices["backend"] or manifest.backend))
+            engine = FleetEngine(place.name, handles[place.name], described, most)
+            self._models = {**self._models, place.name: ServedModel(place, cast(Any, engine), int(time.time()))}
+
+    @property
+    def engines(self) -> list[FleetEngine]:
+        return [cast(Any, model.engine) for model in self._models.values()]
+
+    def load(self) -> None:
+        """Each replica does."""
+
+    def reload(self) -> list[str]:
+        raise UsageError("the models of a fleet are loaded again by deploying it again: no image is lost then")

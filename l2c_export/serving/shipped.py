@@ -1,0 +1,36 @@
+"""Models that are part of the package, compiled on their first use into the user's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import demo
+from ..artefact import store
+from ..errors import L2CError, UsageError
+from ..support.cache import cache_folder
+from ..support.files import Report
+from ..support.log import logged
+from ..support.source_hash import source_hash
+
+NAMES = (demo.NAME,)
+BATCH = 8
+
+
+def artefact_of(name: str, compile: Callable[..., object], report: Report = logged) -> Path:
+    """The folder of a model that ships; `compile` is `l2c_export.compile`, for the first use.
+
+    Raises UsageError for another model, and MissingExtra where it would have to be compiled.
+    """
+    if name not in NAMES:
+        raise UsageError(
+            f"model={name!r}: only {' and '.join(NAMES)} can be served by name: compile others, and give the folder"
+        )
+    made_by = source_hash("compiler", "models", "artefact", "demo", "schedules", "samplers", "ir", "weights")[:16]
+    folder = cache_folder("models") / f"{name}-{made_by}"
+    try:
+        store.read(folder, verify=False)
+    except L2CError:
+        report(f"compiling {name}, once, to {folder}")
+        compile(model=name, batch=BATCH, out=folder, report=logged)
+    return folder

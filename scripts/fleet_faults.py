@@ -1,0 +1,203 @@
+"""What a fleet loses when parts of it go: images are asked for all the time, and every answer is compared with the pipeline's.
+
+    python scripts/fleet_faults.py --save scripts/results/fleet_faults.json
+
+It needs the extras ray, serve and onnxruntime, and runs in a network of its own where that is allowed (`unshare -n`), as
+Ray's ports are open on every interface.  The processes that are killed are those that it has started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from l2c_export.serving.fleet.environment import prepare
+from l2c_export.serving.fleet.options import FleetOptions
+from l2c_export.support.machine import examine
+
+CLIENTS, KNOWN = 8, 40  # who ask at the same time; different images that they ask for
+PORT = 18711
+INSIDE = "L2C_OWN_NETWORK"
+
+
+class Load:
+    """Clients that ask one after another until they are stopped, and what became of every request."""
+
+    def __init__(self, expected: list[bytes]) -> None:
+        self.expected, self.counts, self.longest = expected, Counter[str](), 0.0
+        self._stopped, self._lock = threading.Event(), threading.Lock()
+        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(CLIENTS)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, client: int) -> None:
+        number = client
+        while not self._stopped.is_set():
+            began = time.perf_counter()
+            outcome = asked(number % KNOWN, self.expected)
+            with self._lock:
+                self.counts[outcome] += 1
+                self.longest = max(self.longest, time.perf_counter() - began)
+            number += CLIENTS
+
+
+def asked(number: int, expected: list[bytes]) -> str:
+    """One request over a connection of its own: "right", or what was wrong."""
+    body = json.dumps({"prompt": str(number % 10), "seed": number})
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=120)
+    try:
+        connection.request("POST", "/v1/images/generations", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        content = answer.read()
+    except OSError as error:
+        return f"lost: {type(error).__name__}"
+    finally:
+        connection.close()
+    if answer.status != 200:
+        return f"lost: status {answer.status}"
+    return "right" if json.loads(content)["data"][0]["b64_json"].encode() == expected[number] else "lost: other bits"
+
+
+def expected_images(folder: Path) -> list[bytes]:
+    """What the pipeline makes of the same requests."""
+    import l2c_export
+    from l2c_export.serving.http.answers import encoded
+
+    pipe = l2c_export.load(folder, backend="onnxruntime", threads=1)
+    return [encoded(pipe([n % 10], seed=n, output_type="np").images[0]).encode() for n in range(KNOWN)]
+
+
+def replicas() -> list[int]:
+    """The processes that draw: their numbers."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "environ"]):
+        words = " ".join(process.info["cmdline"] or [])
+        own = (process.info["environ"] or {}).get("RAY_AUTH_TOKEN") == os.environ["RAY_AUTH_TOKEN"]
+        if own and "ray::ServeReplica:l2c:sampler" in words:
+            found.append(process.info["pid"])
+    return found
+
+
+def told(name: str, expected: list[bytes], what: Callable[[], Any], settle: float) -> dict[str, Any]:
+    """Ask all the time, do it in the middle, and go on until things have settled: by name what was found."""
+    from l2c_export.serving.fleet import local
+
+    with Load(expected) as load:
+        time.sleep(settle / 2)
+        what()
+        time.sleep(settle)
+    retried = sum(counts["retried"] for counts in local.counts().values())
+    counts = dict(load.counts)
+    right = counts.pop("right", 0)
+    lost = sum(counts.values())
+    print(
+        f"{name}: {lost} of {right + lost} lost {counts or ''}, {retried} retried, the longest took {load.longest:.1f} s",
+        flush=True,
+    )
+    found = {"asked": right + lost, "right": right, "lost": lost, "how": counts, "longest_seconds": round(load.longest, 2),
+             "retried": retried}  # fmt: skip
+    return {name: found}
+
+
+def kill_three() -> None:
+    """One replica after another, each with what it computes."""
+    for _ in range(3):
+        os.kill(replicas()[0], signal.SIGKILL)
+        time.sleep(4)
+
+
+def on_this_machine(options: FleetOptions, expected: list[bytes]) -> dict[str, Any]:
+    """Replicas that are killed, deployed again, and fewer or more of them."""
+    from l2c_export.serving.fleet import local
+
+    local.start(options, "127.0.0.1", PORT)
+    try:
+        fewer = msgspec.structs.replace(options, replicas=1)
+        return {
+            **told("replicas killed", expected, kill_three, 4),
+            **told("deployed again", expected, lambda: local.deploy(options), 4),
+            **told("scaled in, from 2 to 1", expected, lambda: local.deploy(fewer), 4),
+            **told("scaled out, from 1 to 2", expected, lambda: local.deploy(options), 4),
+        }
+    finally:
+        local.stop()
+
+
+def on_two_nodes(options: FleetOptions, expected: list[bytes]) -> dict[str, Any]:
+    """A head that draws nothing and two workers, of which one goes with all that it has: two raylets of this machine."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from l2c_export.serving.fleet import local
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+        ray.init(address=cluster.address, logging_level="warning", log_to_driver=False)
+        local.listen("127.0.0.1", PORT)
+        local.deploy(options)
+        return told("a worker node gone", expected, lambda: cluster.remove_node(nodes[0], allow_graceful=False), 12)
+    finally:
+        local.stop()
+        cluster.shutdown()
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    prepare()
+    options = FleetOptions(models={"digits": str(folder)}, replicas=2, cores=1, backend="onnxruntime", max_queue=200)
+    expected = expected_images(folder)
+    return {**on_two_nodes(options, expected), **on_this_machine(options, expected)}
+
+
+def own_network() -> bool:
+    """Go on in a network that nobody else reaches; False where that is not allowed."""
+    if os.environ.get(INSIDE) or not shutil.which("unshare") or subprocess.run(["unshare", "-n", "true"]).returncode:
+        return False
+    words = " ".join(f"'{word}'" for word in [sys.executable, *sys.argv])
+    command = ["unshare", "-n", "sh", "-c", f"ip link set lo up && exec {words}"]
+    sys.exit(subprocess.run(command, env={**os.environ, INSIDE: "1"}).returncode)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--save", type=Path)
+    given = parser.parse_args()
+    own_network()
+    import l2c_export
+
+    with tempfile.TemporaryDirectory() as place:
+        artefact = l2c_export.compile(model="demo", batch=8, out=Path(place) / "digits", backend="onnxruntime")
+        found = measured(artefact.path)
+    command = f"python scripts/fleet_faults.py --save {given.save}"
+    result = {"command": command, "clients": CLIENTS, "faults": found, "machine": msgspec.to_builtins(examine(["ray"]))}
+    if given.save:
+        given.save.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

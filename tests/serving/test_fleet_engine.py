@@ -1,0 +1,176 @@
+"""Samplers that are lost, full, slow or wrong, seen by the engine of a front; no Ray runs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+import l2c_export
+from l2c_export.artefact import store
+from l2c_export.errors import Draining, Full
+from l2c_export.serving.engine import ServingEngine
+from l2c_export.serving.job import Job, Made
+from l2c_export.serving.previews import Preview
+
+pytest.importorskip("ray.serve")
+
+from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from l2c_export.serving.fleet import remote
+from l2c_export.serving.fleet.remote import Described, FleetEngine
+
+MADE = Made(np.zeros((4, 8, 8), np.float32), None, 0.0, 0.5, 1)
+DIED, GONE = ActorDiedError(), NodeDiedError("its node is gone")
+WRONG = RayTaskError("draw", "Traceback ..", ValueError("a bug"))
+
+
+def preview(step: int) -> Preview:
+    return Preview(step, 7, MADE.latents, None)
+
+
+class Asked:
+    """An answer on its way: a value, an error, several values of a stream, or None for one that never comes."""
+
+    def __init__(self, outcome: Any) -> None:
+        self.outcome, self.cancelled = outcome, False
+
+    def __await__(self):
+        return self._waited().__await__()
+
+    async def _waited(self) -> Any:
+        if self.outcome is None:
+            await asyncio.Event().wait()
+        if isinstance(self.outcome, Exception) and not isinstance(self.outcome, l2c_export.L2CError):
+            raise self.outcome
+        return self.outcome
+
+    async def __aiter__(self):
+        for each in self.outcome:
+            yield await Asked(each)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """What the deployment answers, one after another."""
+
+    def __init__(self, *outcomes: Any) -> None:
+        self.asked = [Asked(each) for each in outcomes]
+        self.jobs: list[Job] = []
+        self.draw = self.stream = self
+
+    def options(self, stream: bool) -> Handle:
+        assert stream
+        return self
+
+    def remote(self, job: Job) -> Asked:
+        self.jobs.append(job)
+        return self.asked[len(self.jobs) - 1]
+
+
+@pytest.fixture
+def fleet(wide, monkeypatch):
+    monkeypatch.setattr(remote, "WAITS", (0.001,) * 4)
+    manifest = store.read(wide, verify=False)
+    return lambda handle, most=8: FleetEngine("small", handle, Described(manifest, "onnxruntime"), most)
+
+
+def answered(engine, job=Job({"class_labels": 3}, seed=5), on_preview=None):  # noqa: B008
+    """A ticket that has been answered."""
+
+    async def ask():
+        ticket = engine.submit(job, on_preview)
+        while not ticket.done():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        return ticket
+
+    return asyncio.run(ask())
+
+
+def test_it_is_asked_as_an_engine_is(fleet):
+    public = {name for name in dir(ServingEngine) if not name.startswith("_")}
+    assert public - set(dir(fleet(Handle()))) == {"replace"}  # which deploying again does
+
+
+@pytest.mark.parametrize("lost", [[DIED], [GONE], [DeploymentUnavailableError.__new__(DeploymentUnavailableError)],
+                                  [Draining("it ends")], [Full("no room")], [DIED, GONE, DIED]])  # fmt: skip
+def test_another_one_is_asked_for_the_same_job(fleet, lost):
+    handle = Handle(*lost, MADE)
+    engine = fleet(handle)
+    assert answered(engine).result() is MADE
+    assert len({(job.seed, job.inputs["class_labels"]) for job in handle.jobs}) == 1
+    assert (engine.counts["retried"], engine.counts["made"], engine.waiting) == (len(lost), 1, 0)
+
+
+def test_a_job_that_ends_every_replica_is_given_up(fleet):
+    handle = Handle(*[DIED] * 9)
+    with pytest.raises(l2c_export.RunError, match="4 replicas that were asked were lost"):
+        answered(fleet(handle)).result()
+    assert len(handle.jobs) == 4
+
+
+def test_what_is_wrong_with_a_job_is_no_reason_to_ask_again(fleet):
+    for outcome in (l2c_export.RunError("the latents hold NaN"), WRONG):
+        handle = Handle(outcome)
+        with pytest.raises(l2c_export.RunError, match=r"NaN|the generation failed: RayTaskError"):
+            answered(fleet(handle)).result()
+        assert len(handle.jobs) == 1
+
+
+def test_a_wrong_job_is_refused_before_anybody_is_asked(fleet):
+    with pytest.raises(l2c_export.UsageError, match="class label 99"):
+        answered(fleet(Handle()), Job({"class_labels": 99}))
+
+
+def test_the_bound_is_kept_and_several_jobs_are_accepted_or_none(fleet):
+    async def ask():
+        engine = fleet(Handle(*[None] * 4), most=4)
+        engine.submit_all([Job({"class_labels": n}) for n in range(3)])
+        with pytest.raises(Full, match="3 images are asked for, and at most 4 may be"):
+            engine.submit_all([Job({"class_labels": n}) for n in range(2)])
+        assert engine.waiting == 3
+        engine.submit(Job({"class_labels": 1}))
+        assert (engine.counts["accepted"], engine.counts["rejected"]) == (4, 2)
+
+    asyncio.run(ask())
+
+
+def test_who_leaves_takes_the_job_along(fleet):
+    async def ask():
+        handle = Handle(None)
+        engine = fleet(handle)
+        ticket = engine.submit(Job({"class_labels": 1}))
+        await asyncio.sleep(0.01)
+        ticket.cancel()
+        await asyncio.sleep(0.01)
+        assert handle.asked[0].cancelled
+        assert (engine.waiting, engine.counts["cancelled"]) == (0, 1)
+
+    asyncio.run(ask())
+
+
+def test_a_step_is_shown_once_whoever_shows_it(fleet):
+    seen = []
+    handle = Handle([preview(2), preview(4), DIED], [preview(2), preview(4), preview(6), MADE])
+    ticket = answered(fleet(handle), Job({"class_labels": 3}, previews=3), lambda shown: seen.append(shown.step))
+    assert ticket.result() is MADE
+    assert seen == [2, 4, 6]
+
+
+def test_draining_finishes_what_was_accepted_and_no_more(fleet):
+    async def ask():
+        engine = fleet(Handle(MADE, None))
+        first, second = engine.submit_all([Job({"class_labels": 1})] * 2)
+        assert not await engine.drained(0.1)
+        assert first.result() is MADE
+        assert isinstance(second.exception(), Draining)
+        with pytest.raises(Draining):
+            engine.submit(Job({"class_labels": 1}))
+
+    asyncio.run(ask())
