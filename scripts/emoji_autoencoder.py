@@ -54,7 +54,7 @@ def error(model: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 def train(images: Tensor, seconds: float, device: torch.device, batch: int = BATCH) -> tuple[AutoencoderKL, dict[str, float]]:
-    """Of images (N, H, W, 3) of uint8: an autoencoder (averaged weights) whose scaling_factor makes the latents' deviation 1."""
+    """Of images (N, H, W, 3) of uint8: an autoencoder (averaged) whose scaling_factor makes the latents' deviation 1."""
     torch.manual_seed(0)
     half = device.type == "cuda"
     model = AutoencoderKL(**CONFIG).to(device, memory_format=torch.channels_last)
@@ -97,9 +97,8 @@ def as_float(images: Tensor) -> Tensor:
 @torch.no_grad()
 def encode(model: AutoencoderKL, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """The latents' means (N, 8, 16, 16), unscaled, of the pictures as they are, or moved."""
-    return torch.cat([
-        model.encode(moved(as_float(part), generator) if generator else as_float(part)).latent_dist.mean for part in images.split(128)
-    ])  # fmt: skip
+    parts = map(as_float, images.split(128))
+    return torch.cat([model.encode(moved(p, generator) if generator else p).latent_dist.mean for p in parts])
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ CONFIG = {
     "interpolation_scale": 1,
 }  # fmt: skip
 SCHEDULER = {
-    "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction",
+    "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
+    "prediction_type": "v_prediction",
 }  # fmt: skip
 RATE, WARMUP, AVERAGE, CLIP, BATCH, DROPPED = 6e-4, 1000, 0.9995, 1.0, 1024, 0.1
 LOOK_EVERY = 10

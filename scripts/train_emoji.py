@@ -40,7 +40,8 @@ PROMPTS = (
     "a blue heart", "a purple car", "a green cat", "a pink elephant", "a blue rose", "a sleepy cat", "a happy pumpkin", "",
 )  # fmt: skip
 INDEX = {
-    "_class_name": "PixArtSigmaPipeline", "_diffusers_version": "0.32.0", "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+    "_class_name": "PixArtSigmaPipeline", "_diffusers_version": "0.32.0",
+    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
     "text_encoder": ["transformers", "BertModel"], "tokenizer": ["transformers", "BertTokenizer"],
     "transformer": ["diffusers", "PixArtTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
 }  # fmt: skip
@@ -111,11 +112,13 @@ def parts(out: Path, text: Path) -> None:
         (out / name).write_text(json.dumps(content, indent=2) + "\n")
     for folder, files in {
         "text_encoder": ("config.json", "model.safetensors"),
-        "tokenizer": ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"),
+        "tokenizer": ("tokenizer.json", "vocab.txt", "special_tokens_map.json"),
     }.items():
         (out / folder).mkdir(exist_ok=True)
         for name in files:
             shutil.copy(text / name, out / folder / name)
+    tokenizer = json.loads((text / "tokenizer_config.json").read_text()) | {"model_max_length": emoji_transformer.TOKENS}
+    (out / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2) + "\n")
     weights = load_file(text / "model.safetensors")
     save_file(
         {n: w.half() if w.is_floating_point() else w for n, w in weights.items()}, out / "text_encoder" / "model.safetensors"

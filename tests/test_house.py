@@ -21,8 +21,8 @@ PACKAGE = ROOT / "l2c_export"
 MODULES = {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text()) for p in sorted(PACKAGE.rglob("*.py"))}
 
 # from the ground up: a folder imports from those before it (l2c_export/ARCHITECTURE.md)
-ORDER = ("errors", "version", "ir", "support", "demo", "emoji", "samplers", "weights", "models", "schedules", "artefact", "backends",
-         "pytorch", "runtime", "integrations", "verification", "compiler", "inspection", "training", "benchmarks",
+ORDER = ("errors", "version", "ir", "support", "demo", "emoji", "samplers", "weights", "models", "schedules", "artefact",
+         "backends", "pytorch", "runtime", "integrations", "verification", "compiler", "inspection", "training", "benchmarks",
          "serving", "sampling", "distribution", "cli", "__init__", "__main__")  # fmt: skip
 LOOSE, LONGEST = 6, 15  # modules in no folder; modules of a chain of imports
 
