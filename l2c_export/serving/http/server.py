@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvicorn
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 LAST_SECONDS = 5  # in which answers that are ready have to be sent
 LONGEST_HEAD = 16 * 1024  # bytes
 BACKLOG = 128
+WORKERS = 2  # threads that encode pictures; every further one keeps some megabytes for itself
 T = TypeVar("T")
 
 
@@ -93,6 +95,7 @@ class LoadingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(WORKERS, "l2c-worker"))
         await super().startup(sockets)
         with contextlib.suppress(NotImplementedError, AttributeError, RuntimeError):  # Windows; a thread that is not the first
             self._loop.add_signal_handler(signal.SIGHUP, lambda: self._do(self._reload()))
