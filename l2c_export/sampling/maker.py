@@ -14,19 +14,19 @@ from ..runtime.images import as_bytes
 from ..support.progress import Step, unsaid
 from . import shards
 from .plan import SamplePlan, Shard
-from .shards import Made
+from .shards import ShardImages
 
 if TYPE_CHECKING:
     from ..runtime.pipeline import Pipeline
 
 
-def make(pipe: Pipeline, plan: SamplePlan, shard: Shard, step: Step = unsaid) -> Made:
+def make(pipe: Pipeline, plan: SamplePlan, shard: Shard, step: Step = unsaid) -> ShardImages:
     """Its images, in batches of the size that the artefact was compiled for, always: it may decide the last bits."""
     batches = [_batch(pipe, plan, numbers, step) for numbers in _batches(shard, pipe.manifest.batch)]
     latents = np.concatenate([batch.latents for batch in batches if batch.latents is not None])
     if batches[0].images is None:
-        return Made(None, latents)
-    return Made(np.concatenate([batch.images for batch in batches if batch.images is not None]), latents)
+        return ShardImages(None, latents)
+    return ShardImages(np.concatenate([batch.images for batch in batches if batch.images is not None]), latents)
 
 
 def _batches(shard: Shard, size: int) -> Iterator[list[int]]:
@@ -34,7 +34,7 @@ def _batches(shard: Shard, size: int) -> Iterator[list[int]]:
     yield from (numbers[n : n + size] for n in range(0, len(numbers), size))
 
 
-def _batch(pipe: Pipeline, plan: SamplePlan, numbers: list[int], step: Step) -> Made:
+def _batch(pipe: Pipeline, plan: SamplePlan, numbers: list[int], step: Step) -> ShardImages:
     filled = numbers + [numbers[-1]] * (pipe.manifest.batch - len(numbers))
     pixels = request.makes_pixels(pipe.manifest)
     made = pipe(**plan.request(filled), output_type="np" if pixels else "latent")
@@ -46,7 +46,7 @@ def _batch(pipe: Pipeline, plan: SamplePlan, numbers: list[int], step: Step) -> 
                 "makes it, generate it alone with check_finite=True"
             )
     step(len(numbers))
-    return Made(as_bytes(made.images[: len(numbers)]) if pixels else None, latents)
+    return ShardImages(as_bytes(made.images[: len(numbers)]) if pixels else None, latents)
 
 
 def write(pipe: Pipeline, out: Path, plan: SamplePlan, shard: Shard, step: Step = unsaid) -> None:

@@ -19,7 +19,7 @@ from .plan import SamplePlan, Shard
 PARTIAL = ".partial"
 
 
-class Made(NamedTuple):
+class ShardImages(NamedTuple):
     """The images of a shard: pixels (N, H, W, C) uint8, or latents (N, C, H, W) float32 of a model without pixels."""
 
     images: np.ndarray | None
@@ -37,7 +37,7 @@ def sweep(out: Path) -> None:
         _remove(path)
 
 
-def write(out: Path, plan: SamplePlan, shard: Shard, made: Made) -> None:
+def write(out: Path, plan: SamplePlan, shard: Shard, made: ShardImages) -> None:
     """A shard, on the disk when this returns.  Raises OSError, and nothing is left of it then."""
     with _arriving(out / shard.name) as partial:
         if plan.format == "png":
@@ -46,7 +46,7 @@ def write(out: Path, plan: SamplePlan, shard: Shard, made: Made) -> None:
             _write_arrays(partial, plan, shard, made)
 
 
-def _write_arrays(path: Path, plan: SamplePlan, shard: Shard, made: Made) -> None:
+def _write_arrays(path: Path, plan: SamplePlan, shard: Shard, made: ShardImages) -> None:
     numbers = range(shard.first, shard.first + shard.images)
     kind, values = ("latents", made.latents) if made.images is None else ("images", made.images)
     arrays = {kind: values, "seeds": np.array([plan.seed + n for n in numbers])}
@@ -56,7 +56,7 @@ def _write_arrays(path: Path, plan: SamplePlan, shard: Shard, made: Made) -> Non
         np.savez(file, **arrays)  # type: ignore[arg-type]  # of numpy 2.2: keywords are its own
 
 
-def _write_pictures(folder: Path, shard: Shard, made: Made) -> None:
+def _write_pictures(folder: Path, shard: Shard, made: ShardImages) -> None:
     assert made.images is not None
     folder.mkdir()
     for number, pixels in enumerate(made.images, shard.first):

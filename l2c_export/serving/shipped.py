@@ -1,4 +1,4 @@
-"""Models that are part of the package, compiled on their first use into the user's cache."""
+"""Models that are part of the package: emoji is compiled already, the digits are on their first use, into the user's cache."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import demo
-from ..artefact import store
+from ..artefact import shipped, store
 from ..errors import L2CError, UsageError
 from ..support.cache import cache_folder
 from ..support.files import Report
 from ..support.log import logged
 from ..support.source_hash import source_hash
 
-NAMES = (demo.NAME,)
+NAMES = (demo.NAME, "emoji")
 BATCH = 8
 
 
@@ -26,6 +26,8 @@ def artefact_of(name: str, compile: Callable[..., object], report: Report = logg
         raise UsageError(
             f"model={name!r}: only {' and '.join(NAMES)} can be served by name: compile others, and give the folder"
         )
+    if (ours := shipped.named(name)) is not None:
+        return ours
     made_by = source_hash("compiler", "models", "artefact", "demo", "schedules", "samplers", "ir", "weights")[:16]
     folder = cache_folder("models") / f"{name}-{made_by}"
     try:

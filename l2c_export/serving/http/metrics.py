@@ -32,7 +32,7 @@ class Metrics:
                                  buckets=SECONDS, **own)  # fmt: skip
         self._run = Histogram("l2c_run_seconds", "Of a request's batch.", ["model"], buckets=SECONDS, **own)
         self._reloads = Counter("l2c_reloads", "Reloads of all models.", ["outcome"], **own)
-        self._registry.register(Engines(shelf))
+        self._registry.register(EngineFigures(shelf))
         ProcessCollector(namespace="l2c", registry=self._registry)
 
     def answered(self, route: str, method: str, status: int, seconds: float, notes: Mapping[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class Engines(Collector):
+class EngineFigures(Collector):
     """What the engines count themselves, read when somebody asks."""
 
     def __init__(self, shelf: Shelf) -> None:
