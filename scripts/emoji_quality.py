@@ -40,7 +40,7 @@ def prepare(args: argparse.Namespace) -> None:
     """Texts, their arrays, and the sentence vectors of all names."""
     from transformers import AutoTokenizer, BertModel
 
-    from l2c_export.runtime import prompts
+    from l2c_export.runtime.prompts import encode
 
     seen, held = emoji.split(emoji.read(args.pictures, *args.names))
     plain = sorted({e.name for e in seen if e.weight == 1 and not e.variant and not emoji.FLAG.search(e.name)})
@@ -48,7 +48,7 @@ def prepare(args: argparse.Namespace) -> None:
     inside = chance.choice(plain, args.count, replace=False).tolist()
     outside = chance.choice(sorted({e.name for e in held}), args.count // 2, replace=False).tolist()
     asked = [*inside, *outside]
-    arrays = prompts.encode(args.engines[0], [emoji.with_article(name) for name in asked])
+    arrays = encode(args.engines[0], [emoji.with_article(name) for name in asked])
     names = sorted({*plain, *asked})
     tokenizer, encoder = AutoTokenizer.from_pretrained(args.text), BertModel.from_pretrained(args.text, add_pooling_layer=False)
     vectors = []
@@ -164,7 +164,7 @@ def decoded(vae: Any, latents: np.ndarray, device: torch.device) -> np.ndarray:
 
 
 def steps_of(pipe: l2c_export.Pipeline, args: argparse.Namespace) -> list[int]:
-    known = sorted({compiled.program.steps for compiled in pipe.manifest.all_programs}, reverse=True)
+    known = sorted({compiled.program.steps for compiled in pipe.manifest.all_programs()}, reverse=True)
     return [steps for steps in known if not args.steps or steps in args.steps]
 
 

@@ -26,6 +26,7 @@ INSIDE = {
     "quality.py": {"models", "support", "support.figure"},  # and its palette, and the machine as benchmarks name it
     "serve_load.py": {"support.figure"},
     # are the servers that they measure, and break
+    "emoji_quality.py": {"runtime.prompts"},
     "fleet_faults.py": {"serving.fleet", "serving.fleet.environment", "serving.fleet.options", "serving.http.answers",
                         "support.machine"},
     "serving_cpu.py": {"serving.triton", "support.machine"},
