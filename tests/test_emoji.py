@@ -65,7 +65,7 @@ def test_it_is_small_enough_to_ship():
 
 def test_a_prompt_becomes_a_file_without_pytorch(tmp_path):
     words = ["run", "emoji", "--prompt", "a red apple", "--steps", "40", "--out", str(tmp_path / "apple.png")]
-    code = without(["torch", "diffusers", "transformers", "onnx"]) + f"from l2c_export.cli.main import main; main({words})"
+    code = without(["torch", "diffusers", "transformers", "onnx"]) + f"from l2c_export.cli.main import l2c\nl2c({words})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert PIL.open(tmp_path / "apple.png").size == (128, 128)
