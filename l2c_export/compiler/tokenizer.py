@@ -39,11 +39,17 @@ def read(folder: Path, kind: str) -> Tokenizer:
             fast = getattr(loaded, "backend_tokenizer", None)
             text = fast.to_str() if fast is not None else None
     except Exception as error:  # damaged files end in errors of all kinds
-        raise ModelError(f"{folder}: has no fast form (tokenizer.json) that can be made: {first_line(error)}") from None
+        why = first_line(_first(error))
+        raise ModelError(f"{folder}: has no fast form (tokenizer.json) that can be made: {why}") from None
     if text is None or loaded.pad_token_id is None:
         raise ModelError(f"{folder}: has no fast form (tokenizer.json), or no padding: save it with a newer transformers")
     longest = loaded.model_max_length
     return Tokenizer(text.encode(), loaded.pad_token_id, longest if longest < UNLIMITED else 0, len(loaded))
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong before anything else: transformers goes on to other forms, which fail, too."""
+    return _first(error.__context__) if error.__context__ else error
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def test_what_the_weights_do_not_say_of_their_model_is_asked_for_or_said_by_thei
     ("--threshold 1.5", 2, "--threshold 1.5: must be between 0 and 1"),
     ("--guidance-scale nan", 2, "--guidance-scale nan: must be a finite number"),
     ("--guidance-scale 1e40", 2, "--guidance-scale 1e+40: must be a finite number"),
-    ("--model foreign", 2, "--model foreign: training knows no pipeline folders"),
+    ("--model foreign", 2, "--model foreign: routers are trained for names like DiT-XL/2"),
     ("--target-reduction 40", 2, "--target-reduction 40.0: must be between 0 and 1, like 0.4"),
     ("--target-reduction 0.4 --threshold 0.4", 2, "--threshold 0.4: --target-reduction chooses it"),
     ("--precision int8", 2, "--precision int8: use one of fp32, bf16, fp16"),
