@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import click
@@ -76,7 +77,8 @@ def train(as_json: bool, **options: Any) -> None:
     with bars() as shown:
         found = learn(**options, report=say, progress=shown.progress)
     if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first speaks
-        return
+        sys.stderr.flush()
+        os._exit(0)  # at once: a thread of Gloo's that still ends makes an abort of a Python that does, too
     if as_json:
         print_json(found)
     elif options["search"]:
