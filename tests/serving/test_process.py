@@ -188,12 +188,16 @@ def test_the_end_finishes_what_was_accepted(demo):
             time.sleep(0.005)
         began = time.monotonic()
         assert server.stop() == 0
-        assert all(each.result(SOON).shape == (28, 28) for each in asked)
+        late = [each.exception(SOON) for each in asked if each.exception(SOON)]  # who asked when it had begun to end
+        assert all("draining" in str(error) for error in late)
+        drawn = [each.result() for each in asked if not each.exception()]
+        assert all(picture.shape == (28, 28) for picture in drawn)
+        assert len(drawn) >= 10
         assert time.monotonic() - began < 20
         (drained,) = server.logged("drained")
         counts = drained["images"]["demo"]
-        assert (counts["accepted"], counts["made"]) == (12, 12)
-        assert json.loads(server.process.stdout.read())["images"]["demo"]["made"] == 12
+        assert (counts["accepted"], counts["made"]) == (len(drawn), len(drawn))
+        assert json.loads(server.process.stdout.read())["images"]["demo"]["made"] == len(drawn)
         assert all(line.startswith("{") for line in server.lines), "nothing but JSON"
 
 
