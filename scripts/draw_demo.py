@@ -14,6 +14,7 @@ import platform
 import re
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,13 @@ CLASSES = range(10)
 ROUNDS = 9
 
 
-def seconds(pipes: list[l2c_export.Pipeline]) -> list[float]:
-    """For one image, the median of interleaved rounds after a warm-up."""
-    times: list[list[float]] = [[] for _ in pipes]
-    for n in range(ROUNDS + 1):
-        for pipe, kept in zip(pipes, times, strict=True):
+def seconds(draws: Sequence[Callable[[int], object]], rounds: int = ROUNDS) -> list[float]:
+    """Of each, which draws one image of a round, the median of interleaved rounds after a warm-up."""
+    times: list[list[float]] = [[] for _ in draws]
+    for n in range(rounds + 1):
+        for draw_one, kept in zip(draws, times, strict=True):
             started = time.perf_counter()
-            pipe([CLASSES[n % 10]], seed=n)
+            draw_one(n)
             kept.append(time.perf_counter() - started)
     return [statistics.median(kept[1:]) for kept in times]
 
@@ -73,7 +74,7 @@ def main() -> None:
     ap.add_argument("--out", type=Path, default=Path("digits.png"))
     args = ap.parse_args()
     pipes = [l2c_export.load(folder) for folder in args.engines]
-    times = seconds(pipes)
+    times = seconds([lambda n, pipe=pipe: pipe([CLASSES[n % 10]], seed=n) for pipe in pipes])
     strips = [strip(pipe, args.seed) for pipe in pipes]
     shares = [pipe.manifest.program().computed_share for pipe in pipes]
     captions = [

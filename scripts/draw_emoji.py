@@ -10,28 +10,21 @@ interleaved rounds, for one picture from its prompt; under the picture stands wh
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from draw_demo import draw, processor
+from draw_demo import draw, processor, seconds
 
 import l2c_export
 
 PROMPTS = ("a red apple", "a cat", "a rocket", "a slice of pizza", "a frog", "a birthday cake", "a ghost", "a guitar",
            "a blue heart", "a purple car")  # fmt: skip
-ROUNDS = 9
 
 
-def seconds(runs: list[tuple[l2c_export.Pipeline, int]]) -> list[float]:
-    times: list[list[float]] = [[] for _ in runs]
-    for n in range(ROUNDS + 1):
-        for (pipe, steps), kept in zip(runs, times, strict=True):
-            started = time.perf_counter()
-            pipe(prompt=[PROMPTS[n % len(PROMPTS)]], seed=n, steps=steps)
-            kept.append(time.perf_counter() - started)
-    return [statistics.median(kept[1:]) for kept in times]
+def drawing(pipe: l2c_export.Pipeline, steps: int) -> Callable[[int], object]:
+    """Draws one picture of a round, from its prompt."""
+    return lambda n: pipe(prompt=[PROMPTS[n % len(PROMPTS)]], seed=n, steps=steps)
 
 
 def strip(pipe: l2c_export.Pipeline, steps: int, seed: int) -> np.ndarray:
@@ -53,7 +46,7 @@ def main() -> None:
     named = [(text.rpartition(":")[0], int(text.rpartition(":")[2])) for text in args.programs]
     pipes = {folder: l2c_export.load(folder) for folder, _ in named}
     runs = [(pipes[folder], steps) for folder, steps in named]
-    times = seconds(runs)
+    times = seconds([drawing(*run) for run in runs])
     captions = []
     for (pipe, steps), t in zip(runs, times, strict=True):
         full = sum(bool(call.computed) for call in pipe.manifest.program(steps=steps).calls)

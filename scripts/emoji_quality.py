@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import emoji
 import numpy as np
 import torch
+from draw_demo import processor, seconds
+from draw_emoji import drawing
 from metrics import frechet
 from quality import summary
 from torch import Tensor
@@ -172,21 +172,11 @@ def measure_time(args: argparse.Namespace) -> None:
     """Medians of interleaved rounds, for one image from its prompt to its pixels."""
     pipes = {folder.name: l2c_export.load(folder) for folder in args.engines}
     runs = {f"{name}/{steps}": (pipe, steps) for name, pipe in pipes.items() for steps in steps_of(pipe, args)}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for n in range(args.rounds + 1):
-        for name, (pipe, steps) in runs.items():
-            started = time.perf_counter()
-            pipe(prompt=["a red apple"], seed=n, steps=steps)
-            times[name].append(time.perf_counter() - started)
+    times = seconds([drawing(*run) for run in runs.values()], args.rounds)
     result = load(args.json)
-    result["time"] = {"processor": processor(), "seconds": {name: statistics.median(kept[1:]) for name, kept in times.items()}}
+    result["time"] = {"processor": processor(), "seconds": dict(zip(runs, times, strict=True))}
     save(args.json, result)
     print(json.dumps(result["time"], indent=1))
-
-
-def processor() -> str:
-    found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    return found[1] if found else "?"
 
 
 def load(file: Path) -> dict[str, Any]:

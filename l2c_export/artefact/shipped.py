@@ -26,6 +26,11 @@ def named(name: str) -> Path | None:
     return folder if NAME.fullmatch(name) and (folder / FILE).is_file() else None
 
 
+def names() -> list[str]:
+    """Those that artefacts come under."""
+    return sorted(folder.name for folder in HOME.iterdir() if named(folder.name))
+
+
 def place(given: Any) -> Any:
     """The folder that is meant by what a user gives: a path as it is, or the name of an artefact that comes with the package.
 

@@ -13,7 +13,6 @@ from ..support.files import Report
 from ..support.log import logged
 from ..support.source_hash import source_hash
 
-NAMES = (demo.NAME, "emoji")
 BATCH = 8
 
 
@@ -22,12 +21,11 @@ def artefact_of(name: str, compile: Callable[..., object], report: Report = logg
 
     Raises UsageError for another model, and MissingExtra where it would have to be compiled.
     """
-    if name not in NAMES:
-        raise UsageError(
-            f"model={name!r}: only {' and '.join(NAMES)} can be served by name: compile others, and give the folder"
-        )
     if (ours := shipped.named(name)) is not None:
         return ours
+    if name != demo.NAME:
+        known = " and ".join([demo.NAME, *shipped.names()])
+        raise UsageError(f"model={name!r}: only {known} can be served by name: compile others, and give the folder")
     made_by = source_hash("compiler", "models", "artefact", "demo", "schedules", "samplers", "ir", "weights")[:16]
     folder = cache_folder("models") / f"{name}-{made_by}"
     try:

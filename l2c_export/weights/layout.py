@@ -134,7 +134,7 @@ def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> 
             record = layout.tensors[name]
             kept = stored(name, value, record)
             if record.stored:
-                losses.add(name, value, widened(kept[name], kept.get(f"{name}{SCALE}"), record.dtype))
+                losses.add(name, value, loaded(name, kept, record))
             for part, data in kept.items():
                 file.seek(layout.place(part).offset)
                 file.write(data.reshape(-1).view(np.uint8).data)  # bfloat16 is no type of buffers
@@ -153,7 +153,11 @@ def stored(name: str, value: np.ndarray, record: TensorRecord) -> dict[str, np.n
 
 def as_loaded(name: str, value: np.ndarray, record: TensorRecord) -> np.ndarray:
     """A tensor as it is when it was stored and loaded again."""
-    kept = stored(name, value, record)
+    return loaded(name, stored(name, value, record), record)
+
+
+def loaded(name: str, kept: Mapping[str, np.ndarray], record: TensorRecord) -> np.ndarray:
+    """What `stored` made of a tensor, as it is computed with."""
     return widened(kept[name], kept.get(f"{name}{SCALE}"), record.dtype) if record.stored else kept[name]
 
 
