@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BackendError
+from ...ir.dtypes import FP8
 from ...ir.graph import Primitive, Value
 from ...ir.signature import Misfit
 from ...support.words import first_line
@@ -29,6 +30,8 @@ from .views import ArrayView
 Shapes = tuple[tuple[tuple[int, ...], str], ...]
 
 OLDEST = 80  # Ampere: the first with bfloat16
+OLDEST_FP8 = 89  # Ada: the first with e4m3
+IN_BF16 = "compile with precision='bf16' for it"
 
 
 class CudaEngine:
@@ -73,6 +76,8 @@ class CudaBackend:
             raise BackendError(
                 f"cuda: {self.memory.name} is {self.memory.architecture}, older than sm{OLDEST}: use another backend"
             )
+        if request.precision == FP8 and int(self.memory.architecture.removeprefix("sm")) < OLDEST_FP8:
+            raise BackendError(f"cuda: {self.memory.name} is {self.memory.architecture}: {FP8} needs sm{OLDEST_FP8}: {IN_BF16}")
         self.products = Products(self.memory)
         self.attention = FusedAttention(self.memory)
         self._launcher = Launcher(self.memory)

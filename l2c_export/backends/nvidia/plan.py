@@ -18,7 +18,7 @@ from ...ir.signature import Misfit
 from ..contract import ALIGNED
 from . import by_hand
 from .constants import table
-from .facts import ALIASES, BY_HAND, COVERED, NORMS, Facts
+from .facts import ALIASES, BY_HAND, COVERED, NORMS, PRODUCTS, Facts
 from .kernels import KernelValues, Unfused, entrywise, rowwise
 from .normal import normal
 from .pointwise import POINTWISE
@@ -52,7 +52,7 @@ class Planner:
 
     def plan(self) -> StepPlan:
         for n, p in enumerate(self.facts.primitives):
-            if p.op == "linear":
+            if p.op in PRODUCTS:
                 self._linear(p)
             elif p.op == "sdpa":
                 self._sdpa(p)
@@ -140,24 +140,25 @@ class Planner:
     # what libraries make
 
     def _linear(self, p: Primitive) -> None:
-        x, weight, *bias = (self.placed[name] for name in p.inputs)
+        x, weight, *more = (self.placed[name] for name in p.inputs)
+        scales, bias = ((more[0], more[1]), more[2:]) if p.op == "linear_fp8" else (None, more)
         columns = x.shape[-1]
         x, weight = x.reshaped((math.prod(x.shape[:-1]), columns)), weight.reshaped((weight.shape[0], columns))
         parts = len(p.outputs)
         if p.outputs in self.facts.packed:
             rows = shape_of(self.types[p.outputs[0]])[:-1]
-            to = self._temporary(p.outputs[0], Value((*rows, weight.shape[0]), weight.dtype))
+            to = self._temporary(p.outputs[0], Value((*rows, weight.shape[0]), self.types[p.outputs[0]].dtype))
             self.placed.update(zip(p.outputs, to.parts(parts), strict=True))
-            self._product(x, weight, bias, to)
+            self._product(x, weight, bias, to, scales=scales)
             return
-        if parts == 1 and self._epilogue(p, x, weight, bias):
+        if parts == 1 and scales is None and self._epilogue(p, x, weight, bias):
             return
         height = weight.shape[0] // parts
         for n, name in enumerate(p.outputs):
             self.placed[name] = self._target(name)
             own = replace(weight, shape=(height, columns), offset=weight.offset + n * height * columns)
             shift = [replace(b, shape=(height,), offset=b.offset + n * height) for b in bias]
-            self._product(x, own, shift, self.placed[name])
+            self._product(x, own, shift, self.placed[name], scales=scales)
 
     def _epilogue(self, p: Primitive, x: ArrayView, weight: ArrayView, bias: list[ArrayView]) -> bool:
         """Whether what is done with a product next is done by the product."""
@@ -194,10 +195,11 @@ class Planner:
         to: ArrayView,
         residual: ArrayView | None = None,
         gelu: bool = False,
+        scales: tuple[ArrayView, ArrayView] | None = None,
     ) -> None:
         shape = (x.shape[0], weight.shape[0])
         more = residual.reshaped(shape) if residual else None
-        self.steps.append(Product(x, weight, bias[0] if bias else None, more, gelu, to.reshaped(shape)))
+        self.steps.append(Product(x, weight, bias[0] if bias else None, more, gelu, to.reshaped(shape), scales))
 
     def _sdpa(self, p: Primitive) -> None:
         q, k, v, *mask = views = [self.placed[name] for name in p.inputs]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import BackendError
+from ...ir.dtypes import E4M3
 from ...support.cache import cache_folder, keep, kept
 from ...support.extras import needs
 from ...support.words import first_line
@@ -26,7 +27,7 @@ from .steps import Product
 WORKSPACE = 32 * 2**20  # bytes: what NVIDIA advises on Hopper
 CANDIDATES = 8  # that are timed where products are tuned
 CLEARLY = 0.95  # of the first choice's time: what another has to reach
-KINDS = {"float32": "CUDA_R_32F", "float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF"}
+KINDS = {"float32": "CUDA_R_32F", "float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF", E4M3: "CUDA_R_8F_E4M3"}
 Pointer = Callable[[Any], int]  # of a view
 
 
@@ -41,11 +42,17 @@ class ProductShape(NamedTuple):
     residual: bool
     gelu: bool
     aligned: tuple[int, int, int, int]  # bytes: weight, x, residual, result
+    factors: str = ""  # the type of weight and x, where it is not that of the result
 
     @property
     def key(self) -> str:
         """What is measured once, wherever the arrays lie."""
-        return " ".join(map(str, self[:-1]))
+        return " ".join(map(str, (*self[:-2], *([self.factors] if self.factors else []))))
+
+    @property
+    def factor(self) -> str:
+        """The type of weight and x."""
+        return self.factors or self.dtype
 
 
 def shape_of_product(product: Product, addresses: tuple[int, int, int, int]) -> ProductShape:
@@ -53,7 +60,8 @@ def shape_of_product(product: Product, addresses: tuple[int, int, int, int]) -> 
     (rows, inner), columns = product.x.shape, product.out.shape[1]
     a, b, c, d = (min(ALIGNED, address & -address) if address else ALIGNED for address in addresses)
     given = product.bias is not None, product.residual is not None, product.gelu
-    return ProductShape(rows, columns, inner, product.out.dtype, *given, (a, b, c, d))
+    factors = product.x.dtype if product.scales else ""
+    return ProductShape(rows, columns, inner, product.out.dtype, *given, (a, b, c, d), factors)
 
 
 class Prepared:
@@ -61,11 +69,11 @@ class Prepared:
 
     def __init__(self, products: Products, shape: ProductShape) -> None:
         lt, kinds = products.lt, products.kinds
-        kind = getattr(kinds, KINDS[shape.dtype])
+        kind, factor = (getattr(kinds, KINDS[dtype]) for dtype in (shape.dtype, shape.factor))
         self.operation = lt.matmul_desc_create(products.compute, kinds.CUDA_R_32F)
         rows, columns, inner = shape.rows, shape.columns, shape.inner
-        self.weight = lt.matrix_layout_create(kind, inner, columns, inner)
-        self.x = lt.matrix_layout_create(kind, inner, rows, inner)
+        self.weight = lt.matrix_layout_create(factor, inner, columns, inner)
+        self.x = lt.matrix_layout_create(factor, inner, rows, inner)
         self.made = lt.matrix_layout_create(kind, columns, rows, columns)
         weakref.finalize(self, _destroy, lt, self.operation, (self.weight, self.x, self.made))
         attributes = lt.MatmulDescAttribute
@@ -73,6 +81,8 @@ class Prepared:
         name = {(False, False): "DEFAULT", (True, False): "BIAS", (False, True): "GELU", (True, True): "GELU_BIAS"}
         epilogue = lt.Epilogue[name[shape.bias, shape.gelu]]
         products.set(lt.matmul_desc_set_attribute, self.operation, attributes.EPILOGUE, epilogue, np.int32)
+        if shape.factors:  # sums of 128 products at a time in the tensor cores, as everybody's inference does
+            products.set(lt.matmul_desc_set_attribute, self.operation, attributes.FAST_ACCUM, 1, np.int8)
         self.found = self._candidates(products, shape)
         self.algorithm = self.found[:1]
         known = products.known.get(shape.key)
@@ -162,17 +172,22 @@ class Products:
         residual = pointer(product.residual) if product.residual else made
         shape = shape_of_product(product, (weight, x, residual, made))
         bias = pointer(product.bias) if product.bias else 0
-        return self.run(self.prepared(shape), x, weight, bias, residual if product.residual else 0, made)
+        scales = (pointer(product.scales[0]), pointer(product.scales[1])) if product.scales else (0, 0)
+        return self.run(self.prepared(shape), x, weight, bias, residual if product.residual else 0, made, scales)
 
-    def run(self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, made: int) -> Callable[[], None]:
+    def run(
+        self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, made: int, scales: tuple[int, int] = (0, 0)
+    ) -> Callable[[], None]:
         """The same over addresses; 0 stands for what there is not."""
-        lt, name, given = self.lt, self.lt.MatmulDescAttribute.BIAS_POINTER, np.array([bias], np.uint64)
+        lt, names = self.lt, self.lt.MatmulDescAttribute
+        given = {names.BIAS_POINTER: bias, names.A_SCALE_POINTER: scales[1], names.B_SCALE_POINTER: scales[0]}
+        pointers = [(name, np.array([address], np.uint64)) for name, address in given.items() if address]
         one, beta = self._one.ctypes.data, (self._one if residual else self._zero).ctypes.data
         algorithm = prepared.algorithm["algo"].copy()
 
         def run() -> None:
-            if bias:
-                lt.matmul_desc_set_attribute(prepared.operation, name, given.ctypes.data, given.nbytes)
+            for name, address in pointers:
+                lt.matmul_desc_set_attribute(prepared.operation, name, address.ctypes.data, address.nbytes)
             lt.matmul(
                 self.handle, prepared.operation, one, weight, prepared.weight, x, prepared.x, beta, residual or made,
                 prepared.made, made, prepared.made, algorithm.ctypes.data, self._workspace.pointer, WORKSPACE, self._stream,

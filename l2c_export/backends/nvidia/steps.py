@@ -13,7 +13,10 @@ from .views import ArrayView
 
 @dataclass(frozen=True)
 class Product:
-    """x (M, K) weight (N, K)' [+ bias (N,)] [+ residual (M, N)], or GELU of it, in out (M, N)."""
+    """x (M, K) weight (N, K)' [+ bias (N,)] [+ residual (M, N)], or GELU of it, in out (M, N).
+
+    What x and weight of e4m3 are multiples of is in `scales`, (1,) float32 each.
+    """
 
     x: ArrayView
     weight: ArrayView
@@ -21,10 +24,12 @@ class Product:
     residual: ArrayView | None
     gelu: bool
     out: ArrayView
+    scales: tuple[ArrayView, ArrayView] | None = None
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        return tuple(view.buffer for view in (self.x, self.weight, self.bias, self.residual, self.out) if view)
+        scales = self.scales or ()
+        return tuple(view.buffer for view in (self.x, self.weight, *scales, self.bias, self.residual, self.out) if view)
 
     @property
     def writes(self) -> frozenset[str]:
