@@ -121,7 +121,8 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
         subprocess.run([COMPILER, "-O1", "-w", "-shared", "-fPIC", "-std=c++20", "-pthread", source, "-o", library], check=True)
         self.library = ctypes.CDLL(str(library))
 
-    def run(self, plan: StepPlan, given: dict[str, torch.Tensor], own_attention: bool = False) -> None:
+    def run(self, plan: StepPlan, given: dict[str, torch.Tensor], own_attention: bool = False,
+            otherwise: bool = False) -> None:  # fmt: skip
         """Fill the outputs that are among what is given."""
         memory = dict(given)
         memory |= {name: torch.from_numpy(np.ascontiguousarray(table)) for name, table in plan.tables.items()}
@@ -134,7 +135,7 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
             flat = source if source.dtype == kind else source[: len(source) // 4 * 4].view(kind)
             return flat.as_strided(view.shape, view.strides, flat.storage_offset() + view.offset)
 
-        for step in plan.steps:
+        for step in (other for step in plan.steps for other in (getattr(step, "otherwise", ()) if otherwise else ()) or (step,)):
             if own_attention and isinstance(step, Attention):
                 step = step.own
             if isinstance(step, Kernel):
@@ -146,10 +147,11 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
                 getattr(self.library, f"run{self.number[step.source]}")(given, step.blocks, step.threads)
             elif isinstance(step, Product):
                 made = array(step.x).float() @ array(step.weight).float().T
-                made = made * array(step.scales[0]) * array(step.scales[1]) if step.scales else made
+                made = made * array(step.scales[0])[0] * array(step.scales[1])[0] if step.scales else made
                 made = made + array(step.bias).float() if step.bias else made
                 made = made + array(step.residual).float() if step.residual else made
                 made = torch.nn.functional.gelu(made, approximate="tanh") if step.gelu else made
+                made = (made * array(step.out_scale)[1]).clamp(-448, 448) if step.out_scale else made
                 array(step.out).copy_(made)
             elif isinstance(step, Attention):
                 mask = array(step.mask) if step.mask else None

@@ -112,7 +112,10 @@ def linear(x: Value, weight: Value, bias: Value | None = None, *, parts: int) ->
 
 @signature(2)
 def quantise(x: Value, scale: Value) -> tuple[Value, ...]:
-    """x / scale as e4m3, rounded to the nearest, the largest number of that type where it is more; a scale is (1,) float32."""
+    """x / scale as e4m3, rounded to the nearest, the largest number of that type where it is more.
+
+    A scale is (2,) float32: itself, and 1 over it.
+    """
     numbers(x)
     _scale(scale)
     return (Value(x.shape, E4M3),)
@@ -137,7 +140,7 @@ def fp8_fits(rows: int, columns: int, parts: int) -> bool:
 
 
 def _scale(scale: Value) -> None:
-    need((scale.shape, scale.dtype) == ((1,), "float32"), "a scale is one number of float32")
+    need((scale.shape, scale.dtype) == ((2,), "float32"), "a scale is two numbers of float32")
 
 
 @signature(3, 4, heads=SIZE)

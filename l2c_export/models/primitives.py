@@ -133,7 +133,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, parts: int 
 
 @primitive
 def quantise(x: Tensor, scale: Tensor) -> Tensor:
-    return (_wide(x) / scale).clamp(-MOST_E4M3, MOST_E4M3).to(torch.float8_e4m3fn)
+    return (_wide(x) * scale[1]).clamp(-MOST_E4M3, MOST_E4M3).to(torch.float8_e4m3fn)
 
 
 @primitive
@@ -144,7 +144,7 @@ def linear_fp8(
     made = linear(x.float(), weight.float(), parts=parts)
     shifts = bias.chunk(parts) if bias is not None else (torch.zeros((), dtype=torch.bfloat16, device=x.device),) * parts
     several = made if isinstance(made, tuple) else (made,)
-    scale = x_scale * weight_scale
+    scale = x_scale[0] * weight_scale[0]
     scaled = tuple((part * scale + shift).to(shift.dtype) for part, shift in zip(several, shifts, strict=True))
     return scaled if parts > 1 else scaled[0]
 

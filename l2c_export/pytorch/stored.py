@@ -19,7 +19,7 @@ def stored(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     kept = unscaled(folder, manifest)
     for name, tensor in manifest.denoiser.tensors.items():
         if tensor.dtype == E4M3:
-            kept[name] = kept[name].bfloat16() * kept[weight_scale(name)].bfloat16()
+            kept[name] = kept[name].bfloat16() * kept[weight_scale(name)][0].bfloat16()
     return kept
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..ir.dtypes import E4M3
 
 MOST = 448.0  # the largest number
+LEAST = -60  # the exponent of the least scale, which is no subnormal number of float32, nor is 1 over it
 WEIGHT = ".weight"
 HEADROOM = 2.0  # so much more than was seen may what is multiplied become before it is cut off
 
@@ -28,18 +29,13 @@ def input_scale(weight: str) -> str:
 
 
 def scale_of(largest: float) -> np.ndarray:
-    """(1,) float32: the least power of two with which numbers up to the largest fit."""
+    """(2,) float32: the least power of two with which numbers up to the largest fit, and 1 over it."""
     fits = largest > 0 and math.isfinite(largest)
-    return np.array([2.0 ** math.ceil(math.log2(largest / MOST)) if fits else 1.0], np.float32)
+    scale = 2.0 ** max(LEAST, math.ceil(math.log2(largest / MOST))) if fits else 1.0
+    return np.array([scale, 1 / scale], np.float32)
 
 
 def rounded(value: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """(..) float32 -> e4m3, to the nearest."""
-    made: np.ndarray = np.clip(np.asarray(value, np.float32) / scale, -MOST, MOST).astype(E4M3)
-    return made
-
-
-def widened(stored: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """(..) float32 of e4m3."""
-    made: np.ndarray = stored.astype(np.float32) * scale
+    made: np.ndarray = np.clip(np.asarray(value, np.float32) * scale[1], -MOST, MOST).astype(E4M3)
     return made

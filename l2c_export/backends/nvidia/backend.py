@@ -24,7 +24,7 @@ from .graphs import inlined
 from .launches import Launcher
 from .plan import plan, uncovered
 from .products import Products
-from .steps import Attention, Product, StepPlan
+from .steps import Attention, Product, Step, StepPlan
 from .views import ArrayView
 
 Shapes = tuple[tuple[tuple[int, ...], str], ...]
@@ -122,7 +122,7 @@ class CudaBackend:
             return address(view.buffer) + view.offset * np.dtype(view.dtype).itemsize
 
         runs: list[Run] = []
-        for step in plan.steps:
+        for step in self.supported(plan):
             if isinstance(step, Product):
                 runs.append(self.products.bind(step, pointer))
             elif isinstance(step, Attention):
@@ -130,6 +130,12 @@ class CudaBackend:
             else:
                 runs.append(self._launcher.bind(step, address))
         return CudaRun(runs, (arrays, scratch))
+
+    def supported(self, plan: StepPlan) -> list[Step]:
+        """The steps, with others for the products that the library does not have."""
+        several = (step.otherwise if isinstance(step, Product) and step.otherwise and not self.products.has(step) else (step,)
+                   for step in plan.steps)  # fmt: skip
+        return [step for each in several for step in each]
 
     def _own(self, step: Attention, address: Callable[[str], int]) -> Run:
         if step.own is None:

@@ -28,6 +28,8 @@ from .views import ArrayView, first_fit, shape_of, whole
 MOST_TOGETHER = 4  # values that one kernel makes
 AHEAD = 8  # primitives that are looked at for more of them
 
+Scales = tuple[ArrayView, ArrayView]  # of what is multiplied, and of the weight
+
 
 class Planner:
     """One segment and one set of shapes."""
@@ -151,7 +153,7 @@ class Planner:
             self.placed.update(zip(p.outputs, to.parts(parts), strict=True))
             self._product(x, weight, bias, to, scales=scales)
             return
-        if parts == 1 and scales is None and self._epilogue(p, x, weight, bias):
+        if parts == 1 and (self._quantised(p, x, weight, bias, scales) if scales else self._epilogue(p, x, weight, bias)):
             return
         height = weight.shape[0] // parts
         for n, name in enumerate(p.outputs):
@@ -187,6 +189,27 @@ class Planner:
         self._product(x, weight, bias, self.placed[after], residual=view)
         return True
 
+    def _quantised(self, p: Primitive, x: ArrayView, weight: ArrayView, bias: list[ArrayView], scales: Scales) -> bool:
+        """Whether GELU and e4m3 for the next product are made by this one: with a kernel for both, where the library has none."""
+        (name,) = p.outputs
+        chain = [name]
+        for op in ("gelu_tanh", "quantise"):
+            readers = self.facts.readers.get(chain[-1], [])
+            if len(readers) != 1 or readers[0].op != op or chain[-1] in self.facts.outputs:
+                return False
+            chain.append(readers[0].outputs[0])
+        made, scale = chain[-1], self.placed.get(self.facts.made[chain[-1]].inputs[1])
+        if made in self.facts.outputs or scale is None:
+            return False
+        shape = (x.shape[0], weight.shape[0])
+        self.placed[name] = self._temporary(name, self.types[name])
+        plain = Product(x, weight, bias[0] if bias else None, None, False, self.placed[name].reshaped(shape), scales)
+        view = self._temporary(made, self.types[made])
+        otherwise = (plain, entrywise(self.values, {made: view}))
+        self.placed[made] = view
+        self.steps.append(replace(plain, gelu=True, out=view.reshaped(shape), out_scale=scale, otherwise=otherwise))
+        return True
+
     def _product(
         self,
         x: ArrayView,
@@ -195,7 +218,7 @@ class Planner:
         to: ArrayView,
         residual: ArrayView | None = None,
         gelu: bool = False,
-        scales: tuple[ArrayView, ArrayView] | None = None,
+        scales: Scales | None = None,
     ) -> None:
         shape = (x.shape[0], weight.shape[0])
         more = residual.reshaped(shape) if residual else None

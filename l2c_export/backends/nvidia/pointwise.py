@@ -92,7 +92,7 @@ def modulate(e: Pulled) -> str:
 @pointwise
 def quantise(e: Pulled) -> str:
     """What is stored as e4m3 is rounded, and never infinite, when it is stored."""
-    return f"({e.same(0)} * (1.0f / {e.same(1)}))"
+    return f"({e.same(0)} * {e.read(1, ('1',))})"
 
 
 # what ends a call

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import BackendError
-from ...ir.dtypes import E4M3
+from ...ir.dtypes import BYTES, E4M3
 from ...support.cache import cache_folder, keep, kept
 from ...support.extras import needs
 from ...support.words import first_line
@@ -42,7 +42,7 @@ class ProductShape(NamedTuple):
     residual: bool
     gelu: bool
     aligned: tuple[int, int, int, int]  # bytes: weight, x, residual, result
-    factors: str = ""  # the type of weight and x, where it is not that of the result
+    factors: str = ""  # the type of weight and x, where they have scales
 
     @property
     def key(self) -> str:
@@ -70,17 +70,21 @@ class Prepared:
     def __init__(self, products: Products, shape: ProductShape) -> None:
         lt, kinds = products.lt, products.kinds
         kind, factor = (getattr(kinds, KINDS[dtype]) for dtype in (shape.dtype, shape.factor))
+        added = kinds.CUDA_R_16BF if shape.dtype == E4M3 else kind  # the type of what is added, and of the bias
         self.operation = lt.matmul_desc_create(products.compute, kinds.CUDA_R_32F)
         rows, columns, inner = shape.rows, shape.columns, shape.inner
         self.weight = lt.matrix_layout_create(factor, inner, columns, inner)
         self.x = lt.matrix_layout_create(factor, inner, rows, inner)
         self.made = lt.matrix_layout_create(kind, columns, rows, columns)
-        weakref.finalize(self, _destroy, lt, self.operation, (self.weight, self.x, self.made))
+        self.residual = lt.matrix_layout_create(added, columns, rows, columns)
+        weakref.finalize(self, _destroy, lt, self.operation, (self.weight, self.x, self.made, self.residual))
         attributes = lt.MatmulDescAttribute
         products.set(lt.matmul_desc_set_attribute, self.operation, attributes.TRANSA, 1, np.int32)
         name = {(False, False): "DEFAULT", (True, False): "BIAS", (False, True): "GELU", (True, True): "GELU_BIAS"}
         epilogue = lt.Epilogue[name[shape.bias, shape.gelu]]
         products.set(lt.matmul_desc_set_attribute, self.operation, attributes.EPILOGUE, epilogue, np.int32)
+        if shape.dtype == E4M3:
+            products.set(lt.matmul_desc_set_attribute, self.operation, attributes.BIAS_DATA_TYPE, added, np.int32)
         if shape.factors:  # sums of 128 products at a time in the tensor cores, as everybody's inference does
             products.set(lt.matmul_desc_set_attribute, self.operation, attributes.FAST_ACCUM, 1, np.int8)
         self.found = self._candidates(products, shape)
@@ -101,7 +105,7 @@ class Prepared:
                 products.set(lt.matmul_preference_set_attribute, preference, name, least, np.uint32)
             found, count = np.zeros(CANDIDATES, lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
             lt.matmul_algo_get_heuristic(
-                products.handle, self.operation, self.weight, self.x, self.made, self.made, preference, CANDIDATES,
+                products.handle, self.operation, self.weight, self.x, self.residual, self.made, preference, CANDIDATES,
                 found.ctypes.data, count.ctypes.data,
             )  # fmt: skip
         except Exception as error:
@@ -172,15 +176,26 @@ class Products:
         residual = pointer(product.residual) if product.residual else made
         shape = shape_of_product(product, (weight, x, residual, made))
         bias = pointer(product.bias) if product.bias else 0
-        scales = (pointer(product.scales[0]), pointer(product.scales[1])) if product.scales else (0, 0)
+        scales = [pointer(scale) if scale else 0 for scale in (*(product.scales or (None, None)), product.out_scale)]
         return self.run(self.prepared(shape), x, weight, bias, residual if product.residual else 0, made, scales)
 
+    def has(self, product: Product) -> bool:
+        """Whether the library has this product, wherever its arrays lie."""
+        try:
+            self.prepared(shape_of_product(product, (0, 0, 0, 0)))
+        except BackendError:
+            return False
+        return True
+
     def run(
-        self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, made: int, scales: tuple[int, int] = (0, 0)
+        self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, made: int, scales: Sequence[int] = (0, 0, 0)
     ) -> Callable[[], None]:
         """The same over addresses; 0 stands for what there is not."""
         lt, names = self.lt, self.lt.MatmulDescAttribute
-        given = {names.BIAS_POINTER: bias, names.A_SCALE_POINTER: scales[1], names.B_SCALE_POINTER: scales[0]}
+        of_x, of_weight, of_made = scales
+        inverse = of_made and of_made + BYTES["float32"]  # what is made is multiplied with it
+        given = {names.BIAS_POINTER: bias, names.A_SCALE_POINTER: of_weight, names.B_SCALE_POINTER: of_x,
+                 names.D_SCALE_POINTER: inverse}  # fmt: skip
         pointers = [(name, np.array([address], np.uint64)) for name, address in given.items() if address]
         one, beta = self._one.ctypes.data, (self._one if residual else self._zero).ctypes.data
         algorithm = prepared.algorithm["algo"].copy()
@@ -190,7 +205,7 @@ class Products:
                 lt.matmul_desc_set_attribute(prepared.operation, name, address.ctypes.data, address.nbytes)
             lt.matmul(
                 self.handle, prepared.operation, one, weight, prepared.weight, x, prepared.x, beta, residual or made,
-                prepared.made, made, prepared.made, algorithm.ctypes.data, self._workspace.pointer, WORKSPACE, self._stream,
+                prepared.residual, made, prepared.made, algorithm.ctypes.data, self._workspace.pointer, WORKSPACE, self._stream,
             )  # fmt: skip
 
         return run

@@ -23,7 +23,7 @@ def seconds(products: Products, memory: Cuda, shape: ProductShape, prepared: Pre
     numbers = ((shape.columns, shape.inner, factor), (shape.rows, shape.inner, factor), (shape.rows, shape.columns, size))
     bytes_of = [_aligned(math.prod(each)) for each in numbers]
     copies = max(1, min(MOST, PAST_CACHES // bytes_of[0]))
-    block = memory.allocate(copies * bytes_of[0] + bytes_of[1] + 2 * bytes_of[2] + _aligned(shape.columns * size))
+    block = memory.allocate(copies * bytes_of[0] + bytes_of[1] + 2 * bytes_of[2] + _aligned(4 * shape.columns))
     x = block.pointer + copies * bytes_of[0]
     made = x + bytes_of[1]
     residual, bias = made + bytes_of[2], made + 2 * bytes_of[2]

@@ -66,7 +66,7 @@ def operators(graph: Graph, bodies: Bodies) -> list[onnx.NodeProto]:
     kinds: set[str] = set()  # kinds whose constants are there
     for call in graph.nodes:
         if call.op in PLAIN_OPS:
-            nodes.append(helper.make_node(call.op, list(call.inputs), list(call.outputs), name=call.name))
+            nodes += _plain(call, graph)
             continue
         body = bodies[call.op].graph
         if call.op not in kinds:
@@ -74,6 +74,16 @@ def operators(graph: Graph, bodies: Bodies) -> list[onnx.NodeProto]:
             kinds.add(call.op)
         nodes += _renamed(call, body)
     return nodes
+
+
+def _plain(call: Node, graph: Graph) -> Iterator[onnx.NodeProto]:
+    """Arithmetic, in the type of what it makes."""
+    dtype, names = graph.values[call.outputs[0]].dtype, []
+    for n, name in enumerate(call.inputs):
+        names.append(name if graph.values[name].dtype == dtype else f"{call.name}/cast_{n}")
+        if names[-1] != name:
+            yield helper.make_node("Cast", [name], [names[-1]], name=names[-1], to=TYPES[dtype])
+    yield helper.make_node(call.op, names, list(call.outputs), name=call.name)
 
 
 def _constants(kind: str, body: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -105,7 +105,7 @@ def linear(w: Writer, x: Operand, weight: Operand, bias: Operand | None = None, 
 @rule
 def quantise(w: Writer, x: Operand, scale: Operand) -> Operand:
     """As QuantizeLinear of opset 19; a cast beyond the largest number gives that."""
-    return w.node("QuantizeLinear", w.wide(x), scale, w.constant(0.0, E4M3), dtype=E4M3)._replace(shape=x.shape)
+    return w.node("QuantizeLinear", w.wide(x), w.part(scale, 0, 0, 1), w.constant(0.0, E4M3), dtype=E4M3)._replace(shape=x.shape)
 
 
 @rule
@@ -113,7 +113,7 @@ def linear_fp8(
     w: Writer, x: Operand, weight: Operand, x_scale: Operand, weight_scale: Operand, bias: Operand | None = None, *, parts: int
 ) -> Written:
     """Between DequantizeLinear and the product a library finds that it is one of e4m3."""
-    wide = [w.cast(w.node("DequantizeLinear", each, scale, dtype="float32")._replace(shape=each.shape), "bfloat16")
+    wide = [w.cast(w.node("DequantizeLinear", each, w.part(scale, 0, 0, 1), dtype="float32")._replace(shape=each.shape), "bfloat16")
             for each, scale in ((x, x_scale), (weight, weight_scale))]  # fmt: skip
     return linear(w, *wide, bias, parts=parts)
 

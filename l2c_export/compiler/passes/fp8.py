@@ -7,19 +7,19 @@ trajectories (`pytorch/calibrate.py`).  Both are tensors of the artefact, which 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from ...ir.dtypes import E4M3
-from ...ir.graph import WEIGHT, Body, Graph, Node, Primitive, Value
+from ...ir.graph import PLAIN_OPS, WEIGHT, Body, Graph, Node, Primitive, Value
 from ...ir.signature import sizes
 from ...ir.signatures import fp8_fits
 from ...weights.e4m3 import input_scale, weight_scale
 from ...weights.recipe import TensorRecord
 
-SCALE = Value((1,), "float32")
+SCALE = Value((2,), "float32")
 
 
 class Narrowed(NamedTuple):
@@ -33,11 +33,17 @@ class Narrowed(NamedTuple):
 def with_fp8(call: Graph, kept: Collection[str]) -> Graph:
     """The call with the products of its sublayers in e4m3, but for the sublayers that are `kept` as they are."""
     sublayers = {names[0] for names in call.sublayers} - set(kept)
-    readers = [name for node in call.nodes for name in node.inputs]
-    shared = {name for name in readers if readers.count(name) > 1 and call.kind(name) == WEIGHT}
+    readers: dict[str, list[Node]] = {}
+    for node in call.nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+    shared = {name for name, several in readers.items() if len(several) > 1 and call.kind(name) == WEIGHT}
     nodes, values, bodies = [], dict(call.values), dict[str, Body]()
     for node in call.nodes:
-        narrowed = _narrowed(call.bodies[node.op], node, shared) if node.outputs[0] in sublayers else None
+        narrowed = None
+        if node.outputs[0] in sublayers:
+            plain = [all(reader.op in PLAIN_OPS for reader in readers.get(name, ())) for name in node.outputs]
+            narrowed = _narrowed(call.bodies[node.op], node, shared, plain)
         if narrowed is None:
             nodes.append(node)
             bodies |= {node.op: call.bodies[node.op]} if node.op in call.bodies else {}
@@ -49,11 +55,17 @@ def with_fp8(call: Graph, kept: Collection[str]) -> Graph:
         scales = [(input_scale if activation else weight_scale)(node.inputs[n]) for activation, n in narrowed.scales]
         values |= dict.fromkeys(scales, msgspec.structs.replace(SCALE, kind=WEIGHT))
         nodes.append(Node(op, node.name, (*node.inputs, *scales), node.outputs))
+        for name, made in zip(node.outputs, narrowed.body.outputs, strict=True):
+            values[name] = msgspec.structs.replace(values[name], dtype=narrowed.body.values[made].dtype)
     return msgspec.structs.replace(call, nodes=tuple(nodes), values=values, bodies=bodies)
 
 
-def _narrowed(body: Body, node: Node, shared: Collection[str]) -> Narrowed | None:
-    """The same operation with its products in e4m3; None for one that has none."""
+def _narrowed(body: Body, node: Node, shared: Collection[str], plain: Sequence[bool]) -> Narrowed | None:
+    """The same operation with its products in e4m3; None for one that has none.
+
+    What is read by arithmetic alone (`plain`, of every output) stays bfloat16 as the product makes it: float32 would be the
+    same number.
+    """
     place = {name: n for n, name in enumerate(body.inputs)}
     chosen = {p.inputs[1]: p for p in body.primitives if _is_product(p, body, place, node, shared)}
     if not chosen:
@@ -82,7 +94,12 @@ def _narrowed(body: Body, node: Node, shared: Collection[str]) -> Narrowed | Non
             yield Primitive("linear_fp8", p.attributes, (narrow, weight, own, scale(False, weight), *bias), p.outputs)
 
     primitives = tuple(rewritten())
-    made = Body(body.kind, tuple(inputs), body.outputs, primitives, values)
+    products = {name for p in primitives if p.op == "linear_fp8" for name in p.outputs}
+    casts = {p.outputs[0]: p.inputs[0] for p in primitives if p.op == "cast" and p.inputs[0] in products}
+    outputs = tuple(casts.get(name, name) if only else name for name, only in zip(body.outputs, plain, strict=True))
+    read = {*outputs, *(name for p in primitives for name in p.inputs)}
+    primitives = tuple(p for p in primitives if read.intersection(p.outputs))
+    made = Body(body.kind, tuple(inputs), outputs, primitives, values)
     return Narrowed(made, tuple(place[weight] for weight in chosen), tuple(scales))
 
 
@@ -103,7 +120,7 @@ def records_of(tensors: Mapping[str, TensorRecord], call: Graph) -> dict[str, Te
     found = dict(tensors)
     for name in (name for name, value in call.values.items() if value.dtype == E4M3):
         found[name] = msgspec.structs.replace(tensors[name], dtype=E4M3)
-        found[weight_scale(name)] = TensorRecord((1,), "float32", scale="weight")
+        found[weight_scale(name)] = TensorRecord(SCALE.shape, SCALE.dtype, scale="weight")
         if input_scale(name) in call.values:
-            found[input_scale(name)] = TensorRecord((1,), "float32", scale="input")
+            found[input_scale(name)] = TensorRecord(SCALE.shape, SCALE.dtype, scale="input")
     return found
