@@ -135,7 +135,9 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
             flat = source if source.dtype == kind else source[: len(source) // 4 * 4].view(kind)
             return flat.as_strided(view.shape, view.strides, flat.storage_offset() + view.offset)
 
-        for step in (other for step in plan.steps for other in (getattr(step, "otherwise", ()) if otherwise else ()) or (step,)):
+        for step in (
+            other for step in plan.steps for other in (getattr(step, "otherwise", ()) if otherwise else ()) or (step,)
+        ):
             if own_attention and isinstance(step, Attention):
                 step = step.own
             if isinstance(step, Kernel):
