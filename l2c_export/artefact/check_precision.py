@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..ir.dtypes import DTYPES, E4M3, FP8, Types
 from ..weights.e4m3 import input_scale, weight_scale
+from ..weights.recipe import TensorRecord
 from .manifest import Manifest
 
 
@@ -38,10 +39,5 @@ def _products(manifest: Manifest) -> Iterator[str]:
         if manifest.precision != FP8 or len(tensor.shape) != 2 or tensor.stored or name.startswith(kept) or scale is None:
             yield f"the weight {name[:100]!r} is {E4M3}, which it cannot be"
     for name, tensor in ((name, tensor) for name, tensor in model.tensors.items() if tensor.scale):
-        if (
-            scales.get(name) != tensor.scale
-            or (tensor.shape, tensor.dtype) != ((2,), "float32")
-            or tensor.stored
-            or tensor.recipe
-        ):
+        if scales.get(name) != tensor.scale or tensor != TensorRecord((2,), "float32", scale=tensor.scale):
             yield f"the scale {name[:100]!r} is none of an {E4M3} weight"

@@ -105,9 +105,8 @@ def linear(w: Writer, x: Operand, weight: Operand, bias: Operand | None = None, 
 @rule
 def quantise(w: Writer, x: Operand, scale: Operand) -> Operand:
     """As QuantizeLinear of opset 19; a cast beyond the largest number gives that."""
-    return w.node("QuantizeLinear", w.wide(x), w.part(scale, 0, 0, 1), w.constant(0.0, E4M3), dtype=E4M3)._replace(
-        shape=x.shape
-    )
+    zero, first = w.constant(0.0, E4M3), w.part(scale, 0, 0, 1)
+    return w.node("QuantizeLinear", w.wide(x), first, zero, dtype=E4M3)._replace(shape=x.shape)
 
 
 @rule
