@@ -80,7 +80,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Observed(Converted):
+class ObservedWeights(Converted):
     """Weights whose products are seen, of those that the names in `seen` are."""
 
     seen: Mapping[str, Seen]
@@ -120,7 +120,7 @@ def calibrate(folder: Path, manifest: Manifest, report: Report) -> None:
         images = most = 1  # numbers that mean nothing
     count = max(n for n in range(1, most + 1) if n == 1 or images * flops(compiled, n) <= MOST)
     seen = {name: Seen() for name in scales}
-    weights = Observed(stored(folder, manifest), torch.float32, seen)
+    weights = ObservedWeights(stored(folder, manifest), torch.float32, seen)
     given = usual(manifest.inputs, images)
     guided = guided_request(compiled, given, np.full(images, manifest.guidance.scale))
     request = {name: torch.from_numpy(values) for name, values in guided.inputs.items()}
