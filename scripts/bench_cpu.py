@@ -116,7 +116,7 @@ def measure(names: list[str], root: Path, args: argparse.Namespace) -> tuple[dic
             process.ask(f"pin {' '.join(map(str, args.cores))}", Any)
         process.image()
     tell = functools.partial(print, "a round is done", file=sys.stderr)
-    made = bench.interleave(processes, args.rounds, random.Random(), tell).made
+    made = bench.interleave(processes, args.rounds, random.Random(), tell).visits
     times = {name: [list(timed.calls) for visit in rounds for timed in visit] for name, rounds in made.items()}
     overheads = {}
     for process in processes:

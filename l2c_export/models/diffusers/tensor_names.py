@@ -187,7 +187,7 @@ def recipes(depth: int, block_embeddings: bool) -> dict[str, Recipe]:
 def renamed(stored: Checkpoint, shape: TransformerConfig, block_embeddings: bool) -> Checkpoint:
     """The weights under the DiT family's names.  Raises WeightsError for tensors that no DiT has."""
     made = recipes(shape.num_layers, block_embeddings)
-    checkpoint = with_positions(stored, shape).made(made)
+    checkpoint = with_positions(stored, shape).by_recipe(made)
     used = {source.tensor for recipe in made.values() for source in recipe.sources}
     for name in sorted(stored.shapes):
         if name not in used and (block_embeddings or not EMBEDDED.match(name)):
