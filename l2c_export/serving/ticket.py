@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .job import Job, Drawing
+from .job import Drawing, Job
 
 if TYPE_CHECKING:
     from ..artefact.compiled import Compiled

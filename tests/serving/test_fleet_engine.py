@@ -12,7 +12,7 @@ import l2c_export
 from l2c_export.artefact import store
 from l2c_export.errors import Draining, Full
 from l2c_export.serving.engine import ServingEngine
-from l2c_export.serving.job import Job, Drawing
+from l2c_export.serving.job import Drawing, Job
 from l2c_export.serving.previews import Preview
 
 pytest.importorskip("ray.serve")

@@ -22,7 +22,7 @@ from ...support.words import counted, first_line
 from ..engine import ticket_of
 from ..http.settings import ServerSettings
 from ..http.shelf import ServedModel, ServedPlace, Shelf
-from ..job import Job, Drawing
+from ..job import Drawing, Job
 from ..previews import OnPreview, Preview
 from ..ticket import Ticket
 

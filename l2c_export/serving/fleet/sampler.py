@@ -14,7 +14,7 @@ from ...errors import L2CError, RunError
 from ...runtime.pipeline import load
 from ...support.words import first_line
 from ..engine import ServingEngine
-from ..job import Job, Drawing
+from ..job import Drawing, Job
 from ..previews import Preview
 
 

@@ -17,7 +17,7 @@ from ...errors import Draining, Full, L2CError, RunError, UsageError
 from ...runtime.images import as_bytes, picture
 
 if TYPE_CHECKING:
-    from ..job import Job, Drawing
+    from ..job import Drawing, Job
     from ..previews import Preview
 
 LONGEST_WAIT = 60  # seconds, that a client is told to wait at most

@@ -13,7 +13,7 @@ from . import answers
 from .logs import note
 
 if TYPE_CHECKING:
-    from ..job import Job, Drawing
+    from ..job import Drawing, Job
     from ..previews import Preview
     from ..ticket import Ticket
     from .shelf import ServedModel
