@@ -48,7 +48,7 @@ def export(args: argparse.Namespace) -> dict:
 
 def parity(args: argparse.Namespace) -> dict:
     """Every step of the recorded runs, fed the recorded latents; the largest error as a share of max(1, max|x|)."""
-    found: dict[str, object] = {}
+    outcomes: dict[str, object] = {}
     started = time.perf_counter()
     part, parts = map(int, args.shard.split("/"))
     for folder in sorted(args.folder.glob("*/*/"))[part::parts]:
@@ -59,15 +59,15 @@ def parity(args: argparse.Namespace) -> dict:
         try:
             if args.backend in built():
                 build(folder, args)
-            found[name] = worst_step(folder, args.cases / folder.parent.name, args.backend)
+            outcomes[name] = worst_step(folder, args.cases / folder.parent.name, args.backend)
         except Exception as error:  # every case is reported
-            found[name] = f"{type(error).__name__}: {error}"
+            outcomes[name] = f"{type(error).__name__}: {error}"
             if args.verbose:
                 traceback.print_exc()
-        log(f"{name}: {found[name]}")
-    errors = [e for e in found.values() if isinstance(e, float)]
-    log(f"{len(errors)} of {len(found)} ran, worst {max(errors, default=float('nan')):.1e}")
-    return found
+        log(f"{name}: {outcomes[name]}")
+    errors = [e for e in outcomes.values() if isinstance(e, float)]
+    log(f"{len(errors)} of {len(outcomes)} ran, worst {max(errors, default=float('nan')):.1e}")
+    return outcomes
 
 
 def worst_step(folder: Path, case: Path, backend: str) -> float:
@@ -93,7 +93,7 @@ def worst_step(folder: Path, case: Path, backend: str) -> float:
 
 def engines(args: argparse.Namespace) -> dict:
     """Build, load and time the cached artefact and its uncached twin."""
-    found: dict[str, object] = {}
+    results: dict[str, object] = {}
     if args.backend == "torch":
         from torch_backend import use_torch
 
@@ -101,13 +101,13 @@ def engines(args: argparse.Namespace) -> dict:
     for name in args.twins:
         folder = args.folder / name
         result: dict[str, object] = {}
-        found[name] = result
+        results[name] = result
         try:
             if args.backend in built():
                 manifest = build(folder, args).manifest
-                made = next(b for b in manifest.builds.values() if b.backend == args.backend)
-                result["engines"] = len(made.engines)
-                result["plan_bytes"] = sum(manifest.files[f].bytes for f in made.engines.values())
+                record = next(b for b in manifest.builds.values() if b.backend == args.backend)
+                result["engines"] = len(record.engines)
+                result["plan_bytes"] = sum(manifest.files[f].bytes for f in record.engines.values())
             load = functools.partial(l2c_export.load, folder, backend=args.backend, device="cuda", link=args.link)
             pipe = None  # of the twin before
             result["first_load_s"] = seconds(load)
@@ -126,7 +126,7 @@ def engines(args: argparse.Namespace) -> dict:
             result["error"] = f"{type(error).__name__}: {error}"
             traceback.print_exc()
         log(json.dumps(result))
-    return found
+    return results
 
 
 def build(folder: Path, args: argparse.Namespace) -> l2c_export.Artefact:
@@ -140,11 +140,11 @@ def builds(args: argparse.Namespace) -> dict:
     words += ["--optimization-level", str(args.level)] if args.level is not None else []
     with tempfile.TemporaryDirectory() as cache:
         run = functools.partial(subprocess.run, words, check=True, env={**os.environ, "L2C_CACHE": cache})
-        found = {"cold_s": seconds(run)}
+        times = {"cold_s": seconds(run)}
         shutil.rmtree(Path(cache) / "plans")
-        found["with_timing_cache_s"] = seconds(run)
-        found["with_plans_s"] = seconds(run)
-    return found
+        times["with_timing_cache_s"] = seconds(run)
+        times["with_plans_s"] = seconds(run)
+    return times
 
 
 def timed_images(pipe, images: int, rounds: int, before: int) -> dict:
@@ -208,13 +208,13 @@ def pytorch_loop(family, weights, how: str, keeps: bool):
     """A loop in eager PyTorch, or in a mode of torch.compile; CUDA graphs overwrite what they returned before."""
     import torch
 
-    from l2c_export.pytorch.eager import Denoiser, each
+    from l2c_export.pytorch.eager import Denoiser, tensorwise
 
     class Cloned(Denoiser):
         def _evaluate(self, *inputs):
             torch.compiler.cudagraph_mark_step_begin()
             noise, values = super()._evaluate(*inputs)
-            return noise.clone(), {name: each(torch.clone, value) for name, value in values.items()}
+            return noise.clone(), {name: tensorwise(torch.clone, value) for name, value in values.items()}
 
     if how == "eager":
         return Denoiser(family, weights)
@@ -273,8 +273,8 @@ def main() -> None:
     ap.add_argument("--json", type=Path)
     ap.add_argument("-v", "--verbose", action="store_true")
     args = ap.parse_args()
-    found = COMMANDS[args.what](args)
-    result = {"command": "python scripts/gpu_check.py " + " ".join(sys.argv[1:]), "results": found}
+    results = COMMANDS[args.what](args)
+    result = {"command": "python scripts/gpu_check.py " + " ".join(sys.argv[1:]), "results": results}
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n")
