@@ -118,8 +118,8 @@ def print_prediction(options: dict[str, Any], device: str, calibrate: bool, as_j
     from ..inspection.dry_run import dry_run
     from ..inspection.predict import comparison
 
-    found = dry_run(**options, device=device, calibrate=calibrate, report=say)
+    prediction = dry_run(**options, device=device, calibrate=calibrate, report=say)
     if as_json:
-        print_json({name: {**dataclasses.asdict(each), "total": each.total} for name, each in found._asdict().items()})
+        print_json({name: {**dataclasses.asdict(cost), "total": cost.total} for name, cost in prediction._asdict().items()})
     else:
-        print_table("prediction", comparison(found.schedule, found.uncached))
+        print_table("prediction", comparison(prediction.schedule, prediction.uncached))

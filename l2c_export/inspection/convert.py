@@ -39,8 +39,8 @@ def convert(
     path = Path(path)
     if not path.is_file() and not is_rule(str(path)):
         raise UsageError(f"{path}: no such file: give a schedule or a router")
-    if found := recognised(path, chosen):
-        return of_model(path, found, steps, report, **model)
+    if imported := recognised(path, chosen):
+        return of_model(path, imported, steps, report, **model)
     check_unused(chosen, str(path))
     if path.is_file() and file_kind.is_json(path) and steps is chosen.threshold is None and not any(model.values()):
         return Schedule.from_json(content(path), str(path))
@@ -59,14 +59,14 @@ def recognised(path: str | os.PathLike[str], chosen: Selection) -> Imported | No
     return recognise.read(Path(path), chosen) if Path(path).is_file() else None
 
 
-def of_model(path: Path, found: Imported, steps: int | None, report: Report = logged, **model: Any) -> Schedule:
+def of_model(path: Path, imported: Imported, steps: int | None, report: Report = logged, **model: Any) -> Schedule:
     """The schedule for a model, after a line that says what the file was taken for."""
     try:
-        known = known_of(steps, found.steps, **model)
-        schedule = found.schedule_for(known, file_source(path, small(path)))
+        known = known_of(steps, imported.steps, **model)
+        schedule = imported.schedule_for(known, file_source(path, small(path)))
     except (ScheduleError, UsageError) as error:
         raise type(error)(f"{path}: {str(error).removeprefix('schedule: ')}") from None
-    report(f"{path}: {found.described(known, schedule)}")
+    report(f"{path}: {imported.described(known, schedule)}")
     return schedule
 
 

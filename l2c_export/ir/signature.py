@@ -99,9 +99,9 @@ def numbers(*values: Value) -> None:
 
 def sizes(shape: Sequence[int | str]) -> tuple[int, ...]:
     """A shape without a batch axis."""
-    found = tuple(n for n in shape if isinstance(n, int))
-    need(len(found) == len(shape), f"{list(shape)} has a batch axis")
-    return found
+    lengths = tuple(n for n in shape if isinstance(n, int))
+    need(len(lengths) == len(shape), f"{list(shape)} has a batch axis")
+    return lengths
 
 
 def ranked(value: Value, rank: int) -> tuple[int | str, ...]:

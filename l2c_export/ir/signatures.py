@@ -72,9 +72,9 @@ for name in ("gelu", "gelu_tanh", "silu"):
 @signature(3)
 def modulate(x: Value, shift: Value, scale: Value) -> tuple[Value, ...]:
     """x (1 + scale) + shift."""
-    made = joined(joined(x, scale), shift)
-    need(made.shape == x.shape, "shift and scale are larger than what they change")
-    return (made,)
+    result = joined(joined(x, scale), shift)
+    need(result.shape == x.shape, "shift and scale are larger than what they change")
+    return (result,)
 
 
 # norms over the last axis; their statistics are float32
@@ -83,9 +83,9 @@ def modulate(x: Value, shift: Value, scale: Value) -> tuple[Value, ...]:
 @signature(1, 3, eps=EPSILON)
 def layer_norm(x: Value, weight: Value | None = None, bias: Value | None = None, *, eps: float) -> tuple[Value, ...]:
     need(bool(x.shape), "a number has no last axis")
-    for given in (weight, bias):
-        need(given is None or given.shape == x.shape[-1:], "a weight is not as wide as what is normalised")
-        numbers(*(given,) if given else ())
+    for vector in (weight, bias):
+        need(vector is None or vector.shape == x.shape[-1:], "a weight is not as wide as what is normalised")
+        numbers(*(vector,) if vector else ())
     return same(x)
 
 
@@ -265,10 +265,10 @@ def reshape(x: Value, shape: tuple[int, ...]) -> tuple[Value, ...]:
     first, *others = shape
     batch = x.shape[:1] if x.shape and isinstance(x.shape[0], str) else ()
     need(bool(batch) == (first == -1), f"{list(x.shape)} and {list(shape)} are not both with a batch axis, or both without")
-    made: tuple[int | str, ...] = (*batch, *others) if batch else shape
+    result: tuple[int | str, ...] = (*batch, *others) if batch else shape
     inner = sizes(x.shape[len(batch) :])
-    need(math.prod(inner) == math.prod(made[len(batch) :]), f"{list(x.shape)} does not fill {list(shape)}")
-    return (Value(made, x.dtype),)
+    need(math.prod(inner) == math.prod(result[len(batch) :]), f"{list(x.shape)} does not fill {list(shape)}")
+    return (Value(result, x.dtype),)
 
 
 @signature(1, axes=AXES)

@@ -50,13 +50,13 @@ def record(folder: Path, manifest: Manifest) -> FingerprintRecord | None:
     for name, piece in planned.pieces.items():
         node = compiled.node(piece, name)
         assert node
-        given = fingerprint.inputs(compiled, node, planned.seed)
-        outputs = _piece(compiled, compiled.segments[name], node, given, kept)
+        inputs = fingerprint.inputs(compiled, node, planned.seed)
+        outputs = _piece(compiled, compiled.segments[name], node, inputs, kept)
         pieces[name] = tuple(fingerprint.sketch(value, planned.seed) for value in outputs)
-    made = request._replace(latents=latents, pieces=pieces)
-    if not fingerprint.finite(made):
+    result = request._replace(latents=latents, pieces=pieces)
+    if not fingerprint.finite(result):
         return None
-    fingerprint.write(folder / FINGERPRINT, made)
+    fingerprint.write(folder / FINGERPRINT, result)
     return msgspec.structs.replace(planned, recorded_by=f"PyTorch {torch.__version__} in float32")
 
 
@@ -71,14 +71,14 @@ def _latents(model: Denoiser, manifest: Manifest, count: int, request: Fingerpri
 
 
 def _piece(
-    compiled: Compiled, segment: SegmentRecord, node: Node, given: Mapping[str, np.ndarray], weights: Mapping[str, Tensor]
+    compiled: Compiled, segment: SegmentRecord, node: Node, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Tensor]
 ) -> list[np.ndarray]:
     """What a segment makes of these inputs when it is called as `node` says."""
     values = {}
     for name, value in zip(segment.inputs, node.inputs, strict=True):
-        values[name] = _wide(given[value]) if value in given else _rows(weights, compiled.size.origins[value])
-    made = execute(map(_widened, segment.primitives or ()), values)
-    return [made[name].numpy() for name in segment.outputs]
+        values[name] = _wide(inputs[value]) if value in inputs else _rows(weights, compiled.size.origins[value])
+    outputs = execute(map(_widened, segment.primitives or ()), values)
+    return [outputs[name].numpy() for name in segment.outputs]
 
 
 def _widened(primitive: Primitive) -> Primitive:

@@ -93,12 +93,12 @@ class Layout:
 
 def entries(tensors: Mapping[str, TensorRecord]) -> dict[str, FiledTensor]:
     """What lies in the file, in its order: by name, and what is stored narrower behind the rest, which stays aligned."""
-    found = {name: FiledTensor(tensor.shape, tensor.stored or tensor.dtype) for name, tensor in tensors.items()}
+    records = {name: FiledTensor(tensor.shape, tensor.stored or tensor.dtype) for name, tensor in tensors.items()}
     scaled = [name for name, tensor in tensors.items() if tensor.stored == "int8"]
-    found |= {f"{name}{SCALE}": FiledTensor(tensors[name].shape[:1], "float32") for name in scaled}
+    records |= {f"{name}{SCALE}": FiledTensor(tensors[name].shape[:1], "float32") for name in scaled}
     narrow = {name for name, tensor in tensors.items() if tensor.stored}
-    order = sorted(found, key=lambda name: (-width(found[name].dtype) if name in narrow else -LARGEST, name))
-    return {name: found[name] for name in order}
+    order = sorted(records, key=lambda name: (-width(records[name].dtype) if name in narrow else -LARGEST, name))
+    return {name: records[name] for name in order}
 
 
 def mapped(path: Path, tensors: Mapping[str, TensorRecord]) -> Callable[[str], np.ndarray]:
@@ -110,14 +110,14 @@ def mapped(path: Path, tensors: Mapping[str, TensorRecord]) -> Callable[[str], n
     layout, memory = Layout(tensors), np.memmap(path, mode="c")
     if bytes(memory[: len(layout.header)]) != layout.header:
         raise WeightsError(f"{path}: holds other tensors than the manifest says: run l2c-export again")
-    made: dict[str, np.ndarray] = {}
+    cache: dict[str, np.ndarray] = {}
 
     def tensor(name: str) -> np.ndarray:
         if not tensors[name].stored:
             return layout.view(memory, name)
-        if name not in made:
-            made[name] = layout.wide(memory, name)
-        return made[name]
+        if name not in cache:
+            cache[name] = layout.wide(memory, name)
+        return cache[name]
 
     return tensor
 
