@@ -13,6 +13,7 @@ import l2c_export
 from l2c_export.artefact import check, store
 from l2c_export.artefact.products import input_scales
 from l2c_export.backends import descriptors
+from l2c_export.benchmarks.twins import compile_twin
 from l2c_export.compiler import link
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.passes.fp8 import with_fp8
@@ -152,6 +153,17 @@ def test_a_sublayer_may_stay_in_bf16(oracle, tmp_path):
     assert "blocks.0.mlp.fc1.weight.scale" not in kinds
     assert kinds["blocks.0.attn.qkv.weight"] == kinds["blocks.1.mlp.fc1.weight"] == E4M3
     assert l2c_export.verify(l2c_export.load(tmp_path / "e", backend=oracle), golden=case(CASE).path).passed
+
+
+def test_its_uncached_twin_has_the_same_weights_and_scales(narrow, oracle, tmp_path):
+    kept = tmp_path / "kept"
+    compile_artefact(case(CASE).options(kept, precision="fp8", backend="cuda", bf16=("blocks.0.mlp",)))
+    for folder in (narrow, kept):
+        twin = tmp_path / f"{folder.name}-twin"
+        compile_twin(folder, store.read(folder), twin, cache=False)
+        assert (twin / WEIGHTS).samefile(folder / WEIGHTS)
+        assert store.read(twin).denoiser.tensors == store.read(folder).denoiser.tensors
+        assert l2c_export.verify(l2c_export.load(twin, backend=oracle)).passed
 
 
 @pytest.mark.parametrize(("asked", "says"), [
