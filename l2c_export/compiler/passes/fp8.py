@@ -48,8 +48,9 @@ def with_fp8(call: Graph, kept: Collection[str]) -> Graph:
             nodes.append(node)
             bodies |= {node.op: call.bodies[node.op]} if node.op in call.bodies else {}
             continue
-        op = f"{node.op}_fp8"
-        assert bodies.setdefault(op, narrowed.body) == narrowed.body, f"{op} is not one operation"
+        names = (f"{node.op}_fp8_{n}" if n else f"{node.op}_fp8" for n in range(len(bodies) + 1))
+        op = next(name for name in names if bodies.get(name, narrowed.body) == narrowed.body)
+        bodies[op] = narrowed.body
         for n in narrowed.weights:
             values[node.inputs[n]] = Value(values[node.inputs[n]].shape, E4M3, WEIGHT)
         scales = [(input_scale if activation else weight_scale)(node.inputs[n]) for activation, n in narrowed.scales]
@@ -119,7 +120,7 @@ def records_of(tensors: Mapping[str, TensorRecord], call: Graph) -> dict[str, Te
     """A model's tensors as they are stored, with the weights of these products in e4m3, and the scales."""
     found = dict(tensors)
     for name in (name for name, value in call.values.items() if value.dtype == E4M3):
-        found[name] = msgspec.structs.replace(tensors[name], dtype=E4M3)
+        found[name] = msgspec.structs.replace(tensors[name], dtype=E4M3, stored=msgspec.UNSET)
         found[weight_scale(name)] = TensorRecord(sizes(SCALE.shape), SCALE.dtype, scale="weight")
         if input_scale(name) in call.values:
             found[input_scale(name)] = TensorRecord(sizes(SCALE.shape), SCALE.dtype, scale="input")
