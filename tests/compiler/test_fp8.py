@@ -13,7 +13,7 @@ from l2c_export.compiler.passes.fp8 import records_of, with_fp8
 from l2c_export.compiler.passes.levels import with_levels
 from l2c_export.compiler.record import record
 from l2c_export.ir.dtypes import E4M3, Types
-from l2c_export.ir.graph import WEIGHT, check
+from l2c_export.ir.graph import WEIGHT, Value, check
 from l2c_export.models import dit
 from l2c_export.models.primitives import execute
 from l2c_export.weights.recipe import records
@@ -88,6 +88,15 @@ def test_sublayers_that_others_read_make_float32_in_an_operation_of_their_own():
     found = with_fp8(type(call)(nodes, call.values, call.outputs, call.sublayers, bodies=call.bodies), ())
     assert (found.values["blocks.0.mlp"].dtype, found.values["blocks.1.mlp"].dtype) == ("bfloat16", "float32")
     assert {node.op for node in found.nodes if node.name.endswith(".mlp")} == {"mlp_fp8", "mlp_fp8_1"}
+
+
+def test_what_a_narrow_gate_is_multiplied_with_stays_float32():
+    """The product of two values of bfloat16 would be one, and the stream is float32."""
+    call = dit_call()
+    gate = "blocks.0.mlp.gate"
+    values = {**call.values, gate: Value(call.values[gate].shape, "bfloat16")}
+    found = with_fp8(type(call)(call.nodes, values, call.outputs, call.sublayers, bodies=call.bodies), ())
+    assert (found.values["blocks.0.mlp"].dtype, found.values["blocks.0.attn"].dtype) == ("float32", "bfloat16")
 
 
 def test_stored_are_the_weights_in_e4m3_and_scales_that_no_checkpoint_has():
