@@ -200,7 +200,7 @@ def pytorch(args: argparse.Namespace) -> dict:
                     image()
                     times = [seconds(image) for _ in range(args.rounds)]
                     results[f"{name} {how} {images}"] = {"first_s": first, "median_ms": 1e3 * statistics.median(times),
-                                                       "min_ms": 1e3 * min(times)}  # fmt: skip
+                                                         "min_ms": 1e3 * min(times)}  # fmt: skip
                 except Exception as error:
                     results[f"{name} {how} {images}"] = f"{type(error).__name__}: {error}"[:300]
                 log(f"{name} {how} {images}: {results[f'{name} {how} {images}']}")
