@@ -94,6 +94,10 @@ def worst_step(folder: Path, case: Path, backend: str) -> float:
 def engines(args: argparse.Namespace) -> dict:
     """Build, load and time the cached artefact and its uncached twin."""
     results: dict[str, object] = {}
+    if args.backend == "torch":
+        from torch_backend import use_torch
+
+        use_torch()
     for name in args.twins:
         folder = args.folder / name
         result: dict[str, object] = {}
@@ -165,11 +169,10 @@ def free_memory() -> int:
 
 
 def pytorch(args: argparse.Namespace) -> dict:
-    """The same weights, calls and images in PyTorch: eager, and torch.compile with CUDA graphs."""
+    """The same weights, calls and images in PyTorch: eager, and torch.compile in one mode or another."""
     import torch
 
     from l2c_export.models import families
-    from l2c_export.pytorch.eager import Denoiser
     from l2c_export.pytorch.stored import stored
 
     results: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
@@ -178,10 +181,9 @@ def pytorch(args: argparse.Namespace) -> dict:
         manifest = l2c_export.Artefact.read(folder).manifest
         family = families.build(manifest.denoiser.family, manifest.denoiser.arch)
         weights = {n: w.cuda() for n, w in stored(folder, manifest).items()}
+        calls = manifest.program().calls
         for how in args.how:
-            # CUDA graphs overwrite what they returned before, so only the loop without a cache can use them
-            mode = "reduce-overhead" if how == "compile" and name == "uncached" else None
-            denoiser = Denoiser(family, weights, how == "compile", mode)
+            denoiser = pytorch_loop(family, weights, how, keeps=name == "cached")
             for images in args.images:
                 x = torch.randn((images, *family.latent), device="cuda")
                 labels = torch.tensor(
@@ -189,22 +191,52 @@ def pytorch(args: argparse.Namespace) -> dict:
                 )
                 strength = torch.tensor(manifest.guidance.channels(family.latent[0]), device="cuda").reshape(1, -1, 1, 1)
 
-                calls = manifest.program().calls
-
                 def image(d=denoiser, x=x, labels=labels, guidance=(SCALE - 1) * strength, calls=calls):
                     d(calls, x, {"class_labels": labels}, guidance)
                     torch.cuda.synchronize()
 
+                key = f"{name} {how} {images}"
                 try:
-                    first = seconds(image)
-                    image()
-                    times = [seconds(image) for _ in range(args.rounds)]
-                    results[f"{name} {how} {images}"] = {"first_s": first, "median_ms": 1e3 * statistics.median(times),
-                                                         "min_ms": 1e3 * min(times)}  # fmt: skip
+                    results[key] = timed_pytorch(image, args.rounds)
                 except Exception as error:
-                    results[f"{name} {how} {images}"] = f"{type(error).__name__}: {error}"[:300]
-                log(f"{name} {how} {images}: {results[f'{name} {how} {images}']}")
+                    results[key] = f"{type(error).__name__}: {error}"[:300]
+                log(f"{key}: {results[key]}")
     return results
+
+
+def pytorch_loop(family, weights, how: str, keeps: bool):
+    """A loop in eager PyTorch, or in a mode of torch.compile; CUDA graphs overwrite what they returned before."""
+    import torch
+
+    from l2c_export.pytorch.eager import Denoiser, tensorwise
+
+    class Cloned(Denoiser):
+        def _evaluate(self, *inputs):
+            torch.compiler.cudagraph_mark_step_begin()
+            noise, values = super()._evaluate(*inputs)
+            return noise.clone(), {name: tensorwise(torch.clone, value) for name, value in values.items()}
+
+    if how == "eager":
+        return Denoiser(family, weights)
+    graphs = how in ("reduce-overhead", "max-autotune")
+    return (Cloned if graphs and keeps else Denoiser)(family, weights, True, None if how == "default" else how)
+
+
+def timed_pytorch(image, rounds: int) -> dict:
+    """Wall time of an image, and how long the GPU computed for one."""
+    first = seconds(image)
+    image()
+    times = [seconds(image) for _ in range(rounds)]
+    return {"first_s": first, "median_ms": 1e3 * statistics.median(times), "min_ms": 1e3 * min(times), "gpu_ms": busy(image)}
+
+
+def busy(image) -> float | None:
+    """Milliseconds of all kernels of an image; None where the profiler sees none."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        image()
+    return sum(event.self_device_time_total for event in seen.key_averages()) / 1e3 or None
 
 
 def seconds(work) -> float:
@@ -229,9 +261,9 @@ def main() -> None:
     ap.add_argument("--precision", default="fp16")
     ap.add_argument("--images", type=int, nargs="+", default=[1])
     ap.add_argument("--twins", nargs="+", default=["cached", "uncached"])
-    ap.add_argument("--how", nargs="+", default=["eager", "compile"])
+    ap.add_argument("--how", nargs="+", default=["eager", "default"], help="pytorch: eager, or modes of torch.compile")
     ap.add_argument("--cases", type=Path)
-    ap.add_argument("--backend", default="tensorrt", help="or tensorrt-rtx, or onnxruntime")
+    ap.add_argument("--backend", default="tensorrt", help="or tensorrt-rtx, cuda, onnxruntime, torch (torch_backend.py)")
     ap.add_argument("--link", help="engines, onnxruntime: shared or static")
     ap.add_argument("--level", type=int)
     ap.add_argument("--batch", help="MIN:OPT:MAX images that the engines are built for")

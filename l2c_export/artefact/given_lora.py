@@ -99,8 +99,8 @@ def fit(original: Lora, denoiser: DenoiserRecord) -> FittedLora:
 
 def namings(denoiser: DenoiserRecord) -> list[Naming]:
     """What checkpoints of a model call its tensors: that which was compiled, the stored ones, and of a DiT diffusers'."""
-    compiled = {name: tensor.recipe or Recipe.of(name) for name, tensor in denoiser.tensors.items()}
-    known: list[Naming] = [compiled, {name: Recipe.of(name) for name in denoiser.tensors}]
+    compiled = {name: tensor.recipe or Recipe.of(name) for name, tensor in denoiser.checkpointed.items()}
+    known: list[Naming] = [compiled, {name: Recipe.of(name) for name in denoiser.checkpointed}]
     if denoiser.family != families.DIT.name:
         return known
     depth, block_embeddings = int(denoiser.arch["depth"]), bool(denoiser.arch.get("block_embeddings"))

@@ -14,7 +14,7 @@ from .signature import Misfit
 from .signatures import TABLE
 
 # What may run in half precision, and is counted in FLOPs.
-PRODUCTS = frozenset({"linear", "sdpa", "linear_attention", "conv2d", "depthwise"})
+PRODUCTS = frozenset({"linear", "linear_fp8", "sdpa", "linear_attention", "conv2d", "depthwise"})
 SUMS = frozenset({"add", "mul"})  # residual arithmetic
 # Angles go up to 999, and the sampler amplifies an error up to 150 times: half precision is too coarse for these.
 WIDE = frozenset({"sinusoid", "update", "data", "multistep"})

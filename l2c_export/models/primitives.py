@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {}
 HALVES = (torch.float16, torch.bfloat16)
+MOST_E4M3 = 448.0  # the largest number of that type
 Ready = Callable[[str, Sequence[Any]], Sequence[Any]]  # of a primitive's name and inputs
 
 
@@ -130,6 +131,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, parts: int 
         part if x.ndim == 2 else part.reshape(shape) for part in (flat.chunk(parts, dim=1) if parts > 1 else (flat,))
     )
     return pieces if parts > 1 else pieces[0]
+
+
+@primitive
+def quantise(x: Tensor, scale: Tensor) -> Tensor:
+    return (_wide(x) * scale[1]).clamp(-MOST_E4M3, MOST_E4M3).to(torch.float8_e4m3fn)
+
+
+@primitive
+def linear_fp8(
+    x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, parts: int = 1
+) -> Any:
+    """In float32; what it makes has the type of the bias."""
+    made = linear(x.float(), weight.float(), parts=parts)
+    shifts = bias.chunk(parts) if bias is not None else (torch.zeros((), dtype=torch.bfloat16, device=x.device),) * parts
+    several = made if isinstance(made, tuple) else (made,)
+    scale = x_scale[0] * weight_scale[0]
+    scaled = tuple((part * scale + shift).to(shift.dtype) for part, shift in zip(several, shifts, strict=True))
+    return scaled if parts > 1 else scaled[0]
 
 
 @primitive

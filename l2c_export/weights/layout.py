@@ -15,15 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import WeightsError
-from ..ir.dtypes import width
+from ..ir.dtypes import E4M3, width
 from ..support.files import replacing
 from ..support.progress import Step, unsaid
 from ..support.words import counted
+from . import e4m3
 from .narrow import SCALE, Losses, quantised, scales, widened
 from .recipe import Narrowing, Shape, TensorRecord
 
 WEIGHTS = "weights.safetensors"
-CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what is computed with
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", E4M3: "F8_E4M3"}  # what is computed with
 FILED = {**CODES, "int8": "I8"}  # what we write
 LARGEST = 8  # bytes, more than a number has
 
@@ -144,6 +145,10 @@ def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> 
 
 def stored(name: str, value: np.ndarray, record: TensorRecord) -> dict[str, np.ndarray]:
     """A tensor as it lies in the file, with its scales.  Raises WeightsError as `write`."""
+    if record.dtype == E4M3:
+        wide = rounded(name, value, "float32")
+        one = e4m3.scale_of(float(np.abs(wide).max(initial=0)))
+        return {name: e4m3.rounded(wide, one), e4m3.weight_scale(name): one}
     if record.stored != "int8":
         return {name: rounded(name, value, record.stored or record.dtype, bool(record.stored))}
     wide = rounded(name, value, "float32")

@@ -114,7 +114,7 @@ def _check_weights(transformer: Any, manifest: Manifest, folder: Path) -> None:
 
 def _by_recipes(stored: Checkpoint, manifest: Manifest) -> Checkpoint:
     """A captured transformer's weights as they are stored; without what follows from its configuration."""
-    recipes = {name: tensor.recipe or Recipe.of(name) for name, tensor in manifest.denoiser.tensors.items()}
+    recipes = {name: tensor.recipe or Recipe.of(name) for name, tensor in manifest.denoiser.checkpointed.items()}
     return stored.by_recipe({name: recipe for name, recipe in recipes.items() if not name.startswith(DERIVED)})
 
 
