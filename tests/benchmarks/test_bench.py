@@ -214,17 +214,18 @@ PADDED = """
 import os, sys, types
 from l2c_export.benchmarks import worker
 from l2c_export.runtime import pipeline
+from l2c_export.support import clock
 
-steps, clock = pipeline.Pipeline.steps, [0.0]
+steps, seconds = pipeline.Pipeline.steps, [0.0]
 
-def padded(self, *given, **named):
+def padded(self, *positional, **named):
     os.write(1, b"a library prints\\n")
-    for done in steps(self, *given, **named):
-        clock[0] += 0.04 + (float(sys.argv[1]) if done.index == 3 else 0)
+    for done in steps(self, *positional, **named):
+        seconds[0] += 0.04 + (float(sys.argv[1]) if done.index == 3 else 0)
         yield done
 
 pipeline.Pipeline.steps = padded
-worker.time = types.SimpleNamespace(perf_counter=lambda: clock[0])
+clock.time = types.SimpleNamespace(perf_counter=lambda: seconds[0])
 worker.main()
 """
 
