@@ -17,7 +17,7 @@ import torch
 
 from l2c_export.backends.nvidia.kernels import Kernel
 from l2c_export.backends.nvidia.prelude import COMMON
-from l2c_export.backends.nvidia.steps import Attention, Product, StepPlan
+from l2c_export.backends.nvidia.steps import Attention, Product, Step, StepPlan
 from l2c_export.models.primitives import sdpa
 
 COMPILER = shutil.which("g++")
@@ -98,6 +98,11 @@ def _undefined(source: str) -> str:
     return "".join(f"#undef {line.split()[1]}\n" for line in source.splitlines() if line.startswith("#define"))
 
 
+def flattened(plan: StepPlan) -> list[Step]:
+    """The steps for a library without some products."""
+    return [other for step in plan.steps for other in getattr(step, "otherwise", ()) or (step,)]
+
+
 class Host:
     """Compiled kernels of some plans."""
 
@@ -135,7 +140,7 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
             flat = source if source.dtype == kind else source[: len(source) // 4 * 4].view(kind)
             return flat.as_strided(view.shape, view.strides, flat.storage_offset() + view.offset)
 
-        for step in (other for step in plan.steps for other in (getattr(step, "otherwise", ()) if otherwise else ()) or (step,)):
+        for step in flattened(plan) if otherwise else plan.steps:
             if own_attention and isinstance(step, Attention):
                 step = step.own
             if isinstance(step, Kernel):

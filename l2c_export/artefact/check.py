@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from ..ir.dtypes import BYTES
+from ..ir.dtypes import BYTES, E4M3
 from ..ir.graph import Value
 from ..ir.inputs import guided
 from ..schedules.values import OUTPUT
@@ -273,7 +273,7 @@ def _placed(size: SizeRecord, slots: Mapping[str, int], sizes: tuple[int, ...]) 
 
 
 def _usable(value: Value) -> bool:
-    if not value.shape or value.kind or value.dtype not in BYTES:
+    if not value.shape or value.kind or value.dtype not in BYTES or value.dtype == E4M3:
         return False
     first, *rest = value.shape
     if _is_size(first) and rest and rest[0] == "R":  # rows of several calls

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +55,39 @@ def with_products(weight: Tensor, multiply: Multiply) -> Tensor:
     return made
 
 
+@dataclass
+class Seen:
+    """Of a product: the largest number that is multiplied, and squares of what its rounding changes and of all there is."""
+
+    largest: float = 0.0
+    lost: float = 0.0
+    there: float = 0.0
+
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product in the type of x, noted."""
+        largest = float(x.abs().max())
+        self.largest = self.largest if largest <= self.largest else largest  # which may be NaN
+        scale = torch.from_numpy(e4m3.scale_of(e4m3.HEADROOM * largest))
+        made = F.linear(x, weight)
+        self.lost += float(F.linear(quantise(x, scale).to(x.dtype) * scale[0] - x, weight).square().sum())
+        self.there += float(made.square().sum())
+        return made if bias is None else made + bias
+
+    @property
+    def error(self) -> float:
+        """Relative."""
+        return math.sqrt(self.lost / self.there) if self.there else 0.0
+
+
 @dataclass(frozen=True)
 class Observed(Converted):
-    """Weights that note the largest number that each was multiplied with, by the name of its scale."""
+    """Weights whose products are seen, of those that the names in `seen` are."""
 
-    scales: Mapping[str, str]
-    largest: dict[str, float] = field(default_factory=dict)
+    seen: Mapping[str, Seen]
 
     def __getitem__(self, name: str) -> Tensor:
         weight = super().__getitem__(name)
-        return with_products(weight, self._noting(self.scales[name])) if name in self.scales else weight
-
-    def _noting(self, scale: str) -> Multiply:
-        def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            self.largest[scale] = max(self.largest.get(scale, 0.0), float(x.abs().max()))
-            return F.linear(x, weight, bias)
-
-        return multiply
+        return with_products(weight, self.seen[name].add) if name in self.seen else weight
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,8 @@ def calibrate(folder: Path, manifest: Manifest, report: Report) -> None:
     if manifest.denoiser.weights and manifest.denoiser.weights.random is not None:
         images = most = 1  # numbers that mean nothing
     count = max(n for n in range(1, most + 1) if n == 1 or images * flops(compiled, n) <= MOST)
-    weights = Observed(stored(folder, manifest), torch.float32, scales)
+    seen = {name: Seen() for name in scales}
+    weights = Observed(stored(folder, manifest), torch.float32, seen)
     given = usual(manifest.inputs, images)
     guided = guided_request(compiled, given, np.full(images, manifest.guidance.scale))
     request = {name: torch.from_numpy(values) for name, values in guided.inputs.items()}
@@ -113,11 +131,29 @@ def calibrate(folder: Path, manifest: Manifest, report: Report) -> None:
     model = Denoiser(family_of(manifest), weights, spans=manifest.denoiser.levels)
     for _ in model.steps(compiled.calls[:count], x, request, torch.from_numpy(guided.strength)):
         pass
-    if wrong := [name for name, largest in weights.largest.items() if not np.isfinite(largest)]:
-        raise WeightsError(f"weights: what {wrong[0]} is for is NaN or infinite: compile with precision='fp32', and verify")
+    for name, product in seen.items():
+        if not math.isfinite(product.largest):
+            raise WeightsError(f"weights: {name} is multiplied with NaN or infinite values: verify it with precision='fp32'")
+    largest: dict[str, float] = {}  # by the scale: what several products share
+    for name, scale in scales.items():
+        largest[scale] = max(largest.get(scale, 0.0), seen[name].largest)
     layout = Layout(manifest.denoiser.tensors)
     with (folder / WEIGHTS).open("r+b") as file:
-        for name, largest in weights.largest.items():
-            file.seek(layout.place(name).offset)
-            file.write(e4m3.scale_of(e4m3.HEADROOM * largest).tobytes())
-    report(f"{counted(len(scales), 'product')} in e4m3, calibrated over {counted(count, 'call')} of {counted(images, 'image')}")
+        for scale, number in largest.items():
+            file.seek(layout.place(scale).offset)
+            file.write(e4m3.scale_of(e4m3.HEADROOM * number).tobytes())
+    report(said(seen, f"{counted(count, 'call')} of {counted(images, 'image')}"))
+
+
+def said(seen: Mapping[str, Seen], over: str) -> str:
+    """What was found, in words."""
+    if not seen:
+        return "no product in e4m3: no sublayer has one that is large enough"
+    worst = max(seen, key=lambda name: seen[name].error)
+    lost = sum((product.lost for product in seen.values()), 0.0)
+    there = sum((product.there for product in seen.values()), 0.0)
+    error, module = math.sqrt(lost / there) if there else 0.0, worst.removesuffix(e4m3.WEIGHT)
+    return (
+        f"{counted(len(seen), 'product')} in e4m3, calibrated over {over}: rounding what is multiplied changes {error:.1e} of "
+        f"them, at most {seen[worst].error:.1e} ({module})"
+    )

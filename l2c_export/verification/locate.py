@@ -13,6 +13,7 @@ import numpy as np
 
 from ..artefact.call_record import CallRecord
 from ..artefact.compiled import Compiled
+from ..ir.dtypes import E4M3
 from ..ir.names import split_at
 from ..runtime.loaded import Bound, load_engines
 from ..runtime.loop import Loop
@@ -123,6 +124,9 @@ def blame(
         return f"it reads {name}, which was computed before the loop: that value is wrong"
     if not finite and bound.name in compiled.denoiser.sublayers and compiled.precision != "fp32":
         return f"it overflows in {compiled.precision}: compile with fp32={bound.name!r}"
+    if any(compiled.denoiser.tensors[origin.of].dtype == E4M3 for origin in map(compiled.origin, bound.inputs) if origin and
+           origin.kind == "weight"):  # fmt: skip
+        return f"its products lose too much in e4m3: compile with bf16={bound.name!r}"
     weights = [name for name in bound.inputs if compiled.is_weight(name)]
     return f"what it reads is right: look at the engine or its weights ({', '.join(weights[:4]) or 'none'})"
 

@@ -17,7 +17,7 @@ from ...ir.graph import Primitive, Value
 from ...ir.signature import Misfit
 from ...support.words import first_line
 from ..contract import Arrays, Nodes, Request, Run, SegmentFile
-from ..cuda.device import Allocation, Cuda
+from ..cuda.device import OLDEST_FP8, Allocation, Cuda
 from ..host import in_order
 from .attention import FusedAttention
 from .graphs import inlined
@@ -30,7 +30,6 @@ from .views import ArrayView
 Shapes = tuple[tuple[tuple[int, ...], str], ...]
 
 OLDEST = 80  # Ampere: the first with bfloat16
-OLDEST_FP8 = 89  # Ada: the first with e4m3
 IN_BF16 = "compile with precision='bf16' for it"
 
 

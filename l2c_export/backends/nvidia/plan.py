@@ -190,7 +190,7 @@ class Planner:
         return True
 
     def _quantised(self, p: Primitive, x: ArrayView, weight: ArrayView, bias: list[ArrayView], scales: Scales) -> bool:
-        """Whether GELU and e4m3 for the next product are made by this one: with a kernel for both, where the library has none."""
+        """Whether GELU and e4m3 for the next product are made by this one; by a kernel, where the library has none."""
         (name,) = p.outputs
         chain = [name]
         for op in ("gelu_tanh", "quantise"):

@@ -15,7 +15,8 @@ from ...support.files import Report
 from ...support.words import counted
 from ..building import BuildSettings, Range
 from ..contract import Request
-from .backend import IN_BF16, OLDEST, OLDEST_FP8, CudaBackend
+from ..cuda.device import OLDEST_FP8
+from .backend import IN_BF16, OLDEST, CudaBackend
 from .compiling import compiled
 from .graphs import EnginePiece, pieces
 from .plan import plan, uncovered
@@ -41,7 +42,8 @@ def prepare(manifest: Manifest, settings: BuildSettings, sizes: Range, report: R
     report(f"cuda: {counted(len(sources), 'kernel')} for {', '.join(targets)}, in the user's cache")
     progress()
     if backend:
-        shapes = list(dict.fromkeys(_shape(step) for each in plans for step in backend.supported(each) if isinstance(step, Product)))
+        steps = [step for each in plans for step in backend.supported(each)]
+        shapes = list(dict.fromkeys(_shape(step) for step in steps if isinstance(step, Product)))
         gains = [backend.products.tune(shape) for shape in shapes]
         backend.products.keep()
         faster = [gain for gain in gains if gain > 1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from ...support.cache import cache_folder, keep, kept
 from ...support.extras import needs
 from ...support.words import first_line
 from ..contract import ALIGNED
-from ..cuda.device import Cuda
+from ..cuda.device import Cuda, DeviceArray
 from . import tuning
 from .steps import Product
 
@@ -64,6 +64,17 @@ def shape_of_product(product: Product, addresses: tuple[int, int, int, int]) -> 
     return ProductShape(rows, columns, inner, product.out.dtype, *given, (a, b, c, d), factors)
 
 
+class Scales(NamedTuple):
+    """The addresses of the scales of x and weight, 0 without; and 1 over what an e4m3 result is a multiple of."""
+
+    x: int
+    weight: int
+    inverse: DeviceArray | None
+
+
+NO_SCALES = Scales(0, 0, None)
+
+
 class Prepared:
     """A product's descriptions and algorithm; destroyed with its last user."""
 
@@ -87,6 +98,7 @@ class Prepared:
             products.set(lt.matmul_desc_set_attribute, self.operation, attributes.BIAS_DATA_TYPE, added, np.int32)
         if shape.factors:  # sums of 128 products at a time in the tensor cores, as everybody's inference does
             products.set(lt.matmul_desc_set_attribute, self.operation, attributes.FAST_ACCUM, 1, np.int8)
+        self.in_place = added == kind  # whether what is added may lie where the result goes
         self.found = self._candidates(products, shape)
         self.algorithm = self.found[:1]
         known = products.known.get(shape.key)
@@ -176,8 +188,15 @@ class Products:
         residual = pointer(product.residual) if product.residual else made
         shape = shape_of_product(product, (weight, x, residual, made))
         bias = pointer(product.bias) if product.bias else 0
-        scales = [pointer(scale) if scale else 0 for scale in (*(product.scales or (None, None)), product.out_scale)]
+        of_x, of_weight = map(pointer, product.scales) if product.scales else (0, 0)
+        inverse = self._inverse(pointer(product.out_scale)) if product.out_scale else None
+        scales = Scales(of_x, of_weight, inverse)
         return self.run(self.prepared(shape), x, weight, bias, residual if product.residual else 0, made, scales)
+
+    def _inverse(self, scale: int) -> DeviceArray:
+        """1 over a scale, copied to where cuBLASLt takes it from: it refuses addresses of less than 16 bytes."""
+        behind = DeviceArray(self._workspace, scale + BYTES["float32"], (1,), np.dtype(np.float32), self._memory.index)
+        return self._memory.copy(behind)
 
     def has(self, product: Product) -> bool:
         """Whether the library has this product, wherever its arrays lie."""
@@ -188,23 +207,24 @@ class Products:
         return True
 
     def run(
-        self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, made: int, scales: Sequence[int] = (0, 0, 0)
+        self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, made: int, scales: Scales = NO_SCALES
     ) -> Callable[[], None]:
         """The same over addresses; 0 stands for what there is not."""
         lt, names = self.lt, self.lt.MatmulDescAttribute
-        of_x, of_weight, of_made = scales
-        inverse = of_made and of_made + BYTES["float32"]  # what is made is multiplied with it
-        given = {names.BIAS_POINTER: bias, names.A_SCALE_POINTER: of_weight, names.B_SCALE_POINTER: of_x,
+        inverse = scales.inverse.pointer if scales.inverse else 0
+        given = {names.BIAS_POINTER: bias, names.A_SCALE_POINTER: scales.weight, names.B_SCALE_POINTER: scales.x,
                  names.D_SCALE_POINTER: inverse}  # fmt: skip
         pointers = [(name, np.array([address], np.uint64)) for name, address in given.items() if address]
         one, beta = self._one.ctypes.data, (self._one if residual else self._zero).ctypes.data
+        added = residual or (made if prepared.in_place else self._workspace.pointer)
         algorithm = prepared.algorithm["algo"].copy()
 
         def run() -> None:
+            _ = scales  # the library has addresses only
             for name, address in pointers:
                 lt.matmul_desc_set_attribute(prepared.operation, name, address.ctypes.data, address.nbytes)
             lt.matmul(
-                self.handle, prepared.operation, one, weight, prepared.weight, x, prepared.x, beta, residual or made,
+                self.handle, prepared.operation, one, weight, prepared.weight, x, prepared.x, beta, added,
                 prepared.residual, made, prepared.made, algorithm.ctypes.data, self._workspace.pointer, WORKSPACE, self._stream,
             )  # fmt: skip
 

@@ -105,7 +105,8 @@ def linear(w: Writer, x: Operand, weight: Operand, bias: Operand | None = None, 
 @rule
 def quantise(w: Writer, x: Operand, scale: Operand) -> Operand:
     """As QuantizeLinear of opset 19; a cast beyond the largest number gives that."""
-    return w.node("QuantizeLinear", w.wide(x), w.part(scale, 0, 0, 1), w.constant(0.0, E4M3), dtype=E4M3)._replace(shape=x.shape)
+    zero, first = w.constant(0.0, E4M3), w.part(scale, 0, 0, 1)
+    return w.node("QuantizeLinear", w.wide(x), first, zero, dtype=E4M3)._replace(shape=x.shape)
 
 
 @rule
@@ -113,8 +114,8 @@ def linear_fp8(
     w: Writer, x: Operand, weight: Operand, x_scale: Operand, weight_scale: Operand, bias: Operand | None = None, *, parts: int
 ) -> Written:
     """Between DequantizeLinear and the product a library finds that it is one of e4m3."""
-    wide = [w.cast(w.node("DequantizeLinear", each, w.part(scale, 0, 0, 1), dtype="float32")._replace(shape=each.shape), "bfloat16")
-            for each, scale in ((x, x_scale), (weight, weight_scale))]  # fmt: skip
+    pairs = ((each, w.cast(w.part(scale, 0, 0, 1), "bfloat16")) for each, scale in ((x, x_scale), (weight, weight_scale)))
+    wide = [w.node("DequantizeLinear", each, scale, dtype="bfloat16")._replace(shape=each.shape) for each, scale in pairs]
     return linear(w, *wide, bias, parts=parts)
 
 

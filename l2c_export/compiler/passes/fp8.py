@@ -19,7 +19,7 @@ from ...ir.signatures import fp8_fits
 from ...weights.e4m3 import input_scale, weight_scale
 from ...weights.recipe import TensorRecord
 
-SCALE = Value((2,), "float32")
+SCALE = Value((2,), "float32")  # itself, and 1 over it
 
 
 class Narrowed(NamedTuple):
@@ -120,7 +120,7 @@ def records_of(tensors: Mapping[str, TensorRecord], call: Graph) -> dict[str, Te
     found = dict(tensors)
     for name in (name for name, value in call.values.items() if value.dtype == E4M3):
         found[name] = msgspec.structs.replace(tensors[name], dtype=E4M3)
-        found[weight_scale(name)] = TensorRecord(SCALE.shape, SCALE.dtype, scale="weight")
+        found[weight_scale(name)] = TensorRecord(sizes(SCALE.shape), SCALE.dtype, scale="weight")
         if input_scale(name) in call.values:
-            found[input_scale(name)] = TensorRecord(SCALE.shape, SCALE.dtype, scale="input")
+            found[input_scale(name)] = TensorRecord(sizes(SCALE.shape), SCALE.dtype, scale="input")
     return found

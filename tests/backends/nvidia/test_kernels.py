@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kernels_on_host import COMPILER, Host, together
-from segments import F16, F32, FAMILIES, LARGER, LOOSE, Segment, alone, bodies, of_body, off_by
+from segments import F16, F32, FAMILIES, LARGER, LOOSE, Segment, alone, bodies, in_e4m3, of_body, off_by
 
 from l2c_export.artefact import store
 from l2c_export.backends.nvidia import compiling, kernels
@@ -16,9 +16,10 @@ from l2c_export.backends.nvidia.plan import MOST_TOGETHER, plan
 from l2c_export.compiler.compile import lower
 from l2c_export.compiler.request import Options
 from l2c_export.compiler.source import resolve
+from l2c_export.ir.dtypes import E4M3
 from l2c_export.ir.graph import Primitive, Value
 from l2c_export.ir.signatures import TABLE
-from l2c_export.models.primitives import execute
+from l2c_export.models.primitives import MOST_E4M3, execute
 from l2c_export.runtime.loaded import segment_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,7 +38,7 @@ def one_thread_a_row(monkeypatch):
     monkeypatch.setattr(kernels, "MOST_WARPS", 1)
 
 
-def same(segments, folder, tolerance, own_attention=False):
+def same(segments, folder, tolerance, own_attention=False, otherwise=False):
     """That plans make what PyTorch makes."""
     plans = [plan(segment.primitives, segment.concrete, segment.outputs) for segment in segments]
     host = Host(plans, folder)
@@ -45,7 +46,7 @@ def same(segments, folder, tolerance, own_attention=False):
         inputs = segment.some()
         wanted = execute(segment.primitives, inputs)
         outputs = {name: torch.full_like(wanted[name], 77).contiguous() for name in segment.outputs}
-        host.run(own_plan, {**inputs, **outputs}, own_attention)
+        host.run(own_plan, {**inputs, **outputs}, own_attention, otherwise)
         for name in segment.outputs:
             assert off_by(outputs[name], wanted[name]) < tolerance, (segment.primitives, name)
 
@@ -113,6 +114,18 @@ def test_what_a_norm_makes_for_several_products_is_written_in_their_type_alone()
     assert products[0].x.dtype == "bfloat16"
 
 
+def test_what_is_multiplied_in_e4m3_is_written_as_such_by_what_makes_it():
+    """A norm, attention's output and GELU; where GELU is not the product's, by the one kernel for both."""
+    attention, mlp = (plan(s.primitives, s.concrete, s.outputs) for s in map(of_body, in_e4m3("dit").values()))
+    assert [type(step).__name__ for step in attention.steps] == ["Kernel", "Product", "Attention", "Kernel", "Product"]
+    assert [type(step).__name__ for step in mlp.steps] == ["Kernel", "Product", "Product"]
+    products = [step for each in (attention, mlp) for step in each.steps if hasattr(step, "scales")]
+    assert {(step.x.dtype, step.weight.dtype) for step in products} == {(E4M3, E4M3)}
+    assert [step.out.dtype for step in products] == ["bfloat16", "bfloat16", E4M3, "bfloat16"]
+    plain, kernel = products[2].otherwise
+    assert (plain.out.dtype, kernel.buffers[0], kernel.writes) == ("bfloat16", plain.out.buffer, {products[3].x.buffer})
+
+
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 @pytest.mark.usefixtures("one_thread_a_row")
 class TestOnHost:
@@ -129,6 +142,21 @@ class TestOnHost:
     @pytest.mark.parametrize(("name", "dtype"), [*zip(FAMILIES, TOLERANCE, strict=True)])
     def test_families(self, name, dtype, tmp_path):
         same([of_body(body) for body in bodies(name, dtype).values()], tmp_path, TOLERANCE[dtype])
+
+    @pytest.mark.parametrize("otherwise", [False, True], ids=["gelu in the product", "gelu by a kernel"])
+    def test_products_in_e4m3(self, otherwise, tmp_path):
+        segments = [of_body(body) for name in ("dit", "uvit") for body in in_e4m3(name).values()]
+        same(segments, tmp_path, TOLERANCE["bfloat16"], otherwise=otherwise)
+
+    def test_e4m3_is_rounded_as_pytorch_does(self, tmp_path):
+        segment = alone("quantise", [F32("R", 4, 256), F32(2)], {})
+        x = torch.randn(6, 4, 256, generator=torch.Generator().manual_seed(0)) * torch.exp2(torch.arange(256) / 8 - 20)
+        steps = plan(segment.primitives, segment.concrete, segment.outputs)
+        made = torch.zeros(x.shape, dtype=torch.float8_e4m3fn)
+        given = {"i0": x, "i1": torch.tensor([0.25, 4.0])}
+        Host([steps], tmp_path).run(steps, {**given, "o0": made})
+        assert made.float().abs().max() == MOST_E4M3
+        assert torch.equal(made.float(), execute(segment.primitives, given)["o0"].float())
 
     def test_a_captured_transformer_in_half_precision(self, tmp_path):
         """Streams and tables in float32, products in bfloat16: FLUX.1, with norms of queries and keys and rotary positions."""
@@ -168,6 +196,7 @@ def test_kernels_are_compiled_without_a_gpu(architecture, empty_cache):
     pytest.importorskip("cuda.core")
     segments = [alone(*example) for example in (LOOSE if architecture in ("sm89", "sm90") else [*LOOSE, *LARGER])]
     segments += [of_body(body) for body in bodies("dit", "bfloat16").values()]
+    segments += [of_body(body) for body in in_e4m3("dit").values()] if architecture != "sm80" else []
     plans = [plan(segment.primitives, segment.concrete, segment.outputs) for segment in segments]
     sources = list(dict.fromkeys(kernel.source for own_plan in plans for kernel in own_plan.kernels))
     code = compiled(together(sources), architecture)
