@@ -49,7 +49,7 @@ from altered import json_changed  # noqa: E402
 
 import l2c_export  # noqa: E402
 from l2c_export import L2CError, Schedule, load  # noqa: E402
-from l2c_export.artefact import given_weights, integrity, store  # noqa: E402
+from l2c_export.artefact import integrity, store, user_weights  # noqa: E402
 from l2c_export.artefact.records import FILE  # noqa: E402
 from l2c_export.backends.descriptors import built  # noqa: E402
 from l2c_export.compiler.compile import lower  # noqa: E402
@@ -329,7 +329,7 @@ def _router(path: Path) -> Any:
 
 def _tensors(path: Path) -> Any:
     manifest = store.read(GOLDEN / "engines", verify=False)
-    return {name: value.tobytes() for name, value in given_weights.tensors(path, manifest)}
+    return {name: value.tobytes() for name, value in user_weights.tensors(path, manifest)}
 
 
 def pickled(weights: bytes, archive: bool) -> bytes:

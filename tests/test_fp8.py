@@ -76,15 +76,15 @@ def test_gpus_without_it_are_refused_by_name(backend, targets, says, narrow):
 
 
 def test_large_products_are_e4m3_and_all_else_is_not(narrow):
-    found = numbers(narrow)
-    narrowed = {name for name, value in found.items() if str(value.dtype) == E4M3}
+    arrays = numbers(narrow)
+    narrowed = {name for name, value in arrays.items() if str(value.dtype) == E4M3}
     kinds = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    blocks = {name.split(".")[1] for name in found if name.startswith("blocks.")}
+    blocks = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
     assert narrowed == {f"blocks.{n}.{kind}.weight" for n in blocks for kind in kinds}
     assert input_scales(store.read(narrow)) == {name: e4m3.input_scale(name) for name in narrowed}
     for name in narrowed:
-        assert 224 <= np.abs(found[name].astype(np.float32)).max() <= e4m3.MOST
-        for scale in (found[e4m3.weight_scale(name)], found[e4m3.input_scale(name)]):
+        assert 224 <= np.abs(arrays[name].astype(np.float32)).max() <= e4m3.MOST
+        for scale in (arrays[e4m3.weight_scale(name)], arrays[e4m3.input_scale(name)]):
             assert scale[0] * scale[1] == 1
             assert np.log2(scale[0]) % 1 == 0
 

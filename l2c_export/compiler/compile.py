@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ..artefact import staging, store
-from ..artefact.given_lora import fit
+from ..artefact.lora_fit import fit
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..ir.dtypes import FP8
@@ -111,12 +111,12 @@ def compile_artefact(
 ) -> Manifest:
     """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
     staging.check_target(options.out, report)
-    sources = [resolve(own) for own in sizes.each(options)]  # files -> a model and a schedule, for every size
+    sources = [resolve(own) for own in sizes.separate(options)]  # files -> a model and a schedule, for every size
     source = sources[0]
     for line in source.describe():
         report(line)
     texts = planned(options, source)  # what makes a request of a prompt
-    loras = [open_lora(given) for given in options.lora]  # what is merged into the weights
+    loras = [open_lora(path) for path in options.lora]  # what is merged into the weights
     several = [
         lower(options, own, report, f"{sizes.name_of(own)}-" if n else "") for n, own in enumerate(sources)
     ]  # one by one

@@ -9,7 +9,7 @@ import msgspec
 
 from ..artefact import autoencoder
 from ..artefact.call_record import BankRecord, CallRecord
-from ..artefact.given_lora import with_loras
+from ..artefact.lora_fit import with_loras
 from ..artefact.manifest import Manifest, program_name
 from ..artefact.records import (
     CompilationRecord,
@@ -240,13 +240,13 @@ def value_types(graphs: Mapping[str, Graph]) -> dict[str, Value]:
 
 def origins(graphs: Mapping[str, Graph]) -> dict[str, Origin]:
     """Where every value comes from that is not made by its own graph under its own name."""
-    found: dict[str, Origin] = {}
+    by_name: dict[str, Origin] = {}
     for graph in graphs.values():
         for name in graph.inputs:
-            found[name] = origin(name, graph.kind(name))
+            by_name[name] = origin(name, graph.kind(name))
         for name in (o for node in graph.nodes for o in node.outputs if split_at(o)[1]):
-            found[name] = Origin("later", *split_at(name))
-    return found
+            by_name[name] = Origin("later", *split_at(name))
+    return by_name
 
 
 def origin(name: str, kind: str) -> Origin:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..artefact import given_weights
+from ..artefact import user_weights
 from ..artefact.guidance import guided_request
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
@@ -105,7 +105,7 @@ def in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def checkpoint_tensors(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
     """A checkpoint's, as they would be loaded where matrices are stored narrower: what that costs is no error."""
-    tensors, records = given_weights.tensors(checkpoint, manifest), manifest.denoiser.tensors
+    tensors, records = user_weights.tensors(checkpoint, manifest), manifest.denoiser.tensors
     narrowed = ((name, as_loaded(name, v, records[name]) if records[name].stored else v) for name, v in tensors)
     return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in narrowed}
 

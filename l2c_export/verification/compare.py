@@ -88,11 +88,11 @@ def verify(
     return compare(pipe, reference, atol, rtol)
 
 
-def path_of(given: str | os.PathLike[str] | None) -> Path | None:
-    return None if given is None else Path(given)
+def path_of(value: str | os.PathLike[str] | None) -> Path | None:
+    return None if value is None else Path(value)
 
 
-def _reference(pipe: pipeline.Pipeline, given: Mapping[str, Any], guidance_scale: Scales, seed: int,
+def _reference(pipe: pipeline.Pipeline, values: Mapping[str, Any], guidance_scale: Scales, seed: int,
                weights: Path | None, golden: Path | None, steps: int | None) -> Reference:  # fmt: skip
     """The PyTorch side of a request."""
     from ..pytorch.reference import Reference, of_case
@@ -100,8 +100,8 @@ def _reference(pipe: pipeline.Pipeline, given: Mapping[str, Any], guidance_scale
     manifest = pipe.manifest
     if golden:
         return of_case(golden, pipe.path, manifest, weights, steps)
-    asked = any(value is not None for value in given.values())
-    inputs = pipe.inputs(**given) if asked else usual(manifest.inputs, manifest.batch)
+    asked = any(value is not None for value in values.values())
+    inputs = pipe.inputs(**values) if asked else usual(manifest.inputs, manifest.batch)
     images = len(next(iter(inputs.values()))) if inputs else manifest.batch
     scales = request.scales(manifest.program(steps), guidance_scale, images)
     return Reference(pipe.path, manifest, pipe.noise(images, seed), inputs, scales, weights, steps=steps)

@@ -69,7 +69,7 @@ class Search:
 
     def execute(self, index: int, bound: Bound) -> None:
         """Run an engine of the loop, and look at it if it is one of the call's own."""
-        if index != self.expected.call or self._ended or self._made.isdisjoint(bound.outputs):
+        if index != self.expected.call or self._ended or self._outputs.isdisjoint(bound.outputs):
             bound.run()
             return
         compiled, call = self.loop.compiled, self.loop.compiled.calls[index]
@@ -91,7 +91,7 @@ class Search:
                 return
 
     @functools.cached_property
-    def _made(self) -> frozenset[str]:
+    def _outputs(self) -> frozenset[str]:
         """What the call itself computes; the rest runs before the loop."""
         return frozenset(name for node in self.graph.nodes for name in node.outputs)
 

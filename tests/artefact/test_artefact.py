@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 import l2c_export
-from l2c_export.artefact import given_weights, staging, store
+from l2c_export.artefact import staging, store, user_weights
 from l2c_export.artefact.manifest import VERSION
 from l2c_export.artefact.records import FILE, FileInfo
 from l2c_export.compiler import emit, link
@@ -388,7 +388,7 @@ def test_checkpoints_of_every_float_type(tiny, tmp_path, dtype, suffix):
     tensors = {n: torch.from_numpy(v).to(dtype) for n, v in load_file(chosen.path / "model.safetensors").items()}
     path = tmp_path / f"w.{suffix}"
     save_torch(tensors, path) if suffix == "safetensors" else torch.save({"ema": tensors}, path)
-    for name, value in given_weights.tensors(path, manifest):
+    for name, value in user_weights.tensors(path, manifest):
         assert value.dtype == np.float32
         assert np.array_equal(value, tensors[name].float().numpy()), name
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from helpers import case
 from safetensors.numpy import load_file, save_file
 
-from l2c_export.artefact import given_weights, store
+from l2c_export.artefact import store, user_weights
 from l2c_export.cli import main
 from l2c_export.errors import ModelError
 from l2c_export.ir.inputs import class_labels, guided
@@ -367,11 +367,11 @@ def test_an_assumption_is_printed_kept_and_repeated(noted, tmp_path):
 def test_weights_of_a_training_that_contradicts_the_artefact_are_not_bound(noted, tiny, tmp_path):
     folder, _ = noted
     manifest = store.read(tiny[0])
-    assert dict(given_weights.tensors(folder / "0050000.pt", manifest)).keys() == dict(manifest.denoiser.tensors).keys()
+    assert dict(user_weights.tensors(folder / "0050000.pt", manifest)).keys() == dict(manifest.denoiser.tensors).keys()
     with pytest.raises(ModelError, match="noted num_heads 4, the artefact has 2"):
-        given_weights.tensors(folder / "other.pt", manifest)
+        user_weights.tensors(folder / "other.pt", manifest)
     with pytest.raises(ModelError, match="flow matching is not supported yet"):
-        given_weights.tensors(folder / "flow.pt", manifest)
+        user_weights.tensors(folder / "flow.pt", manifest)
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_compiled(noted, tmp_path):

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from version2 import EXAMPLE
 
-from l2c_export.artefact import given_weights, integrity, store
+from l2c_export.artefact import integrity, store, user_weights
 from l2c_export.artefact.check import problem
 from l2c_export.artefact.check_origins import MOST_HISTORY
 from l2c_export.artefact.records import FILE, CompilationRecord, Origin
@@ -241,7 +241,7 @@ def test_a_safetensors_header_is_refused_or_read(head):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "w.safetensors"
         path.write_bytes(head + rest)
-        if result := tolerant(lambda: dict(given_weights.tensors(path, manifest)), WeightsError):
+        if result := tolerant(lambda: dict(user_weights.tensors(path, manifest)), WeightsError):
             assert {n: v.shape for n, v in result.items()} == manifest.denoiser.shapes
 
 

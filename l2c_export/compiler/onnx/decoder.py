@@ -115,8 +115,8 @@ def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> N
         raise ModelError(f"{folder}: its decoder does not run: {_reason(error)}") from None
     assert program is not None
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = downgrade(program.model_proto, "decoder")
-    target.write_bytes((halved(made) if record.stored else made).SerializeToString())
+    proto = downgrade(program.model_proto, "decoder")
+    target.write_bytes((halved(proto) if record.stored else proto).SerializeToString())
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:

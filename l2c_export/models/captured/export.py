@@ -50,8 +50,8 @@ def export(model: nn.Module, call: Callable[..., Tensor], x: Tensor, t: Tensor, 
     shapes = ({0: rows}, {0: rows}, {name: {0: rows} for name in request})
     try:
         with quiet("torch.export"), torch.no_grad():
-            made = torch.export.export(Called(model, call), (x, t, dict(request)), dynamic_shapes=shapes, strict=False)
-            program = made.run_decompositions({})
+            trace = torch.export.export(Called(model, call), (x, t, dict(request)), dynamic_shapes=shapes, strict=False)
+            program = trace.run_decompositions({})
     except Exception as error:  # whatever the model raises while it is traced
         kind = type(model).__name__
         raise ModelError(f"{kind} cannot be captured: {type(error).__name__}: {_line(error)}: check size and tokens") from None

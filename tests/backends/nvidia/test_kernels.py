@@ -119,7 +119,7 @@ def test_what_is_multiplied_in_e4m3_is_written_as_such_by_what_makes_it():
     attention, mlp = (plan(s.primitives, s.concrete, s.outputs) for s in map(of_body, in_e4m3("dit").values()))
     assert [type(step).__name__ for step in attention.steps] == ["Kernel", "Product", "Attention", "Kernel", "Product"]
     assert [type(step).__name__ for step in mlp.steps] == ["Kernel", "Product", "Product"]
-    products = [step for each in (attention, mlp) for step in each.steps if hasattr(step, "scales")]
+    products = [step for own_plan in (attention, mlp) for step in own_plan.steps if hasattr(step, "scales")]
     assert {(step.x.dtype, step.weight.dtype) for step in products} == {(E4M3, E4M3)}
     assert [step.out.dtype for step in products] == ["bfloat16", "bfloat16", E4M3, "bfloat16"]
     plain, kernel = products[2].otherwise
@@ -152,11 +152,11 @@ class TestOnHost:
         segment = alone("quantise", [F32("R", 4, 256), F32(2)], {})
         x = torch.randn(6, 4, 256, generator=torch.Generator().manual_seed(0)) * torch.exp2(torch.arange(256) / 8 - 20)
         steps = plan(segment.primitives, segment.concrete, segment.outputs)
-        made = torch.zeros(x.shape, dtype=torch.float8_e4m3fn)
-        given = {"i0": x, "i1": torch.tensor([0.25, 4.0])}
-        Host([steps], tmp_path).run(steps, {**given, "o0": made})
-        assert made.float().abs().max() == MOST_E4M3
-        assert torch.equal(made.float(), execute(segment.primitives, given)["o0"].float())
+        output = torch.zeros(x.shape, dtype=torch.float8_e4m3fn)
+        inputs = {"i0": x, "i1": torch.tensor([0.25, 4.0])}
+        Host([steps], tmp_path).run(steps, {**inputs, "o0": output})
+        assert output.float().abs().max() == MOST_E4M3
+        assert torch.equal(output.float(), execute(segment.primitives, inputs)["o0"].float())
 
     def test_a_captured_transformer_in_half_precision(self, tmp_path):
         """Streams and tables in float32, products in bfloat16: FLUX.1, with norms of queries and keys and rotary positions."""
