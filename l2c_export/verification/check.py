@@ -92,7 +92,7 @@ def check(
     """Repeat what was recorded when an artefact's weights were bound, and compare: on the machine that it is to run on.
 
     `path` is that of an artefact, or a loaded pipeline; `backend`, `device`, `threads` and `verify` are those of `load`.
-    A value passes if |error| <= `atol` + `rtol` * max |value|, by default 3e-5 (fp32), 2e-2 (fp16) or 5e-2 (bf16).
+    A value passes if |error| <= `atol` + `rtol` * max |value|, by default 3e-5 (fp32), 2e-2 (fp16), 5e-2 (bf16) or 0.5 (fp8).
     `record` makes a new fingerprint first, with this backend: what changes from now on shows, not whether it is right now.
     Raises UsageError for an artefact that has no fingerprint, and what `load` raises; what is wrong is said by the result.
     """

@@ -76,7 +76,7 @@ def verify(
     by default a usual request of as many images as the batch; `golden` is the folder of a recorded run (config.json,
     golden.npz) instead of them.  `weights` is a checkpoint to compare with, by default the artefact's own.  `steps` chooses one
     of its programs, by default the first.  A call passes if |error| <= `atol` + `rtol` * max |latents|, by default 3e-5 (fp32),
-    2e-2 (fp16) or 5e-2 (bf16).  `backend`, `device` and `threads` are those of `load`.
+    2e-2 (fp16), 5e-2 (bf16) or 0.5 (fp8).  `backend`, `device` and `threads` are those of `load`.
     Raises UsageError for a request that it cannot meet, and what `load` raises; what is wrong is said by the verdict.
     """
     needs("torch", "export")
