@@ -122,6 +122,6 @@ def alone(op: str, inputs: Sequence[Value], attributes: Mapping[str, Any]) -> Se
     return Segment((primitive,), dict(zip(names, inputs, strict=True)), outputs)
 
 
-def off_by(made: torch.Tensor, wanted: torch.Tensor) -> float:
+def off_by(output: torch.Tensor, wanted: torch.Tensor) -> float:
     """The largest difference, in the largest number, or 1."""
-    return float((made.double() - wanted.double()).abs().max() / max(1.0, float(wanted.abs().max())))
+    return float((output.double() - wanted.double()).abs().max() / max(1.0, float(wanted.abs().max())))

@@ -117,7 +117,7 @@ def own_imports(module: str, top: bool = False) -> set[str]:
     typing = {id(n) for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
               for n in ast.walk(node)}  # fmt: skip
     nodes = tree.body if top else ast.walk(tree)
-    found = set()
+    imports = set()
     for node in nodes:
         if not isinstance(node, ast.ImportFrom) or not node.level or id(node) in typing:
             continue
@@ -127,8 +127,8 @@ def own_imports(module: str, top: bool = False) -> set[str]:
             names = ("/".join(filter(None, parts)) for parts in
                      ([*whole[:-1], f"{alias.name}.py"], [*whole, "__init__.py"],
                       [*base[:-1], f"{base[-1]}.py"], [*base, "__init__.py"]))  # fmt: skip
-            found.add(next(name for name in names if name in MODULES))
-    return found - {module}
+            imports.add(next(name for name in names if name in MODULES))
+    return imports - {module}
 
 
 def asked(tree: ast.AST) -> Iterator[str]:

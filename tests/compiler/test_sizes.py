@@ -40,11 +40,11 @@ def test_every_size_is_that_of_diffusers(compiled, link):
         wanted = PIPELINES[family].latents(folder, noise, PIPELINES[family].request(IMAGES), schedule).numpy()
     with l2c_export.load(out, backend="onnxruntime", link=link) as pipe:
         small = pipe(**requested(family), guidance_scale=SCALE, latents=np.ones((IMAGES, 4, 8, 8), np.float32)).latents
-        made = pipe(**requested(family), guidance_scale=SCALE, latents=noise.numpy()).latents
+        latents = pipe(**requested(family), guidance_scale=SCALE, latents=noise.numpy()).latents
         again = pipe(**requested(family), guidance_scale=SCALE, latents=noise.numpy(), height=64, width=96).latents
     assert small.shape == (IMAGES, 4, 8, 8)
-    assert prompted.error(made, wanted) < 1e-5
-    assert np.array_equal(made, again)
+    assert prompted.error(latents, wanted) < 1e-5
+    assert np.array_equal(latents, again)
 
 
 def test_the_first_size_is_what_it_is_alone(compiled, tmp_path):
@@ -71,8 +71,8 @@ def test_other_weights_are_bound_for_all_sizes(compiled):
     l2c_export.link(out, weights=str(folder / "transformer"))
     with l2c_export.load(out, backend="onnxruntime") as pipe:
         assert all(
-            np.array_equal(pipe(**requested(family), height=h, width=w).latents, made)
-            for (h, w), made in zip(SIZES, before, strict=True)
+            np.array_equal(pipe(**requested(family), height=h, width=w).latents, latents)
+            for (h, w), latents in zip(SIZES, before, strict=True)
         )
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import math
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from ...artefact.records import DecoderRecord
 from ...errors import ModelError
 from ...models.diffusers.model_index import autoencoder_kind
 from ...support.extras import needs
+from ...support.log import quiet
 from ...support.words import first_line
 from ...weights import finder
 from ...weights.stored import LEAST
@@ -86,7 +84,8 @@ def load(folder: Path) -> Any:
     file, kind = finder.find(folder), autoencoder_kind(folder)
     options = {"variant": file.variant or None, "use_safetensors": file.suffix == "safetensors"}
     try:
-        with quiet("diffusers"):  # which warns of what it has written into a tiny one's configuration itself
+        # it warns of what it has written into a tiny one's configuration itself
+        with quiet("diffusers"), contextlib.redirect_stdout(io.StringIO()):
             known = getattr(diffusers, kind)
             autoencoder = known.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False, **options)
     except Exception as error:  # a damaged configuration ends in errors of all kinds
@@ -100,7 +99,8 @@ def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> N
     normalise_by_hand(model)
     axes = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     try:
-        with quiet("torch.onnx"):
+        # of torchvision, and renamed axes
+        with quiet("torch.onnx"), contextlib.redirect_stdout(io.StringIO()):
             program = torch.onnx.export(
                 model,
                 (torch.zeros(1, channels, *EXAMPLE),),
@@ -140,20 +140,6 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.node.extend(nodes)
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-@contextlib.contextmanager
-def quiet(library: str) -> Iterator[None]:
-    """The exporter warns about torchvision and renamed axes, neither of which concerns a user."""
-    logger = logging.getLogger(library)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:
