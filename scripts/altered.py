@@ -147,13 +147,13 @@ def altered(engines: Path, folder: Path, wanted: Mapping[str, str], seed: int) -
             raw["checksum"] = store.checksum(raw)
     (folder / FILE).write_bytes(json.dumps(raw).encode())
     link = chance.choice(("shared", "static"))
-    made = used(folder, link)
-    if made != wanted[link]:
-        assert made == used(folder, link), "what it computes is not the same twice"
+    digest = used(folder, link)
+    if digest != wanted[link]:
+        assert digest == used(folder, link), "what it computes is not the same twice"
     changed_by_us(folder, chance)
     others = {path.name for path in folder.parent.iterdir()} - {folder.name}
     assert not others, f"written beside the artefact: {others}"
-    return "harmless" if made == wanted[link] else "other"
+    return "harmless" if digest == wanted[link] else "other"
 
 
 def used(folder: Path, link: str) -> str:
@@ -169,9 +169,9 @@ def used(folder: Path, link: str) -> str:
 
 def generated(pipe: Pipeline, steps: int) -> str:
     request = usual(pipe.manifest.inputs, min(pipe.manifest.batch, 2))
-    made = pipe(guidance_scale=2.0, seed=SEED, steps=steps, output_type="np", **request)
-    assert made.images is not None
-    return hashlib.sha256(made.latents.tobytes() + made.images.tobytes()).hexdigest()
+    output = pipe(guidance_scale=2.0, seed=SEED, steps=steps, output_type="np", **request)
+    assert output.images is not None
+    return hashlib.sha256(output.latents.tobytes() + output.images.tobytes()).hexdigest()
 
 
 def changed_by_us(folder: Path, chance: random.Random) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from l2c_export.compiler.record import record
-from l2c_export.ir.dtypes import Types
+from l2c_export.ir.dtypes import E4M3, Types
 from l2c_export.ir.graph import Body, Primitive, Value
 from l2c_export.ir.signatures import TABLE
 from l2c_export.models import bank, dit, updates, uvit  # noqa: F401  (more primitives)
@@ -93,6 +93,8 @@ def with_sizes(value: Value) -> Value:
 def some(value: Value, generator: torch.Generator) -> torch.Tensor:
     if value.dtype == "int32":
         return torch.randint(0, 3, value.shape, generator=generator, dtype=torch.int32)
+    if value.dtype == E4M3:
+        return torch.randn(value.shape, generator=generator).mul(8).to(torch.float8_e4m3fn)
     return torch.randn(value.shape, generator=generator).to(getattr(torch, value.dtype))
 
 

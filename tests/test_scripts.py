@@ -34,6 +34,9 @@ INSIDE = {
     # time PyTorch with an artefact's weights beside its engines
     "gpu_prompted.py": {"backends.descriptors", "schedules.schedule"},
     "gpu_check.py": {*EAGER, "backends.descriptors", "pytorch.stored"},
+    # is a backend of its own
+    "torch_backend.py": {"backends", "backends.contract", "backends.cuda.device", "backends.descriptor", "backends.host",
+                         "backends.nvidia.graphs", "ir.graph", "models.primitives"},
     # `bench` compares only what did the same work; this one compares precisions, too
     "bench_cpu.py": {"backends.descriptors", "benchmarks", "benchmarks.contenders", "benchmarks.measured", "benchmarks.process",
                      "support"},

@@ -144,8 +144,8 @@ def _program(compiled: Compiled) -> Iterator[str]:
     for part, kind in ((compiled.constants, "time"), (compiled.prologue, "request")):
         if part is not None:
             early = compiled.graphs[part]
-            made = {*hoisted, *(name for node in early.nodes for name in node.outputs)}
-            names = [name for name in _values(compiled, early) if name not in made]
+            values = {*hoisted, *(name for node in early.nodes for name in node.outputs)}
+            names = [name for name in _values(compiled, early) if name not in values]
             yield from (f"{part}: nothing makes {name!r}" for name in names if not _is_early(compiled, name, kind))
             yield from (f"{part}: {n!r} is of another call" for n in early.inputs if not _is_hoisted(compiled, n, hoisted))
             hoisted |= set(early.outputs)

@@ -49,17 +49,17 @@ def _called(segment: SegmentRecord, node: Node, types: Sequence[Type | None], dt
         return None
     if None in types or len(names) != len(types) or len(node.inputs) != len(segment.inputs):
         return f"{node.name} does not fit it"
-    given = {name: Value(*each) for name, each in zip(names, types, strict=True) if each}
-    return _computed(segment, segment.primitives, given, dtype)
+    ports = {name: Value(*kind) for name, kind in zip(names, types, strict=True) if kind}
+    return _computed(segment, segment.primitives, ports, dtype)
 
 
-def _computed(segment: SegmentRecord, primitives: tuple[Primitive, ...], given: dict[str, Value], dtype: str) -> str | None:
+def _computed(segment: SegmentRecord, primitives: tuple[Primitive, ...], ports: dict[str, Value], dtype: str) -> str | None:
     try:
-        values = infer(primitives, {name: given[name] for name in segment.inputs})
+        values = infer(primitives, {name: ports[name] for name in segment.inputs})
     except Misfit as error:
         return str(error)
     for name in segment.outputs:
-        if name not in values or (values[name].shape, values[name].dtype) != (given[name].shape, given[name].dtype):
+        if name not in values or (values[name].shape, values[name].dtype) != (ports[name].shape, ports[name].dtype):
             return f"its primitives do not make {name!r} as the graphs read it"
     if segment.precision != precision(primitives, values, dtype):
         return f"its primitives are not computed in {segment.precision}"

@@ -67,10 +67,10 @@ def calibrate(method: str, threshold: float, polynomial: tuple[float, ...] | Non
     from ..training.options import TrainingOptions
 
     check_place(out, "out")
-    given = {"polynomial": polynomial, "max_skips": max_skips, "retention": retention}
-    chosen = online.OnlineMethod(method, threshold, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    found = online.calibrate(chosen, TrainingOptions(out=out, **options), sampler, say)
-    write(out, found.to_json(), "out")
+    settings = {"polynomial": polynomial, "max_skips": max_skips, "retention": retention}
+    chosen = online.OnlineMethod(method, threshold, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
+    schedule = online.calibrate(chosen, TrainingOptions(out=out, **options), sampler, say)
+    write(out, schedule.to_json(), "out")
     say(f"{out}: written")
     if as_json:
-        print_json({"out": str(out), "schedule": found})
+        print_json({"out": str(out), "schedule": schedule})

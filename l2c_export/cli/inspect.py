@@ -34,25 +34,25 @@ def inspect(path: Path, threshold: float | None, steps: int | None, device: str 
         from ..support.figure import check_picture
 
         check_picture(plot, "plot")
-    found = look(path, threshold, steps)
-    if (device or measure) and found.artefact is None:
+    view = look(path, threshold, steps)
+    if (device or measure) and view.artefact is None:
         raise UsageError(f"{path}: only an artefact has times: give the folder that l2c-export wrote")
     if measure:
-        found = found.timed(measured_calls(path, steps), "measured")
+        view = view.timed(measured_calls(path, steps), "measured")
     elif device:
         from ..artefact import store
         from ..inspection.predict import predict
 
         costs = predict(store.read(path, verify=False).program(steps), device).calls
-        found = found.timed([cost.seconds for cost in costs], f"predicted for {device}")
+        view = view.timed([cost.seconds for cost in costs], f"predicted for {device}")
     if plot:
-        schedule_heatmap(found, plot)
+        schedule_heatmap(view, plot)
         say(f"{plot}: drawn")
     if as_json:
-        print_json(found)
+        print_json(view)
         return
-    print_table(in_words(found.title), found.table())
-    for line in found.notes():
+    print_table(in_words(view.title), view.table())
+    for line in view.notes():
         click.echo(line)
 
 

@@ -53,11 +53,11 @@ def convert(path: Path, out: Path, as_json: bool, **asked: Any) -> None:
     from ..support.files import check_place, write
 
     check_place(out, "out")
-    found = read(path, asked)
-    write(out, found.to_json(), "out")
+    source = read(path, asked)
+    write(out, source.to_json(), "out")
     say(f"{out}: written")
     if as_json:
-        print_json({"out": str(out), "schedule": found})
+        print_json({"out": str(out), "schedule": source})
 
 
 @schedule.command(cls=Command, example="l2c schedule show mask.json --model DiT-XL/2 --level stack")
@@ -101,16 +101,16 @@ def diff(a: Path, b: Path, out: Path | None, as_json: bool, **asked: Any) -> Non
 
         check_picture(out, "out")
     left, right = read(a, asked), read(b, asked)
-    found = compare(left, right)
+    difference = compare(left, right)
     if out:
         side_by_side(of_schedule(left, str(a)), of_schedule(right, str(b)), out)
         say(f"{out}: drawn")
     if as_json:
-        print_json(found)
+        print_json(difference)
         return
     if not out:
-        print_table(f"{a} and {b}", found.table())
-    click.echo(found.summary())
+        print_table(f"{a} and {b}", difference.table())
+    click.echo(difference.summary())
 
 
 def read(path: Path, asked: dict[str, Any]) -> Schedule:

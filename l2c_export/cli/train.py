@@ -75,11 +75,11 @@ def train(as_json: bool, **options: Any) -> None:
     from ..training.train import train as learn
 
     with bars() as shown:
-        found = learn(**options, report=say, progress=shown.progress)
+        result = learn(**options, report=say, progress=shown.progress)
     if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first speaks
         sys.stderr.flush()
         os._exit(0)  # at once: a thread of Gloo's that still ends makes an abort of a Python that does, too
     if as_json:
-        print_json(found)
+        print_json(result)
     elif options["search"]:
-        print_table(f"{found.out}: the frontier", found.table())  # type: ignore[union-attr]  # what a search returns
+        print_table(f"{result.out}: the frontier", result.table())  # type: ignore[union-attr]  # what a search returns

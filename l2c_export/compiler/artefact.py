@@ -94,6 +94,7 @@ def compile(
     batch: int = 1,
     precision: str = "fp32",
     fp32: str | Sequence[str] = (),
+    bf16: str | Sequence[str] = (),
     backend: str = "auto",
     link: str = "shared",
     cache: bool = True,
@@ -129,7 +130,8 @@ def compile(
       "none", `link` binds them later.
       `lora`: "FILE" or "FILE:SCALE", or several, which are merged into the weights.
     - `sampler`: "ddim", "dpm-solver++", or a scheduler of diffusers by class or file.  `guidance`: "first3", "all" or "none".
-    - `batch`: the most images of one call.  `precision`: "fp32", "fp16" or "bf16"; `fp32` names sublayers to keep in float32.
+    - `batch`: the most images of one call.  `precision`: "fp32", "fp16", "bf16" or "fp8", bf16 whose sublayers
+      multiply in e4m3, for `backend="cuda"`; `fp32` names sublayers to keep in float32, `bf16` those of fp8 without e4m3.
     - `backend`: "auto", "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx", or what else `backends/descriptors.py` lists;
       for those of TensorRT engines are built, too.
       `link`: "shared" for an engine per segment, "static" for one per distinct call.
@@ -157,7 +159,7 @@ def compile(
         schedule, steps, report, router_kind=router_kind, budget=budget, full_calls=full_calls,
         out=out, model=model, weights=weights, lora=lora, threshold=threshold, rule=rule, level=level,
         full_first=full_first, full_last=full_last, sampler=sampler, guidance=guidance,
-        batch=batch, precision=precision, fp32=fp32, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
+        batch=batch, precision=precision, fp32=fp32, bf16=bf16, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
         max_graphs=max_graphs, with_vae=with_vae, vae=vae, with_text=with_text, text_precision=text_precision,
         store=store, size=size, tokens=tokens, cut=cut, dump=dump,
     )  # fmt: skip

@@ -33,6 +33,7 @@ from ..version import __version__
 from ..weights.recipe import records
 from ..weights.stored import stored_as
 from .passes.flatten import flatten
+from .passes.fp8 import records_of
 from .passes.levels import spans
 from .passes.place import caches, temporaries
 from .plan import Plan
@@ -117,10 +118,13 @@ def denoiser(options: Options, source: Source, whole: Graph, linked: Linked, siz
         weight_dtype=DTYPES[options.precision],
         fp32=options.fp32,
         weights=weights_record(options, source),
-        tensors=stored_as(
-            records(family.tensors(), options.weight_types, source.checkpoint.recipes if source.checkpoint else {}),
-            options.stored.denoiser,
-            kept=options.fp32,
+        tensors=records_of(
+            stored_as(
+                records(family.tensors(), options.weight_types, source.checkpoint.recipes if source.checkpoint else {}),
+                options.stored.denoiser,
+                kept=options.fp32,
+            ),
+            whole,
         ),
         segments={name: segment_record(options, name, segment) for name, segment in linked.segments.items()},
         sizes=sizes,

@@ -32,7 +32,8 @@ def bind_weights(
 
     Raises UsageError for a LoRA without weights.
     """
-    tensors = origin.tensors({name: tensor.shape for name, tensor in layout.tensors.items()}, source.checkpoint, source.seed)
+    shapes = {name: tensor.shape for name, tensor in layout.tensors.items() if not tensor.scale}
+    tensors = origin.tensors(shapes, source.checkpoint, source.seed)
     if tensors is None:
         if loras:
             raise UsageError(f"lora={loras[0].lora.called!r}: there are no weights to merge it into: give them as weights=..")

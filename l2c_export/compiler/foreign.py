@@ -72,14 +72,14 @@ def recognised(path: str | os.PathLike[str], chosen: Selection) -> Imported | No
     return recognise.read(Path(path), chosen) if Path(path).is_file() else None
 
 
-def of_model(path: Path, found: Imported, steps: int | None, report: Report, **model: Any) -> Schedule:
+def of_model(path: Path, imported: Imported, steps: int | None, report: Report, **model: Any) -> Schedule:
     """The schedule for a model, after a line that says what the file was taken for."""
     try:
-        known = known_of(steps, found.steps, **model)
-        schedule = found.schedule_for(known, file_source(path, small(path)))
+        known = known_of(steps, imported.steps, **model)
+        schedule = imported.schedule_for(known, file_source(path, small(path)))
     except (ScheduleError, UsageError) as error:
         raise type(error)(f"{path}: {str(error).removeprefix('schedule: ')}") from None
-    report(f"{path}: {found.described(known, schedule)}")
+    report(f"{path}: {imported.described(known, schedule)}")
     return schedule
 
 

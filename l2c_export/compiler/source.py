@@ -109,7 +109,8 @@ def resolve(options: Options) -> Source:
             pipeline_folder.check_weights(Path(options.weights), family.name, msgspec.structs.asdict(family.arch))
     if checkpoint:
         checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
-    _check_sublayers(options.fp32, family)
+    _check_sublayers("fp32", options.fp32, family)
+    _check_sublayers("bf16", options.bf16, family)
     scheduler = captured.as_in_pipeline(_scheduler(options.sampler, folder, families.of(request.kind).flow), family)
     schedules = tuple(_schedule(one, family, origin, scheduler) for one, origin in zip(options.programs, origins, strict=True))
     _check_programs(schedules)
@@ -123,11 +124,11 @@ def resolve(options: Options) -> Source:
     return Source(family, name, schedules, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
 
 
-def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
+def _check_sublayers(option: str, names: tuple[str, ...], family: Family) -> None:
     for name in names:
         if name not in family.sublayers:
             raise UsageError(
-                f"fp32={name!r}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
+                f"{option}={name!r}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
             )
 
 

@@ -30,8 +30,8 @@ def convert(
     path = Path(path)
     if not path.is_file() and not is_rule(str(path)):
         raise UsageError(f"{path}: no such file: give a schedule or a router")
-    if found := recognised(path, chosen):
-        return of_model(path, found, steps, report, **model)
+    if imported := recognised(path, chosen):
+        return of_model(path, imported, steps, report, **model)
     check_unused(chosen, str(path))
     if path.is_file() and file_kind.is_json(path) and steps is chosen.threshold is None and not any(model.values()):
         return Schedule.from_json(content(path), str(path))

@@ -58,14 +58,14 @@ def predict_both(options: Options, device: str, calibrated: bool, report: Report
     for line in source.describe():
         report(line)
     twin = dataclasses.replace(source, schedules=tuple(schedule.uncached() for schedule in source.schedules))
-    found = []
-    for each, how in ((source, options), (twin, dataclasses.replace(options, max_graphs=None))):
-        lowered = lower(how, each)
+    costs = []
+    for variant, how in ((source, options), (twin, dataclasses.replace(options, max_graphs=None))):
+        lowered = lower(how, variant)
         for line in forms(lowered.manifest.program()):
             report(line)
-        times = _calibrate(how, each, lowered) if calibrated else None
-        found.append(predict(lowered.manifest.program(), device, options.batch, times))
-    return Predictions(*found)
+        times = _calibrate(how, variant, lowered) if calibrated else None
+        costs.append(predict(lowered.manifest.program(), device, options.batch, times))
+    return Predictions(*costs)
 
 
 def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, float]:

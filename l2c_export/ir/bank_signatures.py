@@ -15,15 +15,15 @@ def bank(weights: Value, *inputs: Value, gated: tuple[int, ...]) -> tuple[Value,
     need(0 < count <= MOST_VALUES and len(inputs) in (both, both + 2), "there are not as many values and gates as it says")
     sums, calls = sizes(ranked(weights, 2))
     rows, tokens, width = ranked(inputs[0], 3)
-    made = Value((rows, width, sums, tokens))
+    total = Value((rows, width, sums, tokens))
     need(weights.dtype == "float32" and isinstance(rows, str), "weights are float32, and values have a batch axis")
     need(all(v.shape == inputs[0].shape for v in inputs[:count]), "values are of several shapes")
     need(all(g.shape == (calls, rows, 1, width) for g in inputs[count:both]), "gates are not those of the calls")
     numbers(*inputs[:both])
     if len(inputs) > both:
         keep, before = inputs[both:]
-        need((keep.shape, keep.dtype) == ((sums,), "float32") and before.shape == made.shape, "the sums are others")
-    return (made,)
+        need((keep.shape, keep.dtype) == ((sums,), "float32") and before.shape == total.shape, "the sums are others")
+    return (total,)
 
 
 @signature(2, dtype=DTYPE)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .dtypes import BYTES
+from .dtypes import BYTES, E4M3
 from .graph import Attribute, Value
 
 LARGEST = 2**31  # no size is larger
 LARGEST_FLOAT = 3.4e38
-FLOATS = frozenset(BYTES) - {"int32"}
+FLOATS = frozenset(BYTES) - {"int32", E4M3}  # what is computed with; e4m3 is only multiplied
 Rule = Callable[..., tuple[Value, ...]]
 
 
@@ -99,9 +99,9 @@ def numbers(*values: Value) -> None:
 
 def sizes(shape: Sequence[int | str]) -> tuple[int, ...]:
     """A shape without a batch axis."""
-    found = tuple(n for n in shape if isinstance(n, int))
-    need(len(found) == len(shape), f"{list(shape)} has a batch axis")
-    return found
+    lengths = tuple(n for n in shape if isinstance(n, int))
+    need(len(lengths) == len(shape), f"{list(shape)} has a batch axis")
+    return lengths
 
 
 def ranked(value: Value, rank: int) -> tuple[int | str, ...]:

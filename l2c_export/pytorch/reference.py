@@ -105,8 +105,8 @@ def in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def checkpoint_tensors(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
     """A checkpoint's, as they would be loaded where matrices are stored narrower: what that costs is no error."""
-    given, records = given_weights.tensors(checkpoint, manifest), manifest.denoiser.tensors
-    narrowed = ((name, as_loaded(name, v, records[name]) if records[name].stored else v) for name, v in given)
+    tensors, records = given_weights.tensors(checkpoint, manifest), manifest.denoiser.tensors
+    narrowed = ((name, as_loaded(name, v, records[name]) if records[name].stored else v) for name, v in tensors)
     return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in narrowed}
 
 

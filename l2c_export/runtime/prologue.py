@@ -44,10 +44,10 @@ def layout(compiled: Compiled, rows: int) -> dict[str, Slot]:
     """The arrays that a prologue works on: what the request says, and every value that its graph makes."""
     rows *= window_of(compiled, rows).calls
     graph = compiled.graphs[compiled.prologue] if compiled.prologue else None
-    made = [name for node in graph.nodes for name in node.outputs] if graph else []
+    names = [name for node in graph.nodes for name in node.outputs] if graph else []
     return {
-        **{f"input.{each.name}": Slot((rows, *each.shape), each.dtype) for each in compiled.inputs},
-        **{f"hoisted.{n}": Slot(concrete(value, rows, rows), value.dtype) for n in made for value in (compiled.value(n),)},
+        **{f"input.{field.name}": Slot((rows, *field.shape), field.dtype) for field in compiled.inputs},
+        **{f"hoisted.{n}": Slot(concrete(value, rows, rows), value.dtype) for n in names for value in (compiled.value(n),)},
     }
 
 
@@ -111,8 +111,10 @@ class Prologue:
         self.window = window_of(compiled, rows)
         self._hoisted = {name.removeprefix("hoisted."): array for name, array in arrays.items() if name.startswith("hoisted.")}
         self._constants = constants
-        self.inputs = {each.name: arrays[f"input.{each.name}"] for each in compiled.inputs}
-        self.take({each.name: np.zeros((rows, *each.shape), each.dtype) for each in compiled.inputs})  # all engines may read
+        self.inputs = {field.name: arrays[f"input.{field.name}"] for field in compiled.inputs}
+        self.take(
+            {field.name: np.zeros((rows, *field.shape), field.dtype) for field in compiled.inputs}
+        )  # all engines may read
         self.engines = [self._bind(first) if compiled.prologue else [] for first in self.window.starts(len(compiled.calls))]
 
     def take(self, inputs: Inputs) -> None:

@@ -243,7 +243,7 @@ def test_a_slow_call_is_seen_and_placed(tiny, tmp_path, monkeypatch):
             started[name] = bench.Started(contender, process, *process.wait()[:1], None, 1.0, 0.3, None)
         processes = [each.process for each in started.values()]
         rounds = bench.interleave(processes, 9, random.Random(0))
-        plain, slow = (bench.finish(each, rounds.made[name]) for name, each in started.items())
+        plain, slow = (bench.finish(each, rounds.visits[name]) for name, each in started.items())
     assert len(set(rounds.orders)) == 2  # not always the same one first
     found = ratio(slow, plain)
     difference = np.array(slow.timeline) - np.array(plain.timeline)
@@ -293,7 +293,7 @@ def test_a_contender_that_starts_quickly_does_so_again(tiny, monkeypatch):
             process.image = lambda p=process, image=image, pids=pids: pids.append(p._process.pid) or image()
         rounds = bench.measure(started, 5, random.Random(0), lambda: None)
     assert len(rounds.orders) == len(rounds.others) == 5
-    assert [len(visits) for visits in rounds.made.values()] == [5, 5]
+    assert [len(visits) for visits in rounds.visits.values()] == [5, 5]
     assert (len(set(seen["quick"])), len(set(seen["slow"]))) == (3, 1)
 
 

@@ -12,7 +12,7 @@ import l2c_export
 from l2c_export.artefact import store
 from l2c_export.errors import Draining, Full
 from l2c_export.serving.engine import ServingEngine
-from l2c_export.serving.job import Job, Made
+from l2c_export.serving.job import Drawing, Job
 from l2c_export.serving.previews import Preview
 
 pytest.importorskip("ray.serve")
@@ -23,7 +23,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from l2c_export.serving.fleet import remote
 from l2c_export.serving.fleet.remote import Described, FleetEngine
 
-MADE = Made(np.zeros((4, 8, 8), np.float32), None, 0.0, 0.5, 1)
+MADE = Drawing(np.zeros((4, 8, 8), np.float32), None, 0.0, 0.5, 1)
 DIED, GONE = ActorDiedError(), NodeDiedError("its node is gone")
 WRONG = RayTaskError("draw", "Traceback ..", ValueError("a bug"))
 

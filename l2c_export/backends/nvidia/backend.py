@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BackendError
+from ...ir.dtypes import FP8
 from ...ir.graph import Primitive, Value
 from ...ir.signature import Misfit
 from ...support.words import first_line
@@ -23,12 +24,14 @@ from .graphs import inlined
 from .launches import Launcher
 from .plan import plan, uncovered
 from .products import Products
-from .steps import Attention, Product, StepPlan
+from .steps import Attention, Product, Step, StepPlan
 from .views import ArrayView
 
 Shapes = tuple[tuple[tuple[int, ...], str], ...]
 
 OLDEST = 80  # Ampere: the first with bfloat16
+OLDEST_FP8 = 89  # Ada: the first with e4m3
+IN_BF16 = "compile with precision='bf16' for it"
 
 
 class CudaEngine:
@@ -73,6 +76,8 @@ class CudaBackend:
             raise BackendError(
                 f"cuda: {self.memory.name} is {self.memory.architecture}, older than sm{OLDEST}: use another backend"
             )
+        if request.precision == FP8 and int(self.memory.architecture.removeprefix("sm")) < OLDEST_FP8:
+            raise BackendError(f"cuda: {self.memory.name} is {self.memory.architecture}: {FP8} needs sm{OLDEST_FP8}: {IN_BF16}")
         self.products = Products(self.memory)
         self.attention = FusedAttention(self.memory)
         self._launcher = Launcher(self.memory)
@@ -117,7 +122,7 @@ class CudaBackend:
             return address(view.buffer) + view.offset * np.dtype(view.dtype).itemsize
 
         runs: list[Run] = []
-        for step in plan.steps:
+        for step in self.supported(plan):
             if isinstance(step, Product):
                 runs.append(self.products.bind(step, pointer))
             elif isinstance(step, Attention):
@@ -125,6 +130,12 @@ class CudaBackend:
             else:
                 runs.append(self._launcher.bind(step, address))
         return CudaRun(runs, (arrays, scratch))
+
+    def supported(self, plan: StepPlan) -> list[Step]:
+        """The steps, with others for the products that the library does not have."""
+        several = (step.otherwise if isinstance(step, Product) and step.otherwise and not self.products.has(step) else (step,)
+                   for step in plan.steps)  # fmt: skip
+        return [step for each in several for step in each]
 
     def _own(self, step: Attention, address: Callable[[str], int]) -> Run:
         if step.own is None:

@@ -12,7 +12,8 @@ from .pointwise import ELEMENTWISE, MOVES, POINTWISE
 from .views import shape_of
 
 NORMS = frozenset({"layer_norm", "rms_norm"})
-LIBRARIES = frozenset({"linear", "sdpa"})
+PRODUCTS = frozenset({"linear", "linear_fp8"})
+LIBRARIES = frozenset({*PRODUCTS, "sdpa"})
 ALIASES = frozenset({"reshape", "unsqueeze"})  # the same numbers in the same order
 BY_HAND = {
     "conv2d": by_hand.convolution,
@@ -82,7 +83,7 @@ class Facts:
 
     def _is_packed(self, p: Primitive) -> bool:
         """Whether the parts of a product may lie side by side: their readers take any strides."""
-        if p.op != "linear" or len(p.outputs) == 1 or any(name in self.outputs for name in p.outputs):
+        if p.op not in PRODUCTS or len(p.outputs) == 1 or any(name in self.outputs for name in p.outputs):
             return False
         readers = [reader for name in p.outputs for reader in self.readers.get(name, [])]
         return all(r.op == "sdpa" or (r.op in POINTWISE and r.op not in ALIASES) or r.op in NORMS for r in readers)

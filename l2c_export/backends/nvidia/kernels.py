@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...ir.dtypes import BYTES
 from ...ir.graph import Primitive, Value
 from .index import Index, unflat
 from .pointwise import POINTWISE, Pulled, number
@@ -124,7 +125,7 @@ class KernelBody:
 
     def _pack(self, view: ArrayView, pointer: str, index: Index) -> str:
         kind = f"Pack<{C[view.dtype]}, {self.pack}>"
-        self.vectors[view.buffer] = min(16, self.pack * {"float32": 4, "int32": 4}.get(view.dtype, 2))
+        self.vectors[view.buffer] = min(16, self.pack * BYTES[view.dtype])
         return f"*({kind}*)({pointer} + {view.place((*index[:-1], 'c0'))})"
 
     def store(self, view: ArrayView, index: Index, expression: str) -> None:
@@ -160,7 +161,7 @@ class KernelBody:
 
 def pack_of(*views: ArrayView) -> int:
     """So many neighbours a thread makes: 16 bytes of the widest type."""
-    widest = max(4 if view.dtype in ("float32", "int32") else 2 for view in views)
+    widest = max(2, *(BYTES[view.dtype] for view in views))
     last = math.gcd(*(view.shape[-1] if view.shape else 1 for view in views))
     return next(n for n in (8, 4, 2, 1) if last % n == 0 and n * widest <= 16)
 

@@ -33,7 +33,7 @@ class Pulled(NamedTuple):
 Expression = Callable[[Pulled], str]
 POINTWISE: dict[str, Expression] = {}
 MOVES = frozenset({"cast", "unsqueeze", "reshape", "permute", "part", "tail", "concat", "patchify", "unpatchify", "gather"})
-ELEMENTWISE = frozenset({"add", "mul", "cast", "affine", "gelu", "gelu_tanh", "silu", "modulate"})
+ELEMENTWISE = frozenset({"add", "mul", "cast", "affine", "gelu", "gelu_tanh", "silu", "modulate", "quantise"})
 
 
 def pointwise(function: Expression) -> Expression:
@@ -87,6 +87,12 @@ def silu(e: Pulled) -> str:
 @pointwise
 def modulate(e: Pulled) -> str:
     return f"({e.same(0)} * (1.0f + {e.same(2)}) + {e.same(1)})"
+
+
+@pointwise
+def quantise(e: Pulled) -> str:
+    """What is stored as e4m3 is rounded, and never infinite, when it is stored."""
+    return f"({e.same(0)} * {e.read(1, ('1',))})"
 
 
 # what ends a call

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import BackendError
+from ...ir.dtypes import BYTES, E4M3
 from ...support.cache import cache_folder, keep, kept
 from ...support.extras import needs
 from ...support.words import first_line
@@ -26,7 +27,7 @@ from .steps import Product
 WORKSPACE = 32 * 2**20  # bytes: what NVIDIA advises on Hopper
 CANDIDATES = 8  # that are timed where products are tuned
 CLEARLY = 0.95  # of the first choice's time: what another has to reach
-KINDS = {"float32": "CUDA_R_32F", "float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF"}
+KINDS = {"float32": "CUDA_R_32F", "float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF", E4M3: "CUDA_R_8F_E4M3"}
 Pointer = Callable[[Any], int]  # of a view
 
 
@@ -41,11 +42,17 @@ class ProductShape(NamedTuple):
     residual: bool
     gelu: bool
     aligned: tuple[int, int, int, int]  # bytes: weight, x, residual, result
+    factors: str = ""  # the type of weight and x, where they have scales
 
     @property
     def key(self) -> str:
         """What is measured once, wherever the arrays lie."""
-        return " ".join(map(str, self[:-1]))
+        return " ".join(map(str, (*self[:-2], *([self.factors] if self.factors else []))))
+
+    @property
+    def factor(self) -> str:
+        """The type of weight and x."""
+        return self.factors or self.dtype
 
 
 def shape_of_product(product: Product, addresses: tuple[int, int, int, int]) -> ProductShape:
@@ -53,7 +60,8 @@ def shape_of_product(product: Product, addresses: tuple[int, int, int, int]) -> 
     (rows, inner), columns = product.x.shape, product.out.shape[1]
     a, b, c, d = (min(ALIGNED, address & -address) if address else ALIGNED for address in addresses)
     given = product.bias is not None, product.residual is not None, product.gelu
-    return ProductShape(rows, columns, inner, product.out.dtype, *given, (a, b, c, d))
+    factors = product.x.dtype if product.scales else ""
+    return ProductShape(rows, columns, inner, product.out.dtype, *given, (a, b, c, d), factors)
 
 
 class Prepared:
@@ -61,18 +69,24 @@ class Prepared:
 
     def __init__(self, products: Products, shape: ProductShape) -> None:
         lt, kinds = products.lt, products.kinds
-        kind = getattr(kinds, KINDS[shape.dtype])
+        kind, factor = (getattr(kinds, KINDS[dtype]) for dtype in (shape.dtype, shape.factor))
+        added = kinds.CUDA_R_16BF if shape.dtype == E4M3 else kind  # the type of what is added, and of the bias
         self.operation = lt.matmul_desc_create(products.compute, kinds.CUDA_R_32F)
         rows, columns, inner = shape.rows, shape.columns, shape.inner
-        self.weight = lt.matrix_layout_create(kind, inner, columns, inner)
-        self.x = lt.matrix_layout_create(kind, inner, rows, inner)
+        self.weight = lt.matrix_layout_create(factor, inner, columns, inner)
+        self.x = lt.matrix_layout_create(factor, inner, rows, inner)
         self.made = lt.matrix_layout_create(kind, columns, rows, columns)
-        weakref.finalize(self, _destroy, lt, self.operation, (self.weight, self.x, self.made))
+        self.residual = lt.matrix_layout_create(added, columns, rows, columns)
+        weakref.finalize(self, _destroy, lt, self.operation, (self.weight, self.x, self.made, self.residual))
         attributes = lt.MatmulDescAttribute
         products.set(lt.matmul_desc_set_attribute, self.operation, attributes.TRANSA, 1, np.int32)
         name = {(False, False): "DEFAULT", (True, False): "BIAS", (False, True): "GELU", (True, True): "GELU_BIAS"}
         epilogue = lt.Epilogue[name[shape.bias, shape.gelu]]
         products.set(lt.matmul_desc_set_attribute, self.operation, attributes.EPILOGUE, epilogue, np.int32)
+        if shape.dtype == E4M3:
+            products.set(lt.matmul_desc_set_attribute, self.operation, attributes.BIAS_DATA_TYPE, added, np.int32)
+        if shape.factors:  # sums of 128 products at a time in the tensor cores, as everybody's inference does
+            products.set(lt.matmul_desc_set_attribute, self.operation, attributes.FAST_ACCUM, 1, np.int8)
         self.found = self._candidates(products, shape)
         self.algorithm = self.found[:1]
         known = products.known.get(shape.key)
@@ -91,7 +105,7 @@ class Prepared:
                 products.set(lt.matmul_preference_set_attribute, preference, name, least, np.uint32)
             found, count = np.zeros(CANDIDATES, lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
             lt.matmul_algo_get_heuristic(
-                products.handle, self.operation, self.weight, self.x, self.made, self.made, preference, CANDIDATES,
+                products.handle, self.operation, self.weight, self.x, self.residual, self.made, preference, CANDIDATES,
                 found.ctypes.data, count.ctypes.data,
             )  # fmt: skip
         except Exception as error:
@@ -162,20 +176,36 @@ class Products:
         residual = pointer(product.residual) if product.residual else made
         shape = shape_of_product(product, (weight, x, residual, made))
         bias = pointer(product.bias) if product.bias else 0
-        return self.run(self.prepared(shape), x, weight, bias, residual if product.residual else 0, made)
+        scales = [pointer(scale) if scale else 0 for scale in (*(product.scales or (None, None)), product.out_scale)]
+        return self.run(self.prepared(shape), x, weight, bias, residual if product.residual else 0, made, scales)
 
-    def run(self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, made: int) -> Callable[[], None]:
+    def has(self, product: Product) -> bool:
+        """Whether the library has this product, wherever its arrays lie."""
+        try:
+            self.prepared(shape_of_product(product, (0, 0, 0, 0)))
+        except BackendError:
+            return False
+        return True
+
+    def run(
+        self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, made: int, scales: Sequence[int] = (0, 0, 0)
+    ) -> Callable[[], None]:
         """The same over addresses; 0 stands for what there is not."""
-        lt, name, given = self.lt, self.lt.MatmulDescAttribute.BIAS_POINTER, np.array([bias], np.uint64)
+        lt, names = self.lt, self.lt.MatmulDescAttribute
+        of_x, of_weight, of_made = scales
+        inverse = of_made and of_made + BYTES["float32"]  # what is made is multiplied with it
+        given = {names.BIAS_POINTER: bias, names.A_SCALE_POINTER: of_weight, names.B_SCALE_POINTER: of_x,
+                 names.D_SCALE_POINTER: inverse}  # fmt: skip
+        pointers = [(name, np.array([address], np.uint64)) for name, address in given.items() if address]
         one, beta = self._one.ctypes.data, (self._one if residual else self._zero).ctypes.data
         algorithm = prepared.algorithm["algo"].copy()
 
         def run() -> None:
-            if bias:
-                lt.matmul_desc_set_attribute(prepared.operation, name, given.ctypes.data, given.nbytes)
+            for name, address in pointers:
+                lt.matmul_desc_set_attribute(prepared.operation, name, address.ctypes.data, address.nbytes)
             lt.matmul(
                 self.handle, prepared.operation, one, weight, prepared.weight, x, prepared.x, beta, residual or made,
-                prepared.made, made, prepared.made, algorithm.ctypes.data, self._workspace.pointer, WORKSPACE, self._stream,
+                prepared.residual, made, prepared.made, algorithm.ctypes.data, self._workspace.pointer, WORKSPACE, self._stream,
             )  # fmt: skip
 
         return run

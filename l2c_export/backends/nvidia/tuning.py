@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,11 @@ MOST, ROUNDS = 16, 5  # weights; and how often they are gone through
 
 def seconds(products: Products, memory: Cuda, shape: ProductShape, prepared: Prepared) -> list[float]:
     """Of each candidate: the median of some rounds through several weights."""
-    size = BYTES[shape.dtype]
-    bytes_of = [_aligned(n * size) for n in (shape.columns * shape.inner, shape.rows * shape.inner, shape.rows * shape.columns)]
+    size, factor = BYTES[shape.dtype], BYTES[shape.factor]
+    numbers = ((shape.columns, shape.inner, factor), (shape.rows, shape.inner, factor), (shape.rows, shape.columns, size))
+    bytes_of = [_aligned(math.prod(each)) for each in numbers]
     copies = max(1, min(MOST, PAST_CACHES // bytes_of[0]))
-    block = memory.allocate(copies * bytes_of[0] + bytes_of[1] + 2 * bytes_of[2] + _aligned(shape.columns * size))
+    block = memory.allocate(copies * bytes_of[0] + bytes_of[1] + 2 * bytes_of[2] + _aligned(4 * shape.columns))
     x = block.pointer + copies * bytes_of[0]
     made = x + bytes_of[1]
     residual, bias = made + bytes_of[2], made + 2 * bytes_of[2]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...ir.dtypes import E4M3
 from ...models.primitives import frequencies, rotations
 from .models import TYPES
 from .writer import Operand, Writer, count, sized
@@ -99,6 +100,22 @@ def linear(w: Writer, x: Operand, weight: Operand, bias: Operand | None = None, 
     if len(x.shape) == 2:
         return tuple(each)
     return tuple(w.reshape(part, *sized(x.shape[:-1]), rows // parts) for part in each)
+
+
+@rule
+def quantise(w: Writer, x: Operand, scale: Operand) -> Operand:
+    """As QuantizeLinear of opset 19; a cast beyond the largest number gives that."""
+    return w.node("QuantizeLinear", w.wide(x), w.part(scale, 0, 0, 1), w.constant(0.0, E4M3), dtype=E4M3)._replace(shape=x.shape)
+
+
+@rule
+def linear_fp8(
+    w: Writer, x: Operand, weight: Operand, x_scale: Operand, weight_scale: Operand, bias: Operand | None = None, *, parts: int
+) -> Written:
+    """Between DequantizeLinear and the product a library finds that it is one of e4m3."""
+    wide = [w.cast(w.node("DequantizeLinear", each, w.part(scale, 0, 0, 1), dtype="float32")._replace(shape=each.shape), "bfloat16")
+            for each, scale in ((x, x_scale), (weight, weight_scale))]  # fmt: skip
+    return linear(w, *wide, bias, parts=parts)
 
 
 @rule

@@ -114,8 +114,8 @@ def _check_weights(transformer: Any, manifest: Manifest, folder: Path) -> None:
 
 def _by_recipes(stored: Checkpoint, manifest: Manifest) -> Checkpoint:
     """A captured transformer's weights as they are stored; without what follows from its configuration."""
-    recipes = {name: tensor.recipe or Recipe.of(name) for name, tensor in manifest.denoiser.tensors.items()}
-    return stored.made({name: recipe for name, recipe in recipes.items() if not name.startswith(DERIVED)})
+    recipes = {name: tensor.recipe or Recipe.of(name) for name, tensor in manifest.denoiser.checkpointed.items()}
+    return stored.by_recipe({name: recipe for name, recipe in recipes.items() if not name.startswith(DERIVED)})
 
 
 def _shape(transformer: Any, manifest: Manifest, folder: Path, block_embeddings: bool) -> TransformerConfig:

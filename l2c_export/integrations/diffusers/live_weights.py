@@ -64,7 +64,7 @@ def check_config(transformer: Any, compiled: str, folder: Path) -> None:
     live = {name: value for name, value in dict(transformer.config).items() if not name.startswith("_")}
     ours, theirs = {**usual, **json.loads(compiled)}, {**usual, **live}
     for name in sorted(ours.keys() | theirs.keys()):
-        value, wanted = (json.loads(json.dumps(each.get(name), default=str)) for each in (theirs, ours))
+        value, wanted = (json.loads(json.dumps(config.get(name), default=str)) for config in (theirs, ours))
         if value != wanted:
             raise UsageError(f"{NAME} has {name} {value}, {folder} was compiled for {wanted}: compile it again")
 
@@ -76,7 +76,7 @@ def checkpoint(transformer: Any, folder: Path) -> tuple[Checkpoint, float]:
     coarse = max((_rounding(name, tensor, folder) for name, tensor in state.items()), default=0.0)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     stored = Checkpoint(Path(NAME), shapes, lambda name: np.asarray(state[name].detach().float().cpu().numpy()))
-    return stored.made(_split(shapes)), coarse
+    return stored.by_recipe(_split(shapes)), coarse
 
 
 def mark(transformer: Any) -> tuple[tuple[Any, ...], ...]:

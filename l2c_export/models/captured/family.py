@@ -83,7 +83,7 @@ class Captured:
             return whole
         whole.tensors(self.pieces.stored)  # refuse what does not fit under the names of the file
         parts = {source.tensor for recipe in joined.values() for source in recipe.sources}
-        return whole.made({**{name: Recipe.of(name) for name in whole.shapes if name not in parts}, **joined})
+        return whole.by_recipe({**{name: Recipe.of(name) for name in whole.shapes if name not in parts}, **joined})
 
     def call(self, run: Runner, x: Any, rows: Any, t: Any, request: Mapping[str, Any]) -> Any:
         return call(self.pieces, run, x, rows, t, request)

@@ -24,6 +24,7 @@ from l2c_export.runtime.loaded import segment_file
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHARED = [  # what threads make together: tiles that are not full, a mask, weights for several calls, a value without a gate
     ("bank", [F32(14, 3), *[F16("R", 5, 6)] * 2, F16(3, "R", 1, 6), F32(14), F32("R", 6, 14, 5)], {"gated": (0, 1)}),
+    ("bank", [F32(13, 2), *[F32("R", 9, 35)] * 3, *[F16(2, "R", 1, 35)] * 3], {"gated": (1, 1, 1)}),  # an odd width
     ("linear_attention", [F32(2, 7, 16)] * 3, {"heads": 2}),
     ("sdpa", [F32(1, 17, 8), F32(1, 33, 8), F32(1, 33, 8), F32(1, 1, 17, 33)], {"heads": 2}),
 ]
