@@ -29,7 +29,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -386,23 +386,28 @@ def mutations(count: int, seconds: float, chance: random.Random, work: Path) -> 
 
 
 def manifests(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
-    """The manifest of an artefact that has all that there is, changed by somebody who knows the checksum: the same."""
-    engines = altered.everything(work)
-    wanted = {link: once(lambda link=link: altered.used(engines, link)).detail for link in ("shared", "static")}
-    seeds = [chance.randrange(2**32) for _ in range(count)]
-
-    def trial(seed: int) -> str:
-        return altered.altered(engines, work / str(os.getpid()) / "engines", wanted, seed)
-
+    """The manifests of artefacts that have all that there is, changed by somebody who knows the checksum: the same."""
     found: Counter[str] = Counter()
-    done = on_two_cores([functools.partial(trial, seed) for seed in seeds], seconds)
-    for seed, each in zip(seeds, done, strict=False):
-        outcome = each.detail if each.kind == "done" else each.kind
-        found["manifests"] += 1
-        found[outcome] += 1
-        if each.kind in BAD:
-            print(f"manifest seed {seed}: {each.kind}\n{each.detail[-1500:]}", file=sys.stderr)
+    for name, make in altered.ARTEFACTS.items():
+        place = work / name
+        place.mkdir()
+        engines = make(place)
+        wanted = {link: once(functools.partial(altered.used, engines, link)).detail for link in ("shared", "static")}
+        seeds = [chance.randrange(2**32) for _ in range(count // len(altered.ARTEFACTS))]
+        trials = [functools.partial(altered_once, engines, place, wanted, seed) for seed in seeds]
+        for seed, each in zip(seeds, on_two_cores(trials, seconds / len(altered.ARTEFACTS)), strict=False):
+            outcome = each.detail if each.kind == "done" else each.kind
+            found["manifests"] += 1
+            found[outcome] += 1
+            found[f"{name}: {outcome}"] += 1
+            if each.kind in BAD:
+                print(f"{name}, manifest seed {seed}: {each.kind}\n{each.detail[-1500:]}", file=sys.stderr)
     return found
+
+
+def altered_once(engines: Path, place: Path, wanted: Mapping[str, str], seed: int) -> str:
+    """In a folder of the process."""
+    return altered.altered(engines, place / str(os.getpid()) / "engines", wanted, seed)
 
 
 # hostile files
