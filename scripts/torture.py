@@ -410,6 +410,44 @@ def altered_once(engines: Path, place: Path, wanted: Mapping[str, str], seed: in
     return altered.altered(engines, place / str(os.getpid()) / "engines", wanted, seed)
 
 
+# texts
+
+
+def texts(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
+    """The files of a text encoder and its tokenizer, changed, and signed again or not; then a prompt becomes an image."""
+    import texts as of_texts
+
+    engines = of_texts.exported(of_texts.MINILM, work / "pipeline", work / "engines", batch=2, with_vae=True).out
+    wanted = once(functools.partial(altered.used, engines, "shared")).detail
+    files = sorted(path.relative_to(engines).as_posix() for path in (engines / "text").iterdir())
+    seeds = [chance.randrange(2**32) for _ in range(count)]
+
+    def trial(seed: int) -> str:
+        own = random.Random(seed)
+        folder = work / str(os.getpid())
+        if not folder.exists():
+            shutil.copytree(engines, folder)
+        path, manifest = folder / own.choice(files), (folder / FILE).read_bytes()
+        before = path.read_bytes()
+        try:
+            path.write_bytes(own.choice((bytes_changed, head_changed))(before, own))
+            if own.random() < 0.7:
+                _sign(folder, path)
+            return "harmless" if altered.used(folder, "shared") == wanted else "other"
+        finally:
+            path.write_bytes(before)
+            (folder / FILE).write_bytes(manifest)
+
+    found: Counter[str] = Counter()
+    for seed, each in zip(seeds, on_two_cores([functools.partial(trial, seed) for seed in seeds], seconds), strict=False):
+        outcome = each.detail if each.kind == "done" else each.kind
+        found["texts"] += 1
+        found[outcome] += 1
+        if each.kind in BAD:
+            print(f"text seed {seed}: {each.kind}\n{each.detail[-1500:]}", file=sys.stderr)
+    return found
+
+
 # hostile files
 
 
@@ -566,6 +604,7 @@ SECTIONS: dict[str, tuple[Callable[..., Counter[str]], int, int, float, float]] 
     "kills": (kills, 200, 15, 600, 40),
     "mutations": (mutations, 10_000, 600, 400, 40),
     "manifests": (manifests, 10_000, 300, 900, 40),
+    "texts": (texts, 1000, 60, 120, 20),
     "hostile": (poison, 100, 100, 60, 25),
     "concurrency": (crowd, 20, 3, 120, 15),
     "long run": (wear, 1000, 200, 120, 15),
