@@ -16,7 +16,8 @@ EAGER = {"models", "pytorch.eager"}
 INSIDE = {
     # attack the readers behind the public functions, one by one
     "fuzz.py": {"artefact", "models", "schedules"},
-    "altered.py": {"artefact", "artefact.records", "ir.inputs", "runtime.pipeline"},
+    "altered.py": {"artefact", "artefact.records", "compiler.request", "compiler.source", "ir.inputs", "runtime.pipeline",
+                   "schedules.values"},
     "torture.py": {"artefact", "artefact.records", "backends.descriptors", "compiler.compile", "compiler.request",
                    "compiler.source", "models", "schedules"},
     # train and sample the demo on a GPU: the package's own network in PyTorch, which its users have no use for

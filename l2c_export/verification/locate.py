@@ -168,15 +168,19 @@ class Expected:
             if not {first, last} <= set(self._columns):
                 return None  # one of several streams, which its name does not tell
             span = self._columns[self._columns.index(first) : self._columns.index(last) + 1]
-            summed: np.ndarray = np.sum([self._gated(sublayer, filling, reading) for sublayer in span], axis=0)
-            return summed
+            terms = [self._gated(sublayer, filling, reading) for sublayer in span]
+            known = [term for term in terms if term is not None]
+            return np.sum(known, axis=0) if len(known) == len(terms) else None
         if base.endswith(".gated") and base.removesuffix(".gated") in self._columns:
             return self._gated(base.removesuffix(".gated"), filling, reading)
         trace: dict[str, np.ndarray] = self._traces[filling if base in self._columns or offset < 0 else reading]
         return trace.get(base)
 
-    def _gated(self, sublayer: str, filling: int, reading: int) -> np.ndarray:
-        """gate * value: the value of the call that made it, the gate of the one that reads it."""
-        gate = self._traces[reading].get(f"{sublayer}.gate", np.ones(()))
-        product: np.ndarray = gate * self._traces[filling][sublayer]
-        return product
+    def _gated(self, sublayer: str, filling: int, reading: int) -> np.ndarray | None:
+        """gate * value: the value of the call that made it, the gate of the one that reads it, where that has a name."""
+        product, traced = f"{sublayer}.gated", self._traces[reading]
+        if f"{sublayer}.gate" not in traced and product in traced:
+            return traced[product] if filling == reading else None
+        gate = traced.get(f"{sublayer}.gate", np.ones(()))
+        gated: np.ndarray = gate * self._traces[filling][sublayer]
+        return gated
