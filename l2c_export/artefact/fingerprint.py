@@ -88,9 +88,10 @@ def flops(compiled: Compiled, count: int) -> int:
     """Of the first calls for one image, and of what runs before the loop."""
     if not count:
         return 0
-    early = sum(_graph_flops(compiled, name) for name in compiled.before_loop)
+    runs = {name: 1 if name == compiled.request else len(compiled.calls) for name in compiled.before_loop}
+    early = sum(_graph_flops(compiled, name) * times for name, times in runs.items())
     calls = sum(_graph_flops(compiled, call.graph) for call in compiled.calls[:count])
-    return compiled.rows(1, compiled.guidance.scale != 1) * (early * len(compiled.calls) + calls)
+    return compiled.rows(1, compiled.guidance.scale != 1) * (early + calls)
 
 
 def _graph_flops(compiled: Compiled, name: str) -> int:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 from ..artefact.compiled import Compiled
 from ..errors import UsageError
 from ..ir.graph import Node
+from ..runtime.arena import size_of
+from ..runtime.loop import layout
 from ..support.words import counted
 
 
@@ -36,7 +38,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call, one prologue, or a whole loop."""
+    """Of one call, of what runs before the loop, or of a whole loop."""
 
     flops: int = 0
     bytes: int = 0
@@ -53,11 +55,11 @@ class Prediction:
     images: int
     device: str
     calls: tuple[Cost, ...]
-    prologue: Cost
+    prologue: Cost  # what runs before the loop, for a request
     weight_bytes: int  # of the whole model
     loop_weight_bytes: int  # of the largest call
     cache_bytes: int  # all cache slots
-    peak_bytes: int  # weights, hoisted rows, caches and scratch
+    peak_bytes: int  # weights, what is made before the loop, caches and scratch
     graphs: int
     segments: int
 
@@ -103,20 +105,19 @@ def predict(compiled: Compiled, device: str = "cpu", images: int = 1, times: Tim
         return sum((node_cost(compiled, node, rows, DEVICES.get(device), times) for node in nodes), Cost())
 
     steps = {name: graph_cost(name, rows) for name in {call.graph for call in compiled.calls}}
-    hoisted = [n for g in compiled.before_loop for n in compiled.graphs[g].outputs]
-    scratch = max(sum(compiled.graphs[name].slot_bytes) for name in steps)
+    constants = compiled.graphs[compiled.constants].outputs if compiled.constants else ()
+    constant_bytes = count * rows * sum(compiled.value(n).row_bytes for n in constants)
     weight_bytes = compiled.denoiser.weight_bytes
-    cache_bytes = rows * sum(compiled.cache_bytes)
-    hoisted_bytes = count * rows * sum(compiled.value(n).row_bytes for n in hoisted)
+    arena_bytes = size_of(slot.nbytes for slot in layout(compiled, images, rows).values())
     return Prediction(
         images=images,
         device="this machine" if times is not None else device,
         calls=tuple(steps[call.graph] for call in compiled.calls),
-        prologue=graph_cost(compiled.prologue, rows * count),
+        prologue=graph_cost(compiled.request, rows) + graph_cost(compiled.prologue, rows * count),
         weight_bytes=weight_bytes,
         loop_weight_bytes=max(graph_weight_bytes(compiled, name) for name in steps),
-        cache_bytes=cache_bytes,
-        peak_bytes=weight_bytes + cache_bytes + rows * scratch + hoisted_bytes,
+        cache_bytes=rows * sum(compiled.cache_bytes),
+        peak_bytes=weight_bytes + constant_bytes + arena_bytes,
         graphs=len(steps),
         segments=len(compiled.segments),
     )

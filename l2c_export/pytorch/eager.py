@@ -257,7 +257,7 @@ class Tracing(Eager):
         return tuple(map(self._saw, names, super().chunks(op, value, at, names)))
 
     def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
-        value = value if gate is None else self._saw(f"{at}.gated", gate * value)
+        value = value if gate is None else self._saw(f"{at}.gated", self._saw(f"{at}.gate", gate) * value)
         return self._made(f"{at}.residual", stream + value)
 
     def _made(self, name: str, value: Made) -> Made:

@@ -58,37 +58,46 @@ class Reference:
         self._family, self._spans = family_of(manifest), manifest.denoiser.levels
         self._tensors = stored(folder, manifest) if checkpoint is None else checkpoint_tensors(checkpoint, manifest)
 
-    @functools.cached_property
-    def _model(self) -> TracingDenoiser:
-        return TracingDenoiser(self._family, Converted(self._tensors, torch.float64), self._spans)
+    @property
+    def is_recorded(self) -> bool:
+        """Whether another implementation decides what is right."""
+        return self._recorded is not None
+
+    @functools.cache  # noqa: B019  (one per verification)
+    def _model(self, dtype: torch.dtype) -> TracingDenoiser:
+        return TracingDenoiser(self._family, Converted(self._tensors, dtype), self._spans)
 
     @functools.cache  # noqa: B019  (one per verification)
     def latents(self) -> list[np.ndarray]:
         """After every call, (B, C, ..) float64."""
-        trajectory = [x.numpy().copy() for x in self._run(self._model, torch.float64)]
+        trajectory = [x.numpy().copy() for x in self._run(self._model(torch.float64), torch.float64)]
         if self._recorded is not None:
             ends = [n for n, call in enumerate(self._compiled.calls) if call.ends_step]
             for n, x in zip(ends, self._recorded, strict=True):
                 trajectory[n] = x.astype(np.float64)
         return trajectory
 
-    def float32_errors(self) -> list[float]:
-        """The relative error of PyTorch in float32, every call fed the latents of this reference."""
-        single = Denoiser(self._family, Converted(self._tensors, torch.float32), spans=self._spans)
-        errors = []
-        for x, expected in zip(self._run(single, torch.float32), self.latents(), strict=True):
-            errors.append(float(np.abs(x.double().numpy() - expected).max() / np.abs(expected).max()))
+    @functools.cache  # noqa: B019
+    def in_float32(self) -> list[np.ndarray]:
+        """What PyTorch in float32 makes in every call that is fed these latents, (B, C, ..) float32."""
+        made = []
+        for x, expected in zip(self._run(self._model(torch.float32), torch.float32), self.latents(), strict=True):
+            made.append(x.numpy().copy())
             x.copy_(torch.from_numpy(expected))
-        return errors
+        return made
 
-    def traces(self, keep: frozenset[int]) -> dict[int, dict[str, np.ndarray]]:
-        """Every value of some calls, by its name in the compiled graphs, when each call is fed the latents."""
-        self._model.keep, self._model.traces = keep, {}
-        for n, (x, expected) in enumerate(zip(self._run(self._model, torch.float64), self.latents(), strict=True)):
+    def traces(self, keep: frozenset[int], single: bool = False) -> dict[int, dict[str, np.ndarray]]:
+        """Every value of some calls, by its name in the compiled graphs, when each call is fed the latents; in float64, or
+        as PyTorch has them in float32."""
+        dtype = torch.float32 if single else torch.float64
+        model = self._model(dtype)
+        model.keep, model.traces = keep, {}
+        for n, (x, expected) in enumerate(zip(self._run(model, dtype), self.latents(), strict=True)):
             x.copy_(torch.from_numpy(expected))
             if n >= max(keep):
                 break
-        return {n: {k: v.numpy() for k, v in values.items()} for n, values in self._model.traces.items()}
+        traces, model.keep, model.traces = model.traces, frozenset(), {}
+        return {n: {k: v.numpy() for k, v in values.items()} for n, values in traces.items()}
 
     def _run(self, model: Denoiser, dtype: torch.dtype):  # type: ignore[no-untyped-def]
         guided = guided_request(self._compiled, self.inputs, self.guidance_scale, "float64")

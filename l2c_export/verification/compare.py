@@ -2,7 +2,9 @@
 
 Every call is fed the reference's latents, so that errors do not add up, and the free trajectory is followed as well.
 The reference is the same model in PyTorch, in float64, with the reference implementation's caching (pytorch/eager.py);
-its own float32 run beside it shows what float32 can do.  A call that leaves the tolerance is run again engine by engine.
+its own float32 run beside it shows what float32 can do.  A call of an artefact in fp32 may be as near to that instead: a model
+whose float32 is far from its float64 (by the angles of timesteps of up to 1000, say) is so here, too, and what is wrong
+besides still shows.  A call that leaves the tolerance is run again engine by engine.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class CallCheck:
     fed: Error
     free: Error
     pytorch_float32: float | None  # what PyTorch in float32 reaches, fed, relative
-    passed: bool
+    from_float32: float  # how far this is from what that makes, fed, relative
+    as_exact: bool  # within the tolerance of float64,
+    passed: bool  # or of PyTorch in float32
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def verify(
     by default a usual request of as many images as the batch; `golden` is the folder of a recorded run (config.json,
     golden.npz) instead of them.  `weights` is a checkpoint to compare with, by default the artefact's own.  `steps` chooses one
     of its programs, by default the first.  A call passes if |error| <= `atol` + `rtol` * max |latents|, by default 3e-5 (fp32),
-    2e-2 (fp16) or 5e-2 (bf16).  `backend`, `device` and `threads` are those of `load`.
+    2e-2 (fp16) or 5e-2 (bf16); in fp32 so near to PyTorch in float32 will do, too.
+    `backend`, `device` and `threads` are those of `load`.
     Raises UsageError for a request that it cannot meet, and what `load` raises; what is wrong is said by the verdict.
     """
     needs("torch", "export")
@@ -112,14 +117,18 @@ def compare(pipe: pipeline.Pipeline, reference: Reference, atol: float | None = 
     default = TOLERANCE[pipe.manifest.precision]
     tolerance = Tolerance(default if atol is None else atol, default if rtol is None else rtol)
     asked = pipe.generation(reference.inputs, reference.guidance_scale, len(reference.noise), reference.steps)
-    want, limits = reference.latents(), reference.float32_errors()
+    want, single = reference.latents(), reference.in_float32()
+    may_be_single = pipe.manifest.precision == "fp32" and not reference.is_recorded
     fed = trajectory(asked, reference.noise, want)
     free = trajectory(asked, reference.noise, None)
     calls = []
     for n, call in enumerate(asked.loop.compiled.calls):
-        error = Error.between(fed[n], want[n])
-        calls.append(CallCheck(n, call.timestep, error, Error.between(free[n], want[n]), limits[n],
-                               tolerance.share(error, want[n]) <= 1))  # fmt: skip
+        error, from_single = Error.between(fed[n], want[n]), Error.between(fed[n], single[n])
+        as_exact = tolerance.share(error, want[n]) <= 1
+        calls.append(CallCheck(
+            n, call.timestep, error, Error.between(free[n], want[n]), Error.between(single[n], want[n]).relative,
+            from_single.relative, as_exact, as_exact or (may_be_single and tolerance.share(from_single, single[n]) <= 1),
+        ))  # fmt: skip
     wrong = next((check.index for check in calls if not check.passed), None)
     place = None if wrong is None else locate(asked, reference, want, wrong, tolerance)
     setting = {"backend": pipe.backend, "link": pipe.link, "precision": pipe.manifest.precision,
@@ -141,9 +150,10 @@ def trajectory(asked: Generation, noise: np.ndarray, fed: Sequence[np.ndarray] |
 def table(verdict: Verdict) -> list[tuple[object, ...]]:
     """Call by call: fed the reference's latents, then the free trajectory."""
     head = ("call", "timestep", "largest error", "relative", "PyTorch fp32", "cosine", "PSNR dB", "free, relative", "within")
+    within = {(True, True): "yes", (False, True): "of float32"}
     rows = [
         (c.index, f"{c.timestep:.2f}", f"{c.fed.largest:.1e}", f"{c.fed.relative:.1e}", f"{c.pytorch_float32:.1e}",
-         f"{c.fed.cosine:.9f}", f"{c.fed.psnr:.1f}", f"{c.free.relative:.1e}", "yes" if c.passed else "NO")
+         f"{c.fed.cosine:.9f}", f"{c.fed.psnr:.1f}", f"{c.free.relative:.1e}", within.get((c.as_exact, c.passed), "NO"))
         for c in verdict.calls
     ]  # fmt: skip
     return [head, *rows]
@@ -169,6 +179,9 @@ def summary(verdict: Verdict) -> str:
     allowed = f"atol {verdict.atol:g} + rtol {verdict.rtol:g}"
     if verdict.passed:
         end = f"left to itself it ends {verdict.calls[-1].free.relative:.1e} off"
+        if not all(check.as_exact for check in verdict.calls):
+            near = f"{max(check.from_float32 for check in verdict.calls):.1e} from that, within {allowed}"
+            return f"right: a call is up to {worst:.1e} off, as is PyTorch in float32: {near}; {end}"
         return f"right: worst relative error of a call {worst:.1e}, within {allowed}; {end}"
     first = next(check for check in verdict.calls if not check.passed)
     where = f"call {first.index} (timestep {first.timestep:g}) is the first that leaves {allowed}"
