@@ -207,7 +207,7 @@ def _fingerprint(manifest: Manifest, record: FingerprintRecord) -> Iterator[str]
     if record.precision != manifest.precision or not 0 <= record.seed < LARGEST or manifest.denoiser.weights is None:
         yield "is that of another artefact"
     for segment, piece in record.pieces.items():
-        if compiled.node(piece, segment) is None:
+        if manifest.piece(piece, segment) is None:
             yield f"has a piece {segment!r} that nothing calls"
 
 

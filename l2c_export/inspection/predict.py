@@ -13,8 +13,6 @@ from typing import NamedTuple
 from ..artefact.compiled import Compiled
 from ..errors import UsageError
 from ..ir.graph import Node
-from ..runtime.arena import size_of
-from ..runtime.loop import layout
 from ..support.words import counted
 
 
@@ -105,10 +103,11 @@ def predict(compiled: Compiled, device: str = "cpu", images: int = 1, times: Tim
         return sum((node_cost(compiled, node, rows, DEVICES.get(device), times) for node in nodes), Cost())
 
     steps = {name: graph_cost(name, rows) for name in {call.graph for call in compiled.calls}}
-    constants = compiled.graphs[compiled.constants].outputs if compiled.constants else ()
-    constant_bytes = count * rows * sum(compiled.value(n).row_bytes for n in constants)
+    scratch = max(sum(compiled.graphs[name].slot_bytes) for name in steps)
     weight_bytes = compiled.denoiser.weight_bytes
-    arena_bytes = size_of(slot.nbytes for slot in layout(compiled, images, rows).values())
+    cache_bytes = rows * sum(compiled.cache_bytes)
+    kept = {name: 1 if name == compiled.request else count for name in compiled.before_loop}  # rows of so many calls
+    hoisted_bytes = rows * sum(compiled.value(n).row_bytes * kept[g] for g in kept for n in compiled.graphs[g].outputs)
     return Prediction(
         images=images,
         device="this machine" if times is not None else device,
@@ -116,8 +115,8 @@ def predict(compiled: Compiled, device: str = "cpu", images: int = 1, times: Tim
         prologue=graph_cost(compiled.request, rows) + graph_cost(compiled.prologue, rows * count),
         weight_bytes=weight_bytes,
         loop_weight_bytes=max(graph_weight_bytes(compiled, name) for name in steps),
-        cache_bytes=rows * sum(compiled.cache_bytes),
-        peak_bytes=weight_bytes + constant_bytes + arena_bytes,
+        cache_bytes=cache_bytes,
+        peak_bytes=weight_bytes + cache_bytes + rows * scratch + hoisted_bytes,
         graphs=len(steps),
         segments=len(compiled.segments),
     )

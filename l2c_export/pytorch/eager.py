@@ -283,5 +283,5 @@ class TracingDenoiser(Denoiser):
         x, row, t, request, cache = inputs
         run = Tracing(self.family, self.weights, reused, follow(cache), {}, {}, spans=self.spans)
         noise = run.predict(x, row, t, request)
-        self.traces[n] = {**run.seen, **run.fresh}
+        self.traces[n] = {**run.seen, **{name: made for name, made in run.fresh.items() if not isinstance(made, tuple)}}
         return noise, run.fresh

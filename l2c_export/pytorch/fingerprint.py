@@ -48,10 +48,11 @@ def record(folder: Path, manifest: Manifest) -> FingerprintRecord | None:
     latents = _latents(Denoiser(family, weights, spans=manifest.denoiser.levels), manifest, planned.calls, request)
     pieces = {}
     for name, piece in planned.pieces.items():
-        node = compiled.node(piece, name)
-        assert node
-        given = fingerprint.inputs(compiled, node, planned.seed)
-        outputs = _piece(compiled, compiled.segments[name], node, given, weights)
+        called = manifest.piece(piece, name)
+        assert called
+        own, node = called
+        given = fingerprint.inputs(own, node, planned.seed)
+        outputs = _piece(own, own.segments[name], node, given, weights)
         pieces[name] = tuple(fingerprint.sketch(value, planned.seed) for value in outputs)
     made = request._replace(latents=latents, pieces=pieces)
     if not fingerprint.finite(made):

@@ -7,7 +7,8 @@ from collections import defaultdict
 import numpy as np
 
 import l2c_export
-from l2c_export.artefact import store
+from l2c_export.artefact import fingerprint, store
+from l2c_export.inspection.predict import predict
 from l2c_export.runtime import prologue
 
 
@@ -61,3 +62,20 @@ def test_what_is_made_on_the_way_lies_in_the_scratch_of_the_calls(pixart, flux):
             places |= {f"{prefix}{name}" for name in compiled.graphs[graph].slots} if graph else set()
         assert places
         assert places.isdisjoint(prologue.layout(compiled, 2))
+
+
+def test_it_is_counted_once(pixart):
+    """In what a dry run says of time and memory, and in what may be recorded as a fingerprint."""
+    compiled = store.read(pixart.out).program()
+    rows, graph = compiled.rows(2), compiled.graphs[compiled.request]
+    predicted = predict(compiled, images=2)
+    per_row = sum(compiled.segments[node.op].flops for node in graph.nodes)
+    assert predicted.prologue.flops == rows * per_row
+    constants = compiled.graphs[compiled.constants]
+    once, timed = (sum(compiled.value(name).row_bytes for name in g.outputs) for g in (graph, constants))
+    scratch = max(sum(compiled.graphs[name].slot_bytes) for name in compiled.step_graphs)
+    held = once + len(compiled.calls) * timed + sum(compiled.cache_bytes) + scratch
+    assert predicted.peak_bytes == predicted.weight_bytes + rows * held
+    calls = sum(compiled.segments[node.op].flops for node in compiled.graphs[compiled.calls[0].graph].nodes)
+    times = sum(compiled.segments[node.op].flops for node in constants.nodes)
+    assert fingerprint.flops(compiled, 1) == compiled.rows(1) * (per_row + len(compiled.calls) * times + calls)
