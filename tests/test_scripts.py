@@ -34,6 +34,8 @@ INSIDE = {
     # time PyTorch with an artefact's weights beside its engines
     "gpu_prompted.py": {"backends.descriptors", "schedules.schedule"},
     "gpu_check.py": {*EAGER, "backends.descriptors", "pytorch.stored"},
+    # takes a family that is written by hand for one that is not
+    "captured_cpu.py": {"models"},
     # `bench` compares only what did the same work; this one compares precisions, too
     "bench_cpu.py": {"backends.descriptors", "benchmarks", "benchmarks.contenders", "benchmarks.measured", "benchmarks.process",
                      "support"},
