@@ -126,9 +126,9 @@ def repeated(pipe: pipeline.Pipeline, record: FingerprintRecord, given: Fingerpr
         loaded = load_engines(loaded.folder, loaded.manifest, loaded.backend, "shared")
     made = {}
     for segment, piece in pieces.items():
-        node = asked.loop.compiled.node(piece, segment)
-        assert node
-        outputs = _piece(loaded, asked.loop.compiled, node, record.seed)
+        called = loaded.manifest.piece(piece, segment)
+        assert called
+        outputs = _piece(loaded, *called, record.seed)
         made[segment] = tuple(fingerprint.sketch(value, record.seed) for value in outputs)
     return given._replace(latents=tuple(latents), pieces=made)
 
