@@ -31,6 +31,13 @@ from l2c_export.pytorch.eager import Denoiser
 from l2c_export.pytorch.stored import stored
 
 HERE = Path(__file__).parent
+KEPT = {  # the sublayers that stay in bf16, of every contender
+    "fp8": ("-",),
+    "fp8, first and last block in bf16": ("blocks.0.", "blocks.11."),
+    "fp8, first two and last two blocks in bf16": ("blocks.0.", "blocks.1.", "blocks.10.", "blocks.11."),
+    "fp8, attention in bf16": tuple(f"blocks.{n}.attn." for n in range(12)),
+    "fp8, MLPs in bf16": tuple(f"blocks.{n}.mlp." for n in range(12)),
+}
 
 
 def main() -> None:
@@ -41,6 +48,7 @@ def main() -> None:
     ap.add_argument("--seeds", type=int, default=5)
     ap.add_argument("--scale", type=float, default=1.5)
     ap.add_argument("--batch", type=int, default=250)
+    ap.add_argument("--only", nargs="+", default=["fp8"], choices=KEPT, help="contenders beside fp32")
     ap.add_argument("--json", type=Path, default=HERE / "results" / "demo_fp8.json")
     args = ap.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,7 +57,7 @@ def main() -> None:
     schedule = Schedule.read(demo.SCHEDULES["demo"])
     labels = torch.arange(args.count, device=device) % 10
     seeds: dict[str, list[dict[str, float]]] = {}
-    models = denoisers(device)
+    models = denoisers(device, args.only)
     with torch.no_grad():
         for seed in range(args.seeds):
             noise = noise_of((1, 28, 28), range(seed * args.count, (seed + 1) * args.count), device)
@@ -68,7 +76,7 @@ def main() -> None:
             args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def denoisers(device: torch.device) -> dict[str, Denoiser]:
+def denoisers(device: torch.device, only: list[str]) -> dict[str, Denoiser]:
     """The demo in fp32, and with the weights, the scales and the products of the artefact in fp8."""
     models = {}
     config = json.loads(demo.CONFIG.read_text())
@@ -77,9 +85,15 @@ def denoisers(device: torch.device) -> dict[str, Denoiser]:
         for precision in ("fp32", "fp8"):
             artefact = l2c_export.compile(model=demo.NAME, out=Path(folder) / precision, precision=precision)
             tensors = {name: tensor.to(device) for name, tensor in stored(artefact.path, artefact.manifest).items()}
-            weights = InE4m3(tensors, torch.float32, input_scales(artefact.manifest)) if precision == "fp8" else tensors
-            models[precision] = Denoiser(family, weights)
-    return models
+            if precision == "fp32":
+                models["fp32"], exact = Denoiser(family, tensors), tensors
+                continue
+            scales = input_scales(artefact.manifest)
+            for name, kept in KEPT.items():
+                own = {n: exact[n] if n.startswith(kept) else tensor for n, tensor in tensors.items()}
+                narrow = {n: scale for n, scale in scales.items() if not n.startswith(kept)}
+                models[name] = Denoiser(family, InE4m3(own, torch.float32, narrow))
+    return {name: model for name, model in models.items() if name == "fp32" or not only or name in only}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -386,22 +386,65 @@ def mutations(count: int, seconds: float, chance: random.Random, work: Path) -> 
 
 
 def manifests(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
-    """The manifest of an artefact that has all that there is, changed by somebody who knows the checksum: the same."""
-    engines = altered.everything(work)
-    wanted = {link: once(lambda link=link: altered.used(engines, link)).detail for link in ("shared", "static")}
+    """The manifests of artefacts that have all that there is, changed by somebody who knows the checksum: the same."""
+    found: Counter[str] = Counter()
+    for name, make in altered.ARTEFACTS.items():
+        place = work / name
+        place.mkdir()
+        engines = make(place)
+        wanted = {link: once(functools.partial(altered.used, engines, link)).detail for link in ("shared", "static")}
+        seeds = [chance.randrange(2**32) for _ in range(count // len(altered.ARTEFACTS))]
+        trials = [functools.partial(altered_once, engines, place, wanted, seed) for seed in seeds]
+        for seed, each in zip(seeds, on_two_cores(trials, seconds / len(altered.ARTEFACTS)), strict=False):
+            outcome = each.detail if each.kind == "done" else each.kind
+            found["manifests"] += 1
+            found[outcome] += 1
+            found[f"{name}: {outcome}"] += 1
+            if each.kind in BAD:
+                print(f"{name}, manifest seed {seed}: {each.kind}\n{each.detail[-1500:]}", file=sys.stderr)
+    return found
+
+
+def altered_once(engines: Path, place: Path, wanted: Mapping[str, str], seed: int) -> str:
+    """In a folder of the process."""
+    return altered.altered(engines, place / str(os.getpid()) / "engines", wanted, seed)
+
+
+# texts
+
+
+def texts(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
+    """The files of a text encoder and its tokenizer, changed, and signed again or not; then a prompt becomes an image."""
+    import texts as of_texts
+
+    engines = of_texts.exported(of_texts.MINILM, work / "pipeline", work / "engines", batch=2, with_vae=True).out
+    wanted = once(functools.partial(altered.used, engines, "shared")).detail
+    files = sorted(path.relative_to(engines).as_posix() for path in (engines / "text").iterdir())
     seeds = [chance.randrange(2**32) for _ in range(count)]
 
     def trial(seed: int) -> str:
-        return altered.altered(engines, work / str(os.getpid()) / "engines", wanted, seed)
+        own = random.Random(seed)
+        folder = work / str(os.getpid())
+        if not folder.exists():
+            shutil.copytree(engines, folder)
+        path, manifest = folder / own.choice(files), (folder / FILE).read_bytes()
+        before = path.read_bytes()
+        try:
+            path.write_bytes(own.choice((bytes_changed, head_changed))(before, own))
+            if own.random() < 0.7:
+                _sign(folder, path)
+            return "harmless" if altered.used(folder, "shared") == wanted else "other"
+        finally:
+            path.write_bytes(before)
+            (folder / FILE).write_bytes(manifest)
 
     counts: Counter[str] = Counter()
-    done = on_two_cores([functools.partial(trial, seed) for seed in seeds], seconds)
-    for seed, verdict in zip(seeds, done, strict=False):
+    for seed, verdict in zip(seeds, on_two_cores([functools.partial(trial, seed) for seed in seeds], seconds), strict=False):
         outcome = verdict.detail if verdict.kind == "done" else verdict.kind
-        counts["manifests"] += 1
+        counts["texts"] += 1
         counts[outcome] += 1
         if verdict.kind in BAD:
-            print(f"manifest seed {seed}: {verdict.kind}\n{verdict.detail[-1500:]}", file=sys.stderr)
+            print(f"text seed {seed}: {verdict.kind}\n{verdict.detail[-1500:]}", file=sys.stderr)
     return counts
 
 
@@ -563,6 +606,7 @@ SECTIONS: dict[str, tuple[Callable[..., Counter[str]], int, int, float, float]] 
     "kills": (kills, 200, 15, 600, 40),
     "mutations": (mutations, 10_000, 600, 400, 40),
     "manifests": (manifests, 10_000, 300, 900, 40),
+    "texts": (texts, 1000, 60, 120, 20),
     "hostile": (poison, 100, 100, 60, 25),
     "concurrency": (crowd, 20, 3, 120, 15),
     "long run": (wear, 1000, 200, 120, 15),

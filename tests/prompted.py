@@ -61,17 +61,46 @@ class Cached:
         modules = dict(transformer.named_modules())
         for name in names:
             modules[name].forward = self._wrapped(name, modules[name].forward)
+        for level in schedule.values.levels:
+            self._span(transformer, level, schedule.values.span(level))
         transformer.forward = self._counted(transformer.forward)
 
     def _wrapped(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*positional: Any, **named: Any) -> Any:
-            terms = self._terms[self.call][name]
+            terms = self._terms[self.call].get(name, COMPUTED)  # inside of a level it does not matter
             if terms == COMPUTED:
                 self._kept[name, self.call] = forward(*positional, **named)
                 return self._kept[name, self.call]
             return summed([(c, self._kept[name, self.call - age]) for age, c in terms])
 
         return run
+
+    def _span(self, transformer: torch.nn.Module, level: str, blocks: range) -> None:
+        """What enters the first of the blocks, and what the block behind them or the head reads: the picture's stream, and
+        between FLUX's single blocks the prompt's, too.
+        """
+        single = list(getattr(transformer, "single_transformer_blocks", ()))
+        double = getattr(transformer, "transformer_blocks", None) or transformer.joint_transformer_blocks
+        readers = [*double, *single, transformer.norm_out]
+        names = ("encoder_hidden_states", "hidden_states") if readers[blocks.stop] in single else ("hidden_states",)
+        begun: list[torch.Tensor] = []
+
+        def begin(_: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            begun[:] = [named[name] if name in named else given[0] for name in names]
+
+        def end(_: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            behind = [named[name] if name in named else given[0] for name in names]
+            terms = self._terms[self.call].get(level, COMPUTED)
+            if terms == COMPUTED:
+                self._kept[level, self.call] = tuple(after - before for after, before in zip(behind, begun, strict=True))
+                return given, named
+            added = summed([(c, self._kept[level, self.call - age]) for age, c in terms])
+            behind = [before + value for before, value in zip(begun, added, strict=True)]
+            by_name = {name: value for name, value in zip(names, behind, strict=True) if name in named}
+            return given if by_name else (behind[0], *given[1:]), named | by_name
+
+        readers[blocks.stop].register_forward_pre_hook(end, with_kwargs=True)
+        readers[blocks.start].register_forward_pre_hook(begin, with_kwargs=True)
 
     def _counted(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*positional: Any, **named: Any) -> Any:

@@ -47,7 +47,7 @@ def denoise(
     rows = []
     for call in manifest.program().calls:
         known = {**inputs, "t": np.full(2 * n, call.timestep, np.float32)}
-        for before_the_loop in filter(None, (manifest.program().constants, manifest.program().prologue)):
+        for before_the_loop in manifest.program().before_loop:
             known |= graphs[before_the_loop](known)
         rows.append(known)
     x = base = latents

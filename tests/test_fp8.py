@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
+import torch
 from helpers import case
 from in_pytorch import IN_PYTORCH
 
@@ -12,13 +13,23 @@ import l2c_export
 from l2c_export.artefact import check, store
 from l2c_export.artefact.products import input_scales
 from l2c_export.backends import descriptors
+from l2c_export.benchmarks.twins import compile_twin
 from l2c_export.compiler import link
 from l2c_export.compiler.compile import compile_artefact
-from l2c_export.errors import BackendError, MissingExtra, UsageError
-from l2c_export.ir.dtypes import E4M3
+from l2c_export.compiler.passes.fp8 import with_fp8
+from l2c_export.compiler.record import record
+from l2c_export.errors import BackendError, MissingExtra, UsageError, WeightsError
+from l2c_export.ir.dtypes import E4M3, Types
+from l2c_export.ir.inputs import usual
+from l2c_export.models.primitives import PRIMITIVES, execute, quantise
+from l2c_export.pytorch import calibrate
+from l2c_export.pytorch.calibrate import InE4m3
+from l2c_export.pytorch.eager import Converted
+from l2c_export.pytorch.family import family_of
+from l2c_export.pytorch.stored import stored, unscaled
 from l2c_export.verification.error import TOLERANCE
 from l2c_export.weights import e4m3
-from l2c_export.weights.layout import WEIGHTS, mapped
+from l2c_export.weights.layout import WEIGHTS, Layout, mapped
 
 CASE = "dit_tiny_odd_resetN"
 
@@ -144,6 +155,17 @@ def test_a_sublayer_may_stay_in_bf16(oracle, tmp_path):
     assert l2c_export.verify(l2c_export.load(tmp_path / "e", backend=oracle), golden=case(CASE).path).passed
 
 
+def test_its_uncached_twin_has_the_same_weights_and_scales(narrow, oracle, tmp_path):
+    kept = tmp_path / "kept"
+    compile_artefact(case(CASE).options(kept, precision="fp8", backend="cuda", bf16=("blocks.0.mlp",)))
+    for folder in (narrow, kept):
+        twin = tmp_path / f"{folder.name}-twin"
+        compile_twin(folder, store.read(folder), twin, cache=False)
+        assert (twin / WEIGHTS).samefile(folder / WEIGHTS)
+        assert store.read(twin).denoiser.tensors == store.read(folder).denoiser.tensors
+        assert l2c_export.verify(l2c_export.load(twin, backend=oracle)).passed
+
+
 @pytest.mark.parametrize(("asked", "says"), [
     ({"precision": "bf16", "bf16": ("blocks.0.mlp",)}, "bf16='blocks.0.mlp': none of the model is e4m3"),
     ({"precision": "fp8", "bf16": ("blocks.99.mlp",)}, "bf16='blocks.99.mlp': no sublayer of the model"),
@@ -152,3 +174,46 @@ def test_a_sublayer_may_stay_in_bf16(oracle, tmp_path):
 def test_what_cannot_be_is_refused_before_it_is_compiled(asked, says, tmp_path):
     with pytest.raises(UsageError, match=says):
         compile_artefact(case(CASE).options(tmp_path / "e", **asked))
+
+
+def test_scales_have_room_for_twice_what_was_seen(narrow, oracle, monkeypatch):
+    """On the trajectories that they were calibrated over, nothing is cut off, and no exponent more than needed is left."""
+    largest = {}
+
+    def seen(x, scale):
+        largest[scale.data_ptr()] = max(largest.get(scale.data_ptr(), 0.0), float(x.abs().max() * scale[1]))
+        return quantise(x, scale)
+
+    monkeypatch.setitem(PRIMITIVES, "quantise", seen)
+    pipe = l2c_export.load(narrow, backend=oracle)
+    for n in range(calibrate.IMAGES):
+        pipe(usual(pipe.manifest.inputs, n + 1)["class_labels"][n:], seed=n)
+    assert len(largest) == len(set(input_scales(pipe.manifest).values()))
+    assert all(100 < number < 250 for number in largest.values()), largest
+
+
+def test_pytorch_emulates_a_sublayer_with_its_scales(narrow):
+    """Nearer to what the artefact's primitives make than the same without e4m3: what is between is bfloat16."""
+    manifest = store.read(narrow)
+    tensors, kept, family = stored(narrow, manifest), unscaled(narrow, manifest), family_of(manifest)
+    body = with_fp8(record(family, Types("bfloat16")), ()).bodies["attn_fp8"]
+    parts = ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias")
+    scales = ("qkv.input.scale", "qkv.weight.scale", "proj.input.scale", "proj.weight.scale")
+    given = [torch.randn(2, n, 32, generator=torch.Generator().manual_seed(n)) for n in (16, 1, 1)]
+    inputs = [*given, *(kept[f"blocks.1.attn.{part}"] for part in (*parts, *scales))]
+    made = execute(body.primitives, dict(zip(body.inputs, inputs, strict=True)))[body.outputs[0]].float()
+    weights = InE4m3(tensors, torch.float32, input_scales(manifest)), Converted(tensors, torch.float32)
+    same, plain = (family.attn(*given, *(each[f"blocks.1.attn.{part}"] for part in parts)) for each in weights)
+    assert 1e-2 < (plain - made).norm() / made.norm() < 1e-1
+    assert (same - made).norm() < (plain - made).norm() / 2
+
+
+def test_weights_that_make_nothing_of_use_are_refused_when_they_are_calibrated(narrow, tmp_path):
+    manifest = store.read(narrow)
+    layout = Layout(manifest.denoiser.tensors)
+    data = bytearray((narrow / WEIGHTS).read_bytes())
+    place = layout.place("blocks.1.attn.qkv.bias")
+    data[place.offset : place.offset + place.bytes] = b"\xff" * place.bytes  # NaN
+    (tmp_path / WEIGHTS).write_bytes(data)
+    with pytest.raises(WeightsError, match=r"blocks\.\d\.\w+\.\w+\.weight is multiplied with NaN or infinite values"):
+        calibrate.calibrate(tmp_path, manifest, id)

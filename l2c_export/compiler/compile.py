@@ -68,7 +68,7 @@ def lower(options: Options, source: Source, report: Report = id, prefix: str = "
     shared = [
         share_graphs(source, s, options.max_graphs, whole, report) for s in source.schedules
     ]  # perhaps fewer distinct calls
-    parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, whole)  # what leaves the loop
+    parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, NOTHING, whole)  # what leaves the loop
     banks = banked_plans(options, parts.call, [program.plan for program in shared])  # sums for many calls at once
     calls = specialise_calls(parts.call, banks.plans, options.fold, banks)  # one graph per distinct call
     linked = cut(parts, calls, prefix)  # into segments; equal ones are one

@@ -82,6 +82,7 @@ def describe(options: Options, source: Source, whole: Graph, programs: Sequence[
         origins=origins(linked.graphs),
         graphs={name: graph_record(name, graph, size) for name, graph in linked.graphs.items()},
         constants=f"{linked.prefix}constants" if f"{linked.prefix}constants" in linked.graphs else None,
+        request=f"{linked.prefix}request" if f"{linked.prefix}request" in linked.graphs else msgspec.UNSET,
         prologue=f"{linked.prefix}prologue" if f"{linked.prefix}prologue" in linked.graphs else None,
     )
     return Manifest(

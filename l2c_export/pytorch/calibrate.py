@@ -19,7 +19,7 @@ from ..artefact.manifest import Manifest
 from ..artefact.products import input_scales
 from ..errors import WeightsError
 from ..ir.inputs import usual
-from ..models.primitives import linear_fp8, quantise
+from ..models.primitives import quantise
 from ..samplers.noise import standard_normal
 from ..support.files import Report
 from ..support.words import counted
@@ -80,7 +80,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Observed(Converted):
+class ObservedWeights(Converted):
     """Weights whose products are seen, of those that the names in `seen` are."""
 
     seen: Mapping[str, Seen]
@@ -92,7 +92,7 @@ class Observed(Converted):
 
 @dataclass(frozen=True)
 class InE4m3(Converted):
-    """Weights whose products are those of an artefact in fp8; `tensors` holds its weights and scales."""
+    """Weights that are multiplied as an artefact in fp8 does it: `tensors` are its weights and scales, which says `scales`."""
 
     scales: Mapping[str, str]
 
@@ -100,13 +100,10 @@ class InE4m3(Converted):
         weight = super().__getitem__(name)
         if name not in self.scales:
             return weight
-        x_scale, weight_scale = self.tensors[self.scales[name]], self.tensors[e4m3.weight_scale(name)]
-
-        def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            product: Tensor = linear_fp8(quantise(x, x_scale), quantise(weight, weight_scale), x_scale, weight_scale, bias)
-            return product.to(self.dtype)
-
-        return with_products(weight, multiply)
+        scale = self.tensors[self.scales[name]]
+        return with_products(
+            weight, lambda x, w, bias: F.linear(quantise(x, scale).to(x.dtype) * scale[0].to(x.dtype), w, bias)
+        )
 
 
 @torch.no_grad()
@@ -123,7 +120,7 @@ def calibrate(folder: Path, manifest: Manifest, report: Report) -> None:
         images = most = 1  # numbers that mean nothing
     count = max(n for n in range(1, most + 1) if n == 1 or images * flops(compiled, n) <= MOST)
     seen = {name: Seen() for name in scales}
-    weights = Observed(stored(folder, manifest), torch.float32, seen)
+    weights = ObservedWeights(stored(folder, manifest), torch.float32, seen)
     inputs = usual(manifest.inputs, images)
     guided = guided_request(compiled, inputs, np.full(images, manifest.guidance.scale))
     request = {name: torch.from_numpy(values) for name, values in guided.inputs.items()}

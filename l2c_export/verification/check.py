@@ -92,7 +92,7 @@ def check(
     """Repeat what was recorded when an artefact's weights were bound, and compare: on the machine that it is to run on.
 
     `path` is that of an artefact, or a loaded pipeline; `backend`, `device`, `threads` and `verify` are those of `load`.
-    A value passes if |error| <= `atol` + `rtol` * max |value|, by default 3e-5 (fp32), 2e-2 (fp16) or 5e-2 (bf16).
+    A value passes if |error| <= `atol` + `rtol` * max |value|, by default 3e-5 (fp32), 2e-2 (fp16), 5e-2 (bf16) or 0.5 (fp8).
     `record` makes a new fingerprint first, with this backend: what changes from now on shows, not whether it is right now.
     Raises UsageError for an artefact that has no fingerprint, and what `load` raises; what is wrong is said by the result.
     """
@@ -126,9 +126,9 @@ def repeated(pipe: pipeline.Pipeline, record: FingerprintRecord, reference: Fing
         loaded = load_engines(loaded.folder, loaded.manifest, loaded.backend, "shared")
     sketches = {}
     for segment, piece in pieces.items():
-        node = asked.loop.compiled.node(piece, segment)
-        assert node
-        outputs = _piece(loaded, asked.loop.compiled, node, record.seed)
+        called = loaded.manifest.piece(piece, segment)
+        assert called
+        outputs = _piece(loaded, *called, record.seed)
         sketches[segment] = tuple(fingerprint.sketch(value, record.seed) for value in outputs)
     return reference._replace(latents=tuple(latents), pieces=sketches)
 

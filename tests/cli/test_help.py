@@ -15,7 +15,7 @@ from desk import ROOT, invoke
 import l2c_export
 from l2c_export.artefact import manifest
 from l2c_export.cli import choices as known
-from l2c_export.cli import importing, main
+from l2c_export.cli import main
 from l2c_export.cli.compile import export
 from l2c_export.compiler import request
 from l2c_export.inspection import predict
@@ -114,5 +114,5 @@ def test_export_takes_the_parameters_of_python():
     from l2c_export.compiler.artefact import compile
 
     taken = set(inspect.signature(compile).parameters) - {"report", "progress", "watch"}
-    own = {"as_json", "verbose", "dry_run", "device", "calibrate", *importing.NAMES}
+    own = {"as_json", "verbose", "dry_run", "device", "calibrate"}
     assert taken == {param.name for param in export.params} - own

@@ -16,6 +16,7 @@ from l2c_export.ir.signatures import TABLE
 from l2c_export.models.primitives import PRIMITIVES, execute
 
 SIZES = {"R": 3, "B": 2}
+IN_E4M3 = {"quantise", "linear_fp8"}  # which ONNX Runtime has no products for: tried in test_fp8.py
 ROWS, PLANE = Value(("R",), dtype="int32"), Value(("B", 4, 8, 8))
 IMAGES = Value(("B",), dtype="int32")
 GUIDED = (Value(("R", 8, 8, 8)), PLANE)  # a prediction of more channels, and the latents
@@ -94,7 +95,7 @@ def test_onnx_and_pytorch_agree(op, attributes, values):
 
 
 def test_every_primitive_has_a_rule_and_is_tried():
-    assert TABLE.keys() == RULES.keys() == PRIMITIVES.keys() == {op for op, *_ in CASES}
+    assert TABLE.keys() == RULES.keys() == PRIMITIVES.keys() == {op for op, *_ in CASES} | IN_E4M3
 
 
 def test_the_numbers_of_an_operation_are_there_once_and_in_its_type():

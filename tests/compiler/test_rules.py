@@ -239,7 +239,7 @@ def test_what_a_range_makes_is_read_outside_of_it(tmp_path):
     arch = {"img_size": 8, "patch_size": 2, "in_chans": 4, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 5}
     (tmp_path / "uvit.json").write_text(json.dumps({"family": "uvit", "arch": arch}))
     with pytest.raises(
-        ScheduleError, match=r"stack\[0:2\]: what 'in_blocks\.0\.attn' makes is also read outside of it: use stack"
+        ScheduleError, match=r"stack\[0:2\]: behind it the stream of 'in_blocks\.0\.mlp' is also read: use stack"
     ):
         lower(
             Options(schedule, model=str(tmp_path / "uvit.json")), resolve(Options(schedule, model=str(tmp_path / "uvit.json")))

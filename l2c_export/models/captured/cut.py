@@ -16,6 +16,7 @@ aten = torch.ops.aten
 PRODUCTS = {aten.linear.default, aten.conv2d.default, aten.scaled_dot_product_attention.default, aten.matmul.default,
             aten.bmm.default, aten.mm.default, aten.addmm.default}  # fmt: skip
 BLOCK = re.compile(r"((?:\w+\.)*?\w*(?:blocks|layers)\.\d+)(?:\.|$)")
+PICTURE = "image"  # the rows of a joined stream that are the picture's
 KINDS = {frozenset([TIME]): "time", frozenset([REQUEST]): "request", frozenset([TIME, REQUEST]): "condition"}
 
 
@@ -43,18 +44,19 @@ class Cut:
 
 
 def cut(flow: Flow, finer: str = "") -> Cut:
-    """Regions end at the streams, at what is added to them, and at what is known before the loop; and at what modules make
-    whose names are of the pattern `finer`.
+    """Regions end at the streams, at what is added to them, at what is read on of them, and at what is known before the loop;
+    and at what modules make whose names are of the pattern `finer`.
     """
     additions = tuple(flow.additions())
     plain = {node for a in additions for node in ((a.sum, a.gated) if a.gate is not None else (a.sum,))}
-    ends = {node for a in additions for node in (a.stream, a.branch)} | {flow.exported.result}
+    pictures = read_on(flow, additions)
+    ends = {node for a in additions for node in (a.stream, a.branch)} | pictures | {flow.exported.result}
     paths = outputs_of(flow, re.compile(finer)) if finer else {}
     apart = {node: path for node, path in paths.items() if node not in ends | plain}
     ends |= apart.keys()
     stops = ends | plain
     late = [
-        Region(region(flow, node, stops), (node,), within_block(apart.get(node, "")))
+        Region(region(flow, node, stops), (node,), PICTURE if node in pictures else within_block(apart.get(node, "")))
         for node in in_order(flow, ends - plain)
         if flow.late(node)
     ]
@@ -62,6 +64,13 @@ def cut(flow: Flow, finer: str = "") -> Cut:
     read = {i for r in loop for node in r.nodes for i in node.all_input_nodes}
     read |= {node for a in additions for node in (a.stream, a.branch, a.gate) if node is not None}
     return Cut((*loop, *before_loop(flow, {node for node in read if flow.early(node)})), additions, frozenset(apart))
+
+
+def read_on(flow: Flow, additions: Iterable[Addition]) -> set[Node]:
+    """The part of a stream that is all that is read of it: the picture's rows, behind the last block of both."""
+    sums = {addition.sum for addition in additions}
+    parts = (node for node in flow.nodes if node.target is aten.slice.Tensor and node.args[0] in sums)
+    return {node for node in parts if len(node.all_input_nodes[0].users) == 1}
 
 
 def outputs_of(flow: Flow, names: re.Pattern[str]) -> dict[Node, str]:
