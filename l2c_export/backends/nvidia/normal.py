@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ...ir.graph import Primitive, Value
 from ...ir.primitives import apply
 from ...ir.signature import Misfit
+from ...ir.signatures import TABLE
 from .views import shape_of
 
 LARGEST = 2**31  # entries: indices are ints of C
@@ -39,6 +40,8 @@ def normal(primitives: Iterable[Primitive], inputs: Mapping[str, Value]) -> Norm
         return f"{name}:{dtype}"
 
     for primitive in primitives:
+        if primitive.op in TABLE:
+            TABLE[primitive.op].check(dict(primitive.attributes))
         wanted = _wanted(primitive, types)
         operands = tuple(narrowed(name, wanted.get(n, types[name].dtype)) for n, name in enumerate(primitive.inputs))
         take(Primitive(primitive.op, primitive.attributes, operands, primitive.outputs))

@@ -1,4 +1,4 @@
-"""The decoder of an AutoencoderKL or AutoencoderTiny of diffusers -> ONNX: latents in, pixels out, at any height and width."""
+"""The decoder of an autoencoder of diffusers (KL, Tiny or DC) -> ONNX: latents in, pixels out, at any height and width."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from ...weights import finder
 from ...weights.stored import LEAST
 from .opset import EXPORTED, downgrade
 
+LINEAR = "SanaMultiscaleLinearAttention"  # of an AutoencoderDC
 EXAMPLE = (6, 10)  # the height and width of the latents that it is traced with
 
 
@@ -78,6 +79,25 @@ class GroupNorm(torch.nn.Module):
         return scaled * self.weight.reshape(channels) + self.bias.reshape(channels)
 
 
+def attend_linearly(attention: Any, x: Tensor) -> Tensor:
+    """The attention of an AutoencoderDC, x (1, C, h, w): what diffusers computes, linearly in the number of places however few
+    these are; there it takes the quadratic form of the same sums for small pictures, which a graph for all sizes cannot.
+    """
+    _, _, height, width = x.shape
+    places = x.movedim(1, -1)
+    qkv = torch.cat([attention.to_q(places), attention.to_k(places), attention.to_v(places)], dim=3).movedim(-1, 1)
+    scales = torch.cat([qkv, *(block(qkv) for block in attention.to_qkv_multiscale)], dim=1)
+    query, key, value = scales.reshape(1, -1, 3 * attention.attention_head_dim, height * width).chunk(3, dim=2)
+    query, key = attention.nonlinearity(query), attention.nonlinearity(key)
+    weighted = (value @ key.transpose(-1, -2)) @ query
+    total = key.sum(-1, keepdim=True).transpose(-1, -2) @ query
+    mean = weighted / total.clamp(min=attention.eps)  # the exporter drops + 1e-15; a total of 0 is of nothing
+    made: Tensor = attention.to_out(mean.reshape(1, -1, height, width).movedim(1, -1))
+    is_last = attention.norm_type == "rms_norm"  # of the channels, which are last there
+    made = attention.norm_out(made).movedim(-1, 1) if is_last else attention.norm_out(made.movedim(-1, 1))
+    return made + x if attention.residual_connection else made
+
+
 def load(folder: Path) -> Any:
     """The autoencoder in `folder`, in float32, whichever way its weights are stored.  Raises ModelError."""
     diffusers = needs("diffusers", "diffusers")
@@ -97,6 +117,9 @@ def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> N
     """Export the decoder to `target`, with its weights inside, in float32."""
     model = Decoding(load(folder), record)
     normalise_by_hand(model)
+    for module in model.modules():
+        if type(module).__name__ == LINEAR:
+            setattr(module, "processor", attend_linearly)  # noqa: B010  (no tensor, nor a module)
     axes = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     try:
         # of torchvision, and renamed axes

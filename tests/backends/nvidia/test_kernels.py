@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from kernels_on_host import COMPILER, Host, together
@@ -18,6 +21,7 @@ from l2c_export.compiler.request import Options
 from l2c_export.compiler.source import resolve
 from l2c_export.ir.dtypes import E4M3
 from l2c_export.ir.graph import Primitive, Value
+from l2c_export.ir.signature import Misfit
 from l2c_export.ir.signatures import TABLE
 from l2c_export.models.primitives import MOST_E4M3, execute
 from l2c_export.runtime.loaded import segment_file
@@ -61,6 +65,41 @@ def test_no_name_reaches_a_kernel():
         for segment in (of_body(body) for body in bodies(name, dtype).values()):
             plain, hostile = (sources(renamed(segment, form)) for form in ("{}", '"); /* {} */ #include "x\\n'))
             assert plain == hostile
+
+
+def with_attributes():
+    """Every attribute of every primitive, with a primitive that has it."""
+    e4m3 = [Value(("R", 16), E4M3), Value((32, 16), E4M3), F32(2), F32(2)]
+    loose = (*LOOSE, *LARGER, ("linear_fp8", e4m3, {"parts": 1}))
+    some = {op: alone(op, inputs, attributes) for op, inputs, attributes in loose}
+    for body in (body for name, dtype in zip(FAMILIES, TOLERANCE, strict=True) for body in bodies(name, dtype).values()):
+        for p in body.primitives:
+            some.setdefault(p.op, Segment((p,), {name: body.values[name] for name in p.inputs}, p.outputs))
+    return {(p.op, name): each for each in some.values() for p in each.primitives for name, _ in p.attributes}
+
+
+HOSTILE = [
+    "", "1", "1.0f", "1); evil(", "float32; evil", '"\n#include <evil>', True, False, None, math.nan, math.inf, -math.inf,
+    1e300, -1, 2**31, 2**64, (), ("1",), (0, "evil"), (True, False), (False, 1), (1, -1), (0.5,), (2**31,), (1,) * 9, [1],
+    {"evil": 1},
+]  # fmt: skip
+
+
+def test_an_attribute_reaches_a_kernel_as_a_number_in_its_bounds_or_a_known_type():
+    """Whatever has checked a manifest before: text, truth values and what is not finite never become a part of a source."""
+    every = with_attributes()
+    assert every.keys() == {(op, name) for op in TABLE for name in TABLE[op].attributes}
+    allowed = set()
+    for ((op, name), segment), hostile in itertools.product(every.items(), HOSTILE):
+        (primitive,) = segment.primitives
+        if TABLE[op].attributes[name].holds(hostile):
+            allowed.add((name, hostile))
+            continue
+        changed = Primitive(op, tuple((n, hostile if n == name else value) for n, value in primitive.attributes),
+                            primitive.inputs, primitive.outputs)  # fmt: skip
+        with pytest.raises(Misfit, match=f"^{op}: {name} is "):
+            plan([changed], segment.concrete, segment.outputs)
+    assert allowed == {("axes", ()), ("gated", ()), ("gated", (1,) * 9)}  # of whole numbers, if of too few or too many
 
 
 def sources(segment):

@@ -149,3 +149,18 @@ def test_a_weight_that_is_read_twice_stays_alone():
     assert joined.joined(other, weights, {"w": (4, 4), "v": (8, 4)}) == (tuple(other), weights)
     (one,), left = joined.joined(other, weights, {"w": (4, 4), "v": (4, 4)})
     assert (one.outputs, left) == (("a", "b"), {"i1": ("w", "v")})
+
+
+@pytest.mark.parametrize(("version", "remedy"), [
+    ("2.11.0+cu130", "check size and tokens, or use PyTorch 2.13 instead of 2.11.0+cu130"),
+    ("2.13.0+cpu", "check size and tokens"), ("2.14.0a0+git1", "check size and tokens"),
+])  # fmt: skip
+def test_an_older_pytorch_is_named_where_it_cannot_capture(folders, monkeypatch, version, remedy):
+    def fails(*_, **__):
+        raise ValueError("Constraints violated (R)! For more information ..")
+
+    monkeypatch.setattr(torch.export, "export", fails)
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(ModelError, match=r"cannot be captured: ValueError: Constraints violated \(R\)") as refused:
+        families.build("pixart", arch(folders["pixart"], tokens=9))
+    assert str(refused.value).endswith(remedy)
