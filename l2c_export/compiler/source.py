@@ -127,8 +127,8 @@ def resolve(options: Options) -> Source:
 def _check_sublayers(option: str, names: tuple[str, ...], family: Family) -> None:
     for name in names:
         if name not in family.sublayers:
-            first, *_, last = family.sublayers
-            raise UsageError(f"{option}={name!r}: no sublayer of the model: they are {first} .. {last}")
+            known = family.sublayers
+            raise UsageError(f"{option}={name!r}: no sublayer of the model: they are {known[0]} .. {known[-1]}")
 
 
 def _vae(options: Options, folder: Folder | None) -> Path | None:
