@@ -33,20 +33,18 @@ class Contender(NamedTuple):
 
 CLASSES = (
     Contender("roofline", "gpu_roofline.py"),
-    Contender("cuda", "gpu_check.py engines {out} --backend cuda {images}"),
     Contender("cuda, whole calls", "gpu_check.py engines {out} --backend cuda --link static {images}"),
-    Contender("cuda, fp8", "gpu_check.py engines {out} --backend cuda --link static --twins fp8 {images}"),
+    Contender("cuda, fp8, whole calls", "gpu_check.py engines {out}/fp8 --backend cuda --link static {images}"),
     Contender("PyTorch eager", "gpu_check.py pytorch {out} --how eager {images} --rounds 5"),
     Contender("torch.compile", "gpu_check.py pytorch {out} --how default {images}"),
-    Contender("torch.compile reduce-overhead", "gpu_check.py pytorch {out} --how reduce-overhead {images}"),
-    Contender("our calls under torch.compile", "gpu_check.py engines {out} --backend torch {images}"),
-    Contender("ONNX Runtime CUDA", "gpu_check.py engines {out} --backend onnxruntime {images}"),
     Contender("TensorRT 8.6", "gpu_check.py engines {out} --backend tensorrt --batch 1:1:8 {images}", old=True),
     Contender("TensorRT 8.6 for 8", "gpu_check.py engines {out} --backend tensorrt --batch 1:8:8 --images 8", old=True),
+    Contender("torch.compile reduce-overhead", "gpu_check.py pytorch {out} --how reduce-overhead {images}"),
+    Contender("our calls under torch.compile", "gpu_check.py engines {out} --backend torch {images}"),
+    Contender("cuda", "gpu_check.py engines {out} --backend cuda {images}"),
+    Contender("ONNX Runtime CUDA", "gpu_check.py engines {out} --backend onnxruntime {images}"),
     Contender("torch.compile max-autotune", "gpu_check.py pytorch {out} --how max-autotune --twins uncached {images}"),
-    Contender("our whole calls under torch.compile",
-              "gpu_check.py engines {out} --backend torch --link static --twins uncached {images}"),
-)  # fmt: skip
+)
 DIFFUSERS = (
     Contender("diffusers", "gpu_cachedit.py {images} --how eager reduce-overhead"),
     Contender("cache-dit", "gpu_cachedit.py {images} --mask 10 --how eager default"),
@@ -63,10 +61,12 @@ PROMPTED = (
     Contender("ONNX Runtime CUDA, every:2", "gpu_prompted.py ours {out}/every2 --backend onnxruntime"),
 )
 EXPORTS = {
-    "dit": "gpu_check.py export {out} --model DiT-XL/2 --router {router} {images}",
-    "uvit": "gpu_check.py export {out} --model U-ViT-H/2 --router {router} {images}",
-    "pixart": "gpu_prompted.py compile {out} --model pixart-sigma",
-}
+    "dit": ("gpu_check.py export {out} --model DiT-XL/2 --router {router} {images}",
+            "gpu_check.py export {out}/fp8 --model DiT-XL/2 --router {router} --precision fp8 {images}"),
+    "uvit": ("gpu_check.py export {out} --model U-ViT-H/2 --router {router} {images}",
+             "gpu_check.py export {out}/fp8 --model U-ViT-H/2 --router {router} --precision fp8 {images}"),
+    "pixart": ("gpu_prompted.py compile {out} --model pixart-sigma",),
+}  # fmt: skip
 PEERS = {"dit": (*CLASSES, *DIFFUSERS), "uvit": CLASSES, "pixart": PROMPTED}
 
 
@@ -79,14 +79,15 @@ def main() -> None:
     ap.add_argument("--python310")
     ap.add_argument("--only", nargs="+", help="contenders by name")
     ap.add_argument("--seconds", type=float, default=1e9, help="start no contender after these")
-    ap.add_argument("--limit", type=float, default=240, help="seconds of one contender")
+    ap.add_argument("--limit", type=float, default=240, help="seconds of a contender")
     ap.add_argument("--json", type=Path, required=True)
     args = ap.parse_args()
     started = time.perf_counter()
     results: dict[str, object] = {}
     fill = {"out": args.folder, "router": args.router, "images": "--images " + " ".join(map(str, args.images))}
     if not args.folder.exists():
-        results["export"] = contend(EXPORTS[args.model].format(**fill), sys.executable, args.limit)
+        for words in EXPORTS[args.model]:
+            contend(words.format(**fill), sys.executable, args.limit)
     for contender in PEERS[args.model]:
         if args.only and contender.name not in args.only:
             continue

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from ..ir.dtypes import BYTES
+from ..ir.dtypes import BYTES, E4M3
 from ..ir.graph import Value
 from ..ir.inputs import guided
 from ..schedules.values import OUTPUT
@@ -108,7 +108,7 @@ def _size(manifest: Manifest, size: SizeRecord) -> Iterator[str]:
         yield f"latents of shape {size.latent}, which its graphs take as {x.dtype} of shape {x.shape}"
     yield from (f"the value {name!r} has no usable type" for name, value in size.values.items() if not _usable(value))
     yield from check_origins.problems(manifest, size)
-    for part in (size.constants, size.prologue):
+    for part in (size.constants, size.request or None, size.prologue):
         if part is not None and part not in size.graphs:
             yield f"there is no graph {part!r}"
     most = _largest(size)
@@ -141,15 +141,20 @@ def _program(compiled: Compiled) -> Iterator[str]:
         yield "its last call ends no step"
     if program.asked and (program.asked.max_graphs < 1 or not _covers(compiled)):
         yield "it was asked for other calls than it has"
-    hoisted: set[str] = set()
-    for part, kind in ((compiled.constants, "time"), (compiled.prologue, "request")):
+    hoisted: dict[str, set[str]] = {"prologue": set(), "once": set()}  # before the loop, by the origin of those who read it
+    for part, knows, kind in (
+        (compiled.constants, "time", "prologue"),
+        (compiled.request, "request", "once"),
+        (compiled.prologue, "request", "prologue"),
+    ):
         if part is not None:
             early = compiled.graphs[part]
-            values = {*hoisted, *(name for node in early.nodes for name in node.outputs)}
-            names = [name for name in _values(compiled, early) if name not in values]
-            yield from (f"{part}: nothing makes {name!r}" for name in names if not _is_early(compiled, name, kind))
-            yield from (f"{part}: {n!r} is of another call" for n in early.inputs if not _is_hoisted(compiled, n, hoisted))
-            hoisted |= set(early.outputs)
+            own = {*hoisted[kind], *(name for node in early.nodes for name in node.outputs)}
+            names = [name for name in _values(compiled, early) if name not in own]
+            yield from (f"{part}: nothing makes {name!r}" for name in names if not _is_early(compiled, name, knows))
+            others = (n for n in early.inputs if not _is_hoisted(compiled, n, hoisted[kind]))
+            yield from (f"{part}: {n!r} is of another call" for n in others)
+            hoisted[kind] |= set(early.outputs)
     most = _largest(compiled.size)
     for index, call in enumerate(compiled.calls):
         yield from (f"call {index}: {wrong}" for wrong in _call(compiled, call, hoisted, most))
@@ -164,7 +169,7 @@ def _covers(compiled: Compiled) -> bool:
     )
 
 
-def _call(compiled: Compiled, call: CallRecord, hoisted: set[str], most: int) -> Iterator[str]:
+def _call(compiled: Compiled, call: CallRecord, hoisted: Mapping[str, set[str]], most: int) -> Iterator[str]:
     graph = compiled.graphs.get(call.graph)
     if graph is None or call.graph in compiled.before_loop or LATENTS not in graph.outputs:
         yield f"no graph {call.graph!r} makes latents for it"
@@ -205,7 +210,7 @@ def _fingerprint(manifest: Manifest, record: FingerprintRecord) -> Iterator[str]
     if record.precision != manifest.precision or not 0 <= record.seed < LARGEST or manifest.denoiser.weights is None:
         yield "is that of another artefact"
     for segment, piece in record.pieces.items():
-        if compiled.node(piece, segment) is None:
+        if manifest.piece(piece, segment) is None:
             yield f"has a piece {segment!r} that nothing calls"
 
 
@@ -221,15 +226,15 @@ def _is_hoisted(compiled: Compiled, name: str, hoisted: set[str]) -> bool:
     return name not in hoisted or origin == Origin("prologue", name)
 
 
-def _is_given(compiled: Compiled, call: CallRecord, name: str, hoisted: set[str]) -> bool:
+def _is_given(compiled: Compiled, call: CallRecord, name: str, hoisted: Mapping[str, set[str]]) -> bool:
     """Whether the loop has a value for what neither the call nor one before it makes."""
     origin = compiled.origin(name)
     if origin is None or origin.kind in ("cache", "later"):
         return False
-    if origin.kind == "prologue":
-        return origin.of in hoisted
+    if origin.kind in ("prologue", "once"):
+        return origin.of in hoisted[origin.kind]
     if origin.kind == "window":
-        return origin.of in hoisted
+        return origin.of in hoisted["prologue"]
     if origin.kind == "bank":
         return _is_banked(compiled, call, name)
     if origin.kind == "forecast":
@@ -279,7 +284,7 @@ def _placed(size: SizeRecord, slots: Mapping[str, int], sizes: tuple[int, ...], 
 
 
 def _usable(value: Value) -> bool:
-    if not value.shape or value.kind or value.dtype not in BYTES:
+    if not value.shape or value.kind or value.dtype not in BYTES or value.dtype == E4M3:
         return False
     first, *rest = value.shape
     if _is_size(first) and rest and rest[0] == "R":  # rows of several calls

@@ -71,7 +71,7 @@ class Descriptor:
     def _check(self, precision: str) -> None:
         """Raises BackendError for an artefact in fp8, which others than those who have it would misread."""
         if precision == FP8 and FP8 not in self.precisions:
-            raise BackendError(f"{self.name}: it has no {FP8}: use backend='cuda', or compile with precision='bf16'")
+            raise BackendError(f"{self.name}: it has no {FP8}: use backend='cuda' or compile with precision='bf16'")
 
     def prepare(
         self, manifest: Manifest, settings: BuildSettings, sizes: Range, report: Report, progress: Callable[[], object]

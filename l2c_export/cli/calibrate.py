@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..support.extras import needs
-from .choices import GUIDANCE, METHODS, PRECISIONS
+from .choices import GUIDANCE, METHODS, TRAINED
 from .console import Command, print_json, say
 from .options import FILE, Choice, group, option, samplers
 
@@ -53,7 +53,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
     option("--seed", type=int, default=0, help="Of their noise."),
     option("--guidance", type=Choice(GUIDANCE), help="Which latent channels are guided. [default: the family's]"),
     option("--guidance-scale", type=float, help="[default: the model's]"),
-    option("--precision", type=Choice(PRECISIONS), default="fp32"),
+    option("--precision", type=Choice(TRAINED), default="fp32"),
     option("--device", type=Choice(("cpu", "cuda")), help="[default: cuda where there is one]"),
 )  # fmt: skip
 @option("--out", type=FILE, required=True, help="The schedule.json that is written.")

@@ -123,7 +123,7 @@ steps = option("--steps", type=int, help="Of the artefact's numbers of steps, th
 link = option("--link", type=Choice(LINKS), help="Engines per segment or per call. [default: the artefact's]")
 
 TOLERANCE = click.FloatRange(min=0, max=1e9)
-atol = option("--atol", type=TOLERANCE, help="[default: 3e-5 fp32, 2e-2 fp16, 5e-2 bf16]")
+atol = option("--atol", type=TOLERANCE, help="[default: 3e-5 fp32, 2e-2 fp16, 5e-2 bf16, 0.5 fp8]")
 rtol = option("--rtol", type=TOLERANCE, help="The same, times the largest value.")
 
 

@@ -248,13 +248,15 @@ def _schedule(
     options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None
 ) -> Schedule:
     """The schedule of a program, for the sampler that is asked for."""
-    schedule = _made(options, family, origin, scheduler)
+    schedule = _schedule_of(options, family, origin, scheduler)
     if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
         raise UsageError(f"sampler={options.sampler!r}: {options.schedule} was made for {schedule.sampler}")
     return schedule if options.cache else schedule.uncached()
 
 
-def _made(options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None) -> Schedule:
+def _schedule_of(
+    options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None
+) -> Schedule:
     asked = next((name for name in CACHING if getattr(options, name) is not None), None)
     if asked and not isinstance(origin, str):
         raise UsageError(

@@ -21,6 +21,8 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, E4M3: 1}
 # In fp8 most products take e4m3 instead (`compiler/passes/fp8.py`).
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "bfloat16"}
 
+ONE_TYPE = tuple(precision for precision in DTYPES if precision != FP8)  # those whose products are all of one type
+
 
 def width(stored: str) -> int:
     """Bytes of a number in a file, where it may have 8 bits."""

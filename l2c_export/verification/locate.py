@@ -13,6 +13,7 @@ import numpy as np
 
 from ..artefact.call_record import CallRecord
 from ..artefact.compiled import Compiled
+from ..ir.dtypes import E4M3
 from ..ir.names import split_at
 from ..runtime.loaded import Bound, load_engines
 from ..runtime.loop import Loop
@@ -45,7 +46,7 @@ def locate(
 ) -> Suspect | None:
     """Run call `call` engine by engine, and name the first value that is not the reference's."""
     loop = per_segment(generation.loop)
-    search = Search(loop, Expected(loop.compiled, reference, call), tolerance)
+    search = Search(loop, References(loop.compiled, reference, call), tolerance)
     for step in loop.denoise(reference.noise, generation.inputs, generation.guidance, search.execute):
         if step.index == call:
             break
@@ -59,7 +60,7 @@ class Search:
     A small error stands until a large one is met, which the rest of the call may have made of it.
     """
 
-    def __init__(self, loop: Loop, expected: Expected, tolerance: Tolerance) -> None:
+    def __init__(self, loop: Loop, expected: References, tolerance: Tolerance) -> None:
         self.loop, self.expected, self.tolerance = loop, expected, tolerance
         self.inner = tolerance.inner(loop.compiled.precision)
         self.graph = loop.compiled.graphs[loop.compiled.calls[expected.call].graph]
@@ -68,7 +69,7 @@ class Search:
 
     def execute(self, index: int, bound: Bound) -> None:
         """Run an engine of the loop, and look at it if it is one of the call's own."""
-        if index != self.expected.call or self._ended or self._made.isdisjoint(bound.outputs):
+        if index != self.expected.call or self._ended or self._outputs.isdisjoint(bound.outputs):
             bound.run()
             return
         compiled, call = self.loop.compiled, self.loop.compiled.calls[index]
@@ -77,7 +78,7 @@ class Search:
         bound.run()
         for name in bound.outputs:
             value = self._value(name)
-            reference = self.expected.value(name)
+            reference = self.expected.nearest(name, value)
             scale = value if reference is None else reference
             error = Error.between(value, scale)
             large = self.tolerance.share(error, scale) > 1
@@ -90,7 +91,7 @@ class Search:
                 return
 
     @functools.cached_property
-    def _made(self) -> frozenset[str]:
+    def _outputs(self) -> frozenset[str]:
         """What the call itself computes; the rest runs before the loop."""
         return frozenset(name for node in self.graph.nodes for name in node.outputs)
 
@@ -108,11 +109,11 @@ def per_segment(loop: Loop) -> Loop:
 
 
 def blame(
-    early: dict[str, np.ndarray], compiled: Compiled, expected: Expected, tolerance: Tolerance, bound: Bound, finite: bool
+    early: dict[str, np.ndarray], compiled: Compiled, expected: References, tolerance: Tolerance, bound: Bound, finite: bool
 ) -> str:
     """Why a value is wrong: something that came from outside the call, or the engine that made it."""
     for name, value in early.items():
-        reference = expected.value(name)
+        reference = expected.nearest(name, value)
         if reference is None or tolerance.share(Error.between(value, reference), reference) <= 1:
             continue
         base, offset = split_at(name)
@@ -123,6 +124,9 @@ def blame(
         return f"it reads {name}, which was computed before the loop: that value is wrong"
     if not finite and bound.name in compiled.denoiser.sublayers and compiled.precision != "fp32":
         return f"it overflows in {compiled.precision}: compile with fp32={bound.name!r}"
+    if any(compiled.denoiser.tensors[origin.of].dtype == E4M3 for origin in map(compiled.origin, bound.inputs) if origin and
+           origin.kind == "weight"):  # fmt: skip
+        return f"its products lose too much in e4m3: compile with bf16={bound.name!r}"
     weights = [name for name in bound.inputs if compiled.is_weight(name)]
     return f"what it reads is right: look at the engine or its weights ({', '.join(weights[:4]) or 'none'})"
 
@@ -138,19 +142,34 @@ def _as_term(call: CallRecord, value: str) -> str:
 
 def is_hoisted(compiled: Compiled, name: str) -> bool:
     origin = compiled.origin(name)
-    return origin is not None and origin.kind == "prologue"
+    return origin is not None and origin.kind in ("prologue", "once")
+
+
+class References:
+    """What values of one call should be: in float64, and where that is compiled in float32 too."""
+
+    def __init__(self, compiled: Compiled, reference: Reference, call: int) -> None:
+        self.call = call
+        types = (False, True) if compiled.precision == "fp32" else (False,)
+        self._of_types = [Expected(compiled, reference, call, single) for single in types]
+
+    def nearest(self, name: str, value: np.ndarray) -> np.ndarray | None:
+        """That of the references that is closer to `value`; None if they have none of that name."""
+        references = (expected.value(name) for expected in self._of_types)
+        known = [reference for reference in references if reference is not None]
+        return min(known, key=lambda reference: Error.between(value, reference).largest, default=None)
 
 
 class Expected:
     """What values of one call should be, by their names in the compiled graphs."""
 
-    def __init__(self, compiled: Compiled, reference: Reference, call: int) -> None:
+    def __init__(self, compiled: Compiled, reference: Reference, call: int, single: bool) -> None:
         record = compiled.calls[call]
         names = (n for node in compiled.graphs[record.graph].nodes for n in (*node.inputs, *node.outputs))
         self._distance = {name: compiled.distance(record, name) for name in names}
         self.call, self._columns = call, list(compiled.denoiser.sublayers)
         near = {call + distance for distance in self._distance.values()} & set(range(len(compiled.calls)))
-        self._traces = reference.traces(frozenset(near | {call}))
+        self._traces = reference.traces(frozenset(near | {call}), single)
 
     def value(self, name: str) -> np.ndarray | None:
         """The reference's value; None if it has none of that name (or belongs to a call past the end)."""

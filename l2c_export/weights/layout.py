@@ -122,6 +122,12 @@ def mapped(path: Path, tensors: Mapping[str, TensorRecord]) -> Callable[[str], n
     return tensor
 
 
+def unscaled(name: str, view: Callable[[str], np.ndarray], record: TensorRecord) -> np.ndarray:
+    """A tensor of a file that is seen through `view`, in numbers of its own: what is e4m3 is float32."""
+    value = view(name)
+    return e4m3.widened(value, view(e4m3.weight_scale(name))) if record.dtype == E4M3 else value
+
+
 def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> Narrowing | None:
     """Write the file whole or not at all; what storing matrices narrower has cost is returned, where any are.
 

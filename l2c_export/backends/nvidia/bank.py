@@ -14,11 +14,13 @@ from .views import ArrayView
 SUMS = 12  # at most, that a block makes at once
 CHANNELS, TOKENS = 32, 32  # that a block makes
 THREADS = 128
+BATCH, LATE, UNROLLED = 7, 16, 8  # loads under way: of gates, of sums before, of values
 ROOM = SHARED - 4096  # bytes of a block: for gates, then for sums
 
 BANK = """
   struct alignas(sizeof(VALUE) * PAIR) Values { VALUE at[PAIR]; };  // of neighbouring channels
   struct alignas(sizeof(GATE) * PAIR) Gates { GATE at[PAIR]; };
+  struct alignas(sizeof(GATE) * WIDE) Wide { GATE at[WIDE]; };
   __shared__ double room[ROOM / 8];
   __shared__ int first[SUMS], last[SUMS];  // the calls that a sum is for: one, but for what no rule of ours makes
   int block = blockIdx.x;
@@ -43,27 +45,42 @@ BANK = """
     float sums[EACH][SUMS][PAIR] = {};
     GATE* gates = (GATE*)room;
     for (int j0 = 0; j0 < GATED; j0 += CHUNK) {
-      const int count = min(CHUNK, GATED - j0);
+      const int count = min(CHUNK, GATED - j0) * SUMS * (CHANNELS / WIDE);
       __syncthreads();
-      for (int i = threadIdx.x; i < count * SUMS * CHANNELS; i += THREADS) {
-        const int s = i / CHANNELS % SUMS, call = first[s] + pass <= last[s] ? first[s] + pass : 0;
-        const GATE* gate = (const GATE*)addresses[VALUES + j0 + i / CHANNELS / SUMS];
-        gates[i] = gate[(call * R + r) * D + min(d0 + i % CHANNELS, D - 1)];
+      for (int i0 = threadIdx.x; i0 < count; i0 += BATCH * THREADS) {
+        Wide some[BATCH];
+#pragma unroll
+        for (int q = 0; q < BATCH; q++) {
+          const int i = min(i0 + q * THREADS, count - 1), e = i % (CHANNELS / WIDE) * WIDE, s = i / (CHANNELS / WIDE) % SUMS;
+          const int call = first[s] + pass <= last[s] ? first[s] + pass : 0;
+          const GATE* gate = (const GATE*)addresses[VALUES + j0 + i / (CHANNELS / WIDE) / SUMS];
+          some[q] = *(const Wide*)(gate + (call * R + r) * D + min(d0 + e, D - WIDE));
+        }
+#pragma unroll
+        for (int q = 0; q < BATCH; q++)
+          if (i0 + q * THREADS < count) ((Wide*)gates)[i0 + q * THREADS] = some[q];
       }
       __syncthreads();
-#pragma unroll 4
-      for (int j = 0; j < count; j++) {  // nothing is asked between the loads: they are under way at once
+#pragma unroll UNROLLED
+      for (int j = 0; j < min(CHUNK, GATED - j0); j++) {  // nothing is asked between the loads: they are under way at once
         const VALUE* value = (const VALUE*)addresses[j0 + j] + r * T * D + d0 + c;
-        Values v[EACH];
+        Values packed[EACH];
+        float v[EACH][PAIR];
 #pragma unroll
-        for (int n = 0; n < EACH; n++) v[n] = *(const Values*)(value + min(t0 + y + n, T - 1) * D);
+        for (int n = 0; n < EACH; n++) packed[n] = *(const Values*)(value + min(t0 + y + n, T - 1) * D);
+#pragma unroll
+        for (int n = 0; n < EACH; n++)
+#pragma unroll
+          for (int p = 0; p < PAIR; p++) v[n][p] = number(packed[n].at[p]);
 #pragma unroll
         for (int s = 0; s < SUMS; s++) {
           const Gates g = *(const Gates*)(gates + (j * SUMS + s) * CHANNELS + c);
 #pragma unroll
-          for (int p = 0; p < PAIR; p++)
+          for (int p = 0; p < PAIR; p++) {
+            const float strength = number(g.at[p]);
 #pragma unroll
-            for (int n = 0; n < EACH; n++) sums[n][s][p] += number(g.at[p]) * number(v[n].at[p]);
+            for (int n = 0; n < EACH; n++) sums[n][s][p] += strength * v[n][p];
+          }
         }
       }
     }
@@ -93,19 +110,19 @@ BANK = """
       }
       __syncthreads();
       const int count = min(TURNED, SUMS - s1) * CHANNELS * TOKENS;
-      for (int i0 = threadIdx.x; i0 < count; i0 += 8 * THREADS) {
-        float old[8];
+      for (int i0 = threadIdx.x; i0 < count; i0 += LATE * THREADS) {
+        float old[LATE];
 #pragma unroll
-        for (int q = 0; q < 8; q++) {
+        for (int q = 0; q < LATE; q++) {
           const int i = i0 + q * THREADS, s = min(s0 + s1 + i / TOKENS / CHANNELS, S - 1);
           const int place = ((r * D + min(d0 + i / TOKENS % CHANNELS, D - 1)) * S + s) * T + min(t0 + i % TOKENS, T - 1);
-          old[q] = pass ? made[place] : BEFORE;
+          old[q] = pass ? out[place] : BEFORE;
         }
 #pragma unroll
-        for (int q = 0; q < 8; q++) {
+        for (int q = 0; q < LATE; q++) {
           const int i = i0 + q * THREADS, t = i % TOKENS, e = i / TOKENS % CHANNELS, s = s1 + i / TOKENS / CHANNELS;
           const int place = ((r * D + d0 + e) * S + s0 + s) * T + t0 + t;
-          if (i < count && d0 + e < D && t0 + t < T && s0 + s < S) made[place] = tile[i / TOKENS * (TOKENS + 1) + t] + old[q];
+          if (i < count && d0 + e < D && t0 + t < T && s0 + s < S) out[place] = tile[i / TOKENS * (TOKENS + 1) + t] + old[q];
         }
       }
     }
@@ -129,12 +146,12 @@ def bank(primitive: Primitive, inputs: Sequence[ArrayView], to: ArrayView) -> Ke
     text = define(SUMS=together, GROUPS=groups, TILES=tiles, STRIPES=stripes, VALUES=len(values), CALLS=weights.shape[1])
     text += define(S=sums, D=width, R=rows, T=tokens, TOKENS=TOKENS, CHANNELS=CHANNELS, THREADS=THREADS, ROOM=ROOM)
     text += define(PAIR=pair, LANES=lanes, EACH=TOKENS * lanes // THREADS, GATED=len(gates))
-    text += define(
-        CHUNK=ROOM // (together * CHANNELS * BYTES[kind]), TURNED=_even(together, ROOM // (4 * CHANNELS * (TOKENS + 1)))
-    )
+    size = BYTES[kind]
+    text += define(BATCH=BATCH, LATE=LATE, UNROLLED=UNROLLED, WIDE=1 if width * size % 16 else 16 // size)
+    text += define(CHUNK=ROOM // (together * CHANNELS * size), TURNED=_even(together, ROOM // (4 * CHANNELS * (TOKENS + 1))))
     text += f"#define GATE {C[kind]}\n#define VALUE {C[values[0].dtype]}\n"
     text += f"#define BEFORE {'keep[s] * before[place]' if others else '0.0f'}\n"
-    named = [("weights", weights), *zip(("keep", "before"), others, strict=False), ("made", to)]
+    named = [("weights", weights), *zip(("keep", "before"), others, strict=False), ("out", to)]
     addresses = tuple(view.buffer for view in (*values, *gates))
     source = text + head(THREADS, named, "long long* addresses") + BANK
     return launched(source, rows * groups * tiles * stripes, THREADS, [view for _, view in named], addresses)

@@ -30,7 +30,7 @@ class Stream(NamedTuple):
 
 def with_levels(call: Graph, levels: Iterable[str]) -> Graph:
     """The call that also makes these levels.  Raises ScheduleError for one that the model does not have."""
-    made = {level: prediction(call) for level in levels if level == OUTPUT}
+    names = {level: prediction(call) for level in levels if level == OUTPUT}
     nodes, values, bodies = list(call.nodes), dict(call.values), dict(call.bodies)
     for level in (level for level in levels if level != OUTPUT):
         before, after = span_of(call, level)
@@ -39,8 +39,8 @@ def with_levels(call: Graph, levels: Iterable[str]) -> Graph:
         place = next(i for i, node in enumerate(nodes) if after in node.outputs) + 1
         nodes.insert(place, Node(op, name, (after, before), (name,)))
         values[name], bodies[op] = Value(values[after].shape, values[after].dtype), body
-        made[level] = name
-    return msgspec.structs.replace(call, nodes=tuple(nodes), values=values, bodies=bodies, levels=made)
+        names[level] = name
+    return msgspec.structs.replace(call, nodes=tuple(nodes), values=values, bodies=bodies, levels=names)
 
 
 def spans(call: Graph) -> dict[str, tuple[str, str]]:

@@ -53,10 +53,10 @@ def _follow(value: str, terms: Sum, nodes: list[Node], values: dict[str, Value],
     values.update(dict.fromkeys(numbers, one))
     op, body = forecast([values[name] for name in cached], [one] * len(numbers), values[value].dtype)
     bodies[op] = body
-    made = f"{value}.forecast"
-    nodes.append(Node(op, made, (*cached, *numbers), (made,)))
-    values[made] = values[value]
-    return made
+    name = f"{value}.forecast"
+    nodes.append(Node(op, name, (*cached, *numbers), (name,)))
+    values[name] = values[value]
+    return name
 
 
 def names_of(call: Graph, name: str) -> tuple[str, ...]:

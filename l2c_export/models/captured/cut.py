@@ -75,37 +75,37 @@ def read_on(flow: Flow, additions: Iterable[Addition]) -> set[Node]:
 
 def outputs_of(flow: Flow, names: re.Pattern[str]) -> dict[Node, str]:
     """What modules of these names make of the latents, each with the name of its own."""
-    found: dict[Node, str] = {}
+    paths: dict[Node, str] = {}
     for node in flow.nodes:
         for path in filter(names.fullmatch, paths_of(node)):
             if flow.late(node) and is_tensor(node) and any(path not in paths_of(user) for user in node.users):
-                found[node] = path
-    return found
+                paths[node] = path
+    return paths
 
 
 def region(flow: Flow, end: Node, stops: Collection[Node]) -> frozenset[Node]:
     """What computes a value from the stops before it."""
-    found: set[Node] = set()
+    nodes: set[Node] = set()
     ahead = [end]
     while ahead:
         node = ahead.pop()
-        if node in found or node.op != "call_function" or not flow.late(node) or (node in stops and node is not end):
+        if node in nodes or node.op != "call_function" or not flow.late(node) or (node in stops and node is not end):
             continue
-        found.add(node)
+        nodes.add(node)
         ahead += [i for i in node.all_input_nodes if has_numbers(i)]
-    return frozenset(found)
+    return frozenset(nodes)
 
 
 def merged(regions: Iterable[Region]) -> list[Region]:
     """Regions that share a product are one with several outputs; what is cheap is done twice instead."""
-    found: list[Region] = []
-    for each in regions:
-        shared = [other for other in found if any(node.target in PRODUCTS for node in other.nodes & each.nodes)]
+    groups: list[Region] = []
+    for group in regions:
+        shared = [other for other in groups if any(node.target in PRODUCTS for node in other.nodes & group.nodes)]
         for other in shared:
-            each = Region(each.nodes | other.nodes, (*other.outputs, *each.outputs), other.label or each.label)
-            found.remove(other)
-        found.append(each)
-    return found
+            group = Region(group.nodes | other.nodes, (*other.outputs, *group.outputs), other.label or group.label)
+            groups.remove(other)
+        groups.append(group)
+    return groups
 
 
 def before_loop(flow: Flow, read: Collection[Node]) -> list[Region]:
@@ -151,5 +151,5 @@ def within_block(path: str) -> str:
 
 def block_of(path: str) -> str:
     """`transformer_blocks.3` of `transformer_blocks.3.attn.to_q`; nothing outside of blocks."""
-    found = BLOCK.match(path)
-    return found.group(1) if found else ""
+    match = BLOCK.match(path)
+    return match.group(1) if match else ""
