@@ -111,13 +111,14 @@ def _size(manifest: Manifest, size: SizeRecord) -> Iterator[str]:
     for part in (size.constants, size.request or None, size.prologue):
         if part is not None and part not in size.graphs:
             yield f"there is no graph {part!r}"
+    most = _largest(size)
     for name, graph in size.graphs.items():
-        yield from (f"graph {name}: {wrong}" for wrong in _graph(manifest, size, graph))
+        yield from (f"graph {name}: {wrong}" for wrong in _graph(manifest, size, graph, most))
         yield from (f"graph {name}: {wrong}" for wrong in check_flow.in_graph(size, name))
     yield from check_primitives.problems(manifest.denoiser, size)
 
 
-def _graph(manifest: Manifest, size: SizeRecord, graph: GraphRecord) -> Iterator[str]:
+def _graph(manifest: Manifest, size: SizeRecord, graph: GraphRecord, most: int) -> Iterator[str]:
     for node in graph.nodes:
         segment = manifest.denoiser.segments.get(node.op)
         if segment is None:
@@ -127,7 +128,7 @@ def _graph(manifest: Manifest, size: SizeRecord, graph: GraphRecord) -> Iterator
     names = {name for node in graph.nodes for name in (*node.inputs, *node.outputs)}
     unknown = {*names, *graph.outputs} - size.origins.keys() - size.values.keys()
     yield from (f"nothing is known of {name!r}" for name in sorted(unknown))
-    yield from _placed(size, graph.slots, graph.slot_bytes)
+    yield from _placed(size, graph.slots, graph.slot_bytes, most)
 
 
 def _program(compiled: Compiled) -> Iterator[str]:
@@ -154,8 +155,9 @@ def _program(compiled: Compiled) -> Iterator[str]:
             others = (n for n in early.inputs if not _is_hoisted(compiled, n, hoisted[kind]))
             yield from (f"{part}: {n!r} is of another call" for n in others)
             hoisted[kind] |= set(early.outputs)
+    most = _largest(compiled.size)
     for index, call in enumerate(compiled.calls):
-        yield from (f"call {index}: {wrong}" for wrong in _call(compiled, call, hoisted))
+        yield from (f"call {index}: {wrong}" for wrong in _call(compiled, call, hoisted, most))
     yield from check_flow.in_calls(compiled)
 
 
@@ -167,7 +169,7 @@ def _covers(compiled: Compiled) -> bool:
     )
 
 
-def _call(compiled: Compiled, call: CallRecord, hoisted: Mapping[str, set[str]]) -> Iterator[str]:
+def _call(compiled: Compiled, call: CallRecord, hoisted: Mapping[str, set[str]], most: int) -> Iterator[str]:
     graph = compiled.graphs.get(call.graph)
     if graph is None or call.graph in compiled.before_loop or LATENTS not in graph.outputs:
         yield f"no graph {call.graph!r} makes latents for it"
@@ -180,8 +182,8 @@ def _call(compiled: Compiled, call: CallRecord, hoisted: Mapping[str, set[str]])
     if not all(abs(number) < LARGEST_FLOAT for number in (call.timestep, *call.coefficients)):
         yield "its numbers are not finite"
     yield from _values_of(compiled, call)
-    yield from _placed(compiled.size, call.reads, compiled.program.cache_bytes)
-    yield from _placed(compiled.size, call.writes, compiled.program.cache_bytes)
+    yield from _placed(compiled.size, call.reads, compiled.program.cache_bytes, most)
+    yield from _placed(compiled.size, call.writes, compiled.program.cache_bytes, most)
 
 
 def _values_of(compiled: Compiled, call: CallRecord) -> Iterator[str]:
@@ -267,13 +269,17 @@ def _values(compiled: Compiled, graph: GraphRecord) -> list[str]:
     return [name for name in dict.fromkeys((*names, *graph.outputs)) if not compiled.is_weight(name)]
 
 
-def _placed(size: SizeRecord, slots: Mapping[str, int], sizes: tuple[int, ...]) -> Iterator[str]:
-    """Values that have no row axis, or do not fit into their slot."""
+def _largest(size: SizeRecord) -> int:
+    """The bytes of the largest value."""
+    return max((value.row_bytes for value in size.values.values()), default=0)
+
+
+def _placed(size: SizeRecord, slots: Mapping[str, int], sizes: tuple[int, ...], most: int) -> Iterator[str]:
+    """Values that have no row axis, or do not fit into their slot; slots have at most so many bytes."""
     for name, slot in slots.items():
         value = size.type_of(name)
         if value is None or not isinstance(value.shape[0], str) or not 0 <= slot < len(sizes) or value.row_bytes > sizes[slot]:
             yield f"{name!r} does not fit into its slot"
-    most = max((value.row_bytes for value in size.values.values()), default=0)
     yield from (f"a slot of {bytes_} bytes, more than any value has" for bytes_ in sizes if not 0 <= bytes_ <= most)
 
 
