@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Is a captured transformer as fast as the same one written by hand?  DiT-S/2 of diffusers, compiled both ways, on a CPU.
 
-    python scripts/captured_cpu.py --rounds 40 --json scripts/results/captured.json
+    python scripts/captured_cpu.py --rounds 60 --steps 2 --json scripts/results/captured_cpu.json
 
 Random weights from one folder, one image with guidance (batch 2), DDIM.  Each way has a process of its own; in each round both
 make an image, in a new order, while the other sleeps on a pipe.  Reported: captured / by hand, the median over rounds and its

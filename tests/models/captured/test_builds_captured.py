@@ -24,17 +24,16 @@ def check_built(folder):
     assert all((folder / file).stat().st_size > 1000 for file in record.engines.values())
 
 
-@pytest.mark.parametrize("family", ["pixart", "flux", "sana"])
-def test_segments_of_compiled_models_build(family, request, tmp_path):
-    shutil.copytree(request.getfixturevalue(family).out, tmp_path / "e")
+def test_segments_of_sana_build(sana, tmp_path):
+    shutil.copytree(sana.out, tmp_path / "e")
     check_built(tmp_path / "e")
 
 
-@pytest.mark.parametrize("family", ["sd35", "auraflow", "qwenimage"])
-def test_segments_of_models_without_weights_build(family, tmp_path):
-    pipeline = PIPELINES[family]
+def test_segments_of_qwen_image_build(tmp_path):
+    """Without weights, as it may be compiled from its configuration."""
+    pipeline = PIPELINES["qwenimage"]
     compile_artefact(Options(
-        schedule="every:2", steps=2, model=str(pipeline.folder(tmp_path / "model")), out=tmp_path / "e", tokens=TOKENS,
+        schedule="every:1", steps=2, model=str(pipeline.folder(tmp_path / "model")), out=tmp_path / "e", tokens=TOKENS,
         size=pipeline.size, weights="none",
     ))  # fmt: skip
     check_built(tmp_path / "e")
