@@ -120,7 +120,7 @@ def told(name: str, expected: list[bytes], what: Callable[[], Any], settle: floa
         flush=True,
     )
     outcome = {"asked": right + lost, "right": right, "lost": lost, "how": counts, "longest_seconds": round(load.longest, 2),
-             "retried": retried}  # fmt: skip
+               "retried": retried}  # fmt: skip
     return {name: outcome}
 
 

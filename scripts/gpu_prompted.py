@@ -65,7 +65,7 @@ def compile_(args: argparse.Namespace) -> None:
         started = time.perf_counter()
         asked = {"steps": steps, "size": (pixels, pixels), "precision": args.precision, "weights": "none"}
         artefact = l2c_export.compile(f"every:{schedule}", model=folder, **asked,
-                                  out=args.folder / f"every{schedule}")  # fmt: skip
+                                      out=args.folder / f"every{schedule}")  # fmt: skip
         print(json.dumps({"compiled": str(artefact.path), "seconds": round(time.perf_counter() - started, 1)}))
 
 

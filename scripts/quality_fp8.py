@@ -68,32 +68,32 @@ def main() -> None:
                 seeds.setdefault(name, []).append({"frechet": frechet(real, features), "accuracy": accuracy})
                 print(f"{name}, seed {seed}: {seeds[name][-1]}, {time.perf_counter() - started:.1f} s", flush=True)
             result = {"setting": {"images": args.count, "seeds": seed + 1, "guidance_scale": args.scale}, "contenders": {}}
-            for name, each in seeds.items():
-                entry = {m: summary([one[m] for one in each]) for m in ("frechet", "accuracy")}
-                pairs = zip(each, seeds["fp32"], strict=True)
+            for name, entries in seeds.items():
+                entry = {m: summary([one[m] for one in entries]) for m in ("frechet", "accuracy")}
+                pairs = zip(entries, seeds["fp32"], strict=True)
                 apart = [one["frechet"] - other["frechet"] for one, other in pairs]
-                result["contenders"][name] = {**entry, "difference": summary(apart), "seeds": each}
+                result["contenders"][name] = {**entry, "difference": summary(apart), "seeds": entries}
             args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def denoisers(device: torch.device, only: list[str]) -> dict[str, Denoiser]:
     """The demo in fp32, and with the weights, the scales and the products of the artefact in fp8."""
-    found = {}
+    models = {}
     config = json.loads(demo.CONFIG.read_text())
     family = families.build(config["family"], config["arch"])
     with tempfile.TemporaryDirectory() as folder:
         for precision in ("fp32", "fp8"):
-            made = l2c_export.compile(model=demo.NAME, out=Path(folder) / precision, precision=precision)
-            tensors = {name: tensor.to(device) for name, tensor in stored(made.path, made.manifest).items()}
+            artefact = l2c_export.compile(model=demo.NAME, out=Path(folder) / precision, precision=precision)
+            tensors = {name: tensor.to(device) for name, tensor in stored(artefact.path, artefact.manifest).items()}
             if precision == "fp32":
-                found["fp32"], exact = Denoiser(family, tensors), tensors
+                models["fp32"], exact = Denoiser(family, tensors), tensors
                 continue
-            scales = input_scales(made.manifest)
+            scales = input_scales(artefact.manifest)
             for name, kept in KEPT.items():
                 own = {n: exact[n] if n.startswith(kept) else tensor for n, tensor in tensors.items()}
                 narrow = {n: scale for n, scale in scales.items() if not n.startswith(kept)}
-                found[name] = Denoiser(family, InE4m3(own, torch.float32, narrow))
-    return {name: model for name, model in found.items() if name == "fp32" or not only or name in only}
+                models[name] = Denoiser(family, InE4m3(own, torch.float32, narrow))
+    return {name: model for name, model in models.items() if name == "fp32" or not only or name in only}
 
 
 if __name__ == "__main__":

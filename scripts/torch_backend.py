@@ -51,8 +51,8 @@ class TorchEngine:
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
         values = {name: tensor(array) for name, array in inputs.items()} | self._weights
-        made = {name: tensor(array) for name, array in outputs.items()}
-        function, arguments = self._function(tuple(values), tuple(made)), (*values.values(), *made.values())
+        results = {name: tensor(array) for name, array in outputs.items()}
+        function, arguments = self._function(tuple(values), tuple(results)), (*values.values(), *results.values())
 
         def run() -> None:
             with torch.no_grad(), self._backend.stream():

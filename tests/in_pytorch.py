@@ -21,13 +21,13 @@ class PrimitivesEngine:
         self.primitives, self.weights = primitives, {name: as_tensor(array) for name, array in weights.items()}
 
     def bind(self, inputs, outputs):
-        given = {**self.weights, **{name: as_tensor(array) for name, array in inputs.items()}}
-        made = {name: as_tensor(array) for name, array in outputs.items()}
+        tensors = {**self.weights, **{name: as_tensor(array) for name, array in inputs.items()}}
+        results = {name: as_tensor(array) for name, array in outputs.items()}
 
         def run():
             with torch.no_grad():
-                values = execute(self.primitives, given)
-            for name, tensor in made.items():
+                values = execute(self.primitives, tensors)
+            for name, tensor in results.items():
                 tensor.copy_(values[name])
 
         return run

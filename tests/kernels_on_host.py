@@ -126,10 +126,10 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
         subprocess.run([COMPILER, "-O1", "-w", "-shared", "-fPIC", "-std=c++20", "-pthread", source, "-o", library], check=True)
         self.library = ctypes.CDLL(str(library))
 
-    def run(self, plan: StepPlan, given: dict[str, torch.Tensor], own_attention: bool = False,
+    def run(self, plan: StepPlan, tensors: dict[str, torch.Tensor], own_attention: bool = False,
             otherwise: bool = False) -> None:  # fmt: skip
         """Fill the outputs that are among what is given."""
-        memory = dict(given)
+        memory = dict(tensors)
         memory |= {name: torch.from_numpy(np.ascontiguousarray(table)) for name, table in plan.tables.items()}
         scratch = torch.full((plan.scratch + 1,), 77, dtype=torch.uint8)
         base = {name: scratch[offset:] for name, offset in plan.places.items()}
@@ -148,16 +148,16 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
                 if step.addresses:
                     table = torch.tensor([(memory[b] if b in memory else base[b]).data_ptr() for b in step.addresses])
                     pointers = [table.data_ptr(), *pointers]
-                given = (ctypes.c_void_p * len(pointers))(*pointers)
-                getattr(self.library, f"run{self.number[step.source]}")(given, step.blocks, step.threads)
+                arguments = (ctypes.c_void_p * len(pointers))(*pointers)
+                getattr(self.library, f"run{self.number[step.source]}")(arguments, step.blocks, step.threads)
             elif isinstance(step, Product):
-                made = array(step.x).float() @ array(step.weight).float().T
-                made = made * array(step.scales[0])[0] * array(step.scales[1])[0] if step.scales else made
-                made = made + array(step.bias).float() if step.bias else made
-                made = made + array(step.residual).float() if step.residual else made
-                made = torch.nn.functional.gelu(made, approximate="tanh") if step.gelu else made
-                made = (made * array(step.out_scale)[1]).clamp(-448, 448) if step.out_scale else made
-                array(step.out).copy_(made)
+                product = array(step.x).float() @ array(step.weight).float().T
+                product = product * array(step.scales[0])[0] * array(step.scales[1])[0] if step.scales else product
+                product = product + array(step.bias).float() if step.bias else product
+                product = product + array(step.residual).float() if step.residual else product
+                product = torch.nn.functional.gelu(product, approximate="tanh") if step.gelu else product
+                product = (product * array(step.out_scale)[1]).clamp(-448, 448) if step.out_scale else product
+                array(step.out).copy_(product)
             elif isinstance(step, Attention):
                 mask = array(step.mask) if step.mask else None
                 array(step.out).copy_(sdpa(array(step.q), array(step.k), array(step.v), mask, heads=step.heads))

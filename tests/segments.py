@@ -93,9 +93,9 @@ class Segment(NamedTuple):
     def some(self, seed: int = 0) -> dict[str, torch.Tensor]:
         """Inputs: random numbers, or rows that all tables have."""
         generator = torch.Generator().manual_seed(seed)
-        made = {name: some(value, generator) for name, value in self.concrete.items()}
+        tensors = {name: some(value, generator) for name, value in self.concrete.items()}
         scales = {name for p in self.primitives if p.op in IN_E4M3 for name in p.inputs if self.inputs.get(name) == SCALE}
-        return made | {name: torch.tensor([2.0**-n, 2.0**n]) for n, name in enumerate(sorted(scales), start=4)}
+        return tensors | {name: torch.tensor([2.0**-n, 2.0**n]) for n, name in enumerate(sorted(scales), start=4)}
 
 
 def with_sizes(value: Value) -> Value:
@@ -122,6 +122,6 @@ def alone(op: str, inputs: Sequence[Value], attributes: Mapping[str, Any]) -> Se
     return Segment((primitive,), dict(zip(names, inputs, strict=True)), outputs)
 
 
-def off_by(made: torch.Tensor, wanted: torch.Tensor) -> float:
+def off_by(output: torch.Tensor, wanted: torch.Tensor) -> float:
     """The largest difference, in the largest number, or 1."""
-    return float((made.double() - wanted.double()).abs().max() / max(1.0, float(wanted.abs().max())))
+    return float((output.double() - wanted.double()).abs().max() / max(1.0, float(wanted.abs().max())))

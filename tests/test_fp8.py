@@ -87,15 +87,15 @@ def test_gpus_without_it_are_refused_by_name(backend, targets, says, narrow):
 
 
 def test_large_products_are_e4m3_and_all_else_is_not(narrow):
-    found = numbers(narrow)
-    narrowed = {name for name, value in found.items() if str(value.dtype) == E4M3}
+    arrays = numbers(narrow)
+    narrowed = {name for name, value in arrays.items() if str(value.dtype) == E4M3}
     kinds = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    blocks = {name.split(".")[1] for name in found if name.startswith("blocks.")}
+    blocks = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
     assert narrowed == {f"blocks.{n}.{kind}.weight" for n in blocks for kind in kinds}
     assert input_scales(store.read(narrow)) == {name: e4m3.input_scale(name) for name in narrowed}
     for name in narrowed:
-        assert 224 <= np.abs(found[name].astype(np.float32)).max() <= e4m3.MOST
-        for scale in (found[e4m3.weight_scale(name)], found[e4m3.input_scale(name)]):
+        assert 224 <= np.abs(arrays[name].astype(np.float32)).max() <= e4m3.MOST
+        for scale in (arrays[e4m3.weight_scale(name)], arrays[e4m3.input_scale(name)]):
             assert scale[0] * scale[1] == 1
             assert np.log2(scale[0]) % 1 == 0
 
@@ -199,13 +199,13 @@ def test_pytorch_emulates_a_sublayer_with_its_scales(narrow):
     body = with_fp8(record(family, Types("bfloat16")), ()).bodies["attn_fp8"]
     parts = ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias")
     scales = ("qkv.input.scale", "qkv.weight.scale", "proj.input.scale", "proj.weight.scale")
-    given = [torch.randn(2, n, 32, generator=torch.Generator().manual_seed(n)) for n in (16, 1, 1)]
-    inputs = [*given, *(kept[f"blocks.1.attn.{part}"] for part in (*parts, *scales))]
-    made = execute(body.primitives, dict(zip(body.inputs, inputs, strict=True)))[body.outputs[0]].float()
+    activations = [torch.randn(2, n, 32, generator=torch.Generator().manual_seed(n)) for n in (16, 1, 1)]
+    inputs = [*activations, *(kept[f"blocks.1.attn.{part}"] for part in (*parts, *scales))]
+    output = execute(body.primitives, dict(zip(body.inputs, inputs, strict=True)))[body.outputs[0]].float()
     weights = InE4m3(tensors, torch.float32, input_scales(manifest)), Converted(tensors, torch.float32)
-    same, plain = (family.attn(*given, *(each[f"blocks.1.attn.{part}"] for part in parts)) for each in weights)
-    assert 1e-2 < (plain - made).norm() / made.norm() < 1e-1
-    assert (same - made).norm() < (plain - made).norm() / 2
+    same, plain = (family.attn(*activations, *(table[f"blocks.1.attn.{part}"] for part in parts)) for table in weights)
+    assert 1e-2 < (plain - output).norm() / output.norm() < 1e-1
+    assert (same - output).norm() < (plain - output).norm() / 2
 
 
 def test_weights_that_make_nothing_of_use_are_refused_when_they_are_calibrated(narrow, tmp_path):

@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from ..errors import ModelError
-from ..models.diffusers.model_index import PIPELINE, TINY_AUTOENCODER, autoencoder_kind, config
+from ..models.diffusers.model_index import AUTOENCODER, PIPELINE, TINY_AUTOENCODER, autoencoder_kind, config
 from ..weights import finder
 from .integrity import sha256
 from .records import DecoderRecord
 
 FILE = "vae/decoder.onnx"
 
-TINY_SIDE = 512  # of the tiles of an AutoencoderTiny, in pixels, which has no size of its own
+SIDE = 512  # of the tiles of an AutoencoderTiny or AutoencoderDC, in pixels, which have no size of their own
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 
@@ -68,9 +68,29 @@ class TinyConfig(msgspec.Struct, frozen=True):
             latent_channels=self.latent_channels,
             out_channels=self.out_channels,
             block_out_channels=self.decoder_block_out_channels,
-            sample_size=TINY_SIDE,
+            sample_size=SIDE,
             scaling_factor=self.scaling_factor,
             shift_factor=self.shift_factor,
+        )
+
+
+class DeepConfig(msgspec.Struct, frozen=True):
+    """The same of an AutoencoderDC's (arXiv 2410.10733)."""
+
+    latent_channels: Size = 32
+    in_channels: Size = 3
+    decoder_block_out_channels: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] = (128, 256, 512, 512, 1024, 1024)
+    scaling_factor: float = 1.0
+
+    @property
+    def alike(self) -> Config:
+        """What an AutoencoderKL with such latents says."""
+        return Config(
+            latent_channels=self.latent_channels,
+            out_channels=self.in_channels,
+            block_out_channels=self.decoder_block_out_channels,
+            sample_size=SIDE,
+            scaling_factor=self.scaling_factor,
         )
 
 
@@ -78,8 +98,12 @@ def read(folder: Path) -> Config:
     """Raises ModelError for a folder that describes none."""
     path, kind = folder / "config.json", autoencoder_kind(folder)
     try:
-        is_tiny, options = kind == TINY_AUTOENCODER, config(path)
-        return msgspec.convert(options, TinyConfig).alike if is_tiny else msgspec.convert(options, Config)
+        options = config(path)
+        if kind == AUTOENCODER:
+            return msgspec.convert(options, Config)
+        if kind == TINY_AUTOENCODER:
+            return msgspec.convert(options, TinyConfig).alike
+        return msgspec.convert(options, DeepConfig).alike
     except msgspec.ValidationError as error:
         raise ModelError(f"{path} does not describe an {kind}: {error}") from None
 

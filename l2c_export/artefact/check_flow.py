@@ -28,7 +28,7 @@ class Held(NamedTuple):
 
 def in_graph(size: SizeRecord, name: str) -> Iterator[str]:
     """What is wrong inside a graph of a size."""
-    graph, early = size.graphs[name], name in (size.constants, size.prologue)
+    graph, early = size.graphs[name], name in (size.constants, size.request, size.prologue)
     outputs = Counter(output for node in graph.nodes for output in node.outputs)
     yield from (f"{output!r} is made twice" for output, count in outputs.items() if count > 1)
     yield from (f"nothing makes {output!r}" for output in graph.outputs if output not in outputs)
@@ -60,7 +60,7 @@ def _in_order(size: SizeRecord, graph: GraphRecord, outputs: set[str]) -> Iterat
 def _is_free(size: SizeRecord, output: str, early: bool) -> bool:
     """Whether a graph may make a value of this name: what the loop provides lies in memory that others read."""
     origin = size.origins.get(output)
-    return origin is None or origin.kind == ("prologue" if early else "later")
+    return origin is None or origin.kind in (("prologue", "once") if early else ("later",))
 
 
 def in_calls(compiled: Compiled) -> Iterator[str]:

@@ -22,8 +22,11 @@ def problems(denoiser: DenoiserRecord, size: SizeRecord) -> Iterator[str]:
     for name, segment in denoiser.segments.items():
         yield from (f"segment {name}: {wrong}" for wrong in _alone(segment, denoiser.weight_dtype))
     seen: set[tuple[str, tuple[Type | None, ...]]] = set()
-    for node in (node for graph in size.graphs.values() for node in graph.nodes):
-        types = tuple(_type(denoiser, size, name) for name in (*node.inputs, *node.outputs))
+    nodes = [node for graph in size.graphs.values() for node in graph.nodes]
+    names = {name for node in nodes for name in (*node.inputs, *node.outputs)}
+    known = {name: _type(denoiser, size, name) for name in names}
+    for node in nodes:
+        types = tuple(known[name] for name in (*node.inputs, *node.outputs))
         if (node.op, types) not in seen and node.op in denoiser.segments:
             seen.add((node.op, types))
             wrong = _called(denoiser.segments[node.op], node, types, denoiser.weight_dtype)

@@ -74,14 +74,19 @@ class Compiled:
         return self.size.constants
 
     @property
+    def request(self) -> str | None:
+        """The graph that runs once per request, and makes what is the same in all calls."""
+        return self.size.request or None
+
+    @property
     def prologue(self) -> str | None:
-        """The graph that runs once per request, for all calls."""
+        """The graph that runs for every request, with rows for many calls at once."""
         return self.size.prologue
 
     @property
     def before_loop(self) -> list[str]:
         """The graphs that run before the loop."""
-        return [name for name in (self.size.constants, self.size.prologue) if name is not None]
+        return [name for name in (self.constants, self.request, self.prologue) if name is not None]
 
     @property
     def step_graphs(self) -> list[str]:

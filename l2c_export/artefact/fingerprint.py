@@ -1,10 +1,11 @@
 """What an artefact computed when its weights were bound, so that a machine without PyTorch can check what it computes there.
 
-Recorded is the beginning of one seeded request: the latents before and after every call from the first to the light one.  The
-*filling* call is the first that writes what later calls read; the *light* call is the one that computes least of those that
-read it.  Calls are fed the recorded latents when they are repeated, so that errors do not add up.  Where this would take more
-than `MOST` FLOP (recorded and repeated: 2 TFLOP), less is recorded: the first call, or none.  Of every segment that the
-recorded calls do not run there is one piece: what it makes of seeded inputs, for one row, summed up in a sketch.
+Recorded is the beginning of one seeded request to the first program: the latents before and after every call from the first
+to the light one.  The *filling* call is the first that writes what later calls read; the *light* call is the one that computes
+least of those that read it.  Calls are fed the recorded latents when they are repeated, so that errors do not add up.  Where
+this would take more than `MOST` FLOP (recorded and repeated: 2 TFLOP), less is recorded: the first call, or none.  Of every
+segment that the recorded calls do not run, those of other sizes among them, there is one piece: what it makes of seeded inputs,
+for one row, summed up in a sketch.
 
 All is float32: that is what latents are, and half of its bits would be coarser than the tolerance of fp32.
 """
@@ -57,7 +58,7 @@ def planned(manifest: Manifest) -> FingerprintRecord:
         calls=count,
         filling=msgspec.UNSET if light is None or filling is None else filling,
         light=msgspec.UNSET if light is None else light,
-        pieces=_pieces(compiled, count),
+        pieces=_pieces(manifest, count),
         precision=manifest.precision,
     )
 
@@ -88,21 +89,23 @@ def flops(compiled: Compiled, count: int) -> int:
     """Of the first calls for one image, and of what runs before the loop."""
     if not count:
         return 0
-    early = sum(_graph_flops(compiled, name) for name in compiled.before_loop)
+    runs = {name: 1 if name == compiled.request else len(compiled.calls) for name in compiled.before_loop}
+    early = sum(_graph_flops(compiled, name) * times for name, times in runs.items())
     calls = sum(_graph_flops(compiled, call.graph) for call in compiled.calls[:count])
-    return compiled.rows(1, compiled.guidance.scale != 1) * (early * len(compiled.calls) + calls)
+    return compiled.rows(1, compiled.guidance.scale != 1) * (early + calls)
 
 
 def _graph_flops(compiled: Compiled, name: str) -> int:
     return sum(compiled.segments[node.op].flops for node in compiled.graphs[name].nodes)
 
 
-def _pieces(compiled: Compiled, count: int) -> dict[str, PieceRecord]:
-    """For every segment that the first `count` calls do not run, where it is called first."""
+def _pieces(manifest: Manifest, count: int) -> dict[str, PieceRecord]:
+    """For every segment that the first `count` calls do not run, where it is called first, in whatever size."""
+    compiled = manifest.program()
     run = {call.graph for call in compiled.calls[:count]} | set(compiled.before_loop if count else ())
     seen = {node.op for name in run for node in compiled.graphs[name].nodes}
     pieces: dict[str, PieceRecord] = {}
-    for name, graph in compiled.graphs.items():
+    for name, graph in manifest.all_graphs().items():
         for node in graph.nodes:
             if node.op not in seen:
                 seen.add(node.op)

@@ -19,10 +19,21 @@ from typing import Literal
 import msgspec
 
 from ..errors import UsageError
+from ..ir.graph import Node
 from ..ir.inputs import RequestInput
 from .compiled import Compiled
 from .record import Record
-from .records import Build, DecoderRecord, DenoiserRecord, FileInfo, FingerprintRecord, GraphRecord, Guidance, ProgramRecord
+from .records import (
+    Build,
+    DecoderRecord,
+    DenoiserRecord,
+    FileInfo,
+    FingerprintRecord,
+    GraphRecord,
+    Guidance,
+    PieceRecord,
+    ProgramRecord,
+)
 from .text import TextRecord
 
 VERSION = 2
@@ -81,6 +92,11 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     def all_programs(self) -> list[Compiled]:
         return [self._compiled(name) for name in self.programs]
+
+    def piece(self, record: PieceRecord, segment: str) -> tuple[Compiled, Node] | None:
+        """The call of a segment that a piece repeats, with a program of its size; None if there is no such call."""
+        calls = ((compiled, compiled.node(record, segment)) for compiled in self.all_programs())
+        return next(((compiled, node) for compiled, node in calls if node), None)
 
     def all_graphs(self) -> dict[str, GraphRecord]:
         """Those of all sizes, by name."""

@@ -88,6 +88,7 @@ OriginKind = Literal[
     "time",
     "request",
     "prologue",
+    "once",
     "cache",
     "later",
     "forecast",
@@ -108,6 +109,7 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
     - "time": the timestep; "request": what is declared under the name `of`; both per row of the model's batch;
     - "prologue": the value `of` that the constants or the prologue make, for the call itself or the `offset`-th of the later
       calls that read from this one;
+    - "once": the value `of` that the request graph makes, the same for every call;
     - "cache": the value `of` that the -`offset`-th of the earlier calls made that this one reads from;
     - "later": made here under a name of its own, the value `of` that the `offset`-th of the later calls reads.
 
@@ -171,7 +173,8 @@ class SizeRecord(Record, frozen=True, kw_only=True):
     origins: dict[str, Origin]  # of every name that `values` does not have
     graphs: dict[str, GraphRecord]
     constants: str | None  # the graphs that run before the loop: once per loaded artefact,
-    prologue: str | None  # and once per request
+    request: str | msgspec.UnsetType = msgspec.UNSET  # once per request, for all calls the same,
+    prologue: str | None  # and once per request, with rows for every call
 
     def type_of(self, name: str) -> Value | None:
         """The type of what a graph knows under this name; None for a weight, and for what is unknown."""

@@ -96,7 +96,7 @@ def export(
         raise UsageError(
             f"{f'--device {device}' if device else '--calibrate'}: only for --dry-run; use l2c run --device to run"
         )
-    options = importing.read(schedule, options)
+    options["schedule"] = list(schedule) or None
     if dry_run:
         print_prediction(options, device or "cpu", calibrate, as_json)
         return

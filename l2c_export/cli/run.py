@@ -108,7 +108,7 @@ def generate(pipe: Pipeline, chunks: Sequence[Mapping[str, Any]], scale: float |
     for n, chunk in enumerate(chunks):
         first = seed + n * pipe.manifest.batch
         outputs.append(pipe(**chunk, guidance_scale=scale, seed=first, output_type=output_type, check_finite=check_finite,
-                         callback_on_step_end=advance, steps=steps, height=height, width=width))  # fmt: skip
+                            callback_on_step_end=advance, steps=steps, height=height, width=width))  # fmt: skip
     images = np.concatenate([output.images for output in outputs]) if output_type == "np" else None
     return Output(np.concatenate([output.latents for output in outputs]), images, sum(output.seconds for output in outputs))
 

@@ -53,7 +53,7 @@ def sample(engines: Path, labels: tuple[str, ...], trust: bool, as_json: bool, *
     started = time.perf_counter()
     with bars() as shown:
         result = make(engines, class_labels=named(engines, labels), verify=not trust, **choices, report=say,
-                    progress=shown.progress)  # fmt: skip
+                      progress=shown.progress)  # fmt: skip
     seconds = time.perf_counter() - started
     rest = "" if result.new == result.images else f", {result.images - result.new:,} were there"
     say(f"{choices['out']}: {counted(result.new, 'image')} in {seconds:.2f} s{rest}")

@@ -12,6 +12,7 @@ from . import importing
 from .console import Command, Commands, print_json, say
 from .options import FILE, Choice, Decorator, Size, group, option, samplers
 from .tables import print_table
+from .views import check_plot, show_view
 
 if TYPE_CHECKING:
     from ..schedules.schedule import Schedule
@@ -68,21 +69,8 @@ def show(path: Path, plot: Path | None, as_json: bool, **asked: Any) -> None:
     """Show a schedule of any form, call by call."""
     from ..inspection.view import of_schedule
 
-    if plot:
-        from ..inspection.plot import schedule_heatmap
-        from ..support.figure import check_picture
-
-        check_picture(plot, "plot")
-    view = of_schedule(read(path, asked), str(path))
-    if plot:
-        schedule_heatmap(view, plot)
-        say(f"{plot}: drawn")
-    if as_json:
-        print_json(view)
-        return
-    print_table(view.title, view.table())
-    for line in view.notes():
-        click.echo(line)
+    check_plot(plot)
+    show_view(of_schedule(read(path, asked), str(path)), plot, as_json)
 
 
 @schedule.command(cls=Command, example="l2c schedule diff schedule.json smooth.json --family dit --out both.png")

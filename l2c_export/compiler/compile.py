@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ..artefact import staging, store
-from ..artefact.given_lora import fit
+from ..artefact.lora_fit import fit
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
 from ..ir.graph import NOTHING, Body, Graph, check
@@ -68,7 +68,7 @@ def lower(options: Options, source: Source, report: Report = id, prefix: str = "
     shared = [
         share_graphs(source, s, options.max_graphs, whole, report) for s in source.schedules
     ]  # perhaps fewer distinct calls
-    parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, whole)  # what leaves the loop
+    parts = hoist(whole) if options.hoist else Hoisted(NOTHING, NOTHING, NOTHING, whole)  # what leaves the loop
     banks = banked_plans(options, parts.call, [program.plan for program in shared])  # sums for many calls at once
     calls = specialise_calls(parts.call, banks.plans, options.fold, banks)  # one graph per distinct call
     linked = cut(parts, calls, prefix)  # into segments; equal ones are one
@@ -111,12 +111,12 @@ def compile_artefact(
 ) -> Manifest:
     """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
     staging.check_target(options.out, report)
-    sources = [resolve(own) for own in sizes.each(options)]  # files -> a model and a schedule, for every size
+    sources = [resolve(own) for own in sizes.separate(options)]  # files -> a model and a schedule, for every size
     source = sources[0]
     for line in source.describe():
         report(line)
     texts = planned(options, source)  # what makes a request of a prompt
-    loras = [open_lora(given) for given in options.lora]  # what is merged into the weights
+    loras = [open_lora(path) for path in options.lora]  # what is merged into the weights
     several = [
         lower(options, own, report, f"{sizes.name_of(own)}-" if n else "") for n, own in enumerate(sources)
     ]  # one by one

@@ -9,7 +9,7 @@ import msgspec
 
 from ..artefact import autoencoder
 from ..artefact.call_record import BankRecord, CallRecord
-from ..artefact.given_lora import with_loras
+from ..artefact.lora_fit import with_loras
 from ..artefact.manifest import Manifest, program_name
 from ..artefact.records import (
     CompilationRecord,
@@ -82,6 +82,7 @@ def describe(options: Options, source: Source, whole: Graph, programs: Sequence[
         origins=origins(linked.graphs),
         graphs={name: graph_record(name, graph, size) for name, graph in linked.graphs.items()},
         constants=f"{linked.prefix}constants" if f"{linked.prefix}constants" in linked.graphs else None,
+        request=f"{linked.prefix}request" if f"{linked.prefix}request" in linked.graphs else msgspec.UNSET,
         prologue=f"{linked.prefix}prologue" if f"{linked.prefix}prologue" in linked.graphs else None,
     )
     return Manifest(
@@ -240,13 +241,13 @@ def value_types(graphs: Mapping[str, Graph]) -> dict[str, Value]:
 
 def origins(graphs: Mapping[str, Graph]) -> dict[str, Origin]:
     """Where every value comes from that is not made by its own graph under its own name."""
-    found: dict[str, Origin] = {}
+    by_name: dict[str, Origin] = {}
     for graph in graphs.values():
         for name in graph.inputs:
-            found[name] = origin(name, graph.kind(name))
+            by_name[name] = origin(name, graph.kind(name))
         for name in (o for node in graph.nodes for o in node.outputs if split_at(o)[1]):
-            found[name] = Origin("later", *split_at(name))
-    return found
+            by_name[name] = Origin("later", *split_at(name))
+    return by_name
 
 
 def origin(name: str, kind: str) -> Origin:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def stages(whole: Graph, parts: Hoisted, calls: Mapping[Key, Graph]) -> dict[str, Graph]:
     """The graphs between the passes, for --dump."""
-    hoisted = {f"2-{n}": g for n, g in zip(("constants", "prologue", "call"), parts, strict=True) if g.nodes}
+    hoisted = {f"2-{n}": g for n, g in zip(Hoisted._fields, parts, strict=True) if g.nodes}
     return {"1-recorded": whole, **hoisted, **{f"3-step-{i:03d}": graph for i, graph in enumerate(calls.values())}}
 
 

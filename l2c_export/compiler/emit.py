@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artefact import autoencoder
-from ..artefact.given_lora import FittedLora, merged
+from ..artefact.lora_fit import FittedLora, merged
 from ..artefact.manifest import Manifest
 from ..backends.contract import FUSED
 from ..errors import UsageError

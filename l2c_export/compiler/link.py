@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from ..artefact import autoencoder, fingerprint, given_weights, integrity, staging, store
-from ..artefact.given_lora import fit, merged, with_loras
+from ..artefact import autoencoder, fingerprint, integrity, staging, store, user_weights
+from ..artefact.lora_fit import fit, merged, with_loras
 from ..artefact.manifest import Manifest
 from ..artefact.records import FILE, Build, DecoderRecord, FileInfo, WeightsRecord
 from ..errors import ArtefactError, MissingExtra, WeightsError
@@ -40,7 +40,7 @@ def bind(
     """
     if store.read(folder, verify=False).precision == FP8:  # refuse what cannot be done before anything is written
         needs("torch", "export")  # for the scales of what is multiplied
-    opened = [open_lora(given) for given in loras]
+    opened = [open_lora(path) for path in loras]
     seed = random.random_seed(source) if source else None
     with staging.changed(folder, report) as stage:
         manifest = store.read(folder, verify=False)
@@ -87,7 +87,7 @@ def _tensors(folder: Path, source: str | None, seed: int | None, manifest: Manif
     """What is to be bound, and what is noted of it."""
     if source is None:
         return _bound(folder, manifest)
-    checkpoint = given_weights.checkpoint(Path(source), manifest) if seed is None else None
+    checkpoint = user_weights.checkpoint(Path(source), manifest) if seed is None else None
     tensors = origin.tensors(manifest.denoiser.shapes, checkpoint, seed)
     assert tensors is not None
     return tensors, WeightsRecord(source="random" if seed is not None else Path(source).name, random=seed)

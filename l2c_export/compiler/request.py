@@ -143,17 +143,17 @@ class Options:
     @property
     def stored(self) -> Stored:
         """The type in which each component's matrices are stored, where that is another one.  Raises UsageError."""
-        made = storing.parsed(self.store)
+        stored = storing.parsed(self.store)
         has_decoder = self.with_vae or self.vae is not None
         for component, there, remedy in (("text", self.with_text, "with_text"), ("decoder", has_decoder, "with_vae")):
-            if component in made.named and not there:
+            if component in stored.named and not there:
                 raise UsageError(f"store='{component}=..': there is none without {remedy}=True: use it, too, or leave this out")
-        if made.denoiser and self.link == "static":
+        if stored.denoiser and self.link == "static":
             raise UsageError(f"store={self.store[0]!r}: link='static' keeps weights in whole graphs, as they are: use 'shared'")
         for component, precision in (("denoiser", self.precision), ("text", self.text_precision)):
-            if component in made.named or (component == "denoiser" and not self.with_text and not has_decoder):
-                storing.check_narrower(made, component, precision)
-        return made
+            if component in stored.named or (component == "denoiser" and not self.with_text and not has_decoder):
+                storing.check_narrower(stored, component, precision)
+        return stored
 
     @property
     def weight_types(self) -> Types:
@@ -161,30 +161,30 @@ class Options:
 
 
 def options_of(
-    schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: int | Sequence[int] | None = None, **given: Any
+    schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: int | Sequence[int] | None = None, **options: Any
 ) -> Options:
     """The options of a call in Python, where paths may be of any kind, and one of a thing stand for a list of one."""
-    texts = {name: os.fspath(given[name]) for name in ("model", "weights", "sampler") if given.get(name) is not None}
-    paths = {name: Path(given[name]) for name in ("out", "vae", "dump") if given.get(name) is not None}
-    kept = {name: listed(given.get(name, ())) for name in ("fp32", "bf16")}
-    store = storing.listed(given.get("store", ()))
+    texts = {name: os.fspath(options[name]) for name in ("model", "weights", "sampler") if options.get(name) is not None}
+    paths = {name: Path(options[name]) for name in ("out", "vae", "dump") if options.get(name) is not None}
+    kept = {name: listed(options.get(name, ())) for name in ("fp32", "bf16")}
+    store = storing.listed(options.get("store", ()))
     first, *further = wanted(schedule, steps)
-    size = given.get("size")
+    size = options.get("size")
     several = isinstance(size, Sequence) and all(isinstance(one, Sequence) for one in size)
     own, *others = tuple(map(tuple, size)) if several and size else (size,)
-    loras = loras_of(given.get("lora", ()))
-    found = {**given, **texts, **paths, "lora": loras, "store": store, **kept, "size": own, "more_sizes": tuple(others)}
-    return Options(**found, schedule=first.schedule, steps=first.steps, further=tuple(further))
+    loras = loras_of(options.get("lora", ()))
+    fields = {**options, **texts, **paths, "lora": loras, "store": store, **kept, "size": own, "more_sizes": tuple(others)}
+    return Options(**fields, schedule=first.schedule, steps=first.steps, further=tuple(further))
 
 
-def listed(given: str | Sequence[str]) -> tuple[str, ...]:
+def listed(names: str | Sequence[str]) -> tuple[str, ...]:
     """One, or several."""
-    return (given,) if isinstance(given, str) else tuple(given)
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
-def loras_of(given: Loras) -> tuple[str, ...]:
+def loras_of(loras: Loras) -> tuple[str, ...]:
     """One, or several."""
-    return tuple(os.fspath(one) for one in ((given,) if isinstance(given, (str, os.PathLike)) else given))
+    return tuple(os.fspath(one) for one in ((loras,) if isinstance(loras, (str, os.PathLike)) else loras))
 
 
 def wanted(schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: int | Sequence[int] | None) -> list[Wanted]:

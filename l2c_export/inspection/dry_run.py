@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..backends.choose import open_backend
 from ..backends.contract import Request
-from ..compiler.request import Options, PathOrSchedule, options_of
+from ..compiler.foreign import options_with
+from ..compiler.request import Options, PathOrSchedule
 from ..support.extras import needs_compiler
 from ..support.files import Report
 from ..support.log import logged
@@ -34,6 +35,7 @@ class Predictions(NamedTuple):
 def dry_run(
     schedule: PathOrSchedule | Sequence[PathOrSchedule] | None = None,
     *,
+    steps: int | Sequence[int] | None = None,
     device: str = "cpu",
     calibrate: bool = False,
     report: Report = logged,
@@ -45,7 +47,7 @@ def dry_run(
     the segments to a temporary folder and times them on this machine instead.  Raises what `compile` does.
     """
     needs_compiler()
-    return predict_both(options_of(schedule, **options), device, calibrate, report)
+    return predict_both(options_with(schedule, steps, report, **options), device, calibrate, report)
 
 
 def predict_both(options: Options, device: str, calibrated: bool, report: Report = id) -> Predictions:

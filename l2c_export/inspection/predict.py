@@ -36,7 +36,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call, one prologue, or a whole loop."""
+    """Of one call, of what runs before the loop, or of a whole loop."""
 
     flops: int = 0
     bytes: int = 0
@@ -53,11 +53,11 @@ class Prediction:
     images: int
     device: str
     calls: tuple[Cost, ...]
-    prologue: Cost
+    prologue: Cost  # what runs before the loop, for a request
     weight_bytes: int  # of the whole model
     loop_weight_bytes: int  # of the largest call
     cache_bytes: int  # all cache slots
-    peak_bytes: int  # weights, hoisted rows, caches and scratch
+    peak_bytes: int  # weights, what is made before the loop, caches and scratch
     graphs: int
     segments: int
 
@@ -103,16 +103,16 @@ def predict(compiled: Compiled, device: str = "cpu", images: int = 1, times: Tim
         return sum((node_cost(compiled, node, rows, DEVICES.get(device), times) for node in nodes), Cost())
 
     steps = {name: graph_cost(name, rows) for name in {call.graph for call in compiled.calls}}
-    hoisted = [n for g in compiled.before_loop for n in compiled.graphs[g].outputs]
     scratch = max(sum(compiled.graphs[name].slot_bytes) for name in steps)
     weight_bytes = compiled.denoiser.weight_bytes
     cache_bytes = rows * sum(compiled.cache_bytes)
-    hoisted_bytes = count * rows * sum(compiled.value(n).row_bytes for n in hoisted)
+    kept = {name: 1 if name == compiled.request else count for name in compiled.before_loop}  # rows of so many calls
+    hoisted_bytes = rows * sum(compiled.value(n).row_bytes * kept[g] for g in kept for n in compiled.graphs[g].outputs)
     return Prediction(
         images=images,
         device="this machine" if times is not None else device,
         calls=tuple(steps[call.graph] for call in compiled.calls),
-        prologue=graph_cost(compiled.prologue, rows * count),
+        prologue=graph_cost(compiled.request, rows) + graph_cost(compiled.prologue, rows * count),
         weight_bytes=weight_bytes,
         loop_weight_bytes=max(graph_weight_bytes(compiled, name) for name in steps),
         cache_bytes=cache_bytes,

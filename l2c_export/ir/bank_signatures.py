@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from .graph import Value
-from .signature import DTYPE, Allowed, need, numbers, ranked, signature, sizes
+from .signature import DTYPE, FLAGS, need, numbers, ranked, signature, sizes
 
 MOST_VALUES = 2**10  # that a sum is of
-GATED = Allowed("of every value whether it has a gate", lambda value: isinstance(value, tuple) and {*value} <= {0, 1})
 
 
-@signature(2, 3 + 2 * MOST_VALUES, gated=GATED)
+@signature(2, 3 + 2 * MOST_VALUES, gated=FLAGS)
 def bank(weights: Value, *inputs: Value, gated: tuple[int, ...]) -> tuple[Value, ...]:
     count, both = len(gated), len(gated) + sum(gated)
     need(0 < count <= MOST_VALUES and len(inputs) in (both, both + 2), "there are not as many values and gates as it says")

@@ -38,6 +38,7 @@ BANK = "bank"  # which sum of a bank, or how the sums change: numbers of this ca
 WINDOW = "window"  # a hoisted value, for all the calls that come next
 CACHE = "cache"  # a value filled by an earlier call
 PROLOGUE = "prologue"  # a hoisted value: computed before the loop, one row block per call
+ONCE = "once"  # a hoisted value of the request alone: computed before the loop, one row block for all calls
 INNER = ""  # computed by a node of the graph itself
 LOOP = frozenset({STATE, INDEX, GUIDANCE, COEFFICIENTS, FORECAST, BANK})  # known in the loop only
 

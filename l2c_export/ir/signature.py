@@ -29,6 +29,10 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are_ints(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(_is_int, value))
+
+
 SIZE = Allowed("a size", lambda value: _is_int(value) and 0 < value < LARGEST)
 INDEX = Allowed("an index", lambda value: _is_int(value) and 0 <= value < LARGEST)
 EPSILON = Allowed("between 0 and 1", lambda value: isinstance(value, float) and 0 <= value < 1)
@@ -46,7 +50,8 @@ def _are_sizes(value: object) -> bool:
 
 
 SHAPE = Allowed("a shape", _are_sizes)  # -1 is a batch axis, which is the first
-AXES = Allowed("an order of axes", lambda value: isinstance(value, tuple) and sorted(value) == list(range(len(value))))
+AXES = Allowed("an order of axes", lambda value: _are_ints(value) and sorted(value) == list(range(len(value))))
+FLAGS = Allowed("of every value whether it has a gate", lambda value: _are_ints(value) and {*value} <= {0, 1})
 
 
 class Signature(NamedTuple):
@@ -62,16 +67,20 @@ class Signature(NamedTuple):
         """The types of what it makes.  Raises Misfit."""
         if not self.least <= len(inputs) <= self.most:
             raise Misfit(f"{self.op} takes {self.least} to {self.most} inputs, not {len(inputs)}")
-        if attributes.keys() != self.attributes.keys():
-            raise Misfit(f"{self.op} has the attributes {sorted(self.attributes)}, not {sorted(attributes)}")
-        for name, kind in self.attributes.items():
-            if not kind.holds(attributes[name]):
-                raise Misfit(f"{self.op}: {name} is {attributes[name]!r}, not {kind.said}")
+        self.check(attributes)
         try:
             return self.rule(*inputs, **attributes)
         except Misfit as error:
             shapes = ", ".join(f"{value.dtype}{list(value.shape)}" for value in inputs)
             raise Misfit(f"{self.op} of {shapes}: {error}") from None
+
+    def check(self, attributes: Mapping[str, Attribute]) -> None:
+        """Raises Misfit for attributes that it does not have, or that are not what they may be."""
+        if attributes.keys() != self.attributes.keys():
+            raise Misfit(f"{self.op} has the attributes {sorted(self.attributes)}, not {sorted(attributes)}")
+        for name, kind in self.attributes.items():
+            if not kind.holds(attributes[name]):
+                raise Misfit(f"{self.op}: {name} is {attributes[name]!r}, not {kind.said}")
 
 
 SIGNATURES: dict[str, Signature] = {}

@@ -143,9 +143,9 @@ def linear_fp8(
     x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, parts: int = 1
 ) -> Any:
     """In float32; what it makes has the type of the bias."""
-    made = linear(x.float(), weight.float(), parts=parts)
+    product = linear(x.float(), weight.float(), parts=parts)
     shifts = bias.chunk(parts) if bias is not None else (torch.zeros((), dtype=torch.bfloat16, device=x.device),) * parts
-    several = made if isinstance(made, tuple) else (made,)
+    several = product if isinstance(product, tuple) else (product,)
     scale = x_scale[0] * weight_scale[0]
     scaled = tuple((part * scale + shift).to(shift.dtype) for part, shift in zip(several, shifts, strict=True))
     return scaled if parts > 1 else scaled[0]

@@ -50,9 +50,9 @@ class ProductWeight(Tensor):
 
 def with_products(weight: Tensor, multiply: Multiply) -> Tensor:
     """The same numbers, with another product."""
-    made = weight.as_subclass(ProductWeight)
-    made.own = multiply
-    return made
+    tensor = weight.as_subclass(ProductWeight)
+    tensor.own = multiply
+    return tensor
 
 
 @dataclass
@@ -68,10 +68,10 @@ class Seen:
         largest = float(x.abs().max())
         self.largest = self.largest if largest <= self.largest else largest  # which may be NaN
         scale = torch.from_numpy(e4m3.scale_of(e4m3.HEADROOM * largest))
-        made = F.linear(x, weight)
+        product = F.linear(x, weight)
         self.lost += float(F.linear(quantise(x, scale).to(x.dtype) * scale[0] - x, weight).square().sum())
-        self.there += float(made.square().sum())
-        return made if bias is None else made + bias
+        self.there += float(product.square().sum())
+        return product if bias is None else product + bias
 
     @property
     def error(self) -> float:
@@ -121,8 +121,8 @@ def calibrate(folder: Path, manifest: Manifest, report: Report) -> None:
     count = max(n for n in range(1, most + 1) if n == 1 or images * flops(compiled, n) <= MOST)
     seen = {name: Seen() for name in scales}
     weights = ObservedWeights(stored(folder, manifest), torch.float32, seen)
-    given = usual(manifest.inputs, images)
-    guided = guided_request(compiled, given, np.full(images, manifest.guidance.scale))
+    inputs = usual(manifest.inputs, images)
+    guided = guided_request(compiled, inputs, np.full(images, manifest.guidance.scale))
     request = {name: torch.from_numpy(values) for name, values in guided.inputs.items()}
     x = torch.from_numpy(standard_normal(compiled.latent, range(images)) * np.float32(compiled.noise_scale))
     model = Denoiser(family_of(manifest), weights, spans=manifest.denoiser.levels)

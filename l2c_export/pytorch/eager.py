@@ -257,7 +257,7 @@ class Tracing(Eager):
         return tuple(map(self._saw, names, super().chunks(op, value, at, names)))
 
     def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
-        value = value if gate is None else self._saw(f"{at}.gated", gate * value)
+        value = value if gate is None else self._saw(f"{at}.gated", self._saw(f"{at}.gate", gate) * value)
         return self._result(f"{at}.residual", stream + value)
 
     def _result(self, name: str, value: Result) -> Result:
@@ -283,5 +283,7 @@ class TracingDenoiser(Denoiser):
         x, row, t, request, cache = inputs
         run = Tracing(self.family, self.weights, reused, follow(cache), {}, {}, spans=self.spans)
         noise = run.predict(x, row, t, request)
-        self.traces[n] = {**run.seen, **run.fresh}
+        # what makes several values was seen one by one
+        whole = {name: value for name, value in run.fresh.items() if not isinstance(value, tuple)}
+        self.traces[n] = {**whole, **run.seen}
         return noise, run.fresh

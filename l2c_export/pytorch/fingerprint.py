@@ -48,10 +48,11 @@ def record(folder: Path, manifest: Manifest) -> FingerprintRecord | None:
     latents = _latents(Denoiser(family, weights, spans=manifest.denoiser.levels), manifest, planned.calls, request)
     pieces = {}
     for name, piece in planned.pieces.items():
-        node = compiled.node(piece, name)
-        assert node
-        inputs = fingerprint.inputs(compiled, node, planned.seed)
-        outputs = _piece(compiled, compiled.segments[name], node, inputs, kept)
+        called = manifest.piece(piece, name)
+        assert called
+        own, node = called
+        inputs = fingerprint.inputs(own, node, planned.seed)
+        outputs = _piece(own, own.segments[name], node, inputs, kept)
         pieces[name] = tuple(fingerprint.sketch(value, planned.seed) for value in outputs)
     result = request._replace(latents=latents, pieces=pieces)
     if not fingerprint.finite(result):

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..artefact import given_weights
+from ..artefact import user_weights
+from ..artefact.compiled import Compiled
 from ..artefact.guidance import guided_request
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
@@ -30,7 +31,7 @@ class Reference:
     """What every call of an artefact should make of `noise` (B, C, ..), `inputs` (B, ..) by name and one or B guidance scales.
 
     The weights are the artefact's own, unless a checkpoint is given (then an error in the artefact's copy shows too).
-    `steps` chooses its program.
+    `program` is one of its programs, by default the first.
     `recorded` (solver steps, B, C, ..) replaces the latents at the end of every solver step.
     """
 
@@ -43,7 +44,7 @@ class Reference:
         guidance_scale: float | Sequence[float] | np.ndarray,
         checkpoint: Path | None = None,
         recorded: np.ndarray | None = None,
-        steps: int | None = None,
+        program: Compiled | None = None,
     ) -> None:
         self.noise, self.inputs = noise, inputs
         self.guidance_scale = np.broadcast_to(np.asarray(guidance_scale, np.float64), len(noise))
@@ -53,49 +54,57 @@ class Reference:
             **{name: values.tolist() for name, values in inputs.items() if values.size <= LISTED},
             "guidance_scale": self.guidance_scale.tolist() if np.ptp(self.guidance_scale) else float(self.guidance_scale[0]),
         }
-        self._manifest, self._compiled, self._recorded = manifest, manifest.program(steps), recorded
-        self.steps = self._compiled.program.steps
-        self._family, self._spans = family_of(manifest), manifest.denoiser.levels
+        self.program, self._recorded = program or manifest.program(), recorded
+        self._family, self._spans = family_of(manifest, self.program.program.size), manifest.denoiser.levels
         self._tensors = stored(folder, manifest) if checkpoint is None else checkpoint_tensors(checkpoint, manifest)
 
-    @functools.cached_property
-    def _model(self) -> TracingDenoiser:
-        return TracingDenoiser(self._family, Converted(self._tensors, torch.float64), self._spans)
+    @property
+    def is_recorded(self) -> bool:
+        """Whether another implementation decides what is right."""
+        return self._recorded is not None
+
+    @functools.cache  # noqa: B019  (one per verification)
+    def _model(self, dtype: torch.dtype) -> TracingDenoiser:
+        return TracingDenoiser(self._family, Converted(self._tensors, dtype), self._spans)
 
     @functools.cache  # noqa: B019  (one per verification)
     def latents(self) -> list[np.ndarray]:
         """After every call, (B, C, ..) float64."""
-        trajectory = [x.numpy().copy() for x in self._run(self._model, torch.float64)]
+        trajectory = [x.numpy().copy() for x in self._run(self._model(torch.float64), torch.float64)]
         if self._recorded is not None:
-            ends = [n for n, call in enumerate(self._compiled.calls) if call.ends_step]
+            ends = [n for n, call in enumerate(self.program.calls) if call.ends_step]
             for n, x in zip(ends, self._recorded, strict=True):
                 trajectory[n] = x.astype(np.float64)
         return trajectory
 
-    def float32_errors(self) -> list[float]:
-        """The relative error of PyTorch in float32, every call fed the latents of this reference."""
-        single = Denoiser(self._family, Converted(self._tensors, torch.float32), spans=self._spans)
-        errors = []
-        for x, expected in zip(self._run(single, torch.float32), self.latents(), strict=True):
-            errors.append(float(np.abs(x.double().numpy() - expected).max() / np.abs(expected).max()))
+    @functools.cache  # noqa: B019
+    def in_float32(self) -> list[np.ndarray]:
+        """What PyTorch in float32 makes in every call that is fed these latents, (B, C, ..) float32."""
+        latents = []
+        for x, expected in zip(self._run(self._model(torch.float32), torch.float32), self.latents(), strict=True):
+            latents.append(x.numpy().copy())
             x.copy_(torch.from_numpy(expected))
-        return errors
+        return latents
 
-    def traces(self, keep: frozenset[int]) -> dict[int, dict[str, np.ndarray]]:
-        """Every value of some calls, by its name in the compiled graphs, when each call is fed the latents."""
-        self._model.keep, self._model.traces = keep, {}
-        for n, (x, expected) in enumerate(zip(self._run(self._model, torch.float64), self.latents(), strict=True)):
+    def traces(self, keep: frozenset[int], single: bool = False) -> dict[int, dict[str, np.ndarray]]:
+        """Every value of some calls, by its name in the compiled graphs, when each call is fed the latents; in float64, or
+        as PyTorch has them in float32."""
+        dtype = torch.float32 if single else torch.float64
+        model = self._model(dtype)
+        model.keep, model.traces = keep, {}
+        for n, (x, expected) in enumerate(zip(self._run(model, dtype), self.latents(), strict=True)):
             x.copy_(torch.from_numpy(expected))
             if n >= max(keep):
                 break
-        return {n: {k: v.numpy() for k, v in values.items()} for n, values in self._model.traces.items()}
+        traces, model.keep, model.traces = model.traces, frozenset(), {}
+        return {n: {k: v.numpy() for k, v in values.items()} for n, values in traces.items()}
 
     def _run(self, model: Denoiser, dtype: torch.dtype):  # type: ignore[no-untyped-def]
-        guided = guided_request(self._compiled, self.inputs, self.guidance_scale, "float64")
+        guided = guided_request(self.program, self.inputs, self.guidance_scale, "float64")
         request = {name: in_type(torch.from_numpy(values), dtype) for name, values in guided.inputs.items()}
         guidance = torch.from_numpy(guided.strength).to(dtype)
-        noise = torch.from_numpy(self.noise).to(dtype) * float(np.float32(self._compiled.noise_scale))
-        return model.steps(self._compiled.calls, noise, request, guidance)
+        noise = torch.from_numpy(self.noise).to(dtype) * float(np.float32(self.program.noise_scale))
+        return model.steps(self.program.calls, noise, request, guidance)
 
 
 def in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -105,7 +114,7 @@ def in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def checkpoint_tensors(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
     """A checkpoint's, as they would be loaded where matrices are stored narrower: what that costs is no error."""
-    tensors, records = given_weights.tensors(checkpoint, manifest), manifest.denoiser.tensors
+    tensors, records = user_weights.tensors(checkpoint, manifest), manifest.denoiser.tensors
     narrowed = ((name, as_loaded(name, v, records[name]) if records[name].stored else v) for name, v in tensors)
     return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in narrowed}
 
@@ -132,4 +141,4 @@ def of_case(
             f"not what {folder} was made for"
         )
     usual = 1.0 if scale is None else float(scale) + (1.0 - families.of(config["family"]).unguided)
-    return Reference(folder, manifest, noise, inputs, usual, checkpoint, recorded, steps)
+    return Reference(folder, manifest, noise, inputs, usual, checkpoint, recorded, compiled)

@@ -114,3 +114,10 @@ def concrete(value: Value, images: int, rows: int) -> tuple[int, ...]:
     """A value's shape with the batch axes filled in."""
     sizes = {"B": images, "R": rows}
     return tuple(sizes[n] if isinstance(n, str) else n for n in value.shape)
+
+
+def typed(memory: Array, value: Value, images: int, rows: int) -> Array:
+    """The beginning of a block of bytes as an array for a value."""
+    shape = concrete(value, images, rows)
+    size = value.row_bytes * shape[0]
+    return memory[:size].view(value.dtype).reshape(shape)

@@ -14,16 +14,15 @@ import numpy as np
 
 from ..artefact.call_record import CallRecord
 from ..artefact.compiled import Compiled
-from ..artefact.records import GraphRecord, Origin
+from ..artefact.records import Origin
 from ..backends.contract import Array, Run
 from ..errors import Cancelled
-from ..ir.graph import Value
 from ..ir.inputs import Inputs
 from ..support.ending import stop
 from . import prologue
 from .arena import Arena, Slot, cut, size_of
-from .loaded import Bound, LoadedArtefact, bind_graph, concrete, filled
-from .prologue import Constants, Prologue
+from .loaded import Bound, LoadedArtefact, bind_graph, concrete, filled, typed
+from .prologue import Constants, Prologue, slot_sizes
 
 # A generation on a device is captured in at most so many pieces, between which it can be stopped.
 PIECES = 8
@@ -80,7 +79,8 @@ def turns(calls: Sequence[CallRecord]) -> list[LatentTurn]:
 def layout(compiled: Compiled, images: int, rows: int) -> dict[str, Slot]:
     """The arrays that a loop works on: latents, earlier predictions, scratch, caches, and what is computed before it."""
     latent = Slot((images, *compiled.latent), "float32")
-    scratch = max(size_of(_slot_bytes(compiled.graphs[graph], rows)) for graph in compiled.step_graphs)
+    graphs = {**dict.fromkeys(compiled.step_graphs, rows), **prologue.rows_of(compiled, rows)}
+    scratch = max(size_of(slot_sizes(compiled.graphs[graph], of_graph)) for graph, of_graph in graphs.items())
     predictions = compiled.history + 1 if compiled.history else 0
     return {
         **{f"latents.{n}": latent for n in range(3)},
@@ -89,10 +89,6 @@ def layout(compiled: Compiled, images: int, rows: int) -> dict[str, Slot]:
         "caches": Slot((size_of(size * rows for size in compiled.cache_bytes),), "uint8"),
         **prologue.layout(compiled, rows),
     }
-
-
-def _slot_bytes(graph: GraphRecord, rows: int) -> list[int]:
-    return [size * rows for size in graph.slot_bytes]
 
 
 class Loop:
@@ -108,7 +104,7 @@ class Loop:
         self.states = [arrays[f"latents.{n}"] for n in range(3)]
         self.history = [array for name, array in arrays.items() if name.startswith("prediction.")]
         self.slots = {
-            name: cut(arrays["scratch"], _slot_bytes(compiled.graphs[name], self.rows)) for name in compiled.step_graphs
+            name: cut(arrays["scratch"], slot_sizes(compiled.graphs[name], self.rows)) for name in compiled.step_graphs
         }
         self.caches = cut(arrays["caches"], [size * self.rows for size in compiled.cache_bytes])
         index = np.arange(images, dtype=np.int32)
@@ -230,7 +226,7 @@ class Loop:
         graph, origin = self.compiled.graphs[call.graph], self.compiled.origin(name)
         for place, slots in ((graph.slots, self.slots[call.graph]), (call.reads, self.caches), (call.writes, self.caches)):
             if name in place:
-                return self._typed(slots[place[name]], self.compiled.value(name))
+                return typed(slots[place[name]], self.compiled.value(name), self.images, self.rows)
         if origin is None or origin.kind == "state":
             state = {"x": turn.now, "base": turn.base, "x.next": turn.after}
             if name in state:
@@ -243,6 +239,8 @@ class Loop:
         call = self.compiled.calls[index]
         if origin.kind == "weight":
             return self.loaded.weights(name)
+        if origin.kind == "once":
+            return self.hoisted.once[origin.of]
         if origin.kind == "prologue":
             return self.hoisted.row(origin.of, index + call.distance(origin.offset), of=index)
         if origin.kind == "coefficients":
@@ -274,8 +272,3 @@ class Loop:
         for slot, calls, coefficient in use.adds:
             numbers[slot, index + calls - start] = coefficient
         return numbers
-
-    def _typed(self, memory: Array, value: Value) -> Array:
-        shape = concrete(value, self.images, self.rows)
-        size = value.row_bytes * shape[0]
-        return memory[:size].view(value.dtype).reshape(shape)

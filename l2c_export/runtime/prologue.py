@@ -1,17 +1,21 @@
-"""What leaves the loop: evaluated before it, for many calls at once."""
+"""What leaves the loop: evaluated before it, once for all calls or for many of them at once.
+
+What such a graph makes for itself lies where the calls put theirs: all of it is over when they begin.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from ..artefact.compiled import Compiled
+from ..artefact.records import GraphRecord
 from ..backends.contract import Array
 from ..ir.inputs import Inputs
-from .arena import Slot
-from .loaded import Bound, LoadedArtefact, bind_graph, concrete, filled
+from .arena import Slot, cut
+from .loaded import Bound, LoadedArtefact, bind_graph, concrete, filled, typed
 
 # Hoisted rows of more calls than fit in here are computed in several chunks.
 HOISTED_BYTES = 256 * 2**20
@@ -34,25 +38,49 @@ def window_of(compiled: Compiled, rows: int) -> Window:
     """As many calls as fit into memory."""
     calls = len(compiled.calls)
     ahead = compiled.reach
-    per_call = rows * sum(compiled.value(n).row_bytes for n in (*_outputs(compiled, compiled.prologue), *compiled.requested))
-    fits = HOISTED_BYTES // max(per_call, 1)
+    graph = compiled.graphs[compiled.prologue] if compiled.prologue else None
+    held = (*graph.outputs, *_requested(compiled)) if graph else ()
+    per_row = sum(compiled.value(n).row_bytes for n in held) + sum(graph.slot_bytes if graph else ())
+    fits = HOISTED_BYTES // max(rows * per_row, 1)
     window = calls if fits >= calls else max(fits, ahead + 1)
     return Window(window, window if window >= calls else window - ahead)
 
 
 def layout(compiled: Compiled, rows: int) -> dict[str, Slot]:
-    """The arrays that a prologue works on: what the request says, and every value that its graph makes."""
-    rows *= window_of(compiled, rows).calls
-    graph = compiled.graphs[compiled.prologue] if compiled.prologue else None
-    names = [name for node in graph.nodes for name in node.outputs] if graph else []
+    """The arrays that stay while the loop runs: what the request says, and what is made of it.
+
+    What a prologue reads of the request has rows for all calls of a window.
+    """
+    repeated = rows * window_of(compiled, rows).calls
+    read = {compiled.requested[name] for name in _requested(compiled)}
+
+    def outputs(graph: str | None, rows: int) -> Iterator[tuple[str, Slot]]:
+        for name in compiled.graphs[graph].outputs if graph else ():
+            value = compiled.value(name)
+            yield name, Slot(concrete(value, rows, rows), value.dtype)
+
     return {
-        **{f"input.{field.name}": Slot((rows, *field.shape), field.dtype) for field in compiled.inputs},
-        **{f"hoisted.{n}": Slot(concrete(value, rows, rows), value.dtype) for n in names for value in (compiled.value(n),)},
+        **{f"input.{i.name}": Slot((repeated if i.name in read else rows, *i.shape), i.dtype) for i in compiled.inputs},
+        **{f"once.{name}": slot for name, slot in outputs(compiled.request, rows)},
+        **{f"hoisted.{name}": slot for name, slot in outputs(compiled.prologue, repeated)},
     }
 
 
-def _outputs(compiled: Compiled, graph: str | None) -> tuple[str, ...]:
-    return compiled.graphs[graph].outputs if graph else ()
+def rows_of(compiled: Compiled, rows: int) -> dict[str, int]:
+    """The rows of what the graphs before the loop make of a request, by graph."""
+    repeated = rows * window_of(compiled, rows).calls
+    return {name: n for name, n in ((compiled.request, rows), (compiled.prologue, repeated)) if name is not None}
+
+
+def slot_sizes(graph: GraphRecord, rows: int) -> list[int]:
+    """Bytes of what a graph makes for itself."""
+    return [size * rows for size in graph.slot_bytes]
+
+
+def _requested(compiled: Compiled) -> list[str]:
+    """What the prologue reads of the request, by its own names."""
+    inputs = compiled.graphs[compiled.prologue].inputs if compiled.prologue else ()
+    return [name for name in inputs if name in compiled.requested]
 
 
 class Constants:
@@ -101,7 +129,8 @@ class Constants:
 
 
 class Prologue:
-    """The values that leave the loop: the prologue's rows once per request, window by window, and the constants."""
+    """The values that leave the loop: for every request those that are the same in all calls once, and the prologue's rows
+    window by window; and the constants."""
 
     def __init__(
         self, loaded: LoadedArtefact, compiled: Compiled, rows: int, arrays: Mapping[str, Array], constants: Constants
@@ -109,18 +138,21 @@ class Prologue:
         self._loaded, self._compiled, self._rows = loaded, compiled, rows
         self._last = len(compiled.calls) - 1
         self.window = window_of(compiled, rows)
-        self._hoisted = {name.removeprefix("hoisted."): array for name, array in arrays.items() if name.startswith("hoisted.")}
+        self._scratch = arrays["scratch"]
+        self._hoisted = _under("hoisted.", arrays)
+        self.once = _under("once.", arrays)
         self._constants = constants
         self.inputs = {field.name: arrays[f"input.{field.name}"] for field in compiled.inputs}
         self.take(
             {field.name: np.zeros((rows, *field.shape), field.dtype) for field in compiled.inputs}
         )  # all engines may read
         self.engines = [self._bind(first) if compiled.prologue else [] for first in self.window.starts(len(compiled.calls))]
+        self.engines[0] = [*self._bind_once(), *self.engines[0]]
 
     def take(self, inputs: Inputs) -> None:
         """What a new request says, (R, ..) by name: nothing that was computed before holds any more."""
         for name, values in inputs.items():
-            repeats = (self.window.calls, *(1 for _ in values.shape[1:]))
+            repeats = (self.inputs[name].shape[0] // self._rows, *(1 for _ in values.shape[1:]))
             self._loaded.backend.memory.put(self.inputs[name], np.tile(values, repeats))
 
     def before(self, index: int) -> list[Bound]:
@@ -155,18 +187,35 @@ class Prologue:
         return rows.reshape((count, self._rows, *rows.shape[1:]))
 
     def _bind(self, first: int) -> list[Bound]:
-        compiled, loaded = self._compiled, self._loaded
-        assert compiled.prologue
+        """The prologue for the window that begins with call `first`."""
+        assert self._compiled.prologue
         constants = self._constants.before_loop(first, self.window.calls, self._rows)
-        inputs = {
-            **{name: filled(loaded.backend, values) for name, values in constants.items()},
-            **{name: self.inputs[of] for name, of in compiled.requested.items()},
+        known = {
+            **{name: filled(self._loaded.backend, values) for name, values in constants.items()},
+            **{name: self.inputs[self._compiled.requested[name]] for name in _requested(self._compiled)},
+            **self._hoisted,
         }
+        return self._bound(self._compiled.prologue, known, self._rows * self.window.calls)
+
+    def _bind_once(self) -> list[Bound]:
+        """What is the same in all calls."""
+        if self._compiled.request is None:
+            return []
+        known = {name: self.inputs[of][: self._rows] for name, of in self._compiled.requested.items()}
+        return self._bound(self._compiled.request, {**known, **self.once}, self._rows)
+
+    def _bound(self, name: str, known: Mapping[str, Array], rows: int) -> list[Bound]:
+        """A graph before the loop, bound to what is known by name, and for what it makes for itself to the calls' scratch."""
+        graph = self._compiled.graphs[name]
+        slots = cut(self._scratch, slot_sizes(graph, rows))
 
         def array(name: str) -> Array:
-            for place in (inputs, self._hoisted):
-                if name in place:
-                    return place[name]
-            return loaded.weights(name)
+            if name in graph.slots:
+                return typed(slots[graph.slots[name]], self._compiled.value(name), rows, rows)
+            return known[name] if name in known else self._loaded.weights(name)
 
-        return bind_graph(loaded, compiled, compiled.prologue, array)
+        return bind_graph(self._loaded, self._compiled, name, array)
+
+
+def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

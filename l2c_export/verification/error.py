@@ -55,8 +55,8 @@ class Tolerance:
         return error.largest / max(self.atol + self.rtol * float(np.abs(reference).max()), 1e-300)
 
 
-def check_tolerances(**given: float | None) -> None:
+def check_tolerances(**tolerances: float | None) -> None:
     """Raises UsageError for what is no number of at least 0."""
-    for name, value in given.items():
+    for name, value in tolerances.items():
         if value is not None and not value >= 0:
             raise UsageError(f"{name}={value}: must be a number of at least 0")

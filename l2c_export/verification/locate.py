@@ -46,7 +46,7 @@ def locate(
 ) -> Suspect | None:
     """Run call `call` engine by engine, and name the first value that is not the reference's."""
     loop = per_segment(generation.loop)
-    search = Search(loop, Expected(loop.compiled, reference, call), tolerance)
+    search = Search(loop, References(loop.compiled, reference, call), tolerance)
     for step in loop.denoise(reference.noise, generation.inputs, generation.guidance, search.execute):
         if step.index == call:
             break
@@ -60,7 +60,7 @@ class Search:
     A small error stands until a large one is met, which the rest of the call may have made of it.
     """
 
-    def __init__(self, loop: Loop, expected: Expected, tolerance: Tolerance) -> None:
+    def __init__(self, loop: Loop, expected: References, tolerance: Tolerance) -> None:
         self.loop, self.expected, self.tolerance = loop, expected, tolerance
         self.inner = tolerance.inner(loop.compiled.precision)
         self.graph = loop.compiled.graphs[loop.compiled.calls[expected.call].graph]
@@ -69,7 +69,7 @@ class Search:
 
     def execute(self, index: int, bound: Bound) -> None:
         """Run an engine of the loop, and look at it if it is one of the call's own."""
-        if index != self.expected.call or self._ended or self._made.isdisjoint(bound.outputs):
+        if index != self.expected.call or self._ended or self._outputs.isdisjoint(bound.outputs):
             bound.run()
             return
         compiled, call = self.loop.compiled, self.loop.compiled.calls[index]
@@ -78,7 +78,7 @@ class Search:
         bound.run()
         for name in bound.outputs:
             value = self._value(name)
-            reference = self.expected.value(name)
+            reference = self.expected.nearest(name, value)
             scale = value if reference is None else reference
             error = Error.between(value, scale)
             large = self.tolerance.share(error, scale) > 1
@@ -91,7 +91,7 @@ class Search:
                 return
 
     @functools.cached_property
-    def _made(self) -> frozenset[str]:
+    def _outputs(self) -> frozenset[str]:
         """What the call itself computes; the rest runs before the loop."""
         return frozenset(name for node in self.graph.nodes for name in node.outputs)
 
@@ -109,11 +109,11 @@ def per_segment(loop: Loop) -> Loop:
 
 
 def blame(
-    early: dict[str, np.ndarray], compiled: Compiled, expected: Expected, tolerance: Tolerance, bound: Bound, finite: bool
+    early: dict[str, np.ndarray], compiled: Compiled, expected: References, tolerance: Tolerance, bound: Bound, finite: bool
 ) -> str:
     """Why a value is wrong: something that came from outside the call, or the engine that made it."""
     for name, value in early.items():
-        reference = expected.value(name)
+        reference = expected.nearest(name, value)
         if reference is None or tolerance.share(Error.between(value, reference), reference) <= 1:
             continue
         base, offset = split_at(name)
@@ -142,19 +142,34 @@ def _as_term(call: CallRecord, value: str) -> str:
 
 def is_hoisted(compiled: Compiled, name: str) -> bool:
     origin = compiled.origin(name)
-    return origin is not None and origin.kind == "prologue"
+    return origin is not None and origin.kind in ("prologue", "once")
+
+
+class References:
+    """What values of one call should be: in float64, and where that is compiled in float32 too."""
+
+    def __init__(self, compiled: Compiled, reference: Reference, call: int) -> None:
+        self.call = call
+        types = (False, True) if compiled.precision == "fp32" else (False,)
+        self._of_types = [Expected(compiled, reference, call, single) for single in types]
+
+    def nearest(self, name: str, value: np.ndarray) -> np.ndarray | None:
+        """That of the references that is closer to `value`; None if they have none of that name."""
+        references = (expected.value(name) for expected in self._of_types)
+        known = [reference for reference in references if reference is not None]
+        return min(known, key=lambda reference: Error.between(value, reference).largest, default=None)
 
 
 class Expected:
     """What values of one call should be, by their names in the compiled graphs."""
 
-    def __init__(self, compiled: Compiled, reference: Reference, call: int) -> None:
+    def __init__(self, compiled: Compiled, reference: Reference, call: int, single: bool) -> None:
         record = compiled.calls[call]
         names = (n for node in compiled.graphs[record.graph].nodes for n in (*node.inputs, *node.outputs))
         self._distance = {name: compiled.distance(record, name) for name in names}
         self.call, self._columns = call, list(compiled.denoiser.sublayers)
         near = {call + distance for distance in self._distance.values()} & set(range(len(compiled.calls)))
-        self._traces = reference.traces(frozenset(near | {call}))
+        self._traces = reference.traces(frozenset(near | {call}), single)
 
     def value(self, name: str) -> np.ndarray | None:
         """The reference's value; None if it has none of that name (or belongs to a call past the end)."""
@@ -168,15 +183,19 @@ class Expected:
             if not {first, last} <= set(self._columns):
                 return None  # one of several streams, which its name does not tell
             span = self._columns[self._columns.index(first) : self._columns.index(last) + 1]
-            summed: np.ndarray = np.sum([self._gated(sublayer, filling, reading) for sublayer in span], axis=0)
-            return summed
+            terms = [self._gated(sublayer, filling, reading) for sublayer in span]
+            known = [term for term in terms if term is not None]
+            return np.sum(known, axis=0) if len(known) == len(terms) else None
         if base.endswith(".gated") and base.removesuffix(".gated") in self._columns:
             return self._gated(base.removesuffix(".gated"), filling, reading)
         trace: dict[str, np.ndarray] = self._traces[filling if base in self._columns or offset < 0 else reading]
         return trace.get(base)
 
-    def _gated(self, sublayer: str, filling: int, reading: int) -> np.ndarray:
-        """gate * value: the value of the call that made it, the gate of the one that reads it."""
-        gate = self._traces[reading].get(f"{sublayer}.gate", np.ones(()))
-        product: np.ndarray = gate * self._traces[filling][sublayer]
-        return product
+    def _gated(self, sublayer: str, filling: int, reading: int) -> np.ndarray | None:
+        """gate * value: the value of the call that made it, the gate of the one that reads it, where that has a name."""
+        product, traced = f"{sublayer}.gated", self._traces[reading]
+        if f"{sublayer}.gate" not in traced and product in traced:
+            return traced[product] if filling == reading else None
+        gate = traced.get(f"{sublayer}.gate", np.ones(()))
+        gated: np.ndarray = gate * self._traces[filling][sublayer]
+        return gated

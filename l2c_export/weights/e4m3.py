@@ -37,11 +37,11 @@ def scale_of(largest: float) -> np.ndarray:
 
 def rounded(value: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """(..) float32 -> e4m3, to the nearest."""
-    made: np.ndarray = np.clip(np.asarray(value, np.float32) * scale[1], -MOST, MOST).astype(E4M3)
-    return made
+    result: np.ndarray = np.clip(np.asarray(value, np.float32) * scale[1], -MOST, MOST).astype(E4M3)
+    return result
 
 
 def widened(stored: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """float32 of e4m3."""
-    made: np.ndarray = stored.astype(np.float32) * scale[0]
-    return made
+    numbers: np.ndarray = stored.astype(np.float32) * scale[0]
+    return numbers

@@ -27,8 +27,8 @@ def test_what_an_autoencoder_leaves_out_is_the_default_of_diffusers(own_folder, 
     written(own_folder / VAE, kept)
     theirs = diffusers.AutoencoderKL.from_pretrained(own_folder / "vae").config
     for option, where in (("with_vae", True), ("vae", own_folder / "vae"), ("vae", own_folder)):
-        made = autoencoder.describe(source(own_folder, **{option: where}).vae, 4, of_pipeline=True)
-        assert (made.channels, made.scaling_factor, made.tile) == (
+        description = autoencoder.describe(source(own_folder, **{option: where}).vae, 4, of_pipeline=True)
+        assert (description.channels, description.scaling_factor, description.tile) == (
             theirs.out_channels,
             theirs.scaling_factor,
             theirs.sample_size,
@@ -47,11 +47,22 @@ def test_all_defaults_of_a_tiny_autoencoder_are_those_of_diffusers():
     assert ours == {name: tuple(v) if isinstance(v := theirs[name], list) else v for name in ours}
 
 
+def test_all_defaults_of_a_deep_autoencoder_are_those_of_diffusers():
+    with torch.device("meta"):
+        theirs = diffusers.AutoencoderDC()
+    ours = autoencoder.DeepConfig()
+    assert {name: theirs.config[name] for name in msgspec.structs.asdict(ours)} == msgspec.structs.asdict(ours)
+    assert (2 ** (len(ours.alike.block_out_channels) - 1), ours.alike.side) == (
+        theirs.spatial_compression_ratio,
+        theirs.tile_sample_min_height,
+    )
+
+
 def test_a_side_may_be_two_and_no_side_is_refused(own_folder):
     edited(own_folder / VAE, sample_size=[24, 32])
     theirs = diffusers.AutoencoderKL.from_pretrained(own_folder / "vae")
-    made = autoencoder.describe(own_folder / "vae", 4, of_pipeline=True)
-    assert made.tile // made.scale == theirs.tile_latent_min_size
+    description = autoencoder.describe(own_folder / "vae", 4, of_pipeline=True)
+    assert description.tile // description.scale == theirs.tile_latent_min_size
     edited(own_folder / VAE, sample_size=None)
     with pytest.raises(TypeError):
         diffusers.AutoencoderKL.from_pretrained(own_folder / "vae")
@@ -118,7 +129,7 @@ def test_latents_of_which_nobody_says_how_they_are_moved_are_refused(own_folder,
 
 @pytest.mark.parametrize(("index", "config", "says"), [
     (["diffusers", "AutoencoderKL"], {"_class_name": "VQModel"}, None),
-    (["diffusers", "VQModel"], {"_class_name": "AutoencoderKL"}, "vae: VQModel is not supported: only AutoencoderKL and"),
+    (["diffusers", "VQModel"], {"_class_name": "AutoencoderKL"}, "vae: VQModel is not supported: only AutoencoderKL, "),
     (["diffusers", "AutoencoderTiny"], {}, "vae is an AutoencoderKL by its config.json, and an AutoencoderTiny by the"),
     ([None, None], {}, "names no vae"), (["mine", "MyVAE"], {}, "its vae is MyVAE of mine"),
 ])  # fmt: skip
@@ -134,9 +145,9 @@ def test_the_index_says_the_autoencoders_class(own_folder, index, config, says):
                 source(own_folder, **options)
 
 
-@pytest.mark.parametrize("kind", ["AutoencoderDC", "VQModel"])
+@pytest.mark.parametrize("kind", ["AutoencoderKLWan", "VQModel"])
 def test_another_decoder_is_named_before_anything_is_done(own_folder, tmp_path, kind):
     (tmp_path / "v").mkdir()
     written(tmp_path / "v/config.json", {"_class_name": kind, "latent_channels": 4})
-    with pytest.raises(ModelError, match=f"vae=.*: {kind} is not supported: only AutoencoderKL and AutoencoderTiny are"):
+    with pytest.raises(ModelError, match=f"{kind} is not supported: only AutoencoderKL, AutoencoderTiny and AutoencoderDC are"):
         source(own_folder, vae=tmp_path / "v")

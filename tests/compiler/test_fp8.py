@@ -58,9 +58,9 @@ def test_a_weight_that_others_read_is_left_alone():
     other = call.nodes[place]
     tied = tuple(first if name.endswith("fc1.weight") else name for name in other.inputs)
     nodes = (*call.nodes[:place], type(other)(other.op, other.name, tied, other.outputs), *call.nodes[place + 1 :])
-    found = with_fp8(type(call)(nodes, call.values, call.outputs, call.sublayers, bodies=call.bodies), ())
-    assert first not in weights(found)
-    assert "blocks.0.mlp.fc2.weight" in weights(found)
+    graph = with_fp8(type(call)(nodes, call.values, call.outputs, call.sublayers, bodies=call.bodies), ())
+    assert first not in weights(graph)
+    assert "blocks.0.mlp.fc2.weight" in weights(graph)
 
 
 def test_what_is_multiplied_several_times_is_rounded_once():
@@ -127,8 +127,8 @@ def test_onnx_says_the_same_in_opset_19(family):
     for body in in_e4m3(family).values():
         model, segment = export(body), of_body(body)
         assert [opset.version for opset in model.opset_import] == [19]
-        given = segment.some()
-        wanted = execute(body.primitives, given)
-        feed = {f"i{n}": as_array(given[name]) for n, name in enumerate(body.inputs)}
-        for name, made in zip(body.outputs, ReferenceEvaluator(model).run(None, feed), strict=True):
-            assert off_by(torch.from_numpy(made.astype(np.float32)), wanted[name]) < 6e-2
+        inputs = segment.some()
+        wanted = execute(body.primitives, inputs)
+        feed = {f"i{n}": as_array(inputs[name]) for n, name in enumerate(body.inputs)}
+        for name, output in zip(body.outputs, ReferenceEvaluator(model).run(None, feed), strict=True):
+            assert off_by(torch.from_numpy(output.astype(np.float32)), wanted[name]) < 6e-2

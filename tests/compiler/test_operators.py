@@ -82,13 +82,13 @@ def numbers(value, generator):
 def test_onnx_and_pytorch_agree(op, attributes, values):
     ort = pytest.importorskip("onnxruntime")
     body, generator = body_of(op, attributes, values), np.random.default_rng(0)
-    given = [numbers(value, generator) for value in values]
-    want = execute(body.primitives, dict(zip(body.inputs, map(torch.from_numpy, given), strict=True)))
+    arrays = [numbers(value, generator) for value in values]
+    want = execute(body.primitives, dict(zip(body.inputs, map(torch.from_numpy, arrays), strict=True)))
     threads = open_backend("onnxruntime").backend._options()  # the process has one pool of them
     session = ort.InferenceSession(export(body).SerializeToString(), threads)
-    made = session.run(None, {f"i{n}": array for n, array in enumerate(given)})
+    outputs = session.run(None, {f"i{n}": array for n, array in enumerate(arrays)})
     close = 5e-3 if any("16" in value.dtype for value in body.values.values()) else 1e-5
-    for name, got in zip(body.outputs, made, strict=True):
+    for name, got in zip(body.outputs, outputs, strict=True):
         wanted, value = want[name].numpy(), body.values[name]
         assert (got.dtype, got.shape) == (np.dtype(value.dtype), wanted.shape)
         assert np.abs(got.astype(float) - wanted.astype(float)).max() < close * max(1, np.abs(wanted).max())

@@ -16,7 +16,7 @@ from l2c_export.compiler.passes.place import Life, assign, caches
 from l2c_export.compiler.passes.segment import group
 from l2c_export.compiler.passes.specialise import specialise
 from l2c_export.compiler.plan import Derivation, Key, Plan, make_plan
-from l2c_export.ir.graph import CACHE, PROLOGUE, Graph, Node, Value, check
+from l2c_export.ir.graph import CACHE, ONCE, PROLOGUE, Graph, Node, Value, check
 from l2c_export.schedules.forms import ScheduleSource
 from l2c_export.schedules.schedule import Schedule
 
@@ -57,8 +57,9 @@ def test_specialise_reads_the_cache_and_drops_what_only_the_skipped_needed():
 
 
 def test_hoist_splits_by_what_is_known_when():
-    constants, prologue, call = hoist(CALL)
+    constants, request, prologue, call = hoist(CALL)
     assert lines(constants) == ["time = time(t, w0)"]
+    assert not request.nodes
     assert [n.op for n in prologue.nodes] == ["condition", "modulation", "modulation", "shift"]
     assert prologue.kind("time") == PROLOGUE
     assert prologue.outputs == ("sa", "ga", "gb")
@@ -69,10 +70,34 @@ def test_hoist_splits_by_what_is_known_when():
 def test_hoist_goes_by_data_flow_and_not_by_name():
     # "time" depends on x here, and an unknown operation does not
     graph = parse("main (float[R] x, float[R] y) => (float[R] out) { time = time(x)\n z = unheard_of(y)\n out = Add(time, z) }")
-    constants, prologue, call = hoist(graph)
+    constants, request, prologue, call = hoist(graph)
     assert not constants.nodes
-    assert lines(prologue) == ["z = unheard_of(y)"]
+    assert not prologue.nodes
+    assert lines(request) == ["z = unheard_of(y)"]
     assert lines(call) == ["time = time(x)", "out = Add(time, z)"]
+    assert call.kind("z") == ONCE
+
+
+def test_what_the_request_alone_decides_is_made_once_and_again_where_it_meets_the_time():
+    graph = parse(
+        """main (float[R] x, float[R] t, float[R] y, float[R] w) => (float[R] out) {
+            e = text(y, w)
+            k = keys(e)
+            c = condition(e, t)
+            time = time(t)
+            g = gate(e, time)
+            h = attn(x, k)
+            p = Mul(g, h)
+            out = Add(c, p)
+        }"""
+    )
+    constants, request, prologue, call = hoist(graph)
+    assert lines(constants) == ["time = time(t)"]
+    assert lines(request) == ["e = text(y, w)", "k = keys(e)"]
+    assert request.outputs == ("e", "k"), "the timestep itself is there in the loop alone, which reads e, too"
+    assert lines(prologue) == ["e = text(y, w)", "g = gate(e, time)"]
+    assert prologue.outputs == ("g",)
+    assert {n: call.kind(n) for n in ("e", "k", "g")} == {"e": ONCE, "k": ONCE, "g": PROLOGUE}
 
 
 def test_fold_makes_one_tensor_of_a_run():
@@ -135,8 +160,8 @@ def test_equal_pieces_are_one_segment():
 
 
 def _renamed(graph):
-    made = {o for n in graph.nodes for o in n.outputs}
-    name = lambda n: n + "2" if n in made else n  # noqa: E731
+    outputs = {o for n in graph.nodes for o in n.outputs}
+    name = lambda n: n + "2" if n in outputs else n  # noqa: E731
     return tuple(Node(n.op, name(n.name), tuple(map(name, n.inputs)), tuple(map(name, n.outputs))) for n in graph.nodes)
 
 
@@ -180,6 +205,7 @@ def run_loop(parts, calls, plan: Plan, times) -> np.ndarray:
         known = {**weights, **y, "t": np.array(t)}
         if parts.constants is not None:
             known.update(evaluate(parts.constants, known, OPS))
+            known.update(evaluate(parts.request, known, OPS))
             known.update(evaluate(parts.prologue, known, OPS))
         rows.append(known)
     graphs = [calls[key] for key in plan.keys]

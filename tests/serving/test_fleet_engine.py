@@ -49,8 +49,8 @@ class Asked:
         return self.outcome
 
     async def __aiter__(self):
-        for each in self.outcome:
-            yield await Asked(each)
+        for item in self.outcome:
+            yield await Asked(item)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -60,7 +60,7 @@ class Handle:
     """What the deployment answers, one after another."""
 
     def __init__(self, *outcomes: Any) -> None:
-        self.asked = [Asked(each) for each in outcomes]
+        self.asked = [Asked(outcome) for outcome in outcomes]
         self.jobs: list[Job] = []
         self.draw = self.stream = self
 

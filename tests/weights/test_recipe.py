@@ -55,9 +55,9 @@ def mixtures(draw):
 @given(mixtures())
 def test_parts_that_are_joined_are_what_numpy_makes(mixture):
     tensors, recipe, want = mixture
-    made = checkpoint(tensors).by_recipe({"a": recipe})
-    assert made.shapes == {"a": want.shape}
-    got = made.read("a")
+    result = checkpoint(tensors).by_recipe({"a": recipe})
+    assert result.shapes == {"a": want.shape}
+    got = result.read("a")
     assert got.dtype == np.float32
     assert np.array_equal(got, want)
 
@@ -71,15 +71,15 @@ def test_a_recipe_that_was_written_is_the_same(mixture):
 
 def test_nothing_is_read_before_its_tensor_is_asked_for_and_a_whole_one_is_not_copied():
     asked, tensors = [], {name: array((2, 3), n) for n, name in enumerate("abc")}
-    made = checkpoint(tensors, asked).by_recipe(
+    result = checkpoint(tensors, asked).by_recipe(
         {"x": Recipe.of("a", "b"), "y": Recipe.of("c"), "z": Recipe((TensorSource("c", 1),))}
     )
     assert not asked
-    assert made.read("x").shape == (4, 3)
+    assert result.read("x").shape == (4, 3)
     assert asked == ["a", "b"]
-    assert made.read("y") is tensors["c"]
-    assert np.shares_memory(made.read("z"), tensors["c"])
-    assert made.recipes["y"] == Recipe.of("c")
+    assert result.read("y") is tensors["c"]
+    assert np.shares_memory(result.read("z"), tensors["c"])
+    assert result.recipes["y"] == Recipe.of("c")
 
 
 def test_one_source_is_in_memory_at_a_time():
@@ -87,12 +87,12 @@ def test_one_source_is_in_memory_at_a_time():
     big = Checkpoint(Path("w"), dict.fromkeys("abcd", (size,)), lambda name: np.full(size, ord(name), np.float32))
     tracemalloc.start()
     try:
-        made = big.by_recipe({"x": Recipe.of(*"abcd")}).read("x")
+        tensor = big.by_recipe({"x": Recipe.of(*"abcd")}).read("x")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert made.shape == (4 * size,)
-    assert peak < made.nbytes + 2 * 4 * size + 2**16, "the tensor, a source, and the next one before the last goes"
+    assert tensor.shape == (4 * size,)
+    assert peak < tensor.nbytes + 2 * 4 * size + 2**16, "the tensor, a source, and the next one before the last goes"
 
 
 SHAPES = {"a": (4, 3), "b": (4, 2), "c": (), "d": (4, 3, 1)}

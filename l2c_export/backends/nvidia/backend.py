@@ -46,19 +46,19 @@ class CudaEngine:
         self._plans: dict[Shapes, tuple[StepPlan, dict[str, Any]]] = {}
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
-        given = {**self._weights, **inputs}
-        plan, tables = self._plan(given)
-        return self._backend.bind(plan, {**given, **outputs, **tables})
+        arrays = {**self._weights, **inputs}
+        plan, tables = self._plan(arrays)
+        return self._backend.bind(plan, {**arrays, **outputs, **tables})
 
     def _plan(self, inputs: Arrays) -> tuple[StepPlan, dict[str, Any]]:
         shapes = tuple((tuple(array.shape), str(array.dtype)) for array in inputs.values())
         if shapes not in self._plans:
             types = {name: Value(*shape) for name, shape in zip(inputs, shapes, strict=True)}
             try:
-                made = plan(self._primitives, types, self._outputs)
+                own_plan = plan(self._primitives, types, self._outputs)
             except Misfit as error:
                 raise BackendError(f"cuda: {self.name}: {error}") from None
-            self._plans[shapes] = made, {name: self._backend.filled(table) for name, table in made.tables.items()}
+            self._plans[shapes] = own_plan, {name: self._backend.filled(table) for name, table in own_plan.tables.items()}
         return self._plans[shapes]
 
 
@@ -100,8 +100,8 @@ class CudaBackend:
         new = [name for name in weights if name not in self._linked]
         view = self.memory.weights(weights.__getitem__, new)
         self._linked |= {name: view(name) for name in new}
-        made = [p for node in nodes for p in inlined(node, segments[node.op])]
-        return CudaEngine(self, path.name, made, outputs, {name: self._linked[name] for name in weights})
+        primitives = [p for node in nodes for p in inlined(node, segments[node.op])]
+        return CudaEngine(self, path.name, primitives, outputs, {name: self._linked[name] for name in weights})
 
     def filled(self, values: np.ndarray) -> Any:
         array = self.memory.empty(values.shape, str(values.dtype))
@@ -134,7 +134,7 @@ class CudaBackend:
         """The steps, with others for the products that the library does not have."""
         several = (step.otherwise if isinstance(step, Product) and step.otherwise and not self.products.has(step) else (step,)
                    for step in plan.steps)  # fmt: skip
-        return [step for each in several for step in each]
+        return [step for group in several for step in group]
 
     def _own(self, step: Attention, address: Callable[[str], int]) -> Run:
         if step.own is None:

@@ -116,13 +116,13 @@ BANK = """
         for (int q = 0; q < LATE; q++) {
           const int i = i0 + q * THREADS, s = min(s0 + s1 + i / TOKENS / CHANNELS, S - 1);
           const int place = ((r * D + min(d0 + i / TOKENS % CHANNELS, D - 1)) * S + s) * T + min(t0 + i % TOKENS, T - 1);
-          old[q] = pass ? made[place] : BEFORE;
+          old[q] = pass ? out[place] : BEFORE;
         }
 #pragma unroll
         for (int q = 0; q < LATE; q++) {
           const int i = i0 + q * THREADS, t = i % TOKENS, e = i / TOKENS % CHANNELS, s = s1 + i / TOKENS / CHANNELS;
           const int place = ((r * D + d0 + e) * S + s0 + s) * T + t0 + t;
-          if (i < count && d0 + e < D && t0 + t < T && s0 + s < S) made[place] = tile[i / TOKENS * (TOKENS + 1) + t] + old[q];
+          if (i < count && d0 + e < D && t0 + t < T && s0 + s < S) out[place] = tile[i / TOKENS * (TOKENS + 1) + t] + old[q];
         }
       }
     }
@@ -151,7 +151,7 @@ def bank(primitive: Primitive, inputs: Sequence[ArrayView], to: ArrayView) -> Ke
     text += define(CHUNK=ROOM // (together * CHANNELS * size), TURNED=_even(together, ROOM // (4 * CHANNELS * (TOKENS + 1))))
     text += f"#define GATE {C[kind]}\n#define VALUE {C[values[0].dtype]}\n"
     text += f"#define BEFORE {'keep[s] * before[place]' if others else '0.0f'}\n"
-    named = [("weights", weights), *zip(("keep", "before"), others, strict=False), ("made", to)]
+    named = [("weights", weights), *zip(("keep", "before"), others, strict=False), ("out", to)]
     addresses = tuple(view.buffer for view in (*values, *gates))
     source = text + head(THREADS, named, "long long* addresses") + BANK
     return launched(source, rows * groups * tiles * stripes, THREADS, [view for _, view in named], addresses)

@@ -38,19 +38,19 @@ class Planner:
         self.facts, self.types = facts, facts.types
         self.placed = {name: whole(name, value) for name, value in inputs.items()}
         self.tables: dict[str, np.ndarray] = {}
-        self.values = KernelValues(self.types, facts.made, self.placed, self._tables())
+        self.values = KernelValues(self.types, facts.maker, self.placed, self._tables())
         self.bytes: dict[str, int] = {}  # of temporary values
         self.steps: list[Step] = []
 
     def _tables(self) -> dict[str, ArrayView]:
-        found = {}
+        views = {}
         for p in self.facts.primitives:
             numbers = table(p.op, dict(p.attributes), [self.types[i] for i in p.inputs])
             if numbers is not None:
                 name = f"{p.outputs[0]}.table"
                 self.tables[name] = numbers
-                found[p.outputs[0]] = whole(name, Value(numbers.shape))
-        return found
+                views[p.outputs[0]] = whole(name, Value(numbers.shape))
+        return views
 
     def plan(self) -> StepPlan:
         for n, p in enumerate(self.facts.primitives):
@@ -88,9 +88,9 @@ class Planner:
             return
         together = [name]
         for other in self.facts.primitives[n + 1 : n + 1 + AHEAD] if len(self.facts.shape(name)) > 1 else ():
-            (found, *more) = other.outputs
-            if len(together) < MOST_TOGETHER and not more and self._joins(found, together):
-                together.append(found)
+            (value, *more) = other.outputs
+            if len(together) < MOST_TOGETHER and not more and self._joins(value, together):
+                together.append(value)
         try:
             self._add(together)
         except Unfused:
@@ -100,7 +100,7 @@ class Planner:
         """Whether a value can be made by a kernel that makes others: at most one norm, of a value that is known by then."""
         if name not in self.facts.needed or name in self.placed or self.facts.shape(name) != self.facts.shape(together[0]):
             return False
-        is_alias = self.facts.made[name].op in ALIASES and name not in self.facts.fused
+        is_alias = self.facts.maker[name].op in ALIASES and name not in self.facts.fused
         if is_alias or (name in self.facts.fused and any(other in self.facts.fused for other in together)):
             return False
         leaves = set(self._leaves(name, together))
@@ -118,8 +118,8 @@ class Planner:
             yield name
         elif not top and name in self.facts.needed:
             yield None
-        elif self.facts.made[name].op in POINTWISE or self.facts.made[name].op in NORMS:
-            for i in self.facts.made[name].inputs:
+        elif self.facts.maker[name].op in POINTWISE or self.facts.maker[name].op in NORMS:
+            for i in self.facts.maker[name].inputs:
                 yield from self._leaves(i, known, top=False)
         else:
             yield None
@@ -198,15 +198,15 @@ class Planner:
             if len(readers) != 1 or readers[0].op != op or chain[-1] in self.facts.outputs:
                 return False
             chain.append(readers[0].outputs[0])
-        made, scale = chain[-1], self.placed.get(self.facts.made[chain[-1]].inputs[1])
-        if made in self.facts.outputs or scale is None:
+        end, scale = chain[-1], self.placed.get(self.facts.maker[chain[-1]].inputs[1])
+        if end in self.facts.outputs or scale is None:
             return False
         shape = (x.shape[0], weight.shape[0])
         self.placed[name] = self._temporary(name, self.types[name])
         plain = Product(x, weight, bias[0] if bias else None, None, False, self.placed[name].reshaped(shape), scales)
-        view = self._temporary(made, self.types[made])
-        otherwise = (plain, entrywise(self.values, {made: view}))
-        self.placed[made] = view
+        view = self._temporary(end, self.types[end])
+        otherwise = (plain, entrywise(self.values, {end: view}))
+        self.placed[end] = view
         self.steps.append(replace(plain, gelu=True, out=view.reshaped(shape), out_scale=scale, otherwise=otherwise))
         return True
 

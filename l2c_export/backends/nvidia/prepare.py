@@ -32,9 +32,9 @@ def prepare(manifest: Manifest, settings: BuildSettings, sizes: Range, report: R
         if manifest.precision == FP8 and int(target.removeprefix("sm")) < OLDEST_FP8:
             raise UsageError(f"targets={target!r}: {FP8} needs sm{OLDEST_FP8} or newer: {IN_BF16}")
     backend = None if settings.targets else CudaBackend(Request(precision=manifest.precision))
-    found = {piece for images in sorted({*sizes}) for piece in pieces(manifest, images)}
-    plans = [_plan(piece) for piece in sorted(found, key=lambda piece: piece.name)]
-    sources = list(dict.fromkeys(kernel.source for each in plans for kernel in each.kernels))
+    engine_pieces = {piece for images in sorted({*sizes}) for piece in pieces(manifest, images)}
+    plans = [_plan(piece) for piece in sorted(engine_pieces, key=lambda piece: piece.name)]
+    sources = list(dict.fromkeys(kernel.source for own_plan in plans for kernel in own_plan.kernels))
     targets = settings.targets or ((backend.memory.architecture,) if backend else ())
     for target in targets:
         for source in sources:
@@ -42,7 +42,7 @@ def prepare(manifest: Manifest, settings: BuildSettings, sizes: Range, report: R
     report(f"cuda: {counted(len(sources), 'kernel')} for {', '.join(targets)}, in the user's cache")
     progress()
     if backend:
-        steps = [step for each in plans for step in backend.supported(each)]
+        steps = [step for own_plan in plans for step in backend.supported(own_plan)]
         shapes = list(dict.fromkeys(_shape(step) for step in steps if isinstance(step, Product)))
         gains = [backend.products.tune(shape) for shape in shapes]
         backend.products.keep()

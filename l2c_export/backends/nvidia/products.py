@@ -59,9 +59,9 @@ def shape_of_product(product: Product, addresses: tuple[int, int, int, int]) -> 
     """Of a product whose weight, x, residual and result lie at these addresses."""
     (rows, inner), columns = product.x.shape, product.out.shape[1]
     a, b, c, d = (min(ALIGNED, address & -address) if address else ALIGNED for address in addresses)
-    given = product.bias is not None, product.residual is not None, product.gelu
+    epilogue = product.bias is not None, product.residual is not None, product.gelu
     factors = product.x.dtype if product.scales else ""
-    return ProductShape(rows, columns, inner, product.out.dtype, *given, (a, b, c, d), factors)
+    return ProductShape(rows, columns, inner, product.out.dtype, *epilogue, (a, b, c, d), factors)
 
 
 class Scales(NamedTuple):
@@ -86,9 +86,9 @@ class Prepared:
         rows, columns, inner = shape.rows, shape.columns, shape.inner
         self.weight = lt.matrix_layout_create(factor, inner, columns, inner)
         self.x = lt.matrix_layout_create(factor, inner, rows, inner)
-        self.made = lt.matrix_layout_create(kind, columns, rows, columns)
+        self.out = lt.matrix_layout_create(kind, columns, rows, columns)
         self.residual = lt.matrix_layout_create(added, columns, rows, columns)
-        weakref.finalize(self, _destroy, lt, self.operation, (self.weight, self.x, self.made, self.residual))
+        weakref.finalize(self, _destroy, lt, self.operation, (self.weight, self.x, self.out, self.residual))
         attributes = lt.MatmulDescAttribute
         products.set(lt.matmul_desc_set_attribute, self.operation, attributes.TRANSA, 1, np.int32)
         name = {(False, False): "DEFAULT", (True, False): "BIAS", (False, True): "GELU", (True, True): "GELU_BIAS"}
@@ -99,12 +99,12 @@ class Prepared:
         if shape.factors:  # sums of 128 products at a time in the tensor cores, as everybody's inference does
             products.set(lt.matmul_desc_set_attribute, self.operation, attributes.FAST_ACCUM, 1, np.int8)
         self.in_place = added == kind  # whether what is added may lie where the result goes
-        self.found = self._candidates(products, shape)
-        self.algorithm = self.found[:1]
+        self.candidates = self._candidates(products, shape)
+        self.algorithm = self.candidates[:1]
         known = products.known.get(shape.key)
-        for n in range(len(self.found)):
-            if self.found[n]["algo"].tobytes().hex() == known:
-                self.algorithm = self.found[n : n + 1]
+        for n in range(len(self.candidates)):
+            if self.candidates[n]["algo"].tobytes().hex() == known:
+                self.algorithm = self.candidates[n : n + 1]
 
     def _candidates(self, products: Products, shape: ProductShape) -> np.ndarray:
         lt = products.lt
@@ -115,10 +115,10 @@ class Prepared:
             for letter, least in zip("ABCD", shape.aligned, strict=True):
                 name = names[f"MIN_ALIGNMENT_{letter}_BYTES"]
                 products.set(lt.matmul_preference_set_attribute, preference, name, least, np.uint32)
-            found, count = np.zeros(CANDIDATES, lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
+            candidates, count = np.zeros(CANDIDATES, lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
             lt.matmul_algo_get_heuristic(
-                products.handle, self.operation, self.weight, self.x, self.residual, self.made, preference, CANDIDATES,
-                found.ctypes.data, count.ctypes.data,
+                products.handle, self.operation, self.weight, self.x, self.residual, self.out, preference, CANDIDATES,
+                candidates.ctypes.data, count.ctypes.data,
             )  # fmt: skip
         except Exception as error:
             raise BackendError(f"cuda: cuBLASLt has no product for {shape}: {first_line(error)}") from None
@@ -126,7 +126,7 @@ class Prepared:
             lt.matmul_preference_destroy(preference)
         if not count[0]:
             raise BackendError(f"cuda: cuBLASLt has no product for {shape}")
-        return found[: count[0]]
+        return candidates[: count[0]]
 
 
 def _destroy(lt: Any, operation: int, layouts: tuple[int, ...]) -> None:
@@ -158,13 +158,13 @@ class Products:
     def tune(self, shape: ProductShape) -> float:
         """Find the fastest algorithm for a product; how many times as fast it is as the library's first choice."""
         prepared = self.prepared(shape)
-        if len(prepared.found) == 1:
+        if len(prepared.candidates) == 1:
             return 1.0
         seconds = tuning.seconds(self, self._memory, shape, prepared)
         best = int(np.argmin(seconds))
         best = best if seconds[best] < CLEARLY * seconds[0] else 0
-        prepared.algorithm = prepared.found[best : best + 1]
-        self.known[shape.key] = prepared.found[best]["algo"].tobytes().hex()
+        prepared.algorithm = prepared.candidates[best : best + 1]
+        self.known[shape.key] = prepared.candidates[best]["algo"].tobytes().hex()
         return seconds[0] / seconds[best]
 
     def keep(self) -> None:
@@ -184,14 +184,14 @@ class Products:
 
     def bind(self, product: Product, pointer: Pointer) -> Callable[[], None]:
         """A function that enqueues a product of these pointers."""
-        weight, x, made = pointer(product.weight), pointer(product.x), pointer(product.out)
-        residual = pointer(product.residual) if product.residual else made
-        shape = shape_of_product(product, (weight, x, residual, made))
+        weight, x, out = pointer(product.weight), pointer(product.x), pointer(product.out)
+        residual = pointer(product.residual) if product.residual else out
+        shape = shape_of_product(product, (weight, x, residual, out))
         bias = pointer(product.bias) if product.bias else 0
         of_x, of_weight = map(pointer, product.scales) if product.scales else (0, 0)
         inverse = self._inverse(pointer(product.out_scale)) if product.out_scale else None
         scales = Scales(of_x, of_weight, inverse)
-        return self.run(self.prepared(shape), x, weight, bias, residual if product.residual else 0, made, scales)
+        return self.run(self.prepared(shape), x, weight, bias, residual if product.residual else 0, out, scales)
 
     def _inverse(self, scale: int) -> DeviceArray:
         """1 over a scale, copied to where cuBLASLt takes it from: it refuses addresses of less than 16 bytes."""
@@ -207,16 +207,16 @@ class Products:
         return True
 
     def run(
-        self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, made: int, scales: Scales = NO_SCALES
+        self, prepared: Prepared, x: int, weight: int, bias: int, residual: int, out: int, scales: Scales = NO_SCALES
     ) -> Callable[[], None]:
         """The same over addresses; 0 stands for what there is not."""
         lt, names = self.lt, self.lt.MatmulDescAttribute
         inverse = scales.inverse.pointer if scales.inverse else 0
-        given = {names.BIAS_POINTER: bias, names.A_SCALE_POINTER: scales.weight, names.B_SCALE_POINTER: scales.x,
-                 names.D_SCALE_POINTER: inverse}  # fmt: skip
-        pointers = [(name, np.array([address], np.uint64)) for name, address in given.items() if address]
+        addresses = {names.BIAS_POINTER: bias, names.A_SCALE_POINTER: scales.weight, names.B_SCALE_POINTER: scales.x,
+                     names.D_SCALE_POINTER: inverse}  # fmt: skip
+        pointers = [(name, np.array([address], np.uint64)) for name, address in addresses.items() if address]
         one, beta = self._one.ctypes.data, (self._one if residual else self._zero).ctypes.data
-        added = residual or (made if prepared.in_place else self._workspace.pointer)
+        added = residual or (out if prepared.in_place else self._workspace.pointer)
         algorithm = prepared.algorithm["algo"].copy()
 
         def run() -> None:
@@ -225,7 +225,7 @@ class Products:
                 lt.matmul_desc_set_attribute(prepared.operation, name, address.ctypes.data, address.nbytes)
             lt.matmul(
                 self.handle, prepared.operation, one, weight, prepared.weight, x, prepared.x, beta, added,
-                prepared.residual, made, prepared.made, algorithm.ctypes.data, self._workspace.pointer, WORKSPACE, self._stream,
+                prepared.residual, out, prepared.out, algorithm.ctypes.data, self._workspace.pointer, WORKSPACE, self._stream,
             )  # fmt: skip
 
         return run
@@ -239,7 +239,7 @@ class Products:
 def _read(data: bytes) -> dict[str, str]:
     """What was kept; nothing of a file that is something else."""
     try:
-        found = json.loads(data or b"{}")
+        content = json.loads(data or b"{}")
     except ValueError:
         return {}
-    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    return {str(k): str(v) for k, v in content.items()} if isinstance(content, dict) else {}

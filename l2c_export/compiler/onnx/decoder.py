@@ -1,13 +1,10 @@
-"""The decoder of an AutoencoderKL or AutoencoderTiny of diffusers -> ONNX: latents in, pixels out, at any height and width."""
+"""The decoder of an autoencoder of diffusers (KL, Tiny or DC) -> ONNX: latents in, pixels out, at any height and width."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import math
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +18,13 @@ from ...artefact.records import DecoderRecord
 from ...errors import ModelError
 from ...models.diffusers.model_index import autoencoder_kind
 from ...support.extras import needs
+from ...support.log import quiet
 from ...support.words import first_line
 from ...weights import finder
 from ...weights.stored import LEAST
 from .opset import EXPORTED, downgrade
 
+LINEAR = "SanaMultiscaleLinearAttention"  # of an AutoencoderDC
 EXAMPLE = (6, 10)  # the height and width of the latents that it is traced with
 
 
@@ -80,13 +79,33 @@ class GroupNorm(torch.nn.Module):
         return scaled * self.weight.reshape(channels) + self.bias.reshape(channels)
 
 
+def attend_linearly(attention: Any, x: Tensor) -> Tensor:
+    """The attention of an AutoencoderDC, x (1, C, h, w): what diffusers computes, linearly in the number of places however few
+    these are; there it takes the quadratic form of the same sums for small pictures, which a graph for all sizes cannot.
+    """
+    _, _, height, width = x.shape
+    places = x.movedim(1, -1)
+    qkv = torch.cat([attention.to_q(places), attention.to_k(places), attention.to_v(places)], dim=3).movedim(-1, 1)
+    scales = torch.cat([qkv, *(block(qkv) for block in attention.to_qkv_multiscale)], dim=1)
+    query, key, value = scales.reshape(1, -1, 3 * attention.attention_head_dim, height * width).chunk(3, dim=2)
+    query, key = attention.nonlinearity(query), attention.nonlinearity(key)
+    weighted = (value @ key.transpose(-1, -2)) @ query
+    total = key.sum(-1, keepdim=True).transpose(-1, -2) @ query
+    mean = weighted / total.clamp(min=attention.eps)  # the exporter drops + 1e-15; a total of 0 is of nothing
+    output: Tensor = attention.to_out(mean.reshape(1, -1, height, width).movedim(1, -1))
+    is_last = attention.norm_type == "rms_norm"  # of the channels, which are last there
+    output = attention.norm_out(output).movedim(-1, 1) if is_last else attention.norm_out(output.movedim(-1, 1))
+    return output + x if attention.residual_connection else output
+
+
 def load(folder: Path) -> Any:
     """The autoencoder in `folder`, in float32, whichever way its weights are stored.  Raises ModelError."""
     diffusers = needs("diffusers", "diffusers")
     file, kind = finder.find(folder), autoencoder_kind(folder)
     options = {"variant": file.variant or None, "use_safetensors": file.suffix == "safetensors"}
     try:
-        with quiet("diffusers"):  # which warns of what it has written into a tiny one's configuration itself
+        # it warns of what it has written into a tiny one's configuration itself
+        with quiet("diffusers"), contextlib.redirect_stdout(io.StringIO()):
             known = getattr(diffusers, kind)
             autoencoder = known.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False, **options)
     except Exception as error:  # a damaged configuration ends in errors of all kinds
@@ -98,9 +117,13 @@ def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> N
     """Export the decoder to `target`, with its weights inside, in float32."""
     model = Decoding(load(folder), record)
     normalise_by_hand(model)
+    for module in model.modules():
+        if type(module).__name__ == LINEAR:
+            setattr(module, "processor", attend_linearly)  # noqa: B010  (no tensor, nor a module)
     axes = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     try:
-        with quiet("torch.onnx"):
+        # of torchvision, and renamed axes
+        with quiet("torch.onnx"), contextlib.redirect_stdout(io.StringIO()):
             program = torch.onnx.export(
                 model,
                 (torch.zeros(1, channels, *EXAMPLE),),
@@ -115,8 +138,8 @@ def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> N
         raise ModelError(f"{folder}: its decoder does not run: {_reason(error)}") from None
     assert program is not None
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = downgrade(program.model_proto, "decoder")
-    target.write_bytes((halved(made) if record.stored else made).SerializeToString())
+    proto = downgrade(program.model_proto, "decoder")
+    target.write_bytes((halved(proto) if record.stored else proto).SerializeToString())
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -140,20 +163,6 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.node.extend(nodes)
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-@contextlib.contextmanager
-def quiet(library: str) -> Iterator[None]:
-    """The exporter warns about torchvision and renamed axes, neither of which concerns a user."""
-    logger = logging.getLogger(library)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:

@@ -35,9 +35,9 @@ Bodies = Mapping[str, onnx.ModelProto]
 
 def segment_model(name: str, segment: Graph, bodies: Bodies) -> onnx.ModelProto:
     """A segment as a model of its own: symbolic batch, weights as inputs."""
-    made = composed(name, segment, bodies)
-    onnx.checker.check_model(made)
-    return made
+    proto = composed(name, segment, bodies)
+    onnx.checker.check_model(proto)
+    return proto
 
 
 def composed(name: str, graph: Graph, bodies: Bodies) -> onnx.ModelProto:

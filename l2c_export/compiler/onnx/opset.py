@@ -15,9 +15,9 @@ OPSET = 17
 # What the exporter writes (18 is its minimum), and which of its operators mean the same in opset 17.
 EXPORTED = 18
 SAME_IN_17 = frozenset([
-    "Add", "Cast", "Concat", "Constant", "Conv", "Cos", "Div", "Erf", "Gather", "Gemm", "LayerNormalization", "MatMul", "Mul",
-    "Neg", "Reciprocal", "ReduceMean", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split",
-    "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
+    "Add", "Cast", "Clip", "Concat", "Constant", "Conv", "Cos", "DepthToSpace", "Div", "Erf", "Expand", "Gather", "Gemm",
+    "LayerNormalization", "MatMul", "Mul", "Neg", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize",
+    "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
 ])  # fmt: skip
 # Attributes that 17 does not have, and the values that it implies; None where it has another way to say the same.
 NEW_IN_18: dict[str, dict[str, object]] = {

@@ -57,8 +57,8 @@ def with_fp8(call: Graph, kept: Collection[str]) -> Graph:
         scales = [(input_scale if activation else weight_scale)(node.inputs[n]) for activation, n in narrowed.scales]
         values |= dict.fromkeys(scales, msgspec.structs.replace(SCALE, kind=WEIGHT))
         nodes.append(Node(op, node.name, (*node.inputs, *scales), node.outputs))
-        for name, made in zip(node.outputs, narrowed.body.outputs, strict=True):
-            values[name] = msgspec.structs.replace(values[name], dtype=narrowed.body.values[made].dtype)
+        for name, inner in zip(node.outputs, narrowed.body.outputs, strict=True):
+            values[name] = msgspec.structs.replace(values[name], dtype=narrowed.body.values[inner].dtype)
     return msgspec.structs.replace(call, nodes=tuple(nodes), values=values, bodies=bodies)
 
 
@@ -106,8 +106,8 @@ def _narrowed(body: Body, node: Node, shared: Collection[str], gated: Sequence[b
     outputs = tuple(casts.get(name, name) if only else name for name, only in zip(body.outputs, gated, strict=True))
     read = {*outputs, *(name for p in primitives for name in p.inputs)}
     primitives = tuple(p for p in primitives if read.intersection(p.outputs))
-    made = Body(body.kind, tuple(inputs), outputs, primitives, values)
-    return Narrowed(made, tuple(place[weight] for weight in chosen), tuple(scales))
+    narrow_body = Body(body.kind, tuple(inputs), outputs, primitives, values)
+    return Narrowed(narrow_body, tuple(place[weight] for weight in chosen), tuple(scales))
 
 
 def _is_product(p: Primitive, body: Body, place: Mapping[str, int], node: Node, shared: Collection[str]) -> bool:
@@ -115,7 +115,7 @@ def _is_product(p: Primitive, body: Body, place: Mapping[str, int], node: Node, 
     if p.op != "linear" or p.inputs[1] not in place:
         return False
     tensor, value = node.inputs[place[p.inputs[1]]], body.values[p.inputs[1]]
-    readers = sum(each.inputs.count(p.inputs[1]) for each in body.primitives)
+    readers = sum(primitive.inputs.count(p.inputs[1]) for primitive in body.primitives)
     if value.dtype != "bfloat16" or len(value.shape) != 2 or not tensor.endswith(".weight") or tensor in shared or readers > 1:
         return False
     rows, columns = sizes(value.shape)
@@ -124,10 +124,10 @@ def _is_product(p: Primitive, body: Body, place: Mapping[str, int], node: Node, 
 
 def records_of(tensors: Mapping[str, TensorRecord], call: Graph) -> dict[str, TensorRecord]:
     """A model's tensors as they are stored, with the weights of these products in e4m3, and the scales."""
-    found = dict(tensors)
+    records = dict(tensors)
     for name in (name for name, value in call.values.items() if value.dtype == E4M3):
-        found[name] = msgspec.structs.replace(tensors[name], dtype=E4M3, stored=msgspec.UNSET)
-        found[weight_scale(name)] = TensorRecord(sizes(SCALE.shape), SCALE.dtype, scale="weight")
+        records[name] = msgspec.structs.replace(tensors[name], dtype=E4M3, stored=msgspec.UNSET)
+        records[weight_scale(name)] = TensorRecord(sizes(SCALE.shape), SCALE.dtype, scale="weight")
         if input_scale(name) in call.values:
-            found[input_scale(name)] = TensorRecord(sizes(SCALE.shape), SCALE.dtype, scale="input")
-    return found
+            records[input_scale(name)] = TensorRecord(sizes(SCALE.shape), SCALE.dtype, scale="input")
+    return records

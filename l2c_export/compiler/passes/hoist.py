@@ -7,26 +7,30 @@ from typing import NamedTuple
 
 import msgspec
 
-from ...ir.graph import INNER, PROLOGUE, REQUEST, TIME, WEIGHT, Graph, Node, dependencies, live
+from ...ir.graph import INNER, ONCE, PROLOGUE, REQUEST, TIME, WEIGHT, Graph, Node, dependencies, live
 
 EARLY = frozenset({WEIGHT, TIME, REQUEST})
 
 
 class Hoisted(NamedTuple):
-    """Three graphs with three binding times; together they are the call that went in."""
+    """Graphs with different binding times; together they are the call that went in."""
 
     constants: Graph  # depends on the timesteps alone: evaluated once per loaded artefact
-    prologue: Graph  # depends on what is asked for too: evaluated once per request, for all calls
+    request: Graph  # depends on what is asked for alone: evaluated once per request, the same for all calls
+    prologue: Graph  # depends on both: evaluated once per request, for many calls at once
     call: Graph  # the rest
 
 
 def hoist(call: Graph) -> Hoisted:
     """Split a call by data flow: a value belongs to the earliest time at which its inputs are known.
 
-    A hoisted value that a later part reads becomes an input of kind PROLOGUE there.
+    A hoisted value that a later part reads becomes an input there: of kind ONCE what is the same in every call, else PROLOGUE.
+    The prologue has rows for every call, and makes again what it reads of the request alone: little, beside a call.  What is
+    large, the keys and values of a prompt, the loop reads itself.
     """
     needs = dependencies(call, call.kind)
     constant = {name for name, kinds in needs.items() if kinds <= {WEIGHT, TIME} and TIME in kinds}
+    once = {name for name, kinds in needs.items() if kinds <= {WEIGHT, REQUEST} and REQUEST in kinds}
     early = {name for name, kinds in needs.items() if kinds <= EARLY and kinds != {WEIGHT}} - _of_both(call, needs)
     hoisted = {n for node in call.nodes if node.outputs[0] in early for n in node.outputs}
 
@@ -35,7 +39,9 @@ def hoist(call: Graph) -> Hoisted:
 
         def kind(name: str) -> str:
             value = call.values[name]
-            return PROLOGUE if value.kind == INNER and name not in computed else value.kind
+            if value.kind != INNER or name in computed:
+                return value.kind
+            return ONCE if name in once else PROLOGUE
 
         names = {name for node in nodes for name in node.inputs} | set(outputs)
         values = {n: msgspec.structs.replace(call.values[n], kind=kind(n)) for n in names | computed}
@@ -45,11 +51,12 @@ def hoist(call: Graph) -> Hoisted:
     loop = msgspec.structs.replace(loop, sublayers=call.sublayers, levels=call.levels)
     rows = tuple(n for n in loop.inputs if n in hoisted)
     prologue_nodes = [n for n in call.nodes if n.outputs[0] in hoisted - constant]
-    prologue = part(prologue_nodes, tuple(n for n in rows if n not in constant))
+    prologue = part(prologue_nodes, tuple(n for n in rows if n not in constant | once))
+    request = part([n for n in call.nodes if n.outputs[0] in once], tuple(n for n in rows if n in once))
     inner = tuple(n for n in hoisted & constant if n in {*prologue.inputs, *loop.inputs})
     order = [o for node in call.nodes for o in node.outputs if o in inner]
     constants = part([n for n in call.nodes if n.outputs[0] in hoisted & constant], tuple(order))
-    return Hoisted(constants, prologue, loop)
+    return Hoisted(constants, request, prologue, loop)
 
 
 def _of_both(call: Graph, needs: Mapping[str, frozenset[str]]) -> set[str]:

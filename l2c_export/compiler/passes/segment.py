@@ -38,7 +38,7 @@ def cut(parts: Hoisted, calls: Mapping[Key, Graph], prefix: str = "") -> Linked:
     """Cut every graph into segments and share the equal ones."""
     distinct = list(dict.fromkeys(text(graph) for graph in calls.values()))  # what readers want may come to the same
     names = {key: f"{prefix}step-{distinct.index(text(graph)):03d}" for key, graph in calls.items()}
-    early = (("constants", parts.constants), ("prologue", parts.prologue))
+    early = (("constants", parts.constants), ("request", parts.request), ("prologue", parts.prologue))
     uncut = {f"{prefix}{n}": live(g) for n, g in early if g.nodes}
     uncut |= {names[key]: live(graph) for key, graph in calls.items()}
     graphs, segments = {}, {}

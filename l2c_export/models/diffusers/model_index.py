@@ -23,8 +23,9 @@ CONFIG = "config.json"  # of a part
 PIPELINE = "DiTPipeline"
 TRANSFORMER = "DiTTransformer2DModel"
 TRANSFORMERS = (TRANSFORMER, "Transformer2DModel")  # the second is its name in older folders
-AUTOENCODER, TINY_AUTOENCODER = "AutoencoderKL", "AutoencoderTiny"
-AUTOENCODERS = (AUTOENCODER, TINY_AUTOENCODER)
+AUTOENCODER, TINY_AUTOENCODER, DEEP_AUTOENCODER = "AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"
+AUTOENCODERS = (AUTOENCODER, TINY_AUTOENCODER, DEEP_AUTOENCODER)
+SUPPORTED = f"{AUTOENCODER}, {TINY_AUTOENCODER} and {DEEP_AUTOENCODER}"
 KNOWN = (
     f"l2c-export knows DiT and U-ViT; give a {PIPELINE} or its {TRANSFORMER}, a checkpoint of the references, or PixArt, "
     "Stable Diffusion 3, FLUX.1, AuraFlow, Sana or Qwen-Image"
@@ -48,7 +49,8 @@ def config(path: Path) -> Mapping[str, Any]:
 
 def autoencoder_kind(folder: Path) -> str:
     """The class of an autoencoder's folder, of those that are known.  Raises ModelError for a damaged configuration."""
-    return TINY_AUTOENCODER if config(folder / CONFIG).get("_class_name") == TINY_AUTOENCODER else AUTOENCODER
+    kind = str(config(folder / CONFIG).get("_class_name"))
+    return kind if kind in AUTOENCODERS else AUTOENCODER
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def autoencoder(index: PipelineIndex) -> Path:
     """The folder of a pipeline's autoencoder.  Raises ModelError if it has none that is supported."""
     kind, folder = index.part("vae"), index.path.parent / "vae"
     if kind not in model_index.AUTOENCODERS:
-        raise ModelError(f"{folder}: {kind} is not supported: only {' and '.join(model_index.AUTOENCODERS)} are")
+        raise ModelError(f"{folder}: {kind} is not supported: only {model_index.SUPPORTED} are")
     if kind != (said := model_index.autoencoder_kind(folder)):
         raise ModelError(f"{folder} is an {said} by its {CONFIG}, and an {kind} by the {INDEX} above it: save it again")
     return folder
@@ -209,7 +209,7 @@ def chosen_autoencoder(path: Path) -> Path:
         return autoencoder(model_index.read(path.parent / INDEX))
     kind = config(path / CONFIG).get("_class_name", model_index.AUTOENCODER)
     if kind not in model_index.AUTOENCODERS:
-        raise ModelError(f"vae={str(path)!r}: {kind} is not supported: only {' and '.join(model_index.AUTOENCODERS)} are")
+        raise ModelError(f"vae={str(path)!r}: {kind} is not supported: only {model_index.SUPPORTED} are")
     return path
 
 

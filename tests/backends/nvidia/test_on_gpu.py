@@ -48,15 +48,15 @@ def got(backend, array):
 
 
 def error(backend, segment: Segment) -> float:
-    given = segment.some()
-    wanted = execute(segment.primitives, given)
-    file = SegmentFile(Path("segment.onnx"), tuple(given), segment.outputs, primitives=tuple(segment.primitives))
-    inputs = {name: put(backend, tensor) for name, tensor in given.items()}
+    tensors = segment.some()
+    wanted = execute(segment.primitives, tensors)
+    file = SegmentFile(Path("segment.onnx"), tuple(tensors), segment.outputs, primitives=tuple(segment.primitives))
+    inputs = {name: put(backend, tensor) for name, tensor in tensors.items()}
     outputs = {name: put(backend, torch.full_like(wanted[name], 77)) for name in segment.outputs}
     run = backend.load(file).bind(inputs, outputs)
     worst = 0.0
-    for each in (run, backend.memory.capture(run)):  # once by itself, once in a CUDA graph
-        each()
+    for call in (run, backend.memory.capture(run)):  # once by itself, once in a CUDA graph
+        call()
         backend.memory.finish()
         worst = max(worst, *(off_by(got(backend, outputs[name]), wanted[name]) for name in segment.outputs))
     return worst
@@ -67,9 +67,11 @@ def tolerance(segment):
     return max(allowed.get(value.dtype, TOLERANCE["float32"]) for value in segment.inputs.values())
 
 
-@pytest.mark.parametrize("each", [*LOOSE, *LARGER], ids=lambda each: f"{each[0]}-{[(*v.shape, v.dtype) for v in each[1]]}"[:90])
-def test_single_primitives(backend, each):
-    segment = alone(*each)
+@pytest.mark.parametrize(
+    "example", [*LOOSE, *LARGER], ids=lambda example: f"{example[0]}-{[(*v.shape, v.dtype) for v in example[1]]}"[:90]
+)
+def test_single_primitives(backend, example):
+    segment = alone(*example)
     assert error(backend, segment) < tolerance(segment)
 
 

@@ -1,4 +1,4 @@
-"""A compiled PixArt and a compiled FLUX, which tests only read."""
+"""A compiled PixArt, FLUX and Sana, which tests only read."""
 
 from __future__ import annotations
 
@@ -41,3 +41,8 @@ def pixart(tmp_path_factory):
 @pytest.fixture(scope="package")
 def flux(tmp_path_factory):
     return compiled(tmp_path_factory.mktemp("flux"), "flux")
+
+
+@pytest.fixture(scope="package")
+def sana(tmp_path_factory):
+    return compiled(tmp_path_factory.mktemp("sana"), "sana")

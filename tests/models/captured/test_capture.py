@@ -88,8 +88,8 @@ def test_what_is_not_the_modules_own_value_is_refused(folders):
 
 
 def test_an_operation_without_a_primitive_is_refused_by_name(folders, monkeypatch):
-    def call(*given, **named):
-        return torch.cumsum(adapters.pixart(*given, **named), 1)
+    def call(*positional, **named):
+        return torch.cumsum(adapters.pixart(*positional, **named), 1)
 
     monkeypatch.setitem(adapters.ADAPTERS, "pixart", replace(adapters.PIXART, call=call))
     with pytest.raises(ModelError, match=r"aten\.cumsum\.default in .*: no primitive does this: it cannot be captured"):
@@ -149,3 +149,18 @@ def test_a_weight_that_is_read_twice_stays_alone():
     assert joined.joined(other, weights, {"w": (4, 4), "v": (8, 4)}) == (tuple(other), weights)
     (one,), left = joined.joined(other, weights, {"w": (4, 4), "v": (4, 4)})
     assert (one.outputs, left) == (("a", "b"), {"i1": ("w", "v")})
+
+
+@pytest.mark.parametrize(("version", "remedy"), [
+    ("2.11.0+cu130", "check size and tokens, or use PyTorch 2.13 instead of 2.11.0+cu130"),
+    ("2.13.0+cpu", "check size and tokens"), ("2.14.0a0+git1", "check size and tokens"),
+])  # fmt: skip
+def test_an_older_pytorch_is_named_where_it_cannot_capture(folders, monkeypatch, version, remedy):
+    def fails(*_, **__):
+        raise ValueError("Constraints violated (R)! For more information ..")
+
+    monkeypatch.setattr(torch.export, "export", fails)
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(ModelError, match=r"cannot be captured: ValueError: Constraints violated \(R\)") as refused:
+        families.build("pixart", arch(folders["pixart"], tokens=9))
+    assert str(refused.value).endswith(remedy)
