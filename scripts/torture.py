@@ -387,7 +387,7 @@ def mutations(count: int, seconds: float, chance: random.Random, work: Path) -> 
 
 def manifests(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
     """The manifests of artefacts that have all that there is, changed by somebody who knows the checksum: the same."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for name, make in altered.ARTEFACTS.items():
         place = work / name
         place.mkdir()
@@ -395,14 +395,14 @@ def manifests(count: int, seconds: float, chance: random.Random, work: Path) -> 
         wanted = {link: once(functools.partial(altered.used, engines, link)).detail for link in ("shared", "static")}
         seeds = [chance.randrange(2**32) for _ in range(count // len(altered.ARTEFACTS))]
         trials = [functools.partial(altered_once, engines, place, wanted, seed) for seed in seeds]
-        for seed, each in zip(seeds, on_two_cores(trials, seconds / len(altered.ARTEFACTS)), strict=False):
-            outcome = each.detail if each.kind == "done" else each.kind
-            found["manifests"] += 1
-            found[outcome] += 1
-            found[f"{name}: {outcome}"] += 1
-            if each.kind in BAD:
-                print(f"{name}, manifest seed {seed}: {each.kind}\n{each.detail[-1500:]}", file=sys.stderr)
-    return found
+        for seed, trial in zip(seeds, on_two_cores(trials, seconds / len(altered.ARTEFACTS)), strict=False):
+            outcome = trial.detail if trial.kind == "done" else trial.kind
+            counts["manifests"] += 1
+            counts[outcome] += 1
+            counts[f"{name}: {outcome}"] += 1
+            if trial.kind in BAD:
+                print(f"{name}, manifest seed {seed}: {trial.kind}\n{trial.detail[-1500:]}", file=sys.stderr)
+    return counts
 
 
 def altered_once(engines: Path, place: Path, wanted: Mapping[str, str], seed: int) -> str:

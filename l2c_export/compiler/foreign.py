@@ -32,32 +32,32 @@ def options_with(
     router_kind: str = AS_IT_IS.router_kind,
     budget: int | None = None,
     full_calls: str | None = None,
-    **given: Any,
+    **options: Any,
 ) -> Options:
     """The same as `options_of`, where files may be of other tools; `report` is told in a line what each was taken for.
 
     A steps mask stays what it is: it has a meaning of its own.  Raises UsageError and ScheduleError.
     """
-    chosen = Selection(router_kind, given.get("threshold"), budget=budget, full_calls=full_calls)
+    chosen = Selection(router_kind, options.get("threshold"), budget=budget, full_calls=full_calls)
     programs = wanted(schedule, steps)
     paths = [program.schedule for program in programs if isinstance(program.schedule, str)]
     files = {path: recognised(path, chosen) for path in dict.fromkeys(paths)}
     for path, file in files.items():
         if file and file.form == mask.FORM:
-            report(f"{path}: {file.form}, level {given.get('level') or SUBLAYER}")
+            report(f"{path}: {file.form}, level {options.get('level') or SUBLAYER}")
     others = {path: file for path, file in files.items() if file and file.form != mask.FORM}
     if not others:
         check_unused(chosen, " ".join(files) or str(schedule))
-        return options_of(schedule, steps, **given)
-    model = {name: given.get(name) for name in OF_MODEL}
+        return options_of(schedule, steps, **options)
+    model = {name: options.get(name) for name in OF_MODEL}
     read: list[Any] = [
         of_model(Path(one), others[one], count, report, **model) if isinstance(one, str) and one in others else one
         for one, count in programs
     ]
     if chosen.router_kind != AS_IT_IS.router_kind:
-        given["threshold"] = None  # it was said of those
+        options["threshold"] = None  # it was said of those
     all_have_steps = len(paths) == len(programs) and others.keys() == files.keys()
-    return options_of(read, None if all_have_steps else steps, **given)
+    return options_of(read, None if all_have_steps else steps, **options)
 
 
 def check_unused(chosen: Selection, name: str) -> None:

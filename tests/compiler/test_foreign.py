@@ -40,18 +40,18 @@ def runs(schedule):
 def test_compile_reads_a_file_of_another_tool(file, model, tmp_path):
     path, said = file("smooth.json", SMOOTH), []
     options = {"model": model, "sampler": "ddim", "report": said.append}
-    made = l2c_export.compile(path, **options, weights="random:1", out=tmp_path / "out", backend="onnxruntime")
+    artefact = l2c_export.compile(path, **options, weights="random:1", out=tmp_path / "out", backend="onnxruntime")
     assert said[0] == f"{path}: a schedule of SmoothCache, level sublayer, 4 steps"
-    assert runs(made.manifest.program()) == RUNS
-    assert runs(Schedule.read(made.path / "schedule.json")) == RUNS
+    assert runs(artefact.manifest.program()) == RUNS
+    assert runs(Schedule.read(artefact.path / "schedule.json")) == RUNS
     predicted = dry_run(path, **options)
     assert predicted.schedule.total.flops < predicted.uncached.total.flops
 
 
 def read(schedule, steps=None, **options):
     said = []
-    found = options_with(schedule, steps, said.append, **options)
-    return [(program.schedule, program.steps) for program in found.programs], said
+    options_read = options_with(schedule, steps, said.append, **options)
+    return [(program.schedule, program.steps) for program in options_read.programs], said
 
 
 def test_several_files_are_several_programs(file, model):

@@ -75,7 +75,7 @@ def with_attributes():
     for body in (body for name, dtype in zip(FAMILIES, TOLERANCE, strict=True) for body in bodies(name, dtype).values()):
         for p in body.primitives:
             some.setdefault(p.op, Segment((p,), {name: body.values[name] for name in p.inputs}, p.outputs))
-    return {(p.op, name): each for each in some.values() for p in each.primitives for name, _ in p.attributes}
+    return {(p.op, name): segment for segment in some.values() for p in segment.primitives for name, _ in p.attributes}
 
 
 HOSTILE = [

@@ -55,8 +55,8 @@ def compared(family, folder, out, runs=RUNS):
     arrays = {name: values.numpy() for name, values in request.items()}
     for backend, link in runs:
         with l2c_export.load(out, backend=backend, link=link) as pipe:
-            made = pipe(latents=noise.numpy(), guidance_scale=PIPELINES[family].scale, **arrays).latents
-        assert prompted.error(made, wanted) < CLOSE, (backend, link)
+            latents = pipe(latents=noise.numpy(), guidance_scale=PIPELINES[family].scale, **arrays).latents
+        assert prompted.error(latents, wanted) < CLOSE, (backend, link)
 
 
 @pytest.mark.parametrize(("family", "full", "rules", "others"), [
