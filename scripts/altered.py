@@ -1,7 +1,7 @@
 """JSON as nobody wrote it: values replaced, removed and moved, numbers off, and names that lead elsewhere.
 
-`python scripts/torture.py --only manifests` does that to the manifest of an artefact that has all that there is, as somebody
-would who knows the checksum, and uses the artefact.
+`python scripts/torture.py --only manifests` does that to the manifests of two artefacts that have all that there is, as
+somebody would who knows the checksum, and uses the artefacts.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ import l2c_export  # noqa: E402
 from l2c_export import L2CError  # noqa: E402
 from l2c_export.artefact import store  # noqa: E402
 from l2c_export.artefact.records import FILE  # noqa: E402
+from l2c_export.compiler.request import Options  # noqa: E402
+from l2c_export.compiler.source import resolve  # noqa: E402
 from l2c_export.ir.inputs import usual  # noqa: E402
 from l2c_export.runtime.pipeline import Pipeline  # noqa: E402
+from l2c_export.schedules.values import values_of  # noqa: E402
 
 NAMES = ("", "x", "x.next", "t", "../x", "/tmp/x", "a/b", "..", "-x", "y@-1", "y@+1", "w[0:2]", "i0", "step-000", "4", "a\nb",
          "\x1b[31m", "\u202e", "\ud800", "'; touch EXECUTED; '", "$(touch EXECUTED)", "{0}", "%s", "CON", "a" * 300,
@@ -135,25 +138,57 @@ def everything(folder: Path) -> Path:
     return engines
 
 
+def prompted(folder: Path) -> Path:
+    """A FLUX of two streams with its text encoders and a decoder: one program with banks of forecasts, one with a range of the
+    stack and explicit terms; text encoders in eight bits, and a decoder in sixteen.
+    """
+    import texts
+
+    pipeline = texts.folder_of("flux", folder / "pipeline")
+    of_model = {"model": str(pipeline), "size": (64, 64), "tokens": texts.TOKENS, "batch": 2}
+    forecast, full = (
+        resolve(Options(schedule, steps=steps, rule=rule, **of_model)).schedule
+        for schedule, steps, rule in (("every:5", 10, "taylor:2"), ("every:1", 4, None))
+    )
+    blocks, every = "stack[1:5]", range(full.columns)
+    inside = values_of((*full.sublayers, blocks)).spanned(blocks)
+    outside = [j for j in every if j not in inside]
+    ranged = full.computing([every, every, outside, outside]).following(
+        {2: {blocks: "taylor:1"}, 3: {blocks: [[2, 2.5], [3, -1.5]]}}
+    )
+    l2c_export.compile([forecast, ranged], out=folder / "engines", **of_model, with_text=True, with_vae=True,
+                       store=["text=int8", "decoder=fp16"], backend="onnxruntime")  # fmt: skip
+    l2c_export.build(folder / "engines", "tensorrt-rtx", targets="sm86")
+    return folder / "engines"
+
+
+ARTEFACTS = {"dit": everything, "flux": prompted}
+
+
 def altered(engines: Path, folder: Path, wanted: Mapping[str, str], seed: int) -> str:
     """Change a manifest, and use the artefact: "harmless" where it does what it did, "other" where it does what it now says."""
     chance = random.Random(seed)
     if folder.exists():
         shutil.rmtree(folder)
     shutil.copytree(engines, folder)
-    raw = json.loads(json_changed((folder / FILE).read_bytes(), chance))
-    if isinstance(raw, dict):
-        with contextlib.suppress(UnicodeEncodeError):  # half a character has no checksum
-            raw["checksum"] = store.checksum(raw)
-    (folder / FILE).write_bytes(json.dumps(raw).encode())
+    (folder / FILE).write_bytes(signed((folder / FILE).read_bytes(), chance))
     link = chance.choice(("shared", "static"))
-    made = used(folder, link)
-    if made != wanted[link]:
-        assert made == used(folder, link), "what it computes is not the same twice"
+    digest = used(folder, link)
+    if digest != wanted[link]:
+        assert digest == used(folder, link), "what it computes is not the same twice"
     changed_by_us(folder, chance)
     others = {path.name for path in folder.parent.iterdir()} - {folder.name}
     assert not others, f"written beside the artefact: {others}"
-    return "harmless" if made == wanted[link] else "other"
+    return "harmless" if digest == wanted[link] else "other"
+
+
+def signed(manifest: bytes, chance: random.Random) -> bytes:
+    """A changed manifest, its checksum made right."""
+    raw = json.loads(json_changed(manifest, chance))
+    if isinstance(raw, dict):
+        with contextlib.suppress(UnicodeEncodeError):  # half a character has no checksum
+            raw["checksum"] = store.checksum(raw)
+    return json.dumps(raw).encode()
 
 
 def used(folder: Path, link: str) -> str:
@@ -168,10 +203,13 @@ def used(folder: Path, link: str) -> str:
 
 
 def generated(pipe: Pipeline, steps: int) -> str:
-    request = usual(pipe.manifest.inputs, min(pipe.manifest.batch, 2))
-    made = pipe(guidance_scale=2.0, seed=SEED, steps=steps, output_type="np", **request)
-    assert made.images is not None
-    return hashlib.sha256(made.latents.tobytes() + made.images.tobytes()).hexdigest()
+    with_text = pipe.manifest.text or None
+    request = {"prompt": "a photo of a cat"} if with_text else usual(pipe.manifest.inputs, min(pipe.manifest.batch, 2))
+    output = pipe(
+        guidance_scale=2.0, seed=SEED, steps=steps, output_type="np" if pipe.manifest.decoder else "latent", **request
+    )
+    images = b"" if output.images is None else output.images.tobytes()
+    return hashlib.sha256(output.latents.tobytes() + images).hexdigest()
 
 
 def changed_by_us(folder: Path, chance: random.Random) -> None:

@@ -53,22 +53,22 @@ class Recipe(NamedTuple):
 
 
 def recipes() -> dict[str, Recipe]:
-    found = {}
+    contenders = {}
     for precision, end in (("fp32", ""), ("bf16", "-bf16")):
         for runtime in ("pytorch", "torch-compile"):
             recipe = Recipe(f"weights-{precision}", {"precision": precision}, runtime)
-            found[f"{runtime}{end}"] = recipe._replace(cached=False)
-            found[f"{runtime}{end}-cached"] = recipe
+            contenders[f"{runtime}{end}"] = recipe._replace(cached=False)
+            contenders[f"{runtime}{end}-cached"] = recipe
     variants = {"": {}, "-static": {"link": "static"}, "-uncached": {"cache": False}}
     passes = {"-no-fold": {"fold": False}, "-no-hoist": {"hoist": False}}
     for end, options in {**variants, **passes}.items():
         name = f"onnxruntime{end}"
-        found[name] = Recipe(name, {"backend": "onnxruntime", **options})
+        contenders[name] = Recipe(name, {"backend": "onnxruntime", **options})
     for precision, middle in (("fp32", ""), ("bf16", "-bf16")):
         for end, options in {**variants, **passes}.items():
             name = f"openvino{middle}{end}"
-            found[name] = Recipe(name, {"backend": "openvino", "precision": precision, **options})
-    return found
+            contenders[name] = Recipe(name, {"backend": "openvino", "precision": precision, **options})
+    return contenders
 
 
 CONTENDERS = recipes()
@@ -91,10 +91,10 @@ def compile_all(root: Path, names: list[str], model: str, profile: tuple[int, ..
     common = {"model": model, "weights": first.path / "weights.safetensors"}
     wanted = {CONTENDERS[name].artefact: CONTENDERS[name].options for name in names}
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(l2c_export.compile, schedule, out=root / folder, **common, **given)
-                   for folder, given in wanted.items()]  # fmt: skip
-        for each in running:
-            each.result()
+        running = [pool.submit(l2c_export.compile, schedule, out=root / folder, **common, **options)
+                   for folder, options in wanted.items()]  # fmt: skip
+        for future in running:
+            future.result()
 
 
 def measure(names: list[str], root: Path, args: argparse.Namespace) -> tuple[dict, dict]:
@@ -116,8 +116,8 @@ def measure(names: list[str], root: Path, args: argparse.Namespace) -> tuple[dic
             process.ask(f"pin {' '.join(map(str, args.cores))}", Any)
         process.image()
     tell = functools.partial(print, "a round is done", file=sys.stderr)
-    made = bench.interleave(processes, args.rounds, random.Random(), tell).made
-    times = {name: [list(timed.calls) for visit in rounds for timed in visit] for name, rounds in made.items()}
+    visits = bench.interleave(processes, args.rounds, random.Random(), tell).visits
+    times = {name: [list(timed.calls) for visit in rounds for timed in visit] for name, rounds in visits.items()}
     overheads = {}
     for process in processes:
         time.sleep(bench.PAUSE)

@@ -45,10 +45,10 @@ def strip(pipe: l2c_export.Pipeline, seed: int) -> np.ndarray:
 def processor() -> str:
     """Its name, as the system gives it."""
     try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        match = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()
 
 
 def draw(file: Path, strips: list[np.ndarray], captions: list[str], below: str) -> None:

@@ -29,12 +29,12 @@ def drawing(pipe: l2c_export.Pipeline, steps: int) -> Callable[[int], object]:
 
 def strip(pipe: l2c_export.Pipeline, steps: int, seed: int) -> np.ndarray:
     """All prompts side by side, (H, N W, 3) from 0 to 1; every picture has a noise of its own, whatever the batch."""
-    made = []
+    images = []
     for start in range(0, len(PROMPTS), pipe.manifest.batch):
         part = PROMPTS[start : start + pipe.manifest.batch]
         numbers = [seed + start + n for n in range(len(part))]
-        made.extend(pipe(prompt=list(part), seed=numbers, steps=steps, output_type="np").images)
-    return np.concatenate(made, axis=1)
+        images.extend(pipe(prompt=list(part), seed=numbers, steps=steps, output_type="np").images)
+    return np.concatenate(images, axis=1)
 
 
 def main() -> None:

@@ -62,8 +62,8 @@ def read(pictures: Path, *names: Path) -> list[Emoji]:
     }
     sizes = Counter(known[code][0].split(":")[0] for code in codes)
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda code: variants(code, *known[code], codes[code], sizes), codes)
-        return [emoji for some in found for emoji in some]
+        versions = pool.map(lambda code: variants(code, *known[code], codes[code], sizes), codes)
+        return [emoji for some in versions for emoji in some]
 
 
 def annotations(packages: Sequence[Path]) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:

@@ -46,9 +46,9 @@ def error(model: AutoencoderKL, pixels: Tensor) -> Tensor:
     latents = latents + NOISE * latents.std().detach() * torch.rand(
         len(latents), 1, 1, 1, device=latents.device
     ) * torch.randn_like(latents)
-    made = model.decode(latents).sample.float()
-    loss = (made - pixels).abs().mean() + DIVERGENCE * seen.kl().mean()
-    for a, b in zip(edges(made), edges(pixels), strict=True):
+    picture = model.decode(latents).sample.float()
+    loss = (picture - pixels).abs().mean() + DIVERGENCE * seen.kl().mean()
+    for a, b in zip(edges(picture), edges(pixels), strict=True):
         loss = loss + EDGES * (a - b).abs().mean()
     return loss
 

@@ -90,12 +90,12 @@ class Eyes:
     @torch.no_grad()
     def features(self, pictures: np.ndarray) -> Tensor:
         """(N, 1280) of pictures (N, H, W, 3) of uint8."""
-        made = []
+        features = []
         for part in torch.from_numpy(pictures).split(256):
             values = part.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
             wide = functional.interpolate(values, size=(SIDE, SIDE), mode="bicubic", align_corners=False)
-            made.append(self.network.extract_features(wide).mean((2, 3)))
-        return torch.cat(made)
+            features.append(self.network.extract_features(wide).mean((2, 3)))
+        return torch.cat(features)
 
     def ranks(self, features: Tensor, names: list[str], vectors: np.ndarray, asked: list[str]) -> list[int]:
         """From 1: where what was asked for stands among all names."""
@@ -124,7 +124,7 @@ def judge(args: argparse.Namespace) -> None:
         "real": len(real), "rank_of_real": told(eyes.ranks(real, names, known["vectors"], [seen[n].name for n in rows])),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "backend": args.backend,
     }  # fmt: skip
-    found = result.setdefault("schedules", {})
+    schedules = result.setdefault("schedules", {})
     for folder in args.engines:
         with l2c_export.load(folder, backend=args.backend, device="cuda" if args.backend == "cuda" else "cpu") as pipe:
             for steps in steps_of(pipe, args):
@@ -135,20 +135,20 @@ def judge(args: argparse.Namespace) -> None:
                     inside, outside = told(ranks[:held_in]), told(ranks[held_in:])
                     seeds.append({"frechet": frechet(features[:held_in], real), "held_in": inside, "withheld": outside})
                 entry = {"frechet": summary([s["frechet"] for s in seeds]), "seeds": seeds}
-                found[name := f"{folder.name}/{steps}"] = entry
+                schedules[name := f"{folder.name}/{steps}"] = entry
                 save(args.json, result)
                 print(name, entry["frechet"], seeds[0]["held_in"], seeds[0]["withheld"], flush=True)
 
 
 def drawn(pipe: l2c_export.Pipeline, known: dict[str, np.ndarray], seed: int, steps: int, scale: float) -> np.ndarray:
     """Latents (N, 8, 16, 16) of all that is asked for; the noise is that of the seed, whatever the steps and the batch."""
-    made, count = [], len(known["asked"])
+    batches, count = [], len(known["asked"])
     for start in range(0, count, pipe.manifest.batch):
         rows = range(start, min(start + pipe.manifest.batch, count))
         request = {n: v[start : rows.stop] for n, v in known.items() if n.startswith(("prompt_", "negative_prompt_"))}
         seeds = [100_000 * seed + n for n in rows]
-        made.append(pipe(seed=seeds, guidance_scale=scale, steps=steps, output_type="latent", **request).latents)
-    return np.concatenate([np.asarray(latents) for latents in made])
+        batches.append(pipe(seed=seeds, guidance_scale=scale, steps=steps, output_type="latent", **request).latents)
+    return np.concatenate([np.asarray(latents) for latents in batches])
 
 
 def told(ranks: list[int]) -> dict[str, float]:
@@ -159,8 +159,8 @@ def told(ranks: list[int]) -> dict[str, float]:
 @torch.no_grad()
 def decoded(vae: Any, latents: np.ndarray, device: torch.device) -> np.ndarray:
     parts = torch.from_numpy(latents).float().to(device).div(vae.config.scaling_factor).split(128)
-    made = torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in parts])
-    return ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in parts])
+    return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def steps_of(pipe: l2c_export.Pipeline, args: argparse.Namespace) -> list[int]:

@@ -94,13 +94,13 @@ def replicas() -> list[int]:
     """The processes that draw: their numbers."""
     import psutil
 
-    found = []
+    pids = []
     for process in psutil.process_iter(["pid", "cmdline", "environ"]):
         words = " ".join(process.info["cmdline"] or [])
         own = (process.info["environ"] or {}).get("RAY_AUTH_TOKEN") == os.environ["RAY_AUTH_TOKEN"]
         if own and "ray::ServeReplica:l2c:sampler" in words:
-            found.append(process.info["pid"])
-    return found
+            pids.append(process.info["pid"])
+    return pids
 
 
 def told(name: str, expected: list[bytes], what: Callable[[], Any], settle: float) -> dict[str, Any]:
@@ -119,9 +119,9 @@ def told(name: str, expected: list[bytes], what: Callable[[], Any], settle: floa
         f"{name}: {lost} of {right + lost} lost {counts or ''}, {retried} retried, the longest took {load.longest:.1f} s",
         flush=True,
     )
-    found = {"asked": right + lost, "right": right, "lost": lost, "how": counts, "longest_seconds": round(load.longest, 2),
-             "retried": retried}  # fmt: skip
-    return {name: found}
+    outcome = {"asked": right + lost, "right": right, "lost": lost, "how": counts, "longest_seconds": round(load.longest, 2),
+               "retried": retried}  # fmt: skip
+    return {name: outcome}
 
 
 def kill_three() -> None:
@@ -186,17 +186,17 @@ def own_network() -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--save", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     own_network()
     import l2c_export
 
     with tempfile.TemporaryDirectory() as place:
         artefact = l2c_export.compile(model="demo", batch=8, out=Path(place) / "digits", backend="onnxruntime")
-        found = measured(artefact.path)
-    command = f"python scripts/fleet_faults.py --save {given.save}"
-    result = {"command": command, "clients": CLIENTS, "faults": found, "machine": msgspec.to_builtins(examine(["ray"]))}
-    if given.save:
-        given.save.write_text(json.dumps(result, indent=1) + "\n")
+        faults = measured(artefact.path)
+    command = f"python scripts/fleet_faults.py --save {args.save}"
+    result = {"command": command, "clients": CLIENTS, "faults": faults, "machine": msgspec.to_builtins(examine(["ray"]))}
+    if args.save:
+        args.save.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -41,14 +41,14 @@ SETTINGS = (
 
 def schedules(columns: int) -> dict[str, Schedule]:
     """Every contender's schedule; the first of a setting is uncached.  What counts most comes first."""
-    found = {}
+    contenders = {}
     for setting in SETTINGS:
-        found[f"{setting.name} uncached"] = by_rule(setting, "every:1", columns)
-        found |= dict(by_hand(setting, columns)) | dict(learned(setting))
+        contenders[f"{setting.name} uncached"] = by_rule(setting, "every:1", columns)
+        contenders |= dict(by_hand(setting, columns)) | dict(learned(setting))
     for sampler, counts in FEWER.items():
         for steps in counts:
-            found[f"{sampler} {steps} uncached"] = by_rule(Setting(sampler, steps, 1), "every:1", columns)
-    return found
+            contenders[f"{sampler} {steps} uncached"] = by_rule(Setting(sampler, steps, 1), "every:1", columns)
+    return contenders
 
 
 def by_rule(setting: Setting, rule: str, columns: int, caching: Caching | None = None) -> Schedule:
@@ -86,14 +86,14 @@ def kind(name: str) -> str:
 
 def picture(result: dict, path: Path) -> None:
     """Frechet distance over milliseconds per image, a panel for every sampler; where it was not timed, over full calls."""
-    timed = all("milliseconds" in each for each in result["contenders"].values())
+    timed = all("milliseconds" in entry for entry in result["contenders"].values())
     cost = "milliseconds" if timed else "full_calls"
     figure = new_figure(9.6, 4.4)
     panels = figure.subplots(1, len(SAMPLERS), sharey=True)
     for axes, sampler in zip(panels, SAMPLERS, strict=True):
         for name, look in LOOKS.items():
-            own = [each for key, each in result["contenders"].items() if key.startswith(f"{sampler} ") and kind(key) == name]
-            points = sorted((each[cost], each["frechet"]["mean"], each["frechet"]["interval"]) for each in own)
+            own = [entry for key, entry in result["contenders"].items() if key.startswith(f"{sampler} ") and kind(key) == name]
+            points = sorted((entry[cost], entry["frechet"]["mean"], entry["frechet"]["interval"]) for entry in own)
             if points:
                 axes.errorbar(*zip(*points, strict=True), label=name, capsize=2, elinewidth=0.8, markersize=4.5,
                               **{"linestyle": "none", **look})  # fmt: skip

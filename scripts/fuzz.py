@@ -21,7 +21,7 @@ import msgspec  # noqa: E402
 
 with atheris.instrument_imports(include=["l2c_export", "zipfile"]):
     from l2c_export import L2CError, Schedule
-    from l2c_export.artefact import given_weights, store
+    from l2c_export.artefact import store, user_weights
     from l2c_export.models import lookup
     from l2c_export.schedules import routers
 
@@ -54,7 +54,7 @@ READERS: dict[str, tuple[Callable[[bytes], object], Path]] = {
     "manifest": (manifest, GOLDEN / "engines" / "manifest.json"),
     "schedule": (in_file("s.json", Schedule.read), GOLDEN / "engines" / "schedule.json"),
     "router": (in_file("r.pt", routers.read), ROOT / "tests/cases/dit_batch3_no_cfg/router.pt"),
-    "safetensors": (in_file("w.safetensors", lambda p: dict(given_weights.tensors(p, ARTEFACT))),
+    "safetensors": (in_file("w.safetensors", lambda p: dict(user_weights.tensors(p, ARTEFACT))),
                     GOLDEN / "engines" / "weights.safetensors"),
     "model": (in_file("m.json", lambda p: lookup.resolve(str(p), None, None, None)), GOLDEN / "model.json"),
 }  # fmt: skip

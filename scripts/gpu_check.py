@@ -41,14 +41,15 @@ def export(args: argparse.Namespace) -> dict:
     """A model of full size with random weights, and its uncached twin."""
     common = {"model": args.model, "precision": args.precision, "batch": max(args.images), "report": log}
     cached = l2c_export.compile(args.router, weights="random:0", out=args.folder / "cached", **common)
-    weights = cached.path / "weights.safetensors"
+    # what is stored in e4m3 is no checkpoint
+    weights = "random:0" if args.precision == "fp8" else cached.path / "weights.safetensors"
     l2c_export.compile(args.router, weights=weights, out=args.folder / "uncached", cache=False, **common)
     return {}
 
 
 def parity(args: argparse.Namespace) -> dict:
     """Every step of the recorded runs, fed the recorded latents; the largest error as a share of max(1, max|x|)."""
-    found: dict[str, object] = {}
+    outcomes: dict[str, object] = {}
     started = time.perf_counter()
     part, parts = map(int, args.shard.split("/"))
     for folder in sorted(args.folder.glob("*/*/"))[part::parts]:
@@ -59,15 +60,15 @@ def parity(args: argparse.Namespace) -> dict:
         try:
             if args.backend in built():
                 build(folder, args)
-            found[name] = worst_step(folder, args.cases / folder.parent.name, args.backend)
+            outcomes[name] = worst_step(folder, args.cases / folder.parent.name, args.backend)
         except Exception as error:  # every case is reported
-            found[name] = f"{type(error).__name__}: {error}"
+            outcomes[name] = f"{type(error).__name__}: {error}"
             if args.verbose:
                 traceback.print_exc()
-        log(f"{name}: {found[name]}")
-    errors = [e for e in found.values() if isinstance(e, float)]
-    log(f"{len(errors)} of {len(found)} ran, worst {max(errors, default=float('nan')):.1e}")
-    return found
+        log(f"{name}: {outcomes[name]}")
+    errors = [e for e in outcomes.values() if isinstance(e, float)]
+    log(f"{len(errors)} of {len(outcomes)} ran, worst {max(errors, default=float('nan')):.1e}")
+    return outcomes
 
 
 def worst_step(folder: Path, case: Path, backend: str) -> float:
@@ -93,17 +94,21 @@ def worst_step(folder: Path, case: Path, backend: str) -> float:
 
 def engines(args: argparse.Namespace) -> dict:
     """Build, load and time the cached artefact and its uncached twin."""
-    found: dict[str, object] = {}
+    results: dict[str, object] = {}
+    if args.backend == "torch":
+        from torch_backend import use_torch
+
+        use_torch()
     for name in args.twins:
         folder = args.folder / name
         result: dict[str, object] = {}
-        found[name] = result
+        results[name] = result
         try:
             if args.backend in built():
                 manifest = build(folder, args).manifest
-                made = next(b for b in manifest.builds.values() if b.backend == args.backend)
-                result["engines"] = len(made.engines)
-                result["plan_bytes"] = sum(manifest.files[f].bytes for f in made.engines.values())
+                record = next(b for b in manifest.builds.values() if b.backend == args.backend)
+                result["engines"] = len(record.engines)
+                result["plan_bytes"] = sum(manifest.files[f].bytes for f in record.engines.values())
             load = functools.partial(l2c_export.load, folder, backend=args.backend, device="cuda", link=args.link)
             pipe = None  # of the twin before
             result["first_load_s"] = seconds(load)
@@ -122,7 +127,7 @@ def engines(args: argparse.Namespace) -> dict:
             result["error"] = f"{type(error).__name__}: {error}"
             traceback.print_exc()
         log(json.dumps(result))
-    return found
+    return results
 
 
 def build(folder: Path, args: argparse.Namespace) -> l2c_export.Artefact:
@@ -136,11 +141,11 @@ def builds(args: argparse.Namespace) -> dict:
     words += ["--optimization-level", str(args.level)] if args.level is not None else []
     with tempfile.TemporaryDirectory() as cache:
         run = functools.partial(subprocess.run, words, check=True, env={**os.environ, "L2C_CACHE": cache})
-        found = {"cold_s": seconds(run)}
+        times = {"cold_s": seconds(run)}
         shutil.rmtree(Path(cache) / "plans")
-        found["with_timing_cache_s"] = seconds(run)
-        found["with_plans_s"] = seconds(run)
-    return found
+        times["with_timing_cache_s"] = seconds(run)
+        times["with_plans_s"] = seconds(run)
+    return times
 
 
 def timed_images(pipe, images: int, rounds: int, before: int) -> dict:
@@ -165,23 +170,21 @@ def free_memory() -> int:
 
 
 def pytorch(args: argparse.Namespace) -> dict:
-    """The same weights, calls and images in PyTorch: eager, and torch.compile with CUDA graphs."""
+    """The same weights, calls and images in PyTorch: eager, and torch.compile in one mode or another."""
     import torch
 
     from l2c_export.models import families
-    from l2c_export.pytorch.eager import Denoiser
     from l2c_export.pytorch.stored import stored
 
-    found: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    results: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     for name in args.twins:
         folder = args.folder / name
         manifest = l2c_export.Artefact.read(folder).manifest
         family = families.build(manifest.denoiser.family, manifest.denoiser.arch)
         weights = {n: w.cuda() for n, w in stored(folder, manifest).items()}
+        calls = manifest.program().calls
         for how in args.how:
-            # CUDA graphs overwrite what they returned before, so only the loop without a cache can use them
-            mode = "reduce-overhead" if how == "compile" and name == "uncached" else None
-            denoiser = Denoiser(family, weights, how == "compile", mode)
+            denoiser = pytorch_loop(family, weights, how, keeps=name == "cached")
             for images in args.images:
                 x = torch.randn((images, *family.latent), device="cuda")
                 labels = torch.tensor(
@@ -189,22 +192,52 @@ def pytorch(args: argparse.Namespace) -> dict:
                 )
                 strength = torch.tensor(manifest.guidance.channels(family.latent[0]), device="cuda").reshape(1, -1, 1, 1)
 
-                calls = manifest.program().calls
-
                 def image(d=denoiser, x=x, labels=labels, guidance=(SCALE - 1) * strength, calls=calls):
                     d(calls, x, {"class_labels": labels}, guidance)
                     torch.cuda.synchronize()
 
+                key = f"{name} {how} {images}"
                 try:
-                    first = seconds(image)
-                    image()
-                    times = [seconds(image) for _ in range(args.rounds)]
-                    found[f"{name} {how} {images}"] = {"first_s": first, "median_ms": 1e3 * statistics.median(times),
-                                                       "min_ms": 1e3 * min(times)}  # fmt: skip
+                    results[key] = timed_pytorch(image, args.rounds)
                 except Exception as error:
-                    found[f"{name} {how} {images}"] = f"{type(error).__name__}: {error}"[:300]
-                log(f"{name} {how} {images}: {found[f'{name} {how} {images}']}")
-    return found
+                    results[key] = f"{type(error).__name__}: {error}"[:300]
+                log(f"{key}: {results[key]}")
+    return results
+
+
+def pytorch_loop(family, weights, how: str, keeps: bool):
+    """A loop in eager PyTorch, or in a mode of torch.compile; CUDA graphs overwrite what they returned before."""
+    import torch
+
+    from l2c_export.pytorch.eager import Denoiser, tensorwise
+
+    class Cloned(Denoiser):
+        def _evaluate(self, *inputs):
+            torch.compiler.cudagraph_mark_step_begin()
+            noise, values = super()._evaluate(*inputs)
+            return noise.clone(), {name: tensorwise(torch.clone, value) for name, value in values.items()}
+
+    if how == "eager":
+        return Denoiser(family, weights)
+    graphs = how in ("reduce-overhead", "max-autotune")
+    return (Cloned if graphs and keeps else Denoiser)(family, weights, True, None if how == "default" else how)
+
+
+def timed_pytorch(image, rounds: int) -> dict:
+    """Wall time of an image, and how long the GPU computed for one."""
+    first = seconds(image)
+    image()
+    times = [seconds(image) for _ in range(rounds)]
+    return {"first_s": first, "median_ms": 1e3 * statistics.median(times), "min_ms": 1e3 * min(times), "gpu_ms": busy(image)}
+
+
+def busy(image) -> float | None:
+    """Milliseconds of all kernels of an image; None where the profiler sees none."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        image()
+    return sum(event.self_device_time_total for event in seen.key_averages()) / 1e3 or None
 
 
 def seconds(work) -> float:
@@ -229,9 +262,9 @@ def main() -> None:
     ap.add_argument("--precision", default="fp16")
     ap.add_argument("--images", type=int, nargs="+", default=[1])
     ap.add_argument("--twins", nargs="+", default=["cached", "uncached"])
-    ap.add_argument("--how", nargs="+", default=["eager", "compile"])
+    ap.add_argument("--how", nargs="+", default=["eager", "default"], help="pytorch: eager, or modes of torch.compile")
     ap.add_argument("--cases", type=Path)
-    ap.add_argument("--backend", default="tensorrt", help="or tensorrt-rtx, or onnxruntime")
+    ap.add_argument("--backend", default="tensorrt", help="or tensorrt-rtx, cuda, onnxruntime, torch (torch_backend.py)")
     ap.add_argument("--link", help="engines, onnxruntime: shared or static")
     ap.add_argument("--level", type=int)
     ap.add_argument("--batch", help="MIN:OPT:MAX images that the engines are built for")
@@ -241,8 +274,8 @@ def main() -> None:
     ap.add_argument("--json", type=Path)
     ap.add_argument("-v", "--verbose", action="store_true")
     args = ap.parse_args()
-    found = COMMANDS[args.what](args)
-    result = {"command": "python scripts/gpu_check.py " + " ".join(sys.argv[1:]), "results": found}
+    results = COMMANDS[args.what](args)
+    result = {"command": "python scripts/gpu_check.py " + " ".join(sys.argv[1:]), "results": results}
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n")

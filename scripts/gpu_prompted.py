@@ -64,9 +64,9 @@ def compile_(args: argparse.Namespace) -> None:
     for schedule in args.schedules:
         started = time.perf_counter()
         asked = {"steps": steps, "size": (pixels, pixels), "precision": args.precision, "weights": "none"}
-        made = l2c_export.compile(f"every:{schedule}", model=folder, **asked,
-                                  out=args.folder / f"every{schedule}")  # fmt: skip
-        print(json.dumps({"compiled": str(made.path), "seconds": round(time.perf_counter() - started, 1)}))
+        artefact = l2c_export.compile(f"every:{schedule}", model=folder, **asked,
+                                      out=args.folder / f"every{schedule}")  # fmt: skip
+        print(json.dumps({"compiled": str(artefact.path), "seconds": round(time.perf_counter() - started, 1)}))
 
 
 def ours(args: argparse.Namespace) -> None:
@@ -96,7 +96,7 @@ def ours(args: argparse.Namespace) -> None:
 def numbers(pipe: object) -> dict[str, np.ndarray]:
     """A request of one image whose embeddings are random."""
     generator, request = np.random.default_rng(0), {}
-    for declared in (each for each in pipe.manifest.inputs if each.known == "request"):
+    for declared in (field for field in pipe.manifest.inputs if field.known == "request"):
         shape = (1, *declared.shape)
         whole = declared.dtype == "int32"
         for name in [declared.name, *([f"negative_{declared.name}"] if declared.guides else [])]:
@@ -155,12 +155,12 @@ def diffusers_(args: argparse.Namespace) -> None:
         for t in scheduler.timesteps:
             model.calls += 1
             if model_name == "flux":
-                made = called(hidden_states=x, timestep=t.expand(1).to(dtype) / 1000, **fixed)[0]
+                prediction = called(hidden_states=x, timestep=t.expand(1).to(dtype) / 1000, **fixed)[0]
             else:
-                made = called(torch.cat([x, x]), timestep=t.expand(2), **fixed)[0].chunk(2, dim=1)[0]
-                without, asked = made.chunk(2)
-                made = without + scale * (asked - without)
-            x = scheduler.step(made, t, x, return_dict=False)[0].clone()
+                prediction = called(torch.cat([x, x]), timestep=t.expand(2), **fixed)[0].chunk(2, dim=1)[0]
+                without, asked = prediction.chunk(2)
+                prediction = without + scale * (asked - without)
+            x = scheduler.step(prediction, t, x, return_dict=False)[0].clone()
         torch.cuda.synchronize()
 
     first = time.perf_counter()
@@ -178,9 +178,9 @@ def cached(model: object, schedule: object) -> None:
     for column, name in enumerate(schedule.sublayers):
         computed = [column in call.computed for call in schedule.calls]
 
-        def run(*given: object, forward=modules[name].forward, name=name, computed=computed, **named: object) -> object:
+        def run(*positional: object, forward=modules[name].forward, name=name, computed=computed, **named: object) -> object:
             if computed[model.calls]:
-                kept[name] = forward(*given, **named)
+                kept[name] = forward(*positional, **named)
             return kept[name]
 
         modules[name].forward = run
@@ -228,8 +228,8 @@ def main() -> None:
     three.add_argument("--schedule", type=Path)
     three.add_argument("--compile", nargs="?", const="default", default="")
     three.set_defaults(run=diffusers_)
-    for each in (one, three):
-        each.add_argument("--precision", default="fp16", choices=["fp16", "bf16"])
+    for command in (one, three):
+        command.add_argument("--precision", default="fp16", choices=["fp16", "bf16"])
     args = parser.parse_args()
     args.run(args)
 

@@ -24,13 +24,13 @@ def square_root(matrix: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def precision_recall(real: Tensor, made: Tensor, nearest: int = NEAREST) -> tuple[float, float]:
+def precision_recall(real: Tensor, samples: Tensor, nearest: int = NEAREST) -> tuple[float, float]:
     """Improved precision and recall (arXiv 1904.06991) of features (N, D) and (M, D).
 
     Precision: the share of `made` that lies within the manifold of `real`, the balls around its points that reach
     their `nearest`-th neighbour.  Recall: the same with the roles swapped.
     """
-    return covered(made, real, nearest), covered(real, made, nearest)
+    return covered(samples, real, nearest), covered(real, samples, nearest)
 
 
 def covered(points: Tensor, manifold: Tensor, nearest: int) -> float:

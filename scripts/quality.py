@@ -69,15 +69,15 @@ def uncached_of(name: str, names: Collection[str]) -> str:
 
 def contenders(learned: dict[str, Schedule], columns: int) -> list[Contender]:
     """The uncached model, the learned schedules, a rule, and for what the learned ones reuse random routers and fewer steps."""
-    found, budgets = [rule("uncached", "every:1", STEPS, columns)], set()
+    entries, budgets = [rule("uncached", "every:1", STEPS, columns)], set()
     for name, schedule in learned.items():
-        found.append(Contender(name, lambda _, s=schedule: s))
+        entries.append(Contender(name, lambda _, s=schedule: s))
         if reuses(schedule) not in budgets:
-            found.append(Contender(f"random, as {name}", lambda seed, s=schedule: shuffled(s, seed)))
+            entries.append(Contender(f"random, as {name}", lambda seed, s=schedule: shuffled(s, seed)))
             budgets.add(reuses(schedule))
-    found.append(rule("every:2", "every:2", STEPS, columns))
-    costs = {max(LEAST, round(STEPS * each.computed)) for each in found} - {STEPS}
-    return found + [rule(f"{steps} steps", "every:1", steps, columns) for steps in sorted(costs, reverse=True)]
+    entries.append(rule("every:2", "every:2", STEPS, columns))
+    costs = {max(LEAST, round(STEPS * entry.computed)) for entry in entries} - {STEPS}
+    return entries + [rule(f"{steps} steps", "every:1", steps, columns) for steps in sorted(costs, reverse=True)]
 
 
 def rule(name: str, text: str, steps: int, columns: int) -> Contender:
@@ -85,8 +85,8 @@ def rule(name: str, text: str, steps: int, columns: int) -> Contender:
     return Contender(name, lambda _: schedule)
 
 
-def full_calls(each: Contender) -> int:
-    return sum(len(call.computed) == len(schedule.sublayers) for schedule in [each.schedule(0)] for call in schedule.calls)
+def full_calls(contender: Contender) -> int:
+    return sum(len(call.computed) == len(schedule.sublayers) for schedule in [contender.schedule(0)] for call in schedule.calls)
 
 
 def reuses(schedule: Schedule) -> int:
@@ -129,23 +129,28 @@ def sample_all(args: argparse.Namespace, result: dict) -> None:
                          "classifier_accuracy": classifier.accuracy(judge, data, device),
                          "frechet_of_training_images": frechet(real, train),
                          "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}  # fmt: skip
-    found = result.setdefault("contenders", {})
-    for each in contenders_of(args):
-        has_it = args.keep and len(found.get(each.name, {}).get("seeds", ())) == args.seeds
-        if has_it or (args.only and not any(part in each.name for part in args.only)):
+    entries = result.setdefault("contenders", {})
+    for contender in contenders_of(args):
+        has_it = args.keep and len(entries.get(contender.name, {}).get("seeds", ())) == args.seeds
+        if has_it or (args.only and not any(part in contender.name for part in args.only)):
             continue
         started = time.perf_counter()
-        seeds = [measured(each.schedule(seed), seed, denoiser, judge, real, args, device) for seed in range(args.seeds)]
-        entry = found.setdefault(each.name, {})
-        entry |= {"computed": each.computed, "steps": each.schedule(0).steps, "full_calls": full_calls(each), "seeds": seeds}
+        seeds = [measured(contender.schedule(seed), seed, denoiser, judge, real, args, device) for seed in range(args.seeds)]
+        entry = entries.setdefault(contender.name, {})
+        entry |= {
+            "computed": contender.computed,
+            "steps": contender.schedule(0).steps,
+            "full_calls": full_calls(contender),
+            "seeds": seeds,
+        }
         entry |= {m: summary([one[m] for one in seeds]) for m in MEASURES}
-        base = found[uncached_of(each.name, found)]["seeds"]
+        base = entries[uncached_of(contender.name, entries)]["seeds"]
         entry["difference"] = {
             m: summary([one[m] - other[m] for one, other in zip(seeds, base, strict=True)]) for m in MEASURES
         }
         save(args.json, result)  # a run that is stopped keeps what it has
         shown = f"Frechet {plus_minus(entry['frechet'], 3)}, accuracy {plus_minus(entry['accuracy'], 4)}"
-        log(f"{each.name}: {each.computed:.0%} computed, {shown}, {time.perf_counter() - started:.1f} s")
+        log(f"{contender.name}: {contender.computed:.0%} computed, {shown}, {time.perf_counter() - started:.1f} s")
 
 
 def measured(schedule: Schedule, seed: int, denoiser, judge, real, args: argparse.Namespace, device) -> dict[str, float]:
@@ -167,10 +172,10 @@ def time_all(args: argparse.Namespace, result: dict) -> None:
     """Every contender compiled and timed in interleaved rounds, one image at a time."""
     with tempfile.TemporaryDirectory() as folder:
         pipes = {}
-        for i, each in enumerate(each for each in contenders_of(args) if each.name in known(args, result)):
+        for i, contender in enumerate(contender for contender in contenders_of(args) if contender.name in known(args, result)):
             out = Path(folder) / str(i)
-            made = l2c_export.compile(each.schedule(0), model=demo.NAME, out=out, backend=args.backend, link=args.link)
-            pipes[each.name] = made.load(threads=args.threads)
+            artefact = l2c_export.compile(contender.schedule(0), model=demo.NAME, out=out, backend=args.backend, link=args.link)
+            pipes[contender.name] = artefact.load(threads=args.threads)
         times: dict[str, list[float]] = {name: [] for name in pipes}
         for n in range(-2, args.rounds):  # two to warm up
             for name, pipe in pipes.items():
@@ -188,7 +193,7 @@ def time_all(args: argparse.Namespace, result: dict) -> None:
 
 def known(args: argparse.Namespace, result: dict) -> Collection[str]:
     """Of the forecasts those are timed that were sampled."""
-    return result["contenders"] if args.set == "forecasts" else [each.name for each in contenders_of(args)]
+    return result["contenders"] if args.set == "forecasts" else [contender.name for contender in contenders_of(args)]
 
 
 def columns() -> int:
@@ -205,11 +210,11 @@ def learned(args: argparse.Namespace) -> dict[str, Schedule]:
 def show(args: argparse.Namespace, result: dict) -> None:
     print("| | sublayers computed | ms per image | Frechet distance | its change | class accuracy, % | precision | recall |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, each in result["contenders"].items():
-        accuracy = {key: 100 * value for key, value in each["accuracy"].items()}
-        cells = [name, f"{each['computed']:.0%}", f"{each.get('milliseconds', math.nan):.1f}", plus_minus(each["frechet"], 3),
-                 plus_minus(each["difference"]["frechet"], 3), plus_minus(accuracy, 2), f"{each['precision']['mean']:.3f}",
-                 f"{each['recall']['mean']:.3f}"]  # fmt: skip
+    for name, entry in result["contenders"].items():
+        accuracy = {key: 100 * value for key, value in entry["accuracy"].items()}
+        cells = [name, f"{entry['computed']:.0%}", f"{entry.get('milliseconds', math.nan):.1f}",
+                 plus_minus(entry["frechet"], 3), plus_minus(entry["difference"]["frechet"], 3), plus_minus(accuracy, 2),
+                 f"{entry['precision']['mean']:.3f}", f"{entry['recall']['mean']:.3f}"]  # fmt: skip
         print(f"| {' | '.join(cells)} |")
     if args.set == "forecasts":
         import forecasts
@@ -227,15 +232,15 @@ def plus_minus(value: dict[str, float], digits: int) -> str:
 def picture(result: dict, path: Path) -> None:
     """Frechet distance and class accuracy over milliseconds per image, a line per kind of contender."""
     kinds: dict[str, list[dict]] = {}
-    for name, each in result["contenders"].items():
-        kinds.setdefault(kind(name), []).append(each)
+    for name, entry in result["contenders"].items():
+        kinds.setdefault(kind(name), []).append(entry)
     figure = new_figure(9, 4.2)
     panels = figure.subplots(1, 2)
     for axes, measure, title, times in zip(panels, ("frechet", "accuracy"), ("Frechet distance (less is better)",
                                            "images of the asked class, %"), (1, 100), strict=True):  # fmt: skip
         for name, members in kinds.items():
-            points = sorted((each["milliseconds"], times * each[measure]["mean"], times * each[measure]["interval"])
-                            for each in members)  # fmt: skip
+            points = sorted((entry["milliseconds"], times * entry[measure]["mean"], times * entry[measure]["interval"])
+                            for entry in members)  # fmt: skip
             axes.errorbar(*zip(*points, strict=True), label=name, capsize=2.5, elinewidth=0.9, linewidth=1.2, **LOOKS[name])
         axes.set_xlabel("ms per image", fontsize=9)
         axes.set_title(title, fontsize=10, loc="left")

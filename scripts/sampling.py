@@ -38,11 +38,11 @@ class DemoDenoiser(Denoiser):
         super().__init__(family, weights, spans=spans(with_levels(record(family), (STACK,))))
 
     def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        *given, cache = inputs
+        *arguments, cache = inputs
         if STACK in cache:
-            nothing = Earlier((given[0].new_zeros(()),), None)
+            nothing = Earlier((arguments[0].new_zeros(()),), None)
             cache = {**dict.fromkeys(self.family.sublayers, nothing), **cache}
-        return super()._evaluate(n, frozenset(cache), *given, cache)
+        return super()._evaluate(n, frozenset(cache), *arguments, cache)
 
 
 def steps_of(schedule: Schedule) -> list[Step]:
@@ -57,11 +57,11 @@ def sample(denoiser: Denoiser, schedule: Schedule, noise: Tensor, labels: Tensor
     """Final latents (N, C, H, W) for noise of that shape and labels (N,), with a guidance scale on all channels."""
     family, steps = denoiser.family, steps_of(schedule)
     strength = torch.full((1, family.latent[0], 1, 1), scale - 1, device=noise.device)
-    made = []
+    samples = []
     for x, y in zip(noise.split(batch), labels.int().split(batch), strict=True):
         rows = torch.cat([y, torch.full_like(y, family.inputs[0].unconditional)]) if scale != 1 else y
-        made.append(denoiser(steps, x, {"class_labels": rows}, strength))
-    return torch.cat(made)
+        samples.append(denoiser(steps, x, {"class_labels": rows}, strength))
+    return torch.cat(samples)
 
 
 def noise_of(latent: tuple[int, int, int], seeds: Sequence[int], device: torch.device) -> Tensor:

@@ -83,7 +83,7 @@ class Server:
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
 
     @property
-    def made(self) -> float:
+    def images(self) -> float:
         return self.value('l2c_images_total{model="m",outcome="made"}')
 
     @property
@@ -104,7 +104,7 @@ def serving(engines: str) -> Iterator[Server]:
     assert process.stderr
     try:
         lines = iter(process.stderr.readline, "")
-        url = next(found[1] for line in lines if (found := re.search(r'"url":"([^"]*)"', line)))
+        url = next(match[1] for line in lines if (match := re.search(r'"url":"([^"]*)"', line)))
         next(line for line in lines if '"ready"' in line)
         with open(os.devnull, "w") as nowhere:
             reader = subprocess.Popen(["cat"], stdin=process.stderr, stdout=nowhere)
@@ -144,7 +144,7 @@ async def steady(server: Server, images: int, clients: int = CLIENTS) -> float:
                 n += clients
 
         tasks = [asyncio.create_task(client(n)) for n in range(clients)]
-        begin = await _after(server, (await asyncio.to_thread(lambda: server.made)) + 2 * BATCH)
+        begin = await _after(server, (await asyncio.to_thread(lambda: server.images)) + 2 * BATCH)
         end = await _after(server, begin[0] + images)
         ends = True
         await asyncio.gather(*tasks)
@@ -154,9 +154,9 @@ async def steady(server: Server, images: int, clients: int = CLIENTS) -> float:
 async def _after(server: Server, images: float) -> tuple[float, float]:
     """So many images, and the CPU seconds of them, once that many have been made."""
     while True:
-        found = await asyncio.to_thread(lambda: (server.made, server.cpu))
-        if found[0] >= images:
-            return found
+        reading = await asyncio.to_thread(lambda: (server.images, server.cpu))
+        if reading[0] >= images:
+            return reading
         await asyncio.sleep(0.25)
 
 
@@ -199,7 +199,7 @@ def _share(values: list[float], share: float) -> float:
 
 async def many(server: Server, requests: int) -> list[float]:
     """Resident bytes after every tenth of so many requests, from when every batch size has been made once: it is bound then."""
-    found = []
+    resident = []
     for size in range(BATCH, 0, -1):  # the largest first: the buffers grow with it, and what was bound before is bound again
         body = {"prompt": "1", "n": size, "seed": 0}
         assert httpx.post(f"{server.url}{IMAGES}", json=body, timeout=120).json()["data"][0]["l2c"]["batch"] == size
@@ -212,22 +212,22 @@ async def many(server: Server, requests: int) -> list[float]:
                     assert await ask(n) == 200
 
             await asyncio.gather(*(one(part * requests + n) for n in range(requests // 10)))
-            found.append(await asyncio.to_thread(lambda: server.resident))
-    return found
+            resident.append(await asyncio.to_thread(lambda: server.resident))
+    return resident
 
 
 def cpu(engines: str, rounds: int) -> dict[str, Any]:
-    found: dict[str, list[float]] = {"bare": [], "served": []}
+    seconds: dict[str, list[float]] = {"bare": [], "served": []}
     with serving(engines) as server:
         for n in range(rounds):
-            found["bare"].append(bare(engines, 8).cpu)
-            found["served"].append(asyncio.run(steady(server, 8 * BATCH)))
+            seconds["bare"].append(bare(engines, 8).cpu)
+            seconds["served"].append(asyncio.run(steady(server, 8 * BATCH)))
             print(
-                f"round {n}: CPU of an image {found['bare'][-1]:.4f} s bare, {found['served'][-1]:.4f} s served",
+                f"round {n}: CPU of an image {seconds['bare'][-1]:.4f} s bare, {seconds['served'][-1]:.4f} s served",
                 file=sys.stderr,
             )
-    medians = {name: statistics.median(values) for name, values in found.items()}
-    return {"cpu_seconds_per_image": {**found, "medians": medians, "ratio": medians["served"] / medians["bare"]}}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {"cpu_seconds_per_image": {**seconds, "medians": medians, "ratio": medians["served"] / medians["bare"]}}
 
 
 def waits(engines: str, seconds: float) -> dict[str, Any]:
@@ -235,10 +235,10 @@ def waits(engines: str, seconds: float) -> dict[str, Any]:
     with serving(engines) as server:
         for n, share in enumerate(SHARES):
             loop = bare(engines, 4)
-            found = asyncio.run(offered(server, share / loop.seconds, seconds, n))
+            figures = asyncio.run(offered(server, share / loop.seconds, seconds, n))
             batch = BATCH * loop.seconds
-            in_batches = {f"{name}_batches": found[name] / batch for name in ("p50", "p90", "p99")}
-            levels.append({"share": share, "batch_seconds": batch, **found, **in_batches})
+            in_batches = {f"{name}_batches": figures[name] / batch for name in ("p50", "p90", "p99")}
+            levels.append({"share": share, "batch_seconds": batch, **figures, **in_batches})
             print(json.dumps(levels[-1]), file=sys.stderr)
     return {"offered": levels, "queue": QUEUE, "batch": BATCH}
 
@@ -257,23 +257,23 @@ def _processor() -> str:
     return platform.processor()
 
 
-def plot(found: dict[str, Any], path: Path) -> None:
+def plot(results: dict[str, Any], path: Path) -> None:
     figure = new_figure(9, 3.2)
     wait, turned, memory = figure.subplots(1, 3)
-    shares = [level["share"] for level in found["offered"]]
+    shares = [level["share"] for level in results["offered"]]
     for name, colour in (("p50", DARK), ("p99", RIVAL)):
-        wait.plot(shares, [level[f"{name}_batches"] for level in found["offered"]], "o-", color=colour, label=name)
+        wait.plot(shares, [level[f"{name}_batches"] for level in results["offered"]], "o-", color=colour, label=name)
     wait.set_xlabel("offered, share of the loop's rate", fontsize=8)
     wait.set_title("wait, in batches of 8 of the bare loop", fontsize=9)
     wait.set_ylim(0)
     wait.legend(fontsize=8, frameon=False)
     turned.bar(
-        [str(share) for share in shares], [100 * level["rejected"] / level["asked"] for level in found["offered"]], color=DARK
+        [str(share) for share in shares], [100 * level["rejected"] / level["asked"] for level in results["offered"]], color=DARK
     )
     turned.set_xlabel("offered, share of the loop's rate", fontsize=8)
     turned.set_title("turned away (429), %", fontsize=9)
-    resident = [value / 2**20 for value in found["resident_bytes"]]
-    memory.plot([found["requests"] * n // 10 for n in range(1, 11)], resident, "o-", color=GREY)
+    resident = [value / 2**20 for value in results["resident_bytes"]]
+    memory.plot([results["requests"] * n // 10 for n in range(1, 11)], resident, "o-", color=GREY)
     memory.set_ylim(0, 1.2 * max(resident))
     memory.set_xlabel("requests", fontsize=8)
     memory.set_title("memory of the server, MB", fontsize=9)
@@ -292,22 +292,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.bare:
-        print(json.dumps(bare_loop(given.engines, given.bare)))
+    args = parser.parse_args()
+    if args.bare:
+        print(json.dumps(bare_loop(args.engines, args.bare)))
         return
-    found: dict[str, Any] = json.loads(given.json.read_text()) if given.only and given.json and given.json.exists() else {}
-    found["machine"] = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()}
-    parts = {"cpu": lambda: cpu(given.engines, given.rounds), "waits": lambda: waits(given.engines, given.seconds),
-             "memory": lambda: memory(given.engines, given.requests)}  # fmt: skip
-    for part in [given.only] if given.only else parts:
-        found |= parts[part]()
-    text = json.dumps(found, indent=1)
+    results: dict[str, Any] = json.loads(args.json.read_text()) if args.only and args.json and args.json.exists() else {}
+    results["machine"] = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()}
+    parts = {"cpu": lambda: cpu(args.engines, args.rounds), "waits": lambda: waits(args.engines, args.seconds),
+             "memory": lambda: memory(args.engines, args.requests)}  # fmt: skip
+    for part in [args.only] if args.only else parts:
+        results |= parts[part]()
+    text = json.dumps(results, indent=1)
     print(text)
-    if given.json:
-        given.json.write_text(text + "\n")
-    if given.plot:
-        plot(found, given.plot)
+    if args.json:
+        args.json.write_text(text + "\n")
+    if args.plot:
+        plot(results, args.plot)
 
 
 if __name__ == "__main__":

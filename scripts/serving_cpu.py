@@ -61,9 +61,9 @@ def asked(process: psutil.Process, ask: Ask, images: int) -> float:
 def used(process: psutil.Process) -> float:
     """Processor seconds of a process and its children, the ended ones among them as far as they were waited for."""
     total = 0.0
-    for each in [process, *process.children(recursive=True)]:
+    for member in [process, *process.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            times = each.cpu_times()
+            times = member.cpu_times()
             total += times.user + times.system
     return total
 
@@ -121,7 +121,7 @@ def triton(folder: Path, place: Path) -> Iterator[tuple[psutil.Process, Ask]]:
     write_repository([folder], place / "models", TritonOptions(backend="onnxruntime", threads=1, previews=False))
     with serving(place / "models", place) as server:
         port = int(server.http.rpartition(":")[2])
-        (process,) = (each for each in psutil.Process().children() if each.name() == "tritonserver")
+        (process,) = (child for child in psutil.Process().children() if child.name() == "tritonserver")
         yield process, over_oip(port)
 
 
@@ -135,13 +135,13 @@ def measured(folder: Path, place: Path, rounds: int, images: int) -> dict[str, l
         }
         for process, ask in servers.values():
             asked(process, ask, 2 * CLIENTS)  # not counted
-        found: dict[str, list[float]] = {name: [] for name in ("bare", *servers)}
+        seconds: dict[str, list[float]] = {name: [] for name in ("bare", *servers)}
         for _ in range(rounds):
-            found["bare"].append(bare(folder, images))
+            seconds["bare"].append(bare(folder, images))
             for name, (process, ask) in servers.items():
-                found[name].append(asked(process, ask, images))
-            print({name: round(values[-1] / found["bare"][-1], 3) for name, values in found.items()}, flush=True)
-        return found
+                seconds[name].append(asked(process, ask, images))
+            print({name: round(values[-1] / seconds["bare"][-1], 3) for name, values in seconds.items()}, flush=True)
+        return seconds
 
 
 def may_unshare() -> bool:
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--save", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     if (
         not os.environ.get("L2C_OWN_NETWORK")
         and shutil.which("unshare")
@@ -168,14 +168,14 @@ def main() -> None:
         folder = Path(place) / "digits"
         l2c_export.compile(model="demo", batch=BATCH, out=folder, backend="onnxruntime")
         load = os.getloadavg()[0]
-        found = measured(folder, Path(place), given.rounds, given.images)
-    medians = {name: statistics.median(values) for name, values in found.items()}
+        seconds = measured(folder, Path(place), args.rounds, args.images)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratios = {name: round(value / medians["bare"], 3) for name, value in medians.items()}
     print({"against the bare loop": ratios, "load before": round(load, 2)})
-    result = {"command": f"python scripts/serving_cpu.py --save {given.save}", "cpu_seconds_per_image": found,
+    result = {"command": f"python scripts/serving_cpu.py --save {args.save}", "cpu_seconds_per_image": seconds,
               "against_bare": ratios, "machine": msgspec.to_builtins(examine(["ray", "onnxruntime"]))}  # fmt: skip
-    if given.save:
-        given.save.write_text(json.dumps(result, indent=1) + "\n")
+    if args.save:
+        args.save.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ from altered import json_changed  # noqa: E402
 
 import l2c_export  # noqa: E402
 from l2c_export import L2CError, Schedule, load  # noqa: E402
-from l2c_export.artefact import given_weights, integrity, store  # noqa: E402
+from l2c_export.artefact import integrity, store, user_weights  # noqa: E402
 from l2c_export.artefact.records import FILE  # noqa: E402
 from l2c_export.backends.descriptors import built  # noqa: E402
 from l2c_export.compiler.compile import lower  # noqa: E402
@@ -93,10 +93,10 @@ def stream(trials: Sequence[Callable[[], Any]], deadline: float, limit: float = 
                     os.write(writing, len(data).to_bytes(4, "little") + data)
             os._exit(0)
         os.close(writing)
-        for found in _answers(reading, limit):
-            yield found
+        for result in _answers(reading, limit):
+            yield result
             at += 1
-            if found.kind in ("hang", "crash") or at == len(trials) or time.monotonic() > deadline:
+            if result.kind in ("hang", "crash") or at == len(trials) or time.monotonic() > deadline:
                 break
         os.close(reading)
         with contextlib.suppress(ProcessLookupError):
@@ -133,15 +133,15 @@ def once(act: Callable[[], Any]) -> Verdict:
 
 def on_two_cores(trials: Sequence[Callable[[], Any]], seconds: float) -> list[Verdict]:
     """Two streams; the verdicts in the order of the trials that were done."""
-    deadline, found = time.monotonic() + seconds, [list[Verdict]() for _ in range(2)]
+    deadline, verdicts = time.monotonic() + seconds, [list[Verdict]() for _ in range(2)]
     threads = [
-        threading.Thread(target=lambda n=n: found[n].extend(stream(trials[n::2], deadline)), daemon=True) for n in range(2)
+        threading.Thread(target=lambda n=n: verdicts[n].extend(stream(trials[n::2], deadline)), daemon=True) for n in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [each for pair in zip(*found, strict=False) for each in pair]
+    return [verdict for pair in zip(*verdicts, strict=False) for verdict in pair]
 
 
 def digest(folder: Path, backend: str = "onnxruntime") -> str:
@@ -164,7 +164,7 @@ def kills(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
     """SIGKILL at random times; afterwards there is the old artefact or the new one, and the same command succeeds."""
     makes = {w: once(lambda w=w: (compiled(work / w[-1], w), digest(work / w[-1]))[1]).detail
              for w in ("random:1", "random:2")}  # fmt: skip
-    folder, found = work / "engines", Counter[str]()
+    folder, counts = work / "engines", Counter[str]()
 
     def export(weights: str) -> None:
         compiled(folder, weights)
@@ -189,7 +189,7 @@ def kills(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
         assert once(lambda act=act: act("random:1")).kind == "done", name
         lasts[name] = time.monotonic() - started
     deadline = time.monotonic() + seconds
-    while found["kills"] < count and time.monotonic() < deadline:
+    while counts["kills"] < count and time.monotonic() < deadline:
         name = chance.choices(list(acts), (6, 4, 0.5, 5, 4))[0]
         weights = chance.choice(list(makes))
         if name == "first export":
@@ -203,23 +203,23 @@ def kills(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
         if ended:
             lasts[name] = max(min(lasts[name], delay), 0.02)
         now = once(lambda: (digest(folder), _builds(folder)))
-        found["kills"] += not ended
-        found[f"killed: {name}"] += not ended
-        made = makes[weights] if name != "build" else old[0]
+        counts["kills"] += not ended
+        counts[f"killed: {name}"] += not ended
+        expected = makes[weights] if name != "build" else old[0]
         if now.kind == "done":
             same = old is not None and now.detail[0] == old[0]
-            found["the old one was there" if same else "the new one was there"] += not ended
-            found["half"] += now.detail[0] not in (made, old and old[0])
+            counts["the old one was there" if same else "the new one was there"] += not ended
+            counts["half"] += now.detail[0] not in (expected, old and old[0])
         else:
-            found["nothing was there"] += 1
-            found["lost"] += old is not None or now.kind != "refused"
+            counts["nothing was there"] += 1
+            counts["lost"] += old is not None or now.kind != "refused"
         again = once(lambda: (acts[name](weights), digest(folder))[1])  # noqa: B023
-        found["rebuilt"] += again.kind == "done" and again.detail == made
-        found["error"] += not (again.kind == "done" and again.detail == made)
-        found["leftovers"] += bool(list(folder.glob(".l2c*")))
-        if again.kind != "done" or found["half"] or found["lost"]:
-            print(f"kill {found['kills']}: {name}: {old} -> {now} -> {again}", file=sys.stderr)
-    return found
+        counts["rebuilt"] += again.kind == "done" and again.detail == expected
+        counts["error"] += not (again.kind == "done" and again.detail == expected)
+        counts["leftovers"] += bool(list(folder.glob(".l2c*")))
+        if again.kind != "done" or counts["half"] or counts["lost"]:
+            print(f"kill {counts['kills']}: {name}: {old} -> {now} -> {again}", file=sys.stderr)
+    return counts
 
 
 def _builds(folder: Path) -> int:
@@ -244,24 +244,24 @@ def killed(act: Callable[[], object], after: float) -> bool:
 
 def bytes_changed(data: bytes, chance: random.Random) -> bytes:
     """One to three bits flipped, bytes set, ranges cut, doubled, swapped or filled."""
-    made = bytearray(data)
+    buffer = bytearray(data)
     for _ in range(chance.randint(1, 3)):
-        at, length = chance.randrange(len(made)), chance.choice((1, 1, 2, 4, 8, 64, 1000))
+        at, length = chance.randrange(len(buffer)), chance.choice((1, 1, 2, 4, 8, 64, 1000))
         how = chance.randrange(6)
         if how == 0:
-            made[at] ^= 1 << chance.randrange(8)
+            buffer[at] ^= 1 << chance.randrange(8)
         elif how == 1:
-            made[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF))
+            buffer[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF))
         elif how == 2:
-            del made[at : at + length]
+            del buffer[at : at + length]
         elif how == 3:
-            made[at:at] = made[at : at + length]
+            buffer[at:at] = buffer[at : at + length]
         elif how == 4:
-            made[at : at + length] = chance.randbytes(length)
+            buffer[at : at + length] = chance.randbytes(length)
         else:
-            del made[at:]
-        made = made or bytearray(b"\0")
-    return bytes(made)
+            del buffer[at:]
+        buffer = buffer or bytearray(b"\0")
+    return bytes(buffer)
 
 
 def head_changed(data: bytes, chance: random.Random) -> bytes:
@@ -323,20 +323,20 @@ def as_input(
 
 
 def _router(path: Path) -> Any:
-    found = routers.read(path)
-    return found.schedule(0.5, None).calls
+    router = routers.read(path)
+    return router.schedule(0.5, None).calls
 
 
 def _tensors(path: Path) -> Any:
     manifest = store.read(GOLDEN / "engines", verify=False)
-    return {name: value.tobytes() for name, value in given_weights.tensors(path, manifest)}
+    return {name: value.tobytes() for name, value in user_weights.tensors(path, manifest)}
 
 
 def pickled(weights: bytes, archive: bool) -> bytes:
     """The same tensors as torch.save writes them."""
-    made = io.BytesIO()
-    torch.save({"ema": safetensors.torch.load(weights)}, made, _use_new_zipfile_serialization=archive)
-    return made.getvalue()
+    buffer = io.BytesIO()
+    torch.save({"ema": safetensors.torch.load(weights)}, buffer, _use_new_zipfile_serialization=archive)
+    return buffer.getvalue()
 
 
 def _model(path: Path) -> Any:
@@ -371,38 +371,81 @@ def mutations(count: int, seconds: float, chance: random.Random, work: Path) -> 
         ),
         "model": (5, part(as_input, ".json", model, json_changed, _model)),
     }
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for name, (share, act) in kinds.items():
         seeds = [chance.randrange(2**32) for _ in range(count * share // 100)]
         done = on_two_cores([part(act, seed) for seed in seeds], seconds * share / 100 * (3 if "signed" in name else 1))
-        for seed, each in zip(seeds, done, strict=False):
-            outcome = each.detail if each.kind == "done" else each.kind
-            found["mutations"] += 1
-            found[outcome] += 1
-            found[f"{name}: {outcome}"] += 1
-            if each.kind in BAD:
-                print(f"{name} seed {seed}: {each.kind}\n{each.detail[-1500:]}", file=sys.stderr)
-    return found
+        for seed, verdict in zip(seeds, done, strict=False):
+            outcome = verdict.detail if verdict.kind == "done" else verdict.kind
+            counts["mutations"] += 1
+            counts[outcome] += 1
+            counts[f"{name}: {outcome}"] += 1
+            if verdict.kind in BAD:
+                print(f"{name} seed {seed}: {verdict.kind}\n{verdict.detail[-1500:]}", file=sys.stderr)
+    return counts
 
 
 def manifests(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
-    """The manifest of an artefact that has all that there is, changed by somebody who knows the checksum: the same."""
-    engines = altered.everything(work)
-    wanted = {link: once(lambda link=link: altered.used(engines, link)).detail for link in ("shared", "static")}
+    """The manifests of artefacts that have all that there is, changed by somebody who knows the checksum: the same."""
+    counts: Counter[str] = Counter()
+    for name, make in altered.ARTEFACTS.items():
+        place = work / name
+        place.mkdir()
+        engines = make(place)
+        wanted = {link: once(functools.partial(altered.used, engines, link)).detail for link in ("shared", "static")}
+        seeds = [chance.randrange(2**32) for _ in range(count // len(altered.ARTEFACTS))]
+        trials = [functools.partial(altered_once, engines, place, wanted, seed) for seed in seeds]
+        for seed, verdict in zip(seeds, on_two_cores(trials, seconds / len(altered.ARTEFACTS)), strict=False):
+            outcome = verdict.detail if verdict.kind == "done" else verdict.kind
+            counts["manifests"] += 1
+            counts[outcome] += 1
+            counts[f"{name}: {outcome}"] += 1
+            if verdict.kind in BAD:
+                print(f"{name}, manifest seed {seed}: {verdict.kind}\n{verdict.detail[-1500:]}", file=sys.stderr)
+    return counts
+
+
+def altered_once(engines: Path, place: Path, wanted: Mapping[str, str], seed: int) -> str:
+    """In a folder of the process."""
+    return altered.altered(engines, place / str(os.getpid()) / "engines", wanted, seed)
+
+
+# texts
+
+
+def texts(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
+    """The files of a text encoder and its tokenizer, changed, and signed again or not; then a prompt becomes an image."""
+    import texts as of_texts
+
+    engines = of_texts.exported(of_texts.MINILM, work / "pipeline", work / "engines", batch=2, with_vae=True).out
+    wanted = once(functools.partial(altered.used, engines, "shared")).detail
+    files = sorted(path.relative_to(engines).as_posix() for path in (engines / "text").iterdir())
     seeds = [chance.randrange(2**32) for _ in range(count)]
 
     def trial(seed: int) -> str:
-        return altered.altered(engines, work / str(os.getpid()) / "engines", wanted, seed)
+        own = random.Random(seed)
+        folder = work / str(os.getpid())
+        if not folder.exists():
+            shutil.copytree(engines, folder)
+        path, manifest = folder / own.choice(files), (folder / FILE).read_bytes()
+        before = path.read_bytes()
+        try:
+            path.write_bytes(own.choice((bytes_changed, head_changed))(before, own))
+            if own.random() < 0.7:
+                _sign(folder, path)
+            return "harmless" if altered.used(folder, "shared") == wanted else "other"
+        finally:
+            path.write_bytes(before)
+            (folder / FILE).write_bytes(manifest)
 
-    found: Counter[str] = Counter()
-    done = on_two_cores([functools.partial(trial, seed) for seed in seeds], seconds)
-    for seed, each in zip(seeds, done, strict=False):
-        outcome = each.detail if each.kind == "done" else each.kind
-        found["manifests"] += 1
-        found[outcome] += 1
-        if each.kind in BAD:
-            print(f"manifest seed {seed}: {each.kind}\n{each.detail[-1500:]}", file=sys.stderr)
-    return found
+    counts: Counter[str] = Counter()
+    for seed, verdict in zip(seeds, on_two_cores([functools.partial(trial, seed) for seed in seeds], seconds), strict=False):
+        outcome = verdict.detail if verdict.kind == "done" else verdict.kind
+        counts["texts"] += 1
+        counts[outcome] += 1
+        if verdict.kind in BAD:
+            print(f"text seed {seed}: {verdict.kind}\n{verdict.detail[-1500:]}", file=sys.stderr)
+    return counts
 
 
 # hostile files
@@ -427,18 +470,20 @@ def poison(count: int, seconds: float, chance: random.Random, work: Path) -> Cou
                 raise MemoryError(f"{case.name} took {grown} MB")
         return 0
 
-    found: Counter[str] = Counter()
-    for case, each in zip(cases, stream([functools.partial(read, c) for c in cases], time.monotonic() + seconds), strict=False):
-        found["files"] += 1
-        found["accepted" if each.kind == "done" else each.kind] += 1
-        found["executed"] += (work / "EXECUTED").exists()
+    counts: Counter[str] = Counter()
+    for case, verdict in zip(
+        cases, stream([functools.partial(read, c) for c in cases], time.monotonic() + seconds), strict=False
+    ):
+        counts["files"] += 1
+        counts["accepted" if verdict.kind == "done" else verdict.kind] += 1
+        counts["executed"] += (work / "EXECUTED").exists()
         (work / "EXECUTED").unlink(missing_ok=True)
-        if each.kind != "refused":
-            print(f"{case.name}: {each}", file=sys.stderr)
-    found["error"] += found["accepted"]
-    found["outside"] = len({p for p in work.rglob("*") if ".l2c-ready" not in p.parts} - before)
+        if verdict.kind != "refused":
+            print(f"{case.name}: {verdict}", file=sys.stderr)
+    counts["error"] += counts["accepted"]
+    counts["outside"] = len({p for p in work.rglob("*") if ".l2c-ready" not in p.parts} - before)
     os.chdir(ROOT)
-    return found
+    return counts
 
 
 # concurrency
@@ -446,7 +491,7 @@ def poison(count: int, seconds: float, chance: random.Random, work: Path) -> Cou
 
 def crowd(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
     """Two compilers on one folder at once, and somebody who loads it all the time."""
-    folder, found = work / "engines", Counter[str]()
+    folder, counts = work / "engines", Counter[str]()
     wanted = {once(lambda w=w: (compiled(work / w[-1], w), digest(work / w[-1]))[1]).detail
               for w in ("random:1", "random:2")}  # fmt: skip
 
@@ -475,20 +520,20 @@ def crowd(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
         (work / "stop").touch()
         threads["reader"].join()
         (work / "stop").unlink()
-        found["compilations"] += 2
-        found["error"] += sum(results[n].kind != "done" for n in acts)
+        counts["compilations"] += 2
+        counts["error"] += sum(results[n].kind != "done" for n in acts)
         for seen in results["reader"].detail if results["reader"].kind == "done" else ():
-            found["loads meanwhile"] += 1
+            counts["loads meanwhile"] += 1
             early = seen.kind == "refused" and "no complete artefact" in seen.detail
-            found["loads: nothing yet" if early else f"loads: {seen.kind}"] += 1
-            found["corrupt"] += seen.kind == "error" or (seen.kind == "done" and seen.detail not in wanted)
+            counts["loads: nothing yet" if early else f"loads: {seen.kind}"] += 1
+            counts["corrupt"] += seen.kind == "error" or (seen.kind == "done" and seen.detail not in wanted)
             if seen.kind == "error":
                 print(seen.detail, file=sys.stderr)
         last = once(lambda: digest(folder))
-        found["corrupt"] += last.detail not in wanted or bool(list(folder.glob(".l2c*")))
+        counts["corrupt"] += last.detail not in wanted or bool(list(folder.glob(".l2c*")))
         if any(r.kind != "done" for r in results.values()):
             print({n: r for n, r in results.items() if r.kind != "done"}, file=sys.stderr)
-    return found
+    return counts
 
 
 # long runs
@@ -496,17 +541,17 @@ def crowd(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
 
 def wear(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
     """Many images on one pipeline: memory stays flat, and eight threads get what one gets."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for backend in BACKENDS:
         engines = shutil.copytree(GOLDEN / "engines", work / backend)
-        made = once(lambda: _wear(engines, backend, count, time.monotonic() + seconds / 2))  # noqa: B023
-        if made.kind != "done":
-            print(made, file=sys.stderr)
-            found["error"] += 1
+        result = once(lambda: _wear(engines, backend, count, time.monotonic() + seconds / 2))  # noqa: B023
+        if result.kind != "done":
+            print(result, file=sys.stderr)
+            counts["error"] += 1
             continue
-        for name, value in made.detail.items():
-            found[name if name in BAD else f"{backend}: {name}"] += value
-    return found
+        for name, value in result.detail.items():
+            counts[name if name in BAD else f"{backend}: {name}"] += value
+    return counts
 
 
 def _wear(engines: Path, backend: str, count: int, deadline: float) -> dict[str, int]:
@@ -522,29 +567,29 @@ def _wear(engines: Path, backend: str, count: int, deadline: float) -> dict[str,
 
         def generate(images: int) -> int:
             """Of both batch sizes, with guidance and without."""
-            made = 0
-            while made < images and time.monotonic() < deadline:
-                made += len(pipe([0, 2][: 1 + made % 2], 2.0 if made % 3 else 1.0, seed=made).latents)
-            return made
+            number = 0
+            while number < images and time.monotonic() < deadline:
+                number += len(pipe([0, 2][: 1 + number % 2], 2.0 if number % 3 else 1.0, seed=number).latents)
+            return number
 
         generate(200)
         before, images = resident(), generate(count)
         grown = (resident() - before) / before
         serial = [pipe([seed % 3], 2.0, seed=seed).latents for seed in range(64)]
-        made: dict[int, np.ndarray] = {}
+        by_seed: dict[int, np.ndarray] = {}
 
         def work(first: int) -> None:
             for seed in range(first, 64, 8):
-                made[seed] = pipe([seed % 3], 2.0, seed=seed).latents
+                by_seed[seed] = pipe([seed % 3], 2.0, seed=seed).latents
 
         threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    differing = sum(not np.array_equal(made.get(seed), serial[seed]) for seed in range(64))
+    differing = sum(not np.array_equal(by_seed.get(seed), serial[seed]) for seed in range(64))
     return {"images": images, "MB": before >> 20, "growth in 0.01 %": round(1e4 * grown), "grown": int(grown > 0.01),
-            "images of 8 threads": len(made), "different": differing}  # fmt: skip
+            "images of 8 threads": len(by_seed), "different": differing}  # fmt: skip
 
 
 def warm_up(work: Path) -> None:
@@ -561,6 +606,7 @@ SECTIONS: dict[str, tuple[Callable[..., Counter[str]], int, int, float, float]] 
     "kills": (kills, 200, 15, 600, 40),
     "mutations": (mutations, 10_000, 600, 400, 40),
     "manifests": (manifests, 10_000, 300, 900, 40),
+    "texts": (texts, 1000, 60, 120, 20),
     "hostile": (poison, 100, 100, 60, 25),
     "concurrency": (crowd, 20, 3, 120, 15),
     "long run": (wear, 1000, 200, 120, 15),
@@ -575,11 +621,11 @@ def main() -> int:
     asked.add_argument("--backend", action="append", help="of the long run, where there is a GPU: tensorrt ..")
     asked.add_argument("--trials", type=int, help="so many instead")
     asked.add_argument("--json", type=Path, help="add the counts to those that are there, which are of other sections or seeds")
-    given = asked.parse_args()
-    BACKENDS[:] = given.backend or BACKENDS
-    result: dict[str, Any] = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
+    args = asked.parse_args()
+    BACKENDS[:] = args.backend or BACKENDS
+    result: dict[str, Any] = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     failed = False
-    for name in given.only or SECTIONS:
+    for name in args.only or SECTIONS:
         act, full, quick, long, short = SECTIONS[name]
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="l2c-torture-") as folder:
@@ -587,21 +633,21 @@ def main() -> int:
             work = Path(folder) / "work"
             work.mkdir()
             warm_up(work)
-            trials, bound = (quick, short) if given.quick else (full, long)
-            found = act(given.trials or trials, bound, random.Random(f"{given.seed} {name}"), work)
-        bad = {kind: found[kind] for kind in BAD if found[kind]}
+            trials, bound = (quick, short) if args.quick else (full, long)
+            counts = act(args.trials or trials, bound, random.Random(f"{args.seed} {name}"), work)
+        bad = {kind: counts[kind] for kind in BAD if counts[kind]}
         failed |= bool(bad)
         spent = round(time.monotonic() - started)
-        print(f"{name}: {spent} s: {json.dumps(dict(sorted(found.items())))}" + (f"  BAD: {bad}" if bad else ""), flush=True)
+        print(f"{name}: {spent} s: {json.dumps(dict(sorted(counts.items())))}" + (f"  BAD: {bad}" if bad else ""), flush=True)
         command = " ".join(["python scripts/torture.py", *map(shlex.quote, sys.argv[1:])])
         before = result.get(name, {"commands": [], "seconds": 0, "counts": {}})
         result[name] = {
             "commands": [*before["commands"], command],
             "seconds": before["seconds"] + spent,
-            "counts": dict(Counter(before["counts"]) + found),
+            "counts": dict(Counter(before["counts"]) + counts),
         }
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     return int(failed)
 
 

@@ -131,15 +131,15 @@ class Trainer:
 
 def initial(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """DiT's initialisation: Xavier for products, normal for embeddings, zero for what modulates and for the last layer."""
-    made = {}
+    tensors = {}
     for name, shape in shapes.items():
         value = torch.zeros(shape)
         if name.startswith(("t_embedder", "y_embedder", "pos_embed")) and not name.endswith("bias"):
             torch.nn.init.normal_(value, std=0.02)
         elif name.endswith("weight") and "adaLN" not in name and not name.startswith("final_layer"):
             torch.nn.init.xavier_uniform_(value.view(shape[0], -1))
-        made[name] = value
-    return made
+        tensors[name] = value
+    return tensors
 
 
 def evaluate(denoiser: Denoiser, judge: classifier.Classifier, data: digits.Digits, count: int, device: torch.device) -> dict:
@@ -148,13 +148,13 @@ def evaluate(denoiser: Denoiser, judge: classifier.Classifier, data: digits.Digi
     real, _ = classifier.examine(judge, classifier.scaled(torch.from_numpy(data.test_images).to(device)))
     labels = torch.arange(count, device=device) % denoiser.family.inputs[0].choices
     noise = noise_of(denoiser.family.latent, range(count), device)
-    found = {}
+    scores = {}
     for scale in SCALES:
-        made = sample(denoiser, full, noise, labels, scale)
-        features, seen = classifier.examine(judge, made)
-        found[scale] = {"accuracy": float((seen == labels).double().mean()), "frechet": metrics.frechet(real, features)}
-        log(f"guidance {scale}: {found[scale]}")
-    return found
+        samples = sample(denoiser, full, noise, labels, scale)
+        features, seen = classifier.examine(judge, samples)
+        scores[scale] = {"accuracy": float((seen == labels).double().mean()), "frechet": metrics.frechet(real, features)}
+        log(f"guidance {scale}: {scores[scale]}")
+    return scores
 
 
 def draw(denoiser: Denoiser, path: Path, device: torch.device) -> None:

@@ -61,8 +61,8 @@ def autoencoder(out: Path, images: Tensor, seconds: float, device: torch.device,
     stored(model).save_pretrained(out / "vae")
     with torch.no_grad():
         shown = images[:: max(1, len(images) // 48)][:48]
-        made = model.decode(emoji_autoencoder.encode(model, shown)).sample
-    grid([shown.cpu().numpy(), pixels(made)], 12).save(out / "autoencoder.png")
+        reconstruction = model.decode(emoji_autoencoder.encode(model, shown)).sample
+    grid([shown.cpu().numpy(), pixels(reconstruction)], 12).save(out / "autoencoder.png")
     return model
 
 
@@ -167,12 +167,12 @@ def main() -> None:
     model = trainer.averaged()
     asked = emoji_transformer.encode(["", *PROMPTS], tokenizer, encoder, device)
     rows = torch.arange(1, len(PROMPTS) + 1, device=device)
-    made = []
+    sheets = []
     for seed in (0, 1):
         latents = emoji_transformer.draw(model, asked, rows, SCALE, STEPS, seed)
         with torch.no_grad():
-            made.append(pixels(vae.decode(latents / vae.config.scaling_factor).sample))
-    grid(made, 8).save(args.out / "drawn.png")
+            sheets.append(pixels(vae.decode(latents / vae.config.scaling_factor).sample))
+    grid(sheets, 8).save(args.out / "drawn.png")
     stored(model).save_pretrained(args.out / "transformer")
     parts(args.out, args.text)
     print(f"done after {time.perf_counter() - began:.0f} s", flush=True)

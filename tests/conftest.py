@@ -89,13 +89,13 @@ def prompted_by(tmp_path_factory, own_cache):
     """
 
     @functools.cache
-    def made(family):
+    def export_of(family):
         import texts
 
         root, full = tmp_path_factory.mktemp(family), (("every:1", 3),)
         return texts.exported(family, root / "model", root / "out", with_vae=family.startswith("pixart"), further=full)
 
-    return made
+    return export_of
 
 
 @pytest.fixture

@@ -84,22 +84,24 @@ def fill_desk(tiny):
     assert invoke(unlinked).exit_code == 0
 
 
-def invoke(line: str, **given):
+def invoke(line: str, **options):
     """A command in this process.  Another schedule takes the place of that of GOOD, instead of being one more program."""
     others = line.count("--schedule ") > 1
-    return CliRunner().invoke(main.l2c, shlex.split(line.replace("--schedule router.pt ", "", 1) if others else line), **given)
+    return CliRunner().invoke(
+        main.l2c, shlex.split(line.replace("--schedule router.pt ", "", 1) if others else line), **options
+    )
 
 
-def started(line: str, cache: str = "", **given) -> subprocess.Popen:
+def started(line: str, cache: str = "", **options) -> subprocess.Popen:
     """A command in a process of its own."""
     command = [sys.executable, "-m", "l2c_export", *shlex.split(line)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "L2C_CACHE": cache or os.environ["L2C_CACHE"]}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **given)
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def ran(line: str, **given) -> tuple[int, str, str]:
+def ran(line: str, **options) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a command in a process of its own."""
-    process = started(line, **given)
+    process = started(line, **options)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 

@@ -32,9 +32,9 @@ class FakeCudart:
         self.capability = 9, 0
 
     def __getattribute__(self, name):
-        found = super().__getattribute__(name)
+        value = super().__getattribute__(name)
         failing = super().__getattribute__("__dict__").get("failing", {})
-        return (lambda *_: (failing[name], *[None] * 2)) if name in failing else found
+        return (lambda *_: (failing[name], *[None] * 2)) if name in failing else value
 
     def cudaGetDeviceCount(self):
         return Error.cudaSuccess, 2
@@ -68,8 +68,8 @@ class FakeCudart:
         self.free += self.held.pop(pointer).size - 256
         return (Error.cudaSuccess,)
 
-    def cudaMemcpyAsync(self, to, given, size, kind, stream):
-        ctypes.memmove(to, given, size)
+    def cudaMemcpyAsync(self, to, source, size, kind, stream):
+        ctypes.memmove(to, source, size)
         return (Error.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream):

@@ -40,8 +40,8 @@ def picture(n):
 
 def replicas(server):
     """The processes that draw."""
-    found = psutil.Process(server.pid).children(recursive=True)
-    return [each for each in found if "ray::ServeReplica:l2c:sampler" in " ".join(each.cmdline())]
+    children = psutil.Process(server.pid).children(recursive=True)
+    return [child for child in children if "ray::ServeReplica:l2c:sampler" in " ".join(child.cmdline())]
 
 
 def events(content):
@@ -58,27 +58,27 @@ def main(folder):
         while '"ready"' not in open("fleet.log").read():  # noqa: SIM115
             assert server.poll() is None, open("fleet.log").read()  # noqa: SIM115
             time.sleep(0.1)
-        found = {"ready": ask(None, "/health/ready")[0], "models": ask(None, "/v1/models")[1]}
-        found["alone"] = picture(4)
-        found["several"] = ask({"prompt": "1", "seed": 7, "n": 3})[1]
-        found["wrong"] = ask({"prompt": "99"})
-        found["reload"] = ask({}, "/admin/reload")[0]
-        found["events"] = events(ask({"prompt": "2", "seed": 5, "stream": True, "partial_images": 1})[1])
+        report = {"ready": ask(None, "/health/ready")[0], "models": ask(None, "/v1/models")[1]}
+        report["alone"] = picture(4)
+        report["several"] = ask({"prompt": "1", "seed": 7, "n": 3})[1]
+        report["wrong"] = ask({"prompt": "99"})
+        report["reload"] = ask({}, "/admin/reload")[0]
+        report["events"] = events(ask({"prompt": "2", "seed": 5, "stream": True, "partial_images": 1})[1])
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             running = [pool.submit(picture, n) for n in range(120)]
             time.sleep(0.3)
-            for each in replicas(server):  # all of them
-                each.send_signal(signal.SIGKILL)
-            found["mixed"] = [each.result() for each in running]
+            for replica in replicas(server):  # all of them
+                replica.send_signal(signal.SIGKILL)
+            report["mixed"] = [future.result() for future in running]
             ending = [pool.submit(picture, n) for n in range(8)]
             time.sleep(0.1)
             processes = psutil.Process(server.pid).children(recursive=True)
             server.send_signal(signal.SIGTERM)
-            found["ending"] = [each.result() for each in ending]
-        found["said"] = json.loads(server.communicate(timeout=60)[0])
-        found["code"] = server.returncode
-        found["left"] = [each.pid for each in processes if each.is_running()]
-        print(json.dumps(found))
+            report["ending"] = [future.result() for future in ending]
+        report["said"] = json.loads(server.communicate(timeout=60)[0])
+        report["code"] = server.returncode
+        report["left"] = [process.pid for process in processes if process.is_running()]
+        print(json.dumps(report))
     finally:
         if server.poll() is None:
             server.kill()

@@ -16,7 +16,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def replace(folder: Path, made: Path) -> None:
+def replace(folder: Path, artefact: Path) -> None:
     """What a compiler does at its end: `made` takes the place of the artefact in `folder`."""
     with staging.staged(folder) as stage:
-        shutil.copytree(made, stage, dirs_exist_ok=True)
+        shutil.copytree(artefact, stage, dirs_exist_ok=True)

@@ -30,25 +30,25 @@ FINE = Known(
 def imported(content: Any, **chosen: Any) -> Imported:
     """A file with this content as JSON, or with this text."""
     data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-    found = recognise.of_content(decoded(data), Selection(**chosen))
-    assert found is not None
-    return found
+    result = recognise.of_content(decoded(data), Selection(**chosen))
+    assert result is not None
+    return result
 
 
 def schedule(content: Any, known: Known = DIT, steps: int | None = None, **chosen: Any) -> Schedule:
     """The same for a model, through the JSON of version 2."""
-    made = imported(content, **chosen).schedule_for(
+    result = imported(content, **chosen).schedule_for(
         dataclasses.replace(known, steps=steps) if steps else known, ScheduleSource(file="f")
     )
-    assert Schedule.from_json(made.to_json()) == made
-    return made
+    assert Schedule.from_json(result.to_json()) == result
+    return result
 
 
-def computed(found: Schedule) -> list[set[str]]:
+def computed(schedule: Schedule) -> list[set[str]]:
     """The sublayers that every call computes."""
-    return [{found.sublayers[j] for j in call.computed} for call in found.calls]
+    return [{schedule.sublayers[j] for j in call.computed} for call in schedule.calls]
 
 
-def bits(found: Schedule) -> str:
+def bits(schedule: Schedule) -> str:
     """A 1 for every call that computes everything."""
-    return "".join(str(int(len(call.computed) == found.columns)) for call in found.calls)
+    return "".join(str(int(len(call.computed) == schedule.columns)) for call in schedule.calls)

@@ -62,7 +62,7 @@ def parse(text: str, sublayers: tuple[str | tuple[str, ...], ...] = ()) -> Graph
 
 def _columns(sublayers: tuple[str | tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
     """A sublayer of one value may be written as that."""
-    return tuple((each,) if isinstance(each, str) else each for each in sublayers)
+    return tuple((value,) if isinstance(value, str) else value for value in sublayers)
 
 
 def lines(graph: Graph) -> list[str]:
@@ -101,8 +101,8 @@ class FaithfulEngine:
     def bind(self, inputs, outputs):
         def run():
             with np.errstate(all="ignore"):
-                made = self.evaluator.run(list(outputs), dict(inputs))
-            for out, value in zip(outputs.values(), made, strict=True):
+                results = self.evaluator.run(list(outputs), dict(inputs))
+            for out, value in zip(outputs.values(), results, strict=True):
                 out[...] = value
 
         return run

@@ -100,11 +100,11 @@ PICKLES = {
 
 
 def _zip(pickled: bytes, **records: bytes) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in {"data.pkl": pickled, "byteorder": b"little", "version": b"3\n", **records}.items():
             archive.writestr(f"archive/{name.replace('__', '/')}", data)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def _legacy(pickled: bytes) -> bytes:
@@ -236,9 +236,9 @@ def texts(folder: Path, engines: Path) -> Iterator[Hostile]:
         path = folder / f"schedule-{name}.json"
         path.write_bytes(data)
         yield Hostile(f"schedule {name}", lambda path=path: schedule.Schedule.read(path))
-    for name, given in CONFIGS.items():
+    for name, config in CONFIGS.items():
         path = folder / f"config-{name}.json"
-        path.write_bytes(given if isinstance(given, bytes) else json.dumps({"family": "dit", "arch": given}).encode())
+        path.write_bytes(config if isinstance(config, bytes) else json.dumps({"family": "dit", "arch": config}).encode())
         yield Hostile(f"config {name}", lambda path=path: lookup.resolve(str(path), None, None, None))
 
 
@@ -305,32 +305,32 @@ def artefacts(folder: Path, engines: Path) -> Iterator[Hostile]:
         "",
         "/",
     ):
-        made = copy(f"path-{abs(hash(name))}")
-        _edit(made, files={**store.read(made).files, name: integrity.info(secret)})
-        yield Hostile(f"artefact path {name!r}", lambda made=made: load(made))
+        artefact = copy(f"path-{abs(hash(name))}")
+        _edit(artefact, files={**store.read(artefact).files, name: integrity.info(secret)})
+        yield Hostile(f"artefact path {name!r}", lambda artefact=artefact: load(artefact))
     for location in ("../secret", "../../secret", str(secret), "weights.safetensors", "secret"):
         for which in ("segments", "graphs") if location != "weights.safetensors" else ("segments",):
-            made = copy(f"external-{which}-{abs(hash(location))}")
-            file = _external(made, which, location)
+            artefact = copy(f"external-{which}-{abs(hash(location))}")
+            file = _external(artefact, which, location)
             for backend in ("onnxruntime", "openvino"):
                 link = "shared" if which == "segments" else "static"
-                yield Hostile(f"artefact {file} with data in {location} on {backend}", _generate(made, backend, link))
+                yield Hostile(f"artefact {file} with data in {location} on {backend}", _generate(artefact, backend, link))
     for name, change in _changes(store.read(engines)).items():
-        made = copy(name)
-        _edit(made, **change)
-        yield Hostile(f"artefact {name}", _generate(made, "onnxruntime", "shared"))
+        artefact = copy(name)
+        _edit(artefact, **change)
+        yield Hostile(f"artefact {name}", _generate(artefact, "onnxruntime", "shared"))
     for name in ("segments", ".l2c-ready"):
-        made = copy(f"link-{name}")
+        artefact = copy(f"link-{name}")
         elsewhere = folder / f"elsewhere-{name}"
-        (made / name).rename(elsewhere) if (made / name).exists() else shutil.copytree(engines, elsewhere)
-        (made / name).symlink_to(elsewhere)
-        yield Hostile(f"artefact link {name}", lambda made=made: load(made))
-    made = copy("ready-through-link")
-    (made / "tensorrt").symlink_to(folder)
-    (made / ".l2c-ready" / "tensorrt").mkdir(parents=True)
-    (made / ".l2c-ready" / "tensorrt" / "EXECUTED").write_text("outside")
-    shutil.copy(made / FILE, made / ".l2c-ready" / FILE)
-    yield Hostile("artefact ready through a link", lambda made=made: load(made))
+        (artefact / name).rename(elsewhere) if (artefact / name).exists() else shutil.copytree(engines, elsewhere)
+        (artefact / name).symlink_to(elsewhere)
+        yield Hostile(f"artefact link {name}", lambda artefact=artefact: load(artefact))
+    artefact = copy("ready-through-link")
+    (artefact / "tensorrt").symlink_to(folder)
+    (artefact / ".l2c-ready" / "tensorrt").mkdir(parents=True)
+    (artefact / ".l2c-ready" / "tensorrt" / "EXECUTED").write_text("outside")
+    shutil.copy(artefact / FILE, artefact / ".l2c-ready" / FILE)
+    yield Hostile("artefact ready through a link", lambda artefact=artefact: load(artefact))
 
 
 def _edit(folder: Path, **changes: object) -> None:

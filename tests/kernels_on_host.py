@@ -17,7 +17,7 @@ import torch
 
 from l2c_export.backends.nvidia.kernels import Kernel
 from l2c_export.backends.nvidia.prelude import COMMON
-from l2c_export.backends.nvidia.steps import Attention, Product, StepPlan
+from l2c_export.backends.nvidia.steps import Attention, Product, Step, StepPlan
 from l2c_export.models.primitives import sdpa
 
 COMPILER = shutil.which("g++")
@@ -69,6 +69,7 @@ template <class F> void together(int blocks, int threads, F f) {
 }
 struct half { _Float16 value; };
 struct bfloat { unsigned short bits; };
+struct e4m3 { unsigned char bits; };
 static float number(float x) { return x; }
 static int number(int x) { return x; }
 static float number(half x) { return (float)x.value; }
@@ -77,6 +78,12 @@ static void put(float& to, float x) { to = x; }
 static void put(int& to, int x) { to = x; }
 static void put(half& to, float x) { to.value = (_Float16)x; }
 static void put(bfloat& to, float x) { unsigned y; memcpy(&y, &x, 4); to.bits = (y + 0x7fff + (y >> 16 & 1)) >> 16; }
+static void put(e4m3& to, float x) {  // to the nearest, where two are even, and to the largest where it is more
+  const float size = fminf(fabsf(x), 448.0f);
+  const int exponent = size < 0x1p-6f ? -6 : ilogbf(size);
+  const int steps = (int)nearbyintf(ldexpf(size, 3 - exponent));  // of the last bit
+  to.bits = (std::signbit(x) ? 0x80 : 0) | (x != x ? 0x7f : steps < 8 ? steps : (exponent + 7) * 8 + steps - 8);
+}
 static float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <int N> float row_sum(float x) { return x; }
 """
@@ -89,6 +96,11 @@ def together(sources: list[str]) -> str:
 
 def _undefined(source: str) -> str:
     return "".join(f"#undef {line.split()[1]}\n" for line in source.splitlines() if line.startswith("#define"))
+
+
+def flattened(plan: StepPlan) -> list[Step]:
+    """The steps for a library without some products."""
+    return [other for step in plan.steps for other in getattr(step, "otherwise", ()) or (step,)]
 
 
 class Host:
@@ -114,9 +126,10 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
         subprocess.run([COMPILER, "-O1", "-w", "-shared", "-fPIC", "-std=c++20", "-pthread", source, "-o", library], check=True)
         self.library = ctypes.CDLL(str(library))
 
-    def run(self, plan: StepPlan, given: dict[str, torch.Tensor], own_attention: bool = False) -> None:
+    def run(self, plan: StepPlan, tensors: dict[str, torch.Tensor], own_attention: bool = False,
+            otherwise: bool = False) -> None:  # fmt: skip
         """Fill the outputs that are among what is given."""
-        memory = dict(given)
+        memory = dict(tensors)
         memory |= {name: torch.from_numpy(np.ascontiguousarray(table)) for name, table in plan.tables.items()}
         scratch = torch.full((plan.scratch + 1,), 77, dtype=torch.uint8)
         base = {name: scratch[offset:] for name, offset in plan.places.items()}
@@ -127,7 +140,7 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
             flat = source if source.dtype == kind else source[: len(source) // 4 * 4].view(kind)
             return flat.as_strided(view.shape, view.strides, flat.storage_offset() + view.offset)
 
-        for step in plan.steps:
+        for step in flattened(plan) if otherwise else plan.steps:
             if own_attention and isinstance(step, Attention):
                 step = step.own
             if isinstance(step, Kernel):
@@ -135,14 +148,16 @@ extern "C" void run{n}(void** p, int blocks, int threads) {{
                 if step.addresses:
                     table = torch.tensor([(memory[b] if b in memory else base[b]).data_ptr() for b in step.addresses])
                     pointers = [table.data_ptr(), *pointers]
-                given = (ctypes.c_void_p * len(pointers))(*pointers)
-                getattr(self.library, f"run{self.number[step.source]}")(given, step.blocks, step.threads)
+                arguments = (ctypes.c_void_p * len(pointers))(*pointers)
+                getattr(self.library, f"run{self.number[step.source]}")(arguments, step.blocks, step.threads)
             elif isinstance(step, Product):
-                made = array(step.x).float() @ array(step.weight).float().T
-                made = made + array(step.bias).float() if step.bias else made
-                made = made + array(step.residual).float() if step.residual else made
-                made = torch.nn.functional.gelu(made, approximate="tanh") if step.gelu else made
-                array(step.out).copy_(made)
+                product = array(step.x).float() @ array(step.weight).float().T
+                product = product * array(step.scales[0])[0] * array(step.scales[1])[0] if step.scales else product
+                product = product + array(step.bias).float() if step.bias else product
+                product = product + array(step.residual).float() if step.residual else product
+                product = torch.nn.functional.gelu(product, approximate="tanh") if step.gelu else product
+                product = (product * array(step.out_scale)[1]).clamp(-448, 448) if step.out_scale else product
+                array(step.out).copy_(product)
             elif isinstance(step, Attention):
                 mask = array(step.mask) if step.mask else None
                 array(step.out).copy_(sdpa(array(step.q), array(step.k), array(step.v), mask, heads=step.heads))

@@ -21,8 +21,8 @@ class Factors(NamedTuple):
     def product(self) -> torch.Tensor:
         """What it adds, in float64."""
         rank = len(self.down)
-        made = torch.einsum("or,ri->oi", self.up.double().flatten(1), self.down.double().flatten(1))
-        return made.reshape(len(self.up), *self.down.shape[1:]) * ((self.alpha or rank) / rank)
+        matrix = torch.einsum("or,ri->oi", self.up.double().flatten(1), self.down.double().flatten(1))
+        return matrix.reshape(len(self.up), *self.down.shape[1:]) * ((self.alpha or rank) / rank)
 
 
 Factored = Mapping[str, Factors]
@@ -30,22 +30,22 @@ Factored = Mapping[str, Factors]
 
 def factors(shapes: Mapping[str, tuple[int, ...]], seed: int = 0, alpha: float | None = None) -> dict[str, Factors]:
     """For modules with weights of these shapes, each of a rank of its own."""
-    made, generator = {}, torch.Generator().manual_seed(seed)
+    by_module, generator = {}, torch.Generator().manual_seed(seed)
     for n, (module, (rows, *others)) in enumerate(shapes.items()):
         rank, kernel = 2 + n % 3, others[1:]
         down = torch.randn((rank, *others), generator=generator) * 0.2
         up = torch.randn((rows, rank, *(1 for _ in kernel)), generator=generator) * 0.2
-        made[module] = Factors(down, up, None if alpha is None else alpha + n)
-    return made
+        by_module[module] = Factors(down, up, None if alpha is None else alpha + n)
+    return by_module
 
 
 def merged(state: Mapping[str, torch.Tensor], *scaled: tuple[Factored, float]) -> dict[str, torch.Tensor]:
     """A transformer's tensors with several LoRAs, each with its scale."""
-    made = {name: tensor.double() for name, tensor in state.items()}
+    sums = {name: tensor.double() for name, tensor in state.items()}
     for lora, scale in scaled:
-        for module, each in lora.items():
-            made[f"{module}.weight"] = made[f"{module}.weight"] + scale * each.product
-    return {name: tensor.to(state[name].dtype) for name, tensor in made.items()}
+        for module, factor in lora.items():
+            sums[f"{module}.weight"] = sums[f"{module}.weight"] + scale * factor.product
+    return {name: tensor.to(state[name].dtype) for name, tensor in sums.items()}
 
 
 def diffusers_name(module: str, part: str) -> str:
@@ -66,12 +66,12 @@ Name = Callable[[str, str], str]
 
 def tensors(lora: Factored, name: Name = diffusers_name) -> dict[str, torch.Tensor]:
     """What a file holds."""
-    made = {}
-    for module, each in lora.items():
-        made |= {name(module, "down"): each.down.clone(), name(module, "up"): each.up.clone()}
-        if each.alpha is not None:
-            made[name(module, "alpha")] = torch.tensor(each.alpha)
-    return made
+    state = {}
+    for module, factor in lora.items():
+        state |= {name(module, "down"): factor.down.clone(), name(module, "up"): factor.up.clone()}
+        if factor.alpha is not None:
+            state[name(module, "alpha")] = torch.tensor(factor.alpha)
+    return state
 
 
 def saved(path: Path, lora: Factored, name: Name = diffusers_name, **more: torch.Tensor) -> Path:

@@ -39,7 +39,7 @@ def denoised(
     w: dict[str, np.ndarray], x: np.ndarray, rules: Rules, stack: Blocks | None, steps: int = STEPS, labels: list[int] = LABELS
 ) -> np.ndarray:
     """The final latents (2, 4, 4, 4) of two labels, guided."""
-    made: dict[str, dict[int, np.ndarray]] = {}  # value -> call -> what it computed
+    history: dict[str, dict[int, np.ndarray]] = {}  # value -> call -> what it computed
     times = timesteps(steps)
     for n, t in enumerate(times):
         on, ruled = rules.get(n, (NAMES, {}))
@@ -48,9 +48,9 @@ def denoised(
             level = name not in NAMES
             rule = ruled.get(name, None if level or name in on else ruled.get("*", "reuse"))
             if rule is None:
-                made.setdefault(name, {})[n] = compute()
-                return made[name][n]
-            return sum(c * made[name][m] for m, c in by_hand(rule, n, list(made[name])).items())
+                history.setdefault(name, {})[n] = compute()
+                return history[name][n]
+            return sum(c * history[name][m] for m, c in by_hand(rule, n, list(history[name])).items())
 
         after = times[n + 1] if n + 1 < steps else None
         rows = np.concatenate([x, x])

@@ -61,22 +61,53 @@ class Cached:
         modules = dict(transformer.named_modules())
         for name in names:
             modules[name].forward = self._wrapped(name, modules[name].forward)
+        for level in schedule.values.levels:
+            self._span(transformer, level, schedule.values.span(level))
         transformer.forward = self._counted(transformer.forward)
 
     def _wrapped(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*given: Any, **named: Any) -> Any:
-            terms = self._terms[self.call][name]
+        def run(*positional: Any, **named: Any) -> Any:
+            terms = self._terms[self.call].get(name, COMPUTED)  # inside of a level it does not matter
             if terms == COMPUTED:
-                self._kept[name, self.call] = forward(*given, **named)
+                self._kept[name, self.call] = forward(*positional, **named)
                 return self._kept[name, self.call]
             return summed([(c, self._kept[name, self.call - age]) for age, c in terms])
 
         return run
 
+    def _span(self, transformer: torch.nn.Module, level: str, blocks: range) -> None:
+        """What enters the first of the blocks, and what the block behind them or the head reads: the picture's stream, and
+        between FLUX's single blocks the prompt's, too.
+        """
+        single = list(getattr(transformer, "single_transformer_blocks", ()))
+        double = getattr(transformer, "transformer_blocks", None) or transformer.joint_transformer_blocks
+        readers = [*double, *single, transformer.norm_out]
+        names = ("encoder_hidden_states", "hidden_states") if readers[blocks.stop] in single else ("hidden_states",)
+        begun: list[torch.Tensor] = []
+
+        def begin(_: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            begun[:] = [named[name] if name in named else positional[0] for name in names]
+
+        def end(
+            _: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            behind = [named[name] if name in named else positional[0] for name in names]
+            terms = self._terms[self.call].get(level, COMPUTED)
+            if terms == COMPUTED:
+                self._kept[level, self.call] = tuple(after - before for after, before in zip(behind, begun, strict=True))
+                return positional, named
+            added = summed([(c, self._kept[level, self.call - age]) for age, c in terms])
+            behind = [before + value for before, value in zip(begun, added, strict=True)]
+            by_name = {name: value for name, value in zip(names, behind, strict=True) if name in named}
+            return positional if by_name else (behind[0], *positional[1:]), named | by_name
+
+        readers[blocks.stop].register_forward_pre_hook(end, with_kwargs=True)
+        readers[blocks.start].register_forward_pre_hook(begin, with_kwargs=True)
+
     def _counted(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*given: Any, **named: Any) -> Any:
+        def run(*positional: Any, **named: Any) -> Any:
             self.call += 1
-            return forward(*given, **named)
+            return forward(*positional, **named)
 
         return run
 
@@ -103,8 +134,8 @@ def both(request: Tensors, name: str) -> torch.Tensor:
     return torch.cat([request[f"negative_{name}"], request[name]])
 
 
-def guided(made: torch.Tensor) -> torch.Tensor:
-    without, asked = made.chunk(2)
+def guided(prediction: torch.Tensor) -> torch.Tensor:
+    without, asked = prediction.chunk(2)
     return without + SCALE * (asked - without)
 
 
@@ -148,10 +179,10 @@ def pixart_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedule
                 "aspect_ratio": torch.tensor([[HEIGHT / WIDTH]] * 2 * len(noise))}  # fmt: skip
     x = noise
     for t in scheduler.timesteps:
-        made = model(torch.cat([x, x]), encoder_hidden_states=both(request, "prompt_embeds"), timestep=t.expand(2 * len(x)),
-                     encoder_attention_mask=both(request, "prompt_attention_mask"), added_cond_kwargs=size,
-                     return_dict=False)[0]  # fmt: skip
-        x = scheduler.step(guided(made).chunk(2, dim=1)[0], t, x, return_dict=False)[0]
+        prediction = model(torch.cat([x, x]), encoder_hidden_states=both(request, "prompt_embeds"),
+                           timestep=t.expand(2 * len(x)), encoder_attention_mask=both(request, "prompt_attention_mask"),
+                           added_cond_kwargs=size, return_dict=False)[0]  # fmt: skip
+        x = scheduler.step(guided(prediction).chunk(2, dim=1)[0], t, x, return_dict=False)[0]
     return x
 
 
@@ -192,9 +223,10 @@ def sd3_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedule: S
     scheduler.set_timesteps(schedule.steps, **moved(scheduler, HEIGHT * WIDTH // 4))
     x = noise
     for t in scheduler.timesteps:
-        made = model(torch.cat([x, x]), encoder_hidden_states=both(request, "prompt_embeds"), timestep=t.expand(2 * len(x)),
-                     pooled_projections=both(request, "pooled_prompt_embeds"), return_dict=False)[0]  # fmt: skip
-        x = scheduler.step(guided(made), t, x, return_dict=False)[0]
+        prediction = model(torch.cat([x, x]), encoder_hidden_states=both(request, "prompt_embeds"),
+                           timestep=t.expand(2 * len(x)), pooled_projections=both(request, "pooled_prompt_embeds"),
+                           return_dict=False)[0]  # fmt: skip
+        x = scheduler.step(guided(prediction), t, x, return_dict=False)[0]
     return x
 
 
@@ -241,10 +273,10 @@ def flux_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedule: 
     x = packed(noise)
     strength = torch.full((len(x),), SCALE) if model.config.guidance_embeds else None
     for t in scheduler.timesteps:
-        made = model(hidden_states=x, timestep=t.expand(len(x)) / 1000, guidance=strength, img_ids=places.reshape(-1, 3),
-                     pooled_projections=request["pooled_prompt_embeds"], txt_ids=torch.zeros(TOKENS, 3),
-                     encoder_hidden_states=request["prompt_embeds"], return_dict=False)[0]  # fmt: skip
-        x = scheduler.step(made, t, x, return_dict=False)[0]
+        prediction = model(hidden_states=x, timestep=t.expand(len(x)) / 1000, guidance=strength, img_ids=places.reshape(-1, 3),
+                           pooled_projections=request["pooled_prompt_embeds"], txt_ids=torch.zeros(TOKENS, 3),
+                           encoder_hidden_states=request["prompt_embeds"], return_dict=False)[0]  # fmt: skip
+        x = scheduler.step(prediction, t, x, return_dict=False)[0]
     return unpacked(x)
 
 
@@ -270,8 +302,10 @@ def auraflow_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedu
     x = noise
     for t in scheduler.timesteps:
         level = torch.tensor([t / 1000]).expand(2 * len(x))
-        made = model(torch.cat([x, x]), encoder_hidden_states=both(request, "prompt_embeds"), timestep=level, return_dict=False)
-        x = scheduler.step(guided(made[0]), t, x, return_dict=False)[0]
+        outputs = model(
+            torch.cat([x, x]), encoder_hidden_states=both(request, "prompt_embeds"), timestep=level, return_dict=False
+        )
+        x = scheduler.step(guided(outputs[0]), t, x, return_dict=False)[0]
     return x
 
 
@@ -310,10 +344,10 @@ def sana_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedule: 
     scheduler.set_timesteps(schedule.steps)
     x = noise
     for t in scheduler.timesteps:
-        made = model(torch.cat([x, x]), encoder_hidden_states=both(request, "prompt_embeds"),
-                     timestep=t.expand(2 * len(x)) * model.config.timestep_scale,
-                     encoder_attention_mask=both(request, "prompt_attention_mask"), return_dict=False)[0]  # fmt: skip
-        x = scheduler.step(guided(made), t, x, return_dict=False)[0]
+        prediction = model(torch.cat([x, x]), encoder_hidden_states=both(request, "prompt_embeds"),
+                           timestep=t.expand(2 * len(x)) * model.config.timestep_scale,
+                           encoder_attention_mask=both(request, "prompt_attention_mask"), return_dict=False)[0]  # fmt: skip
+        x = scheduler.step(guided(prediction), t, x, return_dict=False)[0]
     return x
 
 
@@ -343,10 +377,10 @@ def qwen_latents(folder: Path, noise: torch.Tensor, request: Tensors, schedule: 
     scheduler.set_timesteps(sigmas=sigmas, **moved(scheduler, HEIGHT * WIDTH // 4))
     x = packed(noise)
     for t in scheduler.timesteps:
-        made = model(hidden_states=x, timestep=t.expand(len(x)) / 1000, encoder_hidden_states=request["prompt_embeds"],
-                     encoder_hidden_states_mask=request["prompt_embeds_mask"],
-                     img_shapes=[[(1, HEIGHT // 2, WIDTH // 2)]] * len(x), return_dict=False)[0]  # fmt: skip
-        x = scheduler.step(made, t, x, return_dict=False)[0]
+        prediction = model(hidden_states=x, timestep=t.expand(len(x)) / 1000, encoder_hidden_states=request["prompt_embeds"],
+                           encoder_hidden_states_mask=request["prompt_embeds_mask"],
+                           img_shapes=[[(1, HEIGHT // 2, WIDTH // 2)]] * len(x), return_dict=False)[0]  # fmt: skip
+        x = scheduler.step(prediction, t, x, return_dict=False)[0]
     return unpacked(x)
 
 
@@ -380,13 +414,13 @@ PIPELINES = {
 }
 
 
-def error(made: np.ndarray, wanted: np.ndarray) -> float:
+def error(latents: np.ndarray, wanted: np.ndarray) -> float:
     """The largest difference, as a share of the largest value."""
-    return float(np.abs(made - wanted).max() / np.abs(wanted).max())
+    return float(np.abs(latents - wanted).max() / np.abs(wanted).max())
 
 
-def call_by_call(each: Prompted, folder: Path, noise: torch.Tensor, request: Tensors, schedule: Schedule, dtype: torch.dtype,
-                 monkeypatch: Any, fed: list[np.ndarray] | None = None) -> list[np.ndarray]:  # fmt: skip
+def call_by_call(pipeline: Prompted, folder: Path, noise: torch.Tensor, request: Tensors, schedule: Schedule,
+                 dtype: torch.dtype, monkeypatch: Any, fed: list[np.ndarray] | None = None) -> list[np.ndarray]:  # fmt: skip
     """The latents after every call, of diffusers' module in a type; the next call reads `fed` instead, if given."""
     saved, seen = opened, []
     wide = torch.promote_types(dtype, torch.float32)  # the type of latents and sampler
@@ -400,22 +434,22 @@ def call_by_call(each: Prompted, folder: Path, noise: torch.Tensor, request: Ten
                 return {name: narrow(of) for name, of in value.items()}
             return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
-        def called(*given: Any, **named: Any) -> tuple[torch.Tensor, ...]:
-            made = forward(*map(narrow, given), **narrow(named))
-            return ((made[0] if isinstance(made, tuple) else made.sample).to(wide),)
+        def called(*positional: Any, **named: Any) -> tuple[torch.Tensor, ...]:
+            output = forward(*map(narrow, positional), **narrow(named))
+            return ((output[0] if isinstance(output, tuple) else output.sample).to(wide),)
 
-        def stepped(*given: Any, **options: Any) -> tuple[torch.Tensor, ...]:
-            made = step(*given, **options)[0]
-            seen.append((unpacked(made) if each.packs else made).double().numpy())
+        def stepped(*positional: Any, **options: Any) -> tuple[torch.Tensor, ...]:
+            latents = step(*positional, **options)[0]
+            seen.append((unpacked(latents) if pipeline.packs else latents).double().numpy())
             if fed is None:
-                return (made,)
-            following = torch.from_numpy(fed[len(seen) - 1]).to(made.dtype)
-            return (packed(following) if each.packs else following,)
+                return (latents,)
+            following = torch.from_numpy(fed[len(seen) - 1]).to(latents.dtype)
+            return (packed(following) if pipeline.packs else following,)
 
         model.forward, scheduler.step = called, stepped
         return model, scheduler
 
     with torch.no_grad(), monkeypatch.context() as patched:
         patched.setitem(globals(), "opened", in_type)
-        each.latents(folder, noise.to(wide), request, schedule)
+        pipeline.latents(folder, noise.to(wide), request, schedule)
     return seen

@@ -65,8 +65,8 @@ def case(name: str) -> Case:
 
 def all_cases() -> list[Case]:
     """Our own copies, and whatever else the reference folder holds."""
-    found = {p.name: p for root in (REFERENCE, OWN_CASES) if root.is_dir() for p in sorted(root.iterdir())}
-    return [Case(path) for _, path in sorted(found.items()) if (path / "golden.npz").exists()]
+    paths = {p.name: p for root in (REFERENCE, OWN_CASES) if root.is_dir() for p in sorted(root.iterdir())}
+    return [Case(path) for _, path in sorted(paths.items()) if (path / "golden.npz").exists()]
 
 
 def named(value: object) -> str:

@@ -31,19 +31,19 @@ class NumpyDesk(NamedTuple):
     def tensors(self) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(value) for name, value in self.weights.items()}
 
-    def options(self, **given: Any) -> RuledOptions:
+    def options(self, **choices: Any) -> RuledOptions:
         usual = {"rule": "taylor:1", "every": 3, "batch": 2, "data": "self", "device": "cpu", "guidance_scale": SCALE}
         return RuledOptions(**{**usual, "out": self.folder / "out", "model": str(MODEL),
-                               "weights": f"{self.folder}/w.safetensors", **given})  # fmt: skip
+                               "weights": f"{self.folder}/w.safetensors", **choices})  # fmt: skip
 
-    def subject(self, **given: Any) -> Subject:
-        return subject_of(self.options(**given), None)
+    def subject(self, **choices: Any) -> Subject:
+        return subject_of(self.options(**choices), None)
 
 
 def numpy_desk(folder: Path) -> NumpyDesk:
-    made = random_weights()
-    save_file(made, folder / "w.safetensors")
-    return NumpyDesk(folder, made)
+    weights = random_weights()
+    save_file(weights, folder / "w.safetensors")
+    return NumpyDesk(folder, weights)
 
 
 def requested(request: Any) -> tuple[np.ndarray, list[int]]:

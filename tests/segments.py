@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from l2c_export.compiler.passes.fp8 import with_fp8
 from l2c_export.compiler.record import record
-from l2c_export.ir.dtypes import Types
+from l2c_export.ir.dtypes import E4M3, Types
 from l2c_export.ir.graph import Body, Primitive, Value
 from l2c_export.ir.signatures import TABLE
 from l2c_export.models import bank, dit, updates, uvit  # noqa: F401  (more primitives)
 
 SIZES = {"R": 6, "B": 3}
+SCALE, IN_E4M3 = Value((2,)), ("quantise", "linear_fp8")
 FAMILIES = {"dit": dit.DiT(dit.DiTArch(8, 2, 4, 32, 2, 2)), "uvit": uvit.UViT(uvit.UViTArch(8, 2, 4, 32, 2, 2, conv=True)),
             "uvit-mlp": uvit.UViT(uvit.UViTArch(8, 2, 4, 32, 2, 2, qkv_bias=True, mlp_time_embed=True))}  # fmt: skip
 
@@ -30,7 +32,13 @@ def bodies(name, dtype):
     return {**record(family, Types(dtype, kept)).bodies, **record(family, Types(dtype), history=2).bodies}
 
 
-F32, F16, BF16 = (lambda *shape, dtype=dtype: Value(shape, dtype) for dtype in ("float32", "float16", "bfloat16"))
+def in_e4m3(name):
+    """The sublayers of a family, with products in e4m3."""
+    call = with_fp8(record(FAMILIES[name], Types("bfloat16")), ())
+    return {op: body for op, body in call.bodies.items() if op.endswith("_fp8")}
+
+
+F32, F16, BF16, E8 = (lambda *shape, dtype=dtype: Value(shape, dtype) for dtype in ("float32", "float16", "bfloat16", E4M3))
 LOOSE = [  # those that no family of ours has
     ("rms_norm", [F16("R", 4, 8), F32(8)], {"eps": 1e-6}), ("rms_norm", [BF16("R", 4, 8)], {"eps": 1e-6}),
     ("rope", [F16("R", 5, 8)], {"heads": 2, "theta": 10000.0}), ("concat", [F32("R", 2, 8), F32("R", 3, 8)], {"axis": 1}),
@@ -47,6 +55,8 @@ LOOSE = [  # those that no family of ours has
     ("sdpa", [F32("R", 4, 8), F32("R", 7, 8), F32("R", 7, 8), F32(1, 2, 4, 7)], {"heads": 2}),
     ("cast", [Value(("R", 4), "int32")], {"dtype": "float32"}), ("linear_attention", [F16("R", 4, 8)] * 3, {"heads": 2}),
     ("depthwise", [F32("B", 4, 6, 5), F32(4, 1, 3, 3), F32(4)], {"padding": 1}),
+    ("linear_fp8", [E8("R", 4, 32), E8(48, 32), F32(2), F32(2)], {"parts": 3}),
+    ("linear_fp8", [E8("R", 32), E8(16, 32), F32(2), F32(2), BF16(16)], {"parts": 1}),
 ]  # fmt: skip
 
 I32 = Value((1,), "int32")
@@ -83,7 +93,9 @@ class Segment(NamedTuple):
     def some(self, seed: int = 0) -> dict[str, torch.Tensor]:
         """Inputs: random numbers, or rows that all tables have."""
         generator = torch.Generator().manual_seed(seed)
-        return {name: some(value, generator) for name, value in self.concrete.items()}
+        tensors = {name: some(value, generator) for name, value in self.concrete.items()}
+        scales = {name for p in self.primitives if p.op in IN_E4M3 for name in p.inputs if self.inputs.get(name) == SCALE}
+        return tensors | {name: torch.tensor([2.0**-n, 2.0**n]) for n, name in enumerate(sorted(scales), start=4)}
 
 
 def with_sizes(value: Value) -> Value:
@@ -93,6 +105,8 @@ def with_sizes(value: Value) -> Value:
 def some(value: Value, generator: torch.Generator) -> torch.Tensor:
     if value.dtype == "int32":
         return torch.randint(0, 3, value.shape, generator=generator, dtype=torch.int32)
+    if value.dtype == E4M3:
+        return torch.randn(value.shape, generator=generator).mul(8).to(torch.float8_e4m3fn)
     return torch.randn(value.shape, generator=generator).to(getattr(torch, value.dtype))
 
 
@@ -108,6 +122,6 @@ def alone(op: str, inputs: Sequence[Value], attributes: Mapping[str, Any]) -> Se
     return Segment((primitive,), dict(zip(names, inputs, strict=True)), outputs)
 
 
-def off_by(made: torch.Tensor, wanted: torch.Tensor) -> float:
+def off_by(output: torch.Tensor, wanted: torch.Tensor) -> float:
     """The largest difference, in the largest number, or 1."""
-    return float((made.double() - wanted.double()).abs().max() / max(1.0, float(wanted.abs().max())))
+    return float((output.double() - wanted.double()).abs().max() / max(1.0, float(wanted.abs().max())))

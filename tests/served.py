@@ -48,16 +48,20 @@ class Process:
     def line(self, words, count=1):
         """The line of the log that has these words, when it is there: the `count`th."""
 
-        def found():
+        def matches():
             return [line for line in self.lines if words in line]
 
         with self._changed:
-            assert self._changed.wait_for(lambda: len(found()) >= count or not self._reader.is_alive(), SOON), self.lines
-            assert len(found()) >= count, self.lines
-            return found()[count - 1]
+            assert self._changed.wait_for(lambda: len(matches()) >= count or not self._reader.is_alive(), SOON), self.lines
+            assert len(matches()) >= count, self.lines
+            return matches()[count - 1]
 
     def logged(self, message):
-        return [each for each in map(json.loads, (line for line in self.lines if line[0] == "{")) if each["message"] == message]
+        return [
+            record
+            for record in map(json.loads, (line for line in self.lines if line[0] == "{"))
+            if record["message"] == message
+        ]
 
     @property
     def url(self):
@@ -104,8 +108,8 @@ def in_thread(folder, monkeypatch, while_loading=None, **settings):
         try:
             yield Running(of_process.url_of(listener), held, shelf, server)
         finally:
-            for each in held:
-                each.let()
+            for gate in held:
+                gate.let()
             server.handle_exit(signal.SIGTERM, None)
             thread.join(SOON)
             assert not thread.is_alive()

@@ -50,9 +50,9 @@ def small_pipeline(folder: Path, name: str, seed: int = 0) -> diffusers.DiTPipel
 
 def fine_tune(folder: Path) -> diffusers.DiTPipeline:
     """Another pipeline with the same architecture: its folder, and in `alone` its transformer."""
-    made = small_pipeline(folder, "ddim", seed=1)
-    made.transformer.save_pretrained(folder / "alone")
-    return made
+    pipeline = small_pipeline(folder, "ddim", seed=1)
+    pipeline.transformer.save_pretrained(folder / "alone")
+    return pipeline
 
 
 @dataclass(frozen=True)

@@ -61,5 +61,5 @@ def logits_of(path):
 def prepared(tmp_path, kind="dit", **chosen):
     """A training that has not begun."""
     desk(tmp_path, kind)
-    given = {"model": f"{tmp_path}/config.json", "weights": f"{tmp_path}/model.safetensors", "steps": 6, "data": "self"}
-    return Training(TrainingOptions(**{**given, "out": tmp_path / "out", "batch": 2, "device": "cpu", **chosen}), print)
+    usual = {"model": f"{tmp_path}/config.json", "weights": f"{tmp_path}/model.safetensors", "steps": 6, "data": "self"}
+    return Training(TrainingOptions(**{**usual, "out": tmp_path / "out", "batch": 2, "device": "cpu", **chosen}), print)

@@ -16,9 +16,11 @@ Values = dict[str, np.ndarray]
 
 def session(path: Path | bytes, options: onnxruntime.SessionOptions | None = None) -> Callable[[Values], Values]:
     """A graph by ONNX Runtime: a function that takes what it needs of the given values, and makes the outputs by name."""
-    made = onnxruntime.InferenceSession(path, options)
-    names = [o.name for o in made.get_outputs()]
-    return lambda given: dict(zip(names, made.run(names, {i.name: given[i.name] for i in made.get_inputs()}), strict=True))
+    engine = onnxruntime.InferenceSession(path, options)
+    names = [o.name for o in engine.get_outputs()]
+    return lambda values: dict(
+        zip(names, engine.run(names, {i.name: values[i.name] for i in engine.get_inputs()}), strict=True)
+    )
 
 
 def denoise(
@@ -35,7 +37,7 @@ def denoise(
     n = len(latents)
     index = np.arange(n, dtype=np.int32)
     guided = np.array(manifest.guidance.channels(latents.shape[1]), np.float32)
-    given = {
+    inputs = {
         "rows": np.tile(index, 2),
         "conditional": index,
         "unconditional": index + n,
@@ -44,7 +46,7 @@ def denoise(
     }
     rows = []
     for call in manifest.program().calls:
-        known = {**given, "t": np.full(2 * n, call.timestep, np.float32)}
+        known = {**inputs, "t": np.full(2 * n, call.timestep, np.float32)}
         for before_the_loop in manifest.program().before_loop:
             known |= graphs[before_the_loop](known)
         rows.append(known)
@@ -58,8 +60,8 @@ def denoise(
                 values[name] = cache[call.reads[name]]
             elif name not in values and value in rows[k]:
                 values[name] = rows[k + ahead][value]
-        made = graphs[call.graph](values)
-        cache |= {slot: made[name] for name, slot in call.writes.items()}
-        x = made["x.next"]
+        outputs = graphs[call.graph](values)
+        cache |= {slot: outputs[name] for name, slot in call.writes.items()}
+        x = outputs["x.next"]
         base = x if call.ends_step else base
     return x

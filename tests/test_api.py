@@ -81,15 +81,15 @@ def test_an_artefact_stands_for_its_path(artefact):
 
 
 def test_pixels_are_images_unless_told_otherwise(pipe):
-    made = pipe([1, 2], seed=3)
-    assert [image.size for image in made.images] == [(4, 4), (4, 4)]
-    assert made.seconds > 0
-    assert made.latents.shape == (2, 3, 4, 4)
+    output = pipe([1, 2], seed=3)
+    assert [image.size for image in output.images] == [(4, 4), (4, 4)]
+    assert output.seconds > 0
+    assert output.latents.shape == (2, 3, 4, 4)
     latents = pipe([1, 2], seed=3, output_type="latent")
     assert latents.images is None
-    assert np.array_equal(latents.latents, made.latents)
+    assert np.array_equal(latents.latents, output.latents)
     pixels = pipe([1, 2], seed=3, output_type="np").images
-    assert np.array_equal(np.stack([np.asarray(image) for image in made.images]), (pixels * 255).round().astype(np.uint8))
+    assert np.array_equal(np.stack([np.asarray(image) for image in output.images]), (pixels * 255).round().astype(np.uint8))
 
 
 def test_latents_stay_latents_where_there_is_no_decoder(tiny):
@@ -99,22 +99,22 @@ def test_latents_stay_latents_where_there_is_no_decoder(tiny):
 def test_what_was_made_is_saved(pipe, tmp_path):
     from PIL import Image
 
-    made = pipe([1, 2])
-    made.save(tmp_path / "strip.png")
-    made.save(tmp_path / "latents.npy")
-    made.save(tmp_path / "each")
+    output = pipe([1, 2])
+    output.save(tmp_path / "strip.png")
+    output.save(tmp_path / "latents.npy")
+    output.save(tmp_path / "each")
     assert Image.open(tmp_path / "strip.png").size == (8, 4)
-    assert np.array_equal(np.load(tmp_path / "latents.npy"), made.latents)
+    assert np.array_equal(np.load(tmp_path / "latents.npy"), output.latents)
     assert sorted(path.name for path in (tmp_path / "each").iterdir()) == ["000.png", "001.png"]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "each/001.png")), np.asarray(made.images[1]))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "each/001.png")), np.asarray(output.images[1]))
 
 
 def test_latents_are_saved_one_by_one(pipe, tmp_path):
-    made = pipe([1, 2], output_type="latent")
-    made.save(tmp_path / "each")
-    assert np.array_equal(np.load(tmp_path / "each/001.npy"), made.latents[1])
+    output = pipe([1, 2], output_type="latent")
+    output.save(tmp_path / "each")
+    assert np.array_equal(np.load(tmp_path / "each/001.npy"), output.latents[1])
     with pytest.raises(l2c_export.UsageError, match=r"x\.png: these are latents, not images: .*output_type=\"pil\""):
-        made.save(tmp_path / "x.png")
+        output.save(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(("name", "says"), [("x.jpg", r"use a \.npy, a \.png or a folder"), ("no/x.png", "there is no folder")])
@@ -133,8 +133,8 @@ def test_one_line_says_what_a_pipeline_is(artefact):
 
 
 def test_a_verdict(artefact, pipe):
-    for given in (artefact, pipe):
-        verdict = l2c_export.verify(given, class_labels=[1], seed=2)
+    for subject in (artefact, pipe):
+        verdict = l2c_export.verify(subject, class_labels=[1], seed=2)
         assert verdict.passed
         assert verdict.place is None
         assert [check.passed for check in verdict.calls] == [True] * 4
@@ -144,18 +144,18 @@ def test_a_verdict(artefact, pipe):
 
 
 def test_a_profile(artefact):
-    found = l2c_export.profile(artefact, rounds=1)
-    assert found.seconds == pytest.approx(sum(call.seconds for call in found.calls))
-    assert found.artefact == str(artefact.path)
+    profile = l2c_export.profile(artefact, rounds=1)
+    assert profile.seconds == pytest.approx(sum(call.seconds for call in profile.calls))
+    assert profile.artefact == str(artefact.path)
 
 
 def test_a_benchmark(artefact):
-    found = l2c_export.bench(artefact, against=["pytorch"], rounds=1)
-    assert [each.name for each in found.contenders] == ["ours", "pytorch"]
+    result = l2c_export.bench(artefact, against=["pytorch"], rounds=1)
+    assert [contender.name for contender in result.contenders] == ["ours", "pytorch"]
 
 
 def test_views(artefact, schedule):
-    seen = [l2c_export.inspect(each) for each in (artefact, artefact.path / "schedule.json", schedule)]
+    seen = [l2c_export.inspect(source) for source in (artefact, artefact.path / "schedule.json", schedule)]
     assert all([call.computed for call in view.calls] == [list(c.computed) for c in schedule.calls] for view in seen)
 
 
@@ -167,11 +167,11 @@ def test_a_prediction(model):
 
 
 def test_a_training_ends_in_a_schedule(model, tmp_path):
-    found = l2c_export.train(steps=8, data="self", model=model, weights="random:1", batch=1, iterations=1, device="cpu",
-                             out=tmp_path / "routers")  # fmt: skip
-    assert found.iterations == 1
-    assert Schedule.read(found.schedule).threshold == pytest.approx(found.threshold)
-    assert found.router.is_file()
+    summary = l2c_export.train(steps=8, data="self", model=model, weights="random:1", batch=1, iterations=1, device="cpu",
+                               out=tmp_path / "routers")  # fmt: skip
+    assert summary.iterations == 1
+    assert Schedule.read(summary.schedule).threshold == pytest.approx(summary.threshold)
+    assert summary.router.is_file()
 
 
 def test_weights_are_linked(artefact, tmp_path):
@@ -189,8 +189,8 @@ def test_nothing_is_built_for_a_backend_that_loads_onnx(artefact):
 
 
 def test_findings():
-    found = l2c_export.doctor()
-    assert next(each for each in found if each.name == "onnxruntime").works
+    findings = l2c_export.doctor()
+    assert next(finding for finding in findings if finding.name == "onnxruntime").works
 
 
 # schedules
@@ -274,9 +274,9 @@ def test_the_log_names_what_was_done_and_how_long_it_took(artefact, caplog):
         artefact.load(threads=1)([1, 2], output_type="latent")
     records = [record for record in caplog.records if record.name == "l2c_export"]
     assert [record.levelname for record in records] == ["INFO", "INFO", "DEBUG"]
-    loaded, made, times = (record.getMessage() for record in records)
+    loaded, run, times = (record.getMessage() for record in records)
     assert loaded.startswith(f"{artefact.path}: loaded in ")
-    assert made.startswith("2 images in ")
+    assert run.startswith("2 images in ")
     assert re.fullmatch(r"\d\.\d{3} s until the latents, \d\.\d{3} s after", times)
 
 
@@ -313,8 +313,8 @@ def test_a_checker_sees_the_types(tmp_path):
 
 
 def test_results_travel_between_processes(artefact, schedule):
-    for each in (artefact, schedule, l2c_export.inspect(artefact)):
-        assert pickle.loads(pickle.dumps(each)) == each
+    for value in (artefact, schedule, l2c_export.inspect(artefact)):
+        assert pickle.loads(pickle.dumps(value)) == value
 
 
 def test_every_public_name_says_what_it_is():

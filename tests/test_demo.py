@@ -102,8 +102,8 @@ def test_the_schedules_remove_what_they_promise(name, share):
 @pytest.mark.parametrize(("router", "name"), [("router.pt", "demo"), ("aggressive.pt", "demo:aggressive")])
 def test_the_schedules_are_those_of_the_learned_routers(router, name):
     schedule = resolve(Options(model="demo", schedule=name)).schedule
-    found = routers.read(demo.CONFIG.with_name(router)).schedule(schedule.threshold, schedule.steps, schedule.columns)
-    assert (found.calls, found.source) == (schedule.calls, schedule.source)
+    from_router = routers.read(demo.CONFIG.with_name(router)).schedule(schedule.threshold, schedule.steps, schedule.columns)
+    assert (from_router.calls, from_router.source) == (schedule.calls, schedule.source)
 
 
 def test_guidance_is_the_demos_own():
@@ -121,8 +121,8 @@ def test_an_unknown_schedule_of_the_demo_is_one_line(tmp_path):
 
 
 def test_the_wheel_takes_every_file_of_the_demo():
-    found = re.search(r'^"l2c_export.demo" = (\[.*\])$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    patterns = ast.literal_eval(found[1])
+    match = re.search(r'^"l2c_export.demo" = (\[.*\])$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    patterns = ast.literal_eval(match[1])
     files = [path for path in demo.CONFIG.parent.iterdir() if path.is_file() and path.suffix != ".py"]
     assert len(files) == 6
     assert all(any(fnmatch(path.name, pattern) for pattern in patterns) for path in files)

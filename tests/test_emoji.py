@@ -118,23 +118,23 @@ def read(emoji, tmp_path_factory):
 
 
 def test_things_are_drawn_in_other_colours_and_people_are_not(read):
-    found = {each.name: each for each in read}
-    assert {"red apple", "blue apple", "green heart", "man", "man: light skin tone"} <= set(found)
-    assert not any(name.endswith("man") and name != "man" for name in found)
-    assert "red apple" in found
-    assert abs(hue(found["blue apple"].pixels / 255) - 212) < 12
-    assert found["red apple"].pixels[0, 0].tolist() == [255, 255, 255]
+    by_name = {drawing.name: drawing for drawing in read}
+    assert {"red apple", "blue apple", "green heart", "man", "man: light skin tone"} <= set(by_name)
+    assert not any(name.endswith("man") and name != "man" for name in by_name)
+    assert "red apple" in by_name
+    assert abs(hue(by_name["blue apple"].pixels / 255) - 212) < 12
+    assert by_name["red apple"].pixels[0, 0].tolist() == [255, 255, 255]
 
 
 def test_a_blue_heart_is_never_trained_on(emoji, read):
     seen, held = emoji.split(read)
-    assert "blue heart" in {each.name for each in held}
-    assert "blue heart" not in {each.name for each in seen}
-    assert "red heart" in {each.name for each in seen}
+    assert "blue heart" in {drawing.name for drawing in held}
+    assert "blue heart" not in {drawing.name for drawing in seen}
+    assert "red heart" in {drawing.name for drawing in seen}
 
 
 def test_captions_say_what_it_is(emoji, read):
-    said = dict(zip((each.name for each in read), emoji.captions(read), strict=True))
+    said = dict(zip((drawing.name for drawing in read), emoji.captions(read), strict=True))
     assert {"red apple", "a red apple", "red apple emoji", "red apple, fruit", "fruit"} <= set(said["red apple"])
     assert "a man with light skin tone" in said["man: light skin tone"]
     assert "fruit" not in said["blue apple"]

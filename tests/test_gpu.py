@@ -39,7 +39,7 @@ PIPELINE = "pipeline"  # of diffusers, with a scheduler that looks back three st
 # of max(1, max|x|), every step fed the recorded latents
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2}
 REPEATS = 1e-4  # two runs of one captured loop: some kernels add in any order
-ON_GPU = [each for each in BACKENDS if any(site.device == GPU for site in each.sites)]
+ON_GPU = [descriptor for descriptor in BACKENDS if any(site.device == GPU for site in descriptor.sites)]
 
 pytestmark = pytest.mark.gpu
 
@@ -83,16 +83,16 @@ def export_pipeline(folder: Path) -> None:
         compile_artefact(Options(schedule="every:2", steps=6, model=source, with_vae=True, batch=2, out=folder))
     pipe = l2c_export.load(folder, backend="onnxruntime", device="cpu")
     noise = pipe.noise(2, 0)
-    made = pipe([1, 2], 4.0, latents=noise, output_type="np")
-    np.savez(folder.with_suffix(".npz"), noise=noise, latents=made.latents, images=made.images)
+    output = pipe([1, 2], 4.0, latents=noise, output_type="np")
+    np.savez(folder.with_suffix(".npz"), noise=noise, latents=output.latents, images=output.images)
 
 
 @pytest.fixture(scope="session")
 def artefacts(tmp_path_factory, own_cache):
     """A copy of every artefact, with engines for this GPU added on demand."""
     folder = tmp_path_factory.mktemp("gpu") / "cases"
-    if made := os.environ.get("L2C_GPU_CASES"):
-        shutil.copytree(made, folder)
+    if cases := os.environ.get("L2C_GPU_CASES"):
+        shutil.copytree(cases, folder)
     else:
         pytest.importorskip("torch")
         export(folder)
@@ -119,8 +119,8 @@ def load(artefacts, backend):
         from l2c_export.backends.building import BuildSettings
 
         folder = artefacts / f"{name}-{precision}"
-        made = {build.backend for build in store.read(folder).builds.values()}
-        if backend in built() and backend not in made:
+        backends = {build.backend for build in store.read(folder).builds.values()}
+        if backend in built() and backend not in backends:
             builds.build(folder, backend, BuildSettings())
         return l2c_export.load(folder, backend=backend, device="cuda", link=link)
 
@@ -162,17 +162,17 @@ def test_pixels_are_those_that_a_cpu_makes(load, artefacts):
     if not (artefacts / f"{PIPELINE}-fp32.npz").exists():
         pytest.skip("it was exported without diffusers")
     want = np.load(artefacts / f"{PIPELINE}-fp32.npz")
-    made = load(PIPELINE)([1, 2], 4.0, latents=want["noise"], output_type="np")
-    assert close(made.latents, want["latents"], TOLERANCE["fp32"])
-    assert close(made.images, want["images"], TOLERANCE["fp32"])
+    output = load(PIPELINE)([1, 2], 4.0, latents=want["noise"], output_type="np")
+    assert close(output.latents, want["latents"], TOLERANCE["fp32"])
+    assert close(output.images, want["images"], TOLERANCE["fp32"])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", FORECASTS)
 def test_a_forecast_is_what_a_cpu_makes_of_it(load, artefacts, name, precision):
     want = np.load(artefacts / f"{name}-fp32.npz")
-    made = load(name, precision)([1, 2, 3], 3.0, latents=want["noise"]).latents
-    assert close(made, want["latents"], {"fp32": 2e-3, "fp16": 1e-1}[precision])
+    latents = load(name, precision)([1, 2, 3], 3.0, latents=want["noise"]).latents
+    assert close(latents, want["latents"], {"fp32": 2e-3, "fp16": 1e-1}[precision])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -208,10 +208,10 @@ def test_new_guidance_labels_and_noise_need_no_new_capture(load, monkeypatch):
     count = len(captures)
     assert count > 0
     for labels, scale, seed in (([1], 5.0, 0), ([2], 3.0, 0), ([1], 3.0, 9)):
-        made = pipe(labels, scale, seed=seed).latents
-        assert not close(made, first, 1e-3)
+        latents = pipe(labels, scale, seed=seed).latents
+        assert not close(latents, first, 1e-3)
         stepwise = list(pipe.steps(labels, scale, pipe.noise(1, seed)))[-1].x
-        assert close(made, stepwise, REPEATS)
+        assert close(latents, stepwise, REPEATS)
     assert close(pipe([1], 3.0, seed=0).latents, first, REPEATS)
     assert len(captures) == count
 
@@ -344,10 +344,10 @@ def test_bench_measures_on_the_gpu(artefacts, load, backend, tmp_path):
     folder = artefacts / f"{CASES[0]}-fp32"
     store.write_json(folder / FILE, msgspec.structs.replace(store.read(folder), backend=backend))
     subprocess.run(words, check=True, capture_output=True)
-    found = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=measured.Result)
-    ours = found.contenders[0]
+    result = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=measured.Result)
+    ours = result.contenders[0]
     assert ours.settings.device == "cuda"
-    assert found.left_out == ()
+    assert result.left_out == ()
     assert len(ours.loops) == 2
     assert all(0 < loop < 10 for visit in ours.loops for loop in visit)
 

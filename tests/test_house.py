@@ -25,6 +25,7 @@ ORDER = ("errors", "version", "ir", "support", "demo", "emoji", "samplers", "wei
          "backends", "pytorch", "runtime", "integrations", "verification", "compiler", "inspection", "training", "benchmarks",
          "serving", "sampling", "distribution", "cli", "__init__", "__main__")  # fmt: skip
 LOOSE, LONGEST = 6, 15  # modules in no folder; modules of a chain of imports
+EMPTY = {"found", "made", "given", "each"}  # names that say nothing of what they hold
 
 # library -> the modules that may import it
 HOMES = {
@@ -67,10 +68,10 @@ ASKED = {
         "cli/",
         "inspection/view.py",
         "inspection/dry_run.py",
-        "inspection/convert.py",
         "benchmarks/",
         "compiler/link.py",
         "compiler/artefact.py",
+        "compiler/foreign.py",
         "training/train.py",
         "verification/compare.py",
     },
@@ -117,7 +118,7 @@ def own_imports(module: str, top: bool = False) -> set[str]:
     typing = {id(n) for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
               for n in ast.walk(node)}  # fmt: skip
     nodes = tree.body if top else ast.walk(tree)
-    found = set()
+    imports = set()
     for node in nodes:
         if not isinstance(node, ast.ImportFrom) or not node.level or id(node) in typing:
             continue
@@ -127,8 +128,8 @@ def own_imports(module: str, top: bool = False) -> set[str]:
             names = ("/".join(filter(None, parts)) for parts in
                      ([*whole[:-1], f"{alias.name}.py"], [*whole, "__init__.py"],
                       [*base[:-1], f"{base[-1]}.py"], [*base, "__init__.py"]))  # fmt: skip
-            found.add(next(name for name in names if name in MODULES))
-    return found - {module}
+            imports.add(next(name for name in names if name in MODULES))
+    return imports - {module}
 
 
 def asked(tree: ast.AST) -> Iterator[str]:
@@ -173,6 +174,38 @@ def test_a_class_has_a_name_of_its_own():
 
 def test_no_module_is_private():
     assert not [m for m in MODULES if Path(m).name.startswith("_") and Path(m).name not in ("__init__.py", "__main__.py")]
+
+
+def names_in(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """What a module calls its modules, classes, functions, parameters, attributes and variables; not what Hypothesis does."""
+    theirs = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "hypothesis"
+              for alias in node.names}  # fmt: skip
+    for node in ast.walk(tree):
+        for field in ("id", "arg", "attr", "name", "asname", "module", "rest", "kwd_attrs", "names"):
+            value = getattr(node, field, None)
+            for name in value if isinstance(value, list) else [value]:
+                if isinstance(name, str) and name not in theirs:
+                    yield from ((part, getattr(node, "lineno", 0)) for part in name.split("."))
+
+
+def test_a_name_says_what_it_holds():
+    """`segment`, `match` or `graph`: the noun of what it is."""
+    files = [path for folder in ("l2c_export", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert len(files) > 600
+    empty = [f"{path.relative_to(ROOT)}:{line}: {name}" for path in files
+             for name, line in names_in(ast.parse(path.read_text())) if name.strip("_") in EMPTY]  # fmt: skip
+    assert not empty, empty
+    assert not [path for path in files if EMPTY & set(path.stem.split("_"))]
+
+
+@pytest.mark.parametrize("code", [
+    "each = 1", "for made in (): pass", "x = [found for found in ()]", "def f(given): pass", "def made(): pass",
+    "class found: pass", "x.made", "x._made", "f(given=1)", "import a as made", "from a.given import b",
+    "def f():\n global each", "try: pass\nexcept E as found: pass", "match x:\n case [*each]: pass",
+    "match x:\n case {**given}: pass", "lambda made: 0", "(found := 1)",
+])  # fmt: skip
+def test_an_empty_name_is_seen_wherever_it_stands(code):
+    assert EMPTY & {name.strip("_") for name, _ in names_in(ast.parse(code))}
 
 
 @pytest.mark.parametrize("library", HOMES)

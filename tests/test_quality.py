@@ -68,42 +68,42 @@ def test_a_dropped_mode_costs_recall_and_an_invented_one_precision():
 
 def test_the_balls_reach_the_third_neighbour():
     real = torch.tensor([[0.0], [1.0], [2.0], [4.0]])  # radii 4, 3, 2, 4
-    made = torch.tensor([[-3.9], [8.1], [-4.1], [7.9]])
-    assert precision_recall(real, made)[0] == 0.5
+    samples = torch.tensor([[-3.9], [8.1], [-4.1], [7.9]])
+    assert precision_recall(real, samples)[0] == 0.5
 
 
 LEARNED = Schedule.make("dit", "ddim", 20, 6, [range(6) if n % 2 == 0 else (n % 5,) for n in range(20)])
 
 
 def test_a_random_router_has_the_budget_of_the_learned_one():
-    made = shuffled(LEARNED, seed=3)
-    assert [len(call.reused) for call in made.calls[::2]] == [0] * 10
-    assert sum(len(call.reused) for call in made.calls) == sum(len(call.reused) for call in LEARNED.calls) == 50
-    assert made.calls != shuffled(LEARNED, seed=4).calls
-    assert len({len(call.reused) for call in made.calls[1::2]}) > 1
+    schedule = shuffled(LEARNED, seed=3)
+    assert [len(call.reused) for call in schedule.calls[::2]] == [0] * 10
+    assert sum(len(call.reused) for call in schedule.calls) == sum(len(call.reused) for call in LEARNED.calls) == 50
+    assert schedule.calls != shuffled(LEARNED, seed=4).calls
+    assert len({len(call.reused) for call in schedule.calls[1::2]}) > 1
 
 
 def test_every_learned_schedule_meets_random_ones_and_fewer_steps_of_its_cost():
-    found = {each.name: each for each in contenders({"mine": LEARNED, "equal": shuffled(LEARNED, 5)}, 6)}
-    assert list(found) == ["uncached", "mine", "random, as mine", "equal", "every:2", "12 steps", "10 steps"]
-    assert found["mine"].computed == found["random, as mine"].computed == pytest.approx(70 / 120)
-    assert found["12 steps"].computed == pytest.approx(12 / 20)
-    assert found["random, as mine"].schedule(0) != found["random, as mine"].schedule(1)
-    assert found["mine"].schedule(0) == found["mine"].schedule(1) == LEARNED
+    by_name = {contender.name: contender for contender in contenders({"mine": LEARNED, "equal": shuffled(LEARNED, 5)}, 6)}
+    assert list(by_name) == ["uncached", "mine", "random, as mine", "equal", "every:2", "12 steps", "10 steps"]
+    assert by_name["mine"].computed == by_name["random, as mine"].computed == pytest.approx(70 / 120)
+    assert by_name["12 steps"].computed == pytest.approx(12 / 20)
+    assert by_name["random, as mine"].schedule(0) != by_name["random, as mine"].schedule(1)
+    assert by_name["mine"].schedule(0) == by_name["mine"].schedule(1) == LEARNED
 
 
 def test_an_interval_is_that_of_students_t():
-    found = summary([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert plus_minus(found, 2) == "3.00 ± 1.97"  # 2.78 sqrt(2.5 / 5)
+    interval = summary([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert plus_minus(interval, 2) == "3.00 ± 1.97"  # 2.78 sqrt(2.5 / 5)
 
 
 def test_a_forecast_is_compared_with_the_uncached_loop_of_its_sampler_and_steps():
-    made = forecasts.schedules(columns=24)
-    for name, schedule in made.items():
-        base = made[uncached_of(name, made)]
+    schedules = forecasts.schedules(columns=24)
+    for name, schedule in schedules.items():
+        base = schedules[uncached_of(name, schedules)]
         assert (base.sampler, base.steps) == (schedule.sampler, schedule.steps), name
         assert base.computed_share == 1
-        assert list(made).index(uncached_of(name, made)) <= list(made).index(name), "it is drawn before"
+        assert list(schedules).index(uncached_of(name, schedules)) <= list(schedules).index(name), "it is drawn before"
         assert (forecasts.kind(name) == "uncached, fewer steps") == (schedule.computed_share == 1)
-    assert len(made["ddim 50 taylor:2 output"].calls) == 50
+    assert len(schedules["ddim 50 taylor:2 output"].calls) == 50
     assert forecasts.kind("dpm 25 learned output 10") == "learned or searched"

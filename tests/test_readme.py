@@ -80,8 +80,8 @@ def test_every_install_line_names_extras_that_exist():
 def test_the_schedule_that_is_shown_is_one(tmp_path):
     shown = blocks("l2c_export/schedules/README.md", "json")[0]
     (tmp_path / "schedule.json").write_text(shown)
-    found = json.loads(cli(tmp_path, "l2c inspect schedule.json --json"))
-    computed = [[found["sublayers"][j] for j in call["computed"]] for call in found["calls"]]
+    document = json.loads(cli(tmp_path, "l2c inspect schedule.json --json"))
+    computed = [[document["sublayers"][j] for j in call["computed"]] for call in document["calls"]]
     everything = ["blocks.0.attn", "blocks.0.mlp"]
     assert [everything if call["computed"] == "all" else call["computed"] for call in json.loads(shown)["calls"]] == computed
     assert json.loads(shown) == json.loads(EXAMPLE)
@@ -100,7 +100,7 @@ def options(command: str) -> frozenset[str]:
     """All that the help of a command mentions, or those of a group of commands."""
     inside = getattr(l2c.commands[command], "commands", {})
     lines = [[command, name] for name in inside] or [[command]]
-    return frozenset(found for line in lines for found in OPTION.findall(python(ROOT, "-m", "l2c_export", *line, "--help")))
+    return frozenset(option for line in lines for option in OPTION.findall(python(ROOT, "-m", "l2c_export", *line, "--help")))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -116,7 +116,7 @@ def test_every_option_of_a_command_exists(page):
 )
 def test_every_option_of_a_page_exists(page, command):
     text = re.sub(r"`[^`]*torchrun[^`]*`", "", PAGES[page]).replace("l2c cache --prune", "").replace("l2c inspect --json", "")
-    mentioned = {found for found in OPTION.findall(text) if command == "export" or f"`{found}" in text}
+    mentioned = {option for option in OPTION.findall(text) if command == "export" or f"`{option}" in text}
     assert mentioned
     assert mentioned <= options(command)
 

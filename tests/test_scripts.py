@@ -16,7 +16,8 @@ EAGER = {"models", "pytorch.eager"}
 INSIDE = {
     # attack the readers behind the public functions, one by one
     "fuzz.py": {"artefact", "models", "schedules"},
-    "altered.py": {"artefact", "artefact.records", "ir.inputs", "runtime.pipeline"},
+    "altered.py": {"artefact", "artefact.records", "compiler.request", "compiler.source", "ir.inputs", "runtime.pipeline",
+                   "schedules.values"},
     "torture.py": {"artefact", "artefact.records", "backends.descriptors", "compiler.compile", "compiler.request",
                    "compiler.source", "models", "schedules"},
     # train and sample the demo on a GPU: the package's own network in PyTorch, which its users have no use for
@@ -24,6 +25,7 @@ INSIDE = {
     "sampling.py": {"compiler.passes.levels", "compiler.record", "models.family", "pytorch.eager", "samplers.noise",
                     "schedules.forecast", "schedules.resolve", "schedules.values"},
     "quality.py": {"models", "support", "support.figure"},  # and its palette, and the machine as benchmarks name it
+    "quality_fp8.py": {*EAGER, "artefact.products", "pytorch.calibrate", "pytorch.stored"},
     "serve_load.py": {"support.figure"},
     # are the servers that they measure, and break
     "emoji_quality.py": {"runtime.prompts"},
@@ -34,6 +36,9 @@ INSIDE = {
     # time PyTorch with an artefact's weights beside its engines
     "gpu_prompted.py": {"backends.descriptors", "schedules.schedule"},
     "gpu_check.py": {*EAGER, "backends.descriptors", "pytorch.stored"},
+    # is a backend of its own
+    "torch_backend.py": {"backends", "backends.contract", "backends.cuda.device", "backends.descriptor", "backends.host",
+                         "backends.nvidia.graphs", "ir.graph", "models.primitives"},
     # takes a family that is written by hand for one that is not
     "captured_cpu.py": {"models"},
     # `bench` compares only what did the same work; this one compares precisions, too

@@ -35,9 +35,9 @@ def test_from_a_schedule_to_latents(tmp_path):
 
     pipe = l2c_export.load(folder)
     noise = pipe.noise(2, 7)
-    found = pipe(LABELS, SCALE, latents=noise).latents
-    assert close(found, denoised(weights, noise, COMPUTED))
-    assert not close(found, denoised(weights, noise, [(0, 1, 2, 3)] * 4)), "what is reused makes a difference"
+    latents = pipe(LABELS, SCALE, latents=noise).latents
+    assert close(latents, denoised(weights, noise, COMPUTED))
+    assert not close(latents, denoised(weights, noise, [(0, 1, 2, 3)] * 4)), "what is reused makes a difference"
     assert compare(pipe, Reference(folder, manifest, noise, asked(LABELS), SCALE)).passed
 
 

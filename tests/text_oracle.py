@@ -19,12 +19,12 @@ def encoded(pipe: Any, prompts: list[str], negative: list[str], tokens: int) -> 
     """The arrays of a request by its own names; `tokens` are those of the whole prompt."""
     kind = type(pipe).__name__
     if kind.startswith("PixArt"):
-        made = pipe.encode_prompt(prompts, negative_prompt=negative, max_sequence_length=tokens)
+        encodings = pipe.encode_prompt(prompts, negative_prompt=negative, max_sequence_length=tokens)
         names = ["prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask"]
     elif kind.startswith("StableDiffusion3"):
-        made = pipe.encode_prompt(prompts, None, None, negative_prompt=negative, max_sequence_length=tokens - 77)
+        encodings = pipe.encode_prompt(prompts, None, None, negative_prompt=negative, max_sequence_length=tokens - 77)
         names = ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
     else:
-        made = pipe.encode_prompt(prompts, None, max_sequence_length=tokens)[:2]
+        encodings = pipe.encode_prompt(prompts, None, max_sequence_length=tokens)[:2]
         names = ["prompt_embeds", "pooled_prompt_embeds"]
-    return {name: values.numpy() for name, values in zip(names, made, strict=True)}
+    return {name: values.numpy() for name, values in zip(names, encodings, strict=True)}

@@ -35,15 +35,15 @@ def clip_tokenizer(folder: Path, padding: str = "<|endoftext|>") -> int:
     The end token is not the largest id, though that is what older configurations take for it.
     """
     start, end, suffix = "<|startoftext|>", "<|endoftext|>", "</w>"
-    made = Tokenizer(models.BPE(unk_token=end, continuing_subword_prefix="", end_of_word_suffix=suffix))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(models.BPE(unk_token=end, continuing_subword_prefix="", end_of_word_suffix=suffix))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     letters = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=640, initial_alphabet=letters, end_of_word_suffix=suffix, special_tokens=["!"], show_progress=False
     )
-    made.train_from_iterator(CORPUS, trainer)
-    model = json.loads(made.to_str())["model"]
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
     names = [*model["vocab"], start, end, *(f"{letter}{suffix}" for letter in letters)]
     vocabulary = {name: n for n, name in enumerate(dict.fromkeys(names))}
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,14 +58,14 @@ def clip_tokenizer(folder: Path, padding: str = "<|endoftext|>") -> int:
 
 def t5_tokenizer(folder: Path) -> int:
     """A Unigram model as T5 has it, in tokenizer.json."""
-    made = Tokenizer(models.Unigram())
-    made.normalizer = normalizers.NFKC()
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.decoder = decoders.Metaspace()
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
     trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
-    made.train_from_iterator(CORPUS, trainer)
-    pieces = json.loads(made.to_str())["model"]["vocab"]
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
     loaded = transformers.T5Tokenizer(vocab=[(piece, score) for piece, score in pieces], extra_ids=0, model_max_length=512)
     loaded.save_pretrained(folder)
     return len(loaded)
@@ -188,7 +188,7 @@ def exported(family: str, folder: Path, out: Path, further: Further = (), **opti
         folder_of(family, folder)
     tokens = TOKENS + (CLIP_TOKENS if family.startswith("sd3") else 0)
     chosen = {"schedule": "every:2", "steps": 2, "model": str(folder), "size": (64, 64), "batch": IMAGES, "tokens": tokens}
-    others = tuple(Wanted(*each) for each in further)
+    others = tuple(Wanted(*arguments) for arguments in further)
     compile_artefact(Options(**{**chosen, "out": out, "with_text": True, "further": others, **options}))
     return Exported(folder, out, tokens)
 

@@ -23,8 +23,8 @@ class Server(NamedTuple):
 
 def binaries() -> Path | None:
     """The folder of the server, None where there is none."""
-    found = importlib.util.find_spec("pytriton")
-    place = Path(found.submodule_search_locations[0]) / "tritonserver" if found else None
+    spec = importlib.util.find_spec("pytriton")
+    place = Path(spec.submodule_search_locations[0]) / "tritonserver" if spec else None
     stub = f"python_backend_stubs/{sys.version_info[0]}.{sys.version_info[1]}/triton_python_backend_stub"
     return place if place and (place / stub).is_file() else None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from ..ir.dtypes import BYTES
+from ..ir.dtypes import BYTES, E4M3
 from ..ir.graph import Value
 from ..ir.inputs import guided
 from ..schedules.values import OUTPUT
@@ -111,13 +111,14 @@ def _size(manifest: Manifest, size: SizeRecord) -> Iterator[str]:
     for part in (size.constants, size.request or None, size.prologue):
         if part is not None and part not in size.graphs:
             yield f"there is no graph {part!r}"
+    most = _largest(size)
     for name, graph in size.graphs.items():
-        yield from (f"graph {name}: {wrong}" for wrong in _graph(manifest, size, graph))
+        yield from (f"graph {name}: {wrong}" for wrong in _graph(manifest, size, graph, most))
         yield from (f"graph {name}: {wrong}" for wrong in check_flow.in_graph(size, name))
     yield from check_primitives.problems(manifest.denoiser, size)
 
 
-def _graph(manifest: Manifest, size: SizeRecord, graph: GraphRecord) -> Iterator[str]:
+def _graph(manifest: Manifest, size: SizeRecord, graph: GraphRecord, most: int) -> Iterator[str]:
     for node in graph.nodes:
         segment = manifest.denoiser.segments.get(node.op)
         if segment is None:
@@ -127,7 +128,7 @@ def _graph(manifest: Manifest, size: SizeRecord, graph: GraphRecord) -> Iterator
     names = {name for node in graph.nodes for name in (*node.inputs, *node.outputs)}
     unknown = {*names, *graph.outputs} - size.origins.keys() - size.values.keys()
     yield from (f"nothing is known of {name!r}" for name in sorted(unknown))
-    yield from _placed(size, graph.slots, graph.slot_bytes)
+    yield from _placed(size, graph.slots, graph.slot_bytes, most)
 
 
 def _program(compiled: Compiled) -> Iterator[str]:
@@ -140,7 +141,7 @@ def _program(compiled: Compiled) -> Iterator[str]:
         yield "its last call ends no step"
     if program.asked and (program.asked.max_graphs < 1 or not _covers(compiled)):
         yield "it was asked for other calls than it has"
-    made: dict[str, set[str]] = {"prologue": set(), "once": set()}  # before the loop, by the origin of those who read it
+    hoisted: dict[str, set[str]] = {"prologue": set(), "once": set()}  # before the loop, by the origin of those who read it
     for part, knows, kind in (
         (compiled.constants, "time", "prologue"),
         (compiled.request, "request", "once"),
@@ -148,13 +149,15 @@ def _program(compiled: Compiled) -> Iterator[str]:
     ):
         if part is not None:
             early = compiled.graphs[part]
-            own = {*made[kind], *(name for node in early.nodes for name in node.outputs)}
+            own = {*hoisted[kind], *(name for node in early.nodes for name in node.outputs)}
             names = [name for name in _values(compiled, early) if name not in own]
             yield from (f"{part}: nothing makes {name!r}" for name in names if not _is_early(compiled, name, knows))
-            yield from (f"{part}: {n!r} is of another call" for n in early.inputs if not _is_hoisted(compiled, n, made[kind]))
-            made[kind] |= set(early.outputs)
+            others = (n for n in early.inputs if not _is_hoisted(compiled, n, hoisted[kind]))
+            yield from (f"{part}: {n!r} is of another call" for n in others)
+            hoisted[kind] |= set(early.outputs)
+    most = _largest(compiled.size)
     for index, call in enumerate(compiled.calls):
-        yield from (f"call {index}: {wrong}" for wrong in _call(compiled, call, made))
+        yield from (f"call {index}: {wrong}" for wrong in _call(compiled, call, hoisted, most))
     yield from check_flow.in_calls(compiled)
 
 
@@ -166,7 +169,7 @@ def _covers(compiled: Compiled) -> bool:
     )
 
 
-def _call(compiled: Compiled, call: CallRecord, hoisted: Mapping[str, set[str]]) -> Iterator[str]:
+def _call(compiled: Compiled, call: CallRecord, hoisted: Mapping[str, set[str]], most: int) -> Iterator[str]:
     graph = compiled.graphs.get(call.graph)
     if graph is None or call.graph in compiled.before_loop or LATENTS not in graph.outputs:
         yield f"no graph {call.graph!r} makes latents for it"
@@ -179,8 +182,8 @@ def _call(compiled: Compiled, call: CallRecord, hoisted: Mapping[str, set[str]])
     if not all(abs(number) < LARGEST_FLOAT for number in (call.timestep, *call.coefficients)):
         yield "its numbers are not finite"
     yield from _values_of(compiled, call)
-    yield from _placed(compiled.size, call.reads, compiled.program.cache_bytes)
-    yield from _placed(compiled.size, call.writes, compiled.program.cache_bytes)
+    yield from _placed(compiled.size, call.reads, compiled.program.cache_bytes, most)
+    yield from _placed(compiled.size, call.writes, compiled.program.cache_bytes, most)
 
 
 def _values_of(compiled: Compiled, call: CallRecord) -> Iterator[str]:
@@ -266,18 +269,22 @@ def _values(compiled: Compiled, graph: GraphRecord) -> list[str]:
     return [name for name in dict.fromkeys((*names, *graph.outputs)) if not compiled.is_weight(name)]
 
 
-def _placed(size: SizeRecord, slots: Mapping[str, int], sizes: tuple[int, ...]) -> Iterator[str]:
-    """Values that have no row axis, or do not fit into their slot."""
+def _largest(size: SizeRecord) -> int:
+    """The bytes of the largest value."""
+    return max((value.row_bytes for value in size.values.values()), default=0)
+
+
+def _placed(size: SizeRecord, slots: Mapping[str, int], sizes: tuple[int, ...], most: int) -> Iterator[str]:
+    """Values that have no row axis, or do not fit into their slot; slots have at most so many bytes."""
     for name, slot in slots.items():
         value = size.type_of(name)
         if value is None or not isinstance(value.shape[0], str) or not 0 <= slot < len(sizes) or value.row_bytes > sizes[slot]:
             yield f"{name!r} does not fit into its slot"
-    most = max((value.row_bytes for value in size.values.values()), default=0)
     yield from (f"a slot of {bytes_} bytes, more than any value has" for bytes_ in sizes if not 0 <= bytes_ <= most)
 
 
 def _usable(value: Value) -> bool:
-    if not value.shape or value.kind or value.dtype not in BYTES:
+    if not value.shape or value.kind or value.dtype not in BYTES or value.dtype == E4M3:
         return False
     first, *rest = value.shape
     if _is_size(first) and rest and rest[0] == "R":  # rows of several calls

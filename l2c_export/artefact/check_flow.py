@@ -22,32 +22,32 @@ class Held(NamedTuple):
     """What a cache slot holds: a value, the call that made it, and the one that it belongs to."""
 
     of: str
-    made: int
+    filling: int
     belongs: int
 
 
 def in_graph(size: SizeRecord, name: str) -> Iterator[str]:
     """What is wrong inside a graph of a size."""
     graph, early = size.graphs[name], name in (size.constants, size.request, size.prologue)
-    made = Counter(output for node in graph.nodes for output in node.outputs)
-    yield from (f"{output!r} is made twice" for output, count in made.items() if count > 1)
-    yield from (f"nothing makes {output!r}" for output in graph.outputs if output not in made)
-    yield from (f"{output!r} is not its own to make" for output in made if not _is_free(size, output, early))
-    inner = set(made) - set(graph.outputs)
+    outputs = Counter(output for node in graph.nodes for output in node.outputs)
+    yield from (f"{output!r} is made twice" for output, count in outputs.items() if count > 1)
+    yield from (f"nothing makes {output!r}" for output in graph.outputs if output not in outputs)
+    yield from (f"{output!r} is not its own to make" for output in outputs if not _is_free(size, output, early))
+    inner = set(outputs) - set(graph.outputs)
     yield from (f"{value!r} is no inner value, and has a slot" for value in graph.slots if value not in inner)
-    yield from _in_order(size, graph, set(made))
+    yield from _in_order(size, graph, set(outputs))
 
 
-def _in_order(size: SizeRecord, graph: GraphRecord, made: set[str]) -> Iterator[str]:
+def _in_order(size: SizeRecord, graph: GraphRecord, outputs: set[str]) -> Iterator[str]:
     """Node by node: what it reads is there, and it writes over nothing that it reads."""
     ready: set[str] = set()
     held: dict[int, str] = {}
     for node in graph.nodes:
         for value in node.inputs:
             slot = graph.slots.get(value)
-            if value in made and (value not in ready or (slot is not None and held.get(slot) != value)):
+            if value in outputs and (value not in ready or (slot is not None and held.get(slot) != value)):
                 yield f"{node.name} reads {value!r}, which is not there"
-            if value not in made and (value not in size.origins or size.origins[value].kind == "later"):
+            if value not in outputs and (value not in size.origins or size.origins[value].kind == "later"):
                 yield f"{node.name} reads {value!r}, which is from nowhere"
         read = {graph.slots[value] for value in node.inputs if value in graph.slots}
         filled = {graph.slots[value]: value for value in node.outputs if value in graph.slots}
@@ -104,8 +104,8 @@ def _in_call(compiled: Compiled, n: int, call: CallRecord, held: dict[int, Held]
     """What is wrong with the slots of call `n`; `held` becomes what they hold after it."""
     for name, slot in call.reads.items():
         origin = compiled.size.origins[name]
-        made = n + call.distance(origin.offset)
-        if held.get(slot) not in (Held(origin.of, made, made), Held(origin.of, made, n)):
+        filling = n + call.distance(origin.offset)
+        if held.get(slot) not in (Held(origin.of, filling, filling), Held(origin.of, filling, n)):
             return f"it reads {name!r} from a slot that holds something else"
     filled = set(call.writes.values())
     if filled & set(call.reads.values()) or len(filled) < len(call.writes):

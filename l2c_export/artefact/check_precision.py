@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..ir.dtypes import DTYPES, Types
+from ..ir.dtypes import DTYPES, E4M3, FP8, Types
+from ..weights.e4m3 import input_scale, weight_scale
+from ..weights.recipe import TensorRecord
 from .manifest import Manifest
 
 
@@ -17,7 +19,25 @@ def problems(manifest: Manifest) -> Iterator[str]:
         yield f"{unknown[0][:100]!r} is kept in float32, and is no sublayer"
     if model.fp32 and model.weight_dtype == "float32":
         yield f"{model.fp32[0][:100]!r} is kept in float32, as all the rest"
+    yield from _products(manifest)
     types = Types(model.weight_dtype, model.fp32)
     for name, tensor in model.tensors.items():
+        if tensor.scale or tensor.dtype == E4M3:
+            continue
         if tensor.dtype != types.of(name):
             yield f"the weight {name[:100]!r} is {tensor.dtype[:20]!r}, its sublayer {types.of(name)}"
+
+
+def _products(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with weights in e4m3, and with scales."""
+    model = manifest.denoiser
+    narrow = {name for name, tensor in model.tensors.items() if tensor.dtype == E4M3}
+    kept = tuple(f"{sublayer}." for sublayer in model.fp32)
+    scales = {weight_scale(name): "weight" for name in narrow} | {input_scale(name): "input" for name in narrow}
+    for name in narrow:
+        tensor, scale = model.tensors[name], model.tensors.get(weight_scale(name))
+        if manifest.precision != FP8 or len(tensor.shape) != 2 or tensor.stored or name.startswith(kept) or scale is None:
+            yield f"the weight {name[:100]!r} is {E4M3}, which it cannot be"
+    for name, tensor in ((name, tensor) for name, tensor in model.tensors.items() if tensor.scale):
+        if scales.get(name) != tensor.scale or tensor != TensorRecord((2,), "float32", scale=tensor.scale):
+            yield f"the scale {name[:100]!r} is none of an {E4M3} weight"

@@ -22,8 +22,11 @@ def problems(denoiser: DenoiserRecord, size: SizeRecord) -> Iterator[str]:
     for name, segment in denoiser.segments.items():
         yield from (f"segment {name}: {wrong}" for wrong in _alone(segment, denoiser.weight_dtype))
     seen: set[tuple[str, tuple[Type | None, ...]]] = set()
-    for node in (node for graph in size.graphs.values() for node in graph.nodes):
-        types = tuple(_type(denoiser, size, name) for name in (*node.inputs, *node.outputs))
+    nodes = [node for graph in size.graphs.values() for node in graph.nodes]
+    names = {name for node in nodes for name in (*node.inputs, *node.outputs)}
+    known = {name: _type(denoiser, size, name) for name in names}
+    for node in nodes:
+        types = tuple(known[name] for name in (*node.inputs, *node.outputs))
         if (node.op, types) not in seen and node.op in denoiser.segments:
             seen.add((node.op, types))
             wrong = _called(denoiser.segments[node.op], node, types, denoiser.weight_dtype)
@@ -49,17 +52,17 @@ def _called(segment: SegmentRecord, node: Node, types: Sequence[Type | None], dt
         return None
     if None in types or len(names) != len(types) or len(node.inputs) != len(segment.inputs):
         return f"{node.name} does not fit it"
-    given = {name: Value(*each) for name, each in zip(names, types, strict=True) if each}
-    return _computed(segment, segment.primitives, given, dtype)
+    ports = {name: Value(*kind) for name, kind in zip(names, types, strict=True) if kind}
+    return _computed(segment, segment.primitives, ports, dtype)
 
 
-def _computed(segment: SegmentRecord, primitives: tuple[Primitive, ...], given: dict[str, Value], dtype: str) -> str | None:
+def _computed(segment: SegmentRecord, primitives: tuple[Primitive, ...], ports: dict[str, Value], dtype: str) -> str | None:
     try:
-        values = infer(primitives, {name: given[name] for name in segment.inputs})
+        values = infer(primitives, {name: ports[name] for name in segment.inputs})
     except Misfit as error:
         return str(error)
     for name in segment.outputs:
-        if name not in values or (values[name].shape, values[name].dtype) != (given[name].shape, given[name].dtype):
+        if name not in values or (values[name].shape, values[name].dtype) != (ports[name].shape, ports[name].dtype):
             return f"its primitives do not make {name!r} as the graphs read it"
     if segment.precision != precision(primitives, values, dtype):
         return f"its primitives are not computed in {segment.precision}"

@@ -36,7 +36,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
 
 def recipe_problems(record: TextRecord, declared: Sequence[RequestInput]) -> Iterator[str]:
     """Where a recipe does not make what a model is told."""
-    inputs = {each.name: each for each in asked(declared)}
+    inputs = {field.name: field for field in asked(declared)}
     if record.recipe.keys() != inputs.keys():
         yield f"texts make {', '.join(sorted(record.recipe))[:200]} of {', '.join(sorted(inputs))}"
     for name, blocks in record.recipe.items():

@@ -169,9 +169,9 @@ class Compiled:
 
     def value(self, name: str) -> Value:
         """The type of a value that is no weight."""
-        found = self.size.type_of(name)
-        assert found, name
-        return found
+        value = self.size.type_of(name)
+        assert value, name
+        return value
 
     def weight_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight tensor, or of some of its rows."""

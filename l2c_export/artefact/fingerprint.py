@@ -34,7 +34,7 @@ MOST = 10**12  # FLOP
 SEED = 20
 SKETCH = 1024  # numbers of a sketch
 
-Made = Mapping[str, Sequence[np.ndarray]]  # by segment, a sketch of every output
+Sketches = Mapping[str, Sequence[np.ndarray]]  # by segment, a sketch of every output
 
 
 class Fingerprint(NamedTuple):
@@ -44,7 +44,7 @@ class Fingerprint(NamedTuple):
     inputs: Inputs  # (1, ..) by name
     guidance_scale: float
     latents: tuple[np.ndarray, ...]  # (1, C, ..) float32, after every recorded call
-    pieces: Made
+    pieces: Sketches
 
 
 def planned(manifest: Manifest) -> FingerprintRecord:
@@ -116,15 +116,15 @@ def _pieces(manifest: Manifest, count: int) -> dict[str, PieceRecord]:
 def inputs(compiled: Compiled, node: Node, seed: int) -> dict[str, np.ndarray]:
     """What a piece is given besides weights, for one row: standard normal numbers, and 0 for an index."""
     generator = np.random.Generator(np.random.Philox(seed))
-    made = {}
+    values = {}
     for name in node.inputs:
-        if name in made or compiled.is_weight(name):
+        if name in values or compiled.is_weight(name):
             continue
         value = compiled.value(name)
         shape = tuple(1 if isinstance(n, str) else n for n in value.shape)
         numbers = generator.standard_normal(shape, np.float32)
-        made[name] = np.zeros(shape, np.int32) if value.dtype == "int32" else rounded(name, numbers, value.dtype)
-    return made
+        values[name] = np.zeros(shape, np.int32) if value.dtype == "int32" else rounded(name, numbers, value.dtype)
+    return values
 
 
 def sketch(value: np.ndarray, seed: int) -> np.ndarray:
@@ -144,8 +144,8 @@ def sketch(value: np.ndarray, seed: int) -> np.ndarray:
 
 def finite(fingerprint: Fingerprint) -> bool:
     """Whether all that was made is."""
-    made = (fingerprint.latents, *fingerprint.pieces.values())
-    return all(np.isfinite(value).all() for values in made for value in values)
+    parts = (fingerprint.latents, *fingerprint.pieces.values())
+    return all(np.isfinite(value).all() for values in parts for value in values)
 
 
 def write(path: Path, fingerprint: Fingerprint) -> None:
@@ -156,7 +156,7 @@ def write(path: Path, fingerprint: Fingerprint) -> None:
         "guidance_scale": np.array([fingerprint.guidance_scale], np.float32),
     }
     tensors |= {f"call/{n}": x for n, x in enumerate(fingerprint.latents)}
-    tensors |= {f"{segment}/{n}": x for segment, made in fingerprint.pieces.items() for n, x in enumerate(made)}
+    tensors |= {f"{segment}/{n}": x for segment, sketches in fingerprint.pieces.items() for n, x in enumerate(sketches)}
     path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
 
 
@@ -167,7 +167,7 @@ def read(folder: Path, manifest: Manifest, record: FingerprintRecord) -> Fingerp
         tensors = load(verified(path, manifest.files[FINGERPRINT]))
         latent = (1, *manifest.program().latent)
         noise, *latents = (_typed(tensors, name, latent) for name in ("noise", *(f"call/{n}" for n in range(record.calls))))
-        inputs = {given.name: _asked(tensors, given) for given in arrays(manifest.inputs)}
+        inputs = {field.name: _asked(tensors, field) for field in arrays(manifest.inputs)}
         scale = _typed(tensors, "guidance_scale", (1,))
         pieces = {segment: tuple(_sketches(tensors, manifest, segment)) for segment in record.pieces}
     except (SafetensorError, KeyError, ValueError) as error:
@@ -175,11 +175,11 @@ def read(folder: Path, manifest: Manifest, record: FingerprintRecord) -> Fingerp
     return Fingerprint(noise, inputs, float(scale[0]), tuple(latents), pieces)
 
 
-def _asked(tensors: Mapping[str, np.ndarray], given: RequestInput) -> np.ndarray:
+def _asked(tensors: Mapping[str, np.ndarray], field: RequestInput) -> np.ndarray:
     """An input of the request, for one image; where it is a choice, one of those that there are."""
-    value = _typed(tensors, f"input/{given.name}", (1, *given.shape), given.dtype)
-    if given.choices and not (value.min() >= 0 and value.max() < given.choices):
-        raise ValueError(f"input/{given.name} is none of {given.choices} choices")
+    value = _typed(tensors, f"input/{field.name}", (1, *field.shape), field.dtype)
+    if field.choices and not (value.min() >= 0 and value.max() < field.choices):
+        raise ValueError(f"input/{field.name} is none of {field.choices} choices")
     return value
 
 

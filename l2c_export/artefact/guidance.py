@@ -27,11 +27,11 @@ def guided_request(compiled: Compiled, inputs: Inputs, scales: np.ndarray, dtype
     asked for in both.  Raises UsageError where the request has to give that value, and does not.
     """
     told = {one.name: scales.astype(one.dtype) for one in compiled.inputs if one.known == "guidance"}
-    given = {**inputs, **told}
+    values = {**inputs, **told}
     if compiled.guidance.doubled(scales):
-        both: Inputs = halves(compiled.inputs, given)
+        both: Inputs = halves(compiled.inputs, values)
     else:
-        both = {one.name: given[one.name] for one in compiled.inputs}
+        both = {one.name: values[one.name] for one in compiled.inputs}
     return GuidedRequest(both, strength(compiled.guidance, compiled.latent, scales, dtype))
 
 

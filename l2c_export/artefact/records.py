@@ -215,7 +215,13 @@ class DenoiserRecord(Record, frozen=True, kw_only=True):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
+        """Of the tensors that a checkpoint has."""
+        return {name: tensor.shape for name, tensor in self.checkpointed.items()}
+
+    @property
+    def checkpointed(self) -> dict[str, TensorRecord]:
+        """The tensors that a checkpoint has: all but scales."""
+        return {name: tensor for name, tensor in self.tensors.items() if not tensor.scale}
 
     @property
     def stored(self) -> str | None:

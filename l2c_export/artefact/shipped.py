@@ -31,17 +31,17 @@ def names() -> list[str]:
     return sorted(folder.name for folder in HOME.iterdir() if named(folder.name))
 
 
-def place(given: Any) -> Any:
+def place(name_or_path: Any) -> Any:
     """The folder that is meant by what a user gives: a path as it is, or the name of an artefact that comes with the package.
 
     An artefact of that name in the current folder is the user's own, and is meant; which of the two it is is said.
     """
-    ours = named(given) if isinstance(given, str) else None
+    ours = named(name_or_path) if isinstance(name_or_path, str) else None
     if ours is None:
-        return given
-    if any(os.path.lexists(Path(given) / name) for name in (FILE, UNFINISHED)):
-        LOG.warning("%s: the artefact in this folder, not the one that comes with l2c-export (%s)", given, ours)
-        return given
+        return name_or_path
+    if any(os.path.lexists(Path(name_or_path) / name) for name in (FILE, UNFINISHED)):
+        LOG.warning("%s: the artefact in this folder, not the one that comes with l2c-export (%s)", name_or_path, ours)
+        return name_or_path
     return ours
 
 

@@ -80,15 +80,15 @@ def _segment(name: str, record: Raw, dtype: str) -> dict[str, Any]:
 
 def _origins(raw: Raw) -> Iterator[tuple[str, list[Any]]]:
     """Where every value comes from that is not made by its own graph under its own name."""
-    made = {name for part in (raw["constants"], raw["prologue"]) if part for name in raw["graphs"][part]["outputs"]}
+    hoisted = {name for part in (raw["constants"], raw["prologue"]) if part for name in raw["graphs"][part]["outputs"]}
     for graph in raw["graphs"].values():
         for name in graph["inputs"]:
-            yield name, _origin(name, raw["values"], made)
+            yield name, _origin(name, raw["values"], hoisted)
         for _, _, _, outputs in graph["nodes"]:
             yield from ((name, ["later", *split_at(name)]) for name in outputs if split_at(name)[1])
 
 
-def _origin(name: str, values: Raw, made: set[str]) -> list[Any]:
+def _origin(name: str, values: Raw, hoisted: set[str]) -> list[Any]:
     """Of an input of a graph."""
     base, offset = split_at(name)
     if name == "y":
@@ -96,4 +96,4 @@ def _origin(name: str, values: Raw, made: set[str]) -> list[Any]:
     if base not in values:
         tensor, rows = rows_of(name)
         return ["weight", tensor, 0, rows.start, rows.stop]
-    return ["prologue" if base in made else KINDS.get(base, "cache"), base, offset]
+    return ["prologue" if base in hoisted else KINDS.get(base, "cache"), base, offset]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..errors import BackendError
+from ..ir.dtypes import FP8
 from ..support.extras import needs
 
 if TYPE_CHECKING:
@@ -62,8 +64,14 @@ class Descriptor:
 
     def open(self, request: Request) -> Backend:
         """The backend itself.  Raises BackendError if it cannot do what is asked, MissingExtra if it is not installed."""
+        self._check(request.precision)
         backend: Backend = importlib.import_module(self.home, __package__).open_backend(self.name, request)
         return backend
+
+    def _check(self, precision: str) -> None:
+        """Raises BackendError for an artefact in fp8, which others than those who have it would misread."""
+        if precision == FP8 and FP8 not in self.precisions:
+            raise BackendError(f"{self.name}: it has no {FP8}: use backend='cuda' or compile with precision='bf16'")
 
     def prepare(
         self, manifest: Manifest, settings: BuildSettings, sizes: Range, report: Report, progress: Callable[[], object]
@@ -73,5 +81,6 @@ class Descriptor:
 
     def open_builder(self, settings: BuildSettings, watch: Watch) -> EngineBuilder:
         """What builds its engines.  Raises BackendError or UsageError for settings that it does not have."""
+        self._check(settings.precision)
         builder: EngineBuilder = importlib.import_module(self.builder, __package__).open_builder(self.name, settings, watch)
         return builder

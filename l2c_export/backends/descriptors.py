@@ -22,7 +22,7 @@ BACKENDS = (
         home=".tensorrt.backend",
         library="tensorrt_rtx",
         extra="tensorrt-rtx",
-        precisions=("fp32", "bf16", "fp16"),
+        precisions=("fp32", "bf16", "fp16", "fp8"),
         sites=(Site(GPU, "tensorrt-rtx"),),
         builder=".tensorrt.builder",
         targets=("sm86", "sm89", "sm120"),  # the consumer and edge GPUs of the last three generations
@@ -32,7 +32,7 @@ BACKENDS = (
         home=".nvidia.backend",
         library="nvmath",
         extra="cuda",
-        precisions=("fp32", "bf16", "fp16"),
+        precisions=("fp32", "bf16", "fp16", "fp8"),
         sites=(Site(GPU, "nvmath-python"),),
         preparer=".nvidia.prepare",
         reads_onnx=False,
@@ -87,8 +87,8 @@ def packages() -> tuple[str, ...]:
 
 def sites(precision: str = "") -> list[tuple[Descriptor, Site]]:
     """Every site of every backend in the order to try them: GPUs, then the fastest, then as in the list."""
-    found = [(descriptor, site) for descriptor in BACKENDS for site in descriptor.sites]
-    return sorted(found, key=lambda pair: (pair[1].device != GPU, precision not in pair[1].fastest))
+    pairs = [(descriptor, site) for descriptor in BACKENDS for site in descriptor.sites]
+    return sorted(pairs, key=lambda pair: (pair[1].device != GPU, precision not in pair[1].fastest))
 
 
 def named(name: str) -> Descriptor:

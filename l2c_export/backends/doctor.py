@@ -36,7 +36,7 @@ class Finding:
 
 def doctor() -> tuple[Finding, ...]:
     """What works on this machine, by trying: every backend is opened, every package imported, and the cache looked at."""
-    return (*(_backend(*each) for each in sites()), _python(), *map(_package, PACKAGES), _cache())
+    return (*(_backend(*pair) for pair in sites()), _python(), *map(_package, PACKAGES), _cache())
 
 
 def any_backend(findings: Sequence[Finding]) -> bool:
@@ -47,12 +47,12 @@ def any_backend(findings: Sequence[Finding]) -> bool:
 def _backend(backend: Descriptor, site: Site) -> Finding:
     device = backend.asked(site)
     name, versions = f"{backend.name} {device}" if device else backend.name, (version(s.package) for s in backend.sites[::-1])
-    found = next((number for number in versions if number), None)
+    release = next((number for number in versions if number), None)
     try:
-        return Finding(name, True, found, open_backend(backend.name, Request(device=device)).backend.describe())
+        return Finding(name, True, release, open_backend(backend.name, Request(device=device)).backend.describe())
     except L2CError as error:
-        builds = "; l2c_export.build works here all the same" if backend.targets and found else ""
-        return Finding(name, False, found, f"{error}{builds}")
+        builds = "; l2c_export.build works here all the same" if backend.targets and release else ""
+        return Finding(name, False, release, f"{error}{builds}")
 
 
 def _python() -> Finding:

@@ -48,12 +48,12 @@ def _of_graph(compiled: Compiled, name: str, sizes: Range, is_static: bool) -> d
     if is_static:
         ports = [_port(compiled, i, i) for i in graph.inputs if not compiled.is_weight(i)]
         return {name: Unit(graph.file, tuple(ports), ranges, once)}
-    found: dict[str, Unit] = {}
+    units: dict[str, Unit] = {}
     for node in graph.nodes:
         segment = compiled.segments[node.op]
         ports = [_port(compiled, i, value) for i, value in zip(segment.inputs, node.inputs, strict=True)]
-        found[node.op] = Unit(segment.file, tuple(ports), ranges, once)
-    return found
+        units[node.op] = Unit(segment.file, tuple(ports), ranges, once)
+    return units
 
 
 def _joined(a: Unit, b: Unit) -> Unit:

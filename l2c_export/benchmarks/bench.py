@@ -89,27 +89,27 @@ def contest(
     wanted = list(dict.fromkeys((OURS, *names, *(["uncached", *twins_of(manifest)] if passes else []))))
     left_out: list[LeftOut] = []
     with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as running:
-        made: list[tuple[Contender, float | None]] = []
+        contenders: list[tuple[Contender, float | None]] = []
         for name in wanted:
             try:
-                made.append(contender(name, folder, manifest, Path(root), report))
+                contenders.append(contender(name, folder, manifest, Path(root), report))
             except L2CError as error:
                 left_out.append(LeftOut(name, str(error)))
         started: list[Started] = []
-        for each, compiling in made:
-            if distinct and started and each.backend and started[0].ready.settings.runtime.startswith(each.backend):
+        for entrant, compiling in contenders:
+            if distinct and started and entrant.backend and started[0].ready.settings.runtime.startswith(entrant.backend):
                 continue
             try:
-                started.append(start(each, request, compiling, running, report))
+                started.append(start(entrant, request, compiling, running, report))
             except L2CError as error:
-                if each.name == OURS:
+                if entrant.name == OURS:
                     raise
-                left_out.append(LeftOut(each.name, str(error)))
-        rounds = rounds or enough(max(each.seconds for each in started))
+                left_out.append(LeftOut(entrant.name, str(error)))
+        rounds = rounds or enough(max(runner.seconds for runner in started))
         report(announced(started, rounds))
-        found = measure(started, rounds, random.Random(request.seed), progress("measuring", rounds))
-        measured = [finish(each, found.made[each.contender.name]) for each in started]
-    return summed_up(str(folder), request, here, found.orders, found.others, measured, left_out)
+        measurements = measure(started, rounds, random.Random(request.seed), progress("measuring", rounds))
+        measured = [finish(runner, measurements.visits[runner.contender.name]) for runner in started]
+    return summed_up(str(folder), request, here, measurements.orders, measurements.others, measured, left_out)
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -131,8 +131,8 @@ def enough(seconds: float) -> int:
 
 def expected(started: Sequence[Started], rounds: int) -> float:
     """The seconds that all rounds take, by the images that the contenders have made until now."""
-    visits = sum(PAUSE + max(VISIT + each.seconds / 2, each.seconds) for each in started)
-    again = sum(each.first_image_seconds + each.seconds for each in started if each.first_image_seconds <= QUICK)
+    visits = sum(PAUSE + max(VISIT + runner.seconds / 2, runner.seconds) for runner in started)
+    again = sum(runner.first_image_seconds + runner.seconds for runner in started if runner.first_image_seconds <= QUICK)
     return rounds * visits + (min(STARTS, rounds) - 1) * again
 
 
@@ -142,17 +142,17 @@ def announced(started: Sequence[Started], rounds: int) -> str:
 
 
 def start(
-    each: Contender, request: BenchRequest, compiling: float | None, running: contextlib.ExitStack, report: Report
+    entrant: Contender, request: BenchRequest, compiling: float | None, running: contextlib.ExitStack, report: Report
 ) -> Started:
     """Start a contender alone and warm it up, so that its time to the first image is its own."""
     before = machine.gpu_bytes_used()
-    process = Process(each, request)
+    process = Process(entrant, request)
     running.callback(process.stop)
     ready, first = process.wait()
     warm = process.image().seconds
     after = machine.gpu_bytes_used()
-    report(f"{each.name}: first image after {first:.1f} s, {ready.settings.runtime}")
-    return Started(each, process, ready, compiling, first, warm, None if before is None or after is None else after - before)
+    report(f"{entrant.name}: first image after {first:.1f} s, {ready.settings.runtime}")
+    return Started(entrant, process, ready, compiling, first, warm, None if before is None or after is None else after - before)
 
 
 class Rounds(msgspec.Struct, frozen=True):
@@ -160,72 +160,72 @@ class Rounds(msgspec.Struct, frozen=True):
 
     orders: tuple[tuple[str, ...], ...]
     others: tuple[float | None, ...]  # the share of the processors; None if unknown
-    made: dict[str, list[list[Timed]]]
+    visits: dict[str, list[list[Timed]]]
 
     def __add__(self, later: Rounds) -> Rounds:
-        made = {name: visits + later.made[name] for name, visits in self.made.items()}
-        return Rounds(self.orders + later.orders, self.others + later.others, made)
+        visits = {name: own + later.visits[name] for name, own in self.visits.items()}
+        return Rounds(self.orders + later.orders, self.others + later.others, visits)
 
 
 def measure(started: Sequence[Started], rounds: int, rng: random.Random, step: Step) -> Rounds:
     """All rounds, in parts between which every contender that starts quickly does so again."""
-    processes = [each.process for each in started]
-    found = interleave(processes, 0, rng)
+    processes = [runner.process for runner in started]
+    total = interleave(processes, 0, rng)
     for part, some in enumerate(np.array_split(np.arange(rounds), min(STARTS, rounds))):
-        for each in started if part else ():
-            if each.first_image_seconds <= QUICK:
-                each.process.renew()
-        found += interleave(processes, len(some), rng, step)
-    return found
+        for runner in started if part else ():
+            if runner.first_image_seconds <= QUICK:
+                runner.process.renew()
+        total += interleave(processes, len(some), rng, step)
+    return total
 
 
 def interleave(processes: Sequence[Process], rounds: int, rng: random.Random, step: Step = unsaid) -> Rounds:
     """Some rounds, in each of which every process makes images for a while."""
-    orders, others, made = [], [], {process.name: list[list[Timed]]() for process in processes}
+    orders, others, visits = [], [], {process.name: list[list[Timed]]() for process in processes}
     for _ in range(rounds):
         order, shares = rng.sample(processes, len(processes)), []
         for process in order:
             shares.append(neighbours.pause(PAUSE))
-            made[process.name].append(visit(process))
+            visits[process.name].append(visit(process))
         orders.append(tuple(process.name for process in order))
         others.append(neighbours.mean(shares))
         step()
-    return Rounds(tuple(orders), tuple(others), made)
+    return Rounds(tuple(orders), tuple(others), visits)
 
 
 def visit(process: Process) -> list[Timed]:
-    began, made = time.perf_counter(), list[Timed]()
-    while not made or time.perf_counter() - began < VISIT:
-        made.append(process.image())
-    return made
+    began, images = time.perf_counter(), list[Timed]()
+    while not images or time.perf_counter() - began < VISIT:
+        images.append(process.image())
+    return images
 
 
-def finish(each: Started, made: Sequence[Sequence[Timed]]) -> Measured:
+def finish(runner: Started, visits: Sequence[Sequence[Timed]]) -> Measured:
     """Ask for what is known at the end, and sum up."""
-    images = each.ready.settings.images
-    loops = tuple(tuple(timed.seconds for timed in visit) for visit in made)
+    images = runner.ready.settings.images
+    loops = tuple(tuple(timed.seconds for timed in visit) for visit in visits)
     quiet = Measured.quietest(loops) / images
     per_image = Spread.of(loop / images for visit in loops for loop in visit)
-    seconds = [timed.calls for visit in made for timed in visit]
-    compiling = each.compiling
-    if each.contender.runtime == "torch-compile":
-        compiling = max(0.0, each.first_image_seconds - each.ready.load_seconds - images * per_image.median)
+    seconds = [timed.calls for visit in visits for timed in visit]
+    compiling = runner.compiling
+    if runner.contender.runtime == "torch-compile":
+        compiling = max(0.0, runner.first_image_seconds - runner.ready.load_seconds - images * per_image.median)
     time.sleep(PAUSE)
     return Measured(
-        name=each.contender.name,
-        settings=each.ready.settings,
+        name=runner.contender.name,
+        settings=runner.ready.settings,
         quiet=quiet,
         per_image=per_image,
         per_call=Spread.of(s for calls in seconds for s in calls),
         timeline=tuple(float(s) for s in np.median(np.array(seconds), axis=0)),
         images_per_second=1 / quiet,
-        first_image_seconds=each.first_image_seconds,
-        load_seconds=each.ready.load_seconds,
+        first_image_seconds=runner.first_image_seconds,
+        load_seconds=runner.ready.load_seconds,
         compile_seconds=compiling,
-        artefact_bytes=each.ready.artefact_bytes,
-        host_bytes=each.process.ask("memory", int | None),
-        gpu_bytes=each.gpu_bytes,
-        loop_overhead=each.process.ask("overhead", float | None),
+        artefact_bytes=runner.ready.artefact_bytes,
+        host_bytes=runner.process.ask("memory", int | None),
+        gpu_bytes=runner.gpu_bytes,
+        loop_overhead=runner.process.ask("overhead", float | None),
         loops=loops,
         seconds=tuple(seconds),
     )

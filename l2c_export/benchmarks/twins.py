@@ -15,6 +15,7 @@ from ..artefact.compiled import Compiled
 from ..artefact.manifest import Manifest
 from ..artefact.records import FILE, Build
 from ..errors import ArtefactError
+from ..ir.dtypes import E4M3, FP8
 from ..schedules.schedule import Schedule
 from ..support.extras import needs_compiler
 from ..weights.layout import WEIGHTS, Layout
@@ -64,6 +65,7 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
         "batch": manifest.batch,
         "precision": manifest.precision,
         "fp32": manifest.denoiser.fp32,
+        "bf16": without_e4m3(manifest) if manifest.precision == FP8 else (),
         "store": tuple(word for word, stored in STORES.items() if stored == manifest.denoiser.stored),
         "backend": manifest.backend,
         "link": manifest.link,
@@ -81,6 +83,12 @@ def compile_twin(folder: Path, manifest: Manifest, out: Path, **changes: bool) -
     store.write_json(out / FILE, msgspec.structs.replace(twin, denoiser=named, files=files))
     for build in manifest.builds.values():
         build_like(build, out)
+
+
+def without_e4m3(manifest: Manifest) -> tuple[str, ...]:
+    """The sublayers of an artefact in fp8 whose products are none of e4m3."""
+    narrow = {name for name, tensor in manifest.denoiser.tensors.items() if tensor.dtype == E4M3}
+    return tuple(sublayer for sublayer in manifest.denoiser.sublayers if not any(n.startswith(f"{sublayer}.") for n in narrow))
 
 
 def share(file: Path, place: Path) -> None:

@@ -30,6 +30,7 @@ from ..backends.descriptors import named
 from ..errors import L2CError
 from ..ir.inputs import Inputs, usual
 from ..support import machine
+from ..support.clock import seconds_between, seconds_of
 from ..weights.layout import WEIGHTS
 from .contenders import Settings
 from .process import Ready, Task, Timed
@@ -135,19 +136,9 @@ def _settings(
     )
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def call_by_call(steps: Iterator[object]) -> Timed:
     """An image whose calls return when they have ended."""
-    seconds, before = [], time.perf_counter()
-    for _ in steps:
-        now = time.perf_counter()
-        seconds.append(now - before)
-        before = now
+    seconds = seconds_between(steps)
     return Timed(sum(seconds), tuple(seconds))
 
 

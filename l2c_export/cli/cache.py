@@ -20,9 +20,9 @@ def cache(prune: bool, limit: int, as_json: bool) -> None:
     if prune:
         gone = kept.prune(limit << 20)
         say(f"removed {counted(len(gone), 'entry', 'entries')}, {sum(e.bytes for e in gone) / 2**20:.1f} MB")
-    found = list(kept.entries())
+    entries = list(kept.entries())
     kinds = [
-        (kind, len(mine), sum(e.bytes for e in mine)) for kind in kept.KINDS if (mine := [e for e in found if e.kind == kind])
+        (kind, len(mine), sum(e.bytes for e in mine)) for kind in kept.KINDS if (mine := [e for e in entries if e.kind == kind])
     ]
     folder, total = kept.cache_folder("."), sum(size for *_, size in kinds)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..support.extras import needs
-from .choices import GUIDANCE, METHODS, PRECISIONS
+from .choices import GUIDANCE, METHODS, TRAINED
 from .console import Command, print_json, say
 from .options import FILE, Choice, group, option, samplers
 
@@ -53,7 +53,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
     option("--seed", type=int, default=0, help="Of their noise."),
     option("--guidance", type=Choice(GUIDANCE), help="Which latent channels are guided. [default: the family's]"),
     option("--guidance-scale", type=float, help="[default: the model's]"),
-    option("--precision", type=Choice(PRECISIONS), default="fp32"),
+    option("--precision", type=Choice(TRAINED), default="fp32"),
     option("--device", type=Choice(("cpu", "cuda")), help="[default: cuda where there is one]"),
 )  # fmt: skip
 @option("--out", type=FILE, required=True, help="The schedule.json that is written.")
@@ -67,10 +67,10 @@ def calibrate(method: str, threshold: float, polynomial: tuple[float, ...] | Non
     from ..training.options import TrainingOptions
 
     check_place(out, "out")
-    given = {"polynomial": polynomial, "max_skips": max_skips, "retention": retention}
-    chosen = online.OnlineMethod(method, threshold, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    found = online.calibrate(chosen, TrainingOptions(out=out, **options), sampler, say)
-    write(out, found.to_json(), "out")
+    settings = {"polynomial": polynomial, "max_skips": max_skips, "retention": retention}
+    chosen = online.OnlineMethod(method, threshold, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
+    schedule = online.calibrate(chosen, TrainingOptions(out=out, **options), sampler, say)
+    write(out, schedule.to_json(), "out")
     say(f"{out}: written")
     if as_json:
-        print_json({"out": str(out), "schedule": found})
+        print_json({"out": str(out), "schedule": schedule})

@@ -60,12 +60,13 @@ from .tables import print_table
     "How it is compiled",
     option("--backend", type=Choice(BACKENDS), metavar="NAME", default="auto",
            help=f"One of auto (what works where it runs), {', '.join(BACKENDS[1:])}."),
-    option("--precision", type=Choice(PRECISIONS), default="fp32", help="The two of 16 bits where the backend has them."),
+    option("--precision", type=Choice(PRECISIONS), default="fp32", help="16 bits where the backend has them; fp8 has cuda."),
     option("--text-precision", type=Choice(TEXT_PRECISIONS), default="fp32", help="Most of T5's weights, as they are stored."),
     option("--store", multiple=True, metavar="TYPE", help="Store matrices in fp16, bf16 or int8, and widen them "
            "when the artefact is loaded; text=int8 for one of denoiser, text and decoder; repeat it for more. "
            "[default: as they are computed]"),
     option("--fp32", multiple=True, metavar="SUBLAYER", help="Keep this one in float32 (blocks.3.mlp); repeat for more."),
+    option("--bf16", multiple=True, metavar="SUBLAYER", help="Of fp8: keep this one in bf16; repeat for more."),
     option("--link", type=Choice(LINKS), default="shared", help="An engine per segment, or one per distinct call."),
     option("--cut", metavar="PATTERN", help="Of a captured transformer: modules of these names (.*\\.proj_mlp) are sublayers, "
            "too."),
@@ -95,7 +96,7 @@ def export(
         raise UsageError(
             f"{f'--device {device}' if device else '--calibrate'}: only for --dry-run; use l2c run --device to run"
         )
-    options = importing.read(schedule, options)
+    options["schedule"] = list(schedule) or None
     if dry_run:
         print_prediction(options, device or "cpu", calibrate, as_json)
         return
@@ -117,8 +118,8 @@ def print_prediction(options: dict[str, Any], device: str, calibrate: bool, as_j
     from ..inspection.dry_run import dry_run
     from ..inspection.predict import comparison
 
-    found = dry_run(**options, device=device, calibrate=calibrate, report=say)
+    prediction = dry_run(**options, device=device, calibrate=calibrate, report=say)
     if as_json:
-        print_json({name: {**dataclasses.asdict(each), "total": each.total} for name, each in found._asdict().items()})
+        print_json({name: {**dataclasses.asdict(cost), "total": cost.total} for name, cost in prediction._asdict().items()})
     else:
-        print_table("prediction", comparison(found.schedule, found.uncached))
+        print_table("prediction", comparison(prediction.schedule, prediction.uncached))

@@ -145,11 +145,13 @@ class Help(click.Command):
         self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
         standalone_mode: bool = True, **extra: Any,
     ) -> Any:  # fmt: skip
-        given = list(sys.argv[1:] if args is None else args)
-        run: Callable[[], Any] = functools.partial(super().main, given, prog_name, complete_var, standalone_mode=False, **extra)
+        arguments = list(sys.argv[1:] if args is None else args)
+        run: Callable[[], Any] = functools.partial(
+            super().main, arguments, prog_name, complete_var, standalone_mode=False, **extra
+        )
         if not standalone_mode:
             return run()
-        as_json = "--json" in given
+        as_json = "--json" in arguments
         try:
             code = run()
         except click.UsageError as error:
@@ -174,8 +176,8 @@ class Command(Help):
             click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document on stdout, also for an error."),
             click.Option(["-v", "--verbose"], is_flag=True, help="Show a traceback when something fails."),
         ]
-        for each in shared:
-            each.heading = EVERYWHERE  # type: ignore[attr-defined]
+        for option in shared:
+            option.heading = EVERYWHERE  # type: ignore[attr-defined]
         self.params += shared
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -212,7 +214,7 @@ class Commands(Help, click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, each.get_short_help_str(limit=300)) for name, each in self.commands.items()])
+            formatter.write_dl([(name, command.get_short_help_str(limit=300)) for name, command in self.commands.items()])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)

@@ -16,11 +16,11 @@ def doctor(as_json: bool) -> None:
     from ..backends.doctor import any_backend
     from ..backends.doctor import doctor as examine
 
-    found = examine()
+    findings = examine()
     if as_json:
-        print_json(found)
+        print_json(findings)
     else:
-        rows = [(f.name, "yes" if f.works else "no", f.version or "-", f.note) for f in found]
+        rows = [(f.name, "yes" if f.works else "no", f.version or "-", f.note) for f in findings]
         print_table("on this machine", [("what", "works", "version", "what to know"), *rows])
-    if not any_backend(found):
+    if not any_backend(findings):
         raise UsageError(f"no backend works: pip install 'l2c-export[{BACKENDS[-1].extra}]'")

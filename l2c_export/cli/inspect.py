@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import click
@@ -10,9 +9,9 @@ import click
 from ..errors import UsageError
 from . import options
 from .choices import DEVICES
-from .console import Command, in_words, print_json, say
+from .console import Command
 from .options import FILE, Choice, option
-from .tables import print_table
+from .views import check_plot, show_view
 
 
 @click.command(cls=Command, example="l2c inspect engines --measure --plot schedule.png")
@@ -29,43 +28,18 @@ def inspect(path: Path, threshold: float | None, steps: int | None, device: str 
 
     if measure and device:
         raise UsageError(f"--device {device}: is for predicted times, --measure for those of this machine: use one of the two")
-    if plot:
-        from ..inspection.plot import schedule_heatmap
-        from ..support.figure import check_picture
-
-        check_picture(plot, "plot")
-    found = look(path, threshold, steps)
-    if (device or measure) and found.artefact is None:
+    check_plot(plot)
+    view = look(path, threshold, steps)
+    if (device or measure) and view.artefact is None:
         raise UsageError(f"{path}: only an artefact has times: give the folder that l2c-export wrote")
     if measure:
-        found = found.timed(measured_calls(path, steps), "measured")
+        from ..inspection.measure import measured_calls
+
+        view = view.timed(measured_calls(path, steps), "measured")
     elif device:
         from ..artefact import store
         from ..inspection.predict import predict
 
         costs = predict(store.read(path, verify=False).program(steps), device).calls
-        found = found.timed([cost.seconds for cost in costs], f"predicted for {device}")
-    if plot:
-        schedule_heatmap(found, plot)
-        say(f"{plot}: drawn")
-    if as_json:
-        print_json(found)
-        return
-    print_table(in_words(found.title), found.table())
-    for line in found.notes():
-        click.echo(line)
-
-
-def measured_calls(folder: Path, steps: int | None = None) -> list[float]:
-    """Seconds of every call of one image, after a warm-up."""
-    from ..ir.inputs import usual
-    from ..runtime import pipeline
-
-    pipe = pipeline.load(folder)
-    inputs, noise = usual(pipe.manifest.inputs, 1), pipe.noise(1, 0)
-    pipe(**inputs, latents=noise, output_type="latent", steps=steps)
-    seconds, before = [], time.perf_counter()
-    for _ in pipe.steps(**inputs, noise=noise, steps=steps):
-        seconds.append(time.perf_counter() - before)
-        before = time.perf_counter()
-    return seconds
+        view = view.timed([cost.seconds for cost in costs], f"predicted for {device}")
+    show_view(view, plot, as_json)

@@ -123,13 +123,13 @@ steps = option("--steps", type=int, help="Of the artefact's numbers of steps, th
 link = option("--link", type=Choice(LINKS), help="Engines per segment or per call. [default: the artefact's]")
 
 TOLERANCE = click.FloatRange(min=0, max=1e9)
-atol = option("--atol", type=TOLERANCE, help="[default: 3e-5 fp32, 2e-2 fp16, 5e-2 bf16]")
+atol = option("--atol", type=TOLERANCE, help="[default: 3e-5 fp32, 2e-2 fp16, 5e-2 bf16, 0.5 fp8]")
 rtol = option("--rtol", type=TOLERANCE, help="The same, times the largest value.")
 
 
-def split_labels(given: Iterable[str], known: Collection[str]) -> list[str]:
+def split_labels(texts: Iterable[str], known: Collection[str]) -> list[str]:
     """The labels of "1,2,3"; a class name with a comma in it stays whole."""
-    found: list[str] = []
-    for label in given:
-        found += [label] if label in known or "," not in label else [each.strip() for each in label.split(",")]
-    return found
+    labels: list[str] = []
+    for label in texts:
+        labels += [label] if label in known or "," not in label else [part.strip() for part in label.split(",")]
+    return labels

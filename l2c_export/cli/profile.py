@@ -38,19 +38,19 @@ def profile(engines: Path, rounds: int, images: int, guidance_scale: float | Non
 
     check_places(save=save, trace=trace)
     with bars() as shown:
-        found = profiling.profile(engines, rounds=rounds, images=images, guidance_scale=guidance_scale, seed=seed, link=link,
-                                  backend=backend, device=device, threads=threads, report=say,
-                                  progress=shown.progress)  # fmt: skip
-    if found.link == "static":
+        measurement = profiling.profile(engines, rounds=rounds, images=images, guidance_scale=guidance_scale, seed=seed,
+                                         link=link, backend=backend, device=device, threads=threads, report=say,
+                                         progress=shown.progress)  # fmt: skip
+    if measurement.link == "static":
         say("a static engine runs a whole call: --link shared shows what is inside, as segments")
     if save:
-        save_json(save, found)
+        save_json(save, measurement)
     if trace:
-        write(trace, msgspec.json.encode(profiling.trace(found)), "trace")
+        write(trace, msgspec.json.encode(profiling.trace(measurement)), "trace")
         say(f"{trace}: written; open it in ui.perfetto.dev")
     if as_json:
-        print_json(found)
+        print_json(measurement)
         return
-    title = f"{engines}, {found.precision}, {found.link} link: {1e3 * found.seconds:.1f} ms"
-    print_table(title, profiling.kinds_table(found))
-    print_table("call by call", profiling.calls_table(found))
+    title = f"{engines}, {measurement.precision}, {measurement.link} link: {1e3 * measurement.seconds:.1f} ms"
+    print_table(title, profiling.kinds_table(measurement))
+    print_table("call by call", profiling.calls_table(measurement))

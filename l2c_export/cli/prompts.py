@@ -63,13 +63,13 @@ def batches(path: Path, manifest: Manifest) -> list[Mapping[str, Any]]:
     """The requests that the file is for, of at most so many images as the artefact makes at once."""
     import numpy as np
 
-    given = {name: values if values.ndim else values[None] for name, values in read(path).items()}
-    count = max((len(values) for values in given.values()), default=0)
-    short = {name: len(values) for name, values in given.items() if len(values) != count}
+    embeddings = {name: values if values.ndim else values[None] for name, values in read(path).items()}
+    count = max((len(values) for values in embeddings.values()), default=0)
+    short = {name: len(values) for name, values in embeddings.items() if len(values) != count}
     if short or not count:
         name, length = next(iter(short.items()), ("it", 0))
         raise UsageError(f"--prompt-embeds {path}: {name} has {length} images where there are {count}: give as many of each")
     return [
-        {name: np.asarray(values[n : n + manifest.batch]) for name, values in given.items()}
+        {name: np.asarray(values[n : n + manifest.batch]) for name, values in embeddings.items()}
         for n in range(0, count, manifest.batch)
     ]

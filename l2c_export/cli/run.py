@@ -83,13 +83,13 @@ def run(engines: Path, labels: tuple[str, ...], prompt: tuple[str, ...], negativ
     say(f"backend: {pipe.backend}")
     with bars() as shown:
         step = shown.progress("denoising", len(chunks) * pipe.manifest.program(steps).steps_of_solver)
-        made = generate(pipe, chunks, guidance_scale, seed, steps, size, "np" if pixels else "latent", check_finite, step)
+        output = generate(pipe, chunks, guidance_scale, seed, steps, size, "np" if pixels else "latent", check_finite, step)
     finished = time.perf_counter()
-    made.save(out)
-    count = counted(len(made.latents), "image")
+    output.save(out)
+    count = counted(len(output.latents), "image")
     say(f"{out}: {count} in {finished - loaded:.2f} s")
     if as_json:
-        times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(made.latents)}
+        times = {"load_seconds": loaded - started, "run_seconds": finished - loaded, "images": len(output.latents)}
         print_json({"out": str(out), **times})
 
 
@@ -103,14 +103,14 @@ def generate(pipe: Pipeline, chunks: Sequence[Mapping[str, Any]], scale: float |
     def advance(*_: object) -> None:
         step()
 
-    made = list[Output]()
+    outputs = list[Output]()
     height, width = size or (None, None)
     for n, chunk in enumerate(chunks):
         first = seed + n * pipe.manifest.batch
-        made.append(pipe(**chunk, guidance_scale=scale, seed=first, output_type=output_type, check_finite=check_finite,
-                         callback_on_step_end=advance, steps=steps, height=height, width=width))  # fmt: skip
-    images = np.concatenate([each.images for each in made]) if output_type == "np" else None
-    return Output(np.concatenate([each.latents for each in made]), images, sum(each.seconds for each in made))
+        outputs.append(pipe(**chunk, guidance_scale=scale, seed=first, output_type=output_type, check_finite=check_finite,
+                            callback_on_step_end=advance, steps=steps, height=height, width=width))  # fmt: skip
+    images = np.concatenate([output.images for output in outputs]) if output_type == "np" else None
+    return Output(np.concatenate([output.latents for output in outputs]), images, sum(output.seconds for output in outputs))
 
 
 def check_request(engines: Path, labels: tuple[str, ...], texts: prompts.TextPrompts, prompt_embeds: Path | None,
@@ -127,9 +127,9 @@ def check_request(engines: Path, labels: tuple[str, ...], texts: prompts.TextPro
 
     manifest = store.read(engines, verify=False)
     manifest.program(steps, request.axes(manifest, *(size or (None, None))))
-    given = split_labels(labels, names_of(manifest.inputs))
+    names = split_labels(labels, names_of(manifest.inputs))
     chunks: list[Mapping[str, Any]] = [
-        {CLASS_LABELS: given[n : n + manifest.batch]} for n in range(0, len(given), manifest.batch)
+        {CLASS_LABELS: names[n : n + manifest.batch]} for n in range(0, len(names), manifest.batch)
     ]
     chunks += [] if prompt_embeds is None else prompts.batches(prompt_embeds, manifest)
     said = texts.batches(manifest)
@@ -141,7 +141,7 @@ def check_request(engines: Path, labels: tuple[str, ...], texts: prompts.TextPro
             "with --with-vae"
         )
     told = [inputs.checked(manifest, chunk) for chunk in chunks]
-    for label, number in zip(given, (n for each in told for n in each.get(CLASS_LABELS, ())), strict=bool(given)):
+    for label, number in zip(names, (n for values in told for n in values.get(CLASS_LABELS, ())), strict=bool(names)):
         if label.isdecimal() and int(label) != number:
             say(f"--class-label {label}: the class of this name, which is number {number}")
     chunks += said

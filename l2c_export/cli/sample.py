@@ -52,13 +52,13 @@ def sample(engines: Path, labels: tuple[str, ...], trust: bool, as_json: bool, *
 
     started = time.perf_counter()
     with bars() as shown:
-        made = make(engines, class_labels=named(engines, labels), verify=not trust, **choices, report=say,
-                    progress=shown.progress)  # fmt: skip
+        result = make(engines, class_labels=named(engines, labels), verify=not trust, **choices, report=say,
+                      progress=shown.progress)  # fmt: skip
     seconds = time.perf_counter() - started
-    rest = "" if made.made == made.images else f", {made.images - made.made:,} were there"
-    say(f"{choices['out']}: {counted(made.made, 'image')} in {seconds:.2f} s{rest}")
+    rest = "" if result.new == result.images else f", {result.images - result.new:,} were there"
+    say(f"{choices['out']}: {counted(result.new, 'image')} in {seconds:.2f} s{rest}")
     if as_json:
-        print_json({"out": str(choices["out"]), "images": made.images, "made": made.made, "shards": made.shards,
+        print_json({"out": str(choices["out"]), "images": result.images, "made": result.new, "shards": result.shards,
                     "seconds": seconds})  # fmt: skip
 
 

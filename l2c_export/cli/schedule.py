@@ -12,6 +12,7 @@ from . import importing
 from .console import Command, Commands, print_json, say
 from .options import FILE, Choice, Decorator, Size, group, option, samplers
 from .tables import print_table
+from .views import check_plot, show_view
 
 if TYPE_CHECKING:
     from ..schedules.schedule import Schedule
@@ -53,11 +54,11 @@ def convert(path: Path, out: Path, as_json: bool, **asked: Any) -> None:
     from ..support.files import check_place, write
 
     check_place(out, "out")
-    found = read(path, asked)
-    write(out, found.to_json(), "out")
+    source = read(path, asked)
+    write(out, source.to_json(), "out")
     say(f"{out}: written")
     if as_json:
-        print_json({"out": str(out), "schedule": found})
+        print_json({"out": str(out), "schedule": source})
 
 
 @schedule.command(cls=Command, example="l2c schedule show mask.json --model DiT-XL/2 --level stack")
@@ -68,21 +69,8 @@ def show(path: Path, plot: Path | None, as_json: bool, **asked: Any) -> None:
     """Show a schedule of any form, call by call."""
     from ..inspection.view import of_schedule
 
-    if plot:
-        from ..inspection.plot import schedule_heatmap
-        from ..support.figure import check_picture
-
-        check_picture(plot, "plot")
-    view = of_schedule(read(path, asked), str(path))
-    if plot:
-        schedule_heatmap(view, plot)
-        say(f"{plot}: drawn")
-    if as_json:
-        print_json(view)
-        return
-    print_table(view.title, view.table())
-    for line in view.notes():
-        click.echo(line)
+    check_plot(plot)
+    show_view(of_schedule(read(path, asked), str(path)), plot, as_json)
 
 
 @schedule.command(cls=Command, example="l2c schedule diff schedule.json smooth.json --family dit --out both.png")
@@ -101,16 +89,16 @@ def diff(a: Path, b: Path, out: Path | None, as_json: bool, **asked: Any) -> Non
 
         check_picture(out, "out")
     left, right = read(a, asked), read(b, asked)
-    found = compare(left, right)
+    difference = compare(left, right)
     if out:
         side_by_side(of_schedule(left, str(a)), of_schedule(right, str(b)), out)
         say(f"{out}: drawn")
     if as_json:
-        print_json(found)
+        print_json(difference)
         return
     if not out:
-        print_table(f"{a} and {b}", found.table())
-    click.echo(found.summary())
+        print_table(f"{a} and {b}", difference.table())
+    click.echo(difference.summary())
 
 
 def read(path: Path, asked: dict[str, Any]) -> Schedule:

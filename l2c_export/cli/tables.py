@@ -82,8 +82,8 @@ def draw(columns: Sequence[Column], width: int) -> list[str]:
     widths = [column.least for column in columns]
     spare = width - total(columns, narrow=True)
     for n, column in enumerate(columns):
-        given = min(max(spare, 0), column.whole - column.least)
-        widths[n], spare = column.least + given, spare - given
+        share = min(max(spare, 0), column.whole - column.least)
+        widths[n], spare = column.least + share, spare - share
     rows = zip(*(column.drawn(size) for column, size in zip(columns, widths, strict=True)), strict=True)
     lines = []
     for n, row in enumerate(rows):

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..support.extras import needs
-from .choices import DEVICES, ERRORS, GUIDANCE, LEVELS, PRECISIONS
+from .choices import DEVICES, ERRORS, GUIDANCE, LEVELS, TRAINED
 from .console import Command, print_json, say
 from .options import FOLDER, Choice, group, option, samplers
 from .progress import bars
@@ -59,7 +59,7 @@ from .tables import print_table
     option("--batch", type=int, default=8, help="Images of a batch; with several GPUs, of all together."),
     option("--lr", type=float, help="AdamW's learning rate. [default: 0.01, 0.02 under a rule]"),
     option("--seed", type=int, default=0, help="Of the first logits, and of all noise."),
-    option("--precision", type=Choice(PRECISIONS), default="fp32", help="Of the frozen model; scores are float32."),
+    option("--precision", type=Choice(TRAINED), default="fp32", help="Of the frozen model; scores are float32."),
     option("--device", type=Choice(("cpu", "cuda")), help="[default: cuda where there is one]"),
     option("--checkpoint-every", type=int, help="Iterations between checkpoints, where a killed training goes on, but not "
            "under a rule. [default: 50]"),
@@ -75,11 +75,11 @@ def train(as_json: bool, **options: Any) -> None:
     from ..training.train import train as learn
 
     with bars() as shown:
-        found = learn(**options, report=say, progress=shown.progress)
+        result = learn(**options, report=say, progress=shown.progress)
     if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first speaks
         sys.stderr.flush()
         os._exit(0)  # at once: a thread of Gloo's that still ends makes an abort of a Python that does, too
     if as_json:
-        print_json(found)
+        print_json(result)
     elif options["search"]:
-        print_table(f"{found.out}: the frontier", found.table())  # type: ignore[union-attr]  # what a search returns
+        print_table(f"{result.out}: the frontier", result.table())  # type: ignore[union-attr]  # what a search returns

@@ -47,9 +47,9 @@ def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None,
     if as_json:
         print_json(verdict)
     else:
-        for each in (verdict, *verdict.others):
-            program = f", program {each.program}" if verdict.others else ""
-            print_table(f"{engines}{program} against cached PyTorch in float64, {pipe.backend}", compare.table(each))
+        for entry in (verdict, *verdict.others):
+            program = f", program {entry.program}" if verdict.others else ""
+            print_table(f"{engines}{program} against cached PyTorch in float64, {pipe.backend}", compare.table(entry))
     say(compare.summary(verdict))
     if not verdict.passed:
         sys.exit(1)

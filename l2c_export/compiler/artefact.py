@@ -21,8 +21,9 @@ from ..support.extras import needs_compiler
 from ..support.files import Report
 from ..support.log import logged
 from ..support.progress import Progress, Watch, unseen, unwatched
+from .foreign import AS_IT_IS, options_with
 from .link import bind
-from .request import Loras, PathOrSchedule, loras_of, options_of
+from .request import Loras, PathOrSchedule, loras_of
 from .storing import Storing
 
 
@@ -85,11 +86,15 @@ def compile(
     level: str | None = None,
     full_first: int | None = None,
     full_last: int | None = None,
+    router_kind: str = AS_IT_IS.router_kind,
+    budget: int | None = None,
+    full_calls: str | None = None,
     sampler: str | os.PathLike[str] | None = None,
     guidance: str | None = None,
     batch: int = 1,
     precision: str = "fp32",
     fp32: str | Sequence[str] = (),
+    bf16: str | Sequence[str] = (),
     backend: str = "auto",
     link: str = "shared",
     cache: bool = True,
@@ -111,18 +116,22 @@ def compile(
 ) -> Artefact:
     """Compile a schedule and a diffusion transformer into the folder `out`, and return what is there now.
 
-    - `schedule`: the path of a router, of a schedule (JSON) or of a steps mask, a rule such as "every:2", or a `Schedule`; only
-      the demo model brings its own.  `steps` are sampling steps (DiT) or network evaluations (U-ViT), `threshold` is for
-      a router's scores, in 0..1.  Several schedules, or several numbers of steps for one, become programs of one artefact,
-      which a request chooses by its steps.  `cache=False` compiles the uncached twin.
+    - `schedule`: the path of a router, of a schedule (JSON) or of a steps mask, a file of another tool, which is recognised by
+      its content, a rule such as "every:2", or a `Schedule`; only the demo model brings its own.  `steps` are sampling steps
+      (DiT) or network evaluations (U-ViT), `threshold` is for a router's scores, in 0..1.  Several schedules, or several
+      numbers of steps for one, become programs of one artefact, which a request chooses by its steps.  `cache=False` compiles
+      the uncached twin.
     - `rule`, `level`, `full_first`, `full_last`: how the calls of a rule such as "every:5" follow that are not full: "reuse" or
       "taylor:M", at the level "sublayer", "stack" or "output", and how many calls at the start and the end are full besides.
+    - `router_kind`, `budget`, `full_calls`: what files of other tools leave open: "harmonica" for a router of that training,
+      the number of computed steps (LeMiCa), a rule for the calls that are computed (L2P).
     - `model`: a name ("DiT-XL/2", "demo"), the folder or id of a pipeline of diffusers, or a JSON file; by default what fits
       the weights.  `weights`: a checkpoint, a folder of diffusers, or "random[:SEED]"; without any, or with
       "none", `link` binds them later.
       `lora`: "FILE" or "FILE:SCALE", or several, which are merged into the weights.
     - `sampler`: "ddim", "dpm-solver++", or a scheduler of diffusers by class or file.  `guidance`: "first3", "all" or "none".
-    - `batch`: the most images of one call.  `precision`: "fp32", "fp16" or "bf16"; `fp32` names sublayers to keep in float32.
+    - `batch`: the most images of one call.  `precision`: "fp32", "fp16", "bf16" or "fp8", bf16 whose sublayers
+      multiply in e4m3, for `backend="cuda"`; `fp32` names sublayers to keep in float32, `bf16` those of fp8 without e4m3.
     - `backend`: "auto", "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx", or what else `backends/descriptors.py` lists;
       for those of TensorRT engines are built, too.
       `link`: "shared" for an engine per segment, "static" for one per distinct call.
@@ -146,10 +155,11 @@ def compile(
     needs_compiler()
     from .compile import compile_artefact
 
-    options = options_of(
-        schedule, out=out, model=model, weights=weights, lora=lora, steps=steps, threshold=threshold, rule=rule, level=level,
+    options = options_with(
+        schedule, steps, report, router_kind=router_kind, budget=budget, full_calls=full_calls,
+        out=out, model=model, weights=weights, lora=lora, threshold=threshold, rule=rule, level=level,
         full_first=full_first, full_last=full_last, sampler=sampler, guidance=guidance,
-        batch=batch, precision=precision, fp32=fp32, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
+        batch=batch, precision=precision, fp32=fp32, bf16=bf16, backend=backend, link=link, cache=cache, hoist=hoist, fold=fold,
         max_graphs=max_graphs, with_vae=with_vae, vae=vae, with_text=with_text, text_precision=text_precision,
         store=store, size=size, tokens=tokens, cut=cut, dump=dump,
     )  # fmt: skip

@@ -12,11 +12,13 @@ from pathlib import Path
 import msgspec
 
 from ..artefact import staging, store
-from ..artefact.given_lora import fit
+from ..artefact.lora_fit import fit
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
+from ..ir.dtypes import FP8
 from ..ir.graph import NOTHING, Body, Graph, check
 from ..pytorch import fingerprint
+from ..pytorch.calibrate import calibrate
 from ..support.files import Report
 from ..support.progress import Progress, unseen
 from ..support.words import counted
@@ -31,6 +33,7 @@ from .onnx.export import export_bodies
 from .onnx.fuse import fused_bodies
 from .passes.bank import NO_BANKS, Banked
 from .passes.calls import banked, specialise_calls
+from .passes.fp8 import with_fp8
 from .passes.hoist import Hoisted, hoist
 from .passes.levels import with_levels
 from .passes.merge_calls import share_graphs
@@ -59,6 +62,8 @@ def lower(options: Options, source: Source, report: Report = id, prefix: str = "
     history = history_of(source)
     whole = record(source.family, options.weight_types, history)  # the uncached call as a graph
     check(whole, "record")
+    if options.precision == FP8:
+        whole = check(with_fp8(whole, (*options.fp32, *options.bf16)), "fp8")  # products of the sublayers in e4m3
     whole = check(with_levels(whole, levels_of(source)), "levels")  # what spans several sublayers is a value, too
     shared = [
         share_graphs(source, s, options.max_graphs, whole, report) for s in source.schedules
@@ -106,12 +111,12 @@ def compile_artefact(
 ) -> Manifest:
     """Compile, and write the artefact to `options.out`.  Raises L2CError, with nothing written, when that fails."""
     staging.check_target(options.out, report)
-    sources = [resolve(own) for own in sizes.each(options)]  # files -> a model and a schedule, for every size
+    sources = [resolve(own) for own in sizes.separate(options)]  # files -> a model and a schedule, for every size
     source = sources[0]
     for line in source.describe():
         report(line)
     texts = planned(options, source)  # what makes a request of a prompt
-    loras = [open_lora(given) for given in options.lora]  # what is merged into the weights
+    loras = [open_lora(path) for path in options.lora]  # what is merged into the weights
     several = [
         lower(options, own, report, f"{sizes.name_of(own)}-" if n else "") for n, own in enumerate(sources)
     ]  # one by one
@@ -125,6 +130,8 @@ def compile_artefact(
             emit.write_schedules(folder, lowered.programs)
         whole = replace(source, checkpoint=sizes.checkpoint_of(sources))
         described = with_narrowing(described, bind_weights(folder, whole, added, layout, report, progress))
+        if described.precision == FP8 and described.denoiser.weights:
+            calibrate(folder, described, report)  # what the scales of e4m3 are
         write_decoder(folder, source, described, report)
         text = write_texts(folder, texts, report, progress)
         manifest = with_fingerprint(folder, described, report) if fingerprinted else described

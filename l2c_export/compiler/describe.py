@@ -9,7 +9,7 @@ import msgspec
 
 from ..artefact import autoencoder
 from ..artefact.call_record import BankRecord, CallRecord
-from ..artefact.given_lora import with_loras
+from ..artefact.lora_fit import with_loras
 from ..artefact.manifest import Manifest, program_name
 from ..artefact.records import (
     CompilationRecord,
@@ -33,6 +33,7 @@ from ..version import __version__
 from ..weights.recipe import records
 from ..weights.stored import stored_as
 from .passes.flatten import flatten
+from .passes.fp8 import records_of
 from .passes.levels import spans
 from .passes.place import caches, temporaries
 from .plan import Plan
@@ -118,10 +119,13 @@ def denoiser(options: Options, source: Source, whole: Graph, linked: Linked, siz
         weight_dtype=DTYPES[options.precision],
         fp32=options.fp32,
         weights=weights_record(options, source),
-        tensors=stored_as(
-            records(family.tensors(), options.weight_types, source.checkpoint.recipes if source.checkpoint else {}),
-            options.stored.denoiser,
-            kept=options.fp32,
+        tensors=records_of(
+            stored_as(
+                records(family.tensors(), options.weight_types, source.checkpoint.recipes if source.checkpoint else {}),
+                options.stored.denoiser,
+                kept=options.fp32,
+            ),
+            whole,
         ),
         segments={name: segment_record(options, name, segment) for name, segment in linked.segments.items()},
         sizes=sizes,
@@ -237,13 +241,13 @@ def value_types(graphs: Mapping[str, Graph]) -> dict[str, Value]:
 
 def origins(graphs: Mapping[str, Graph]) -> dict[str, Origin]:
     """Where every value comes from that is not made by its own graph under its own name."""
-    found: dict[str, Origin] = {}
+    by_name: dict[str, Origin] = {}
     for graph in graphs.values():
         for name in graph.inputs:
-            found[name] = origin(name, graph.kind(name))
+            by_name[name] = origin(name, graph.kind(name))
         for name in (o for node in graph.nodes for o in node.outputs if split_at(o)[1]):
-            found[name] = Origin("later", *split_at(name))
-    return found
+            by_name[name] = Origin("later", *split_at(name))
+    return by_name
 
 
 def origin(name: str, kind: str) -> Origin:

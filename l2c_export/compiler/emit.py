@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artefact import autoencoder
-from ..artefact.given_lora import FittedLora, merged
+from ..artefact.lora_fit import FittedLora, merged
 from ..artefact.manifest import Manifest
 from ..backends.contract import FUSED
 from ..errors import UsageError
@@ -32,7 +32,8 @@ def bind_weights(
 
     Raises UsageError for a LoRA without weights.
     """
-    tensors = origin.tensors({name: tensor.shape for name, tensor in layout.tensors.items()}, source.checkpoint, source.seed)
+    shapes = {name: tensor.shape for name, tensor in layout.tensors.items() if not tensor.scale}
+    tensors = origin.tensors(shapes, source.checkpoint, source.seed)
     if tensors is None:
         if loras:
             raise UsageError(f"lora={loras[0].lora.called!r}: there are no weights to merge it into: give them as weights=..")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from ..artefact import autoencoder, fingerprint, given_weights, integrity, staging, store
-from ..artefact.given_lora import fit, merged, with_loras
+from ..artefact import autoencoder, fingerprint, integrity, staging, store, user_weights
+from ..artefact.lora_fit import fit, merged, with_loras
 from ..artefact.manifest import Manifest
 from ..artefact.records import FILE, Build, DecoderRecord, FileInfo, WeightsRecord
 from ..errors import ArtefactError, MissingExtra, WeightsError
+from ..ir.dtypes import FP8
 from ..ir.inputs import named
 from ..models import families
 from ..models.diffusers import model_index, pipeline_folder
@@ -37,8 +38,9 @@ def bind(
     The old weights stay in place until the new ones are complete.  Engines that hold what is replaced go with it: all that
     were built for `--link static`, and those of another decoder.  Raises ArtefactError, WeightsError or UsageError.
     """
-    store.read(folder, verify=False)  # refuse what is no artefact before anything is written
-    opened = [open_lora(given) for given in loras]
+    if store.read(folder, verify=False).precision == FP8:  # refuse what cannot be done before anything is written
+        needs("torch", "export")  # for the scales of what is multiplied
+    opened = [open_lora(path) for path in loras]
     seed = random.random_seed(source) if source else None
     with staging.changed(folder, report) as stage:
         manifest = store.read(folder, verify=False)
@@ -55,6 +57,8 @@ def bind(
         narrowing = layout.write(stage / layout.WEIGHTS, places, merged(tensors, fitted), step)
         if narrowing:
             report(f"weights: {said(places.tensors, narrowing)}")
+        if manifest.precision == FP8:
+            _calibrate(stage, manifest, bound, report)
         written = {layout.WEIGHTS: integrity.info(stage / layout.WEIGHTS)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
@@ -83,7 +87,7 @@ def _tensors(folder: Path, source: str | None, seed: int | None, manifest: Manif
     """What is to be bound, and what is noted of it."""
     if source is None:
         return _bound(folder, manifest)
-    checkpoint = given_weights.checkpoint(Path(source), manifest) if seed is None else None
+    checkpoint = user_weights.checkpoint(Path(source), manifest) if seed is None else None
     tensors = origin.tensors(manifest.denoiser.shapes, checkpoint, seed)
     assert tensors is not None
     return tensors, WeightsRecord(source="random" if seed is not None else Path(source).name, random=seed)
@@ -96,7 +100,14 @@ def _bound(folder: Path, manifest: Manifest) -> tuple[layout.Tensors, WeightsRec
         raise ArtefactError(f"{folder}: has no weights yet, so nothing to merge a LoRA into: give them, too, as weights=..")
     integrity.check_file(folder, layout.WEIGHTS, manifest.files[layout.WEIGHTS], hashed=True)
     view = layout.mapped(folder / layout.WEIGHTS, stored)
-    return ((name, view(name)) for name in sorted(stored)), record
+    return ((name, layout.unscaled(name, view, stored[name])) for name in sorted(manifest.denoiser.checkpointed)), record
+
+
+def _calibrate(stage: Path, manifest: Manifest, bound: WeightsRecord, report: Report) -> None:
+    from ..pytorch.calibrate import calibrate  # which needs torch
+
+    denoiser = msgspec.structs.replace(manifest.denoiser, weights=bound)
+    calibrate(stage, msgspec.structs.replace(manifest, denoiser=denoiser), report)
 
 
 def _check_training(folder: Path, pipeline: Path, manifest: Manifest) -> None:

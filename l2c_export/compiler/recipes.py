@@ -29,7 +29,7 @@ class TextRecipe(NamedTuple):
 
 
 # of the tokens of a prompt, those that CLIP is given, and the class of every part that is there
-Made = Callable[[int, int, Mapping[str, str]], TextRecipe]
+RecipeOf = Callable[[int, int, Mapping[str, str]], TextRecipe]
 
 
 def block(tokens: int, *sources: tuple[str, TextOutput]) -> tuple[TextBlock, ...]:
@@ -74,4 +74,4 @@ def flux(tokens: int, short: int, present: Mapping[str, str]) -> TextRecipe:
     )
 
 
-RECIPES: Mapping[str, Made] = {"pixart": pixart, "sd3": sd3, "flux": flux}  # by family
+RECIPES: Mapping[str, RecipeOf] = {"pixart": pixart, "sd3": sd3, "flux": flux}  # by family

@@ -53,16 +53,16 @@ class Recorder:
     sublayers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each makes
 
     def input(self, name: str, kind: str, shape: tuple[int | str, ...], dtype: str = "float32") -> Traced:
-        return self._made(name, Value(shape, dtype, kind))
+        return self._traced(name, Value(shape, dtype, kind))
 
     def __call__(self, op: str, *inputs: Traced, at: str = "", name: str = "") -> Any:
         return self._segment(op, name or (f"{at}.{op}" if at else op), inputs, at)
 
     def sublayer(self, op: str, *inputs: Traced, at: str, name: str = "") -> Any:
         name = name or f"{at}.{op}"
-        made = self._segment(op, name, inputs, at, name in self.types.fp32)
+        results = self._segment(op, name, inputs, at, name in self.types.fp32)
         self.sublayers[name] = self.nodes[-1].outputs
-        return made
+        return results
 
     def _segment(self, op: str, name: str, inputs: Sequence[Traced], at: str, island: bool = False) -> Any:
         segment = operation_of(self.family, op)
@@ -95,28 +95,28 @@ class Recorder:
 
     def _plain(self, op: str, name: str, a: Traced, b: Traced) -> Traced:
         self.nodes.append(Node(op, name, (a.name, b.name), (name,)))
-        return self._made(name, arithmetic(op, a.value, b.value))
+        return self._traced(name, arithmetic(op, a.value, b.value))
 
     def node(self, kind: str, name: str, function: Callable[..., Any], inputs: Sequence[Traced], island: bool = False) -> Any:
         """Call an operation; its first result is called after the node, others `name.1`, `name.2`, ..
 
         An island computes in float32 whatever it is given.
         """
-        made = body(kind, in_float32(function) if island else function, [i.value for i in inputs])
-        outputs = tuple(f"{name}.{n}" if n else name for n in range(len(made.outputs)))
-        self.nodes.append(Node(self._op(made, island), name, tuple(i.name for i in inputs), outputs))
-        results = [self._made(new, made.values[old]) for new, old in zip(outputs, made.outputs, strict=True)]
+        definition = body(kind, in_float32(function) if island else function, [i.value for i in inputs])
+        outputs = tuple(f"{name}.{n}" if n else name for n in range(len(definition.outputs)))
+        self.nodes.append(Node(self._op(definition, island), name, tuple(i.name for i in inputs), outputs))
+        results = [self._traced(new, definition.values[old]) for new, old in zip(outputs, definition.outputs, strict=True)]
         return tuple(results) if len(results) > 1 else results[0]
 
-    def _op(self, made: Body, island: bool) -> str:
+    def _op(self, definition: Body, island: bool) -> str:
         """The name of a body: its kind, and a number where the kind computes several things."""
-        name = f"{made.kind}_fp32" if island else made.kind
+        name = f"{definition.kind}_fp32" if island else definition.kind
         names = (f"{name}_{n}" if n else name for n in range(len(self.bodies) + 1))
-        op = next(n for n in names if self.bodies.get(n, made) == made)
-        self.bodies[op] = made
+        op = next(n for n in names if self.bodies.get(n, definition) == definition)
+        self.bodies[op] = definition
         return op
 
-    def _made(self, name: str, value: Value) -> Traced:
+    def _traced(self, name: str, value: Value) -> Traced:
         self.values[name] = value
         return Traced(name, value)
 
@@ -169,7 +169,7 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same in float32 whatever it is given; what it makes has the type of its first input."""
 
     def widened(h: Any, *others: Any) -> Any:
-        made = function(layers.wide(h), *map(layers.wide, others))
-        return tuple(layers.to(m, h.dtype) for m in made) if isinstance(made, tuple) else layers.to(made, h.dtype)
+        output = function(layers.wide(h), *map(layers.wide, others))
+        return tuple(layers.to(m, h.dtype) for m in output) if isinstance(output, tuple) else layers.to(output, h.dtype)
 
     return widened

@@ -14,7 +14,7 @@ from ..artefact.manifest import LINKS
 from ..backends import descriptors
 from ..backends.descriptors import AUTO
 from ..errors import UsageError
-from ..ir.dtypes import DTYPES, Types
+from ..ir.dtypes import DTYPES, FP8, Types
 from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import FLOWS, KINDS
 from ..schedules.rules import Caching
@@ -58,6 +58,7 @@ class Options:
     batch: int = 1
     precision: str = "fp32"
     fp32: tuple[str, ...] = ()
+    bf16: tuple[str, ...] = ()  # sublayers without products in e4m3
     backend: str = AUTO
     link: str = "shared"
     cache: bool = True
@@ -115,6 +116,10 @@ class Options:
         self.stored  # noqa: B018  (raises UsageError)
         if self.fp32 and self.precision == "fp32":
             raise UsageError(f"fp32={self.fp32[0]!r}: all of the model is float32: use it with precision='fp16' or bf16")
+        if self.bf16 and self.precision != FP8:
+            raise UsageError(f"bf16={self.bf16[0]!r}: none of the model is e4m3: use it with precision='fp8'")
+        if self.precision == FP8 and self.link == "static" and self.backend != "cuda":
+            raise UsageError("link='static': whole graphs in fp8 are backend='cuda' alone: name it")
         if self.backend != AUTO and self.precision not in descriptors.named(self.backend).precisions:
             able = " or ".join(d.name for d in descriptors.BACKENDS if self.precision in d.precisions)
             raise UsageError(f"precision={self.precision!r}: backend={self.backend!r} has none: use backend={able!r}")
@@ -139,17 +144,17 @@ class Options:
     @property
     def stored(self) -> Stored:
         """The type in which each component's matrices are stored, where that is another one.  Raises UsageError."""
-        made = storing.parsed(self.store)
+        stored = storing.parsed(self.store)
         has_decoder = self.with_vae or self.vae is not None
         for component, there, remedy in (("text", self.with_text, "with_text"), ("decoder", has_decoder, "with_vae")):
-            if component in made.named and not there:
+            if component in stored.named and not there:
                 raise UsageError(f"store='{component}=..': there is none without {remedy}=True: use it, too, or leave this out")
-        if made.denoiser and self.link == "static":
+        if stored.denoiser and self.link == "static":
             raise UsageError(f"store={self.store[0]!r}: link='static' keeps weights in whole graphs, as they are: use 'shared'")
         for component, precision in (("denoiser", self.precision), ("text", self.text_precision)):
-            if component in made.named or (component == "denoiser" and not self.with_text and not has_decoder):
-                storing.check_narrower(made, component, precision)
-        return made
+            if component in stored.named or (component == "denoiser" and not self.with_text and not has_decoder):
+                storing.check_narrower(stored, component, precision)
+        return stored
 
     @property
     def weight_types(self) -> Types:
@@ -157,26 +162,30 @@ class Options:
 
 
 def options_of(
-    schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: int | Sequence[int] | None = None, **given: Any
+    schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: int | Sequence[int] | None = None, **options: Any
 ) -> Options:
     """The options of a call in Python, where paths may be of any kind, and one of a thing stand for a list of one."""
-    texts = {name: os.fspath(given[name]) for name in ("model", "weights", "sampler") if given.get(name) is not None}
-    paths = {name: Path(given[name]) for name in ("out", "vae", "dump") if given.get(name) is not None}
-    kept = given.get("fp32", ())
-    fp32 = (kept,) if isinstance(kept, str) else tuple(kept)
-    store = storing.listed(given.get("store", ()))
+    texts = {name: os.fspath(options[name]) for name in ("model", "weights", "sampler") if options.get(name) is not None}
+    paths = {name: Path(options[name]) for name in ("out", "vae", "dump") if options.get(name) is not None}
+    kept = {name: listed(options.get(name, ())) for name in ("fp32", "bf16")}
+    store = storing.listed(options.get("store", ()))
     first, *further = wanted(schedule, steps)
-    size = given.get("size")
+    size = options.get("size")
     several = isinstance(size, Sequence) and all(isinstance(one, Sequence) for one in size)
     own, *others = tuple(map(tuple, size)) if several and size else (size,)
-    loras = loras_of(given.get("lora", ()))
-    found = {**given, **texts, **paths, "lora": loras, "store": store, "fp32": fp32, "size": own, "more_sizes": tuple(others)}
-    return Options(**found, schedule=first.schedule, steps=first.steps, further=tuple(further))
+    loras = loras_of(options.get("lora", ()))
+    fields = {**options, **texts, **paths, "lora": loras, "store": store, **kept, "size": own, "more_sizes": tuple(others)}
+    return Options(**fields, schedule=first.schedule, steps=first.steps, further=tuple(further))
 
 
-def loras_of(given: Loras) -> tuple[str, ...]:
+def listed(names: str | Sequence[str]) -> tuple[str, ...]:
     """One, or several."""
-    return tuple(os.fspath(one) for one in ((given,) if isinstance(given, (str, os.PathLike)) else given))
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def loras_of(loras: Loras) -> tuple[str, ...]:
+    """One, or several."""
+    return tuple(os.fspath(one) for one in ((loras,) if isinstance(loras, (str, os.PathLike)) else loras))
 
 
 def wanted(schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: int | Sequence[int] | None) -> list[Wanted]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .source import Source
 
 
-def each(options: Options) -> list[Options]:
+def separate(options: Options) -> list[Options]:
     """The options of every size by itself."""
     return [replace(options, size=size, more_sizes=()) for size in (options.size, *options.more_sizes)]
 

@@ -109,7 +109,8 @@ def resolve(options: Options) -> Source:
             pipeline_folder.check_weights(Path(options.weights), family.name, msgspec.structs.asdict(family.arch))
     if checkpoint:
         checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
-    _check_sublayers(options.fp32, family)
+    _check_sublayers("fp32", options.fp32, family)
+    _check_sublayers("bf16", options.bf16, family)
     scheduler = captured.as_in_pipeline(_scheduler(options.sampler, folder, families.of(request.kind).flow), family)
     schedules = tuple(_schedule(one, family, origin, scheduler) for one, origin in zip(options.programs, origins, strict=True))
     _check_programs(schedules)
@@ -123,12 +124,11 @@ def resolve(options: Options) -> Source:
     return Source(family, name, schedules, guidance, scale, checkpoint, seed, folder, vae, assumed, is_own, lines)
 
 
-def _check_sublayers(names: tuple[str, ...], family: Family) -> None:
+def _check_sublayers(option: str, names: tuple[str, ...], family: Family) -> None:
     for name in names:
         if name not in family.sublayers:
-            raise UsageError(
-                f"fp32={name!r}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
-            )
+            known = family.sublayers
+            raise UsageError(f"{option}={name!r}: no sublayer of the model: they are {known[0]} .. {known[-1]}")
 
 
 def _vae(options: Options, folder: Folder | None) -> Path | None:
@@ -247,13 +247,13 @@ def _schedule(
     options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None
 ) -> Schedule:
     """The schedule of a program, for the sampler that is asked for."""
-    schedule = _made(options, family, origin, scheduler)
+    schedule = _base(options, family, origin, scheduler)
     if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
         raise UsageError(f"sampler={options.sampler!r}: {options.schedule} was made for {schedule.sampler}")
     return schedule if options.cache else schedule.uncached()
 
 
-def _made(options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None) -> Schedule:
+def _base(options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None) -> Schedule:
     asked = next((name for name in CACHING if getattr(options, name) is not None), None)
     if asked and not isinstance(origin, str):
         raise UsageError(

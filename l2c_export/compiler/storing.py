@@ -23,16 +23,16 @@ class Stored(NamedTuple):
     named: frozenset[str] = frozenset()  # components that were asked for by their names
 
 
-def listed(given: Storing) -> tuple[str, ...]:
-    if isinstance(given, Mapping):
-        return tuple(f"{component}={kind}" for component, kind in given.items())
-    return (given,) if isinstance(given, str) else tuple(given)
+def listed(stores: Storing) -> tuple[str, ...]:
+    if isinstance(stores, Mapping):
+        return tuple(f"{component}={kind}" for component, kind in stores.items())
+    return (stores,) if isinstance(stores, str) else tuple(stores)
 
 
-def parsed(given: Sequence[str]) -> Stored:
+def parsed(stores: Sequence[str]) -> Stored:
     """What is asked for; what names no component is for all that are not named.  Raises UsageError."""
     asked: dict[str, str] = {}
-    for one in given:
+    for one in stores:
         component, _, kind = one.rpartition("=")
         if kind not in STORES or (component and component not in COMPONENTS):
             said = " or ".join(f"{name}=" for name in COMPONENTS)
@@ -51,8 +51,8 @@ def parsed(given: Sequence[str]) -> Stored:
     )
 
 
-def check_narrower(made: Stored, component: str, precision: str) -> None:
+def check_narrower(stored: Stored, component: str, precision: str) -> None:
     """Raises UsageError where nothing of a component would be stored narrower than it is computed."""
-    kind: str | None = getattr(made, component)
+    kind: str | None = getattr(stored, component)
     if kind and width(STORES[kind]) >= BYTES[DTYPES[precision]]:
         raise UsageError(f"store={kind!r}: weights of {precision} are no wider than that: use int8, or leave it out")

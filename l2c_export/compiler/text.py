@@ -65,14 +65,14 @@ def planned(options: Options, source: Source) -> PipelineTexts | None:
     if folder is None or folder.index is None or recipes is None:
         raise UsageError("with_text=True: only a pipeline folder of PixArt, SD3 or FLUX.1 has any: give it as model=..")
     index = folder.index
-    tokens = next(given.shape[0] for given in family.inputs if given.name == "prompt_embeds")
-    made = recipes(tokens, _tokenizer(index, text.NAMES[0]).longest, {name: kind for name, (_, kind) in index.parts.items()})
+    tokens = next(field.shape[0] for field in family.inputs if field.name == "prompt_embeds")
+    recipe = recipes(tokens, _tokenizer(index, text.NAMES[0]).longest, {name: kind for name, (_, kind) in index.parts.items()})
     dtype, stored = DTYPES[options.text_precision], options.stored.text
-    encoders = {name: _encoder(index, name, part, dtype, stored) for name, part in made.parts.items()}
+    encoders = {name: _encoder(index, name, part, dtype, stored) for name, part in recipe.parts.items()}
     record = TextRecord(
         encoders={name: encoder.record for name, encoder in encoders.items()},
-        recipe=dict(made.blocks),
-        lowercase=made.lowercase or msgspec.UNSET,
+        recipe=dict(recipe.blocks),
+        lowercase=recipe.lowercase or msgspec.UNSET,
     )
     if wrong := next(check_text.recipe_problems(record, family.inputs), None):
         raise ModelError(f"{folder.path}: its text encoders are not its transformer's: {wrong}: download or save it again")
@@ -157,7 +157,7 @@ def write_texts(folder: Path, texts: PipelineTexts | None, report: Report, progr
 
 def in_order(model: Any, record: EncoderRecord) -> Any:
     """With its inputs as the record lists them: some libraries know them by their place."""
-    inputs = {given.name: given for given in model.graph.input}
+    inputs = {port.name: port for port in model.graph.input}
     del model.graph.input[:]
     model.graph.input.extend(inputs[name] for name in record.inputs)
     return model

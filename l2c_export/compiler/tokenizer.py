@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ModelError
 from ..support.extras import needs
+from ..support.log import quiet
 from ..support.words import first_line
 
 KINDS = ("CLIPTokenizer", "T5Tokenizer", "BertTokenizer")  # each also with Fast behind it
@@ -34,7 +32,7 @@ def read(folder: Path, kind: str) -> Tokenizer:
         raise ModelError(f"{folder} is a {kind}: only {', '.join(KINDS)} are supported: compile without with_text=True")
     transformers = needs("transformers", "diffusers")
     try:
-        with _quiet():
+        with quiet("transformers"), contextlib.redirect_stderr(io.StringIO()):  # it warns of what it converts
             loaded = getattr(transformers, f"{base}Fast").from_pretrained(folder, local_files_only=True)
             fast = getattr(loaded, "backend_tokenizer", None)
             text = fast.to_str() if fast is not None else None
@@ -50,17 +48,3 @@ def read(folder: Path, kind: str) -> Tokenizer:
 def _first(error: BaseException) -> BaseException:
     """What went wrong before anything else: transformers goes on to other forms, which fail, too."""
     return _first(error.__context__) if error.__context__ else error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """It warns of what it converts, which does not concern a user."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -43,8 +43,8 @@ class Address(NamedTuple):
 def address_of(text: str) -> Address:
     """What somebody has typed.  Raises UsageError."""
     scheme, _, rest = str(text).partition("://")
-    found = FORMS[scheme].fullmatch(rest) if scheme in FORMS else None
-    if not found:
+    match = FORMS[scheme].fullmatch(rest) if scheme in FORMS else None
+    if not match:
         hint = ", in lower case, with a digest of 64 digits" if scheme == "oci" else ""
         raise UsageError(f"{text}: is no address of an artefact: give one as {EXAMPLES}{hint}")
-    return Address(scheme, found["place"], found["name"], found["tag"], found["digest"])
+    return Address(scheme, match["place"], match["name"], match["tag"], match["digest"])

@@ -42,10 +42,10 @@ class Bucket:
         """Whether it keeps a blob of this digest and size already."""
         try:
             with self._in_one_line(absent=True):
-                found = self._client.head_object(Bucket=self.address.place, Key=self._blob(info.sha256))
+                head = self._client.head_object(Bucket=self.address.place, Key=self._blob(info.sha256))
         except Absent:
             return False
-        return bool(found["ContentLength"] == info.bytes)
+        return bool(head["ContentLength"] == info.bytes)
 
     def send(self, name: str, path: Path, info: FileInfo) -> None:
         """Give it a file, in parts where it is large."""

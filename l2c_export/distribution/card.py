@@ -36,18 +36,18 @@ def card(manifest: Manifest, repository: str) -> str:
 
 
 def _shares(manifest: Manifest) -> str:
-    found = []
+    shares = []
     for compiled in manifest.all_programs():
         calls, all_ = compiled.calls, len(manifest.denoiser.sublayers)
         graphs = len(set(compiled.step_graphs))
-        found.append(f"{counted(len(calls), 'call')} of {counted(all_, 'sublayer')} in {counted(graphs, 'graph')}")
-    return "; ".join(found)
+        shares.append(f"{counted(len(calls), 'call')} of {counted(all_, 'sublayer')} in {counted(graphs, 'graph')}")
+    return "; ".join(shares)
 
 
 def _asked(manifest: Manifest) -> str:
     if manifest.text:
         return '--prompt "a cat"'
-    return "--class-label 0" if any(each.choices for each in manifest.inputs) else "--prompt-embeds FILE.npz"
+    return "--class-label 0" if any(field.choices for field in manifest.inputs) else "--prompt-embeds FILE.npz"
 
 
 def _out(manifest: Manifest) -> str:

@@ -194,14 +194,14 @@ class Upload:
     def _begin(self) -> None:
         self.sent = 0
         with self._session.asked("POST", self._start, (202,), {"Content-Length": "0"}) as answer:
-            self._found(answer)
+            self._locate(answer)
 
     def _asked(self) -> bool:
         """Whether the upload is known there; how much has arrived."""
         with self._session.asked("GET", self._location, (204, 404)) as answer:
             if answer.status_code == 404:
                 return False
-            self._found(answer)
+            self._locate(answer)
             self.sent = _arrived(answer)
             return self.sent <= self._info.bytes
 
@@ -210,7 +210,7 @@ class Upload:
         with self._session.asked("PATCH", self._location, (202, 416), headers, lambda: self._read(size)) as answer:
             if answer.status_code == 416:
                 raise Dropped(f"{self._session.host} has not {self.sent} bytes")
-            self._found(answer)
+            self._locate(answer)
         self.sent += size
 
     def _end(self, size: int) -> None:
@@ -219,7 +219,7 @@ class Upload:
         with self._session.asked("PUT", url, (201,), headers, lambda: self._read(size)):
             self.sent = self._info.bytes
 
-    def _found(self, answer: Any) -> None:
+    def _locate(self, answer: Any) -> None:
         self._location = self._session.url(answer.headers.get("Location") or self._location)
 
     def _read(self, size: int) -> Iterator[bytes]:

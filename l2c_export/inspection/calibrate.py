@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..backends.contract import Backend, Run, WeightView
 from ..ir.inputs import usual
 from ..runtime.loaded import Bound, load_engines
 from ..runtime.loops import Loops
+from ..support.clock import seconds_of
 from ..weights.layout import rounded
 
 SAMPLES = 7  # timings of a segment, at different places of the model
@@ -48,12 +48,7 @@ def segment_times(folder: Path, manifest: Manifest, backend: Backend, images: in
 def seconds(runs: Sequence[Run]) -> list[float]:
     """Time a few runs, at different places if there are any; the first run warms up."""
     sample = itertools.islice(itertools.cycle(runs[:: max(1, len(runs) // SAMPLES)]), SAMPLES + 1)
-    times = []
-    for run in sample:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return times[1:]
+    return [seconds_of(run) for run in sample][1:]
 
 
 def random_weights(compiled: Compiled) -> WeightView:

@@ -72,13 +72,13 @@ def compare(a: Schedule, b: Schedule) -> Difference:
 def sums(schedule: Schedule, levels: Sequence[str]) -> list[dict[str, Terms]]:
     """What every value is in every call, those levels included that this schedule has no rule for."""
     whole = values_of((*schedule.sublayers, *levels))
-    found = [dict(values) for values in resolve(schedule.cacheable, schedule.calls)]
-    for values, call in zip(found, schedule.calls, strict=True):
+    terms = [dict(values) for values in resolve(schedule.cacheable, schedule.calls)]
+    for values, call in zip(terms, schedule.calls, strict=True):
         derived = [level for level in schedule.values.levels if level in call.rules]
         for level in levels:
             if level not in values and level not in derived and whole.is_whole(level, derived):
                 values[level] = COMPUTED
-    return found
+    return terms
 
 
 def _words(schedule: Schedule, call: int, name: str, values: dict[str, Terms]) -> str:

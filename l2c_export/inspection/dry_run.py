@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..backends.choose import open_backend
 from ..backends.contract import Request
-from ..compiler.request import Options, PathOrSchedule, options_of
+from ..compiler.foreign import options_with
+from ..compiler.request import Options, PathOrSchedule
 from ..support.extras import needs_compiler
 from ..support.files import Report
 from ..support.log import logged
@@ -34,6 +35,7 @@ class Predictions(NamedTuple):
 def dry_run(
     schedule: PathOrSchedule | Sequence[PathOrSchedule] | None = None,
     *,
+    steps: int | Sequence[int] | None = None,
     device: str = "cpu",
     calibrate: bool = False,
     report: Report = logged,
@@ -45,7 +47,7 @@ def dry_run(
     the segments to a temporary folder and times them on this machine instead.  Raises what `compile` does.
     """
     needs_compiler()
-    return predict_both(options_of(schedule, **options), device, calibrate, report)
+    return predict_both(options_with(schedule, steps, report, **options), device, calibrate, report)
 
 
 def predict_both(options: Options, device: str, calibrated: bool, report: Report = id) -> Predictions:
@@ -56,14 +58,14 @@ def predict_both(options: Options, device: str, calibrated: bool, report: Report
     for line in source.describe():
         report(line)
     twin = dataclasses.replace(source, schedules=tuple(schedule.uncached() for schedule in source.schedules))
-    found = []
-    for each, how in ((source, options), (twin, dataclasses.replace(options, max_graphs=None))):
-        lowered = lower(how, each)
+    costs = []
+    for variant, how in ((source, options), (twin, dataclasses.replace(options, max_graphs=None))):
+        lowered = lower(how, variant)
         for line in forms(lowered.manifest.program()):
             report(line)
-        times = _calibrate(how, each, lowered) if calibrated else None
-        found.append(predict(lowered.manifest.program(), device, options.batch, times))
-    return Predictions(*found)
+        times = _calibrate(how, variant, lowered) if calibrated else None
+        costs.append(predict(lowered.manifest.program(), device, options.batch, times))
+    return Predictions(*costs)
 
 
 def _calibrate(options: Options, source: Source, lowered: Lowered) -> dict[str, float]:

@@ -37,5 +37,5 @@ def read_by(call: CallRecord) -> set[str]:
 
 def banks_of(calls: Iterable[CallRecord]) -> list[tuple[str, int]]:
     """(bank, slot) of every sum that is taken."""
-    found = ((name, bank.slot) for call in calls for name, bank in (call.banks or {}).items())
-    return [(name, slot) for name, slot in found if slot is not msgspec.UNSET]
+    banks = ((name, bank.slot) for call in calls for name, bank in (call.banks or {}).items())
+    return [(name, slot) for name, slot in banks if slot is not msgspec.UNSET]

@@ -90,14 +90,14 @@ class View:
         """What stands below the table: sums, and the engines for GPUs."""
         computed, total = sum(len(c.computed) for c in self.calls), len(self.calls) * len(self.sublayers)
         times = [c.milliseconds for c in self.calls if c.milliseconds is not None]
-        found = [f"{computed} of {total} sublayers computed" + (f", {sum(times):.4g} ms in all" if times else "")]
+        lines = [f"{computed} of {total} sublayers computed" + (f", {sum(times):.4g} ms in all" if times else "")]
         if self.artefact and len(self.artefact["components"]) > 1:
-            found.append(", ".join(f"{name}: {size / 2**20:.1f} MB" for name, size in self.artefact["components"].items()))
-        found += [f"{name}: {how}" for name, how in (self.artefact["stored"] if self.artefact else {}).items()]
+            lines.append(", ".join(f"{name}: {size / 2**20:.1f} MB" for name, size in self.artefact["components"].items()))
+        lines += [f"{name}: {how}" for name, how in (self.artefact["stored"] if self.artefact else {}).items()]
         for name, build in (self.artefact["builds"] if self.artefact else {}).items():
             size = f"{build['bytes'] / 2**20:.1f} MB"
-            found.append(f"{name}: {counted(build['engines'], 'engine')}, {size}, for {image_range(build['images'])}")
-        return found
+            lines.append(f"{name}: {counted(build['engines'], 'engine')}, {size}, for {image_range(build['images'])}")
+        return lines
 
     def timed(self, seconds: Sequence[float], timing: str) -> View:
         """The same with the time of every call, and where the times come from."""
@@ -165,20 +165,20 @@ def described(rules: Mapping[str, Rule], levels: Collection[str]) -> str:
 
 def components(manifest: Manifest) -> dict[str, int]:
     """The bytes of each component's files, by its name."""
-    found = {"denoiser": sum(entry.bytes for entry in entries(manifest.denoiser.tensors).values())}
+    sizes = {"denoiser": sum(entry.bytes for entry in entries(manifest.denoiser.tensors).values())}
     for name in manifest.text.encoders if manifest.text else ():
-        found[name] = sum(manifest.files[file].bytes for file in text.files_of(name))
-    return found | ({"decoder": manifest.files[manifest.decoder.file].bytes} if manifest.decoder else {})
+        sizes[name] = sum(manifest.files[file].bytes for file in text.files_of(name))
+    return sizes | ({"decoder": manifest.files[manifest.decoder.file].bytes} if manifest.decoder else {})
 
 
 def stored(manifest: Manifest) -> dict[str, str]:
     """How each component's matrices are stored, where that is narrower than they are computed, and what it has cost."""
     encoders = manifest.text.encoders.items() if manifest.text else ()
-    each = [("denoiser", manifest.denoiser.tensors, manifest.denoiser.narrowing)]
-    each += [(name, encoder.tensors, encoder.narrowing) for name, encoder in encoders]
-    kinds = {name: (stored_type(tensors), said(tensors, cost or None)) for name, tensors, cost in each}
-    found = {name: words or f"matrices stored in {kind}" for name, (kind, words) in kinds.items() if kind}
-    return found | ({"decoder": "stored in float16"} if manifest.decoder and manifest.decoder.stored else {})
+    parts = [("denoiser", manifest.denoiser.tensors, manifest.denoiser.narrowing)]
+    parts += [(name, encoder.tensors, encoder.narrowing) for name, encoder in encoders]
+    kinds = {name: (stored_type(tensors), said(tensors, cost or None)) for name, tensors, cost in parts}
+    texts = {name: words or f"matrices stored in {kind}" for name, (kind, words) in kinds.items() if kind}
+    return texts | ({"decoder": "stored in float16"} if manifest.decoder and manifest.decoder.stored else {})
 
 
 def of_artefact(manifest: Manifest, steps: int | None = None) -> View:

@@ -14,9 +14,14 @@ import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 HALVES = ("float16", "bfloat16")
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
+FP8 = "fp8"  # the precision in which most products take
+E4M3 = "float8_e4m3fn"  # of four bits for the exponent and three behind the point; without infinity
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, E4M3: 1}
 # The type of weights and activations at each precision; the latents and the sampler are float32 in all of them.
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+# In fp8 most products take e4m3 instead (`compiler/passes/fp8.py`).
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "bfloat16"}
+
+ONE_TYPE = tuple(precision for precision in DTYPES if precision != FP8)  # those whose products are all of one type
 
 
 def width(stored: str) -> int:

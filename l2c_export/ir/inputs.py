@@ -109,31 +109,31 @@ def class_labels(count: int, null: int | None) -> RequestInput:
 
 def guided(inputs: Sequence[RequestInput]) -> bool:
     """Whether a model that takes these can be guided."""
-    return any(given.guides for given in inputs)
+    return any(field.guides for field in inputs)
 
 
 def arrays(inputs: Sequence[RequestInput]) -> tuple[RequestInput, ...]:
     """All that a request may give: its inputs, and behind them what some of them are in the unconditional half."""
     own = asked(inputs)
-    return (*own, *(given.negated for given in own if given.negated))
+    return (*own, *(field.negated for field in own if field.negated))
 
 
 def asked(inputs: Sequence[RequestInput]) -> tuple[RequestInput, ...]:
     """Those that a request has to give; the others follow from its guidance scale."""
-    return tuple(given for given in inputs if given.known == "request")
+    return tuple(field for field in inputs if field.known == "request")
 
 
 def usual(inputs: Sequence[RequestInput], images: int) -> dict[str, Any]:
     """A request for pictures of which it does not matter what they show."""
-    return {given.name: given.usual(images) for given in arrays(inputs)}
+    return {field.name: field.usual(images) for field in arrays(inputs)}
 
 
 def names_of(inputs: Sequence[RequestInput]) -> dict[str, int]:
     """The names of the first input's choices that have some."""
-    return next((given.names for given in inputs if given.names), {})
+    return next((field.names for field in inputs if field.names), {})
 
 
 def named(inputs: Sequence[RequestInput], names: Mapping[str, int]) -> tuple[RequestInput, ...]:
     """The same inputs with these names, if there are any, for the choices of the first that has some."""
-    first = next((given.name for given in inputs if given.choices and names), None)
+    first = next((field.name for field in inputs if field.choices and names), None)
     return tuple(msgspec.structs.replace(i, names=dict(names)) if i.name == first else i for i in inputs)

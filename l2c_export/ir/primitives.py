@@ -14,7 +14,7 @@ from .signature import Misfit
 from .signatures import TABLE
 
 # What may run in half precision, and is counted in FLOPs.
-PRODUCTS = frozenset({"linear", "sdpa", "linear_attention", "conv2d", "depthwise"})
+PRODUCTS = frozenset({"linear", "linear_fp8", "sdpa", "linear_attention", "conv2d", "depthwise"})
 SUMS = frozenset({"add", "mul"})  # residual arithmetic
 # Angles go up to 999, and the sampler amplifies an error up to 150 times: half precision is too coarse for these.
 WIDE = frozenset({"sinusoid", "update", "data", "multistep"})
@@ -29,10 +29,10 @@ def apply(primitive: Primitive, values: Mapping[str, Value]) -> tuple[Value, ...
     missing = [name for name in primitive.inputs if name not in values]
     if missing:
         raise Misfit(f"{primitive.op} reads {missing[0]!r}, which nothing makes")
-    made = signature.outputs([values[name] for name in primitive.inputs], dict(primitive.attributes))
-    if len(made) != len(primitive.outputs):
-        raise Misfit(f"{primitive.op} makes {len(made)} values, not {len(primitive.outputs)}")
-    return made
+    results = signature.outputs([values[name] for name in primitive.inputs], dict(primitive.attributes))
+    if len(results) != len(primitive.outputs):
+        raise Misfit(f"{primitive.op} makes {len(results)} values, not {len(primitive.outputs)}")
+    return results
 
 
 def infer(primitives: Iterable[Primitive], inputs: Mapping[str, Value]) -> dict[str, Value]:
@@ -60,8 +60,8 @@ def _flops(p: Primitive, inputs: Sequence[Value], outputs: Sequence[Value]) -> i
         heads = dict(p.attributes)["heads"]
         assert isinstance(heads, int)
         return 4 * _count(q) * (_count(Value(q.shape[2:])) // heads + 1)  # with the sum of the scores
-    made = sum(map(_count, outputs))
-    return 2 * made * _count(Value(inputs[1].shape[1:])) if p.op in PRODUCTS else 0
+    count = sum(map(_count, outputs))
+    return 2 * count * _count(Value(inputs[1].shape[1:])) if p.op in PRODUCTS else 0
 
 
 def _count(value: Value) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .dtypes import BYTES
+from .dtypes import BYTES, E4M3
 from .graph import Attribute, Value
 
 LARGEST = 2**31  # no size is larger
 LARGEST_FLOAT = 3.4e38
-FLOATS = frozenset(BYTES) - {"int32"}
+FLOATS = frozenset(BYTES) - {"int32", E4M3}  # what is computed with; e4m3 is only multiplied
 Rule = Callable[..., tuple[Value, ...]]
 
 
@@ -27,6 +27,10 @@ class Allowed(NamedTuple):
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_ints(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(_is_int, value))
 
 
 SIZE = Allowed("a size", lambda value: _is_int(value) and 0 < value < LARGEST)
@@ -46,7 +50,8 @@ def _are_sizes(value: object) -> bool:
 
 
 SHAPE = Allowed("a shape", _are_sizes)  # -1 is a batch axis, which is the first
-AXES = Allowed("an order of axes", lambda value: isinstance(value, tuple) and sorted(value) == list(range(len(value))))
+AXES = Allowed("an order of axes", lambda value: _are_ints(value) and sorted(value) == list(range(len(value))))
+FLAGS = Allowed("of every value whether it has a gate", lambda value: _are_ints(value) and {*value} <= {0, 1})
 
 
 class Signature(NamedTuple):
@@ -62,16 +67,20 @@ class Signature(NamedTuple):
         """The types of what it makes.  Raises Misfit."""
         if not self.least <= len(inputs) <= self.most:
             raise Misfit(f"{self.op} takes {self.least} to {self.most} inputs, not {len(inputs)}")
-        if attributes.keys() != self.attributes.keys():
-            raise Misfit(f"{self.op} has the attributes {sorted(self.attributes)}, not {sorted(attributes)}")
-        for name, kind in self.attributes.items():
-            if not kind.holds(attributes[name]):
-                raise Misfit(f"{self.op}: {name} is {attributes[name]!r}, not {kind.said}")
+        self.check(attributes)
         try:
             return self.rule(*inputs, **attributes)
         except Misfit as error:
             shapes = ", ".join(f"{value.dtype}{list(value.shape)}" for value in inputs)
             raise Misfit(f"{self.op} of {shapes}: {error}") from None
+
+    def check(self, attributes: Mapping[str, Attribute]) -> None:
+        """Raises Misfit for attributes that it does not have, or that are not what they may be."""
+        if attributes.keys() != self.attributes.keys():
+            raise Misfit(f"{self.op} has the attributes {sorted(self.attributes)}, not {sorted(attributes)}")
+        for name, kind in self.attributes.items():
+            if not kind.holds(attributes[name]):
+                raise Misfit(f"{self.op}: {name} is {attributes[name]!r}, not {kind.said}")
 
 
 SIGNATURES: dict[str, Signature] = {}
@@ -99,9 +108,9 @@ def numbers(*values: Value) -> None:
 
 def sizes(shape: Sequence[int | str]) -> tuple[int, ...]:
     """A shape without a batch axis."""
-    found = tuple(n for n in shape if isinstance(n, int))
-    need(len(found) == len(shape), f"{list(shape)} has a batch axis")
-    return found
+    lengths = tuple(n for n in shape if isinstance(n, int))
+    need(len(lengths) == len(shape), f"{list(shape)} has a batch axis")
+    return lengths
 
 
 def ranked(value: Value, rank: int) -> tuple[int | str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from .dtypes import E4M3
 from .graph import Value
 from .signature import (
     AXES,
@@ -30,6 +31,7 @@ from .signature import (
 )
 
 MOST_PARTS = 64  # of a linear layer
+FP8_ALIGNED = 16  # what rows and columns of a product in e4m3 are multiples of
 
 # elementwise
 
@@ -70,9 +72,9 @@ for name in ("gelu", "gelu_tanh", "silu"):
 @signature(3)
 def modulate(x: Value, shift: Value, scale: Value) -> tuple[Value, ...]:
     """x (1 + scale) + shift."""
-    made = joined(joined(x, scale), shift)
-    need(made.shape == x.shape, "shift and scale are larger than what they change")
-    return (made,)
+    result = joined(joined(x, scale), shift)
+    need(result.shape == x.shape, "shift and scale are larger than what they change")
+    return (result,)
 
 
 # norms over the last axis; their statistics are float32
@@ -81,9 +83,9 @@ def modulate(x: Value, shift: Value, scale: Value) -> tuple[Value, ...]:
 @signature(1, 3, eps=EPSILON)
 def layer_norm(x: Value, weight: Value | None = None, bias: Value | None = None, *, eps: float) -> tuple[Value, ...]:
     need(bool(x.shape), "a number has no last axis")
-    for given in (weight, bias):
-        need(given is None or given.shape == x.shape[-1:], "a weight is not as wide as what is normalised")
-        numbers(*(given,) if given else ())
+    for vector in (weight, bias):
+        need(vector is None or vector.shape == x.shape[-1:], "a weight is not as wide as what is normalised")
+        numbers(*(vector,) if vector else ())
     return same(x)
 
 
@@ -106,6 +108,39 @@ def linear(x: Value, weight: Value, bias: Value | None = None, *, parts: int) ->
     need(bias is None or (bias.shape, bias.dtype) == ((rows,), weight.dtype), "the bias does not fit the weight")
     need(parts <= MOST_PARTS, f"{parts} parts are too many")
     return (Value((*x.shape[:-1], rows // parts), weight.dtype),) * parts
+
+
+@signature(2)
+def quantise(x: Value, scale: Value) -> tuple[Value, ...]:
+    """x / scale as e4m3, rounded to the nearest, the largest number of that type where it is more.
+
+    A scale is (2,) float32: itself, and 1 over it.
+    """
+    numbers(x)
+    _scale(scale)
+    return (Value(x.shape, E4M3),)
+
+
+@signature(4, 5, parts=SIZE)
+def linear_fp8(
+    x: Value, weight: Value, x_scale: Value, weight_scale: Value, bias: Value | None = None, *, parts: int
+) -> tuple[Value, ...]:
+    """`linear` of e4m3 numbers, each with one scale for all of them; what it makes is bfloat16."""
+    need(x.dtype == weight.dtype == E4M3, "the product is one of e4m3")
+    for scale in (x_scale, weight_scale):
+        _scale(scale)
+    rows, columns = sizes(ranked(weight, 2))
+    need(fp8_fits(rows, columns, parts), f"{rows} x {columns} are no multiples of {FP8_ALIGNED}")
+    return linear(Value(x.shape, "bfloat16"), Value(weight.shape, "bfloat16"), bias, parts=parts)
+
+
+def fp8_fits(rows: int, columns: int, parts: int) -> bool:
+    """Whether libraries multiply with such a weight of e4m3."""
+    return rows % (FP8_ALIGNED * parts) == 0 and columns % FP8_ALIGNED == 0
+
+
+def _scale(scale: Value) -> None:
+    need((scale.shape, scale.dtype) == ((2,), "float32"), "a scale is two numbers of float32")
 
 
 @signature(3, 4, heads=SIZE)
@@ -230,10 +265,10 @@ def reshape(x: Value, shape: tuple[int, ...]) -> tuple[Value, ...]:
     first, *others = shape
     batch = x.shape[:1] if x.shape and isinstance(x.shape[0], str) else ()
     need(bool(batch) == (first == -1), f"{list(x.shape)} and {list(shape)} are not both with a batch axis, or both without")
-    made: tuple[int | str, ...] = (*batch, *others) if batch else shape
+    result: tuple[int | str, ...] = (*batch, *others) if batch else shape
     inner = sizes(x.shape[len(batch) :])
-    need(math.prod(inner) == math.prod(made[len(batch) :]), f"{list(x.shape)} does not fill {list(shape)}")
-    return (Value(made, x.dtype),)
+    need(math.prod(inner) == math.prod(result[len(batch) :]), f"{list(x.shape)} does not fill {list(shape)}")
+    return (Value(result, x.dtype),)
 
 
 @signature(1, axes=AXES)

@@ -28,11 +28,11 @@ def bank(weights: Tensor, *inputs: Tensor, gated: tuple[int, ...]) -> Tensor:
     strengths = [layers.wide(gates.pop(0)).squeeze(2) if has else one for has in gated]
     factors = stacked(strengths, 3)  # (W, R, D, J)
     factors = (weights @ factors.reshape(calls, -1)).reshape(sums, -1, width, count).permute(1, 2, 0, 3)
-    made = factors @ values
+    terms = factors @ values
     if len(inputs) == count + sum(gated):
-        return made
+        return terms
     keep, before = inputs[-2:]
-    return made + keep[:, None] * before
+    return terms + keep[:, None] * before
 
 
 def stacked(values: list[Tensor], axis: int) -> Tensor:

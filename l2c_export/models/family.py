@@ -116,9 +116,9 @@ def summary(family: Family, width_field: str) -> str:
     """One line: depth x width, heads, classes and picture size."""
     arch, width = family.arch, width_of(family.arch, width_field)
     size = [f"{arch.depth} x {width}"] if width and hasattr(arch, "depth") else [counted(len(family.sublayers), "sublayer")]
-    told = [given for given in family.inputs if given.known == "request"]
+    told = [field for field in family.inputs if field.known == "request"]
     heads = [f"{arch.num_heads} heads"] if hasattr(arch, "num_heads") else []
-    return ", ".join([family.name, *size, *heads, *map(asked, told), made(family.latent)])
+    return ", ".join([family.name, *size, *heads, *map(asked, told), output_words(family.latent)])
 
 
 def asked(declared: RequestInput) -> str:
@@ -129,7 +129,7 @@ def asked(declared: RequestInput) -> str:
     return f"{declared.name} {' x '.join(map(str, declared.shape))} {null}"
 
 
-def made(latent: Sequence[int]) -> str:
+def output_words(latent: Sequence[int]) -> str:
     """What comes out, in words."""
     channels, *axes = latent
     if len(axes) == 2 and channels in (1, 3):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {}
 HALVES = (torch.float16, torch.bfloat16)
+MOST_E4M3 = 448.0  # the largest number of that type
 Ready = Callable[[str, Sequence[Any]], Sequence[Any]]  # of a primitive's name and inputs
 
 
@@ -39,18 +40,18 @@ def primitive(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def as_they_are(op: str, given: Sequence[Any]) -> Sequence[Any]:
-    return given
+def as_they_are(op: str, inputs: Sequence[Any]) -> Sequence[Any]:
+    return inputs
 
 
 def execute(primitives: Iterable[Primitive], values: Mapping[str, Any], ready: Ready = as_they_are) -> dict[str, Any]:
     """All values of a graph, given its inputs: tensors, or what a tape records; `ready` makes of a primitive's inputs what it
     takes."""
     known = dict(values)
-    for each in primitives:
-        given = ready(each.op, [known[i] for i in each.inputs])
-        made = PRIMITIVES[each.op](*given, **dict(each.attributes))
-        known.update(zip(each.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+    for primitive in primitives:
+        inputs = ready(primitive.op, [known[i] for i in primitive.inputs])
+        outputs = PRIMITIVES[primitive.op](*inputs, **dict(primitive.attributes))
+        known.update(zip(primitive.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
     return known
 
 
@@ -126,8 +127,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, parts: int 
     else:
         flat = F.linear(x.reshape(-1, x.shape[-1]).to(weight.dtype), weight, bias)
     shape = (*x.shape[:-1], weight.shape[0] // parts)
-    made = tuple(part if x.ndim == 2 else part.reshape(shape) for part in (flat.chunk(parts, dim=1) if parts > 1 else (flat,)))
-    return made if parts > 1 else made[0]
+    pieces = tuple(
+        part if x.ndim == 2 else part.reshape(shape) for part in (flat.chunk(parts, dim=1) if parts > 1 else (flat,))
+    )
+    return pieces if parts > 1 else pieces[0]
+
+
+@primitive
+def quantise(x: Tensor, scale: Tensor) -> Tensor:
+    return (_wide(x) * scale[1]).clamp(-MOST_E4M3, MOST_E4M3).to(torch.float8_e4m3fn)
+
+
+@primitive
+def linear_fp8(
+    x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, parts: int = 1
+) -> Any:
+    """In float32; what it makes has the type of the bias."""
+    product = linear(x.float(), weight.float(), parts=parts)
+    shifts = bias.chunk(parts) if bias is not None else (torch.zeros((), dtype=torch.bfloat16, device=x.device),) * parts
+    several = product if isinstance(product, tuple) else (product,)
+    scale = x_scale[0] * weight_scale[0]
+    scaled = tuple((part * scale + shift).to(shift.dtype) for part, shift in zip(several, shifts, strict=True))
+    return scaled if parts > 1 else scaled[0]
 
 
 @primitive
@@ -146,8 +167,8 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, *, heads: int) -> Tensor:
     shape = (q.shape[0], q.shape[1], heads, size)
     q, k, values = (_wide(part).reshape(shape).permute(0, 2, 3, 1) for part in (q, k, v))
     mixed = (torch.cat([values, values[:, :, :1] * 0 + 1], 2) @ F.relu(k).transpose(2, 3)) @ F.relu(q)
-    made = mixed[:, :, :-1] / (mixed[:, :, -1:] + 1e-15)
-    return made.permute(0, 3, 1, 2).reshape(v.shape).to(v.dtype)
+    ratio = mixed[:, :, :-1] / (mixed[:, :, -1:] + 1e-15)
+    return ratio.permute(0, 3, 1, 2).reshape(v.shape).to(v.dtype)
 
 
 @primitive

@@ -36,9 +36,9 @@ class Recorded:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: object, args: Any = (), kwargs: object = None) -> NoReturn:
-        flat = [value for each in args for value in (each if isinstance(each, (list, tuple)) else (each,))]
-        found = next(value for value in flat if isinstance(value, cls))
-        found.refuse(getattr(function, "__name__", str(function)))
+        flat = [value for argument in args for value in (argument if isinstance(argument, (list, tuple)) else (argument,))]
+        operand = next(value for value in flat if isinstance(value, cls))
+        operand.refuse(getattr(function, "__name__", str(function)))
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:
@@ -77,18 +77,20 @@ class Tape:
         except Misfit as error:
             raise AssertionError(f"{self.kind}: {error}") from None
         self.primitives.append(primitive)
-        made = [self.value(name, value) for name, value in zip(outputs, types, strict=True)]
-        return tuple(made) if len(made) > 1 else made[0]
+        results = [self.value(name, value) for name, value in zip(outputs, types, strict=True)]
+        return tuple(results) if len(results) > 1 else results[0]
 
 
 def body(kind: str, function: Callable[..., Any], inputs: Sequence[Value]) -> Body:
     """What a function computes of inputs of these types, in primitives.  Raises AssertionError for what is none."""
     tape = Tape(kind)
-    given = [tape.value(f"i{n}", msgspec.structs.replace(value, kind="")) for n, value in enumerate(inputs)]
-    made = function(*given)
-    results = made if isinstance(made, tuple) else (made,)
+    arguments = [tape.value(f"i{n}", msgspec.structs.replace(value, kind="")) for n, value in enumerate(inputs)]
+    output = function(*arguments)
+    results = output if isinstance(output, tuple) else (output,)
     for result in results:
         assert isinstance(result, Recorded), f"{kind} returns {result!r}, which is nothing recorded"
     outputs = tuple(result.name for result in results)
-    assert len({*outputs, *(i.name for i in given)}) == len(outputs) + len(given), f"{kind} returns a value twice, or an input"
-    return Body(kind, tuple(i.name for i in given), outputs, tuple(tape.primitives), tape.values)
+    assert len({*outputs, *(i.name for i in arguments)}) == len(outputs) + len(arguments), (
+        f"{kind} returns a value twice, or an input"
+    )
+    return Body(kind, tuple(i.name for i in arguments), outputs, tuple(tape.primitives), tape.values)

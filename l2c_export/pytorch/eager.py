@@ -16,8 +16,8 @@ from ..models.updates import Sampler
 from ..schedules.forecast import Terms
 from ..schedules.values import OUTPUT
 
-Made = Any  # what an operation makes: a tensor, or a tuple of several
-Cache = Mapping[str, Made]
+Result = Any  # what an operation makes: a tensor, or a tuple of several
+Cache = Mapping[str, Result]
 Spans = Mapping[str, tuple[str, str]]  # level of the stack -> the stream before and behind it, by their names in a graph
 Tensors = Mapping[str, Tensor]  # what a request says, by the name of the input
 
@@ -33,18 +33,18 @@ class Eager:
     weights: Mapping[str, Tensor] | Weights
     reused: frozenset[str]
     cache: Cache
-    fresh: dict[str, Made]
+    fresh: dict[str, Result]
     spans: Spans = field(default_factory=dict, kw_only=True)
     before: dict[str, Tensor] = field(default_factory=dict, kw_only=True)  # the stream before every level
 
     def __call__(self, op: str, *inputs: Any, at: str = "", name: str = "") -> Any:
-        return self._made(name or (f"{at}.{op}" if at else op), self._computed(op, inputs, at))
+        return self._result(name or (f"{at}.{op}" if at else op), self._computed(op, inputs, at))
 
     def _computed(self, op: str, inputs: Sequence[Any], at: str) -> Any:
         segment = self.family.segments[op]
         weights = [self.weights[f"{at}.{w}" if at else w] for w in segment.weights]
         value = segment.function(*inputs, *weights)
-        return each(lambda v: v.to(weights[0].dtype), value) if weights else value
+        return tensorwise(lambda v: v.to(weights[0].dtype), value) if weights else value
 
     def sublayer(self, op: str, *inputs: Any, at: str, name: str = "") -> Any:
         called = name or f"{at}.{op}"
@@ -60,9 +60,9 @@ class Eager:
         return tuple(self(op, value, at=at).chunk(len(names), dim=-1))
 
     def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
-        return self._made(f"{at}.residual", stream + (value if gate is None else gate * value))
+        return self._result(f"{at}.residual", stream + (value if gate is None else gate * value))
 
-    def _made(self, name: str, value: Made) -> Made:
+    def _result(self, name: str, value: Result) -> Result:
         """A value of the call, which may begin or end a level."""
         if not self.spans:
             return value
@@ -87,9 +87,9 @@ class Eager:
         return prediction
 
 
-def each(function: Callable[..., Tensor], *made: Made) -> Made:
+def tensorwise(function: Callable[..., Tensor], *values: Result) -> Result:
     """A function of every tensor that operations make."""
-    return tuple(map(function, *made)) if isinstance(made[0], tuple) else function(*made)
+    return tuple(map(function, *values)) if isinstance(values[0], tuple) else function(*values)
 
 
 class CallLike(Protocol):
@@ -139,10 +139,10 @@ Weights = Parameters | Converted
 class Earlier(NamedTuple):
     """What a value follows from: what earlier calls made, and a coefficient (1,) for each, or one value as it was."""
 
-    values: tuple[Made, ...]
+    values: tuple[Result, ...]
     numbers: Tensor | None
 
-    def follow(self) -> Made:
+    def follow(self) -> Result:
         """The value; the sum is computed in float32 at least."""
         if self.numbers is None:
             return self.values[0]
@@ -153,7 +153,7 @@ class Earlier(NamedTuple):
             assert isinstance(total, Tensor)
             return total.to(values[0].dtype)
 
-        return each(weighted, *self.values)
+        return tensorwise(weighted, *self.values)
 
 
 class EagerCall(torch.nn.Module):
@@ -165,13 +165,13 @@ class EagerCall(torch.nn.Module):
 
     def forward(
         self, x: Tensor, row: Tensor, t: Tensor, request: Tensors, cache: Mapping[str, Earlier]
-    ) -> tuple[Tensor, dict[str, Made]]:
+    ) -> tuple[Tensor, dict[str, Result]]:
         run = Eager(self.family, self.weights, self.reused, follow(cache), {}, spans=self.spans)
         noise = run.predict(x, row, t, request)
         return noise, run.fresh if self.keep else {}
 
 
-def follow(cache: Mapping[str, Earlier]) -> dict[str, Made]:
+def follow(cache: Mapping[str, Earlier]) -> dict[str, Result]:
     return {name: earlier.follow() for name, earlier in cache.items()}
 
 
@@ -199,7 +199,7 @@ class Denoiser:
         self.family, self.compiled, self.mode, self.spans = family, compiled, mode, spans or {}
         self.weights = weights if isinstance(weights, Weights) else Parameters(weights)
         self._keep = True  # without a cache there is nothing to keep, and torch.compile may fuse more
-        self._calls: dict[tuple[frozenset[str], bool], Callable[..., tuple[Tensor, dict[str, Made]]]] = {}
+        self._calls: dict[tuple[frozenset[str], bool], Callable[..., tuple[Tensor, dict[str, Result]]]] = {}
 
     def __call__(self, calls: Sequence[CallLike], x: Tensor, request: Tensors, guidance: Tensor) -> Tensor:
         """x (B, C, ..) noise; request (R, ..) by name, the unconditional half last; guidance as in `updates.update`."""
@@ -210,28 +210,28 @@ class Denoiser:
     def steps(self, calls: Sequence[CallLike], x: Tensor, request: Tensors, guidance: Tensor) -> Iterator[Tensor]:
         """The latents (B, C, ..) after every call, in the type of `x`; they may be changed in place before the next."""
         images = x.shape[0]
-        rows = max((given.shape[0] for given in request.values()), default=images)
+        rows = max((tensor.shape[0] for tensor in request.values()), default=images)
         index = torch.arange(images, dtype=torch.int32, device=x.device)
         row, unconditional = index.repeat(rows // images), index + (rows - images)
         sampler = Sampler(x, index, unconditional, guidance)
         taken = reads(calls, self.family.sublayers)
         last = {(name, filling): n for n, terms in enumerate(taken) for name, filled in terms.items() for filling, _ in filled}
-        made: dict[tuple[str, int], Made] = {}
+        history: dict[tuple[str, int], Result] = {}
         self._keep = bool(last)
         for n, call in enumerate(calls):
             t = torch.full((rows,), call.timestep, device=x.device)
-            cached = {name: earlier(name, taken[n][name], made, x) for name in sorted(taken[n])}
+            cached = {name: earlier(name, taken[n][name], history, x) for name in sorted(taken[n])}
             noise, fresh = self._evaluate(n, frozenset(cached), sampler.x, row, t, request, cached)
-            made.update({(name, n): value for name, value in fresh.items() if (name, n) in last})
-            made = {key: value for key, value in made.items() if last[key] > n}
+            history.update({(name, n): value for name, value in fresh.items() if (name, n) in last})
+            history = {key: value for key, value in history.items() if last[key] > n}
             coefficients = torch.tensor(call.coefficients, device=x.device, dtype=x.dtype)
             yield sampler.take(noise, coefficients, call.ends_step)
 
-    def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Made]]:
+    def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Result]]:
         """Call `n`: the predicted noise, and every value that it computed."""
         return self._call(reused)(*inputs)
 
-    def _call(self, reused: frozenset[str]) -> Callable[..., tuple[Tensor, dict[str, Made]]]:
+    def _call(self, reused: frozenset[str]) -> Callable[..., tuple[Tensor, dict[str, Result]]]:
         key = reused, self._keep
         if key not in self._calls:
             call = EagerCall(self.family, self.weights, reused, self._keep, self.spans).eval()
@@ -241,9 +241,9 @@ class Denoiser:
         return self._calls[key]
 
 
-def earlier(name: str, terms: Terms, made: Mapping[tuple[str, int], Made], like: Tensor) -> Earlier:
+def earlier(name: str, terms: Terms, history: Mapping[tuple[str, int], Result], like: Tensor) -> Earlier:
     """What earlier calls made of a value, and the coefficients."""
-    values, numbers = tuple(made[name, filling] for filling, _ in terms), [c for _, c in terms]
+    values, numbers = tuple(history[name, filling] for filling, _ in terms), [c for _, c in terms]
     return Earlier(values, None if numbers == [1.0] else torch.tensor(numbers, dtype=like.dtype, device=like.device))
 
 
@@ -258,12 +258,12 @@ class Tracing(Eager):
 
     def residual(self, stream: Any, value: Any, at: str, gate: Any = None) -> Any:
         value = value if gate is None else self._saw(f"{at}.gated", self._saw(f"{at}.gate", gate) * value)
-        return self._made(f"{at}.residual", stream + value)
+        return self._result(f"{at}.residual", stream + value)
 
-    def _made(self, name: str, value: Made) -> Made:
-        return self._saw(name, super()._made(name, value))
+    def _result(self, name: str, value: Result) -> Result:
+        return self._saw(name, super()._result(name, value))
 
-    def _saw(self, name: str, value: Made) -> Made:
+    def _saw(self, name: str, value: Result) -> Result:
         values = value if isinstance(value, tuple) else (value,)
         self.seen.update((f"{name}.{n}" if n else name, v) for n, v in enumerate(values))
         return value
@@ -277,11 +277,13 @@ class TracingDenoiser(Denoiser):
         self.keep: frozenset[int] = frozenset()
         self.traces: dict[int, dict[str, Tensor]] = {}
 
-    def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Made]]:
+    def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Result]]:
         if n not in self.keep:
             return super()._evaluate(n, reused, *inputs)
         x, row, t, request, cache = inputs
         run = Tracing(self.family, self.weights, reused, follow(cache), {}, {}, spans=self.spans)
         noise = run.predict(x, row, t, request)
-        self.traces[n] = {**run.seen, **{name: made for name, made in run.fresh.items() if not isinstance(made, tuple)}}
+        # what makes several values was seen one by one
+        whole = {name: value for name, value in run.fresh.items() if not isinstance(value, tuple)}
+        self.traces[n] = {**whole, **run.seen}
         return noise, run.fresh

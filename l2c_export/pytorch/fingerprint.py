@@ -27,7 +27,7 @@ from ..models.primitives import execute
 from ..samplers.noise import standard_normal
 from .eager import Denoiser, Parameters
 from .family import family_of
-from .stored import stored
+from .stored import stored, unscaled
 
 
 class Widened(Parameters):
@@ -42,7 +42,7 @@ def record(folder: Path, manifest: Manifest) -> FingerprintRecord | None:
     """Write the fingerprint of an artefact whose weights lie in `folder`; None if its latents are not finite."""
     planned, compiled = fingerprint.planned(manifest), manifest.program()
     family = family_of(manifest)
-    weights = Widened(stored(folder, manifest))
+    weights, kept = Widened(stored(folder, manifest)), unscaled(folder, manifest)
     noise = standard_normal(compiled.latent, [planned.seed])
     request = Fingerprint(noise, usual(manifest.inputs, 1), manifest.guidance.scale, (), {})
     latents = _latents(Denoiser(family, weights, spans=manifest.denoiser.levels), manifest, planned.calls, request)
@@ -51,13 +51,13 @@ def record(folder: Path, manifest: Manifest) -> FingerprintRecord | None:
         called = manifest.piece(piece, name)
         assert called
         own, node = called
-        given = fingerprint.inputs(own, node, planned.seed)
-        outputs = _piece(own, own.segments[name], node, given, weights)
+        inputs = fingerprint.inputs(own, node, planned.seed)
+        outputs = _piece(own, own.segments[name], node, inputs, kept)
         pieces[name] = tuple(fingerprint.sketch(value, planned.seed) for value in outputs)
-    made = request._replace(latents=latents, pieces=pieces)
-    if not fingerprint.finite(made):
+    result = request._replace(latents=latents, pieces=pieces)
+    if not fingerprint.finite(result):
         return None
-    fingerprint.write(folder / FINGERPRINT, made)
+    fingerprint.write(folder / FINGERPRINT, result)
     return msgspec.structs.replace(planned, recorded_by=f"PyTorch {torch.__version__} in float32")
 
 
@@ -72,14 +72,14 @@ def _latents(model: Denoiser, manifest: Manifest, count: int, request: Fingerpri
 
 
 def _piece(
-    compiled: Compiled, segment: SegmentRecord, node: Node, given: Mapping[str, np.ndarray], weights: Widened
+    compiled: Compiled, segment: SegmentRecord, node: Node, inputs: Mapping[str, np.ndarray], weights: Mapping[str, Tensor]
 ) -> list[np.ndarray]:
     """What a segment makes of these inputs when it is called as `node` says."""
     values = {}
     for name, value in zip(segment.inputs, node.inputs, strict=True):
-        values[name] = _wide(given[value]) if value in given else _rows(weights, compiled.size.origins[value])
-    made = execute(map(_widened, segment.primitives or ()), values)
-    return [made[name].numpy() for name in segment.outputs]
+        values[name] = _wide(inputs[value]) if value in inputs else _rows(weights, compiled.size.origins[value])
+    outputs = execute(map(_widened, segment.primitives or ()), values)
+    return [outputs[name].numpy() for name in segment.outputs]
 
 
 def _widened(primitive: Primitive) -> Primitive:
@@ -92,5 +92,7 @@ def _wide(value: np.ndarray) -> Tensor:
     return torch.from_numpy(value if value.dtype == np.int32 else value.astype(np.float32))
 
 
-def _rows(weights: Widened, origin: Origin) -> Tensor:
-    return weights[origin.of][origin.first : origin.last]
+def _rows(weights: Mapping[str, Tensor], origin: Origin) -> Tensor:
+    """A weight or some of its rows: float32, but for e4m3, which its product takes as it is."""
+    rows = weights[origin.of][origin.first : origin.last]
+    return rows if rows.dtype == torch.float8_e4m3fn else rows.float()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..artefact import given_weights
+from ..artefact import user_weights
 from ..artefact.compiled import Compiled
 from ..artefact.guidance import guided_request
 from ..artefact.manifest import Manifest
@@ -80,11 +80,11 @@ class Reference:
     @functools.cache  # noqa: B019
     def in_float32(self) -> list[np.ndarray]:
         """What PyTorch in float32 makes in every call that is fed these latents, (B, C, ..) float32."""
-        made = []
+        latents = []
         for x, expected in zip(self._run(self._model(torch.float32), torch.float32), self.latents(), strict=True):
-            made.append(x.numpy().copy())
+            latents.append(x.numpy().copy())
             x.copy_(torch.from_numpy(expected))
-        return made
+        return latents
 
     def traces(self, keep: frozenset[int], single: bool = False) -> dict[int, dict[str, np.ndarray]]:
         """Every value of some calls, by its name in the compiled graphs, when each call is fed the latents; in float64, or
@@ -114,8 +114,8 @@ def in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def checkpoint_tensors(checkpoint: Path, manifest: Manifest) -> dict[str, Tensor]:
     """A checkpoint's, as they would be loaded where matrices are stored narrower: what that costs is no error."""
-    given, records = given_weights.tensors(checkpoint, manifest), manifest.denoiser.tensors
-    narrowed = ((name, as_loaded(name, v, records[name]) if records[name].stored else v) for name, v in given)
+    tensors, records = user_weights.tensors(checkpoint, manifest), manifest.denoiser.tensors
+    narrowed = ((name, as_loaded(name, v, records[name]) if records[name].stored else v) for name, v in tensors)
     return {name: torch.from_numpy(rounded(name, value, "float32")) for name, value in narrowed}
 
 

@@ -73,7 +73,7 @@ def to_images(x: np.ndarray, output_type: str) -> Any:
     if output_type == "np":
         return pixels
     image = needs("PIL.Image", "images")
-    return [image.fromarray(each.squeeze()) for each in as_bytes(pixels)]
+    return [image.fromarray(values.squeeze()) for values in as_bytes(pixels)]
 
 
 def as_bytes(pixels: np.ndarray) -> np.ndarray:

@@ -24,13 +24,13 @@ Labels = Sequence[int | str] | int | str | Any
 OF_PICTURES = frozenset({"strength", "image", "mask_image"})  # of pipelines that change a picture
 
 
-def checked(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
+def checked(manifest: Manifest, values: Mapping[str, Any]) -> dict[str, Any]:
     """The array of every input that is declared, (B, *shape) of its type, and of the unconditional half's that are given.
 
     Raises UsageError for what is none, for an input that the artefact does not have, and for a batch that it does not make.
     """
     names = [declared.name for declared in arrays(manifest.inputs)]
-    for name, value in given.items():
+    for name, value in values.items():
         if name not in names and value is not None:
             if name in OF_PICTURES:
                 raise UsageError(f"{name}=..: a compiled loop begins with noise, it changes no picture: leave it out")
@@ -38,9 +38,9 @@ def checked(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"{name}=..: this artefact has no such input: {takes}")
     needed = [declared.name for declared in asked(manifest.inputs)]
     inputs = {
-        declared.name: one(declared, given.get(declared.name), manifest.batch)
+        declared.name: one(declared, values.get(declared.name), manifest.batch)
         for declared in arrays(manifest.inputs)
-        if declared.name in needed or given.get(declared.name) is not None
+        if declared.name in needed or values.get(declared.name) is not None
     }
     if len({len(values) for values in inputs.values()}) > 1:
         counts = ", ".join(f"{name} of {counted(len(values), 'image')}" for name, values in inputs.items())
@@ -57,14 +57,14 @@ def images_of(manifest: Manifest, inputs: Inputs, seed: Any, latents: Any) -> in
     return count
 
 
-def one(declared: RequestInput, given: Any, batch: int) -> np.ndarray:
+def one(declared: RequestInput, value: Any, batch: int) -> np.ndarray:
     """The array of one input, (B, *shape)."""
     if declared.choices and not declared.shape:
-        return chosen(declared, given, batch)
+        return chosen(declared, value, batch)
     shape = ("B", *declared.shape)
-    if given is None:
+    if value is None:
         raise UsageError(f"{declared.name}=..: is missing: give an array of shape {described(shape)}")
-    values = array(given, declared.name, f"this model needs numbers of shape {described(shape)}")
+    values = array(value, declared.name, f"this model needs numbers of shape {described(shape)}")
     if values.ndim != len(shape) or values.shape[1:] != declared.shape:
         raise UsageError(f"{declared.name} of shape {values.shape}: this model needs {described(shape)}")
     check_count(len(values), batch, f"{declared.name} of {counted(len(values), 'image')}")
@@ -99,23 +99,23 @@ def check_count(count: int, batch: int, words: str) -> None:
 # inputs with choices
 
 
-def chosen(declared: RequestInput, given: Any, batch: int) -> np.ndarray:
+def chosen(declared: RequestInput, value: Any, batch: int) -> np.ndarray:
     """The numbers of choices, (B,) int32."""
-    values, words = scalar(given), declared.name.replace("_", " ")
+    values, words = scalar(value), declared.name.replace("_", " ")
     entries = [values] if isinstance(values, str) else listed(values, words)
     check_count(len(entries), batch, f"{len(entries)} {words}")
     return np.array([choice(declared, scalar(entry)) for entry in entries], np.int32)
 
 
-def choice(declared: RequestInput, given: Any) -> int:
+def choice(declared: RequestInput, value: Any) -> int:
     """The number of one.  Text is the name of one, or else a number in digits, as at the command line."""
-    number = given
-    if isinstance(given, str) and given in (declared.names or {}):
-        return named(declared, given)
-    if isinstance(given, str) and re.fullmatch(r"-?\d{1,18}", given, re.ASCII):
-        number = int(given)
-    elif isinstance(given, str) and declared.names:
-        return named(declared, given)
+    number = value
+    if isinstance(value, str) and value in (declared.names or {}):
+        return named(declared, value)
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
+        number = int(value)
+    elif isinstance(value, str) and declared.names:
+        return named(declared, value)
     most = (declared.choices or 1) - 1
     if not whole(number) or not 0 <= number <= most:
         hint = f", every {single(declared).split()[-1]} on its own" if isinstance(number, str) and "," in number else ""

@@ -67,7 +67,7 @@ def load_engines(
 def weight_names(manifest: Manifest) -> set[str]:
     """Every weight that a graph reads, whole or some rows of it."""
     origins = (size.origins for size in manifest.denoiser.sizes.values())
-    return {name for each in origins for name, origin in each.items() if origin.kind == "weight"}
+    return {name for table in origins for name, origin in table.items() if origin.kind == "weight"}
 
 
 def segment_file(folder: Path, manifest: Manifest, segment: SegmentRecord) -> SegmentFile:

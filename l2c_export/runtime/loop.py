@@ -232,9 +232,9 @@ class Loop:
             if name in state:
                 return self.states[state[name]]
             return self.history[(index + (origin.offset if origin else 0)) % len(self.history)]
-        return self._given(index, origin, name)
+        return self._input_array(index, origin, name)
 
-    def _given(self, index: int, origin: Origin, name: str) -> Array:
+    def _input_array(self, index: int, origin: Origin, name: str) -> Array:
         """The memory behind what no call makes."""
         call = self.compiled.calls[index]
         if origin.kind == "weight":

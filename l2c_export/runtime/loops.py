@@ -68,8 +68,10 @@ class Loops:
     def warm(self, batches: Sequence[Warm]) -> None:
         """Take memory for the largest of these batches, and run each of them once."""
         manifest = self.loaded.manifest
-        self.kept = max(KEPT, sum(len(each.sizes) for each in batches))
-        for images, warm in sorted(((size, each) for each in batches for size in each.sizes), reverse=True, key=lambda p: p[0]):
+        self.kept = max(KEPT, sum(len(batch.sizes) for batch in batches))
+        for images, warm in sorted(
+            ((size, batch) for batch in batches for size in batch.sizes), reverse=True, key=lambda p: p[0]
+        ):
             request = usual(manifest.inputs, images)
             generation = self.generation(request, warm.guidance_scale, images, warm.steps, warm.axes)
             noise = asked.noise(generation.loop.compiled, images, 0)

@@ -83,7 +83,7 @@ def check_same_requests(path: str | os.PathLike[str], present: Manifest, other: 
 
 def _interface(manifest: Manifest) -> dict[str, object]:
     return {
-        "inputs": {each.name: each.shape for each in manifest.inputs},
+        "inputs": {field.name: field.shape for field in manifest.inputs},
         "latents": manifest.program().latent,
         "images": "decoded" if manifest.decoder else "its latents",
     }

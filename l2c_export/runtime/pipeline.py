@@ -65,11 +65,11 @@ def alone(method: Callable[P, R]) -> Callable[P, R]:
     """A method of `Pipeline` that uses its buffers: one at a time."""
 
     @functools.wraps(method)
-    def run(*given: P.args, **named: P.kwargs) -> R:
-        pipeline = given[0]
+    def run(*positional: P.args, **named: P.kwargs) -> R:
+        pipeline = positional[0]
         assert isinstance(pipeline, Pipeline)
         with pipeline._alone():
-            return method(*given, **named)
+            return method(*positional, **named)
 
     return run
 
@@ -224,9 +224,9 @@ class Pipeline:
         images = images_of(self.manifest, request, 0, noise)
         axes = asked.axes(self.manifest, None, None, noise)
         latents = asked.latents(self.manifest.program(steps, axes), noise, images)
-        made = self._steps(request, guidance_scale, latents, steps, every, cancel, axes)
-        self._started.add(made)
-        return made
+        generator = self._steps(request, guidance_scale, latents, steps, every, cancel, axes)
+        self._started.add(generator)
+        return generator
 
     def _steps(
         self, inputs: Inputs, guidance_scale: asked.Scales, noise: np.ndarray, steps: int | None, every: int,

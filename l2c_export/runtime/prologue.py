@@ -54,15 +54,15 @@ def layout(compiled: Compiled, rows: int) -> dict[str, Slot]:
     repeated = rows * window_of(compiled, rows).calls
     read = {compiled.requested[name] for name in _requested(compiled)}
 
-    def made(graph: str | None, rows: int) -> Iterator[tuple[str, Slot]]:
+    def outputs(graph: str | None, rows: int) -> Iterator[tuple[str, Slot]]:
         for name in compiled.graphs[graph].outputs if graph else ():
             value = compiled.value(name)
             yield name, Slot(concrete(value, rows, rows), value.dtype)
 
     return {
         **{f"input.{i.name}": Slot((repeated if i.name in read else rows, *i.shape), i.dtype) for i in compiled.inputs},
-        **{f"once.{name}": slot for name, slot in made(compiled.request, rows)},
-        **{f"hoisted.{name}": slot for name, slot in made(compiled.prologue, repeated)},
+        **{f"once.{name}": slot for name, slot in outputs(compiled.request, rows)},
+        **{f"hoisted.{name}": slot for name, slot in outputs(compiled.prologue, repeated)},
     }
 
 
@@ -142,8 +142,10 @@ class Prologue:
         self._hoisted = _under("hoisted.", arrays)
         self.once = _under("once.", arrays)
         self._constants = constants
-        self.inputs = {each.name: arrays[f"input.{each.name}"] for each in compiled.inputs}
-        self.take({each.name: np.zeros((rows, *each.shape), each.dtype) for each in compiled.inputs})  # all engines may read
+        self.inputs = {field.name: arrays[f"input.{field.name}"] for field in compiled.inputs}
+        self.take(
+            {field.name: np.zeros((rows, *field.shape), field.dtype) for field in compiled.inputs}
+        )  # all engines may read
         self.engines = [self._bind(first) if compiled.prologue else [] for first in self.window.starts(len(compiled.calls))]
         self.engines[0] = [*self._bind_once(), *self.engines[0]]
 

@@ -31,18 +31,18 @@ class Prompts(NamedTuple):
 
     def encoded(self, manifest: Manifest, arrays: Callable[[Sequence[str]], Mapping[str, np.ndarray]]) -> dict[str, Any]:
         """The request with arrays in the place of texts."""
-        made: dict[str, Any] = dict(self.others)
+        inputs: dict[str, Any] = dict(self.others)
         if self.asked is not None:
-            made |= arrays(self.asked)
+            inputs |= arrays(self.asked)
         if self.without is not None:
             values = arrays(self.without)
-            made |= {theirs: values[ours] for ours, theirs in negatives(manifest).items()}
-        return made
+            inputs |= {theirs: values[ours] for ours, theirs in negatives(manifest).items()}
+        return inputs
 
 
-def told(manifest: Manifest, given: Mapping[str, Any], encoders: TextEncoders | None) -> dict[str, Any]:
+def told(manifest: Manifest, request: Mapping[str, Any], encoders: TextEncoders | None) -> dict[str, Any]:
     """What a request says, with arrays in the place of its prompts.  Raises UsageError for prompts that it cannot have."""
-    prompts = checked(manifest, given, manifest.batch)
+    prompts = checked(manifest, request, manifest.batch)
     if prompts.asked is None and prompts.without is None:
         return dict(prompts.others)
     if encoders is None:
@@ -50,27 +50,27 @@ def told(manifest: Manifest, given: Mapping[str, Any], encoders: TextEncoders | 
     return prompts.encoded(manifest, encoders.arrays)
 
 
-def checked(manifest: Manifest, given: Mapping[str, Any], most: int | None = None) -> Prompts:
+def checked(manifest: Manifest, request: Mapping[str, Any], most: int | None = None) -> Prompts:
     """The prompts of a request for at most so many images.  Raises UsageError for those that the artefact cannot have.
 
     Where nothing is said of the unconditional half, and there is one, it is the empty text.
     """
-    prompt, negative = given.get(PROMPT), given.get(NEGATIVE_PROMPT)
-    others = {name: value for name, value in given.items() if name not in (PROMPT, NEGATIVE_PROMPT)}
+    prompt, negative = request.get(PROMPT), request.get(NEGATIVE_PROMPT)
+    others = {name: value for name, value in request.items() if name not in (PROMPT, NEGATIVE_PROMPT)}
     if prompt is None and negative is None:
         return Prompts(None, None, others)
     inputs = asked(manifest.inputs)
-    if not manifest.text and not any(each.negated or each.name == "prompt_embeds" for each in inputs):
-        return Prompts(None, None, given)  # a model of something else, which refuses them as whatever it does not take
+    if not manifest.text and not any(field.negated or field.name == "prompt_embeds" for field in inputs):
+        return Prompts(None, None, request)  # a model of something else, which refuses them as whatever it does not take
     name = PROMPT if prompt is not None else NEGATIVE_PROMPT
     if not manifest.text:
-        arrays = ", ".join(f"{each.name}=.." for each in inputs)
+        arrays = ", ".join(f"{field.name}=.." for field in inputs)
         raise UsageError(
             f"{name}=..: this artefact has no text encoders: compile it again with with_text=True, or give {arrays}"
         )
     texts = None
     if prompt is not None:
-        _refuse_both(PROMPT, [each.name for each in inputs], others)
+        _refuse_both(PROMPT, [field.name for field in inputs], others)
         texts = listed(PROMPT, prompt)
         check_count(len(texts), len(texts) if most is None and texts else most or 1, counted(len(texts), "prompt"))
     count = len(texts) if texts is not None else images(inputs, others)
@@ -100,18 +100,18 @@ def _without(
 
 def negatives(manifest: Manifest) -> dict[str, str]:
     """What the unconditional half's arrays are called, by those that they stand for; none where there is no such half."""
-    pairs = {each.name: each.negated.name for each in asked(manifest.inputs) if each.negated}
+    pairs = {field.name: field.negated.name for field in asked(manifest.inputs) if field.negated}
     return pairs if manifest.guidance.halves == 2 else {}
 
 
-def images(inputs: Sequence[RequestInput], given: Mapping[str, Any]) -> int:
+def images(inputs: Sequence[RequestInput], request: Mapping[str, Any]) -> int:
     """For how many images a request has arrays."""
-    arrays = [given[each.name] for each in inputs if given.get(each.name) is not None]
+    arrays = [request[field.name] for field in inputs if request.get(field.name) is not None]
     return len(arrays[0]) if arrays and hasattr(arrays[0], "__len__") else 1
 
 
-def _refuse_both(name: str, arrays: Sequence[str], given: Mapping[str, Any]) -> None:
-    if other := next((each for each in arrays if given.get(each) is not None), None):
+def _refuse_both(name: str, arrays: Sequence[str], request: Mapping[str, Any]) -> None:
+    if other := next((array for array in arrays if request.get(array) is not None), None):
         raise UsageError(f"{name}=.. and {other}=..: both say the same of an image: give one of the two")
 
 
@@ -120,9 +120,9 @@ def listed(name: str, value: Any, count: int = 1) -> list[str]:
     value = scalar(value)
     if isinstance(value, str):
         return [str(value)] * count
-    if not isinstance(value, (Sequence, np.ndarray)) or not all(isinstance(each, str) for each in value):
+    if not isinstance(value, (Sequence, np.ndarray)) or not all(isinstance(text, str) for text in value):
         raise UsageError(f"{name}={repr(value)[:40]}: give a text, or a list of them")
-    return [str(each) for each in value]
+    return [str(text) for text in value]
 
 
 def encode(

@@ -83,18 +83,18 @@ def axes(manifest: Manifest, height: Any, width: Any, latents: Any = None) -> Ax
     """
     able = {size.latent[1:]: size for size in manifest.denoiser.sizes.values()}
     if height is None and width is None:
-        given = tuple(getattr(latents, "shape", ()))[2:]
-        return given if given in able else None
+        sides = tuple(getattr(latents, "shape", ()))[2:]
+        return sides if sides in able else None
     first, pixels = manifest.program().latent, pixels_of(manifest)
     if len(first) != 3:
         raise UsageError(f"height={height}, width={width}: this model makes no pictures: use neither")
     asked = tuple(
         pixels * own if value is None else scalar(value) for value, own in zip((height, width), first[1:], strict=True)
     )
-    for made in able:
-        if tuple(pixels * side for side in made) == asked:
-            return made
-    sizes = " or ".join(" x ".join(str(pixels * side) for side in made) for made in able)
+    for size in able:
+        if tuple(pixels * side for side in size) == asked:
+            return size
+    sizes = " or ".join(" x ".join(str(pixels * side) for side in size) for size in able)
     raise UsageError(
         f"height={asked[0]}, width={asked[1]}: this artefact was compiled for pictures of {sizes}: use those, or compile it "
         f"with size=.."
@@ -119,11 +119,11 @@ def seeds(count: int, seed: Any) -> list[int]:
 def latents(compiled: Compiled, values: Any, count: int) -> np.ndarray:
     """Latents of a user as float32 (count, C, H, W): an array, or a tensor of PyTorch."""
     shape, model = (count, *compiled.latent), f"this model and {counted(count, 'image')}"
-    given = array(values, "latents", f"{model} need numbers of shape {shape}")
-    if given.shape != shape:
+    numbers = array(values, "latents", f"{model} need numbers of shape {shape}")
+    if numbers.shape != shape:
         others = " or ".join(str((count, *s.latent)) for s in compiled.denoiser.sizes.values() if s is not compiled.size)
-        raise UsageError(f"latents of shape {given.shape}: {model} need {shape}{f' (or {others})' if others else ''}")
-    return floats(given, "latents")
+        raise UsageError(f"latents of shape {numbers.shape}: {model} need {shape}{f' (or {others})' if others else ''}")
+    return floats(numbers, "latents")
 
 
 def array(values: Any, what: str, need: str) -> np.ndarray:
@@ -152,18 +152,18 @@ def returned(compiled: Compiled, result: Any, count: int) -> np.ndarray | None:
     return latents(compiled, result["latents"], count) if "latents" in result else None
 
 
-def output_type(manifest: Manifest, given: Any) -> str:
+def output_type(manifest: Manifest, choice: Any) -> str:
     """What comes out: as it is given, by default images where the artefact makes them, and latents elsewhere."""
-    if given is None:
+    if choice is None:
         return ("pil" if find_spec("PIL") else "np") if makes_pixels(manifest) else "latent"
-    if not isinstance(given, str) or given not in OUTPUT_TYPES:
-        raise UsageError(f"output_type={given!r}: use one of {', '.join(OUTPUT_TYPES)}")
-    if given in ("np", "pil") and not makes_pixels(manifest):
+    if not isinstance(choice, str) or choice not in OUTPUT_TYPES:
+        raise UsageError(f"output_type={choice!r}: use one of {', '.join(OUTPUT_TYPES)}")
+    if choice in ("np", "pil") and not makes_pixels(manifest):
         raise UsageError(
-            f"output_type={given!r}: this model makes latents, not pixels, and the artefact has no decoder: "
+            f"output_type={choice!r}: this model makes latents, not pixels, and the artefact has no decoder: "
             'compile it with with_vae=True, or use output_type="latent"'
         )
-    return given
+    return choice
 
 
 def makes_pixels(manifest: Manifest) -> bool:

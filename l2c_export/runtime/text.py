@@ -49,12 +49,12 @@ class EncoderEngine:
         view = backend.memory.weights(mapped(folder / weights, record.tensors), names)
         outputs = tuple(sorted(record.outputs))
         engine = backend.load(SegmentFile(folder / model, record.inputs, outputs, files[model], island=True))
-        given = (IDS, MASK) if record.masked else (IDS,)
-        self._given = {i: self._memory.empty((1, record.tokens), "int32") for i in given}
-        self._made: dict[str, Array] = {
+        inputs = (IDS, MASK) if record.masked else (IDS,)
+        self._inputs = {i: self._memory.empty((1, record.tokens), "int32") for i in inputs}
+        self._outputs: dict[str, Array] = {
             str(o): self._memory.empty((1, record.tokens, width), "float32") for o, width in record.outputs.items()
         }
-        self._run: Run = engine.bind({**self._given, **{n: view(n) for n in names}}, self._made)
+        self._run: Run = engine.bind({**self._inputs, **{n: view(n) for n in names}}, self._outputs)
 
     def __call__(self, text: str) -> tuple[dict[str, np.ndarray], str]:
         """What is made of a text, (T, D), (P,) or (T,) by the name of the output; and what is cut off it."""
@@ -66,13 +66,13 @@ class EncoderEngine:
         mask = np.array([[1] * len(ids) + [0] * padding], np.int32)
         self._memory.enter()
         for name, values in ((IDS, padded), (MASK, mask)):
-            if name in self._given:
-                self._memory.put(self._given[name], values)
+            if name in self._inputs:
+                self._memory.put(self._inputs[name], values)
         self._run()
-        made = {name: np.array(self._memory.get(array)[0]) for name, array in self._made.items()}
-        if "pooled" in made:
-            made["pooled"] = made["pooled"][self._end(padded[0])]
-        return {**made, "mask": mask[0]}, cut
+        outputs = {name: np.array(self._memory.get(array)[0]) for name, array in self._outputs.items()}
+        if "pooled" in outputs:
+            outputs["pooled"] = outputs["pooled"][self._end(padded[0])]
+        return {**outputs, "mask": mask[0]}, cut
 
     def _end(self, ids: np.ndarray) -> int:
         """The place at which a text is pooled."""
@@ -99,7 +99,7 @@ class TextEncoders:
         """(B, ..) of every input, for so many texts.  Warns of what is cut off them."""
         with self._turn:
             encoded = [self._encoded(text) for text in texts]
-        return {name: np.stack([each.arrays[name] for each in encoded]) for name in self._record.recipe}
+        return {name: np.stack([encoding.arrays[name] for encoding in encoded]) for name in self._record.recipe}
 
     def _encoded(self, text: str) -> Encoded:
         if text not in self._kept:
@@ -113,11 +113,11 @@ class TextEncoders:
         return self._kept[text]
 
     def _encode(self, text: str) -> Encoded:
-        made = {name: self._encoder(name)(text) for name in self._record.encoders}
-        outputs = {name: each[0] for name, each in made.items()}
-        declared = {each.name: each for each in asked(self._manifest.inputs)}
+        results = {name: self._encoder(name)(text) for name in self._record.encoders}
+        outputs = {name: pair[0] for name, pair in results.items()}
+        declared = {field.name: field for field in asked(self._manifest.inputs)}
         arrays = {name: joined(declared[name], blocks, outputs) for name, blocks in self._record.recipe.items()}
-        return Encoded(arrays, {name: cut for name, (_, cut) in made.items() if cut})
+        return Encoded(arrays, {name: cut for name, (_, cut) in results.items() if cut})
 
     def _encoder(self, name: str) -> EncoderEngine:
         if name not in self._encoders:
@@ -129,14 +129,14 @@ class TextEncoders:
         return self._encoders[name]
 
 
-def joined(declared: RequestInput, blocks: Sequence[TextBlock], made: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
+def joined(declared: RequestInput, blocks: Sequence[TextBlock], outputs: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
     """The array of an input: blocks one behind the other, what they do not fill is 0."""
     array = np.zeros(declared.shape, declared.dtype)
     first = 0
     for block in blocks:
         last, start = first + block.tokens, 0
         for source in block.sources:
-            values = made[source.encoder][source.output]
+            values = outputs[source.encoder][source.output]
             if source.output == "mask":
                 array[first:last] = values
             elif source.output == "pooled":

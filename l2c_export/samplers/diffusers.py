@@ -190,8 +190,8 @@ def _kept(s: Scheduler) -> np.ndarray:
             f"it needs {s.num_train_timesteps} (num_train_timesteps), all from 0 to 1"
         )
     # float32 factors, multiplied in float64: what PyTorch's cumprod does on a CPU
-    found: np.ndarray = np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32).astype(np.float64)
-    return found
+    signal: np.ndarray = np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32).astype(np.float64)
+    return signal
 
 
 def _noise_to_data(kept: np.ndarray) -> np.ndarray:

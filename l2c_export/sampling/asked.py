@@ -27,7 +27,7 @@ def asked_of(manifest: Manifest, labels: Labels | None, texts: Texts | None, neg
     if negative is not None:
         raise UsageError("negative_prompt=..: goes with prompts=..: give those, or leave it out")
     declared = asked(manifest.inputs)
-    classes = next((each for each in declared if each.name == CLASS_LABELS and each.choices and not each.shape), None)
+    classes = next((field for field in declared if field.name == CLASS_LABELS and field.choices and not field.shape), None)
     if classes:
         return "class_labels", _classes(classes, labels)
     inputs.checked(manifest, {CLASS_LABELS: labels} if labels is not None or not declared else {})
@@ -40,15 +40,15 @@ def _classes(declared: RequestInput, labels: Labels | None) -> tuple[int, ...]:
     listed = [labels] if isinstance(labels, str) else request.listed(labels, "class labels")
     if not listed:
         raise UsageError("class_labels=[]: give at least one")
-    return tuple(inputs.choice(declared, each) for each in listed)
+    return tuple(inputs.choice(declared, label) for label in listed)
 
 
 def _prompts(manifest: Manifest, texts: Texts, negative: str | None) -> tuple[str, ...]:
-    found = read(Path(texts)) if isinstance(texts, (str, os.PathLike)) else tuple(prompts.listed(PROMPT, texts))
-    said = {PROMPT: list(found), **({} if negative is None else {NEGATIVE_PROMPT: negative})}
+    lines = read(Path(texts)) if isinstance(texts, (str, os.PathLike)) else tuple(prompts.listed(PROMPT, texts))
+    said = {PROMPT: list(lines), **({} if negative is None else {NEGATIVE_PROMPT: negative})}
     if prompts.checked(manifest, said).asked is None:
         inputs.checked(manifest, said)  # a model of something else
-    return found
+    return lines
 
 
 def read(path: Path) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def read(path: Path) -> tuple[str, ...]:
         raise UsageError(f"prompts={str(path)!r}: cannot be read: {error.strerror or error}: give a text file") from None
     except UnicodeDecodeError:
         raise UsageError(f"prompts={str(path)!r}: is no text in UTF-8: give one, with a prompt on every line") from None
-    found = tuple(line.strip() for line in lines if line.strip())
-    if not found:
+    texts = tuple(line.strip() for line in lines if line.strip())
+    if not texts:
         raise UsageError(f"prompts={str(path)!r}: holds no prompt: write one on every line")
-    return found
+    return texts

@@ -92,13 +92,13 @@ def compare(
     ours, theirs = (pictures(folder(path)) for path in (a, b))
     names = _partners(ours, theirs, str(a), str(b))
     step = progress("comparing", len(names))
-    found = []
+    likenesses = []
     for name in names:
-        found.append(_likeness(name or Path(a).name, *_pair(ours[name], theirs[name])))
+        likenesses.append(_likeness(name or Path(a).name, *_pair(ours[name], theirs[name])))
         step()
-    result = Likenesses(tuple(found))
+    result = Likenesses(tuple(likenesses))
     if target:
-        keys = dict(zip((pair.name for pair in found), names, strict=True))
+        keys = dict(zip((pair.name for pair in likenesses), names, strict=True))
         shown = [keys[pair.name] for pair in result.worst[:SHOWN]]
         write(target, picture(_sheet([_pair(ours[name], theirs[name]) for name in shown])[None]), "out")
     return result
@@ -120,9 +120,9 @@ def _pair(ours: PictureFile, theirs: PictureFile) -> tuple[np.ndarray, np.ndarra
     """Two pictures of one shape (H, W, C).  Raises UsageError where they are none."""
     one, other = ours.read(), theirs.read()
     channels = max(one.shape[2], other.shape[2])
-    one, other = (np.repeat(each, channels // each.shape[2], axis=2) for each in (one, other))
+    one, other = (np.repeat(pixels, channels // pixels.shape[2], axis=2) for pixels in (one, other))
     if one.shape != other.shape:
-        sizes = " and ".join(f"{each.shape[1]} x {each.shape[0]}" for each in (one, other))
+        sizes = " and ".join(f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (one, other))
         raise UsageError(f"{ours.path} and {theirs.path}: pictures of {sizes} pixels: give some of the same size")
     if min(one.shape[:2]) < 3:
         raise UsageError(f"{ours.path}: a picture of {one.shape[1]} x {one.shape[0]} pixels: SSIM takes 3 at least")
@@ -150,7 +150,9 @@ def _sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 def _row(one: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
     between = np.clip(np.abs(one.astype(int) - other) * LOUDER, 0, 255).astype(np.uint8)
     times = -(-LEAST_SIDE // max(one.shape[:2]))
-    return [np.repeat(each, 3 // each.shape[2], axis=2).repeat(times, 0).repeat(times, 1) for each in (one, other, between)]
+    return [
+        np.repeat(pixels, 3 // pixels.shape[2], axis=2).repeat(times, 0).repeat(times, 1) for pixels in (one, other, between)
+    ]
 
 
 def _with_gaps(parts: Sequence[np.ndarray], axis: int) -> Iterator[np.ndarray]:

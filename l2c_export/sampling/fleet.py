@@ -42,16 +42,16 @@ class ShardSampler:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The shards of these numbers, each written."""
-        shards, made = self.plan.shards, list[int]()
+        shards, counts = self.plan.shards, list[int]()
         for number in batch["shard"]:
             if not self.error[0]:
                 try:
                     maker.write(self.pipe, self.out, self.plan, shards[number])
                 except L2CError as error:
                     self.error = type(error).__name__, str(error)
-            made.append(0 if self.error[0] else shards[number].images)
+            counts.append(0 if self.error[0] else shards[number].images)
         kind, words = self.error
-        return {"images": made, "kind": [kind] * len(made), "words": [words] * len(made)}
+        return {"images": counts, "kind": [kind] * len(counts), "words": [words] * len(counts)}
 
 
 def write(
@@ -69,7 +69,7 @@ def write(
     with contextlib.redirect_stdout(sys.stderr), _running(ray):  # it prints what is no data
         workers = min(_workers(ray, most, plan.threads, per_gpu), len(todo))
         report(f"sampling with Ray: {counted(workers, 'process', 'processes')}")
-        made = (
+        rows = (
             ray.data.from_items([{"shard": numbers[shard.name]} for shard in todo], override_num_blocks=len(todo))
             .map_batches(
                 ShardSampler,
@@ -81,7 +81,7 @@ def write(
             )
             .iter_rows()
         )
-        for row in _in_one_line(made):
+        for row in _in_one_line(rows):
             if row["kind"]:
                 raise getattr(errors, row["kind"], RunError)(row["words"])
             step(row["images"])

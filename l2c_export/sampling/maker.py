@@ -37,8 +37,8 @@ def _batches(shard: Shard, size: int) -> Iterator[list[int]]:
 def _batch(pipe: Pipeline, plan: SamplePlan, numbers: list[int], step: Step) -> ShardImages:
     filled = numbers + [numbers[-1]] * (pipe.manifest.batch - len(numbers))
     pixels = request.makes_pixels(pipe.manifest)
-    made = pipe(**plan.request(filled), output_type="np" if pixels else "latent")
-    latents = made.latents[: len(numbers)]
+    output = pipe(**plan.request(filled), output_type="np" if pixels else "latent")
+    latents = output.latents[: len(numbers)]
     for number, values in zip(numbers, latents, strict=True):
         if not np.isfinite(values).all():
             raise RunError(
@@ -46,14 +46,14 @@ def _batch(pipe: Pipeline, plan: SamplePlan, numbers: list[int], step: Step) -> 
                 "makes it, generate it alone with check_finite=True"
             )
     step(len(numbers))
-    return ShardImages(as_bytes(made.images[: len(numbers)]) if pixels else None, latents)
+    return ShardImages(as_bytes(output.images[: len(numbers)]) if pixels else None, latents)
 
 
 def write(pipe: Pipeline, out: Path, plan: SamplePlan, shard: Shard, step: Step = unsaid) -> None:
     """Make a shard and write it.  Raises RunError where that is not possible."""
-    made = make(pipe, plan, shard, step)
+    contents = make(pipe, plan, shard, step)
     try:
-        shards.write(out, plan, shard, made)
+        shards.write(out, plan, shard, contents)
     except OSError as error:
         raise RunError(
             f"out={str(out)!r}: shard {shard.name} cannot be written: {error.strerror or error}: what was finished stays; "

@@ -43,15 +43,15 @@ def pictures(path: Path) -> dict[str, PictureFile]:
     Raises UsageError where there is none.
     """
     if path.is_dir():
-        files = sorted(each for each in path.rglob("*") if _is_one(each) and not each.name.startswith("."))
-        found = {name: place for each in files for name, place in _of(each, each.relative_to(path).as_posix())}
+        files = sorted(file for file in path.rglob("*") if _is_one(file) and not file.name.startswith("."))
+        places = {name: place for file in files for name, place in _of(file, file.relative_to(path).as_posix())}
     elif path.suffix.lower() in (*PICTURES, ".npz"):
-        found = dict(_of(path, ""))
+        places = dict(_of(path, ""))
     else:
         raise UsageError(f"{path}: is no folder and no picture: give a .png, a shard (.npz), or a folder of them")
-    if not found:
+    if not places:
         raise UsageError(f"{path}: holds no pictures: give a folder of .png, or of the shards that l2c_export.sample writes")
-    return found
+    return places
 
 
 def _is_one(path: Path) -> bool:

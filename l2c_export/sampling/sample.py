@@ -33,7 +33,7 @@ class SampleResult:
 
     path: Path
     images: int
-    made: int
+    new: int
     shards: tuple[str, ...]
 
 
@@ -137,9 +137,9 @@ def check(manifest: Manifest, wanted: SamplePlan) -> None:
     request.scales(manifest.program(), wanted.guidance_scale, 1)
 
 
-def _count(count: int | None, each: int) -> int:
-    if count is None and each:
-        return each
+def _count(count: int | None, default: int) -> int:
+    if count is None and default:
+        return default
     if count is None:
         raise UsageError("count=..: is missing: this model is told nothing, so say how many images")
     if not (request.whole(count) and 1 <= count < MOST):

@@ -37,18 +37,18 @@ def sweep(out: Path) -> None:
         _remove(path)
 
 
-def write(out: Path, plan: SamplePlan, shard: Shard, made: ShardImages) -> None:
+def write(out: Path, plan: SamplePlan, shard: Shard, contents: ShardImages) -> None:
     """A shard, on the disk when this returns.  Raises OSError, and nothing is left of it then."""
     with _arriving(out / shard.name) as partial:
         if plan.format == "png":
-            _write_pictures(partial, shard, made)
+            _write_pictures(partial, shard, contents)
         else:
-            _write_arrays(partial, plan, shard, made)
+            _write_arrays(partial, plan, shard, contents)
 
 
-def _write_arrays(path: Path, plan: SamplePlan, shard: Shard, made: ShardImages) -> None:
+def _write_arrays(path: Path, plan: SamplePlan, shard: Shard, contents: ShardImages) -> None:
     numbers = range(shard.first, shard.first + shard.images)
-    kind, values = ("latents", made.latents) if made.images is None else ("images", made.images)
+    kind, values = ("latents", contents.latents) if contents.images is None else ("images", contents.images)
     arrays = {kind: values, "seeds": np.array([plan.seed + n for n in numbers])}
     if plan.asked is not None:
         arrays[plan.asked] = np.array([plan.value(n) for n in numbers])
@@ -56,10 +56,10 @@ def _write_arrays(path: Path, plan: SamplePlan, shard: Shard, made: ShardImages)
         np.savez(file, **arrays)  # type: ignore[arg-type]  # of numpy 2.2: keywords are its own
 
 
-def _write_pictures(folder: Path, shard: Shard, made: ShardImages) -> None:
-    assert made.images is not None
+def _write_pictures(folder: Path, shard: Shard, contents: ShardImages) -> None:
+    assert contents.images is not None
     folder.mkdir()
-    for number, pixels in enumerate(made.images, shard.first):
+    for number, pixels in enumerate(contents.images, shard.first):
         (folder / f"{number:06}.png").write_bytes(picture(pixels[None]))
 
 

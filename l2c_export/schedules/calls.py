@@ -33,20 +33,20 @@ def call_of(
     columns = tuple(sorted(computed))
     if rules is None:
         rules = {} if len(columns) == len(values.sublayers) else EVERYTHING
-    found = applied(values, columns, rules, number)
-    reused = tuple(j for j, name in enumerate(values.sublayers) if name in found and is_reuse(found[name]))
+    derivations = applied(values, columns, rules, number)
+    reused = tuple(j for j, name in enumerate(values.sublayers) if name in derivations and is_reuse(derivations[name]))
     return Call(timestep, columns, reused, dict(rules))
 
 
 def applied(values: Cacheable, computed: Collection[int], rules: Mapping[str, Rule], number: int) -> dict[str, Rule]:
     """The rule of everything that call `number` derives: what it neither computes nor jumps over."""
-    found = {level: rules[level] for level in values.levels if level in rules}
-    passed = {*computed, *(j for level in found for j in values.spanned(level))}
+    derivations = {level: rules[level] for level in values.levels if level in rules}
+    passed = {*computed, *(j for level in derivations for j in values.spanned(level))}
     patterns = sorted((key for key in rules if not _is_name(values, key)), key=len, reverse=True)
     for j, name in enumerate(values.sublayers):
         if j not in passed:
-            found[name] = rules[name] if name in rules else _by_pattern(values, name, patterns, rules, number)
-    return found
+            derivations[name] = rules[name] if name in rules else _by_pattern(values, name, patterns, rules, number)
+    return derivations
 
 
 def _is_name(values: Cacheable, key: str) -> bool:
@@ -55,13 +55,13 @@ def _is_name(values: Cacheable, key: str) -> bool:
 
 def _by_pattern(values: Cacheable, name: str, patterns: list[str], rules: Mapping[str, Rule], number: int) -> Rule:
     """Of the longest pattern that matches; reuse where none does."""
-    found = [key for key in patterns if name in matched(key, values.sublayers)]
-    if len(found) > 1 and len(found[0]) == len(found[1]):
+    matches = [key for key in patterns if name in matched(key, values.sublayers)]
+    if len(matches) > 1 and len(matches[0]) == len(matches[1]):
         raise ScheduleError(
-            f"schedule: call {number} has two rules for {name!r}, {found[0]!r} and {found[1]!r}, which are equally long: "
+            f"schedule: call {number} has two rules for {name!r}, {matches[0]!r} and {matches[1]!r}, which are equally long: "
             "name it, or make one of them longer"
         )
-    return rules[found[0]] if found else REUSE
+    return rules[matches[0]] if matches else REUSE
 
 
 def remaining(values: Cacheable, computed: Collection[int], rules: Mapping[str, Rule]) -> dict[str, Rule] | None:

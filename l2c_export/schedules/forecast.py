@@ -60,7 +60,7 @@ def terms_of(rule: Rule, call: int, computed: Sequence[int]) -> Terms:
     Raises ValueError, with the call that it would need, for terms of a call that has not.
     """
     if isinstance(rule, str):
-        return taylor(tuple(call - each for each in reversed(computed[-1 - order_of(rule) :])))
+        return taylor(tuple(call - earlier for earlier in reversed(computed[-1 - order_of(rule) :])))
     for age, _ in rule:
         if call - age not in computed:
             raise ValueError(call - age)
@@ -70,7 +70,7 @@ def terms_of(rule: Rule, call: int, computed: Sequence[int]) -> Terms:
 @functools.lru_cache(4096)
 def taylor(ages: tuple[int, ...]) -> Terms:
     """The coefficients of values of these ages (ascending), of an order that is one less than there are."""
-    total = [sum(each, Fraction(0)) for each in zip(*parts(ages), strict=True)]
+    total = [sum(column, Fraction(0)) for column in zip(*parts(ages), strict=True)]
     return tuple(zip(ages, map(float, total), strict=True))
 
 
@@ -78,12 +78,12 @@ def parts(ages: tuple[int, ...]) -> list[list[Fraction]]:
     """The expansion by its orders: for each, k^i / i! D_i(0) as coefficients of the values of these ages."""
     distances = [after - before for before, after in itertools.pairwise(ages)]
     differences = [[Fraction(i == j) for i in range(len(ages))] for j in range(len(ages))]  # D_i(j), as coefficients
-    found = []
+    orders = []
     for i in range(len(ages)):
         factor = Fraction(ages[0] ** i, math.factorial(i))
-        found.append([factor * each for each in differences[0]])
+        orders.append([factor * coefficient for coefficient in differences[0]])
         differences = [
             [(newer - older) / d for newer, older in zip(now, before, strict=True)]
             for now, before, d in zip(differences, differences[1:], distances, strict=False)
         ]
-    return found
+    return orders

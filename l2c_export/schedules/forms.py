@@ -100,23 +100,24 @@ def read(data: bytes) -> Fields:
     version = msgspec.json.decode(data, type=Head).version
     if type(version) is int and version not in (1, 2):
         raise ScheduleError(f"schedule: version {version}, where 1 and 2 are known: a newer release of l2c-export reads it")
-    found: NamedSchedule | NumberedSchedule
+    document: NamedSchedule | NumberedSchedule
     if version == 2:
-        found = msgspec.json.decode(data, type=NamedSchedule)
-        cacheable, calls = _named(found)
+        document = msgspec.json.decode(data, type=NamedSchedule)
+        cacheable, calls = _named(document)
     else:
-        found = msgspec.json.decode(data, type=NumberedSchedule)
-        cacheable, calls = _numbered(found)
+        document = msgspec.json.decode(data, type=NumberedSchedule)
+        cacheable, calls = _numbered(document)
     return Fields(
-        found.family, found.sampler, found.steps, cacheable, calls, found.threshold, found.source, found.scheduler
+        document.family, document.sampler, document.steps, cacheable, calls, document.threshold, document.source,
+        document.scheduler,
     )  # fmt: skip
 
 
-def _named(found: NamedSchedule) -> tuple[tuple[str, ...], tuple[Call, ...]]:
-    values = values_of(found.cacheable)
+def _named(document: NamedSchedule) -> tuple[tuple[str, ...], tuple[Call, ...]]:
+    values = values_of(document.cacheable)
     numbers = {name: j for j, name in enumerate(values.sublayers)}
     calls = []
-    for n, call in enumerate(found.calls):
+    for n, call in enumerate(document.calls):
         if call.computed == "all" and call.rules:
             raise ScheduleError(f'schedule: call {n} computes "all", so it has no rules: list what it computes')
         names = values.sublayers if call.computed == "all" else call.computed
@@ -126,19 +127,19 @@ def _named(found: NamedSchedule) -> tuple[tuple[str, ...], tuple[Call, ...]]:
         if len(set(names)) != len(names):
             raise ScheduleError(f"schedule: call {n} lists a computed sublayer twice: name each once")
         calls.append(call_of(call.timestep, [numbers[name] for name in names], values, call.rules, n))
-    return found.cacheable, tuple(calls)
+    return document.cacheable, tuple(calls)
 
 
-def _numbered(found: NumberedSchedule) -> tuple[tuple[str, ...], tuple[Call, ...]]:
-    cacheable = sublayers_of(found.family, found.columns)
-    for n, call in enumerate(found.calls):
+def _numbered(document: NumberedSchedule) -> tuple[tuple[str, ...], tuple[Call, ...]]:
+    cacheable = sublayers_of(document.family, document.columns)
+    for n, call in enumerate(document.calls):
         listed = call.computed + call.reused
         if sorted(listed) != list(range(len(cacheable))):
             raise ScheduleError(
                 f"schedule: call {n} must list each of the columns 0..{len(cacheable) - 1} once, as computed or reused"
             )
     values = values_of(cacheable)
-    return cacheable, tuple(call_of(call.timestep, call.computed, values) for call in found.calls)
+    return cacheable, tuple(call_of(call.timestep, call.computed, values) for call in document.calls)
 
 
 def written(schedule: Schedule) -> bytes:

@@ -106,8 +106,8 @@ def _label_rows(axes: Any, picture: Picture) -> None:
 def _legend(axes: Any, picture: Picture) -> None:
     from matplotlib.patches import Patch
 
-    found = set(picture.cells.flat)
-    patches = [Patch(facecolor=colour, edgecolor="grey", label=label) for kind, colour, label in SHOWN if kind in found]
+    kinds = set(picture.cells.flat)
+    patches = [Patch(facecolor=colour, edgecolor="grey", label=label) for kind, colour, label in SHOWN if kind in kinds]
     axes.legend(handles=patches, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=8, frameon=False, borderpad=0.2)
 
 

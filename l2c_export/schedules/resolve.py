@@ -26,11 +26,11 @@ def resolve(cacheable: tuple[str, ...], calls: Sequence[Call]) -> tuple[dict[str
                 f"schedule: call 0 must compute every sublayer, for nothing is cached before it: it does not compute "
                 f"{next(iter(rules))!r}"
             )
-        found = {name: _terms(name, rule, n, history[name]) for name, rule in rules.items()}
+        terms = {name: _terms(name, rule, n, history[name]) for name, rule in rules.items()}
         for name in computed_values(values, call):
             history[name].append(n)
-            found[name] = COMPUTED
-        resolved.append(found)
+            terms[name] = COMPUTED
+        resolved.append(terms)
     return tuple(resolved)
 
 
@@ -39,8 +39,8 @@ def forecasts(cacheable: tuple[str, ...], calls: Sequence[Call]) -> list[dict[st
     sublayers = values_of(cacheable).sublayers
     reused = [{sublayers[j] for j in call.reused} for call in calls]
     return [
-        {name: terms for name, terms in found.items() if terms != COMPUTED and name not in own}
-        for found, own in zip(resolve(cacheable, calls), reused, strict=True)
+        {name: terms for name, terms in sums.items() if terms != COMPUTED and name not in own}
+        for sums, own in zip(resolve(cacheable, calls), reused, strict=True)
     ]
 
 

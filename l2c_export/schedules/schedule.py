@@ -178,8 +178,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         count = len(table(chosen, steps, scheduler).updates)
         full, names = caching.full(rule, count), sublayers_of(family, columns)
         computed = [range(len(names)) if n in full else () for n in range(count)]
-        made = Schedule.make(family, chosen, steps, names, computed, source=ScheduleSource(rule=rule), scheduler=scheduler)
-        return made.following({n: caching.rules for n in range(count) if n not in full})
+        schedule = Schedule.make(family, chosen, steps, names, computed, source=ScheduleSource(rule=rule), scheduler=scheduler)
+        return schedule.following({n: caching.rules for n in range(count) if n not in full})
 
     def with_computed(self, call: int, columns: Iterable[int | str]) -> Schedule:
         """A copy in which call number `call` computes these columns, given by number or name, and reuses the others.
@@ -201,12 +201,12 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         cacheable.  The copy has neither source nor threshold.  Raises UsageError or ScheduleError.
         """
         try:
-            given = msgspec.convert(rules, dict[str, Rule])
+            rule_of = msgspec.convert(rules, dict[str, Rule])
         except msgspec.ValidationError as error:
             raise UsageError(f"rules={rules!r}: {error}: use reuse, taylor:M, or [[age, coefficient], ..]") from None
-        levels = tuple(key for key in given if is_level(key) and key not in self.cacheable)
+        levels = tuple(key for key in rule_of if is_level(key) and key not in self.cacheable)
         cacheable, n = self.cacheable + levels, self._number(call)
-        changed = call_of(self.calls[n].timestep, self.calls[n].computed, values_of(cacheable), given, n)
+        changed = call_of(self.calls[n].timestep, self.calls[n].computed, values_of(cacheable), rule_of, n)
         return self._with_call(n, changed, cacheable)
 
     def following(self, rules: Mapping[int, Mapping[str, Rule]]) -> Schedule:

@@ -45,7 +45,7 @@ class Cacheable:
     def is_whole(self, level: str, derived: Iterable[str]) -> bool:
         """Whether a call has the level's own value, where it derives those levels: they are inside it, or elsewhere."""
         own = self.span(level)
-        spans = [self.span(each) for each in derived]
+        spans = [self.span(other) for other in derived]
         return all(apart(own, span) or (inside(span, own) and span != own) for span in spans)
 
 
@@ -75,10 +75,10 @@ def values_of(cacheable: tuple[str, ...]) -> Cacheable:
     sublayers = tuple(name for name in cacheable if not is_level(name))
     if not sublayers:
         raise ScheduleError("schedule: cacheable lists no sublayer: list all of the model's")
-    found = Cacheable(sublayers, levels, block_numbers(sublayers))
+    values = Cacheable(sublayers, levels, block_numbers(sublayers))
     for level in levels:
-        _check_range(level, max(found.blocks) + 1)
-    return found
+        _check_range(level, max(values.blocks) + 1)
+    return values
 
 
 def _check_range(level: str, count: int) -> None:
@@ -124,4 +124,4 @@ def sublayers_of(family: str, columns: int | Sequence[str]) -> tuple[str, ...]:
 def columns_of(values: Cacheable, chosen: Collection[int | str]) -> tuple[int, ...]:
     """Columns, given by their numbers or names, ascending.  Raises KeyError for a name that is none."""
     numbers = {name: j for j, name in enumerate(values.sublayers)}
-    return tuple(sorted({numbers[each] if isinstance(each, str) else each for each in chosen}))
+    return tuple(sorted({numbers[column] if isinstance(column, str) else column for column in chosen}))

@@ -19,7 +19,7 @@ from ..ir.inputs import NEGATIVE_PROMPT, PROMPT
 from ..runtime import inputs, prompts, request
 from ..support.log import LOG
 from .batch import run_batch
-from .job import Made
+from .job import Drawing
 from .ticket import Checked, Ticket
 from .waiting import Waiting
 
@@ -94,9 +94,9 @@ class ServingEngine:
             if not self._waiting.put(tickets, still=lambda: pipe is self._pipe):
                 return None
         except (Full, Draining):
-            self._count(rejected=len(jobs))
+            self._count({"rejected": len(jobs)})
             raise
-        self._count(accepted=len(jobs))
+        self._count({"accepted": len(jobs)})
         return tickets
 
     @property
@@ -204,13 +204,13 @@ class ServingEngine:
         size = next(size for size in self._sizes(pipe) if size >= len(batch))
         out = run_batch(pipe, batch, list(told.values()), size, self._output)
         self._batch_seconds = seconds = time.monotonic() - began
-        self._count(batches=1, padding=size - len(batch))
+        self._count({"batches": 1, "padding": size - len(batch)})
         for n, ticket in enumerate(batch):
             if not np.isfinite(out.latents[n]).all():
                 ticket.answer(RunError("the latents hold NaN or infinite values: ask again, or check the artefact"))
                 continue
             pixels = None if out.images is None else out.images[n].copy()
-            ticket.answer(Made(out.latents[n].copy(), pixels, began - ticket.queued, seconds, len(batch)))
+            ticket.answer(Drawing(out.latents[n].copy(), pixels, began - ticket.queued, seconds, len(batch)))
 
     def _fail(self, tickets: Sequence[Ticket], error: BaseException) -> None:
         """Answer what is left of these with one clear error."""
@@ -223,13 +223,13 @@ class ServingEngine:
     def _answered(self, ticket: Any) -> None:
         if ticket.cancelled():
             self._waiting.leave(ticket)
-            self._count(cancelled=1)
+            self._count({"cancelled": 1})
         elif ticket.exception():
-            self._count(failed=1)
+            self._count({"failed": 1})
         else:
-            self._count(made=1)
+            self._count({"made": 1})
 
-    def _count(self, **more: int) -> None:
+    def _count(self, more: Mapping[str, int]) -> None:
         with self._counting:
             self._counts.update(more)
 
@@ -253,8 +253,8 @@ def _told(manifest: Manifest, said: Mapping[str, Any]) -> Hashable:
     texts = prompts.checked(manifest, said, 1)
     if texts.asked is None and texts.without is None:
         return frozenset(inputs.checked(manifest, said))
-    given = {PROMPT: texts.asked, NEGATIVE_PROMPT: texts.without, **texts.others}
-    return frozenset(name for name, value in given.items() if value is not None)
+    values = {PROMPT: texts.asked, NEGATIVE_PROMPT: texts.without, **texts.others}
+    return frozenset(name for name, value in values.items() if value is not None)
 
 
 def _batched(value: Any) -> Any:

@@ -28,7 +28,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Made:
+class Drawing:
     """`latents` (C, H, W) float32; `pixels` (H, W, C) float32 in 0..1, None for latents that are no pixels."""
 
     latents: np.ndarray

@@ -50,11 +50,11 @@ class Previews:
     def __init__(self, hearers: Sequence[Hearer], steps: int, pixels: bool) -> None:
         self._hearers, self._steps, self._pixels = hearers, steps, pixels
 
-    def __call__(self, pipe: Pipeline, step: int, timestep: float, given: dict[str, Any]) -> None:
+    def __call__(self, pipe: Pipeline, step: int, timestep: float, values: dict[str, Any]) -> None:
         shown = [hearer for hearer in self._hearers if step + 1 in hearer.steps and not hearer.gone()]
         if not shown:
             return
-        latents = given["latents"][[hearer.row for hearer in shown]]
+        latents = values["latents"][[hearer.row for hearer in shown]]
         try:
             with ending.computing():
                 images = to_images(pipe.decode(latents), "np") if self._pixels else [None] * len(shown)

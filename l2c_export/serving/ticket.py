@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .job import Job, Made
+from .job import Drawing, Job
 
 if TYPE_CHECKING:
     from ..artefact.compiled import Compiled
@@ -26,7 +26,7 @@ class Checked(NamedTuple):
     seed: int
 
 
-class Ticket(Future[Made]):
+class Ticket(Future[Drawing]):
     """A `concurrent.futures.Future` of the image.
 
     It is answered once: with the image, with an error, or by `cancel()`, which works until then.  A batch ends before its next
@@ -45,10 +45,10 @@ class Ticket(Future[Made]):
         """The request as arrays (1, ..) by name; prompts are encoded now."""
         return self.pipe.inputs(**self.request)
 
-    def answer(self, made: Made | BaseException) -> None:
+    def answer(self, result: Drawing | BaseException) -> None:
         """Answer it, unless it has been answered."""
         with contextlib.suppress(InvalidStateError):
-            if isinstance(made, Made):
-                self.set_result(made)
+            if isinstance(result, Drawing):
+                self.set_result(result)
             else:
-                self.set_exception(made)
+                self.set_exception(result)

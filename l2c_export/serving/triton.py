@@ -25,7 +25,7 @@ from ..errors import ArtefactError, UsageError
 from ..runtime.request import folder as folder_of
 from ..support.files import Report, locked, sync, sync_tree
 from ..version import __version__
-from .triton_tensors import TritonTensor, made, taken
+from .triton_tensors import TritonTensor, outputs_of, taken
 
 CONFIG, PROGRAM = "config.pbtxt", Path("1") / "model.py"
 PREVIEWS = "_previews"  # behind the name of a model: its twin
@@ -107,7 +107,7 @@ def config(name: str, folder: Path, manifest: Manifest, options: TritonOptions, 
         name=name,
         batch=manifest.batch,
         inputs=listed(taken(manifest, previews)),
-        outputs=listed(made(manifest, previews)),
+        outputs=listed(outputs_of(manifest, previews)),
         wait=round(1000 * options.max_wait_ms),
         queue=options.max_queue,
         decoupled=str(previews).lower(),
@@ -128,7 +128,7 @@ def filled(template: str, **values: object) -> str:
 
 
 def listed(tensors: Sequence[TritonTensor]) -> str:
-    return ",\n".join(each.text for each in tensors)
+    return ",\n".join(tensor.text for tensor in tensors)
 
 
 def parameter(key: str, value: str) -> str:

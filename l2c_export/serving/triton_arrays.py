@@ -21,7 +21,7 @@ def taken(tensor: Any) -> np.ndarray:
     return values if values.dtype.hasobject else np.from_dlpack(tensor).copy()
 
 
-def given(utils: Any, name: str, values: np.ndarray) -> Any:
+def tensor_of(utils: Any, name: str, values: np.ndarray) -> Any:
     """An array as a tensor of Triton's.  The capsule is ours: numpy's own complains of the name that some servers give it."""
     dense = np.ascontiguousarray(values)
     return utils.Tensor.from_dlpack(name, capsule(dense.ctypes.data, dense.shape, str(dense.dtype), (CPU, 0), dense))
@@ -30,4 +30,4 @@ def given(utils: Any, name: str, values: np.ndarray) -> Any:
 def reads_texts(utils: Any) -> bool:
     """Whether the backend knows the layout of this numpy: otherwise a text would end its process."""
     probe = np.arange(4, dtype=np.float32)
-    return np.array_equal(given(utils, "probe", probe).as_numpy(), probe)
+    return np.array_equal(tensor_of(utils, "probe", probe).as_numpy(), probe)

@@ -13,7 +13,7 @@ from ..runtime.images import as_bytes
 from ..support.words import first_line
 from .previews import Preview
 from .ticket import Ticket
-from .triton_arrays import given
+from .triton_arrays import tensor_of
 from .triton_tensors import IMAGES, LATENTS, STEP
 
 
@@ -43,12 +43,12 @@ class Reply:
     def finish(self) -> None:
         """With the images, or the first error that there is."""
         try:
-            made = [ticket.result() for ticket in self.tickets]
+            images = [ticket.result() for ticket in self.tickets]
         except (Exception, CancelledError) as error:
             self.fail(error)
             return
         steps = self.tickets[0].program.steps_of_solver
-        self._send(np.stack([each.latents for each in made]), [each.pixels for each in made], steps, last=True)
+        self._send(np.stack([image.latents for image in images]), [image.pixels for image in images], steps, last=True)
 
     def fail(self, error: BaseException) -> None:
         """An error that is not the client's is for who runs the server: it may name files."""
@@ -64,10 +64,10 @@ class Reply:
 
     def _send(self, latents: np.ndarray, pixels: list[np.ndarray | None], step: int, last: bool) -> None:
         values = {LATENTS: latents, STEP: np.full((len(latents), 1), step, np.int32)}
-        shown = [each for each in pixels if each is not None]
+        shown = [image for image in pixels if image is not None]
         if shown:
             values[IMAGES] = as_bytes(np.stack(shown))
-        tensors = [given(self._utils, name, values[name]) for name in values if name in self._wanted]
+        tensors = [tensor_of(self._utils, name, values[name]) for name in values if name in self._wanted]
         self._put(self._utils.InferenceResponse(tensors), last)
 
     def _put(self, response: Any, last: bool) -> None:

@@ -19,18 +19,22 @@ USUAL_PREVIEWS = 3
 
 def jobs_of(request: Any, manifest: Manifest) -> list[Job]:
     """What it says of every image.  Raises UsageError for what is no text, and for images that cannot be answered together."""
-    given = {tensor.name(): taken(tensor) for tensor in request.inputs()}
+    arrays = {tensor.name(): taken(tensor) for tensor in request.inputs()}
     for name in SHARED:
-        if name in given and len(np.unique(given[name])) > 1:
+        if name in arrays and len(np.unique(arrays[name])) > 1:
             raise UsageError(f"{name}: the images of a request have one {name}: send the others on their own")
-    return [_job(manifest, given, row) for row in range(len(next(iter(given.values()))))]
+    return [_job(manifest, arrays, row) for row in range(len(next(iter(arrays.values()))))]
 
 
-def _job(manifest: Manifest, given: dict[str, np.ndarray], row: int) -> Job:
+def _job(manifest: Manifest, arrays: dict[str, np.ndarray], row: int) -> Job:
     """Noise that is not said is that of a pipeline: image i of a request has seed i."""
-    numbers = {name: given[name][row, 0].item() for name in (SCALE, *SHARED) if name in given}
-    seed = given[SEED][row, 0].item() if SEED in given else row
-    inputs = {each.name: _value(manifest, each.name, given[each.name][row]) for each in said(manifest) if each.name in given}
+    numbers = {name: arrays[name][row, 0].item() for name in (SCALE, *SHARED) if name in arrays}
+    seed = arrays[SEED][row, 0].item() if SEED in arrays else row
+    inputs = {
+        tensor.name: _value(manifest, tensor.name, arrays[tensor.name][row])
+        for tensor in said(manifest)
+        if tensor.name in arrays
+    }
     return Job(inputs, seed, **{PREVIEWS: USUAL_PREVIEWS, **numbers})
 
 
@@ -41,5 +45,5 @@ def _value(manifest: Manifest, name: str, values: np.ndarray) -> Any:
             return values[0].decode()
         except UnicodeDecodeError:
             raise UsageError(f"{name}: is no text in UTF-8: send it as such") from None
-    scalar = any(each.name == name and not each.shape for each in manifest.inputs)
+    scalar = any(field.name == name and not field.shape for field in manifest.inputs)
     return values[0].item() if scalar else values

@@ -33,7 +33,7 @@ class TritonTensor(NamedTuple):
 def taken(manifest: Manifest, previews: bool) -> list[TritonTensor]:
     """The inputs: what is asked for, and how.  There is one for steps and size only where there is a choice."""
     inputs = list(said(manifest))
-    inputs.append(TritonTensor(SEED, "TYPE_INT64", optional=any(not each.optional for each in inputs)))
+    inputs.append(TritonTensor(SEED, "TYPE_INT64", optional=any(not tensor.optional for tensor in inputs)))
     if manifest.guidance.any_scale:
         inputs.append(TritonTensor(SCALE, "TYPE_FP64", optional=True))
     if len({program.steps for program in manifest.programs.values()}) > 1:
@@ -50,12 +50,12 @@ def said(manifest: Manifest) -> Iterator[TritonTensor]:
         if negatives(manifest):
             yield TritonTensor(NEGATIVE_PROMPT, "TYPE_STRING", optional=True)
         return
-    needed = [each.name for each in asked(manifest.inputs)]
-    for each in arrays(manifest.inputs):
-        yield TritonTensor(each.name, TYPES[each.dtype], each.shape or (1,), each.name not in needed)
+    needed = [field.name for field in asked(manifest.inputs)]
+    for field in arrays(manifest.inputs):
+        yield TritonTensor(field.name, TYPES[field.dtype], field.shape or (1,), field.name not in needed)
 
 
-def made(manifest: Manifest, previews: bool) -> list[TritonTensor]:
+def outputs_of(manifest: Manifest, previews: bool) -> list[TritonTensor]:
     """The outputs: latents, pixels where the artefact makes some, and of previews how many steps they have."""
     latent = manifest.program().latent
     one_size = len(manifest.denoiser.sizes) == 1

@@ -65,11 +65,11 @@ class Waiting:
                 if self._tickets:
                     first = self._tickets[0]
                     most = largest(first)
-                    batch = tuple(itertools.islice((each for each in self._tickets if each.kind == first.kind), most))
+                    batch = tuple(itertools.islice((ticket for ticket in self._tickets if ticket.kind == first.kind), most))
                     left = first.queued + self._max_wait - time.monotonic()
                     if len(batch) == most or left <= 0 or self._closed:
-                        for each in batch:
-                            self._tickets.remove(each)
+                        for ticket in batch:
+                            self._tickets.remove(ticket)
                         self._taken = batch
                         return batch
                     self._changed.wait(left)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -81,9 +80,11 @@ def quota(groups: Path) -> float | None:
 
 
 def version(package: str) -> str | None:
+    from importlib import metadata  # slow to import, and not asked where an artefact is loaded
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 

@@ -65,19 +65,19 @@ def by_stride(count: int, patterns: tuple[str, ...], levels: tuple[str, ...]) ->
                     yield Candidate(tuple(sorted(full)), of_level(level, rule_of(order), patterns))
 
 
-def neighbour(found: Candidate, count: int, patterns: tuple[str, ...], levels: tuple[str, ...],
+def neighbour(candidate: Candidate, count: int, patterns: tuple[str, ...], levels: tuple[str, ...],
               chance: np.random.Generator) -> Candidate:  # fmt: skip
     """One that differs in a full call, in an order, or in the level; call 0 stays full."""
-    full, move = set(found.full), MOVES[chance.integers(len(MOVES))]
+    full, move = set(candidate.full), MOVES[chance.integers(len(MOVES))]
     later, light = sorted(full - {0}), sorted(set(range(count)) - full)
     if move == "level":
-        return found._replace(rules=of_level(levels[chance.integers(len(levels))], found.rules[0][1], patterns))
+        return candidate._replace(rules=of_level(levels[chance.integers(len(levels))], candidate.rules[0][1], patterns))
     if move == "order":
-        n = int(chance.integers(len(found.rules)))
-        key, rule = found.rules[n]
+        n = int(chance.integers(len(candidate.rules)))
+        key, rule = candidate.rules[n]
         order = order_of(rule)
         changed = rule_of(int(np.clip(order + chance.choice((-1, 1)), 0, MOST_ORDER)))
-        return found._replace(rules=(*found.rules[:n], (key, changed), *found.rules[n + 1 :]))
+        return candidate._replace(rules=(*candidate.rules[:n], (key, changed), *candidate.rules[n + 1 :]))
     if move in ("move", "drop") and later:
         gone = later[chance.integers(len(later))]
         full.remove(gone)
@@ -85,4 +85,4 @@ def neighbour(found: Candidate, count: int, patterns: tuple[str, ...], levels: t
         full.update([n for n in near if n in light][:: int(chance.choice((-1, 1)))][:1])
     if move == "add" and len(light) > 1:
         full.add(light[chance.integers(len(light))])
-    return found._replace(full=tuple(sorted(full)))
+    return candidate._replace(full=tuple(sorted(full)))

@@ -21,11 +21,11 @@ def load_tensors(
     shapes, dtype = family.tensors(), getattr(torch, DTYPES[precision])
     values = origin.tensors(shapes, checkpoint, seed)
     assert values is not None  # there is a seed
-    made = {}
+    tensors = {}
     for name, value in values:
         layout.rounded(name, value, DTYPES[precision])  # names the tensor that does not fit
-        made[name] = torch.from_numpy(np.ascontiguousarray(value)).to(device, dtype)
-    return made
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(value)).to(device, dtype)
+    return tensors
 
 
 def guidance_strength(guidance: Guidance, family: Family, device: torch.device) -> Tensor | None:

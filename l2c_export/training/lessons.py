@@ -53,7 +53,7 @@ class Subjects(NamedTuple):
     """What images are of: any of the choices, or where there are others than choices, one of those that are given."""
 
     declared: tuple[RequestInput, ...]
-    given: Inputs | None = None  # (N, ..) by the name of the array
+    requests: Inputs | None = None  # (N, ..) by the name of the array
     scale: float = 1.0  # of guidance, for a model that is told
 
     def draw(self, chances: Sequence[np.random.Generator]) -> Inputs:
@@ -61,11 +61,11 @@ class Subjects(NamedTuple):
         if knows_all(self.declared):
             drawn = [{d.name: chance.integers(d.choices or 1, size=d.shape) for d in self.declared} for chance in chances]
             return {d.name: np.array([one[d.name] for one in drawn], d.dtype) for d in self.declared}
-        assert self.given
-        count = len(next(iter(self.given.values())))
+        assert self.requests
+        count = len(next(iter(self.requests.values())))
         picks = [int(chance.integers(count)) for chance in chances]
         told = {d.name: np.full(len(picks), self.scale, d.dtype) for d in self.declared if d.known == "guidance"}
-        return told | {name: values[picks] for name, values in self.given.items()}
+        return told | {name: values[picks] for name, values in self.requests.items()}
 
 
 def knows_all(declared: Sequence[RequestInput]) -> bool:
@@ -164,8 +164,8 @@ class FromData:
             chances, start = draw.generators(index), self.calls[pair.start]
             picks = [int(chance.integers(len(self.samples.values))) for chance in chances]
             noise = np.stack([chance.standard_normal(family.latent, np.float32) for chance in chances])
-            given = {name: values[picks] for name, values in self.samples.inputs.items()}
-            request = tensors(dropped(family.inputs, given, chances), self.device)
+            inputs = {name: values[picks] for name, values in self.samples.inputs.items()}
+            request = tensors(dropped(family.inputs, inputs, chances), self.device)
             x = np.float32(start.signal) * self.samples.values[picks] + np.float32(start.noise) * noise
             latents = torch.from_numpy(x).to(self.device)
             yield from self.observer.lessons(self.calls, {index: pair}, pair.start, pair.cached, latents, request, strength)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..models import layers
 from ..models.updates import Sampler
-from ..pytorch.eager import Made, each
+from ..pytorch.eager import Result, tensorwise
 from ..schedules.forecast import Terms, order_of, parts
 from ..schedules.values import OUTPUT, STACK
 from .mixing import AsCompiled, Mixing, MixingStack
@@ -56,7 +56,7 @@ class RuledLoop:
         self.orders = order_of(rule) + 1
         for n in range(len(self.calls)):
             if n not in full:
-                ages = tuple(n - each for each in sorted(full, reverse=True) if each < n)[: self.orders]
+                ages = tuple(n - earlier for earlier in sorted(full, reverse=True) if earlier < n)[: self.orders]
                 device = subject.workers.device
                 self.light[n] = Light(ages, torch.tensor([list(map(float, part)) for part in parts(ages)], device=device))
         self._spans = subject.spans((STACK,) if level == STACK else ())
@@ -80,18 +80,18 @@ class RuledLoop:
     def latents(self, choice: Following, request: LessonRequest) -> Tensor:
         """The final latents (B, C, ..) float32; gradients reach the weights and the scores."""
         noise, inputs, guidance = request
-        rows = max((given.shape[0] for given in inputs.values()), default=len(noise))
+        rows = max((tensor.shape[0] for tensor in inputs.values()), default=len(noise))
         index = torch.arange(len(noise), dtype=torch.int32, device=noise.device)
         row = index.repeat(rows // len(noise))
         sampler = Sampler(noise, index, index + (rows - len(noise)), guidance)
-        history: dict[int, Mapping[str, Made]] = {}
+        history: dict[int, Mapping[str, Result]] = {}
         numbers, mixed = {n: i for i, n in enumerate(self.light)}, choice.scores is not None
         follows = [[mixed or not kept for kept in row] for row in choice.kept.tolist()]
         for n, call in enumerate(self.calls):
             t = torch.full((rows,), call.timestep, device=noise.device)
             if n in self.full:
-                output, made = again(self._full, sampler.x, row, t, inputs)
-                history = {**dict(list(history.items())[1 - self.orders :] if self.orders > 1 else ()), n: made}
+                output, values = again(self._full, sampler.x, row, t, inputs)
+                history = {**dict(list(history.items())[1 - self.orders :] if self.orders > 1 else ()), n: values}
             else:
                 read = [history[n - age] for age in self.light[n].ages]
                 place = numbers[n]
@@ -99,17 +99,17 @@ class RuledLoop:
             sampler.take(output, torch.tensor(call.coefficients, device=noise.device), call.ends_step)
         return sampler.x
 
-    def _full(self, *inputs: Any) -> tuple[Tensor, dict[str, Made]]:
+    def _full(self, *inputs: Any) -> tuple[Tensor, dict[str, Result]]:
         run = AsCompiled(self.subject.family, self.subject.weights, frozenset(), {}, {}, spans=self._spans)
         output = run.predict(*inputs)
         return output, {name: run.fresh[name] for name in self.values}
 
-    def _light(self, choice: Following, index: int, follows: list[bool], light: Light, read: list[Mapping[str, Made]],
+    def _light(self, choice: Following, index: int, follows: list[bool], light: Light, read: list[Mapping[str, Result]],
                *inputs: Any) -> Tensor:  # fmt: skip
         family, weights = self.subject.family, self.subject.weights
         coefficients = self.coefficients(choice, index, light)
         forecast = {
-            name: weighted([made[name] for made in read], numbers)
+            name: weighted([values[name] for values in read], numbers)
             for name, numbers, wanted in zip(self.values, coefficients, follows, strict=True) if wanted
         }  # fmt: skip
         if choice.scores is None:
@@ -127,12 +127,12 @@ class RuledLoop:
         return output
 
 
-def again(function: Callable[..., Any], *given: Any) -> Any:
+def again(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function makes; on the way back it is called again."""
-    return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-def weighted(values: list[Made], numbers: Tensor) -> Made:
+def weighted(values: list[Result], numbers: Tensor) -> Result:
     """The sum of number x value, in float32, in the type of the values."""
 
     def total(*of: Tensor) -> Tensor:
@@ -140,4 +140,4 @@ def weighted(values: list[Made], numbers: Tensor) -> Made:
         assert isinstance(summed, Tensor)
         return summed.to(of[0].dtype)
 
-    return each(total, *values)
+    return tensorwise(total, *values)

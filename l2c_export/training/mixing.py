@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..models import layers
 from ..models.family import Family
-from ..pytorch.eager import Eager, each
+from ..pytorch.eager import Eager, tensorwise
 
 if TYPE_CHECKING:
     from .lessons import Lesson
@@ -42,7 +42,7 @@ class Mixing(AsCompiled):
             both: Tensor = score * layers.wide(fresh) + (1 - score) * layers.wide(cached)
             return both.to(fresh.dtype)
 
-        self.fresh[name] = each(mixed, new, self.cache[name])
+        self.fresh[name] = tensorwise(mixed, new, self.cache[name])
         return self.fresh[name]
 
 

@@ -46,7 +46,7 @@ class OnlineMethod:
             raise UsageError(f"method={self.name!r}: use one of {', '.join(METHODS)}")
         if not 0 <= self.threshold < float("inf"):
             raise UsageError(f"threshold={self.threshold}: must be a finite number, at least 0")
-        if not self.polynomial or not all(abs(each) < float("inf") for each in self.polynomial):
+        if not self.polynomial or not all(abs(coefficient) < float("inf") for coefficient in self.polynomial):
             raise UsageError(f"polynomial={self.polynomial}: give finite numbers, the coefficient of the highest power first")
         if self.max_skips < 1:
             raise UsageError(f"max_skips={self.max_skips}: must be at least 1")
@@ -71,13 +71,13 @@ def teacache(seen: Iterator[Observed], count: int, method: OnlineMethod) -> set[
     |now - before| / mean |before|, is rescaled by a polynomial and added up since the last computed call; below the threshold
     the call is skipped.  The first call and the last are computed."""
     computed, total, before = set(), 0.0, None
-    for n, each in enumerate(seen):
+    for n, observation in enumerate(seen):
         if before is not None:
-            total += evaluated(method.polynomial, change(each.modulated, before))
+            total += evaluated(method.polynomial, change(observation.modulated, before))
         if before is None or n == count - 1 or not total < method.threshold:
             computed.add(n)
             total = 0.0
-        before = each.modulated
+        before = observation.modulated
     return computed
 
 
@@ -85,11 +85,11 @@ def fbcache(seen: Iterator[Observed], count: int, method: OnlineMethod) -> set[i
     """First Block Cache (github.com/chengzeyi/ParaAttention): the first block runs in every call; the others are skipped where
     what it adds differs from that of the last computed call by less than the threshold, mean |now - then| / mean |then|."""
     computed, then = set(), None
-    for n, each in enumerate(seen):
-        assert each.first is not None
-        if then is None or not change(each.first, then) < method.threshold:
+    for n, observation in enumerate(seen):
+        assert observation.first is not None
+        if then is None or not change(observation.first, then) < method.threshold:
             computed.add(n)
-            then = each.first
+            then = observation.first
     return computed
 
 
@@ -97,8 +97,8 @@ def magcache(seen: Iterator[Observed], count: int, method: OnlineMethod) -> set[
     """MagCache (arXiv 2506.09045): the mean over tokens of |now| / |before|, of what the blocks add, is a call's ratio; from
     the ratios follows the rest, as in `importers/magcache.py`."""
     ratios, before = [], None
-    for each in seen:
-        sizes = each.stack.float().norm(dim=-1)
+    for observation in seen:
+        sizes = observation.stack.float().norm(dim=-1)
         ratios.append(1.0 if before is None else float((sizes / before).mean()))
         before = sizes
     limits = magcache_ratios.Limits(method.threshold, method.max_skips, method.retention, keeps=False)
@@ -133,15 +133,15 @@ def calibrate(method: OnlineMethod, options: TrainingOptions, sampler: str | Non
     count = len(uncached.calls)
     computed = METHODS[method.name](observed(subject, watched), count, method)
     known = Known(uncached.family, uncached.sublayers, uncached.sampler, uncached.scheduler or None)
-    made = of_level(known, uncached.steps, computed, (level,))
-    lower(subject.options, dataclasses.replace(subject.source, schedules=(made,)))  # refuses what cannot be compiled
+    schedule = of_level(known, uncached.steps, computed, (level,))
+    lower(subject.options, dataclasses.replace(subject.source, schedules=(schedule,)))  # refuses what cannot be compiled
     request = subject.request(CALIBRATE, 0)
-    error = subject.error(made, request, subject.latents(uncached, request))
+    error = subject.error(schedule, request, subject.latents(uncached, request))
     report(
         f"{method.name}, threshold {method.threshold:g}: {len(computed)} of {count} calls are computed, the others reuse "
         f"{level}; error of the latents {error:.2%}"
     )
-    return made
+    return schedule
 
 
 def observed(subject: Subject, watched: tuple[str, ...]) -> Iterator[Observed]:

@@ -15,7 +15,7 @@ from ..artefact import integrity, staging
 from ..artefact.records import Guidance
 from ..compiler.request import GUIDANCE
 from ..errors import ArtefactError, UsageError
-from ..ir.dtypes import DTYPES
+from ..ir.dtypes import ONE_TYPE
 from ..ir.inputs import guided
 from ..models import families, lookup
 from ..models.evidence import architecture
@@ -78,7 +78,7 @@ class TrainingOptions:
             raise UsageError(f"threshold={self.threshold}: target_reduction=.. chooses it: give one of the two")
         if self.weights is None and self.model != demo.NAME and not (self.model and Path(self.model).is_dir()):
             raise UsageError("weights=.. is missing: give the model's checkpoint (only model='demo' brings its own)")
-        for name, choices in (("precision", tuple(DTYPES)), ("guidance", GUIDANCE), ("error", ERRORS)):
+        for name, choices in (("precision", ONE_TYPE), ("guidance", GUIDANCE), ("error", ERRORS)):
             if getattr(self, name) not in (None, *choices):
                 raise UsageError(f"{name}={getattr(self, name)!r}: use one of {', '.join(choices)}")
 

@@ -89,27 +89,28 @@ def learn_under_rule(options: RuledOptions, report: Report, progress: Progress) 
     learning = Learning(subject, loop, options, report)
     count = options.iterations * (options.learns_scores + options.learn_coefficients)
     choice = learning.run(progress("training", count) if leads else unsaid)
-    found = schedule_of(loop, choice, options.rule)
+    learned_schedule = schedule_of(loop, choice, options.rule)
     if learning.threshold is not None:
-        found = msgspec.structs.replace(found, threshold=learning.threshold)
-    points, rule = measured(learning, choice, found)
-    router = router_of(learning, found)
+        learned_schedule = msgspec.structs.replace(learned_schedule, threshold=learning.threshold)
+    points, rule = measured(learning, choice, learned_schedule)
+    router = router_of(learning, learned_schedule)
     summary = RuledSummary(
-        out=str(options.out), family=found.family, sampler=found.sampler, steps=found.steps, rule=options.rule,
-        level=options.level, full=tuple(sorted(loop.full)), iterations=options.iterations, lambda_=learning.lambda_,
-        threshold=learning.threshold, removed=removed_by(choice), error=points[0].error, error_of_rule=rule,
-        router=str(options.out / "router.pt") if router else None, batch=options.batch, precision=options.precision,
-        device=subject.workers.describe(), seconds=learning.seconds, random_weights=subject.source.checkpoint is None,
+        out=str(options.out), family=learned_schedule.family, sampler=learned_schedule.sampler, steps=learned_schedule.steps,
+        rule=options.rule, level=options.level, full=tuple(sorted(loop.full)), iterations=options.iterations,
+        lambda_=learning.lambda_, threshold=learning.threshold, removed=removed_by(choice), error=points[0].error,
+        error_of_rule=rule, router=str(options.out / "router.pt") if router else None, batch=options.batch,
+        precision=options.precision, device=subject.workers.describe(), seconds=learning.seconds,
+        random_weights=subject.source.checkpoint is None,
     )  # fmt: skip
     if leads:
-        write(options.out, found, learning, points, router)
+        write(options.out, learned_schedule, learning, points, router)
     subject.workers.part()
     for line in summary.describe():
         report(line)
     return summary
 
 
-def measured(learning: Learning, choice: Following, found: Schedule) -> tuple[list[Point], float]:
+def measured(learning: Learning, choice: Following, schedule: Schedule) -> tuple[list[Point], float]:
     """What was found, then every threshold of the curve by the rule's own coefficients; and the error of the rule alone."""
     subject, loop, rule = learning.subject, learning.loop, learning.options.rule
     request = subject.request(EVALUATE, 0)
@@ -119,7 +120,7 @@ def measured(learning: Learning, choice: Following, found: Schedule) -> tuple[li
         error = subject.error(schedule, request, uncached)
         return Point(threshold=threshold, removed=removed_by(choice), mse=None, error=error)
 
-    own = point(learning.threshold or 0.0, choice, found)
+    own = point(learning.threshold or 0.0, choice, schedule)
     nothing = loop.by_the_rule()
     alone = point(1.0, nothing, schedule_of(loop, nothing, rule)).error
     if learning.scores is None or learning.threshold is None:
@@ -134,8 +135,8 @@ def removed_by(choice: Following) -> float:
     return float(1 - choice.kept.float().mean())
 
 
-def write(folder: Path, found: Schedule, learning: Learning, points: list[Point], router: bytes | None) -> None:
-    replace(folder / "schedule.json", found.to_json())
+def write(folder: Path, schedule: Schedule, learning: Learning, points: list[Point], router: bytes | None) -> None:
+    replace(folder / "schedule.json", schedule.to_json())
     text = io.StringIO()
     csv.writer(text).writerows([("learned", "iteration", "mse", "computed"), *learning.log])
     replace(folder / LOG, text.getvalue().encode())
@@ -144,7 +145,7 @@ def write(folder: Path, found: Schedule, learning: Learning, points: list[Point]
     if learning.scores is None:
         return
     ascending = tuple(sorted(points, key=lambda point: point.removed))
-    curve = Tradeoff(family=found.family, steps=found.steps, iterations=learning.options.iterations,
+    curve = Tradeoff(family=schedule.family, steps=schedule.steps, iterations=learning.options.iterations,
                      lambda_=learning.lambda_, chosen=points[0], points=ascending)  # fmt: skip
     replace(folder / "tradeoff.json", msgspec.json.format(msgspec.json.encode(curve), indent=1) + b"\n")
     plot.tradeoff_picture(curve, folder / "tradeoff.png")
@@ -175,18 +176,18 @@ def same(a: Terms, b: Terms) -> bool:
     return ages and all(abs(x - y) <= ROUNDING * max(1.0, abs(x)) for (_, x), (_, y) in zip(a, b, strict=True))
 
 
-def router_of(learning: Learning, found: Schedule) -> bytes | None:
+def router_of(learning: Learning, schedule: Schedule) -> bytes | None:
     """The router of scores, where its form can hold what was learned."""
     options, source = learning.options, learning.subject.source
     reuse = is_reuse(options.rule) and options.level == SUBLAYER and not options.learn_coefficients
-    descriptor = families.of(found.family)
-    if learning.scores is None or not reuse or found.sampler != descriptor.sampler or descriptor.captured:
+    descriptor = families.of(schedule.family)
+    if learning.scores is None or not reuse or schedule.sampler != descriptor.sampler or descriptor.captured:
         return None
-    rows = {n: row for n, row in enumerate(routers.router_rows(found.sampler, found.steps)) if row is not None}
+    rows = {n: row for n, row in enumerate(routers.router_rows(schedule.sampler, schedule.steps)) if row is not None}
     if set(rows) != set(learning.loop.light):
         return None
-    logits = torch.zeros(found.steps, routers.width(source.family))
+    logits = torch.zeros(schedule.steps, routers.width(source.family))
     for scores, n in zip(learning.scores, learning.loop.light, strict=True):
         logits[rows[n], : len(scores)] = torch.logit(torch.from_numpy(scores))
     args = Namespace(**{name: str(value) for name, value in vars(options).items()})
-    return routers.encode(found.family, logits, {}, args)
+    return routers.encode(schedule.family, logits, {}, args)

@@ -13,7 +13,7 @@ from ..schedules.importers.imported import full_of
 from ..schedules.rules import SUBLAYER, Caching
 from .options import TrainingOptions
 
-Given = Mapping[str, Any]  # of an option, what a user says; None or False where nothing
+OptionValues = Mapping[str, Any]  # of an option, what a user says; None or False where nothing
 Kind = TypeVar("Kind", bound=TrainingOptions)
 
 
@@ -59,10 +59,10 @@ class RuledOptions(TrainingOptions):
         if self.full_calls is not None:
             named, rule = f"full_calls={self.full_calls!r}", self.full_calls
             full_of(rule, count)  # names this option
-        found = frozenset(self.caching.full(rule, count))
-        if len(found) == count:
+        calls = frozenset(self.caching.full(rule, count))
+        if len(calls) == count:
             raise UsageError(f"{named}: all {count} calls are full: use fewer, or more steps")
-        return found
+        return calls
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ UNUSED: Mapping[type[TrainingOptions], tuple[str, ...]] = {
 }
 
 
-def only(options: type[Kind], what: str, given: Given) -> Kind:
+def only(options: type[Kind], what: str, values: OptionValues) -> Kind:
     """The options of one kind of training.  Raises UsageError for a value that has no effect there."""
-    chosen = {name: value for name, value in given.items() if value is not None and value is not False}
+    chosen = {name: value for name, value in values.items() if value is not None and value is not False}
     known = {field.name for field in dataclasses.fields(options)} - set(UNUSED.get(options, ()))
     for name, value in chosen.items():
         if name not in known:

@@ -80,11 +80,11 @@ def file_of(folder: Path, n: int) -> Path:
 
 def undominated(tried: Iterable[Tried]) -> list[Tried]:
     """Those than which no other is both as fast and as good, fastest first."""
-    found: list[Tried] = []
-    for one in sorted(tried, key=lambda each: (each.seconds, each.error)):
-        if not found or one.error < found[-1].error:
-            found.append(one)
-    return found
+    frontier: list[Tried] = []
+    for one in sorted(tried, key=lambda trial: (trial.seconds, trial.error)):
+        if not frontier or one.error < frontier[-1].error:
+            frontier.append(one)
+    return frontier
 
 
 def seconds(subject: Subject, schedule: Schedule, device: str) -> float:

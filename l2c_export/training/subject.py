@@ -106,6 +106,6 @@ def subject_of(options: TrainingOptions, sampler: str | None) -> Subject:
     guidance = Guidance(mode=source.guidance, scale=scale) if guided else Guidance(mode="none", scale=1.0)  # type: ignore[arg-type]
     weights = load_tensors(family, source.checkpoint, source.seed or 0, options.precision, workers.device)
     strength = guidance_strength(guidance, family, workers.device)
-    given = None if options.data == SELF else data.requests(Path(options.data), family, guided)
-    asked, images = Subjects(family.inputs, given, scale), workers.images(options.batch)
+    requests = None if options.data == SELF else data.requests(Path(options.data), family, guided)
+    asked, images = Subjects(family.inputs, requests, scale), workers.images(options.batch)
     return Subject(compiled, source, weights, strength, asked, workers, images, options.seed)

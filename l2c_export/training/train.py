@@ -83,7 +83,7 @@ def train(
     from .ruled_options import RuledOptions, SearchOptions, only
     from .training import Training
 
-    given = {
+    options = {
         "steps": steps, "data": os.fspath(data), "out": Path(out), "model": None if model is None else os.fspath(model),
         "weights": None if weights is None else os.fspath(weights),
         "sampler": None if sampler is None else os.fspath(sampler),
@@ -98,10 +98,10 @@ def train(
         needs("onnx", "export")  # to lower schedules, whose times are predicted
         from .search import search as search_frontier
 
-        return search_frontier(only(SearchOptions, "a search", given), report, progress)
+        return search_frontier(only(SearchOptions, "a search", options), report, progress)
     if rule is not None:
-        return learn_under_rule(only(RuledOptions, "a training under a rule", given), report, progress)
-    training = Training(only(TrainingOptions, "a training without rule=..", given), report)
+        return learn_under_rule(only(RuledOptions, "a training under a rule", options), report, progress)
+    training = Training(only(TrainingOptions, "a training without rule=..", options), report)
     training.run(progress("training", training.left) if training.workers.leads else unsaid)
     summary = finish(training)
     for line in summary.describe():

@@ -35,9 +35,9 @@ class Training:
         for line in self.task.describe():
             self.report(line)
         self._fixed = options.fixed(self.task.family)
-        found = state.restore(options.out, self._fixed, options.lambda_)
-        if found:
-            self.report(f"{options.out}: goes on after iteration {found.iteration}")
+        saved_state = state.restore(options.out, self._fixed, options.lambda_)
+        if saved_state:
+            self.report(f"{options.out}: goes on after iteration {saved_state.iteration}")
         self.rows = untrained_rows(self.task, options)
         task, device = self.task, self.workers.device
         weights = load_tensors(task.family, task.checkpoint, task.weights_seed, options.precision, device)
@@ -47,7 +47,7 @@ class Training:
         self.sampler = Trajectories(self.observer, self.task.calls, self.task.pairs, guidance, subjects, self.workers)
         self._curriculum = make_curriculum(self.task, self.sampler)
         self.trainer = Trainer(self.observer, self._curriculum, self.workers, images, options.seed, options.lr,
-                               found or first_state(self.task, self.rows))  # fmt: skip
+                               saved_state or first_state(self.task, self.rows))  # fmt: skip
         self.seconds, self.trained = 0.0, 0  # in this run
 
     @property

@@ -92,7 +92,7 @@ def check(
     """Repeat what was recorded when an artefact's weights were bound, and compare: on the machine that it is to run on.
 
     `path` is that of an artefact, or a loaded pipeline; `backend`, `device`, `threads` and `verify` are those of `load`.
-    A value passes if |error| <= `atol` + `rtol` * max |value|, by default 3e-5 (fp32), 2e-2 (fp16) or 5e-2 (bf16).
+    A value passes if |error| <= `atol` + `rtol` * max |value|, by default 3e-5 (fp32), 2e-2 (fp16), 5e-2 (bf16) or 0.5 (fp8).
     `record` makes a new fingerprint first, with this backend: what changes from now on shows, not whether it is right now.
     Raises UsageError for an artefact that has no fingerprint, and what `load` raises; what is wrong is said by the result.
     """
@@ -117,39 +117,39 @@ def recorded(pipe: pipeline.Pipeline, manifest: Manifest) -> FingerprintRecord:
     raise UsageError(f"{pipe.path}: {lacks}: compile it again, or record what this machine computes with {again}")
 
 
-def repeated(pipe: pipeline.Pipeline, record: FingerprintRecord, given: Fingerprint, feed: bool = True) -> Fingerprint:
+def repeated(pipe: pipeline.Pipeline, record: FingerprintRecord, reference: Fingerprint, feed: bool = True) -> Fingerprint:
     """The same fingerprint as this pipeline makes it; its calls are fed the latents of `given`, or their own."""
-    asked = pipe.generation(given.inputs, given.guidance_scale, 1)
-    latents, loaded = _latents(asked, record.calls, given, feed), asked.loop.loaded
+    asked = pipe.generation(reference.inputs, reference.guidance_scale, 1)
+    latents, loaded = _latents(asked, record.calls, reference, feed), asked.loop.loaded
     pieces = {} if pipe.link == "static" and latents else record.pieces  # whole graphs know no segments
     if pieces and pipe.link == "static":
         loaded = load_engines(loaded.folder, loaded.manifest, loaded.backend, "shared")
-    made = {}
+    sketches = {}
     for segment, piece in pieces.items():
         called = loaded.manifest.piece(piece, segment)
         assert called
         outputs = _piece(loaded, *called, record.seed)
-        made[segment] = tuple(fingerprint.sketch(value, record.seed) for value in outputs)
-    return given._replace(latents=tuple(latents), pieces=made)
+        sketches[segment] = tuple(fingerprint.sketch(value, record.seed) for value in outputs)
+    return reference._replace(latents=tuple(latents), pieces=sketches)
 
 
-def _latents(asked: Generation, count: int, given: Fingerprint, feed: bool) -> list[np.ndarray]:
+def _latents(asked: Generation, count: int, reference: Fingerprint, feed: bool) -> list[np.ndarray]:
     """After each of the first `count` calls."""
     seen: list[np.ndarray] = []
-    steps = asked.loop.denoise(given.noise, asked.inputs, asked.guidance)
+    steps = asked.loop.denoise(reference.noise, asked.inputs, asked.guidance)
     for _, step in zip(range(count), steps, strict=False):
         seen.append(step.x.copy())
         if feed:
-            step.x[...] = given.latents[step.index]
+            step.x[...] = reference.latents[step.index]
     return seen
 
 
 def _piece(loaded: LoadedArtefact, compiled: Compiled, node: Node, seed: int) -> list[np.ndarray]:
     """What a segment makes, for one row."""
     record, memory = compiled.segments[node.op], loaded.backend.memory
-    given = {name: filled(loaded.backend, value) for name, value in fingerprint.inputs(compiled, node, seed).items()}
+    arrays = {name: filled(loaded.backend, value) for name, value in fingerprint.inputs(compiled, node, seed).items()}
     names = zip(record.inputs, node.inputs, strict=True)
-    inputs = {i: given[name] if name in given else loaded.weights(name) for i, name in names}
+    inputs = {i: arrays[name] if name in arrays else loaded.weights(name) for i, name in names}
     kinds = {o: compiled.value(name) for o, name in zip(record.outputs, node.outputs, strict=True)}
     outputs = {o: memory.empty(concrete(kind, 1, 1), kind.dtype) for o, kind in kinds.items()}
     loaded.engines[node.op].bind(inputs, outputs)()
@@ -157,19 +157,19 @@ def _piece(loaded: LoadedArtefact, compiled: Compiled, node: Node, seed: int) ->
     return [memory.get(array) for array in outputs.values()]
 
 
-def _compared(record: FingerprintRecord, expected: Fingerprint, made: Fingerprint, tolerance: Tolerance,
+def _compared(record: FingerprintRecord, expected: Fingerprint, actual: Fingerprint, tolerance: Tolerance,
               manifest: Manifest) -> Iterator[Comparison]:  # fmt: skip
-    for n, (got, want) in enumerate(zip(made.latents, expected.latents, strict=True)):
+    for n, (got, want) in enumerate(zip(actual.latents, expected.latents, strict=True)):
         part = {record.filling: "filling, ", record.light: "light, "}.get(n, "")
         yield _comparison(f"call {n} ({part}timestep {manifest.program().calls[n].timestep:g})", got, want, tolerance)
-    for segment, sketches in made.pieces.items():
+    for segment, sketches in actual.pieces.items():
         yield from _sketches(segment, sketches, expected.pieces[segment], tolerance)
 
 
 def _sketches(
-    segment: str, made: Sequence[np.ndarray], expected: Sequence[np.ndarray], tolerance: Tolerance
+    segment: str, actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], tolerance: Tolerance
 ) -> Iterator[Comparison]:
-    for n, (got, want) in enumerate(zip(made, expected, strict=True)):
+    for n, (got, want) in enumerate(zip(actual, expected, strict=True)):
         if got.shape != want.shape:
             raise RunError(f"segment {segment}: an output of another size than recorded: compile the artefact again")
         yield _comparison(f"output {n} of segment {segment}", got, want, tolerance)
@@ -188,13 +188,13 @@ def renewed(pipe: pipeline.Pipeline, report: Report) -> Manifest:
     name = f"{library} {version(library) or version(f'{library}-gpu')}"
     noise = standard_normal(manifest.program().latent, [planned.seed])
     request = Fingerprint(noise, usual(manifest.inputs, 1), manifest.guidance.scale, (), {})
-    made = repeated(pipe, planned, request, feed=False)
-    if not fingerprint.finite(made):
+    repetition = repeated(pipe, planned, request, feed=False)
+    if not fingerprint.finite(repetition):
         raise RunError(f"{pipe.path}: {name} makes NaN or infinite values of it: that is no fingerprint")
     with staging.changed(pipe.path, report) as stage:
         store.check_unchanged(pipe.path, manifest)
-        fingerprint.write(stage / FINGERPRINT, made)
-        key = msgspec.structs.replace(planned, pieces={s: planned.pieces[s] for s in made.pieces}, recorded_by=name,
+        fingerprint.write(stage / FINGERPRINT, repetition)
+        key = msgspec.structs.replace(planned, pieces={s: planned.pieces[s] for s in repetition.pieces}, recorded_by=name,
                                       weights=manifest.files[WEIGHTS].sha256)  # fmt: skip
         files = {**manifest.files, FINGERPRINT: integrity.info(stage / FINGERPRINT)}
         result = store.write_json(stage / FILE, msgspec.structs.replace(manifest, fingerprint=key, files=files))

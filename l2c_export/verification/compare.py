@@ -86,30 +86,30 @@ def verify(
     by default a usual request of as many images as the batch; `golden` is the folder of a recorded run (config.json,
     golden.npz) instead of them.  `weights` is a checkpoint to compare with, by default the artefact's own.  `steps` chooses
     those of its programs that have so many, of all sizes; by default all, and of `golden` the first.
-    A call passes if |error| <= `atol` + `rtol` * max |latents|, by default 3e-5 (fp32), 2e-2 (fp16) or 5e-2 (bf16); in fp32
-    so near to PyTorch in float32 will do, too.
+    A call passes if |error| <= `atol` + `rtol` * max |latents|, by default 3e-5 (fp32), 2e-2 (fp16), 5e-2 (bf16) or 0.5 (fp8);
+    in fp32 so near to PyTorch in float32 will do, too.
     `backend`, `device` and `threads` are those of `load`.
     Raises UsageError for a request that it cannot meet, and what `load` raises; what is wrong is said by the verdict.
     """
     needs("torch", "export")
     check_tolerances(atol=atol, rtol=rtol)
     pipe = path if isinstance(path, pipeline.Pipeline) else pipeline.load(path, backend, device, threads)
-    given = {CLASS_LABELS: class_labels, **(inputs or {})}
+    values = {CLASS_LABELS: class_labels, **(inputs or {})}
     one = pipe.manifest.program(steps)  # or there is none
     several = [p for p in pipe.manifest.all_programs() if steps in (None, p.steps)]
     verdicts = [
-        compare(pipe, _reference(pipe, given, guidance_scale, seed, path_of(weights), path_of(golden), program), atol, rtol)
+        compare(pipe, _reference(pipe, values, guidance_scale, seed, path_of(weights), path_of(golden), program), atol, rtol)
         for program in ([one] if golden else several)
     ]
     first = next((verdict for verdict in verdicts if not verdict.passed), verdicts[0])
     return replace(first, others=tuple(verdict for verdict in verdicts if verdict is not first))
 
 
-def path_of(given: str | os.PathLike[str] | None) -> Path | None:
-    return None if given is None else Path(given)
+def path_of(value: str | os.PathLike[str] | None) -> Path | None:
+    return None if value is None else Path(value)
 
 
-def _reference(pipe: pipeline.Pipeline, given: Mapping[str, Any], guidance_scale: Scales, seed: int,
+def _reference(pipe: pipeline.Pipeline, values: Mapping[str, Any], guidance_scale: Scales, seed: int,
                weights: Path | None, golden: Path | None, program: Compiled) -> Reference:  # fmt: skip
     """The PyTorch side of a request to a program."""
     from ..pytorch.reference import Reference, of_case
@@ -117,8 +117,8 @@ def _reference(pipe: pipeline.Pipeline, given: Mapping[str, Any], guidance_scale
     manifest = pipe.manifest
     if golden:
         return of_case(golden, pipe.path, manifest, weights, program.steps)
-    asked = any(value is not None for value in given.values())
-    inputs = pipe.inputs(**given) if asked else usual(manifest.inputs, manifest.batch)
+    asked = any(value is not None for value in values.values())
+    inputs = pipe.inputs(**values) if asked else usual(manifest.inputs, manifest.batch)
     images = len(next(iter(inputs.values()))) if inputs else manifest.batch
     scales = request.scales(program, guidance_scale, images)
     noise = request.noise(program, images, seed)
@@ -191,10 +191,10 @@ def summary(verdict: Verdict) -> str:
     """One line: the verdict, and where the first wrong value is."""
     if not verdict.others:
         return _summary(verdict)
-    wrong = sum(not each.passed for each in (verdict, *verdict.others))
+    wrong = sum(not entry.passed for entry in (verdict, *verdict.others))
     if not verdict.passed:
         return f"program {verdict.program} is wrong, {wrong} of {len(verdict.others) + 1}: {_summary(verdict)}"
-    worst = max((verdict, *verdict.others), key=lambda each: max(check.fed.relative for check in each.calls))
+    worst = max((verdict, *verdict.others), key=lambda entry: max(check.fed.relative for check in entry.calls))
     return f"all {len(verdict.others) + 1} programs are right; the worst is {worst.program}: {_summary(worst)}"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..artefact.call_record import CallRecord
 from ..artefact.compiled import Compiled
+from ..ir.dtypes import E4M3
 from ..ir.names import split_at
 from ..runtime.loaded import Bound, load_engines
 from ..runtime.loop import Loop
@@ -68,7 +69,7 @@ class Search:
 
     def execute(self, index: int, bound: Bound) -> None:
         """Run an engine of the loop, and look at it if it is one of the call's own."""
-        if index != self.expected.call or self._ended or self._made.isdisjoint(bound.outputs):
+        if index != self.expected.call or self._ended or self._outputs.isdisjoint(bound.outputs):
             bound.run()
             return
         compiled, call = self.loop.compiled, self.loop.compiled.calls[index]
@@ -90,7 +91,7 @@ class Search:
                 return
 
     @functools.cached_property
-    def _made(self) -> frozenset[str]:
+    def _outputs(self) -> frozenset[str]:
         """What the call itself computes; the rest runs before the loop."""
         return frozenset(name for node in self.graph.nodes for name in node.outputs)
 
@@ -123,6 +124,9 @@ def blame(
         return f"it reads {name}, which was computed before the loop: that value is wrong"
     if not finite and bound.name in compiled.denoiser.sublayers and compiled.precision != "fp32":
         return f"it overflows in {compiled.precision}: compile with fp32={bound.name!r}"
+    if any(compiled.denoiser.tensors[origin.of].dtype == E4M3 for origin in map(compiled.origin, bound.inputs) if origin and
+           origin.kind == "weight"):  # fmt: skip
+        return f"its products lose too much in e4m3: compile with bf16={bound.name!r}"
     weights = [name for name in bound.inputs if compiled.is_weight(name)]
     return f"what it reads is right: look at the engine or its weights ({', '.join(weights[:4]) or 'none'})"
 
@@ -179,15 +183,19 @@ class Expected:
             if not {first, last} <= set(self._columns):
                 return None  # one of several streams, which its name does not tell
             span = self._columns[self._columns.index(first) : self._columns.index(last) + 1]
-            summed: np.ndarray = np.sum([self._gated(sublayer, filling, reading) for sublayer in span], axis=0)
-            return summed
+            terms = [self._gated(sublayer, filling, reading) for sublayer in span]
+            known = [term for term in terms if term is not None]
+            return np.sum(known, axis=0) if len(known) == len(terms) else None
         if base.endswith(".gated") and base.removesuffix(".gated") in self._columns:
             return self._gated(base.removesuffix(".gated"), filling, reading)
         trace: dict[str, np.ndarray] = self._traces[filling if base in self._columns or offset < 0 else reading]
         return trace.get(base)
 
-    def _gated(self, sublayer: str, filling: int, reading: int) -> np.ndarray:
-        """gate * value: the value of the call that made it, the gate of the one that reads it."""
-        gate = self._traces[reading].get(f"{sublayer}.gate", np.ones(()))
-        product: np.ndarray = gate * self._traces[filling][sublayer]
-        return product
+    def _gated(self, sublayer: str, filling: int, reading: int) -> np.ndarray | None:
+        """gate * value: the value of the call that made it, the gate of the one that reads it, where that has a name."""
+        product, traced = f"{sublayer}.gated", self._traces[reading]
+        if f"{sublayer}.gate" not in traced and product in traced:
+            return traced[product] if filling == reading else None
+        gate = traced.get(f"{sublayer}.gate", np.ones(()))
+        gated: np.ndarray = gate * self._traces[filling][sublayer]
+        return gated

@@ -62,7 +62,7 @@ class Checkpoint(NamedTuple):
             )
         return ((name, self.read(name)) for name in sorted(shapes))
 
-    def made(self, recipes: Mapping[str, Recipe]) -> Checkpoint:
+    def by_recipe(self, recipes: Mapping[str, Recipe]) -> Checkpoint:
         """What recipes make of it, each tensor when it is read.  Raises WeightsError naming the first that cannot be made."""
         shapes = {}
         for name, recipe in recipes.items():

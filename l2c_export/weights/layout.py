@@ -15,15 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import WeightsError
-from ..ir.dtypes import width
+from ..ir.dtypes import E4M3, width
 from ..support.files import replacing
 from ..support.progress import Step, unsaid
 from ..support.words import counted
+from . import e4m3
 from .narrow import SCALE, Losses, quantised, scales, widened
 from .recipe import Narrowing, Shape, TensorRecord
 
 WEIGHTS = "weights.safetensors"
-CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what is computed with
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", E4M3: "F8_E4M3"}  # what is computed with
 FILED = {**CODES, "int8": "I8"}  # what we write
 LARGEST = 8  # bytes, more than a number has
 
@@ -92,12 +93,12 @@ class Layout:
 
 def entries(tensors: Mapping[str, TensorRecord]) -> dict[str, FiledTensor]:
     """What lies in the file, in its order: by name, and what is stored narrower behind the rest, which stays aligned."""
-    found = {name: FiledTensor(tensor.shape, tensor.stored or tensor.dtype) for name, tensor in tensors.items()}
+    records = {name: FiledTensor(tensor.shape, tensor.stored or tensor.dtype) for name, tensor in tensors.items()}
     scaled = [name for name, tensor in tensors.items() if tensor.stored == "int8"]
-    found |= {f"{name}{SCALE}": FiledTensor(tensors[name].shape[:1], "float32") for name in scaled}
+    records |= {f"{name}{SCALE}": FiledTensor(tensors[name].shape[:1], "float32") for name in scaled}
     narrow = {name for name, tensor in tensors.items() if tensor.stored}
-    order = sorted(found, key=lambda name: (-width(found[name].dtype) if name in narrow else -LARGEST, name))
-    return {name: found[name] for name in order}
+    order = sorted(records, key=lambda name: (-width(records[name].dtype) if name in narrow else -LARGEST, name))
+    return {name: records[name] for name in order}
 
 
 def mapped(path: Path, tensors: Mapping[str, TensorRecord]) -> Callable[[str], np.ndarray]:
@@ -109,16 +110,22 @@ def mapped(path: Path, tensors: Mapping[str, TensorRecord]) -> Callable[[str], n
     layout, memory = Layout(tensors), np.memmap(path, mode="c")
     if bytes(memory[: len(layout.header)]) != layout.header:
         raise WeightsError(f"{path}: holds other tensors than the manifest says: run l2c-export again")
-    made: dict[str, np.ndarray] = {}
+    cache: dict[str, np.ndarray] = {}
 
     def tensor(name: str) -> np.ndarray:
         if not tensors[name].stored:
             return layout.view(memory, name)
-        if name not in made:
-            made[name] = layout.wide(memory, name)
-        return made[name]
+        if name not in cache:
+            cache[name] = layout.wide(memory, name)
+        return cache[name]
 
     return tensor
+
+
+def unscaled(name: str, view: Callable[[str], np.ndarray], record: TensorRecord) -> np.ndarray:
+    """A tensor of a file that is seen through `view`, in numbers of its own: what is e4m3 is float32."""
+    value = view(name)
+    return e4m3.widened(value, view(e4m3.weight_scale(name))) if record.dtype == E4M3 else value
 
 
 def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> Narrowing | None:
@@ -144,6 +151,10 @@ def write(path: Path, layout: Layout, tensors: Tensors, step: Step = unsaid) -> 
 
 def stored(name: str, value: np.ndarray, record: TensorRecord) -> dict[str, np.ndarray]:
     """A tensor as it lies in the file, with its scales.  Raises WeightsError as `write`."""
+    if record.dtype == E4M3:
+        wide = rounded(name, value, "float32")
+        one = e4m3.scale_of(float(np.abs(wide).max(initial=0)))
+        return {name: e4m3.rounded(wide, one), e4m3.weight_scale(name): one}
     if record.stored != "int8":
         return {name: rounded(name, value, record.stored or record.dtype, bool(record.stored))}
     wide = rounded(name, value, "float32")

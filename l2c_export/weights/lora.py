@@ -68,8 +68,8 @@ class Lora:
         up = up.reshape(len(up), -1)
         if product.rows:
             up = np.concatenate([up[first:last] for first, last in product.rows])
-        made: np.ndarray = (up @ down.reshape(len(down), -1)) * np.float32(self.scale * product.factor)
-        return made.reshape(self.shape(module))
+        delta: np.ndarray = (up @ down.reshape(len(down), -1)) * np.float32(self.scale * product.factor)
+        return delta.reshape(self.shape(module))
 
     def _finite(self, name: str) -> np.ndarray:
         values = self.stored.read(name)
@@ -115,10 +115,10 @@ def _place(text: str) -> tuple[Path, float]:
         raise UsageError(f"lora={text!r}: the scale must be a finite number")
     path = Path(name)
     if path.is_dir():
-        found = [path / file for file in FILES if (path / file).is_file()]
-        if not found:
+        files = [path / file for file in FILES if (path / file).is_file()]
+        if not files:
             raise UsageError(f"lora={text!r}: the folder holds no {FILES[0]}: give the file")
-        path = found[0]
+        path = files[0]
     if not path.is_file():
         raise UsageError(f"lora={text!r}: no such file: use FILE or FILE:SCALE")
     return path, scale
@@ -134,7 +134,7 @@ def _products(stored: Checkpoint, keys: Mapping[str, LoraKey]) -> dict[str, LowR
     settings = lora_settings.read(path, any(key.peft for key in keys.values()))
     if settings and (alpha := next((name for name, key in keys.items() if key.part == ALPHA), None)):
         raise WeightsError(f"{path}: {alpha} and what peft has noted both say the scale: {AGAIN}")
-    made = {}
+    products = {}
     for module in dict.fromkeys(key.module for key in keys.values()):
         if missing := next((part for part in (DOWN, UP) if (module, part) not in parts), None):
             beside = next(name for name, key in keys.items() if key.module == module)
@@ -142,8 +142,8 @@ def _products(stored: Checkpoint, keys: Mapping[str, LoraKey]) -> dict[str, LowR
         down, up = parts[module, DOWN], parts[module, UP]
         rank = _rank(stored, down, up)
         factor = settings.factor(module, rank) if settings else _alpha(stored, parts.get((module, ALPHA)), rank) / rank
-        made[module] = LowRank(down, up, factor)
-    return made
+        products[module] = LowRank(down, up, factor)
+    return products
 
 
 def _rank(stored: Checkpoint, down: str, up: str) -> int:

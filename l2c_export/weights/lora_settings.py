@@ -77,10 +77,10 @@ def _decoded(text: bytes, where: str) -> LoraSettings | None:
     try:
         content = msgspec.json.decode(text, type=dict[str, object])
         own = {key.removeprefix("transformer."): value for key, value in content.items() if key.startswith("transformer.")}
-        found = own or content
+        fields = own or content
         if not own and all("." in key for key in content):
             return None  # only of text encoders
-        settings = msgspec.convert(_whole(found), LoraSettings)
+        settings = msgspec.convert(_whole(fields), LoraSettings)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise WeightsError(f"{where}: what it notes of its LoRA is damaged: {error}: {AGAIN}") from None
     if not all(map(math.isfinite, (settings.lora_alpha, *settings.alpha_pattern.values()))):

@@ -23,9 +23,9 @@ class Losses:
     def __bool__(self) -> bool:
         return bool(self._parts)
 
-    def add(self, name: str, given: np.ndarray, kept: np.ndarray) -> None:
-        lost = np.asarray(given, np.float32) - np.asarray(kept, np.float32)
-        self._parts[name] = square(lost), square(given)
+    def add(self, name: str, original: np.ndarray, kept: np.ndarray) -> None:
+        lost = np.asarray(original, np.float32) - np.asarray(kept, np.float32)
+        self._parts[name] = square(lost), square(original)
 
     def summed(self) -> tuple[int, float, str, float]:
         """How many matrices there are, the relative error of all, and which has the largest, and that."""
@@ -43,15 +43,15 @@ def square(values: np.ndarray) -> float:
 def scales(value: np.ndarray) -> np.ndarray:
     """(N, ..) float32 -> (N,) float32, all above 0."""
     largest = np.abs(value).reshape(len(value), -1).max(1) if value.size else np.zeros(len(value), np.float32)
-    made: np.ndarray = np.where(largest / np.float32(MOST) > 0, largest / np.float32(MOST), np.float32(1))
-    return made
+    scale: np.ndarray = np.where(largest / np.float32(MOST) > 0, largest / np.float32(MOST), np.float32(1))
+    return scale
 
 
 def quantised(value: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """(N, ..) float32 and a scale for every row -> int8 of the same shape, rounded to the nearest."""
     rows = scale.reshape(-1, *[1] * (value.ndim - 1))
-    made: np.ndarray = np.clip(np.rint(value / rows), -MOST, MOST).astype(np.int8)
-    return made
+    codes: np.ndarray = np.clip(np.rint(value / rows), -MOST, MOST).astype(np.int8)
+    return codes
 
 
 def widened(stored: np.ndarray, scale: np.ndarray | None, dtype: str) -> np.ndarray:

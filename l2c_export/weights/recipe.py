@@ -107,6 +107,7 @@ class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
     recipe: Recipe | msgspec.UnsetType = msgspec.UNSET
     stored: Literal["float16", "bfloat16", "int8"] | msgspec.UnsetType = msgspec.UNSET
+    scale: Literal["weight", "input"] | msgspec.UnsetType = msgspec.UNSET  # of what it is the scale, which no checkpoint has
 
     @property
     def bytes(self) -> int:

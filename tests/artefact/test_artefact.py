@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 import l2c_export
-from l2c_export.artefact import given_weights, staging, store
+from l2c_export.artefact import staging, store, user_weights
 from l2c_export.artefact.manifest import VERSION
 from l2c_export.artefact.records import FILE, FileInfo
 from l2c_export.compiler import emit, link
@@ -345,9 +345,9 @@ def test_random_weights_follow_their_seed_and_are_marked(copy):
 
 def test_the_weights_are_a_plain_safetensors_file(tiny):
     folder, chosen = tiny
-    stored, given = load_file(folder / "weights.safetensors"), load_file(chosen.path / "model.safetensors")
-    assert stored.keys() == given.keys()
-    assert all(np.array_equal(stored[n], given[n]) for n in given)
+    stored, original = load_file(folder / "weights.safetensors"), load_file(chosen.path / "model.safetensors")
+    assert stored.keys() == original.keys()
+    assert all(np.array_equal(stored[n], original[n]) for n in original)
 
 
 def test_the_weights_begin_at_a_cache_line(tiny):
@@ -364,11 +364,11 @@ def test_a_checkpoint_may_be_called_random(tmp_path, monkeypatch):
 
 def test_random_weights_differ_from_tensor_to_tensor_and_norms_are_around_one():
     shapes = dict.fromkeys(("a.weight", "b.weight", "norm1.weight", "norm1.bias"), (64, 64))
-    made = dict(random.random(shapes, 3))
-    assert abs(made["a.weight"].std() - 0.02) < 1e-3
-    assert {round(float(value.mean()), 2) for value in made.values()} == {0, 1}
-    assert round(float(made["norm1.weight"].mean()), 2) == 1
-    assert not np.array_equal(made["a.weight"], made["b.weight"])
+    tensors = dict(random.random(shapes, 3))
+    assert abs(tensors["a.weight"].std() - 0.02) < 1e-3
+    assert {round(float(value.mean()), 2) for value in tensors.values()} == {0, 1}
+    assert round(float(tensors["norm1.weight"].mean()), 2) == 1
+    assert not np.array_equal(tensors["a.weight"], tensors["b.weight"])
 
 
 def test_the_artefact_is_little_more_than_its_weights(tiny):
@@ -385,20 +385,20 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 def test_checkpoints_of_every_float_type(tiny, tmp_path, dtype, suffix):
     folder, chosen = tiny
     manifest = store.read(folder, verify=False)
-    made = {n: torch.from_numpy(v).to(dtype) for n, v in load_file(chosen.path / "model.safetensors").items()}
+    tensors = {n: torch.from_numpy(v).to(dtype) for n, v in load_file(chosen.path / "model.safetensors").items()}
     path = tmp_path / f"w.{suffix}"
-    save_torch(made, path) if suffix == "safetensors" else torch.save({"ema": made}, path)
-    for name, value in given_weights.tensors(path, manifest):
+    save_torch(tensors, path) if suffix == "safetensors" else torch.save({"ema": tensors}, path)
+    for name, value in user_weights.tensors(path, manifest):
         assert value.dtype == np.float32
-        assert np.array_equal(value, made[name].float().numpy()), name
+        assert np.array_equal(value, tensors[name].float().numpy()), name
 
 
 def test_a_type_that_is_not_a_plain_float_is_named(tiny, copy, tmp_path):
-    made = {n: torch.from_numpy(v) for n, v in load_file(tiny[1].path / "model.safetensors").items()}
+    tensors = {n: torch.from_numpy(v) for n, v in load_file(tiny[1].path / "model.safetensors").items()}
     for dtype in (torch.float8_e4m3fn, torch.int64):
-        given = {**made, "pos_embed": made["pos_embed"].to(dtype)}
-        save_torch(given, tmp_path / "w.safetensors")
-        torch.save(given, tmp_path / "w.pt")
+        others = {**tensors, "pos_embed": tensors["pos_embed"].to(dtype)}
+        save_torch(others, tmp_path / "w.safetensors")
+        torch.save(others, tmp_path / "w.pt")
         for name in ("w.safetensors", "w.pt"):
             with pytest.raises(WeightsError, match="pos_embed has dtype"):
                 link.bind(copy, str(tmp_path / name))
@@ -465,9 +465,9 @@ def test_a_manifest_that_cannot_be_read_is_not_called_missing(tmp_path):
 
 def test_a_manifest_that_could_not_be_read_again_takes_no_place(tiny, tmp_path):
     """JSON has no NaN: msgspec writes null, which is no number."""
-    made = store.read(tiny[0])
+    manifest = store.read(tiny[0])
     (tmp_path / "manifest.json").write_text("the old one")
-    call = msgspec.structs.replace(made.program().calls[0], coefficients=(float("nan"), 0.0, 0.0))
+    call = msgspec.structs.replace(manifest.program().calls[0], coefficients=(float("nan"), 0.0, 0.0))
     with pytest.raises(ArtefactError, match=r"would not be read again: .*coefficients\[0\]"):
-        store.write_json(tmp_path / "manifest.json", changed(made, calls=(call, *made.program().calls[1:])))
+        store.write_json(tmp_path / "manifest.json", changed(manifest, calls=(call, *manifest.program().calls[1:])))
     assert (tmp_path / "manifest.json").read_text() == "the old one"

@@ -27,8 +27,8 @@ def test_what_an_autoencoder_leaves_out_is_the_default_of_diffusers(own_folder, 
     written(own_folder / VAE, kept)
     theirs = diffusers.AutoencoderKL.from_pretrained(own_folder / "vae").config
     for option, where in (("with_vae", True), ("vae", own_folder / "vae"), ("vae", own_folder)):
-        made = autoencoder.describe(source(own_folder, **{option: where}).vae, 4, of_pipeline=True)
-        assert (made.channels, made.scaling_factor, made.tile) == (
+        description = autoencoder.describe(source(own_folder, **{option: where}).vae, 4, of_pipeline=True)
+        assert (description.channels, description.scaling_factor, description.tile) == (
             theirs.out_channels,
             theirs.scaling_factor,
             theirs.sample_size,
@@ -61,8 +61,8 @@ def test_all_defaults_of_a_deep_autoencoder_are_those_of_diffusers():
 def test_a_side_may_be_two_and_no_side_is_refused(own_folder):
     edited(own_folder / VAE, sample_size=[24, 32])
     theirs = diffusers.AutoencoderKL.from_pretrained(own_folder / "vae")
-    made = autoencoder.describe(own_folder / "vae", 4, of_pipeline=True)
-    assert made.tile // made.scale == theirs.tile_latent_min_size
+    description = autoencoder.describe(own_folder / "vae", 4, of_pipeline=True)
+    assert description.tile // description.scale == theirs.tile_latent_min_size
     edited(own_folder / VAE, sample_size=None)
     with pytest.raises(TypeError):
         diffusers.AutoencoderKL.from_pretrained(own_folder / "vae")

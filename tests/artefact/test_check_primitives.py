@@ -85,25 +85,27 @@ def changes(draw):
             segment[draw(st.sampled_from(["kind", "precision", "flops", "inputs", "outputs", "primitives"]))] = draw(JUNK)
             continue
         n = draw(st.integers(0, len(primitives) - 1))
-        each = primitives[n]
+        primitive = primitives[n]
         what = draw(st.sampled_from(["drop", "double", "move", "op", "attribute", "name", "names"]))
-        each = primitives[n] if isinstance(primitives, list) else None
-        if each is None:
+        primitive = primitives[n] if isinstance(primitives, list) else None
+        if primitive is None:
             continue
         if what == "drop":
             del primitives[n]
         elif what == "double":
-            primitives.insert(n, copy.deepcopy(each))
+            primitives.insert(n, copy.deepcopy(primitive))
         elif what == "move":
             primitives.insert(draw(st.integers(0, len(primitives) - 1)), primitives.pop(n))
         elif what == "op":
-            each[0] = draw(st.sampled_from(sorted(TABLE)) | st.text(max_size=8))
+            primitive[0] = draw(st.sampled_from(sorted(TABLE)) | st.text(max_size=8))
         elif what == "attribute":
-            each[1] = [[draw(st.sampled_from(["eps", "parts", "heads", "patch"]) | st.text(max_size=3)), draw(JUNK)]]
+            primitive[1] = [[draw(st.sampled_from(["eps", "parts", "heads", "patch"]) | st.text(max_size=3)), draw(JUNK)]]
         elif what == "name":
-            each[draw(st.sampled_from([2, 3]))] = draw(st.lists(st.sampled_from(["i0", "i1", "o0", "v1", "../x"]), max_size=4))
+            primitive[draw(st.sampled_from([2, 3]))] = draw(
+                st.lists(st.sampled_from(["i0", "i1", "o0", "v1", "../x"]), max_size=4)
+            )
         else:
-            each[draw(st.sampled_from([0, 1, 2, 3]))] = draw(JUNK)
+            primitive[draw(st.sampled_from([0, 1, 2, 3]))] = draw(JUNK)
     return segments
 
 

@@ -48,8 +48,8 @@ def test_the_golden_artefact_is_made_by_the_documented_command(tmp_path, monkeyp
         sys.path.remove(str(GOLDEN))
     monkeypatch.setattr(make, "HERE", tmp_path)
     make.main()
-    made, recorded = (np.load(root / f"v{VERSION}" / "latents.npy") for root in (tmp_path, GOLDEN))
-    assert np.abs(made - recorded).max() < 1e-5 * np.abs(recorded).max()
+    latents, recorded = (np.load(root / f"v{VERSION}" / "latents.npy") for root in (tmp_path, GOLDEN))
+    assert np.abs(latents - recorded).max() < 1e-5 * np.abs(recorded).max()
 
 
 class Later(Manifest, frozen=True, kw_only=True):
@@ -65,8 +65,8 @@ def test_a_field_with_a_default_may_be_added_and_old_artefacts_still_load(monkey
 
 def test_an_older_release_refuses_what_a_later_one_has_added(tmp_path, monkeypatch):
     folder = shutil.copytree(GOLDEN / f"v{VERSION}" / "engines", tmp_path / "e")
-    found = store.read(folder)
-    fields = {name: getattr(found, name) for name in found.__struct_fields__}
+    manifest = store.read(folder)
+    fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
     store.write_json(folder / FILE, Later(**fields, colour="blue"))
     with pytest.raises(ArtefactError, match="unknown field `colour`"):
         l2c_export.load(folder)
@@ -113,5 +113,5 @@ def test_the_same_inputs_make_the_same_artefact(tmp_path):
     from l2c_export.compiler.request import Options
 
     model = str(GOLDEN / f"v{VERSION}" / "model.json")
-    made = [compile_artefact(Options("every:2", tmp_path / n, model, "random:1", steps=4)) for n in ("a", "b")]
-    assert msgspec.json.encode(made[0]) == msgspec.json.encode(made[1]), "hashes of all files included"
+    manifests = [compile_artefact(Options("every:2", tmp_path / n, model, "random:1", steps=4)) for n in ("a", "b")]
+    assert msgspec.json.encode(manifests[0]) == msgspec.json.encode(manifests[1]), "hashes of all files included"

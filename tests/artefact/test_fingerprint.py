@@ -123,8 +123,8 @@ def test_latents_that_are_not_finite_are_no_fingerprint(tiny, tmp_path):
     tensors["final_layer.linear.bias"][...] = 3e38
     save_file(tensors, tmp_path / "w.safetensors")
     said = []
-    made = compile_artefact(tiny[1].options(tmp_path / "e", weights=str(tmp_path / "w.safetensors")), said.append)
-    assert not made.fingerprint
+    manifest = compile_artefact(tiny[1].options(tmp_path / "e", weights=str(tmp_path / "w.safetensors")), said.append)
+    assert not manifest.fingerprint
     assert any(line.startswith("no fingerprint: ") for line in said)
 
 

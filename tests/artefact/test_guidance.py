@@ -54,6 +54,6 @@ def test_what_has_no_unconditional_value_is_the_same_in_both_halves():
 
 @pytest.mark.parametrize("latent", [(4,), (4, 8), (4, 8, 8), (4, 2, 8, 8)], ids=str)
 def test_a_strength_has_the_rank_of_the_latents(latent):
-    found = strength(Guidance(mode="first3", scale=1), latent, [2, 1])
-    assert found.shape == (2, 4, *[1] * (len(latent) - 1))
-    assert found.reshape(2, 4).tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]]
+    strengths = strength(Guidance(mode="first3", scale=1), latent, [2, 1])
+    assert strengths.shape == (2, 4, *[1] * (len(latent) - 1))
+    assert strengths.reshape(2, 4).tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]]

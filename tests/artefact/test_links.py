@@ -55,9 +55,9 @@ def blobs(folder):
 
 def recorded(folder, backend, link):
     with l2c_export.load(folder, backend, link=link) as pipe:
-        made = pipe([0, 2], 2.0, seed=7).latents
+        latents = pipe([0, 2], 2.0, seed=7).latents
     want = np.load(GOLDEN / "latents.npy")
-    return np.abs(made - want).max() < 1e-5 * np.abs(want).max()
+    return np.abs(latents - want).max() < 1e-5 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("link", ["shared", "static"])
@@ -110,9 +110,9 @@ def onto(folder, monkeypatch, what):
         compile_artefact(EXPORT(out=folder))
     else:
         pytest.importorskip("tensorrt_rtx")
-        made = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
+        manifest = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
         if what == "remove":
-            builds.remove(folder, list(made.builds))
+            builds.remove(folder, list(manifest.builds))
 
 
 @pytest.mark.parametrize("what", ["link", "export", "build", "remove"])
@@ -120,10 +120,10 @@ def test_what_is_written_takes_a_links_place_and_never_goes_through_it(snapshot,
     before = blobs(snapshot)
     onto(snapshot, monkeypatch, what)
     assert blobs(snapshot) == before
-    made = store.read(snapshot)
-    plain = {name for name in (FILE, *made.files) if not (snapshot / name).is_symlink()}
-    new = {"link": {FILE, WEIGHTS}, "export": {FILE, *made.files}, "remove": {FILE}}
-    new["build"] = {FILE, *(file for build in made.builds.values() for file in build.engines.values())}
+    manifest = store.read(snapshot)
+    plain = {name for name in (FILE, *manifest.files) if not (snapshot / name).is_symlink()}
+    new = {"link": {FILE, WEIGHTS}, "export": {FILE, *manifest.files}, "remove": {FILE}}
+    new["build"] = {FILE, *(file for build in manifest.builds.values() for file in build.engines.values())}
     assert plain == new[what]
 
 
@@ -235,10 +235,10 @@ def test_a_file_that_this_user_may_not_read(copy, name, monkeypatch):
     """As docker copies it: root's, mode 600."""
     real = open
 
-    def refused(path, *given, **named):
+    def refused(path, *positional, **named):
         if str(path) == str(copy / name):
             raise PermissionError(13, "Permission denied", str(path))
-        return real(path, *given, **named)
+        return real(path, *positional, **named)
 
     monkeypatch.setattr("builtins.open", refused)
     with pytest.raises(ArtefactError, match=rf"{name}:? cannot be read: Permission denied: check its permissions"):

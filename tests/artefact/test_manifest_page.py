@@ -18,15 +18,15 @@ SECTIONS = dict(re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", PAGE, re.MULTILINE 
 
 def records(kind: object) -> dict[str, type[msgspec.Struct]]:
     """All types that a manifest holds, by name."""
-    found: dict[str, type[msgspec.Struct]] = {}
+    types: dict[str, type[msgspec.Struct]] = {}
     left = [kind]
     while left:
-        each = left.pop()
-        if isinstance(each, type) and issubclass(each, msgspec.Struct) and each.__name__ not in found:
-            found[each.__name__] = each
-            left += typing.get_type_hints(each).values()
-        left += typing.get_args(each)
-    return found
+        hint = left.pop()
+        if isinstance(hint, type) and issubclass(hint, msgspec.Struct) and hint.__name__ not in types:
+            types[hint.__name__] = hint
+            left += typing.get_type_hints(hint).values()
+        left += typing.get_args(hint)
+    return types
 
 
 RECORDS = records(Manifest)

@@ -49,9 +49,9 @@ def ends(act, moment: int, fault=lambda: os.kill(os.getpid(), signal.SIGKILL), a
 @needs_fork
 def test_a_compiler_killed_at_any_moment_leaves_the_old_artefact_or_the_new_one(copy, other):
     old, new = store.read(copy), store.read(other)
-    before, wanted, found, moment = tree(copy), tree(other), [], 1
+    before, wanted, manifests, moment = tree(copy), tree(other), [], 1
     while ends(lambda: replace(copy, other), moment):
-        found.append(store.read(copy))
+        manifests.append(store.read(copy))
         replace(copy, other)
         assert tree(copy) == wanted, moment
         shutil.rmtree(copy)
@@ -59,25 +59,25 @@ def test_a_compiler_killed_at_any_moment_leaves_the_old_artefact_or_the_new_one(
         moment += 2 if moment > 40 else 9  # copying into the stage is not where it is decided
     assert tree(copy) == wanted
     assert before != wanted
-    assert len(found) > 20
-    changed = found.index(new)
+    assert len(manifests) > 20
+    changed = manifests.index(new)
     assert changed > 3
-    assert all(manifest == old for manifest in found[:changed])
-    assert all(manifest == new for manifest in found[changed:]), "in one moment, and never back"
+    assert all(manifest == old for manifest in manifests[:changed])
+    assert all(manifest == new for manifest in manifests[changed:]), "in one moment, and never back"
 
 
 @needs_fork
 def test_a_first_export_killed_at_any_moment_leaves_nothing_or_all(tmp_path, other):
-    folder, moment, found = tmp_path / "fresh" / "out", 1, []
+    folder, moment, manifests = tmp_path / "fresh" / "out", 1, []
     while ends(lambda: replace(folder, other), moment):
         with contextlib.suppress(ArtefactError):
-            found.append(store.read(folder))
+            manifests.append(store.read(folder))
         replace(folder, other)
         assert tree(folder) == tree(other)
         shutil.rmtree(folder)
         moment += 3
-    assert found
-    assert all(manifest == store.read(other) for manifest in found)
+    assert manifests
+    assert all(manifest == store.read(other) for manifest in manifests)
 
 
 @needs_fork
@@ -87,14 +87,14 @@ def test_linking_killed_at_any_moment_leaves_the_old_weights_or_the_new_ones(cop
     new = bind(shutil.copytree(copy, tmp_path / "new"), "random:5")
     assert old.fingerprint
     assert not new.fingerprint
-    found, moment = [], 1
+    manifests, moment = [], 1
     while ends(lambda: bind(copy, "random:5"), moment):
-        found.append(store.read(copy))
+        manifests.append(store.read(copy))
         shutil.rmtree(copy)
         shutil.copytree(kept, copy)
         moment += 2
-    assert found.index(new) > 3
-    assert set(map(bytes, map(msgspec.json.encode, found))) == set(map(msgspec.json.encode, (old, new)))
+    assert manifests.index(new) > 3
+    assert set(map(bytes, map(msgspec.json.encode, manifests))) == set(map(msgspec.json.encode, (old, new)))
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

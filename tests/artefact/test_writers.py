@@ -77,10 +77,10 @@ def test_without_locks_one_still_writes(copy, monkeypatch):
 def test_who_reads_while_the_artefact_is_replaced_sees_the_new_one(copy, other, monkeypatch):
     verify, done = integrity.check_file, []
 
-    def meanwhile(*given):
+    def meanwhile(*arguments):
         if not done:
             done.append(replace(copy, other))
-        verify(*given)
+        verify(*arguments)
 
     monkeypatch.setattr(store, "check_file", meanwhile)
     assert store.read(copy) == store.read(other)

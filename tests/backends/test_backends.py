@@ -41,13 +41,13 @@ def segments(tiny):
     folder, _ = tiny
     manifest = store.read(folder)
     view = mapped_weights(folder, manifest)
-    found = {}
+    by_op = {}
     for graph in manifest.all_graphs().values():
         for node in graph.nodes:
             segment = manifest.denoiser.segments[node.op]
             file = SegmentFile(folder / segment.file, segment.inputs, segment.outputs)
-            found.setdefault(node.op, (manifest, view, node, file))
-    return found
+            by_op.setdefault(node.op, (manifest, view, node, file))
+    return by_op
 
 
 def arguments(manifest, view, node, file, images, seed=0):
@@ -67,8 +67,8 @@ def arguments(manifest, view, node, file, images, seed=0):
             return rng.integers(0, manifest.inputs[0].choices, shape, np.int32)
         return rng.standard_normal(shape, np.float32)
 
-    inputs = {i: array(given) for i, given in zip(file.inputs, node.inputs, strict=True)}
-    shapes = [concrete(manifest.program().value(made), images, rows) for made in node.outputs]
+    inputs = {i: array(value) for i, value in zip(file.inputs, node.inputs, strict=True)}
+    shapes = [concrete(manifest.program().value(value), images, rows) for value in node.outputs]
     return inputs, {o: np.full(s, np.nan, np.float32) for o, s in zip(file.outputs, shapes, strict=True)}
 
 
@@ -98,14 +98,14 @@ def test_one_engine_runs_any_batch_in_any_order(name, tiny):
     parts = next(p for op, p in segments(tiny).items() if op.startswith("attn"))
     engine = backend.load(parts[-1])
     bound = {n: arguments(*parts, images=n, seed=n) for n in (2, 1, 5)}
-    runs = {n: engine.bind(*given) for n, given in bound.items()}
+    runs = {n: engine.bind(*pair) for n, pair in bound.items()}
     first = {}
     for n in (2, 1, 5, 1, 2):  # the bindings live side by side
         runs[n]()
-        made = next(iter(bound[n][1].values()))
-        assert np.isfinite(made).all()
-        assert np.array_equal(made, first.setdefault(n, made.copy()))
-        made[...] = np.nan
+        output = next(iter(bound[n][1].values()))
+        assert np.isfinite(output).all()
+        assert np.array_equal(output, first.setdefault(n, output.copy()))
+        output[...] = np.nan
 
 
 @installed
@@ -159,7 +159,7 @@ def test_a_closed_pipeline_has_freed_its_engines_and_its_backend(name, link, tin
     pipe([1, 2], seed=3)
     kept = pipe.steps([1], None, pipe.noise(1, 0))
     next(kept)
-    held = [weakref.ref(each) for each in (pipe._loaded.backend, *pipe._loaded.engines.values())]
+    held = [weakref.ref(owner) for owner in (pipe._loaded.backend, *pipe._loaded.engines.values())]
     kept.close()
     pipe.close()
     pipe.close()

@@ -32,12 +32,12 @@ trt = pytest.importorskip("tensorrt_rtx")
 def test_every_segment_builds_for_three_gpus_at_once(name, precision, tmp_path):
     folder = compiled(name, tmp_path / "e", precision=precision)
     built = builds.build(folder, "tensorrt-rtx", BuildSettings())
-    (made,) = built.builds.values()
-    assert made.targets == ("sm86", "sm89", "sm120")
-    assert set(made.engines) == set(built.program().segments)
+    (record,) = built.builds.values()
+    assert record.targets == ("sm86", "sm89", "sm120")
+    assert set(record.engines) == set(built.program().segments)
     assert store.read(folder) == built  # complete, and every plan as hashed
-    assert all((folder / file).stat().st_size > 1000 for file in made.engines.values())
-    attention = [(folder / file).read_bytes() for name, file in made.engines.items() if name.startswith("attn")]
+    assert all((folder / file).stat().st_size > 1000 for file in record.engines.values())
+    attention = [(folder / file).read_bytes() for name, file in record.engines.items() if name.startswith("attn")]
     fused = precision != "fp32"  # the library has such kernels for half precision only
     assert attention
     assert all((b"_gemm_mha" in plan) == fused for plan in attention)
@@ -60,12 +60,12 @@ def test_static_link_builds_whole_graphs_with_their_weights(tmp_path):
     assert not graph.functions  # which TensorRT 8.6 cannot read
     assert all(node.domain == "" for node in graph.graph.node)
     built = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
-    (made,) = built.builds.values()
+    (record,) = built.builds.values()
     program = built.program()
-    assert set(made.engines) == set(program.graphs)
+    assert set(record.engines) == set(program.graphs)
     step = program.calls[0].graph
     weights = sum(program.tensor_bytes(i) for i in program.graphs[step].inputs if program.is_weight(i))
-    assert built.files[made.engines[step]].bytes > 0.9 * weights
+    assert built.files[record.engines[step]].bytes > 0.9 * weights
 
 
 def test_a_graph_that_is_too_much_for_the_library_comes_with_a_way_out(tmp_path, monkeypatch):
@@ -85,10 +85,10 @@ def test_other_weights_take_static_engines_with_them(tmp_path):
     for link in ("shared", "static"):
         folder, said = compiled("uvit_tiny_oddnfe", tmp_path / link, link=link), []
         built = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
-        (made,) = built.builds.values()
+        (record,) = built.builds.values()
         linked = bind(folder, "random:7", said.append)
         assert store.read(folder) == linked
-        plans = [(folder / file).exists() for file in made.engines.values()]
+        plans = [(folder / file).exists() for file in record.engines.values()]
         if link == "shared":
             assert linked.builds == built.builds
             assert all(plans)
@@ -175,8 +175,8 @@ def test_a_build_is_removed_with_its_files_and_nothing_else(half, tmp_path):
 def test_a_damaged_plan_is_not_loaded(half, tmp_path):
     folder = tmp_path / "e"
     shutil.copytree(half, folder)
-    (made,) = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",))).builds.values()
-    plan = folder / next(iter(made.engines.values()))
+    (record,) = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=("sm86",))).builds.values()
+    plan = folder / next(iter(record.engines.values()))
     data = bytearray(plan.read_bytes())
     data[len(data) // 2] ^= 1
     plan.write_bytes(data)

@@ -65,10 +65,10 @@ def test_memory_is_freed_with_its_last_array(memory, cudart):
 
 
 def test_weights_are_one_allocation_at_addresses_that_engines_take(memory, cudart):
-    given = {"a": np.arange(5, dtype=np.float32), "b": np.arange(6, dtype=np.uint16).reshape(2, 3), "c": np.float32([7])}
-    there = memory.weights(given.__getitem__, list(given))
+    arrays = {"a": np.arange(5, dtype=np.float32), "b": np.arange(6, dtype=np.uint16).reshape(2, 3), "c": np.float32([7])}
+    there = memory.weights(arrays.__getitem__, list(arrays))
     assert len(cudart.held) == 1
-    for name, values in given.items():
+    for name, values in arrays.items():
         assert there(name).pointer % 256 == 0
         assert np.array_equal(memory.get(there(name)), values)
 
@@ -319,9 +319,9 @@ def test_a_loop_is_captured_when_its_sessions_take_no_more_memory(on_gpu, cudart
 def test_whole_graphs_share_one_copy_of_the_weights_and_read_it_in_place(on_gpu, tiny, cudart):
     before = {**cudart.held}
     pipe = opened(tiny[0], on_gpu, link="static")
-    made = [array.size for pointer, array in cudart.held.items() if pointer not in before]
+    sizes = [array.size for pointer, array in cudart.held.items() if pointer not in before]
     size = pipe.manifest.files["weights.safetensors"].bytes
-    assert sum(made) < 1.5 * size
+    assert sum(sizes) < 1.5 * size
     first = pipe([1]).latents
     for array in cudart.held.values():
         if array.size > 2**16:

@@ -54,8 +54,8 @@ def test_the_command_needs_neither_torch_nor_onnx(half, tmp_path):
     words = ["build", folder, "--backend", "tensorrt-rtx", "--target", "sm120", "--json"]
     done = subprocess.run([sys.executable, "-c", block, *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (made,) = json.loads(done.stdout)["builds"].values()
-    assert made["engines"] == len(store.read(folder).denoiser.segments)
+    (record,) = json.loads(done.stdout)["builds"].values()
+    assert record["engines"] == len(store.read(folder).denoiser.segments)
 
 
 def test_a_build_tells_how_far_it_is(half, tmp_path, empty_cache):
@@ -125,11 +125,11 @@ def test_an_interrupted_build_goes_on_where_it_was(copy, empty_cache, monkeypatc
     pytest.importorskip("tensorrt_rtx")
     build, built = Builder.build, []
 
-    def counted(self, *given):
+    def counted(self, *arguments):
         if len(built) == 4:
             built.append("interrupt")
             raise KeyboardInterrupt
-        built.append(build(self, *given))
+        built.append(build(self, *arguments))
         return built[-1]
 
     monkeypatch.setattr(Builder, "build", counted)
@@ -137,8 +137,8 @@ def test_an_interrupted_build_goes_on_where_it_was(copy, empty_cache, monkeypatc
         builds.build(copy, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
     assert store.read(copy) == store.read(GOLDEN)
     assert not list(copy.glob(".l2c*"))
-    made = builds.build(copy, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
-    assert len(built) == units.count(made) + 1, "the first four were not built again"
+    manifest = builds.build(copy, "tensorrt-rtx", BuildSettings(targets=("sm86",)))
+    assert len(built) == units.count(manifest) + 1, "the first four were not built again"
     before = len(built)
     builds.build(copy, "tensorrt-rtx", BuildSettings(targets=("sm86",), level=1))
     assert len(built) == 2 * before - 1, "other settings are other engines"

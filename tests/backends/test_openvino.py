@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from folders import GOLDEN
@@ -12,11 +15,12 @@ from helpers import OWN_CASES, Case, case
 from recorded import TOLERANCE, latents
 
 import l2c_export
-from l2c_export.artefact import store
+from l2c_export.artefact import integrity, store
+from l2c_export.artefact.records import FILE
 from l2c_export.backends.choose import open_backend
 from l2c_export.backends.contract import Request, SegmentFile
 from l2c_export.compiler.compile import compile_artefact
-from l2c_export.errors import BackendError
+from l2c_export.errors import BackendError, L2CError
 
 pytest.importorskip("openvino")
 
@@ -101,3 +105,34 @@ def test_openvino_works_where_the_cache_cannot_be_written(tmp_path, monkeypatch,
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("L2C_CACHE", str(tmp_path / "file"))
     l2c_export.load(tiny[0], backend="openvino")(class_labels=[1])
+
+
+def exchanged(folder, kinds, link):
+    """What is said of an artefact with the file of one segment in place of another's, signed by who knows how."""
+    shutil.copytree(GOLDEN, folder)
+    raw = json.loads((folder / FILE).read_bytes())
+    (one, name), (_, other) = (
+        next((n, s["file"]) for n, s in raw["denoiser"]["segments"].items() if s["kind"] == kind) for kind in kinds
+    )
+    shutil.copyfile(GOLDEN / other, folder / name)
+    raw["files"][name] = msgspec.to_builtins(integrity.info(folder / name))
+    raw["checksum"] = store.checksum(raw)
+    (folder / FILE).write_text(json.dumps(raw))
+    with pytest.raises(L2CError) as refused, l2c_export.load(folder, "openvino", link=link) as pipe:
+        latents(pipe)
+    assert "\n" not in str(refused.value)
+    return str(refused.value).replace(str(folder / name), "FILE").replace(one, "ONE")
+
+
+@pytest.mark.parametrize("link", ["shared", "static"])
+def test_a_segment_with_other_inputs_than_the_manifest_says_is_refused(link, tmp_path):
+    says = (
+        "FILE has the inputs i0, i1, i2, i3, i4, and not i0, i1, i2, i3, i4, i5, i6 as manifest.json says; run l2c-export again"
+    )
+    assert exchanged(tmp_path / "e", ("update", "final"), link) == says
+
+
+def test_what_openvino_says_is_the_reason_and_not_the_place(tmp_path):
+    shared, static = (exchanged(tmp_path / link, ("attn", "mlp"), link) for link in ("shared", "static"))
+    assert " cannot run FILE: Can't set the input tensor with index: 3, because " in shared
+    assert "step-000.onnx: Incompatible MatMul matrix dimension. " in static

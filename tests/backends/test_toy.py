@@ -24,8 +24,8 @@ class ToyEngine(ReferenceEvaluator):
     def bind(self, inputs, outputs):
         def run():
             with np.errstate(over="ignore", invalid="ignore"):  # in the branch that its Sigmoid does not take
-                made = self.run(list(outputs), dict(inputs))
-            for array, values in zip(outputs.values(), made, strict=True):
+                results = self.run(list(outputs), dict(inputs))
+            for array, values in zip(outputs.values(), results, strict=True):
                 array[...] = values
 
         return run

@@ -64,17 +64,17 @@ def result(written) -> Result:
 
 
 def test_every_contender_is_measured_in_every_round(result, tiny):
-    assert [each.name for each in result.contenders] == ["ours", *OTHERS, "uncached-no-hoist", "no-fold"]
+    assert [contender.name for contender in result.contenders] == ["ours", *OTHERS, "uncached-no-hoist", "no-fold"]
     assert result.left_out == ()
-    assert [sorted(order) for order in result.orders] == [sorted(each.name for each in result.contenders)] * 3
-    for each in result.contenders:
-        assert len(each.loops) == 3
-        assert np.shape(each.seconds) == (sum(map(len, each.loops)), each.settings.calls)
-        assert 0 < each.load_seconds < each.first_image_seconds
-        assert each.artefact_bytes >= (tiny[0] / "weights.safetensors").stat().st_size
-        assert each.gpu_bytes is None or each.gpu_bytes >= 0
-        assert not each.settings.random_weights
-    assert {each.settings.threads for each in result.contenders} == {1}
+    assert [sorted(order) for order in result.orders] == [sorted(contender.name for contender in result.contenders)] * 3
+    for contender in result.contenders:
+        assert len(contender.loops) == 3
+        assert np.shape(contender.seconds) == (sum(map(len, contender.loops)), contender.settings.calls)
+        assert 0 < contender.load_seconds < contender.first_image_seconds
+        assert contender.artefact_bytes >= (tiny[0] / "weights.safetensors").stat().st_size
+        assert contender.gpu_bytes is None or contender.gpu_bytes >= 0
+        assert not contender.settings.random_weights
+    assert {contender.settings.threads for contender in result.contenders} == {1}
 
 
 def test_the_demo_and_its_twin_are_asked_for_the_same_guidance(tmp_path, monkeypatch):
@@ -84,13 +84,13 @@ def test_the_demo_and_its_twin_are_asked_for_the_same_guidance(tmp_path, monkeyp
     monkeypatch.setattr(bench, "VISIT", 0.0)
     monkeypatch.setattr(bench, "PAUSE", 0.0)
     monkeypatch.setattr(measured, "UNSTEADY", np.inf)
-    found = bench.contest(tmp_path / "e", ["uncached"], BenchRequest(threads=1), 1)
-    assert {each.settings.guidance_scale for each in found.contenders} == {1.5}
-    assert [(ratio.slow, ratio.refused) for ratio in found.ratios] == [("uncached", None)]
+    outcome = bench.contest(tmp_path / "e", ["uncached"], BenchRequest(threads=1), 1)
+    assert {contender.settings.guidance_scale for contender in outcome.contenders} == {1.5}
+    assert [(ratio.slow, ratio.refused) for ratio in outcome.ratios] == [("uncached", None)]
 
 
 def test_the_processes_do_what_they_are_named_for(result):
-    computed = {each.name: each.settings.computed for each in result.contenders}
+    computed = {contender.name: contender.settings.computed for contender in result.contenders}
     assert computed["pytorch"] == computed["uncached"] == 1 > computed["pytorch-cached"] == computed["ours"]
     assert result.of("onnxruntime").settings.runtime.startswith("onnxruntime")
     assert result.of("uncached-no-hoist").settings.passes == ("fold",)
@@ -100,33 +100,35 @@ def test_the_processes_do_what_they_are_named_for(result):
 
 
 def test_the_statistics_are_those_of_numpy(result):
-    for each in result.contenders:
-        seconds = np.array(each.seconds)
+    for contender in result.contenders:
+        seconds = np.array(contender.seconds)
         images = seconds.sum(axis=1)
-        assert each.per_image.median == pytest.approx(np.median(images))
-        assert each.per_image.p90 == pytest.approx(np.percentile(images, 90))
-        assert each.per_image.fastest == pytest.approx(images.min())
-        assert each.per_call.p99 == pytest.approx(np.percentile(seconds, 99))
-        assert each.timeline == pytest.approx(np.median(seconds, axis=0))
-        assert each.images_per_second == pytest.approx(1 / each.quiet)
+        assert contender.per_image.median == pytest.approx(np.median(images))
+        assert contender.per_image.p90 == pytest.approx(np.percentile(images, 90))
+        assert contender.per_image.fastest == pytest.approx(images.min())
+        assert contender.per_call.p99 == pytest.approx(np.percentile(seconds, 99))
+        assert contender.timeline == pytest.approx(np.median(seconds, axis=0))
+        assert contender.images_per_second == pytest.approx(1 / contender.quiet)
 
 
 def test_ratios_are_those_of_quiet_rounds(result):
     ours = result.contenders[0]
-    for found, other in zip(result.ratios, result.contenders[1:], strict=True):
+    for quotient, other in zip(result.ratios, result.contenders[1:], strict=True):
         within = [min(a) / min(b) for a, b in zip(other.loops, ours.loops, strict=True)]
-        assert (found.slow, found.fast, found.refused) == (other.name, "ours", None)
-        quiet = [np.percentile([min(visit) for visit in each.loops], 100 / 7) for each in (other, ours)]
+        assert (quotient.slow, quotient.fast, quotient.refused) == (other.name, "ours", None)
+        quiet = [np.percentile([min(visit) for visit in contender.loops], 100 / 7) for contender in (other, ours)]
         assert (other.quiet, ours.quiet) == pytest.approx(quiet)
-        assert found.value == pytest.approx(quiet[0] / quiet[1])
-        assert (found.lowest, found.highest) == pytest.approx((min(within), max(within)))
+        assert quotient.value == pytest.approx(quiet[0] / quiet[1])
+        assert (quotient.lowest, quotient.highest) == pytest.approx((min(within), max(within)))
 
 
 def test_the_factors_multiply_to_the_whole(result):
-    found = result.attribution
-    value = {factor.name: factor.ratio.value for factor in found.factors}
-    assert value["runtime"] * value["schedule"] == pytest.approx(found.total.value)
-    chain = [(f.ratio.slow, f.ratio.fast) for f in found.factors if f.name in ("engines", "hoisting", "skipping", "folding")]
+    attribution = result.attribution
+    value = {factor.name: factor.ratio.value for factor in attribution.factors}
+    assert value["runtime"] * value["schedule"] == pytest.approx(attribution.total.value)
+    chain = [
+        (f.ratio.slow, f.ratio.fast) for f in attribution.factors if f.name in ("engines", "hoisting", "skipping", "folding")
+    ]
     assert chain[0][0] == "pytorch"
     assert chain[-1][1] == "ours"
     assert all(a[1] == b[0] for a, b in itertools.pairwise(chain))
@@ -142,19 +144,19 @@ def made_up(name: str, seconds: list[list[float]], of: Measured, **settings) -> 
 def test_attribution_in_numbers(result):
     ours = result.contenders[0]
     seconds = {"pytorch": 6.0, "uncached": 3.0, "ours": 2.0}
-    found = attribute({name: made_up(name, [[s], [2 * s], [3 * s]], ours) for name, s in seconds.items()})
-    assert [round(f.ratio.value, 6) for f in found.factors] == [2.0, 1.5]
-    assert found.total.value == pytest.approx(3.0)
+    attribution = attribute({name: made_up(name, [[s], [2 * s], [3 * s]], ours) for name, s in seconds.items()})
+    assert [round(f.ratio.value, 6) for f in attribution.factors] == [2.0, 1.5]
+    assert attribution.total.value == pytest.approx(3.0)
 
 
 def test_the_schedule_gets_no_credit_for_another_runtime(result):
     """As where the twin could not have the artefact's engines."""
     ours = result.contenders[0]
     times = {"pytorch": 6.0, "uncached": 3.0, "ours": 2.0}
-    found = {name: made_up(name, [[s]] * 3, ours) for name, s in times.items()}
-    assert attribute(found) is not None
-    found["uncached"] = made_up("uncached", [[3.0]] * 3, ours, runtime="something else 1.0")
-    assert attribute(found) is None
+    contenders = {name: made_up(name, [[s]] * 3, ours) for name, s in times.items()}
+    assert attribute(contenders) is not None
+    contenders["uncached"] = made_up("uncached", [[3.0]] * 3, ours, runtime="something else 1.0")
+    assert attribute(contenders) is None
 
 
 @pytest.mark.parametrize("change", [{"precision": "bf16"}, {"seed": 7}, {"steps": 99}, {"threads": 64}, {"weights": "others"},
@@ -162,14 +164,14 @@ def test_the_schedule_gets_no_credit_for_another_runtime(result):
 def test_no_ratio_between_different_settings(result, change):
     ours = result.contenders[0]
     other = made_up("other", [[1.0]] * 3, ours, **change)
-    found = ratio(other, ours)
+    quotient = ratio(other, ours)
     ((name, value),) = change.items()
-    assert found.value is None
-    assert found.refused == f"{name}: {value} and {getattr(ours.settings, name)}"
+    assert quotient.value is None
+    assert quotient.refused == f"{name}: {value} and {getattr(ours.settings, name)}"
     assert attribute({"pytorch": other, "uncached": ours, "ours": ours}) is None
-    shown = msgspec.structs.replace(result, contenders=(ours, other), ratios=(found,), attribution=None)
+    shown = msgspec.structs.replace(result, contenders=(ours, other), ratios=(quotient,), attribution=None)
     assert report.speed_table(shown)[2][1] == "not comparable"
-    assert any(found.refused in line for line in report.sentences(shown))
+    assert any(quotient.refused in line for line in report.sentences(shown))
 
 
 def test_the_images_of_a_batch_are_of_different_things(tiny):
@@ -186,9 +188,9 @@ def test_what_torch_compile_took_is_what_the_first_batch_took_longer(monkeypatch
     ready = SimpleNamespace(settings=SimpleNamespace(images=4), load_seconds=1.0, artefact_bytes=0)
     process = SimpleNamespace(ask=lambda *_: None)
     started = bench.Started(contender, process, ready, None, 10.0, 2.0, None)
-    found = bench.finish(started, [[Timed(2.0, (1.0, 1.0))]] * 3)
-    assert (found.quiet, found.per_image.median, found.images_per_second) == (0.5, 0.5, 2.0)
-    assert found.compile_seconds == 10.0 - 1.0 - 2.0
+    measurement = bench.finish(started, [[Timed(2.0, (1.0, 1.0))]] * 3)
+    assert (measurement.quiet, measurement.per_image.median, measurement.images_per_second) == (0.5, 0.5, 2.0)
+    assert measurement.compile_seconds == 10.0 - 1.0 - 2.0
 
 
 def test_the_record_survives_json(result):
@@ -199,8 +201,8 @@ def test_the_record_survives_json(result):
 
 def test_what_is_printed(written, result):
     text = written[1]
-    for each in result.contenders:
-        assert re.search(rf"^{each.name} ", text, re.MULTILINE)
+    for contender in result.contenders:
+        assert re.search(rf"^{contender.name} ", text, re.MULTILINE)
     assert f"ours is {result.attribution.total.value:.2f}x as fast as pytorch = runtime" in text
     assert result.machine.cpu in text
     assert f"torch {result.machine.versions['torch']}" in text
@@ -212,17 +214,18 @@ PADDED = """
 import os, sys, types
 from l2c_export.benchmarks import worker
 from l2c_export.runtime import pipeline
+from l2c_export.support import clock
 
-steps, clock = pipeline.Pipeline.steps, [0.0]
+steps, seconds = pipeline.Pipeline.steps, [0.0]
 
-def padded(self, *given, **named):
+def padded(self, *positional, **named):
     os.write(1, b"a library prints\\n")
-    for done in steps(self, *given, **named):
-        clock[0] += 0.04 + (float(sys.argv[1]) if done.index == 3 else 0)
+    for done in steps(self, *positional, **named):
+        seconds[0] += 0.04 + (float(sys.argv[1]) if done.index == 3 else 0)
         yield done
 
 pipeline.Pipeline.steps = padded
-worker.time = types.SimpleNamespace(perf_counter=lambda: clock[0])
+clock.time = types.SimpleNamespace(perf_counter=lambda: seconds[0])
 worker.main()
 """
 
@@ -241,14 +244,14 @@ def test_a_slow_call_is_seen_and_placed(tiny, tmp_path, monkeypatch):
             process = Process(contender, request, (sys.executable, str(tmp_path / "padded.py"), str(extra)))
             running.callback(process.stop)
             started[name] = bench.Started(contender, process, *process.wait()[:1], None, 1.0, 0.3, None)
-        processes = [each.process for each in started.values()]
+        processes = [runner.process for runner in started.values()]
         rounds = bench.interleave(processes, 9, random.Random(0))
-        plain, slow = (bench.finish(each, rounds.made[name]) for name, each in started.items())
+        plain, slow = (bench.finish(runner, rounds.visits[name]) for name, runner in started.items())
     assert len(set(rounds.orders)) == 2  # not always the same one first
-    found = ratio(slow, plain)
+    quotient = ratio(slow, plain)
     difference = np.array(slow.timeline) - np.array(plain.timeline)
-    assert found.value == pytest.approx(1.1)
-    assert found.differ == ()
+    assert quotient.value == pytest.approx(1.1)
+    assert quotient.differ == ()
     assert difference.argmax() == 3
     assert difference[3] == pytest.approx(late)
     assert np.delete(difference, 3) == pytest.approx(np.zeros(calls - 1))
@@ -258,8 +261,8 @@ def test_a_slow_call_is_seen_and_placed(tiny, tmp_path, monkeypatch):
 def test_a_visit_lasts_a_second_and_an_image_at_least(seconds, images, monkeypatch):
     clock = itertools.count(0, seconds)  # it is read before the first image, and after every one
     monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    made = bench.visit(SimpleNamespace(image=lambda: Timed(seconds, (seconds,))))
-    assert [timed.seconds for timed in made] == [seconds] * images
+    times = bench.visit(SimpleNamespace(image=lambda: Timed(seconds, (seconds,))))
+    assert [timed.seconds for timed in times] == [seconds] * images
 
 
 def test_who_cannot_take_part_is_left_out_with_the_reason(tiny, monkeypatch):
@@ -268,14 +271,14 @@ def test_who_cannot_take_part_is_left_out_with_the_reason(tiny, monkeypatch):
 
     monkeypatch.setattr(bench, "contender", broken)
     monkeypatch.setattr(bench, "PAUSE", 0.0)
-    found = bench.contest(tiny[0], ["abacus"], BenchRequest(threads=1), 1)
-    assert [each.name for each in found.contenders] == ["ours"]
-    assert [(each.contender, each.reason.partition(":")[0]) for each in found.left_out] == [
+    outcome = bench.contest(tiny[0], ["abacus"], BenchRequest(threads=1), 1)
+    assert [contender.name for contender in outcome.contenders] == ["ours"]
+    assert [(entry.contender, entry.reason.partition(":")[0]) for entry in outcome.left_out] == [
         ("abacus", "unknown backend 'abacus'")
     ]
-    assert any(line.startswith("left out: abacus: ") for line in report.sentences(found))
-    assert found.attribution is None
-    assert "left out: abacus" in report.page(found, view.inspect(tiny[0]))
+    assert any(line.startswith("left out: abacus: ") for line in report.sentences(outcome))
+    assert outcome.attribution is None
+    assert "left out: abacus" in report.page(outcome, view.inspect(tiny[0]))
 
 
 def test_a_contender_that_starts_quickly_does_so_again(tiny, monkeypatch):
@@ -293,7 +296,7 @@ def test_a_contender_that_starts_quickly_does_so_again(tiny, monkeypatch):
             process.image = lambda p=process, image=image, pids=pids: pids.append(p._process.pid) or image()
         rounds = bench.measure(started, 5, random.Random(0), lambda: None)
     assert len(rounds.orders) == len(rounds.others) == 5
-    assert [len(visits) for visits in rounds.made.values()] == [5, 5]
+    assert [len(visits) for visits in rounds.visits.values()] == [5, 5]
     assert (len(set(seen["quick"])), len(set(seen["slow"]))) == (3, 1)
 
 
@@ -317,8 +320,8 @@ def test_the_report_is_one_file(written, result):
     assert "<script" not in text
     assert not re.search(r'(src|href)="(?!#)', text)
     assert text.count("<svg") == 2
-    for each in result.contenders:
-        assert f"<td>{each.name}</td>" in text
+    for contender in result.contenders:
+        assert f"<td>{contender.name}</td>" in text
 
 
 def test_the_report_opens_in_a_browser(written, tmp_path):
@@ -450,8 +453,8 @@ def test_neighbours_that_slow_some_rounds_change_no_ratio(result):
     quiet, noisy = [[2.0 + n / 1000] for n in range(15)], [[2.0 + n / 1000 if n < 5 else 3.5] for n in range(15)]
     for slow, fast in itertools.product((quiet, noisy, [lucky, *quiet[1:]]), repeat=2):
         random.Random(1).shuffle(slow)
-        found = ratio(made_up("other", slow, ours), made_up("ours", [[s / 2] for (s,) in fast], ours))
-        assert found.value == pytest.approx(2.0, rel=1e-3)
+        quotient = ratio(made_up("other", slow, ours), made_up("ours", [[s / 2] for (s,) in fast], ours))
+        assert quotient.value == pytest.approx(2.0, rel=1e-3)
 
 
 STEADY, LATE = [[2.0 + n / 1000] for n in range(15)], [[2.0]] + [[2.8]] * 14
@@ -473,12 +476,12 @@ def summary(result: Result, others: list[list[float]], shares: list[float | None
 
 @pytest.mark.parametrize("shares", ["steady", "busy for a while", "unknown"])
 def test_a_machine_that_was_quiet_often_enough_gives_ratios(result, shares):
-    found = summary(result, STEADY, SHARES[shares])
-    assert found.disturbed == ()
-    assert [each.value for each in found.ratios] == [pytest.approx(2.002, abs=1e-3)] * 2
-    assert report.warnings(found) == []
-    assert report.sentences(found)[-1].startswith("ours is 2.00x as fast as pytorch = runtime 1.00 x schedule 2.00")
-    assert ("unknown" in "\n".join(report.sentences(found))) == (shares == "unknown")
+    outcome = summary(result, STEADY, SHARES[shares])
+    assert outcome.disturbed == ()
+    assert [quotient.value for quotient in outcome.ratios] == [pytest.approx(2.002, abs=1e-3)] * 2
+    assert report.warnings(outcome) == []
+    assert report.sentences(outcome)[-1].startswith("ours is 2.00x as fast as pytorch = runtime 1.00 x schedule 2.00")
+    assert ("unknown" in "\n".join(report.sentences(outcome))) == (shares == "unknown")
 
 
 @pytest.mark.parametrize(
@@ -491,13 +494,13 @@ def test_a_machine_that_was_quiet_often_enough_gives_ratios(result, shares):
 )  # fmt: skip
 def test_a_machine_that_was_not_gives_none(result, tiny, tmp_path, monkeypatch, others, shares, says):
     """The warning first, in words and in red, another last line, and no number that could be taken for a ratio."""
-    found = summary(result, others, SHARES[shares])
-    assert found.disturbed == tuple(says)
-    assert found.attribution is None
-    assert [(each.value, each.refused) for each in found.ratios] == [(None, None)] * 2
-    assert all(1 < each.lowest <= each.highest < 3 for each in found.ratios)
+    outcome = summary(result, others, SHARES[shares])
+    assert outcome.disturbed == tuple(says)
+    assert outcome.attribution is None
+    assert [(quotient.value, quotient.refused) for quotient in outcome.ratios] == [(None, None)] * 2
+    assert all(1 < quotient.lowest <= quotient.highest < 3 for quotient in outcome.ratios)
 
-    monkeypatch.setattr(bench, "bench", lambda *_, **options: found)
+    monkeypatch.setattr(bench, "bench", lambda *_, **options: outcome)
     words = ["bench", str(tiny[0]), "--html", str(tmp_path / "r.html")]
     done = CliRunner().invoke(l2c, [*words, "--save", str(tmp_path / "r.json")], catch_exceptions=False)
     lines = done.stdout.strip().splitlines()
@@ -508,14 +511,14 @@ def test_a_machine_that_was_not_gives_none(result, tiny, tmp_path, monkeypatch, 
     assert 0 < page.index('<div class="disturbed">') < page.index('<div class="cards">') < page.index("<table>")
     assert re.search(r"\.disturbed \{ background: #b3261e;", page)
     axes = figure.new_figure(9, 2).subplots()
-    plot.bars(axes, found)
+    plot.bars(axes, outcome)
     shown = done.stdout + re.sub("<svg.*?</svg>", "", page, flags=re.DOTALL) + "".join(t.get_text() for t in axes.texts)
     assert not re.search(r"\dx\b", shown)
 
     done = CliRunner().invoke(l2c, [*words, "--json"], catch_exceptions=False)
     told = msgspec.json.decode(done.stdout)
     assert (done.exit_code, told["disturbed"]) == (0, says)
-    assert {each["value"] for each in told["ratios"]} == {None}
+    assert {quotient["value"] for quotient in told["ratios"]} == {None}
     assert says[0] in done.stderr
 
 
@@ -526,8 +529,8 @@ def test_a_neighbour_that_wants_every_processor(tiny, tmp_path, neighbour):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("WARNING: busy: other programs wanted ")
     assert done.stdout.splitlines()[-1].startswith("no ratio: ")
-    found = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=Result)
-    assert len(found.disturbed) >= 1
+    outcome = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=Result)
+    assert len(outcome.disturbed) >= 1
     assert re.search(r"measuring 1 round of 2 contenders: about \d+ s", done.stderr)
 
 

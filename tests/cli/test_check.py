@@ -78,13 +78,13 @@ def test_other_weights_need_a_new_one(copy):
 
 def test_json_is_the_whole_result(copy):
     done = invoke(f"check copy {RUN} --json")
-    found = json.loads(done.stdout)
+    verdict = json.loads(done.stdout)
     assert re.fullmatch(RIGHT, said(done))
-    assert (done.exit_code, found["passed"]) == (0, True)
-    assert found["recorded_by"].startswith("PyTorch 2")
-    assert found["backend"].startswith("onnxruntime (CPU, ")
-    assert len(found["values"]) > 2
-    assert all(0 <= value["share"] <= 1 and value["what"] for value in found["values"])
+    assert (done.exit_code, verdict["passed"]) == (0, True)
+    assert verdict["recorded_by"].startswith("PyTorch 2")
+    assert verdict["backend"].startswith("onnxruntime (CPU, ")
+    assert len(verdict["values"]) > 2
+    assert all(0 <= value["share"] <= 1 and value["what"] for value in verdict["values"])
     damage(Path(copy))
     done = invoke(f"check copy {RUN} --json")
     assert (done.exit_code, json.loads(done.stdout)["passed"]) == (1, False)

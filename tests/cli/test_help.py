@@ -15,7 +15,7 @@ from desk import ROOT, invoke
 import l2c_export
 from l2c_export.artefact import manifest
 from l2c_export.cli import choices as known
-from l2c_export.cli import importing, main
+from l2c_export.cli import main
 from l2c_export.cli.compile import export
 from l2c_export.compiler import request
 from l2c_export.inspection import predict
@@ -35,9 +35,9 @@ def test_help_is_data(line):
 
 def test_the_installed_scripts_are_these_commands(desk):
     scripts = re.search(r"\[project\.scripts\]\n(.*?)\n\n", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
-    found = dict(re.findall(r'(\S+) = "l2c_export\.cli\.main:(\w+)"', scripts.group(1)))
-    assert found.keys() == {"l2c", "l2c-export"}
-    for name, function in found.items():
+    functions = dict(re.findall(r'(\S+) = "l2c_export\.cli\.main:(\w+)"', scripts.group(1)))
+    assert functions.keys() == {"l2c", "l2c-export"}
+    for name, function in functions.items():
         code = f"from l2c_export.cli.main import {function}; {function}()"
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, "-c", code, "--help"], env=env, capture_output=True, text=True)
@@ -88,8 +88,8 @@ def test_the_overview_has_whole_sentences_in_the_order_of_use():
 
 
 def choices(name, option):
-    (found,) = (param for param in main.l2c.commands[name].params if param.name == option)
-    return found
+    (parameter,) = (param for param in main.l2c.commands[name].params if param.name == option)
+    return parameter
 
 
 def test_the_choices_are_those_of_the_modules():
@@ -114,5 +114,5 @@ def test_export_takes_the_parameters_of_python():
     from l2c_export.compiler.artefact import compile
 
     taken = set(inspect.signature(compile).parameters) - {"report", "progress", "watch"}
-    own = {"as_json", "verbose", "dry_run", "device", "calibrate", *importing.NAMES}
+    own = {"as_json", "verbose", "dry_run", "device", "calibrate"}
     assert taken == {param.name for param in export.params} - own

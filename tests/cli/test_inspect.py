@@ -27,8 +27,8 @@ def test_inspect_sums_up_and_names_the_engines(copy):
 @pytest.mark.parametrize("what", ["router.pt", "schedule.json", "engines"])
 def test_inspect_shows_the_same_calls_of_router_schedule_and_artefact(desk, what):
     calls = Schedule.from_json(Path("schedule.json").read_bytes()).calls
-    found = json.loads(invoke(f"inspect {what} --json").stdout)
-    assert [(c["timestep"], c["computed"], c["reused"]) for c in found["calls"]] == [
+    document = json.loads(invoke(f"inspect {what} --json").stdout)
+    assert [(c["timestep"], c["computed"], c["reused"]) for c in document["calls"]] == [
         (c.timestep, list(c.computed), list(c.reused)) for c in calls
     ]
     rows = [line.split()[:4] for line in invoke(f"inspect {what}").stdout.splitlines() if re.match(r" *\d+ +\d", line)]
@@ -47,12 +47,12 @@ def test_a_router_is_shown_at_any_threshold(desk):
 
 
 def test_inspect_says_what_an_artefact_moves(desk):
-    found = json.loads(invoke("inspect engines --json").stdout)
+    document = json.loads(invoke("inspect engines --json").stdout)
     manifest = store.read(Path("engines"))
-    assert found["artefact"]["batch"] == 2
-    assert found["artefact"]["weights"] == "model.safetensors"
-    assert found["artefact"]["bytes"] == sum(f.bytes for f in manifest.files.values())
-    for shown, call in zip(found["calls"], manifest.program().calls, strict=True):
+    assert document["artefact"]["batch"] == 2
+    assert document["artefact"]["weights"] == "model.safetensors"
+    assert document["artefact"]["bytes"] == sum(f.bytes for f in manifest.files.values())
+    for shown, call in zip(document["calls"], manifest.program().calls, strict=True):
         assert shown["graph"] == call.graph
         assert (shown["cache_bytes_read"] > 0) == bool(call.reused)
         assert shown["milliseconds"] is None

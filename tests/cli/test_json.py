@@ -40,8 +40,8 @@ def test_json_is_all_that_is_on_stdout(new, line, keys, log):
 
 
 def test_the_graphs_of_a_summary_are_those_of_the_calls(new):
-    made = json.loads(invoke(f"export {GOOD} --json").stdout)
-    assert made["graphs"] == len({call.graph for call in store.read(Path("new")).program().calls}) < made["calls"] + 1
+    document = json.loads(invoke(f"export {GOOD} --json").stdout)
+    assert document["graphs"] == len({call.graph for call in store.read(Path("new")).program().calls}) < document["calls"] + 1
 
 
 def test_doctor_has_a_line_for_every_backend(desk):
@@ -67,11 +67,11 @@ def test_doctor_has_a_line_for_every_backend(desk):
 def test_a_dry_run_writes_nothing(desk):
     before = tree()
     done = invoke(f"export {GOOD} --dry-run --device h100 --json")
-    found = json.loads(done.stdout)
+    document = json.loads(done.stdout)
     assert (done.exit_code, tree()) == (0, before)
     assert not Path("new").exists()
-    assert found["schedule"]["device"] == "h100"
-    assert found["schedule"]["total"]["flops"] < found["uncached"]["total"]["flops"]
+    assert document["schedule"]["device"] == "h100"
+    assert document["schedule"]["total"]["flops"] < document["uncached"]["total"]["flops"]
 
 
 @pytest.mark.parametrize(("line", "code", "kind", "message"), [
@@ -102,9 +102,9 @@ def test_an_interrupt_is_one_document_too(new, monkeypatch):
 
 
 def test_link_and_remove_sum_up(copy):
-    found = json.loads(invoke("link copy --weights random:3 --json").stdout)
-    assert found == {"out": "copy", "weights": "random:3", "lora": [], "bytes": found["bytes"], "random_weights": True}
-    assert found["bytes"] == sum(f.bytes for f in store.read(Path("copy")).files.values())
+    document = json.loads(invoke("link copy --weights random:3 --json").stdout)
+    assert document == {"out": "copy", "weights": "random:3", "lora": [], "bytes": document["bytes"], "random_weights": True}
+    assert document["bytes"] == sum(f.bytes for f in store.read(Path("copy")).files.values())
     pytest.importorskip("tensorrt_rtx")
     built = json.loads(invoke("build copy --backend tensorrt-rtx --target sm86 --json").stdout)
     (name,) = built["builds"]

@@ -35,7 +35,7 @@ def test_prompts_are_run_in_batches(pixart, tmp_path):
     assert np.allclose(np.load(out)[2:], last, atol=1e-5)
 
 
-@pytest.mark.parametrize(("made", "problem"), [
+@pytest.mark.parametrize(("writer", "problem"), [
     (lambda path: np.save(path, np.zeros(3)), "it is one array, without a name"),
     (lambda path: path.write_text("no"), "is no .npz"),
     (lambda path: np.savez(path, prompt_embeds=np.zeros((2, 6, 24)), prompt_attention_mask=np.ones((3, 6), int)),
@@ -44,9 +44,9 @@ def test_prompts_are_run_in_batches(pixart, tmp_path):
      "prompt_embeds of shape (2, 6, 23): this model needs (B, 6, 24)"),
     (lambda path: None, "cannot be read: No such file or directory"),
 ])  # fmt: skip
-def test_a_file_that_holds_no_prompts_is_refused(pixart, tmp_path, made, problem):
+def test_a_file_that_holds_no_prompts_is_refused(pixart, tmp_path, writer, problem):
     path = tmp_path / "p.npz"
-    made(path)
+    writer(path)
     if path.with_suffix(".npz.npy").exists():
         path.with_suffix(".npz.npy").rename(path)
     done = invoke(f"run {pixart / 'out'} --prompt-embeds {path}")

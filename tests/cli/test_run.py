@@ -61,12 +61,12 @@ def test_more_labels_than_the_batch_are_made_in_turn(desk, tmp_path):
     done = invoke(f"run engines --class-label 3,5,7 --class-label 9 --class-label 1 --seed 4 --out {tmp_path / 'x.npy'}")
     assert done.exit_code == 0, done.stderr
     assert re.search(r"x\.npy: 5 images in ", done.stderr)
-    found = np.load(tmp_path / "x.npy")
+    latents = np.load(tmp_path / "x.npy")
     pipe = l2c_export.load("engines")
     for n, label in enumerate([3, 5, 7, 9, 1]):  # a batch is two
         alone = pipe([label], seed=4 + n).latents[0]
-        assert np.abs(found[n] - alone).max() <= 1e-5 * np.abs(alone).max()
-    assert np.array_equal(found[2:4], pipe([7, 9], seed=6).latents)
+        assert np.abs(latents[n] - alone).max() <= 1e-5 * np.abs(alone).max()
+    assert np.array_equal(latents[2:4], pipe([7, 9], seed=6).latents)
 
 
 @pytest.mark.parametrize("existed", [True, False])

@@ -84,12 +84,12 @@ def test_every_form_is_converted(file, tmp_path, name, content, options, says, l
     assert done.exit_code == 0, done.stderr
     assert re.search(f"^{re.escape(path)}: .*{says}", done.stderr)
     assert done.stderr.endswith(f"{out}: written\n")
-    found = Schedule.read(out)
-    assert found.values.levels == ((level,) if level else ())
-    assert found.source.file == name
+    schedule = Schedule.read(out)
+    assert schedule.values.levels == ((level,) if level else ())
+    assert schedule.source.file == name
     again = invoke(f"schedule convert {out} --out {tmp_path}/again.json")
     assert again.exit_code == 0
-    assert Schedule.read(tmp_path / "again.json") == found
+    assert Schedule.read(tmp_path / "again.json") == schedule
 
 
 def test_a_router_and_a_rule_are_converted_too(desk, tmp_path):
@@ -113,8 +113,8 @@ def test_show_draws_and_prints_the_calls(file, tmp_path):
     assert [int(row[2]) for row in rows] == [len(run) for run in RUNS]
     assert done.stdout.endswith("12 of 24 sublayers computed\n")
     assert Image.open(tmp_path / "s.png").size > (100, 100)
-    found = json.loads(invoke(f"schedule show {path} {MODEL} --sampler ddim --json").stdout)
-    assert ["".join(map(str, call["computed"])) for call in found["calls"]] == RUNS
+    document = json.loads(invoke(f"schedule show {path} {MODEL} --sampler ddim --json").stdout)
+    assert ["".join(map(str, call["computed"])) for call in document["calls"]] == RUNS
 
 
 def test_diff_names_what_differs(file, tmp_path):
@@ -122,8 +122,8 @@ def test_diff_names_what_differs(file, tmp_path):
     done = invoke(f"schedule diff {a} {b} {MODEL} --sampler ddim")
     assert " 1 666.0 2 3 1 blocks.1.attn: reuse / computed" in " ".join(done.stdout.split()), "however wide the terminal is"
     assert "2 of 24 values differ, in 2 calls" not in done.stdout
-    found = json.loads(invoke(f"schedule diff {a} {b} {MODEL} --sampler ddim --json").stdout)
-    assert found["calls"][0]["values"] == {"blocks.1.attn": ["reuse", "computed"]}
+    document = json.loads(invoke(f"schedule diff {a} {b} {MODEL} --sampler ddim --json").stdout)
+    assert document["calls"][0]["values"] == {"blocks.1.attn": ["reuse", "computed"]}
     same = invoke(f"schedule diff {a} {a} {MODEL} --sampler ddim")
     assert same.stdout.splitlines()[-1] == "0 of 24 values differ, in 0 calls"
     both = tmp_path / "both.svg"
@@ -133,8 +133,8 @@ def test_diff_names_what_differs(file, tmp_path):
 
 def test_a_level_is_told_from_its_sublayers(file):
     path, other = file("mask.json", [1, 0, 1]), file("full.json", [1, 1, 1])
-    found = json.loads(invoke(f"schedule diff {path} {other} {MODEL} --level stack --json").stdout)
-    (call,) = found["calls"]
+    document = json.loads(invoke(f"schedule diff {path} {other} {MODEL} --level stack --json").stdout)
+    (call,) = document["calls"]
     assert call["values"]["stack"] == ["reuse", "computed"]
     assert call["values"]["blocks.0.attn"] == ["jumped over", "computed"]
 

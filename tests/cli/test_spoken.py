@@ -32,5 +32,5 @@ def test_parameters_become_options(options, message, said):
 
 
 def test_a_command_alone_knows_its_own():
-    found = options_of(export.make_context("l2c-export", [], resilient_parsing=True))
-    assert spoken("batch=0: must be at least 1", found) == "--batch 0: must be at least 1"
+    options = options_of(export.make_context("l2c-export", [], resilient_parsing=True))
+    assert spoken("batch=0: must be at least 1", options) == "--batch 0: must be at least 1"

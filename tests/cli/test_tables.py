@@ -38,26 +38,26 @@ def test_a_table_with_room_is_one_block():
 
 
 def test_a_wide_table_goes_on_below_with_its_first_column():
-    found = lines(TIMES, 50)
-    assert max(map(len, found)) <= 50
-    assert "" in found
-    assert sum(line.startswith("torch-compile-cached ") for line in found) == 2
-    assert " ".join(found[0].split()) == "contender ours is in the rounds"
-    assert all(cell in " ".join(found) for row in TIMES[1:] for cell in row)
+    output = lines(TIMES, 50)
+    assert max(map(len, output)) <= 50
+    assert "" in output
+    assert sum(line.startswith("torch-compile-cached ") for line in output) == 2
+    assert " ".join(output[0].split()) == "contender ours is in the rounds"
+    assert all(cell in " ".join(output) for row in TIMES[1:] for cell in row)
 
 
 def test_a_command_stays_in_one_piece():
     assert any(COMMAND in line for line in lines(DOCTOR, 140))
-    found = lines(DOCTOR, 60)
-    assert found[-2:] == [f"onnxruntime cuda: the one for CPUs: {COMMAND}", "cache: /a/folder"]
-    assert max(map(len, found[:-2])) <= 60
+    output = lines(DOCTOR, 60)
+    assert output[-2:] == [f"onnxruntime cuda: the one for CPUs: {COMMAND}", "cache: /a/folder"]
+    assert max(map(len, output[:-2])) <= 60
 
 
 @pytest.mark.parametrize("cell", ["12.3", "1,234", "-0.5", "1e-05", "78%", "1.23x", "1.2 .. 1.3", "-", "nan", ""])
 def test_what_is_a_number(cell):
     assert RANGE.fullmatch(cell)
-    found = lines([("a name", "value"), ("x", cell), ("y", "1234567")], 80)
-    assert found[1] == f"x       {cell:>7}".rstrip()
+    output = lines([("a name", "value"), ("x", cell), ("y", "1234567")], 80)
+    assert output[1] == f"x       {cell:>7}".rstrip()
 
 
 @pytest.mark.parametrize("cell", ["fp32", "step-000", "1.7.1.116", "yes", "0.attn"])
@@ -74,9 +74,9 @@ CELL = st.one_of(st.integers(-99999, 99999), st.floats(0, 1e4).map(lambda x: rou
 def test_nothing_is_lost_and_nothing_too_wide(tables, width):
     (rows,) = tables
     table = [tuple(f"c{n}" for n in range(len(rows[0]))), *rows]
-    found = lines(table, width)
-    assert max(map(len, found)) <= width
-    words = " ".join(found).split()
+    output = lines(table, width)
+    assert max(map(len, output)) <= width
+    words = " ".join(output).split()
     for cell in {str(cell) for row in table for cell in row}:
         assert words.count(cell) >= 1
 

@@ -22,10 +22,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_the_decoder_is_written_for_the_oldest_parser(world):
     """TensorRT 8.6 reads opset 17, and the shape of all axes where that of some is asked for."""
-    made = onnx.load(world.pictures() / store.read(world.pictures()).decoder.file)
-    assert [o.version for o in made.opset_import] == [17]
-    assert any(n.op_type == "Shape" for n in made.graph.node)
-    assert not any(n.attribute for n in made.graph.node if n.op_type == "Shape")
+    model = onnx.load(world.pictures() / store.read(world.pictures()).decoder.file)
+    assert [o.version for o in model.opset_import] == [17]
+    assert any(n.op_type == "Shape" for n in model.graph.node)
+    assert not any(n.attribute for n in model.graph.node if n.op_type == "Shape")
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_a_deep_autoencoder_decodes_as_in_diffusers(deep, backend):
 def test_places_that_attend_to_nothing_are_0_and_not_nan(deep):
     """The exporter takes + 1e-15 for + 0, and then divides by it."""
     folder, record, _ = deep
-    made = onnx.load(folder / record.file)
-    assert sum(node.op_type == "Clip" for node in made.graph.node) == 2
+    model = onnx.load(folder / record.file)
+    assert sum(node.op_type == "Clip" for node in model.graph.node) == 2
     assert np.isfinite(
         Decoder(folder, record, open_backend("onnxruntime", Request()).backend, None)(np.zeros((1, 4, 6, 6), np.float32))
     ).all()

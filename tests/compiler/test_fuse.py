@@ -31,7 +31,7 @@ def bodies(name, **options):
 def test_every_attention_and_tanh_gelu_is_fused_and_computes_the_same(name):
     ort = pytest.importorskip("onnxruntime")
     threads = open_backend("onnxruntime").backend._options()  # the process has one pool of them
-    rng, found = np.random.default_rng(0), set()
+    rng, fusions = np.random.default_rng(0), set()
     for body in [body for kind, body in bodies(name).items() if kind in ("attn", "mlp")]:
         if name.startswith("uvit") and body.kind == "mlp":  # its GELU is the exact one
             continue
@@ -39,15 +39,15 @@ def test_every_attention_and_tanh_gelu_is_fused_and_computes_the_same(name):
         assert not {"Softmax", "Sigmoid"} & set(kinds(second))
         plain_ops, second_ops = ([kind for kind in kinds(model) if kind != "Constant"] for model in (plain, second))
         assert len(second_ops) < len(plain_ops)
-        found |= set(kinds(second)) & {"MultiHeadAttention", "FastGelu"}
+        fusions |= set(kinds(second)) & {"MultiHeadAttention", "FastGelu"}
         inputs = {}
-        for given in plain.graph.input:
-            sizes = [d.dim_value or 2 for d in given.type.tensor_type.shape.dim]
-            inputs[given.name] = rng.standard_normal(sizes, np.float32)
+        for port in plain.graph.input:
+            sizes = [d.dim_value or 2 for d in port.type.tensor_type.shape.dim]
+            inputs[port.name] = rng.standard_normal(sizes, np.float32)
         want, got = (ort.InferenceSession(m.SerializeToString(), threads).run(None, inputs) for m in (plain, second))
         for a, b in zip(want, got, strict=True):
             assert np.abs(a - b).max() < 1e-5 * max(1.0, np.abs(a).max()), body.kind
-    assert found == ({"MultiHeadAttention", "FastGelu"} if name.startswith("dit") else {"MultiHeadAttention"})
+    assert fusions == ({"MultiHeadAttention", "FastGelu"} if name.startswith("dit") else {"MultiHeadAttention"})
 
 
 @FAMILIES
@@ -70,7 +70,7 @@ def test_half_precision_segments_have_a_fused_form_beside_them(name, fp32, tmp_p
     fusible = {n: {p.op for p in s.primitives} & {"sdpa", "gelu_tanh"} for n, s in segments.items()}
     assert second == {n for n, s in segments.items() if fusible[n] and s.precision == "float16"}
     assert {s.precision for n, s in segments.items() if s.kind == "attn"} == ({"float16", "float32"} if fp32 else {"float16"})
-    for each in second:
-        model = onnx.load(tmp_path / "e" / "segments" / f"{each}{FUSED}")
-        assert [i.name for i in model.graph.input] == list(segments[each].inputs)
-        assert [o.name for o in model.graph.output] == list(segments[each].outputs)
+    for segment_name in second:
+        model = onnx.load(tmp_path / "e" / "segments" / f"{segment_name}{FUSED}")
+        assert [i.name for i in model.graph.input] == list(segments[segment_name].inputs)
+        assert [o.name for o in model.graph.output] == list(segments[segment_name].outputs)

@@ -209,11 +209,12 @@ def test_linking_a_pipeline_swaps_its_decoder_and_names_too(engines, tmp_path):
     done = CliRunner().invoke(l2c, ["link", str(engines), "--weights", str(tmp_path / "other")])
     assert done.exit_code == 0, done.output
     assert f"decoder from {tmp_path}/other/vae: latents / 0.5" in done.output
-    made = l2c_export.load(engines)(["cat"], 4.0, output_type="np")
-    want = their_pixels(other.vae, made.latents)
-    assert np.abs(made.images - want).max() < 1e-5
+    output = l2c_export.load(engines)(["cat"], 4.0, output_type="np")
+    want = their_pixels(other.vae, output.latents)
+    assert np.abs(output.images - want).max() < 1e-5
     assert (
-        np.abs(their_pixels(diffusers.AutoencoderKL.from_pretrained(tmp_path / "other/vae"), made.latents) - want).max() < 1e-6
+        np.abs(their_pixels(diffusers.AutoencoderKL.from_pretrained(tmp_path / "other/vae"), output.latents) - want).max()
+        < 1e-6
     )
 
 
@@ -234,16 +235,16 @@ def test_engines_of_another_decoder_go_with_it(engines, tmp_path, monkeypatch):
     """All of a build: which of its engines are stale is not its to say when it is loaded."""
     fine_tune(tmp_path / "other")
     (engines / "rtx").mkdir()
-    made = store.read(engines)
-    plans = {part: f"rtx/{part}.plan" for part in (*made.denoiser.segments, "decoder")}
+    manifest = store.read(engines)
+    plans = {part: f"rtx/{part}.plan" for part in (*manifest.denoiser.segments, "decoder")}
     for plan in plans.values():
         (engines / plan).write_bytes(b"plan")
     build = Build(
         backend="tensorrt-rtx", version="1.2", targets=("sm86",), images=(1, 1, 1), level=None, version_compatible=False,
         hardware_compatible=False, engines=plans,
     )  # fmt: skip
-    files = made.files | {plan: integrity.info(engines / plan) for plan in plans.values()}
-    store.write_json(engines / "manifest.json", msgspec.structs.replace(made, builds={"rtx": build}, files=files))
+    files = manifest.files | {plan: integrity.info(engines / plan) for plan in plans.values()}
+    store.write_json(engines / "manifest.json", msgspec.structs.replace(manifest, builds={"rtx": build}, files=files))
     bind(engines, str(tmp_path / "other/transformer"))
     assert store.read(engines).builds, "the decoder stayed"
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import l2c_export
 from l2c_export.artefact import store
-from l2c_export.artefact.given_lora import fit, merged
+from l2c_export.artefact.lora_fit import fit, merged
 from l2c_export.cli.main import l2c
 from l2c_export.compiler.link import bind
 from l2c_export.errors import ArtefactError, UsageError, WeightsError
@@ -156,8 +156,8 @@ def of_flux_itself(width: int) -> tuple[dict[str, loras.Factors], dict[str, lora
     theirs = loras.factors(shapes, seed=4, alpha=2.0)
     (qkv, context, proj, mlp, mod, one, two, three, x, time, last, shift_scale) = theirs.values()
 
-    def rows(each: loras.Factors, *parts: int) -> list[loras.Factors]:
-        return [each._replace(up=up) for up in torch.split(each.up, list(parts))]
+    def rows(factors: loras.Factors, *parts: int) -> list[loras.Factors]:
+        return [factors._replace(up=up) for up in torch.split(factors.up, list(parts))]
 
     names = {
         **dict(zip((f"transformer_blocks.1.attn.to_{n}" for n in "qkv"), rows(qkv, *[width] * 3), strict=True)),
@@ -182,7 +182,7 @@ def test_names_of_flux_itself(prompted_by, tmp_path, name):
     bind(engines["theirs"], None, loras=[str(file)])
     assert close(engines["theirs"], engines["ours"])
     # what diffusers makes of these names, of the layers whose width it does not take for granted
-    known = {n: each for n, each in theirs.items() if n.startswith(("double", "img_in"))}
+    known = {n: factors for n, factors in theirs.items() if n.startswith(("double", "img_in"))}
     state = diffusers.FluxPipeline.lora_state_dict(loras.saved(tmp_path / "known.safetensors", known, NAMES["kohya"]))
     for key in (key for key in state if key.endswith("lora_A.weight")):
         product = state[key.replace("lora_A", "lora_B")] @ state[key]
@@ -193,10 +193,10 @@ def test_names_of_flux_itself(prompted_by, tmp_path, name):
 @pytest.fixture
 def file(tmp_path):
     """A LoRA of the small DiT under the reference's names, as a file, and what it adds."""
-    made = loras.factors(
+    factors = loras.factors(
         {"blocks.0.attn.qkv": (24, 8), "blocks.1.mlp.fc2": (8, 32), "x_embedder.proj": (8, 4, 2, 2)}, alpha=3.0
     )
-    return loras.saved(tmp_path / "style.safetensors", made), made
+    return loras.saved(tmp_path / "style.safetensors", factors), factors
 
 
 def test_a_dit_by_the_names_of_its_reference_and_of_diffusers(copy, tmp_path, file):
@@ -236,11 +236,11 @@ def test_a_sum_is_rounded_once_to_the_type_that_is_stored(tmp_path, dtype):
     layout, base = Layout(tensors), torch.linspace(-1, 1, 24).reshape(6, 4)
     write(tmp_path / WEIGHTS, layout, [("a.weight", base.numpy())])
     denoiser = msgspec.structs.replace(store.read(GOLDEN).denoiser, tensors=tensors)
-    made = [loras.factors({"a": (6, 4)}, seed) for seed in range(2)]
-    fitted = [fit(open_lora(loras.saved(tmp_path / f"{n}.safetensors", each)), denoiser) for n, each in enumerate(made)]
+    factors = [loras.factors({"a": (6, 4)}, seed) for seed in range(2)]
+    fitted = [fit(open_lora(loras.saved(tmp_path / f"{n}.safetensors", factor)), denoiser) for n, factor in enumerate(factors)]
     stored = mapped(tmp_path / WEIGHTS, tensors)("a.weight")
     write(tmp_path / "merged.safetensors", layout, merged([("a.weight", stored)], fitted))
-    want = (base.to(kind).double() + sum(each["a"].product for each in made)).to(kind)
+    want = (base.to(kind).double() + sum(factor["a"].product for factor in factors)).to(kind)
     assert torch.equal(load_file(tmp_path / "merged.safetensors")["a.weight"], want)
 
 

@@ -16,6 +16,7 @@ from l2c_export.ir.signatures import TABLE
 from l2c_export.models.primitives import PRIMITIVES, execute
 
 SIZES = {"R": 3, "B": 2}
+IN_E4M3 = {"quantise", "linear_fp8"}  # which ONNX Runtime has no products for: tried in test_fp8.py
 ROWS, PLANE = Value(("R",), dtype="int32"), Value(("B", 4, 8, 8))
 IMAGES = Value(("B",), dtype="int32")
 GUIDED = (Value(("R", 8, 8, 8)), PLANE)  # a prediction of more channels, and the latents
@@ -81,20 +82,20 @@ def numbers(value, generator):
 def test_onnx_and_pytorch_agree(op, attributes, values):
     ort = pytest.importorskip("onnxruntime")
     body, generator = body_of(op, attributes, values), np.random.default_rng(0)
-    given = [numbers(value, generator) for value in values]
-    want = execute(body.primitives, dict(zip(body.inputs, map(torch.from_numpy, given), strict=True)))
+    arrays = [numbers(value, generator) for value in values]
+    want = execute(body.primitives, dict(zip(body.inputs, map(torch.from_numpy, arrays), strict=True)))
     threads = open_backend("onnxruntime").backend._options()  # the process has one pool of them
     session = ort.InferenceSession(export(body).SerializeToString(), threads)
-    made = session.run(None, {f"i{n}": array for n, array in enumerate(given)})
+    outputs = session.run(None, {f"i{n}": array for n, array in enumerate(arrays)})
     close = 5e-3 if any("16" in value.dtype for value in body.values.values()) else 1e-5
-    for name, got in zip(body.outputs, made, strict=True):
+    for name, got in zip(body.outputs, outputs, strict=True):
         wanted, value = want[name].numpy(), body.values[name]
         assert (got.dtype, got.shape) == (np.dtype(value.dtype), wanted.shape)
         assert np.abs(got.astype(float) - wanted.astype(float)).max() < close * max(1, np.abs(wanted).max())
 
 
 def test_every_primitive_has_a_rule_and_is_tried():
-    assert TABLE.keys() == RULES.keys() == PRIMITIVES.keys() == {op for op, *_ in CASES}
+    assert TABLE.keys() == RULES.keys() == PRIMITIVES.keys() == {op for op, *_ in CASES} | IN_E4M3
 
 
 def test_the_numbers_of_an_operation_are_there_once_and_in_its_type():

@@ -25,10 +25,10 @@ def test_the_shape_of_some_axes_is_cut_from_the_whole(limits):
     model = graph(f"(float[2, 3, 4] a) => (int64[N] b) {{ b = Shape {limits} (a) }}")
     values = {"a": np.zeros((2, 3, 4), np.float32)}
     (want,) = ReferenceEvaluator(model).run(None, values)
-    made = downgrade(model, "cut")
-    assert made.opset_import[0].version == 17
-    assert not [a for node in made.graph.node for a in node.attribute]
-    (got,) = ReferenceEvaluator(made).run(None, values)
+    older_model = downgrade(model, "cut")
+    assert older_model.opset_import[0].version == 17
+    assert not [a for node in older_model.graph.node for a in node.attribute]
+    (got,) = ReferenceEvaluator(older_model).run(None, values)
     assert got.tolist() == want.tolist()
 
 
@@ -37,9 +37,9 @@ def test_the_axes_of_a_mean_become_an_attribute():
         "(float[2, 3, 4] a) => (float[2, 1, 4] b) { axes = Constant <value = int64[1] {1}> () b = ReduceMean (a, axes) }"
     )
     values = {"a": np.arange(24, dtype=np.float32).reshape(2, 3, 4)}
-    made = downgrade(model, "mean")
-    assert [len(node.input) for node in made.graph.node if node.op_type == "ReduceMean"] == [1]
-    assert np.array_equal(ReferenceEvaluator(made).run(None, values)[0], values["a"].mean(1, keepdims=True))
+    older_model = downgrade(model, "mean")
+    assert [len(node.input) for node in older_model.graph.node if node.op_type == "ReduceMean"] == [1]
+    assert np.array_equal(ReferenceEvaluator(older_model).run(None, values)[0], values["a"].mean(1, keepdims=True))
 
 
 @pytest.mark.parametrize(("text", "says"), [

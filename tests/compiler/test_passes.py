@@ -160,8 +160,8 @@ def test_equal_pieces_are_one_segment():
 
 
 def _renamed(graph):
-    made = {o for n in graph.nodes for o in n.outputs}
-    name = lambda n: n + "2" if n in made else n  # noqa: E731
+    outputs = {o for n in graph.nodes for o in n.outputs}
+    name = lambda n: n + "2" if n in outputs else n  # noqa: E731
     return tuple(Node(n.op, name(n.name), tuple(map(name, n.inputs)), tuple(map(name, n.outputs))) for n in graph.nodes)
 
 

@@ -69,17 +69,17 @@ LARGEST = float(np.float32(3.38e38))  # that bf16 holds
 @given(st.lists(st.floats(-LARGEST, LARGEST, width=32), max_size=40))
 @example(SPECIAL)
 def test_bf16_is_rounded_as_pytorch_does(values):
-    made = as_floats(rounded("w", np.array(values, np.float32), "bfloat16"), "bfloat16")
+    result = as_floats(rounded("w", np.array(values, np.float32), "bfloat16"), "bfloat16")
     want = by_torch(values, "bfloat16")
-    assert np.array_equal(made.view(np.uint32), want.view(np.uint32)), "to the bit, zeros and subnormals included"
+    assert np.array_equal(result.view(np.uint32), want.view(np.uint32)), "to the bit, zeros and subnormals included"
 
 
 @given(st.lists(st.floats(-65519, 65519, width=32), max_size=40))
 @example([v for v in SPECIAL if abs(v) < 65519])
 def test_fp16_is_rounded_as_pytorch_does(values):
-    made = rounded("w", np.array(values, np.float32), "float16")
-    assert made.dtype == np.float16
-    assert np.array_equal(as_floats(made, "float16").view(np.uint32), by_torch(values, "float16").view(np.uint32))
+    result = rounded("w", np.array(values, np.float32), "float16")
+    assert result.dtype == np.float16
+    assert np.array_equal(as_floats(result, "float16").view(np.uint32), by_torch(values, "float16").view(np.uint32))
 
 
 @pytest.mark.parametrize(("value", "nearest"), [
@@ -94,9 +94,9 @@ def test_a_tie_of_bf16_goes_to_the_even_neighbour(value, nearest):
 def test_rounding_keeps_the_shape_and_reads_any_layout(dtype):
     plain = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
     for value in (plain, plain.T, plain[:, ::2], plain.astype(np.float64), plain[:0]):
-        made = rounded("w", value, dtype)
-        assert made.shape == value.shape
-        assert np.array_equal(as_floats(made, dtype), by_torch(np.ascontiguousarray(value), dtype))
+        result = rounded("w", value, dtype)
+        assert result.shape == value.shape
+        assert np.array_equal(as_floats(result, dtype), by_torch(np.ascontiguousarray(value), dtype))
 
 
 def test_what_fp16_cannot_hold_is_counted_and_named():

@@ -54,16 +54,16 @@ def test_the_checker_and_strict_shape_inference_take_them(engines, tmp_path):
         onnx.checker.check_model(path, full_check=True)
         infer_shapes_path(path, tmp_path / "inferred.onnx", check_type=True, strict_mode=True, data_prop=True)
         known = {info.name for info in onnx.load(tmp_path / "inferred.onnx", load_external_data=False).graph.value_info}
-        made = {name for node in onnx.load(path, load_external_data=False).graph.node for name in node.output}
-        assert made - known <= {o.name for o in onnx.load(path, load_external_data=False).graph.output}, path.name
+        outputs = {name for node in onnx.load(path, load_external_data=False).graph.node for name in node.output}
+        assert outputs - known <= {o.name for o in onnx.load(path, load_external_data=False).graph.output}, path.name
 
 
 def test_openvino_reads_every_file(engines):
     core = pytest.importorskip("openvino").Core()
     for path in (*graphs(engines), *segments(engines)):
-        model, given = core.read_model(path), onnx.load(path, load_external_data=False).graph
-        assert [i.any_name for i in model.inputs] == [i.name for i in given.input]
-        assert [o.any_name for o in model.outputs] == [o.name for o in given.output]
+        model, graph = core.read_model(path), onnx.load(path, load_external_data=False).graph
+        assert [i.any_name for i in model.inputs] == [i.name for i in graph.input]
+        assert [o.any_name for o in model.outputs] == [o.name for o in graph.output]
 
 
 def test_the_parser_of_tensorrt_reads_every_file(engines):
@@ -118,17 +118,19 @@ def by_onnx(path):
     """The reference evaluator of onnx."""
     evaluator = ReferenceEvaluator(str(path))
     names = evaluator.output_names
-    return lambda given: dict(zip(names, evaluator.run(names, {i: given[i] for i in evaluator.input_names}), strict=True))
+    return lambda values: dict(zip(names, evaluator.run(names, {i: values[i] for i in evaluator.input_names}), strict=True))
 
 
 def by_openvino(path):
     import openvino
 
-    made = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled_model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-    def run(given):  # a port may have several names, of reshapes that were taken out
-        found = made([given[next(name for name in port.names if name in given)] for port in made.inputs])
-        return {name: array for port, array in found.items() for name in port.names}
+    def run(values):  # a port may have several names, of reshapes that were taken out
+        results = compiled_model(
+            [values[next(name for name in port.names if name in values)] for port in compiled_model.inputs]
+        )
+        return {name: array for port, array in results.items() for name in port.names}
 
     return run
 

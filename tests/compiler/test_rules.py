@@ -29,9 +29,9 @@ FULL = (0, 1, 2, 6)
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    made = random_weights()
-    save_file(made, tmp_path_factory.mktemp("weights") / "w.safetensors")
-    return made, str(tmp_path_factory.getbasetemp() / "weights0" / "w.safetensors")
+    tensors = random_weights()
+    save_file(tensors, tmp_path_factory.mktemp("weights") / "w.safetensors")
+    return tensors, str(tmp_path_factory.getbasetemp() / "weights0" / "w.safetensors")
 
 
 def light(computed: tuple[str, ...] = (), **rules: object) -> Rules:
@@ -46,22 +46,22 @@ def schedule_of(rules: Rules) -> Schedule:
 
 def agrees(tmp_path, weights, rules: Rules, stack: Blocks | None = None, **options) -> l2c_export.Pipeline:
     """Whether an artefact's latents are those of the loop by hand; its pipeline."""
-    made, file = weights
+    tensors, file = weights
     compile_artefact(
         Options(schedule_of(rules), tmp_path / "engines", str(MODEL), file, batch=2, **{"backend": "onnxruntime", **options}),
         fingerprinted=False,
     )
     pipe = l2c_export.load(tmp_path / "engines")
     noise = pipe.noise(2, 7)
-    expected = denoised(made, noise, rules, stack)
+    expected = denoised(tensors, noise, rules, stack)
     assert error(pipe(LABELS, SCALE, latents=noise).latents, expected) < CLOSE
-    assert error(denoised(made, noise, {}, stack), expected) > 10 * CLOSE, "what is derived makes a difference"
+    assert error(denoised(tensors, noise, {}, stack), expected) > 10 * CLOSE, "what is derived makes a difference"
     return pipe
 
 
-def error(made: np.ndarray, expected: np.ndarray) -> float:
+def error(latents: np.ndarray, expected: np.ndarray) -> float:
     """The largest, over the largest latent."""
-    return float(np.abs(made - expected).max() / np.abs(expected).max())
+    return float(np.abs(latents - expected).max() / np.abs(expected).max())
 
 
 def mixed(seed: int) -> Rules:
@@ -186,7 +186,7 @@ def test_batches_of_several_sizes_and_scales_share_the_arena(tmp_path, weights):
 
 def test_merged_calls_still_follow_what_they_followed(tmp_path, weights):
     """Their forecasts become terms over the calls that they read before; what is computed besides changes no coefficient."""
-    made, file = weights
+    tensors, file = weights
     rules = mixed(4)
     options = Options(schedule_of(rules), tmp_path / "engines", str(MODEL), file, batch=2, backend="onnxruntime", max_graphs=4)
     compiled = compile_artefact(options, fingerprinted=False).program()
@@ -197,7 +197,7 @@ def test_merged_calls_still_follow_what_they_followed(tmp_path, weights):
         merged[n] = on, {name: [[age, c] for age, c in terms] for name, terms in (call.derived or {}).items()}
     with l2c_export.load(tmp_path / "engines") as pipe:
         noise = pipe.noise(2, 7)
-        assert error(pipe(LABELS, SCALE, latents=noise).latents, denoised(made, noise, merged, None)) < CLOSE
+        assert error(pipe(LABELS, SCALE, latents=noise).latents, denoised(tensors, noise, merged, None)) < CLOSE
 
 
 @pytest.mark.parametrize(("options", "says"), [
@@ -239,7 +239,7 @@ def test_what_a_range_makes_is_read_outside_of_it(tmp_path):
     arch = {"img_size": 8, "patch_size": 2, "in_chans": 4, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 5}
     (tmp_path / "uvit.json").write_text(json.dumps({"family": "uvit", "arch": arch}))
     with pytest.raises(
-        ScheduleError, match=r"stack\[0:2\]: what 'in_blocks\.0\.attn' makes is also read outside of it: use stack"
+        ScheduleError, match=r"stack\[0:2\]: behind it the stream of 'in_blocks\.0\.mlp' is also read: use stack"
     ):
         lower(
             Options(schedule, model=str(tmp_path / "uvit.json")), resolve(Options(schedule, model=str(tmp_path / "uvit.json")))

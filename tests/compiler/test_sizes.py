@@ -43,11 +43,11 @@ def test_every_size_is_that_of_diffusers(compiled, link):
         wanted = PIPELINES[family].latents(folder, noise, PIPELINES[family].request(IMAGES), schedule).numpy()
     with l2c_export.load(out, backend="onnxruntime", link=link) as pipe:
         small = pipe(**requested(family), guidance_scale=SCALE, latents=np.ones((IMAGES, 4, 8, 8), np.float32)).latents
-        made = pipe(**requested(family), guidance_scale=SCALE, latents=noise.numpy()).latents
+        latents = pipe(**requested(family), guidance_scale=SCALE, latents=noise.numpy()).latents
         again = pipe(**requested(family), guidance_scale=SCALE, latents=noise.numpy(), height=64, width=96).latents
     assert small.shape == (IMAGES, 4, 8, 8)
-    assert prompted.error(made, wanted) < 1e-5
-    assert np.array_equal(made, again)
+    assert prompted.error(latents, wanted) < 1e-5
+    assert np.array_equal(latents, again)
 
 
 def test_the_first_size_is_what_it_is_alone(compiled, tmp_path):
@@ -69,9 +69,9 @@ def test_all_programs_of_all_sizes_are_verified(compiled):
     with l2c_export.load(out, backend="onnxruntime") as pipe:
         right = l2c_export.verify(pipe)
         assert right.passed
-        assert [each.program for each in (right, *right.others)] == names
-        assert [len(each.calls) for each in (right, *right.others)] == [STEPS, 2, STEPS, 2]
-        assert [each.program for each in l2c_export.verify(pipe, steps=2).others] == ["2@8x12"]
+        assert [entry.program for entry in (right, *right.others)] == names
+        assert [len(entry.calls) for entry in (right, *right.others)] == [STEPS, 2, STEPS, 2]
+        assert [entry.program for entry in l2c_export.verify(pipe, steps=2).others] == ["2@8x12"]
         loop = loop_of(pipe, "2@8x12")
         run = loop.bound(1)[-1].run
 
@@ -83,8 +83,8 @@ def test_all_programs_of_all_sizes_are_verified(compiled):
         verdict = l2c_export.verify(pipe)
         assert not verdict.passed
         assert verdict.program == "2@8x12"
-        assert [each.program for each in verdict.others] == names[:3]
-        assert all(each.passed for each in verdict.others)
+        assert [entry.program for entry in verdict.others] == names[:3]
+        assert all(entry.passed for entry in verdict.others)
         assert summary(verdict).startswith("program 2@8x12 is wrong, 1 of 4: call 1 ")
     shown = CliRunner().invoke(main.l2c, ["verify", str(out), "--backend", "onnxruntime"])
     assert shown.exit_code == 0
@@ -123,8 +123,8 @@ def test_other_weights_are_bound_for_all_sizes(compiled):
     l2c_export.link(out, weights=str(folder / "transformer"))
     with l2c_export.load(out, backend="onnxruntime") as pipe:
         assert all(
-            np.array_equal(pipe(**requested(family), height=h, width=w).latents, made)
-            for (h, w), made in zip(SIZES, before, strict=True)
+            np.array_equal(pipe(**requested(family), height=h, width=w).latents, latents)
+            for (h, w), latents in zip(SIZES, before, strict=True)
         )
 
 

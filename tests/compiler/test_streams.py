@@ -64,13 +64,13 @@ def test_a_sublayer_that_only_a_later_call_reads_is_computed_for_it(folding):
     plan = make_plan(scheduled([range(4), {0, 1}, {0, 2}, {0}]))
     graphs = specialise_calls(hoist(CALL).call, [plan], folding)
     calls = [graphs[key] for key in plan.keys]
-    made = [{node.name for node in graph.nodes} for graph in calls]
+    names = [{node.name for node in graph.nodes} for graph in calls]
     wanted = "blocks.0.text.gated@+1" if folding else "blocks.0.text"
-    assert "blocks.0.text" in made[1], "although nothing in this call reads it"
+    assert "blocks.0.text" in names[1], "although nothing in this call reads it"
     assert wanted in calls[1].outputs
     assert ("blocks.0.text.gated@-1" if folding else "blocks.0.text@-1") in reads(calls[2])
-    assert "blocks.1.text" not in made[1] | made[2]
-    assert not {"blocks.0.text", "blocks.1.joint"} & made[3]
+    assert "blocks.1.text" not in names[1] | names[2]
+    assert not {"blocks.0.text", "blocks.1.joint"} & names[3]
 
 
 def test_sums_move_into_the_filling_call_and_sublayers_never_do():
@@ -162,12 +162,12 @@ def test_segments_run_in_an_order_in_which_all_is_there():
     check(grouped, "group")
     assert [node.op.partition(".")[0] for node in grouped.nodes] == ["mlp", "attn-add", "final"]
     ops = {"attn": np.tanh, "mlp": np.cos, "final": np.sin}
-    given = {"x": np.array(0.3), "y": np.array(0.7)}
-    want, got = evaluate(graph, given, ops), dict(given)
+    inputs = {"x": np.array(0.3), "y": np.array(0.7)}
+    want, got = evaluate(graph, inputs, ops), dict(inputs)
     for node in grouped.nodes:
         segment = segments[node.op]
-        made = evaluate(segment, dict(zip(segment.inputs, (got[i] for i in node.inputs), strict=True)), ops)
-        got.update(zip(node.outputs, (made[o] for o in segment.outputs), strict=True))
+        outputs = evaluate(segment, dict(zip(segment.inputs, (got[i] for i in node.inputs), strict=True)), ops)
+        got.update(zip(node.outputs, (outputs[o] for o in segment.outputs), strict=True))
     assert got["out"] == want["out"]
 
 

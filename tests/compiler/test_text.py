@@ -105,9 +105,9 @@ def test_a_bert_that_cannot_be_used_is_refused(minilm, changes, problem):
 @pytest.mark.parametrize("act", ["gelu_new", "gelu_pytorch_tanh"])
 def test_a_bert_may_approximate_its_gelu(minilm, tmp_path, act):
     texts.bert(minilm, 24, hidden_act=act)
-    made = texts.exported(texts.MINILM, minilm, tmp_path / "out")
-    wanted = text_oracle.encoded(text_oracle.pipeline(minilm), [PROMPT], [""], made.tokens)["prompt_embeds"]
-    with l2c_export.load(made.out) as pipe:
+    export = texts.exported(texts.MINILM, minilm, tmp_path / "out")
+    wanted = text_oracle.encoded(text_oracle.pipeline(minilm), [PROMPT], [""], export.tokens)["prompt_embeds"]
+    with l2c_export.load(export.out) as pipe:
         assert error(pipe.inputs(prompt=PROMPT)["prompt_embeds"], wanted) < 1e-5
 
 
@@ -160,9 +160,9 @@ def test_only_a_pipeline_of_prompts_has_text_encoders(folder, prompted_by):
     ("schnell", "FluxPipeline", 256), ("sd3", "StableDiffusion3Pipeline", 333),
 ])  # fmt: skip
 def test_a_prompt_has_the_tokens_of_its_pipeline(tmp_path, family, index, tokens):
-    made = PIPELINES[family].folder(tmp_path / "model")
-    edited(made / INDEX, _class_name=index)
-    source = resolve(Options(schedule="every:1", steps=2, model=str(made), size=(64, 64)))
+    folder = PIPELINES[family].folder(tmp_path / "model")
+    edited(folder / INDEX, _class_name=index)
+    source = resolve(Options(schedule="every:1", steps=2, model=str(folder), size=(64, 64)))
     assert source.family.inputs[0].shape[0] == tokens
 
 
@@ -213,25 +213,25 @@ def test_a_tokenizer_of_sentencepiece_is_converted(folder, monkeypatch):
     (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
     ours = Tokenizer.from_str(tokenizer.read(place, "T5TokenizerFast").json.decode())
     theirs = transformers.T5Tokenizer.from_pretrained(place)
-    assert all(ours.encode(each).ids == theirs(each).input_ids for each in texts.ODD)
+    assert all(ours.encode(text).ids == theirs(text).input_ids for text in texts.ODD)
     assert len(ours.encode("a photo of a cat").ids) > 4
 
 
 def test_half_of_the_bytes_of_t5(prompted_by, tmp_path):
     """With its norms, embeddings and `wo` in float32; the rounding is that of its weights."""
     whole = prompted_by("flux")
-    made = texts.exported("flux", whole.folder, tmp_path / "out", text_precision="bf16")
-    tensors = store.read(made.out).text.encoders["text_encoder_2"].tensors
+    export = texts.exported("flux", whole.folder, tmp_path / "out", text_precision="bf16")
+    tensors = store.read(export.out).text.encoders["text_encoder_2"].tensors
     narrow = {name.split(".")[-2] for name, tensor in tensors.items() if tensor.dtype == "bfloat16"}
     assert narrow == {"q", "k", "v", "o", "wi_0", "wi_1"}
-    assert {t.dtype for t in store.read(made.out).text.encoders["text_encoder"].tensors.values()} == {"float32"}
+    assert {t.dtype for t in store.read(export.out).text.encoders["text_encoder"].tensors.values()} == {"float32"}
     theirs = text_oracle.pipeline(whole.folder)
     for name, parameter in theirs.text_encoder_2.named_parameters():
         if name.split(".")[-2] in narrow:
             parameter.data = parameter.data.bfloat16().float()
-    wanted = text_oracle.encoded(theirs, [PROMPT], [], made.tokens)["prompt_embeds"]
+    wanted = text_oracle.encoded(theirs, [PROMPT], [], export.tokens)["prompt_embeds"]
     for backend in ("onnxruntime", "openvino"):
-        with l2c_export.load(made.out, backend=backend) as pipe:
+        with l2c_export.load(export.out, backend=backend) as pipe:
             arrays = pipe.inputs(prompt=PROMPT)
         assert error(arrays["prompt_embeds"], wanted) < 1e-5
 
@@ -251,7 +251,7 @@ def test_a_model_is_plain_and_has_no_weights_inside(prompted_by):
 
 
 def test_the_classes_are_those_of_recipes():
-    given = ({"text_encoder_3": "T5EncoderModel"}, {"text_encoder": "BertModel"})
-    parts = [part for recipe in RECIPES.values() for parts in given for part in recipe(100, 77, parts).parts.values()]
+    encoders = ({"text_encoder_3": "T5EncoderModel"}, {"text_encoder": "BertModel"})
+    parts = [part for recipe in RECIPES.values() for parts in encoders for part in recipe(100, 77, parts).parts.values()]
     assert {part.kind for part in parts} == set(classes.CLASSES)
     assert all(part.outputs == tuple(sorted(part.outputs)) for part in parts)

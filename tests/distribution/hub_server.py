@@ -42,18 +42,18 @@ class Hub(Handler):
         elif path == "/api/validate-yaml":
             self.body()
             self.tell({"errors": [], "warnings": []})
-        elif found := re.fullmatch(r"/store/(\w+)", path):
+        elif match := re.fullmatch(r"/store/(\w+)", path):
             data = self.body()
             state.received += len(data)
-            state.blobs[found[1]] = data
+            state.blobs[match[1]] = data
             self.answer(200)
         elif not state.order:
             self.body()
             self.answer(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
         elif re.fullmatch(r"/api/models/me/dit(/revision/.*)?", path):
             self.tell({"id": "me/dit", "sha": self.revision(path.rpartition("/revision/")[2]), "siblings": []})
-        elif found := re.fullmatch(r"/api/models/me/dit/tree/([^/]+)", path):
-            files = state.commits[self.revision(found[1])]
+        elif match := re.fullmatch(r"/api/models/me/dit/tree/([^/]+)", path):
+            files = state.commits[self.revision(match[1])]
             self.tell([self.entry(name, data) for name, data in sorted(files.items())])
         elif path.startswith("/api/models/me/dit/preupload/"):
             asked = json.loads(self.body())["files"]
@@ -61,11 +61,11 @@ class Hub(Handler):
                                   "shouldIgnore": f["path"] == state.ignored, "oid": None} for f in asked]})  # fmt: skip
         elif path == "/me/dit.git/info/lfs/objects/batch":
             asked = json.loads(self.body())["objects"]
-            self.tell({"transfer": "basic", "objects": [self.upload(each) for each in asked]})
+            self.tell({"transfer": "basic", "objects": [self.upload(entry) for entry in asked]})
         elif path.startswith("/api/models/me/dit/commit/"):
             self.take([json.loads(line) for line in self.body().splitlines()])
-        elif found := re.fullmatch(r"/me/dit/resolve/([^/]+)/(.+)", path):
-            self.resolve(self.revision(found[1]), found[2])
+        elif match := re.fullmatch(r"/me/dit/resolve/([^/]+)/(.+)", path):
+            self.resolve(self.revision(match[1]), match[2])
         else:
             self.body()
             self.answer(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})

@@ -133,11 +133,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def content(self, data: bytes, headers: dict[str, str] | None = None) -> None:
         """Something that is kept, or the part of it that is asked for."""
-        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if self.command == "HEAD":
             self.answer(200, b"", headers, len(data))
-        elif found:
-            first, last = int(found[1]), int(found[2] or len(data) - 1)
+        elif match:
+            first, last = int(match[1]), int(match[2] or len(data) - 1)
             self.state.sent += last + 1 - first
             self.answer(206, data[first : last + 1], {**(headers or {}), "Content-Range": f"bytes {first}-{last}/{len(data)}"})
         else:
@@ -157,12 +157,12 @@ class Containers(Handler):
             challenge = f'Bearer realm="{self.state.url}/token",service="here",scope="{scope}"'
             self.answer(401, b'{"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}',
                         {"WWW-Authenticate": 'Basic realm="here"' if self.state.basic else challenge})  # fmt: skip
-        elif found := re.fullmatch(r"/v2/team/digits/blobs/uploads/(\w*)", self.route):
-            self.upload(found[1])
-        elif found := re.fullmatch(r"(?:/v2/team/digits)?/blobs/(sha256:\w+)", self.route):
-            self.blob(found[1])
-        elif found := re.fullmatch(r"/v2/team/digits/manifests/(.+)", self.route):
-            self.manifest(found[1])
+        elif match := re.fullmatch(r"/v2/team/digits/blobs/uploads/(\w*)", self.route):
+            self.upload(match[1])
+        elif match := re.fullmatch(r"(?:/v2/team/digits)?/blobs/(sha256:\w+)", self.route):
+            self.blob(match[1])
+        elif match := re.fullmatch(r"/v2/team/digits/manifests/(.+)", self.route):
+            self.manifest(match[1])
         else:
             self.body()
             self.answer(404, b'{"errors": [{"code": "NAME_UNKNOWN", "message": "repository name not known"}]}')
@@ -170,10 +170,10 @@ class Containers(Handler):
     def allowed(self) -> bool:
         if self.state.user is None or not self.route.startswith("/v2/"):
             return True
-        given = self.headers.get("Authorization", "")
+        header = self.headers.get("Authorization", "")
         if self.state.basic:
-            return given == f"Basic {base64.b64encode(self.state.user.encode()).decode()}"
-        return given == "Bearer pull,push" or (given == "Bearer pull" and self.command in ("GET", "HEAD"))
+            return header == f"Basic {base64.b64encode(self.state.user.encode()).decode()}"
+        return header == "Bearer pull,push" or (header == "Bearer pull" and self.command in ("GET", "HEAD"))
 
     def token(self) -> None:
         known = f"Basic {base64.b64encode((self.state.user or '').encode()).decode()}"

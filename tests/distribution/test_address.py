@@ -23,9 +23,9 @@ SHA = f"sha256:{'0a' * 32}"
     (f"s3://bucket/a@{SHA}", ("s3", "bucket", "a", None, SHA)),
 ])  # fmt: skip
 def test_an_address_is_taken_apart_and_said_as_it_was(text, parts):
-    found = address_of(text)
-    assert tuple(found) == parts
-    assert str(found) == text
+    address = address_of(text)
+    assert tuple(address) == parts
+    assert str(address) == text
 
 
 def test_a_folder_of_a_bucket_may_end_in_a_slash():

@@ -27,9 +27,9 @@ def extras():
 
 @pytest.mark.parametrize("extra", extras())
 def test_what_it_installs_is_no_compiler(extra):
-    found = re.search(rf"^{extra} = \[(.*)\]$", PROJECT, re.MULTILINE)
-    assert found or extra == "serve", extra
-    assert not found or not re.search(r"torch|onnx>|accelerate", found[1])
+    match = re.search(rf"^{extra} = \[(.*)\]$", PROJECT, re.MULTILINE)
+    assert match or extra == "serve", extra
+    assert not match or not re.search(r"torch|onnx>|accelerate", match[1])
 
 
 def test_what_it_copies_is_there_and_reaches_the_builder():

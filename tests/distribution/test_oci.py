@@ -62,13 +62,13 @@ def by_the_specification(url, reference):
     root = f"{url}/v2/team/digits"
     with urllib.request.urlopen(f"{root}/manifests/{reference}") as answer:
         image = json.load(answer)
-    found = {}
+    files = {}
     for name, blob in (("manifest.json", image["config"]), *((b["annotations"][oci.TITLE], b) for b in image["layers"])):
         with urllib.request.urlopen(f"{root}/blobs/{blob['digest']}") as answer:
-            found[name] = answer.read()
-        assert blob["size"] == len(found[name])
-        assert blob["digest"] == f"sha256:{hashlib.sha256(found[name]).hexdigest()}"
-    return image, found
+            files[name] = answer.read()
+        assert blob["size"] == len(files[name])
+        assert blob["digest"] == f"sha256:{hashlib.sha256(files[name]).hexdigest()}"
+    return image, files
 
 
 # there
@@ -77,8 +77,8 @@ def by_the_specification(url, reference):
 def test_every_file_is_a_blob_by_the_manifests_own_digest(registry, address):
     result = push(GOLDEN, address)
     asked = list(registry.asked)
-    image, found = by_the_specification(registry.url, "v1")
-    assert found == tree(GOLDEN)
+    image, files = by_the_specification(registry.url, "v1")
+    assert files == tree(GOLDEN)
     assert {b["annotations"][oci.TITLE]: b["digest"] for b in image["layers"]} == {
         name: f"sha256:{info.sha256}" for name, info in FILES.items()
     }

@@ -58,7 +58,7 @@ class Counting(OnHost):
 def test_bytes_are_those_of_the_arrays_that_the_loop_binds(tiny, monkeypatch):
     manifest, backend, taken = store.read(tiny[0]), Counting(), []
     empty = type(backend.memory).empty
-    monkeypatch.setattr(type(backend.memory), "empty", lambda *given: (taken.append(empty(*given)), taken[-1])[1])
+    monkeypatch.setattr(type(backend.memory), "empty", lambda *arguments: (taken.append(empty(*arguments)), taken[-1])[1])
     loop = Loops(loaded.load_engines(tiny[0], manifest, backend)).loop(manifest.program(), images=2, guided=True)
     predicted = predict(manifest.program(), images=2)
     assert sum(array.nbytes for array in taken) == pytest.approx(predicted.peak_bytes - predicted.weight_bytes, rel=0.1)

@@ -28,29 +28,31 @@ def written(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(written) -> Profile:
+def measurement(written) -> Profile:
     return msgspec.json.decode((written[0] / "p.json").read_bytes(), type=Profile)
 
 
-def test_every_engine_run_is_there(found, tiny):
+def test_every_engine_run_is_there(measurement, tiny):
     manifest = l2c_export.load(tiny[0], threads=1).manifest
     nodes = [node for call in manifest.program().calls for node in manifest.program().graphs[call.graph].nodes]
     prologue = manifest.program().graphs[manifest.program().prologue].nodes
-    assert sorted((e.name, e.engine) for e in found.events) == sorted((n.name, n.op) for n in (*nodes, *prologue))
-    assert sum(kind.runs for kind in found.kinds) == sum(call.runs for call in found.calls) == len(found.events)
-    for call, of in zip(found.calls, manifest.program().calls, strict=True):
+    assert sorted((e.name, e.engine) for e in measurement.events) == sorted((n.name, n.op) for n in (*nodes, *prologue))
+    assert (
+        sum(kind.runs for kind in measurement.kinds) == sum(call.runs for call in measurement.calls) == len(measurement.events)
+    )
+    for call, of in zip(measurement.calls, manifest.program().calls, strict=True):
         assert (call.timestep, call.computed) == (of.timestep, len(of.computed))
-    attention = next(kind for kind in found.kinds if kind.kind == "attn")
+    attention = next(kind for kind in measurement.kinds if kind.kind == "attn")
     names = manifest.denoiser.sublayers
     assert attention.runs == sum(names[j].endswith("attn") for call in manifest.program().calls for j in call.computed)
 
 
-def test_the_times_add_up(found):
-    assert sum(call.seconds for call in found.calls) == pytest.approx(found.seconds)
-    assert sum(kind.seconds for kind in found.kinds) + found.outside == pytest.approx(found.seconds)
-    assert sum(kind.share for kind in found.kinds) < 1
-    assert found.outside > 0
-    assert found.images == 2
+def test_the_times_add_up(measurement):
+    assert sum(call.seconds for call in measurement.calls) == pytest.approx(measurement.seconds)
+    assert sum(kind.seconds for kind in measurement.kinds) + measurement.outside == pytest.approx(measurement.seconds)
+    assert sum(kind.share for kind in measurement.kinds) < 1
+    assert measurement.outside > 0
+    assert measurement.images == 2
 
 
 def test_a_profile_changes_nothing(tiny):
@@ -61,14 +63,14 @@ def test_a_profile_changes_nothing(tiny):
     assert np.array_equal(pipe([1, 2], seed=3).latents, before)
 
 
-def test_the_trace_is_valid(written, found):
+def test_the_trace_is_valid(written, measurement):
     trace = json.loads((written[0] / "t.json").read_text())
     spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     for event in spans:
         assert event.keys() >= {"name", "cat", "ts", "dur", "pid", "tid", "args"}
         assert event["dur"] > 0
     calls, runs = ([event for event in spans if event["tid"] == row] for row in (1, 2))
-    assert (len(calls), len(runs)) == (len(found.calls), len(found.events))
+    assert (len(calls), len(runs)) == (len(measurement.calls), len(measurement.events))
     for row in (calls, runs):
         assert all(a["ts"] + a["dur"] <= b["ts"] + 1e-3 for a, b in itertools.pairwise(row))
     for run in runs:
@@ -86,8 +88,8 @@ def test_what_is_printed(written):
 
 def test_a_static_engine_shows_whole_calls(tiny):
     done = CliRunner().invoke(l2c, ["profile", str(tiny[0]), "--rounds", "1", "--threads", "1", "--link", "static", "--json"])
-    found = msgspec.json.decode(done.stdout, type=Profile)
-    assert {kind.kind for kind in found.kinds} == {"whole call", "prologue"}
+    measurement = msgspec.json.decode(done.stdout, type=Profile)
+    assert {kind.kind for kind in measurement.kinds} == {"whole call", "prologue"}
     assert "--link shared shows what is inside" in done.stderr
 
 

@@ -125,9 +125,9 @@ def test_a_router_follows_the_folders_scheduler(world, tmp_path):
 def test_verify_knows_histories_and_scales(worlds, name):
     folder = worlds[name].compiled("every:2")
     pipe = l2c_export.load(folder)
-    found = compare.compare(pipe, Reference(folder, pipe.manifest, noise(), asked(LABELS), SCALE))
-    assert found.passed
-    assert max(call.free.relative for call in found.calls) < 1e-5
+    comparison = compare.compare(pipe, Reference(folder, pipe.manifest, noise(), asked(LABELS), SCALE))
+    assert comparison.passed
+    assert max(call.free.relative for call in comparison.calls) < 1e-5
 
 
 def test_guidance_below_1_is_none_as_in_diffusers(world):
@@ -171,6 +171,6 @@ def test_names_of_classes(world):
 
 def test_calls_are_merged_under_any_scheduler(world, tmp_path):
     options = {"schedule": "every:3", "steps": 8, "model": str(world.folder), "sampler": "DPMSolverMultistepScheduler"}
-    made = compile_artefact(Options(**options, out=tmp_path / "e", max_graphs=2))
-    assert len({call.graph for call in made.program().calls}) <= 2
-    assert made.program().sampler == "DPMSolverMultistepScheduler"
+    manifest = compile_artefact(Options(**options, out=tmp_path / "e", max_graphs=2))
+    assert len({call.graph for call in manifest.program().calls}) <= 2
+    assert manifest.program().sampler == "DPMSolverMultistepScheduler"

@@ -79,10 +79,10 @@ def test_an_artefact_that_changes_while_it_is_copied_is_not_saved(world, tmp_pat
     folder, copyfile = shutil.copytree(world.compiled(), tmp_path / "e"), shutil.copyfile
     pipe = l2c_export.L2CPipeline.from_pretrained(folder)
 
-    def meanwhile(*given):
+    def meanwhile(*arguments):
         monkeypatch.undo()
         bind(folder, "random:9")
-        return copyfile(*given)
+        return copyfile(*arguments)
 
     monkeypatch.setattr(shutil, "copyfile", meanwhile)
     with pytest.raises(ArtefactError, match="replaced since it was loaded"):

@@ -26,13 +26,13 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 @pytest.fixture(scope="module")
 def pipes(prompted_by):
     """By family: the pipeline alone, and one with compiled calls."""
-    made = {}
+    by_family = {}
 
     def both(family):
-        if family not in made:
+        if family not in by_family:
             folder, out, _ = prompted_by(family)
-            made[family] = texts.live(folder), l2c_export.enable_l2c(texts.live(folder), out)
-        return made[family]
+            by_family[family] = texts.live(folder), l2c_export.enable_l2c(texts.live(folder), out)
+        return by_family[family]
 
     return both
 
@@ -51,9 +51,9 @@ def test_the_same_pictures_as_without(pipes, family):
         assert error(images(ours, family, **asked), images(theirs, family, **asked)) < CLOSE
     hook.remove()
     assert not loops, "the transformer of the live pipeline does not run"
-    made = ours(**texts.asked(family))
-    assert type(made) is type(theirs(**texts.asked(family)))
-    assert made.images[1].size == (64, 64)
+    output = ours(**texts.asked(family))
+    assert type(output) is type(theirs(**texts.asked(family)))
+    assert output.images[1].size == (64, 64)
     assert isinstance(ours, type(theirs))
 
 
@@ -65,8 +65,8 @@ def encoded(pipe, family: str) -> dict[str, torch.Tensor]:
     told = texts.asked(family, prompt_2=None, prompt_3=None)
     takes = inspect.signature(pipe.encode_prompt).parameters
     with torch.no_grad():
-        made = pipe.encode_prompt(**{name: value for name, value in told.items() if name in takes})
-    return dict(zip(names, made, strict=False))
+        encodings = pipe.encode_prompt(**{name: value for name, value in told.items() if name in takes})
+    return dict(zip(names, encodings, strict=False))
 
 
 @every_family

@@ -145,13 +145,13 @@ def test_a_transformer_may_be_let_go_once_it_was_compared(engines, live, want):
 
 
 class Louder:
-    def __call__(self, attn, hidden_states, *given, **named):
-        return 2 * AttnProcessor2_0()(attn, hidden_states, *given, **named)
+    def __call__(self, attn, hidden_states, *positional, **named):
+        return 2 * AttnProcessor2_0()(attn, hidden_states, *positional, **named)
 
 
 class Taught(diffusers.DiTTransformer2DModel):
-    def forward(self, *given, **named):
-        return super().forward(*given, **named)
+    def forward(self, *positional, **named):
+        return super().forward(*positional, **named)
 
 
 def louder(pipe):
@@ -227,8 +227,8 @@ def test_weights_that_are_trained_afterwards_are_seen_by_the_next_call(engines, 
 
 def test_a_pipeline_with_a_call_of_its_own_keeps_it(engines, live):
     class Mine(diffusers.DiTPipeline):
-        def __call__(self, *given, **named):
-            return super().__call__(*given, **named)
+        def __call__(self, *positional, **named):
+            return super().__call__(*positional, **named)
 
     with pytest.raises(UsageError, match="Mine has a call of its own"):
         enable_l2c(Mine(**live.components), engines)

@@ -13,8 +13,8 @@ TOKENS = RequestInput(name="tokens", shape=(2, 2), dtype="int32")
 
 
 def test_what_is_declared_is_read_back_as_it_was_written():
-    for given in (class_labels(10, 10), class_labels(10, None), VECTOR, TOKENS):
-        assert msgspec.json.decode(msgspec.json.encode(given), type=RequestInput) == given
+    for declaration in (class_labels(10, 10), class_labels(10, None), VECTOR, TOKENS):
+        assert msgspec.json.decode(msgspec.json.encode(declaration), type=RequestInput) == declaration
     assert msgspec.json.decode(msgspec.json.encode(class_labels(10, None)))["choices"] == 10
     assert "unconditional" not in msgspec.json.decode(msgspec.json.encode(TOKENS))
     with pytest.raises(msgspec.ValidationError):
@@ -36,25 +36,25 @@ def test_a_usual_request_is_one_whatever_the_batch():
     inputs = (class_labels(10, 10), VECTOR, TOKENS)
     several, one = usual(inputs, 4), usual(inputs, 1)
     assert several["class_labels"].tolist() == [7, 8, 9, 0]
-    for given in inputs:
-        assert several[given.name].shape == (4, *given.shape)
-        assert several[given.name].dtype == given.dtype
-        assert np.array_equal(several[given.name][:1], one[given.name])
+    for declaration in inputs:
+        assert several[declaration.name].shape == (4, *declaration.shape)
+        assert several[declaration.name].dtype == declaration.dtype
+        assert np.array_equal(several[declaration.name][:1], one[declaration.name])
     assert len(np.unique(several["vector"])) == 12
 
 
 def test_names_are_those_of_the_first_input_with_choices():
     others = RequestInput(name="others", dtype="int32", choices=5)
     inputs = named((VECTOR, class_labels(10, 10), others), {"cat": 3})
-    assert [given.names or None for given in inputs] == [None, {"cat": 3}, None]
+    assert [declaration.names or None for declaration in inputs] == [None, {"cat": 3}, None]
     assert names_of(inputs) == {"cat": 3}
     assert names_of(named((class_labels(10, 10),), {})) == {}
 
 
-@pytest.mark.parametrize("given", [class_labels(10, 10), class_labels(1, None), VECTOR, TOKENS,
-                                   RequestInput(name="x", unconditional=0)])  # fmt: skip
-def test_a_sound_declaration(given):
-    assert given.problem() is None
+@pytest.mark.parametrize("declaration", [class_labels(10, 10), class_labels(1, None), VECTOR, TOKENS,
+                                         RequestInput(name="x", unconditional=0)])  # fmt: skip
+def test_a_sound_declaration(declaration):
+    assert declaration.problem() is None
 
 
 @pytest.mark.parametrize(("wrong", "says"), [

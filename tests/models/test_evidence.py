@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from helpers import case
 from safetensors.numpy import load_file, save_file
 
-from l2c_export.artefact import given_weights, store
+from l2c_export.artefact import store, user_weights
 from l2c_export.cli import main
 from l2c_export.errors import ModelError
 from l2c_export.ir.inputs import class_labels, guided
@@ -37,13 +37,13 @@ def checkpoint(arch, name="w.pt", drop=(), add=(), **args):
     return Checkpoint(Path(name), shapes, np.zeros, args)
 
 
-def arch_of(found, model=None):
-    return lookup.resolve(model, None, None, found).family.arch
+def arch_of(weights, model=None):
+    return lookup.resolve(model, None, None, weights).family.arch
 
 
-def refused(found, model=None):
+def refused(weights, model=None):
     with pytest.raises(ModelError) as caught:
-        lookup.resolve(model, None, None, found)
+        lookup.resolve(model, None, None, weights)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -65,9 +65,9 @@ def described(tmp_path):
 @pytest.mark.parametrize("heads", [1, 4, 16])
 def test_what_the_training_noted_is_taken(heads):
     true = dit.DiTArch(**{**TINY, "num_heads": heads})
-    found = checkpoint(true, model="DiT-T/2", num_heads=heads, num_classes=10, image_size=64)
-    assert arch_of(found) == true
-    assert lookup.resolve(None, None, None, found).assumed == ()
+    weights = checkpoint(true, model="DiT-T/2", num_heads=heads, num_classes=10, image_size=64)
+    assert arch_of(weights) == true
+    assert lookup.resolve(None, None, None, weights).assumed == ()
 
 
 @pytest.mark.parametrize(("said", "labels", "null"), [({"num_classes": 10}, 10, 10), ({"num_classes": 11}, 11, None),
@@ -75,17 +75,19 @@ def test_what_the_training_noted_is_taken(heads):
                                                       ({"class_dropout_prob": 0.2}, 10, 10)])  # fmt: skip
 @pytest.mark.parametrize("noted", [True, False], ids=["noted", "said"])
 def test_a_table_of_eleven_rows_is_what_somebody_says(said, labels, null, noted, described):
-    found = checkpoint(dit.DiTArch(**TINY), **({"num_heads": 4, **said} if noted else {}))
+    weights = checkpoint(dit.DiTArch(**TINY), **({"num_heads": 4, **said} if noted else {}))
     model = None if noted else described("dit", num_heads=4, **said)
-    family = lookup.resolve(model, None, None, found).family
+    family = lookup.resolve(model, None, None, weights).family
     assert family.inputs == (class_labels(labels, null),)
-    assert family.tensors() == found.shapes
+    assert family.tensors() == weights.shapes
 
 
 def test_a_table_that_nobody_can_have_is_refused(described):
     for said in ({"num_classes": 9}, {"num_classes": 12}, {"num_classes": 10, "class_dropout_prob": 0}):
-        found = checkpoint(dit.DiTArch(**TINY))
-        assert "contradict the weights, whose class table has 11 rows" in refused(found, described("dit", num_heads=4, **said))
+        weights = checkpoint(dit.DiTArch(**TINY))
+        assert "contradict the weights, whose class table has 11 rows" in refused(
+            weights, described("dit", num_heads=4, **said)
+        )
         assert "whose class table has 11 rows" in refused(checkpoint(dit.DiTArch(**TINY), num_heads=4, **said))
 
 
@@ -117,20 +119,21 @@ def test_what_is_missing_is_asked_for_with_the_line_that_says_it(true, asked, tm
                                   "U-ViT-L/4@512"])  # fmt: skip
 def test_a_published_checkpoint_needs_no_words(name):
     true = lookup.resolve(name, None, None, None).family.arch
-    found = lookup.resolve(None, None, None, checkpoint(true))
-    assert found.family.arch == true
-    assert [("SiT" in each) for each in found.assumed] == ([True] if name.startswith("DiT") else [])
+    resolution = lookup.resolve(None, None, None, checkpoint(true))
+    assert resolution.family.arch == true
+    assert [("SiT" in assumption) for assumption in resolution.assumed] == ([True] if name.startswith("DiT") else [])
     assert lookup.resolve(name, None, None, checkpoint(true))[1:] == (name, ())
 
 
 def test_a_fine_tune_of_a_published_name_is_marked():
-    found = checkpoint(dit.DiTArch(num_classes=10))
-    resolved = lookup.resolve("DiT-XL/2", None, None, found)
+    weights = checkpoint(dit.DiTArch(num_classes=10))
+    resolved = lookup.resolve("DiT-XL/2", None, None, weights)
     assert (resolved.family.inputs, resolved.name) == ((class_labels(10, 10),), None)
     assert [
-        "num_classes 10, as is usual" in each and "last of its 11 class embeddings" in each for each in resolved.assumed
+        "num_classes 10, as is usual" in assumption and "last of its 11 class embeddings" in assumption
+        for assumption in resolved.assumed
     ] == [True]
-    assert not guided(lookup.resolve("DiT-XL/2", None, None, found._replace(args={"num_classes": 11})).family.inputs)
+    assert not guided(lookup.resolve("DiT-XL/2", None, None, weights._replace(args={"num_classes": 11})).family.inputs)
 
 
 def test_what_a_router_alone_says_is_marked():
@@ -140,8 +143,8 @@ def test_what_a_router_alone_says_is_marked():
 
 
 def test_the_user_is_believed_before_the_training(described):
-    found = checkpoint(dit.DiTArch(**TINY), model="DiT-S/2", num_heads=8, num_classes=11)
-    assert arch_of(found, described("dit", num_heads=4, num_classes=10)) == dit.DiTArch(**TINY)
+    weights = checkpoint(dit.DiTArch(**TINY), model="DiT-S/2", num_heads=8, num_classes=11)
+    assert arch_of(weights, described("dit", num_heads=4, num_classes=10)) == dit.DiTArch(**TINY)
 
 
 # contradictions
@@ -192,8 +195,8 @@ def test_flow_matching_of_a_dit_is_refused_by_name_whatever_else_is_said(args, d
 
 
 def test_a_sit_is_known_by_all_that_its_training_noted():
-    found = lookup.resolve(None, None, None, checkpoint(dit.DiTArch(), **SIT))
-    assert (found.family.name, found.family.arch, found.assumed) == ("sit", dit.DiTArch(), ())
+    resolution = lookup.resolve(None, None, None, checkpoint(dit.DiTArch(), **SIT))
+    assert (resolution.family.name, resolution.family.arch, resolution.assumed) == ("sit", dit.DiTArch(), ())
 
 
 @pytest.mark.parametrize("args", [COSINE, SCORE, {"path_type": "Cosine"}, {"model": "DiT-XL/2"}], ids=str)
@@ -205,8 +208,8 @@ def test_what_contradicts_a_sit_is_refused(args, described):
 
 def test_a_name_says_that_it_is_a_sit():
     for args in ({}, {"model": "SiT-XL/2"}, {"num_classes": 1000}, SIT):
-        found = lookup.resolve("SiT-XL/2", None, None, checkpoint(dit.DiTArch(), "SiT-XL-2-256x256.pt", **args))
-        assert (found.family.name, found.name, found.assumed) == ("sit", "SiT-XL/2", ())
+        resolution = lookup.resolve("SiT-XL/2", None, None, checkpoint(dit.DiTArch(), "SiT-XL-2-256x256.pt", **args))
+        assert (resolution.family.name, resolution.name, resolution.assumed) == ("sit", "SiT-XL/2", ())
 
 
 def test_a_sit_is_known_by_its_files_name():
@@ -246,16 +249,16 @@ UVITS = {
 @pytest.mark.parametrize("kind", UVITS)
 @pytest.mark.parametrize("model", [None, "U-ViT-M/4", "json"])
 def test_a_kind_of_uvit_is_refused_with_its_cause(kind, model, described):
-    found, says = UVITS[kind]
+    weights, says = UVITS[kind]
     if model == "U-ViT-M/4" and kind == "CIFAR-10":
         model = "U-ViT-S/2"
-    assert says in refused(found, described("uvit") if model == "json" else model)
+    assert says in refused(weights, described("uvit") if model == "json" else model)
 
 
 def test_without_weights_the_noise_schedule_of_pixels_is_marked(described):
     pixels = lookup.resolve(described("uvit", **TINY_U, in_chans=3), None, None, None)
     assert pixels.family.latent == (3, 8, 8)
-    assert ["noise_schedule stable-diffusion: nothing says" in each for each in pixels.assumed] == [True]
+    assert ["noise_schedule stable-diffusion: nothing says" in assumption for assumption in pixels.assumed] == [True]
 
 
 def test_a_uvit_without_a_null_class_has_all_its_rows():
@@ -364,11 +367,11 @@ def test_an_assumption_is_printed_kept_and_repeated(noted, tmp_path):
 def test_weights_of_a_training_that_contradicts_the_artefact_are_not_bound(noted, tiny, tmp_path):
     folder, _ = noted
     manifest = store.read(tiny[0])
-    assert dict(given_weights.tensors(folder / "0050000.pt", manifest)).keys() == dict(manifest.denoiser.tensors).keys()
+    assert dict(user_weights.tensors(folder / "0050000.pt", manifest)).keys() == dict(manifest.denoiser.tensors).keys()
     with pytest.raises(ModelError, match="noted num_heads 4, the artefact has 2"):
-        given_weights.tensors(folder / "other.pt", manifest)
+        user_weights.tensors(folder / "other.pt", manifest)
     with pytest.raises(ModelError, match="flow matching is not supported yet"):
-        given_weights.tensors(folder / "flow.pt", manifest)
+        user_weights.tensors(folder / "flow.pt", manifest)
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_compiled(noted, tmp_path):

@@ -66,19 +66,19 @@ def calls_of(schedule):
     return [Call(call.timestep, call.computed, call.reused, update.coefficients, update.ends_step) for call, update in pairs]
 
 
-def null_labels(found, count):
-    return found.family.inputs[0].without(count) if found.guidance != "none" else []
+def null_labels(origin, count):
+    return origin.family.inputs[0].without(count) if origin.guidance != "none" else []
 
 
 def steps(name, cached):
     """(the call, the latents after it) of a case; the latents may be changed."""
-    chosen, found = case(name), source(name)
-    calls = calls_of(found.schedule if cached else found.schedule.uncached())
+    chosen, origin = case(name), source(name)
+    calls = calls_of(origin.schedule if cached else origin.schedule.uncached())
     golden, n = chosen.golden, chosen.config["batch"]
-    request = {"class_labels": torch.tensor([*golden["y"][:n], *null_labels(found, n)], dtype=torch.int32)}
-    guided = 3 if found.guidance == "first3" else 4
+    request = {"class_labels": torch.tensor([*golden["y"][:n], *null_labels(origin, n)], dtype=torch.int32)}
+    guided = 3 if origin.guidance == "first3" else 4
     guidance = (chosen.scale - 1) * (torch.arange(4) < guided).float().reshape(1, 4, 1, 1)
-    run = Denoiser(found.family, weights_of(name)).steps(calls, torch.from_numpy(golden["x_T"][:n]), request, guidance)
+    run = Denoiser(origin.family, weights_of(name)).steps(calls, torch.from_numpy(golden["x_T"][:n]), request, guidance)
     return zip(calls, run, strict=True)
 
 
@@ -104,31 +104,31 @@ def test_every_step_that_starts_from_recorded_latents_ends_at_recorded_ones(name
 
 def test_the_last_item_is_what_a_call_returns():
     name = "dit_batch3_no_cfg"
-    found, golden = source(name), case(name).golden
+    origin, golden = source(name), case(name).golden
     request = {"class_labels": torch.tensor(golden["y"], dtype=torch.int32)}
-    given = calls_of(found.schedule), torch.from_numpy(golden["x_T"]), request
-    whole = Denoiser(found.family, weights_of(name))(*given, torch.zeros(1, 4, 1, 1))
+    arguments = calls_of(origin.schedule), torch.from_numpy(golden["x_T"]), request
+    whole = Denoiser(origin.family, weights_of(name))(*arguments, torch.zeros(1, 4, 1, 1))
     assert close(whole.numpy(), golden["cached_final"])
-    assert np.array_equal(given[1].numpy(), case(name).golden["x_T"]), "the noise is only read"
+    assert np.array_equal(arguments[1].numpy(), case(name).golden["x_T"]), "the noise is only read"
 
 
 @every_case
 def test_one_call_predicts_the_recorded_noise(name):
     """The sharpest comparison: kinds of GELU and the epsilon of a norm show here."""
-    golden, found, n = case(name).golden, source(name), case(name).config["batch"]
-    halves = 1 if found.guidance == "none" else 2
-    request = {"class_labels": torch.tensor([*golden["y"][:n], *null_labels(found, n)], dtype=torch.int32)}
+    golden, origin, n = case(name).golden, source(name), case(name).config["batch"]
+    halves = 1 if origin.guidance == "none" else 2
+    request = {"class_labels": torch.tensor([*golden["y"][:n], *null_labels(origin, n)], dtype=torch.int32)}
     for k, t in enumerate(golden["t"]):
         if case(name).uvit:
             x, want = golden["full_xin"][k], np.concatenate([golden["full_cond"][k], golden["full_uncond"][k]])
         else:
             x, want = golden["full_x"][k - 1][:n] if k else golden["x_T"][:n], golden["full_raw"][k]
-        run = Eager(found.family, weights_of(name), frozenset(), {}, {})
+        run = Eager(origin.family, weights_of(name), frozenset(), {}, {})
         rows, times = torch.arange(n, dtype=torch.int32).repeat(halves), torch.full((halves * n,), float(t))
         with torch.no_grad():
-            made = found.family.call(run, torch.from_numpy(x), rows, times, request).numpy()
-        assert np.abs(made - want).max() < 3e-5, f"call {k}"
-        assert tuple(run.fresh) == found.family.sublayers
+            prediction = origin.family.call(run, torch.from_numpy(x), rows, times, request).numpy()
+        assert np.abs(prediction - want).max() < 3e-5, f"call {k}"
+        assert tuple(run.fresh) == origin.family.sublayers
 
 
 # tensors and names
@@ -333,21 +333,21 @@ def test_attention_and_mlp_are_their_formulas(family, scale):
     shapes = {n.partition(".0.")[2]: s for n, s in family.tensors().items() if n.startswith(("blocks.0", "in_blocks.0"))}
     weights = {n: 0.3 * rng(*s, seed=i) for i, (n, s) in enumerate(shapes.items())}
     if family.name == "dit":
-        given, normed = (h, a, b), norm(h, 1e-6) * (1 + b) + a
+        inputs, normed = (h, a, b), norm(h, 1e-6) * (1 + b) + a
     else:
         normed = {k: norm(h, 1e-5) * weights[f"norm{k}.weight"] + weights[f"norm{k}.bias"] for k in (1, 2)}
-        given = (h,)
+        inputs = (h,)
     for kind in ("attn", "mlp"):
         x = normed if family.name == "dit" else normed[1 if kind == "attn" else 2]
         w = [weights[n] for n in family.segments[kind].weights]
-        made = family.segments[kind].function(*tensors(*given, *w)).numpy()
+        output = family.segments[kind].function(*tensors(*inputs, *w)).numpy()
         if kind == "attn":
             bias = weights.get("attn.qkv.bias", np.zeros(96))
             want = attend(x, 2, weights["attn.qkv.weight"], bias, weights["attn.proj.weight"], weights["attn.proj.bias"])
         else:
             inner = GELU[family.name](x @ weights["mlp.fc1.weight"].T + weights["mlp.fc1.bias"])
             want = inner @ weights["mlp.fc2.weight"].T + weights["mlp.fc2.bias"]
-        assert np.abs(made - want).max() < 2e-5 * max(1, np.abs(want).max()), kind
+        assert np.abs(output - want).max() < 2e-5 * max(1, np.abs(want).max()), kind
 
 
 def patches(x, p, weight, bias):
@@ -360,38 +360,38 @@ def patches(x, p, weight, bias):
 def test_tokens_of_a_dit_are_patches_with_their_position():
     family = DiT(dit.DiTArch(6, 2, 3, 16, 1, 2))
     x, weight, bias, position = rng(2, 3, 6, 6), rng(16, 3, 2, 2, seed=1), rng(16, seed=2), rng(1, 9, 16, seed=3)
-    made = family.embed(*tensors(x, np.array([1, 0, 1], np.int32), weight, bias, position)).numpy()
-    assert np.allclose(made, patches(x, 2, weight, bias)[[1, 0, 1]] + position, atol=1e-5)
+    tokens = family.embed(*tensors(x, np.array([1, 0, 1], np.int32), weight, bias, position)).numpy()
+    assert np.allclose(tokens, patches(x, 2, weight, bias)[[1, 0, 1]] + position, atol=1e-5)
 
 
 def test_tokens_of_a_unet_are_label_time_and_patches_with_their_position():
     family = UViT(uvit.UViTArch(6, 2, 3, 16, 2, 2))
     x, weight, bias, position = rng(2, 3, 6, 6), rng(16, 3, 2, 2, seed=1), rng(16, seed=2), rng(1, 11, 16, seed=3)
     time, label, rows = rng(3, 1, 16, seed=4), rng(3, 1, 16, seed=5), np.array([1, 0, 1], np.int32)
-    made = family.embed(*tensors(x, rows, time, label, weight, bias, position)).numpy()
+    tokens = family.embed(*tensors(x, rows, time, label, weight, bias, position)).numpy()
     want = np.concatenate([label, time, patches(x, 2, weight, bias)[rows]], 1) + position
-    assert np.allclose(made, want, atol=1e-5)
+    assert np.allclose(tokens, want, atol=1e-5)
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5))
 def test_a_token_becomes_a_patch_with_its_channels_fastest(patch, high, wide, channels):
     tokens = rng(2, high * wide, patch * patch * channels)
     sizes = {"patch": patch, "channels": channels, "height": high * patch, "width": wide * patch}
-    made = primitives.unpatchify(torch.from_numpy(tokens), **sizes).numpy()
+    picture = primitives.unpatchify(torch.from_numpy(tokens), **sizes).numpy()
     for row in range(high * patch):
         for column in range(wide * patch):
             token = (row // patch) * wide + column // patch
             entry = ((row % patch) * patch + column % patch) * channels
-            assert np.array_equal(made[:, :, row, column], tokens[:, token, entry : entry + channels])
+            assert np.array_equal(picture[:, :, row, column], tokens[:, token, entry : entry + channels])
 
 
 @given(st.floats(0, 1000), st.integers(1, 64))
 def test_a_timestep_is_cosines_then_sines(t, half):
-    made = primitives.sinusoid(torch.tensor([t, 0.0]), half=half).numpy()
+    waves = primitives.sinusoid(torch.tensor([t, 0.0]), half=half).numpy()
     frequencies = np.exp(-np.log(10000) * np.arange(half) / half)
     angles = np.outer([np.float32(t), 0.0], frequencies)
-    assert np.allclose(made, np.concatenate([np.cos(angles), np.sin(angles)], 1), atol=3e-4)  # one ulp of 1000 is 6e-5
-    assert made[1].tolist() == [1.0] * half + [0.0] * half
+    assert np.allclose(waves, np.concatenate([np.cos(angles), np.sin(angles)], 1), atol=3e-4)  # one ulp of 1000 is 6e-5
+    assert waves[1].tolist() == [1.0] * half + [0.0] * half
 
 
 @every_case

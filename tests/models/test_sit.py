@@ -62,8 +62,8 @@ class Module:
                 h = h + gate * self.kept[name]
         shift, scale = self.linear("final_layer.adaLN_modulation.1", c)[:, None].chunk(2, -1)
         h = self.linear("final_layer.linear", F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift)
-        made = h.reshape(len(x), 4, 4, 2, 2, 8).permute(0, 5, 1, 3, 2, 4).reshape(len(x), 8, 8, 8)
-        return made[:, :4]  # the velocity: data - noise
+        output = h.reshape(len(x), 4, 4, 2, 2, 8).permute(0, 5, 1, 3, 2, 4).reshape(len(x), 8, 8, 8)
+        return output[:, :4]  # the velocity: data - noise
 
     def attn(self, name, h):
         q, k, v = self.linear(f"{name}.qkv", h).reshape(len(h), 16, 3, 4, 12).permute(2, 0, 3, 1, 4)

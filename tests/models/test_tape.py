@@ -14,21 +14,21 @@ X, W, B = Value(("R", 4, 8)), Value((16, 8)), Value((16,))
 
 
 def test_what_an_operation_computes_is_recorded_in_order():
-    made = body("mlp", lambda x, w, b: linear(silu(layer_norm(x, eps=1e-6)), w, b, parts=2), [X, W, B])
-    assert made.kind == "mlp"
-    assert made.inputs == ("i0", "i1", "i2")
-    assert made.primitives == (
+    recording = body("mlp", lambda x, w, b: linear(silu(layer_norm(x, eps=1e-6)), w, b, parts=2), [X, W, B])
+    assert recording.kind == "mlp"
+    assert recording.inputs == ("i0", "i1", "i2")
+    assert recording.primitives == (
         Primitive("layer_norm", (("eps", 1e-6),), ("i0",), ("v3",)),
         Primitive("silu", (), ("v3",), ("v4",)),
         Primitive("linear", (("parts", 2),), ("v4", "i1", "i2"), ("v5", "v6")),
     )
-    assert made.outputs == ("v5", "v6")
-    assert made.values["v6"] == Value(("R", 4, 8))
+    assert recording.outputs == ("v5", "v6")
+    assert recording.values["v6"] == Value(("R", 4, 8))
 
 
 def test_weights_that_are_left_out_are_no_inputs():
-    made = body("mlp", lambda x, w: linear(x, w, None), [X, W])
-    assert made.primitives[0].inputs == ("i0", "i1")
+    recording = body("mlp", lambda x, w: linear(x, w, None), [X, W])
+    assert recording.primitives[0].inputs == ("i0", "i1")
 
 
 @pytest.mark.parametrize(("function", "names"), [

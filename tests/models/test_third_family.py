@@ -40,7 +40,7 @@ class Swift:
         self.sublayers = SWIFT.sublayers(2 * arch.depth)
         self.segments = {
             "time": Operation(time, ("w",)),
-            "given": Operation(given, ("table",)),
+            "condition": Operation(conditioning, ("table",)),
             "embed": Operation(embed, ("w",)),
             "attention": Operation(attention, ("norm_a", "q", "k", "v", "o")),
             "swiglu": Operation(swiglu, ("norm_m", "gate", "up", "down")),
@@ -54,18 +54,20 @@ class Swift:
     @staticmethod
     def from_tensors(shapes, arch):
         hidden, dim = shapes["layers.0.up"]
-        return SwiftArch(dim, sum(name.endswith(".q") for name in shapes), hidden, shapes["given.table"][0] - 1)
+        return SwiftArch(dim, sum(name.endswith(".q") for name in shapes), hidden, shapes["condition.table"][0] - 1)
 
     def tensors(self):
         d, hidden = self.arch.dim, self.arch.hidden
         block = {"norm_a": (d,), "norm_m": (d,), "gate": (hidden, d), "up": (hidden, d), "down": (d, hidden)}
         block |= dict.fromkeys("qkvo", (d, d))
-        ends = {"tokens.w": (d, CHANNELS, 2, 2), "time.w": (d, d), "given.table": (self.arch.classes + 1, d)}
+        ends = {"tokens.w": (d, CHANNELS, 2, 2), "time.w": (d, d), "condition.table": (self.arch.classes + 1, d)}
         ends |= {"last.norm": (d,), "last.w": (4 * CHANNELS, d)}
         return ends | {f"layers.{n}.{name}": shape for n in range(self.arch.depth) for name, shape in block.items()}
 
     def call(self, run, x, rows, t, request):
-        h = run("embed", x, rows, run("given", run("time", t, at="time"), request[CLASS_LABELS], at="given"), at="tokens")
+        h = run(
+            "embed", x, rows, run("condition", run("time", t, at="time"), request[CLASS_LABELS], at="condition"), at="tokens"
+        )
         for name in self.sublayers:
             at, _, op = name.rpartition(".")
             h = run.residual(h, run.sublayer(op, h, at=at), name)
@@ -76,7 +78,7 @@ def time(t, w):
     return silu(linear(sinusoid(t, half=w.shape[0] // 2), w))
 
 
-def given(time, y, table):
+def conditioning(time, y, table):
     return unsqueeze(add(time, gather(table, y)), axis=1)
 
 
@@ -106,12 +108,12 @@ def test_a_family_in_one_file_is_recognised_trained_compiled_run_and_verified(tm
     assert l2c_export.train(steps=6, data="self", out=tmp_path / "r", weights=file, iterations=3, batch=2).threshold == 0.4
     saved = torch.load(tmp_path / "r/router.pt", weights_only=False)
     assert list(saved["gates"]) == [f"call {n}" for n in range(6)]
-    made = [l2c_export.compile(weights=file, schedule=tmp_path / "r" / learned, batch=2, out=tmp_path / learned)
-            for learned in ("schedule.json", "router.pt")]  # fmt: skip
-    reused = [[call.reused for call in artefact.manifest.program().calls] for artefact in made]
+    artefacts = [l2c_export.compile(weights=file, schedule=tmp_path / "r" / learned, batch=2, out=tmp_path / learned)
+                 for learned in ("schedule.json", "router.pt")]  # fmt: skip
+    reused = [[call.reused for call in artefact.manifest.program().calls] for artefact in artefacts]
     assert reused[0] == reused[1]
     assert {column for call in reused[0] for column in call} > {0}
-    assert made[1].manifest.denoiser.arch == msgspec.structs.asdict(arch)
+    assert artefacts[1].manifest.denoiser.arch == msgspec.structs.asdict(arch)
     for backend in ("onnxruntime", "openvino"):
-        pipe = l2c_export.load(made[1], backend)
+        pipe = l2c_export.load(artefacts[1], backend)
         assert l2c_export.verify(pipe).passed

@@ -46,19 +46,19 @@ def test_latents_that_a_callback_returns_take_effect(pipe):
     assert same(pipe([1, 2], callback_on_step_end=lambda *_: {"latents": wanted}).latents, wanted)
 
 
-@pytest.mark.parametrize("given", [None, {}, {"prompt": 1}], ids=repr)
-def test_a_callback_that_returns_no_latents_changes_nothing(pipe, given):
+@pytest.mark.parametrize("answer", [None, {}, {"prompt": 1}], ids=repr)
+def test_a_callback_that_returns_no_latents_changes_nothing(pipe, answer):
     def scribble(p, step, t, v):
         v["latents"][...] = 0
-        return given
+        return answer
 
     assert same(pipe([1, 2], callback_on_step_end=scribble).latents, pipe([1, 2]).latents)
 
 
-@pytest.mark.parametrize("given", [5, np.zeros(3), "latents"])
-def test_a_callback_that_returns_something_else_is_told_what_to_return(pipe, given):
+@pytest.mark.parametrize("answer", [5, np.zeros(3), "latents"])
+def test_a_callback_that_returns_something_else_is_told_what_to_return(pipe, answer):
     with pytest.raises(UsageError, match=r"the callback returned a \w+: return None, or {\"latents\": \.\.}"):
-        pipe([1], callback_on_step_end=lambda *_: given)
+        pipe([1], callback_on_step_end=lambda *_: answer)
 
 
 def test_a_callback_that_raises_leaves_the_pipeline_usable(pipe):

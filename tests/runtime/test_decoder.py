@@ -14,8 +14,8 @@ from small_pipelines import LABELS, STEPS
 import l2c_export
 from l2c_export.artefact import store
 from l2c_export.backends.choose import open_backend
-from l2c_export.cli.inspect import measured_calls
 from l2c_export.errors import ArtefactError, UsageError
+from l2c_export.inspection.measure import measured_calls
 from l2c_export.runtime.decoder import Decoder, decode_tiles
 
 pytestmark = pytest.mark.usefixtures("one_thread")

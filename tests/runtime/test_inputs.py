@@ -47,14 +47,14 @@ def weights(tmp_path_factory):
 
 
 def compiled(weights, out, **options):
-    given = {
+    usual = {
         "schedule": "every:2",
         "steps": 4,
         "model": described(weights),
         "weights": str(weights / "w.safetensors"),
         "batch": 3,
     }
-    compile_artefact(Options(**{**given, "backend": "onnxruntime", **options}, out=out))
+    compile_artefact(Options(**{**usual, "backend": "onnxruntime", **options}, out=out))
     return out
 
 
@@ -77,10 +77,10 @@ def test_it_is_declared_in_the_artefact(folder):
 
 @pytest.mark.parametrize("options", [{}, {"hoist": False}, {"fold": False}, {"link": "static"}, {"guidance": "none"}], ids=str)
 def test_every_call_is_what_pytorch_computes(weights, tmp_path, options):
-    found = l2c_export.verify(compiled(weights, tmp_path / "e", **options), inputs={"condition": TOLD}, seed=3)
-    assert found.passed
-    assert max(call.free.relative for call in found.calls) < 1e-5
-    assert found.setting["condition"] == TOLD.tolist()
+    verdict = l2c_export.verify(compiled(weights, tmp_path / "e", **options), inputs={"condition": TOLD}, seed=3)
+    assert verdict.passed
+    assert max(call.free.relative for call in verdict.calls) < 1e-5
+    assert verdict.setting["condition"] == TOLD.tolist()
 
 
 @pytest.mark.parametrize("hoist", [True, False])

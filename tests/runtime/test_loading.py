@@ -56,9 +56,9 @@ def test_a_pipeline_says_what_it_runs_on(pipe, tiny):
 def test_who_loads_while_the_artefact_is_replaced_is_told(copy, other, monkeypatch):
     opened = opening.open_backend
 
-    def meanwhile(*given):
+    def meanwhile(*arguments):
         replace(copy, other)
-        return opened(*given)
+        return opened(*arguments)
 
     monkeypatch.setattr(opening, "open_backend", meanwhile)
     with pytest.raises(ArtefactError, match="was replaced since it was loaded: load it again"):

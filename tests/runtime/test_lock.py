@@ -39,24 +39,24 @@ def test_a_generation_may_go_on_in_another_thread(pipe):
 
 def test_threads_take_turns_and_get_what_one_alone_gets(pipe):
     serial = [latents(pipe, seed) for seed in range(40)]
-    found: dict[int, np.ndarray] = {}
+    by_seed: dict[int, np.ndarray] = {}
 
     def work(first: int) -> None:
         for seed in range(first, 40, 8):
-            found[seed] = latents(pipe, seed)
+            by_seed[seed] = latents(pipe, seed)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(600)
-    assert all(np.array_equal(found[seed], serial[seed]) for seed in range(40))
+    assert all(np.array_equal(by_seed[seed], serial[seed]) for seed in range(40))
 
 
 def test_a_generation_inside_a_generation_is_an_error(pipe):
     wanted = latents(pipe)
 
-    def again(pipe, step, timestep, given):
+    def again(pipe, step, timestep, values):
         return {"latents": latents(pipe)}
 
     with pytest.raises(RunError, match="in the middle of a generation: end it first, or load a second pipeline"):

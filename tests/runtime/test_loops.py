@@ -73,7 +73,7 @@ def test_a_larger_batch_takes_the_arena_of_the_smaller_away_first(own):
     memory, alive = own._loaded.backend.memory, []
     empty = type(memory).empty
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(type(memory), "empty", lambda *given: (alive.append((arena(), small())), empty(*given))[1])
+        patched.setattr(type(memory), "empty", lambda *arguments: (alive.append((arena(), small())), empty(*arguments))[1])
         own([0, 1], 2.0)
     assert alive[0] == (None, None)
 
@@ -209,7 +209,7 @@ def test_previews_are_all_that_is_copied(own, monkeypatch):
     steps = list(own.steps([0, 1], 2.0, noise))
     memory = own._loaded.backend.memory
     get = type(memory).get
-    monkeypatch.setattr(type(memory), "get", lambda *given: (copies.append(1), get(*given))[1])
+    monkeypatch.setattr(type(memory), "get", lambda *arguments: (copies.append(1), get(*arguments))[1])
     for every in (2, 3, len(steps), 100):
         copies.clear()
         seen = list(own.steps([0, 1], 2.0, noise, every=every))

@@ -24,7 +24,7 @@ def pipe(prompted_by):
         yield loaded
 
 
-@pytest.mark.parametrize(("given", "problem"), [
+@pytest.mark.parametrize(("inputs", "problem"), [
     ({"prompt": "a", "prompt_embeds": ARRAY}, "prompt=.. and prompt_embeds=..: both say the same of an image: give one of"),
     ({"prompt": "a", "prompt_attention_mask": ARRAY[..., 0]}, "prompt=.. and prompt_attention_mask=..: both say"),
     ({"prompt": "a", "negative_prompt": "b", "negative_prompt_embeds": ARRAY}, "negative_prompt=.. and negative_prompt_emb"),
@@ -38,9 +38,9 @@ def pipe(prompted_by):
     ({"prompt": "a", "class_labels": [1]}, "class_labels=..: this artefact has no such input"),
     ({"negative_prompt": "b"}, "prompt_embeds=..: is missing"),
 ], ids=repr)  # fmt: skip
-def test_what_is_no_prompt_is_refused(pipe, given, problem):
+def test_what_is_no_prompt_is_refused(pipe, inputs, problem):
     with pytest.raises(UsageError) as refused:
-        pipe(**given)
+        pipe(**inputs)
     assert problem in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -54,10 +54,10 @@ def test_arrays_may_stand_for_one_half(pipe):
 
 
 def test_one_negative_prompt_is_for_all_images(pipe):
-    made = pipe.inputs(prompt=("a", "b"), negative_prompt="c")
+    encodings = pipe.inputs(prompt=("a", "b"), negative_prompt="c")
     listed = pipe.inputs(prompt=np.array(["a", "b"]), negative_prompt=["c", "c"])
-    assert all(np.array_equal(made[name], listed[name]) for name in made)
-    assert len(made["negative_prompt_embeds"]) == 2
+    assert all(np.array_equal(encodings[name], listed[name]) for name in encodings)
+    assert len(encodings["negative_prompt_embeds"]) == 2
 
 
 def test_a_model_without_a_second_half_takes_no_negative_prompt(prompted_by):
@@ -74,9 +74,9 @@ def test_without_encoders_the_remedy_is_said(prompted_by, tmp_path):
         "artefact has no text encoders: compile it again with with_text=True, or give prompt_embeds=.., prompt_attention_mask"
     )
     with l2c_export.load(folder) as other:
-        for given in ({"prompt": "a"}, {"negative_prompt": "a", "prompt_embeds": ARRAY}):
+        for inputs in ({"prompt": "a"}, {"negative_prompt": "a", "prompt_embeds": ARRAY}):
             with pytest.raises(UsageError, match=wanted):
-                other(**given)
+                other(**inputs)
     with pytest.raises(UsageError, match=wanted):
         encode(folder, "a cat")
 
@@ -128,11 +128,11 @@ def test_many_are_sampled_of_the_prompts_of_a_file_in_turn(prompted_by, tmp_path
     (tmp_path / "prompts.txt").write_text("a cat\n\n  ein Hündchen \n")
     folder, asked = prompted_by("sd3").out, {"negative_prompt": "blurry", "backend": "onnxruntime"}
     sample(folder, tmp_path / "s", 5, prompts=tmp_path / "prompts.txt", **asked)
-    made = np.load(tmp_path / "s" / "00000.npz")
-    assert made["prompt"].tolist() == ["a cat", "ein Hündchen", "a cat", "ein Hündchen", "a cat"]
+    shard = np.load(tmp_path / "s" / "00000.npz")
+    assert shard["prompt"].tolist() == ["a cat", "ein Hündchen", "a cat", "ein Hündchen", "a cat"]
     with l2c_export.load(folder, backend="onnxruntime", threads=1) as pipe:
-        texts = made["prompt"].tolist()[: pipe.manifest.batch]
-        assert np.array_equal(made["latents"][: len(texts)], pipe(prompt=texts, negative_prompt="blurry", seed=0).latents)
+        texts = shard["prompt"].tolist()[: pipe.manifest.batch]
+        assert np.array_equal(shard["latents"][: len(texts)], pipe(prompt=texts, negative_prompt="blurry", seed=0).latents)
     (tmp_path / "prompts.txt").write_text("\n \n")
     with pytest.raises(UsageError, match=r"prompts=.*: holds no prompt"):
         sample(folder, tmp_path / "t", prompts=tmp_path / "prompts.txt", **asked)

@@ -102,10 +102,10 @@ def test_latents_of_any_float_type_and_layout(pipe, make):
 
 
 def test_latents_in_bfloat16_are_widened(pipe):
-    given = torch.tensor(HALF).bfloat16()
-    assert same(pipe([3, 4], latents=given).latents, pipe([3, 4], latents=given.float().numpy()).latents)
-    returned = pipe([3], callback_on_step_end=lambda *_: {"latents": given[:1]}).latents
-    assert same(returned, given[:1].float().numpy())
+    tensor = torch.tensor(HALF).bfloat16()
+    assert same(pipe([3, 4], latents=tensor).latents, pipe([3, 4], latents=tensor.float().numpy()).latents)
+    returned = pipe([3], callback_on_step_end=lambda *_: {"latents": tensor[:1]}).latents
+    assert same(returned, tensor[:1].float().numpy())
 
 
 @pytest.mark.parametrize("latents", [

@@ -44,11 +44,11 @@ def sd3(prompted_by):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_embeddings_are_those_of_diffusers(family, backend, prompted_by):
-    made = prompted_by(family)
+    export = prompted_by(family)
     without = ["ugly, " * n for n in range(len(texts.ODD))]
-    wanted = text_oracle.encoded(text_oracle.pipeline(made.folder), texts.ODD, without, made.tokens)
+    wanted = text_oracle.encoded(text_oracle.pipeline(export.folder), texts.ODD, without, export.tokens)
     guides = {"negative_prompt": without} if family != "flux" else {}
-    with l2c_export.load(made.out, backend=backend) as pipe:
+    with l2c_export.load(export.out, backend=backend) as pipe:
         arrays = pipe.inputs(prompt=texts.ODD, **guides)
     assert arrays.keys() == wanted.keys()
     for name, values in wanted.items():
@@ -60,13 +60,13 @@ def test_embeddings_are_those_of_diffusers(family, backend, prompted_by):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_are_those_of_transformers(family, prompted_by):
     """Of whole texts, padded ones and cut ones."""
-    made = prompted_by(family)
-    theirs, manifest = text_oracle.pipeline(made.folder), store.read(made.out)
+    export = prompted_by(family)
+    theirs, manifest = text_oracle.pipeline(export.folder), store.read(export.out)
     for name, encoder in manifest.text.encoders.items():
         tokenizer = getattr(theirs, name.replace("text_encoder", "tokenizer"))
         file = component.tokenizer_file(name)
         for most in (encoder.tokens, 77, 512):
-            ours = TextTokenizer(made.out / file, manifest.files[file], most)
+            ours = TextTokenizer(export.out / file, manifest.files[file], most)
             for text in texts.ODD:
                 assert ours(text).ids == tokenizer(text, truncation=True, max_length=most).input_ids, text
         assert encoder.padding == tokenizer.pad_token_id
@@ -100,13 +100,13 @@ def test_images_are_those_of_the_arrays(pixart):
 
 def test_pictures_are_those_of_a_pipeline_with_a_bert(prompted_by):
     """By diffusers' own loop and its tiny decoder, from the same noise."""
-    made = prompted_by(texts.MINILM)
+    export = prompted_by(texts.MINILM)
     said = {"prompt": ["A Cat", "two dogs in the rain"], "negative_prompt": "blurry", "guidance_scale": 4.0}
-    with l2c_export.load(made.out) as pipe:
+    with l2c_export.load(export.out) as pipe:
         noise = pipe.noise(2, 3)
         ours = pipe(**said, latents=noise, steps=3, output_type="np").images
     asked = {**texts.asked("pixart", **said), "latents": torch.from_numpy(noise), "output_type": "np"}
-    theirs = texts.live(made.folder)(**asked).images
+    theirs = texts.live(export.folder)(**asked).images
     assert ours.shape == theirs.shape == (2, 64, 64, 3)
     assert error(ours, theirs) < CLOSE
     assert np.abs(theirs[0] - theirs[1]).max() > 1e-3
@@ -117,10 +117,10 @@ def test_without_t5_its_tokens_are_zeros(tmp_path, sd3):
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
-    made = texts.exported("sd3", folder, tmp_path / "out")
+    export = texts.exported("sd3", folder, tmp_path / "out")
     theirs = diffusers.StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
-    wanted = text_oracle.encoded(theirs, ["a cat"], [""], made.tokens)
-    with l2c_export.load(made.out) as pipe:
+    wanted = text_oracle.encoded(theirs, ["a cat"], [""], export.tokens)
+    with l2c_export.load(export.out) as pipe:
         arrays = pipe.inputs(prompt="a cat")
         assert list(pipe.manifest.text.encoders) == ["text_encoder", "text_encoder_2"]
     assert not arrays["prompt_embeds"][:, texts.CLIP_TOKENS :].any()
@@ -177,8 +177,8 @@ def test_threads_take_turns(prompted_by):
     with l2c_export.load(prompted_by("sd3").out) as pipe, ThreadPoolExecutor(4) as threads:
         together = list(threads.map(lambda prompt: pipe.inputs(prompt=prompt)["prompt_embeds"], prompts))
         pipe._texts._kept.clear()
-        for prompt, made in zip(prompts, together, strict=True):
-            assert np.array_equal(pipe.inputs(prompt=prompt)["prompt_embeds"], made)
+        for prompt, embeddings in zip(prompts, together, strict=True):
+            assert np.array_equal(pipe.inputs(prompt=prompt)["prompt_embeds"], embeddings)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "safetensors", "tokenizer.json"])

@@ -21,9 +21,9 @@ def ours(scheduler: diffusers.SchedulerMixin, **told: object) -> Scheduler:
 
 def compare(read: Scheduler, scheduler: diffusers.FlowMatchEulerDiscreteScheduler) -> None:
     """`scheduler` has its timesteps."""
-    made = table(FLOW, len(scheduler.timesteps), read)
+    sampler = table(FLOW, len(scheduler.timesteps), read)
     x = theirs = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    for update, t in zip(made.updates, scheduler.timesteps, strict=True):
+    for update, t in zip(sampler.updates, scheduler.timesteps, strict=True):
         out = np.random.default_rng(int(t)).standard_normal(SHAPE).astype(np.float32)
         theirs = scheduler.step(torch.from_numpy(out), t, torch.from_numpy(theirs)).prev_sample.numpy()
         _, of_x, of_noise = map(np.float32, update.coefficients)
@@ -70,9 +70,9 @@ def test_other_levels_of_noise_are_those_of_diffusers(option, from_one):
 def test_every_call_of_heuns_method_is_that_of_diffusers(shift, steps):
     scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(steps)
-    made = table(HEUN, steps, ours(scheduler))
+    sampler = table(HEUN, steps, ours(scheduler))
     x = base = theirs = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    for n, (update, t) in enumerate(zip(made.updates, scheduler.timesteps, strict=True)):
+    for n, (update, t) in enumerate(zip(sampler.updates, scheduler.timesteps, strict=True)):
         out = np.random.default_rng(n).standard_normal(SHAPE).astype(np.float32)
         theirs = scheduler.step(torch.from_numpy(out), t, torch.from_numpy(theirs)).prev_sample.numpy()
         of_base, of_x, of_noise = map(np.float32, update.coefficients)
@@ -88,17 +88,17 @@ def test_every_call_of_heuns_method_is_that_of_diffusers(shift, steps):
 def test_every_step_of_dpm_solver_on_flows_is_that_of_diffusers(option, steps):
     scheduler = diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", **option)
     scheduler.set_timesteps(steps)
-    made = table(DPM, steps, ours(scheduler))
+    sampler = table(DPM, steps, ours(scheduler))
     x = theirs = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    history = [np.zeros_like(x)] * made.history
-    for n, (update, t) in enumerate(zip(made.updates, scheduler.timesteps, strict=True)):
+    history = [np.zeros_like(x)] * sampler.history
+    for n, (update, t) in enumerate(zip(sampler.updates, scheduler.timesteps, strict=True)):
         out = np.random.default_rng(n).standard_normal(SHAPE).astype(np.float32)
         theirs = scheduler.step(torch.from_numpy(out), t, torch.from_numpy(theirs)).prev_sample.numpy()
         c = [np.float32(v) for v in update.coefficients]
-        if made.history:
-            history = [c[0] * x + c[1] * out, *history][: made.history + 1]
+        if sampler.history:
+            history = [c[0] * x + c[1] * out, *history][: sampler.history + 1]
             x = c[2] * x + sum(weight * data for weight, data in zip(c[3:], history, strict=True))
-            history = history[: made.history]
+            history = history[: sampler.history]
         else:
             x = c[1] * x + c[2] * out
         assert update.timestep == float(t)

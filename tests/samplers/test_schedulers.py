@@ -41,29 +41,29 @@ def their_steps(scheduler, steps: int, noise: np.ndarray) -> list[tuple[float, n
     """For every step: the timestep, what the model is given, and what follows (in the scheduler's own scale)."""
     scheduler.set_timesteps(steps)
     x = torch.from_numpy(noise) * float(scheduler.init_noise_sigma)
-    found = []
+    states = []
     for t, out in zip(scheduler.timesteps, outputs(steps), strict=True):
         seen = scheduler.scale_model_input(x, t)
         x = scheduler.step(torch.from_numpy(out), t, x).prev_sample
-        found.append((float(t), seen.numpy(), x.numpy()))
-    return found
+        states.append((float(t), seen.numpy(), x.numpy()))
+    return states
 
 
 def our_steps(scheduler: Scheduler, steps: int, noise: np.ndarray) -> list[tuple[float, np.ndarray, np.ndarray]]:
-    made = table(scheduler.kind, steps, scheduler)
-    x, history, found = noise * np.float32(made.noise_scale), [np.zeros_like(noise)] * made.history, []
-    for update, out in zip(made.updates, outputs(steps), strict=True):
+    sampler = table(scheduler.kind, steps, scheduler)
+    x, history, states = noise * np.float32(sampler.noise_scale), [np.zeros_like(noise)] * sampler.history, []
+    for update, out in zip(sampler.updates, outputs(steps), strict=True):
         assert update.ends_step
         c, seen = [np.float32(v) for v in update.coefficients], x
-        if made.history:
+        if sampler.history:
             data = c[0] * x + c[1] * out
             x = c[2] * x + sum(w * d for w, d in zip(c[3:], [data, *history], strict=True))
-            history = [data, *history][: made.history]
+            history = [data, *history][: sampler.history]
         else:
             assert c[0] == 0, "no step of these begins before the call"
             x = c[1] * x + c[2] * out
-        found.append((update.timestep, seen, x))
-    return found
+        states.append((update.timestep, seen, x))
+    return states
 
 
 def compare(scheduler, steps: int) -> None:
@@ -184,9 +184,9 @@ def unfollowed(scheduler: diffusers.SchedulerMixin) -> set[str]:
         "thresholding": False, "clip_sample": False, "rescale_betas_zero_snr": False,
     }  # fmt: skip
     own = inspect.signature(type(scheduler).__init__).parameters
-    found = {name for name, value in plain.items() if name in own and scheduler.config[name] != value}
+    options = {name for name, value in plain.items() if name in own and scheduler.config[name] != value}
     learned = "variance_type" in own and scheduler.config.variance_type in ("learned", "learned_range")
-    return found | ({"variance_type"} if learned else set())
+    return options | ({"variance_type"} if learned else set())
 
 
 def followed(scheduler: diffusers.SchedulerMixin) -> bool:
@@ -214,14 +214,14 @@ def test_options_that_a_class_has_not_are_no_difference():
 
 
 def test_a_schedule_keeps_its_scheduler():
-    made = Schedule.from_rule(
+    schedule = Schedule.from_rule(
         "every:2", family="dit", sampler=DPM, steps=4, columns=6, scheduler=ours(theirs(DPM, solver_order=3))
     )
-    again = Schedule.from_json(made.to_json())
-    assert again == made
+    again = Schedule.from_json(schedule.to_json())
+    assert again == schedule
     assert again.table().history == 2
-    assert made.uncached().table() == made.table()
-    assert b"solver_order" in made.to_json()
+    assert schedule.uncached().table() == schedule.table()
+    assert b"solver_order" in schedule.to_json()
     plain = Schedule.every(2, family="dit", steps=4, columns=6)
     assert b"scheduler" not in plain.to_json(), "readers of before know no such key"
 
@@ -231,11 +231,11 @@ def test_a_schedule_keeps_its_scheduler():
     ("scheduler", None, "is not a schedule|unknown sampler"), ("scheduler", {"kind": DPM}, "timestep_spacing"),
 ])  # fmt: skip
 def test_a_schedule_that_contradicts_its_scheduler(key, value, says):
-    made = json.loads(
+    raw = json.loads(
         Schedule.from_rule("every:2", family="dit", sampler=DPM, steps=4, columns=6, scheduler=ours(theirs(DPM))).to_json()
     )
     with pytest.raises(ScheduleError, match=says):
-        Schedule.from_json(json.dumps({**made, key: value}).encode())
+        Schedule.from_json(json.dumps({**raw, key: value}).encode())
 
 
 REFUSED = [

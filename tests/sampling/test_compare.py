@@ -35,7 +35,9 @@ def psnr(one, other):
 
 def ssim(one, other, side):
     """Wang et al. 2004 with a uniform window, means over all windows that lie inside and over channels."""
-    x, y = (np.lib.stride_tricks.sliding_window_view(each.astype(float), (side, side), axis=(0, 1)) for each in (one, other))
+    x, y = (
+        np.lib.stride_tricks.sliding_window_view(picture.astype(float), (side, side), axis=(0, 1)) for picture in (one, other)
+    )
     mean_x, mean_y = x.mean((-1, -2)), y.mean((-1, -2))
     n = side * side / (side * side - 1)
     var_x, var_y = x.var((-1, -2)) * n, y.var((-1, -2)) * n
@@ -49,8 +51,8 @@ def folders(tmp_path):
     """Three pairs: one is the same, one has much noise, one little."""
     pictures = {f"{n:02}/{n:06}.png": RANDOM.integers(0, 256, (20, 24, 3), np.uint8) for n in range(3)}
     others = {name: noisy(pixels, 30.0 * (n == 1) + 3.0 * (n == 2)) for n, (name, pixels) in enumerate(pictures.items())}
-    for folder, each in (("a", pictures), ("b", others)):
-        for name, pixels in each.items():
+    for folder, contents in (("a", pictures), ("b", others)):
+        for name, pixels in contents.items():
             save(tmp_path / folder / name, pixels)
     (tmp_path / "a" / "notes.txt").write_text("not a picture")
     return tmp_path, pictures, others
@@ -58,24 +60,29 @@ def folders(tmp_path):
 
 def test_every_pair_has_the_numbers_of_the_formulas(folders):
     path, pictures, others = folders
-    found = compare(path / "a", path / "b")
-    assert [pair.name for pair in found.pairs] == list(pictures)
-    for pair in found.pairs[1:]:
+    likenesses = compare(path / "a", path / "b")
+    assert [pair.name for pair in likenesses.pairs] == list(pictures)
+    for pair in likenesses.pairs[1:]:
         one, other = pictures[pair.name], others[pair.name]
         assert pair.psnr == pytest.approx(psnr(one, other), rel=1e-9)
         assert pair.ssim == pytest.approx(ssim(one, other, 7), rel=1e-6)
-    assert (found.pairs[0].psnr, found.pairs[0].ssim, found.pairs[0].same, found.same) == (math.inf, 1.0, True, 1)
-    assert [pair.name[:2] for pair in found.worst] == ["01", "02", "00"]
-    assert found.psnr == pytest.approx(np.mean([pair.psnr for pair in found.pairs[1:]]))
-    assert found.summary.startswith("3 pairs: PSNR ")
+    assert (likenesses.pairs[0].psnr, likenesses.pairs[0].ssim, likenesses.pairs[0].same, likenesses.same) == (
+        math.inf,
+        1.0,
+        True,
+        1,
+    )
+    assert [pair.name[:2] for pair in likenesses.worst] == ["01", "02", "00"]
+    assert likenesses.psnr == pytest.approx(np.mean([pair.psnr for pair in likenesses.pairs[1:]]))
+    assert likenesses.summary.startswith("3 pairs: PSNR ")
     assert compare(path / "a", path / "a").summary == "3 pairs: all the same, pixel by pixel"
 
 
 def test_shards_are_their_images(folders, tmp_path):
     path, pictures, others = folders
-    for name, each in (("c", pictures), ("d", others)):
+    for name, contents in (("c", pictures), ("d", others)):
         (path / name).mkdir()
-        np.savez(path / name / "00000.npz", images=np.stack(list(each.values())), seeds=np.arange(3))
+        np.savez(path / name / "00000.npz", images=np.stack(list(contents.values())), seeds=np.arange(3))
     as_files, as_shards = compare(path / "a", path / "b"), compare(path / "c", path / "d")
     assert [(p.psnr, p.ssim) for p in as_shards.pairs] == [(p.psnr, p.ssim) for p in as_files.pairs]
     assert [p.name for p in as_shards.pairs] == [f"00000.npz[{n}]" for n in range(3)]
@@ -116,7 +123,7 @@ def test_the_least_alike_stand_side_by_side(folders):
     (lambda p: (p / "b/x.npz").write_bytes(b"PK"), r"x.npz: is no .npz that can be read"),
     (lambda p: np.savez(p / "b/x.npz", latents=np.zeros((1, 4, 8, 8))), r"x.npz: holds latents, no images"),
     (lambda p: np.savez(p / "b/x.npz", images=np.zeros((1, 4, 8, 8))), r"x.npz: images of float64 \(1, 4, 8, 8\): must be"),
-    (lambda p: [each.unlink() for each in (p / "b").rglob("*.png")], r"b: holds no pictures"),
+    (lambda p: [path.unlink() for path in (p / "b").rglob("*.png")], r"b: holds no pictures"),
     (lambda p: [save(p / f / "00/000000.png", np.zeros((2, 9), np.uint8) + (f == "a")) for f in "ab"], r"picture of 9 x 2 pix"),
 ])  # fmt: skip
 def test_what_cannot_be_compared_is_one_line(folders, change, words):

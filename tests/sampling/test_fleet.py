@@ -49,7 +49,7 @@ with fleet._running(ray_module):
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
     made = sample(folder, out, 400, seed=5, shard_size=4, backend="onnxruntime", ray=True)
-    print("made", made.made, "beside", len(list(samplers())) > 0)
+    print("made", made.new, "beside", len(list(samplers())) > 0)
     killer.join(1)
     try:
         sample(infinite, out.parent / "none", 4, seed=7, backend="onnxruntime", ray=True)

@@ -44,8 +44,8 @@ def tree(folder):
 def alone(pixels):
     """Eleven images, each by a request of its own: (N, H, W, C) bytes."""
     with l2c_export.load(pixels, **CPU, threads=1) as pipe:
-        made = [pipe([n % 3], seed=5 + n, output_type="np").images for n in range(11)]
-    return (np.concatenate(made) * 255).round().astype(np.uint8)
+        images = [pipe([n % 3], seed=5 + n, output_type="np").images for n in range(11)]
+    return (np.concatenate(images) * 255).round().astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def test_an_image_is_that_of_a_request_of_its_own(whole, alone):
 
 @pytest.mark.parametrize("shard_size", [1, 3, 100])
 def test_shards_of_any_size_hold_the_same_images(pixels, alone, tmp_path, shard_size):
-    made = sample(pixels, tmp_path / "s", 11, seed=5, shard_size=shard_size, **CPU)
-    assert (made.images, made.made, len(made.shards)) == (11, 11, -(-11 // shard_size))
+    result = sample(pixels, tmp_path / "s", 11, seed=5, shard_size=shard_size, **CPU)
+    assert (result.images, result.new, len(result.shards)) == (11, 11, -(-11 // shard_size))
     assert np.array_equal(arrays(tmp_path / "s", "images"), alone)
 
 
@@ -141,8 +141,8 @@ def test_killed_at_any_moment_and_resumed_it_gives_the_same_files(pixels, tmp_pa
         for name, data in tree(out).items():
             assert name.startswith(".") or data == (tmp_path / "whole" / name).read_bytes(), name
     assert killed == 3
-    made = sample(pixels, out, 40, seed=5, shard_size=1, format=kind, **CPU)
-    assert 0 < made.made < 40
+    result = sample(pixels, out, 40, seed=5, shard_size=1, format=kind, **CPU)
+    assert 0 < result.new < 40
     assert tree(out) == tree(tmp_path / "whole")
 
 
@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_error_and_the_same_command_goes_on(pixels, whole, tm
         resource.setrlimit(resource.RLIMIT_FSIZE, soft)
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     assert not last.exists()
-    assert sample(pixels, out, **options).made == 3
+    assert sample(pixels, out, **options).new == 3
     assert tree(out) == tree(tmp_path / "whole")
 
 
@@ -174,21 +174,21 @@ def test_what_is_there_is_not_made_again(pixels, whole, tmp_path):
     (out / ".00001.npz-0.partial").write_bytes(b"half")
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}
     said = []
-    assert sample(pixels, out, 11, seed=5, shard_size=4, **CPU, report=said.append).made == 4
+    assert sample(pixels, out, 11, seed=5, shard_size=4, **CPU, report=said.append).new == 4
     assert said == [f"{out}: 2 of 3 shards are there"]
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
     assert tree(out) == tree(whole)
 
 
 def test_of_two_on_one_folder_the_second_waits(pixels, whole, tmp_path):
-    made = []
-    run = lambda: made.append(sample(pixels, tmp_path / "s", 11, seed=5, shard_size=4, **CPU).made)  # noqa: E731
+    counts = []
+    run = lambda: counts.append(sample(pixels, tmp_path / "s", 11, seed=5, shard_size=4, **CPU).new)  # noqa: E731
     threads = [threading.Thread(target=run) for _ in range(2)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    assert sorted(made) == [0, 11]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(counts) == [0, 11]
     assert tree(tmp_path / "s") == tree(whole)
 
 

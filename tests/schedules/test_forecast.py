@@ -34,10 +34,10 @@ def test_order_2_is_the_published_formula(k, d0, d1):
 @st.composite
 def ages(draw, most=10):
     """Of calls that computed a value, ascending."""
-    found = [draw(steps)]
+    distances = [draw(steps)]
     for gap in draw(st.lists(steps, max_size=most - 1)):
-        found.append(found[-1] + gap)
-    return tuple(found)
+        distances.append(distances[-1] + gap)
+    return tuple(distances)
 
 
 @given(ages(), st.integers(-9, 9), st.integers(-9, 9))

@@ -29,10 +29,10 @@ RULED = schedule_of(
 
 
 def test_every_cell():
-    found = picture(RULED)
-    assert found.names == (*SUBLAYERS, "output", "stack[1:3]"), "of the levels those that are derived"
+    drawing = picture(RULED)
+    assert drawing.names == (*SUBLAYERS, "output", "stack[1:3]"), "of the levels those that are derived"
     c, r, f, s = COMPUTED, REUSED, FORECAST, SKIPPED
-    assert found.cells.T.tolist() == [
+    assert drawing.cells.T.tolist() == [
         [c, c, c, c, c, c, c, c],
         [c, r, f, f, r, r, c, c],
         [c, r, s, s, s, s, c, f],
@@ -42,12 +42,12 @@ def test_every_cell():
 
 
 def test_a_schedule_of_reuse_looks_as_ever():
-    found = picture(Schedule.every(2, family="dit", steps=4, columns=6))
-    assert not found.has_legend
-    assert found.names == SUBLAYERS
-    assert found.cells.T.tolist() == [[COMPUTED] * 6, [REUSED] * 6] * 2
+    drawing = picture(Schedule.every(2, family="dit", steps=4, columns=6))
+    assert not drawing.has_legend
+    assert drawing.names == SUBLAYERS
+    assert drawing.cells.T.tolist() == [[COMPUTED] * 6, [REUSED] * 6] * 2
     assert picture(RULED).has_legend
-    assert picture(RULED).size > found.size
+    assert picture(RULED).size > drawing.size
 
 
 def colours(path):

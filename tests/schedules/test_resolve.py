@@ -37,21 +37,21 @@ def test_the_example():
 
 def test_derived_values_enter_no_history():
     rest = [M0, A1, M1, A2, M2]
-    found = terms(schedule_of("all", "all", (rest, {A0: "taylor:2"}), (rest, {A0: "taylor:2"}), (rest, {A0: "reuse"})))
-    assert [call[A0] for call in found[2:]] == [taylor((1, 2)), taylor((2, 3)), ((3, 1.0),)]
+    by_call = terms(schedule_of("all", "all", (rest, {A0: "taylor:2"}), (rest, {A0: "taylor:2"}), (rest, {A0: "reuse"})))
+    assert [call[A0] for call in by_call[2:]] == [taylor((1, 2)), taylor((2, 3)), ((3, 1.0),)]
 
 
 def test_what_is_jumped_over_is_left_out_and_enters_no_history():
-    found = terms(schedule_of("all", "all", ([], {"stack": "taylor:1"}), ([], {"*": "taylor:1"})))
-    assert {*found[2]} == {"stack", "output"}
-    assert found[2]["output"] == COMPUTED
-    assert found[3][A0] == taylor((2, 3))
+    by_call = terms(schedule_of("all", "all", ([], {"stack": "taylor:1"}), ([], {"*": "taylor:1"})))
+    assert {*by_call[2]} == {"stack", "output"}
+    assert by_call[2]["output"] == COMPUTED
+    assert by_call[3][A0] == taylor((2, 3))
 
 
 def test_a_level_counts_as_computed_where_nothing_that_spans_it_is_derived():
     rules = ([], {"stack": "reuse"}), ([], {"output": "taylor:2"}), ([A0], {"*": "taylor:1"}), ([], {"stack": "taylor:1"})
-    found = terms(schedule_of("all", *rules))
-    assert [{name: call.get(name) for name in ("stack", "output")} for call in found] == [
+    by_call = terms(schedule_of("all", *rules))
+    assert [{name: call.get(name) for name in ("stack", "output")} for call in by_call] == [
         {"stack": COMPUTED, "output": COMPUTED},
         {"stack": ((1, 1.0),), "output": COMPUTED},
         {"stack": None, "output": taylor((1, 2))},
@@ -62,9 +62,9 @@ def test_a_level_counts_as_computed_where_nothing_that_spans_it_is_derived():
 
 def test_a_range_is_derived_while_the_stack_around_it_is_computed():
     cacheable = (*SUBLAYERS, "stack", "stack[1:3]")
-    found = terms(schedule_of("all", ([A0], {"stack[1:3]": "reuse"}), ([], {"stack": "taylor:1"}), cacheable=cacheable))
-    assert found[1] == {A0: COMPUTED, M0: ((1, 1.0),), "stack[1:3]": ((1, 1.0),), "stack": COMPUTED}
-    assert found[2] == {"stack": taylor((1, 2))}
+    by_call = terms(schedule_of("all", ([A0], {"stack[1:3]": "reuse"}), ([], {"stack": "taylor:1"}), cacheable=cacheable))
+    assert by_call[1] == {A0: COMPUTED, M0: ((1, 1.0),), "stack[1:3]": ((1, 1.0),), "stack": COMPUTED}
+    assert by_call[2] == {"stack": taylor((1, 2))}
 
 
 @pytest.mark.parametrize(("calls", "says"), [
@@ -103,8 +103,8 @@ def test_terms_are_what_a_loop_with_a_cache_would_give(calls):
     names = (*SUBLAYERS, "stack", "output", *(["stack[1:3]"] if has_range else []))
     schedule = schedule_of("all", *calls, cacheable=names)
     history = {name: {0: 0.0} for name in names}
-    for n, (call, found) in enumerate(zip(schedule.calls[1:], terms(schedule)[1:], strict=True), 1):
-        for name, sum_ in found.items():
+    for n, (call, values) in enumerate(zip(schedule.calls[1:], terms(schedule)[1:], strict=True), 1):
+        for name, sum_ in values.items():
             if sum_ == COMPUTED:
                 history[name][n] = float(n)
                 assert name not in call.rules
@@ -113,8 +113,8 @@ def test_terms_are_what_a_loop_with_a_cache_would_give(calls):
             assert ages == sorted(ages)
             got, newest = sum(c * history[name][n - age] for age, c in sum_), max(history[name])
             assert got == pytest.approx(n if len(ages) > 1 else newest)
-        assert {name for name in SUBLAYERS if found.get(name) == COMPUTED} == {schedule.sublayers[j] for j in call.computed}
-        assert {name for name in SUBLAYERS if found.get(name, COMPUTED) != COMPUTED} >= {
+        assert {name for name in SUBLAYERS if values.get(name) == COMPUTED} == {schedule.sublayers[j] for j in call.computed}
+        assert {name for name in SUBLAYERS if values.get(name, COMPUTED) != COMPUTED} >= {
             schedule.sublayers[j] for j in call.reused
         }
 

@@ -29,8 +29,8 @@ def test_names_that_no_schedule_has(cacheable, says):
 
 
 def test_columns_are_the_sublayers_in_their_order():
-    found = values_of(("output", "x.1.b", "stack", "x.0.a"))
-    assert (found.sublayers, found.levels) == (("x.1.b", "x.0.a"), ("output", "stack"))
+    cacheable = values_of(("output", "x.1.b", "stack", "x.0.a"))
+    assert (cacheable.sublayers, cacheable.levels) == (("x.1.b", "x.0.a"), ("output", "stack"))
 
 
 @pytest.mark.parametrize(("sublayers", "blocks"), [
@@ -45,8 +45,8 @@ def test_blocks_are_counted_as_they_appear(sublayers, blocks):
 
 
 def test_a_level_spans_the_columns_of_its_blocks():
-    found = values_of((*SUBLAYERS, "stack", "stack[1:2]", "output"))
-    assert [found.spanned(level) for level in found.levels] == [list(range(6)), [2, 3], list(range(6))]
+    cacheable = values_of((*SUBLAYERS, "stack", "stack[1:2]", "output"))
+    assert [cacheable.spanned(level) for level in cacheable.levels] == [list(range(6)), [2, 3], list(range(6))]
 
 
 @pytest.mark.parametrize(("level", "derived", "whole"), [
@@ -91,5 +91,5 @@ def test_patterns_are_of_fnmatchcase():
 
 
 def test_columns_by_number_or_name():
-    found = Cacheable(("a", "b", "c"), (), (0, 1, 2))
-    assert values.columns_of(found, ["c", 0, 2]) == (0, 2)
+    cacheable = Cacheable(("a", "b", "c"), (), (0, 1, 2))
+    assert values.columns_of(cacheable, ["c", 0, 2]) == (0, 2)

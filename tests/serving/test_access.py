@@ -179,10 +179,10 @@ def raw(server, data, wait=5.0):
     """What comes back for bytes."""
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), wait) as connection:
         connection.sendall(data)
-        found = b""
+        answer = b""
         while part := connection.recv(65536):
-            found += part
-        return found
+            answer += part
+        return answer
 
 
 @pytest.mark.parametrize("data", [

@@ -55,20 +55,20 @@ def test_a_batch_may_mix_labels_seeds_and_scales_to_the_bit(held):
     jobs = [label(1, 4), label(9, 4, guidance_scale=1.0), label(1, 99, guidance_scale=7.5), label(0, 3, guidance_scale=-2.0)]
     with ServingEngine(held) as engine:
         tickets = held.behind_one(engine, jobs)
-        made = [ticket.result(SOON) for ticket in tickets]
-    assert {each.batch for each in made} == {4}
+        images = [ticket.result(SOON) for ticket in tickets]
+    assert {image.batch for image in images} == {4}
     assert held.batches[-1] == 4
-    for job, each in zip(jobs, made, strict=True):
-        assert same(each.latents, alone(held.pipe, job))
+    for job, image in zip(jobs, images, strict=True):
+        assert same(image.latents, alone(held.pipe, job))
 
 
 def test_jobs_of_other_steps_wait_for_a_batch_of_their_own(held):
     jobs = [label(1, 1), label(2, 2, steps=4), label(3, 3), label(4, 4, steps=4), label(5, 5)]
     with ServingEngine(held) as engine:
-        made = [ticket.result(SOON) for ticket in held.behind_one(engine, jobs)]
+        images = [ticket.result(SOON) for ticket in held.behind_one(engine, jobs)]
     assert held.batches == [1, 3, 2]
-    for job, each in zip(jobs, made, strict=True):
-        assert same(each.latents, alone(held.pipe, job))
+    for job, image in zip(jobs, images, strict=True):
+        assert same(image.latents, alone(held.pipe, job))
 
 
 def test_on_a_processor_a_batch_is_as_large_as_it_has_jobs(held):
@@ -84,12 +84,12 @@ def test_on_a_gpu_it_has_one_of_the_sizes_that_are_warm(held):
     with ServingEngine(held) as engine:
         assert held.warmed == {(7, (1, 2, 4)), (4, (1, 2, 4))}
         jobs = [label(n, n) for n in range(3)]
-        made = [ticket.result(SOON) for ticket in held.behind_one(engine, jobs)]
+        images = [ticket.result(SOON) for ticket in held.behind_one(engine, jobs)]
         assert held.batches == [1, 4]
         assert answered(engine)["padding"] == 1
-    assert [each.batch for each in made] == [3, 3, 3]
-    for job, each in zip(jobs, made, strict=True):
-        assert same(each.latents, alone(held.pipe, job))
+    assert [image.batch for image in images] == [3, 3, 3]
+    for job, image in zip(jobs, images, strict=True):
+        assert same(image.latents, alone(held.pipe, job))
 
 
 def test_max_batch_cuts_batches(held):
@@ -124,20 +124,22 @@ def test_pixels_are_those_of_the_pipeline(pixels):
 
 def test_previews_are_the_latents_on_the_way_and_change_nothing(held):
     wanted, seen, others = {}, [], []
-    held.pipe([1], seed=[4], callback_on_step_end=lambda _, step, t, given: wanted.update({step + 1: given["latents"][0]}))
+    held.pipe([1], seed=[4], callback_on_step_end=lambda _, step, t, values: wanted.update({step + 1: values["latents"][0]}))
     with ServingEngine(held) as engine:
         held.hold()
         first = held.begun(engine)
         asked = engine.submit(label(1, 4, previews=3), seen.append)
         silent = engine.submit(label(2, 5), others.append)
         held.let()
-        made = [ticket.result(SOON) for ticket in (first, asked, silent)]
-    assert [each.step for each in seen] == sorted(shown_steps(3, 7)) == [2, 4, 5]
-    assert all(each.steps == 7 and each.pixels is None and same(each.latents, wanted[each.step]) for each in seen)
+        images = [ticket.result(SOON) for ticket in (first, asked, silent)]
+    assert [preview.step for preview in seen] == sorted(shown_steps(3, 7)) == [2, 4, 5]
+    assert all(
+        preview.steps == 7 and preview.pixels is None and same(preview.latents, wanted[preview.step]) for preview in seen
+    )
     assert not others, "only those who asked"
     assert held.batches == [1, 2]
-    assert same(made[1].latents, alone(held.pipe, label(1, 4)))
-    assert same(made[2].latents, alone(held.pipe, label(2, 5)))
+    assert same(images[1].latents, alone(held.pipe, label(1, 4)))
+    assert same(images[2].latents, alone(held.pipe, label(2, 5)))
 
 
 def test_previews_of_pixels_have_pixels(pixels):
@@ -145,8 +147,8 @@ def test_previews_of_pixels_have_pixels(pixels):
     with l2c_export.load(pixels, threads=1) as pipe, ServingEngine(pipe) as engine:
         engine.submit(label(1, previews=100), seen.append).result(SOON)
     steps = seen[0].steps
-    assert [each.step for each in seen] == list(range(1, steps))
-    assert all(each.pixels.shape == (4, 4, 3) and 0 <= each.pixels.min() <= each.pixels.max() <= 1 for each in seen)
+    assert [preview.step for preview in seen] == list(range(1, steps))
+    assert all(preview.pixels.shape == (4, 4, 3) and 0 <= preview.pixels.min() <= preview.pixels.max() <= 1 for preview in seen)
 
 
 def test_a_preview_that_fails_costs_nobody_an_image(wide_pipe):
@@ -228,9 +230,9 @@ def test_the_queue_never_exceeds_its_bound(held):
                     longest.append(engine.waiting)
 
             outcomes += pool.map(ask, range(200))
-        accepted = [each for each in outcomes if not isinstance(each, Full)]
+        accepted = [outcome for outcome in outcomes if not isinstance(outcome, Full)]
         assert (len(accepted), max(longest)) == (8, 8)
-        assert "8 images wait, and at most 8 may: ask again later" in {str(each) for each in outcomes}
+        assert "8 images wait, and at most 8 may: ask again later" in {str(outcome) for outcome in outcomes}
         held.let()
         for ticket in (running, *accepted):
             ticket.result(SOON)
@@ -371,12 +373,12 @@ def test_one_that_does_not_run_does_not_take_its_place(held):
 def test_exchanging_under_load_loses_nothing(wide):
     pipes = [l2c_export.load(wide, threads=1) for _ in range(2)]
     wanted = {n: alone(pipes[0], label(n, n)) for n in range(10)}
-    found = Counter()
+    counts = Counter()
     with ServingEngine(pipes[0], max_queue=200) as engine:
 
         def ask(first):
             for k in range(first, 120, 4):
-                found[same(engine.submit(label(k % 10, k % 10)).result(SOON).latents, wanted[k % 10])] += 1
+                counts[same(engine.submit(label(k % 10, k % 10)).result(SOON).latents, wanted[k % 10])] += 1
 
         threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
         for thread in threads:
@@ -386,7 +388,7 @@ def test_exchanging_under_load_loses_nothing(wide):
         for thread in threads:
             thread.join(SOON)
         assert answered(engine)["failed"] == 0
-    assert found == {True: 120}
+    assert counts == {True: 120}
     for pipe in pipes:
         pipe.close()
 
@@ -418,6 +420,6 @@ def test_memory_stays_flat(wide_pipe):
         before = tracemalloc.take_snapshot()
         for _ in range(3):
             some(60)
-        grown = sum(each.size_diff for each in tracemalloc.take_snapshot().compare_to(before, "filename"))
+        grown = sum(statistic.size_diff for statistic in tracemalloc.take_snapshot().compare_to(before, "filename"))
         tracemalloc.stop()
     assert grown < 100_000

@@ -41,13 +41,13 @@ def test_too_many_are_told_so_and_when_to_come_again(running):
         running.wait_waiting(6)
         longest = running.engine.waiting
         until = time.monotonic() + SOON
-        while sum(each.done() for each in asked) < 24 and time.monotonic() < until:
+        while sum(future.done() for future in asked) < 24 and time.monotonic() < until:
             longest = max(longest, running.engine.waiting)
         running.held.let()
-        answers = [each.result(SOON) for each in (first, *asked)]
-    assert Counter(each.status_code for each in answers) == {200: 7, 429: 24}
+        answers = [future.result(SOON) for future in (first, *asked)]
+    assert Counter(answer.status_code for answer in answers) == {200: 7, 429: 24}
     assert longest == 6
-    refused = next(each for each in answers if each.status_code == 429)
+    refused = next(answer for answer in answers if answer.status_code == 429)
     assert error_of(refused) == {"message": "6 images wait, and at most 6 may: ask again later", "type": "rate_limit_error",
                                  "param": None, "code": "queue_full"}  # fmt: skip
     assert 1 <= int(refused.headers["retry-after"]) <= 60
@@ -65,7 +65,7 @@ def test_images_of_one_request_are_taken_together_or_refused(running):
         assert running.engine.waiting == 4
         assert running.ask(n=7).json()["error"]["message"] == "n=7: at most 6 images may wait here: ask for fewer at once"
         running.held.let()
-        assert [len(each.result(SOON).json()["data"]) for each in (first, other)] == [1, 4]
+        assert [len(future.result(SOON).json()["data"]) for future in (first, other)] == [1, 4]
 
 
 @pytest.mark.parametrize(("fault", "message"), [
@@ -106,7 +106,7 @@ def test_whoever_leaves_while_waiting_gives_his_place_to_another(running):
         other = pool.submit(running.ask, n=6)
         running.wait_waiting(6)
         running.held.let()
-        assert [each.result(SOON).status_code for each in (first, other)] == [200, 200]
+        assert [future.result(SOON).status_code for future in (first, other)] == [200, 200]
     assert running.held.batches == [1, 4, 2], "nothing was computed for those who left"
     assert count(running)["cancelled"] == 6
 
@@ -119,13 +119,13 @@ def test_a_batch_that_everybody_has_left_computes_at_most_one_more_step(running,
     original = running.held.pipe.__call__
 
     def watched(**request):
-        given = request.pop("callback_on_step_end")
+        callback = request.pop("callback_on_step_end")
 
         def after(pipe, step, timestep, values):
             steps.append((step, left.is_set()))
             if step == 0:
                 assert left.wait(SOON)
-            return given(pipe, step, timestep, values) if given else None
+            return callback(pipe, step, timestep, values) if callback else None
 
         return original(callback_on_step_end=after, **request)
 
@@ -181,7 +181,7 @@ def test_while_it_drains_it_answers_503_and_finishes_what_was_accepted(rgb, monk
             assert other.get("/health/live").status_code == 200
             assert (other.get("/health/ready").status_code, other.get("/health/ready").json()) == (503, {"status": "draining"})
         running.held.let()
-        assert [each.result(SOON).status_code for each in accepted] == [200] * 8
+        assert [future.result(SOON).status_code for future in accepted] == [200] * 8
 
 
 def test_what_cannot_be_finished_in_time_is_answered_too(rgb, monkeypatch):
@@ -192,10 +192,10 @@ def test_what_cannot_be_finished_in_time_is_answered_too(rgb, monkeypatch):
         accepted = [pool.submit(running.ask, seed=n) for n in range(8)]
         wait_for(lambda: running.engine.waiting + running.engine.running == 8)
         running.server.handle_exit(signal.SIGTERM, None)
-        answers = [each.result(SOON) for each in accepted]
+        answers = [future.result(SOON) for future in accepted]
         running.held.let()
-    assert {each.status_code for each in answers} == {503}
-    assert {error_of(each)["code"] for each in answers} == {"draining"}
+    assert {answer.status_code for answer in answers} == {503}
+    assert {error_of(answer)["code"] for answer in answers} == {"draining"}
 
 
 def test_before_a_model_is_loaded_it_says_so(rgb, monkeypatch):
@@ -204,7 +204,7 @@ def test_before_a_model_is_loaded_it_says_so(rgb, monkeypatch):
     def watch(url):
         with httpx.Client(base_url=url) as client:
             answers = [client.get("/health/live"), client.get("/health/ready"), client.post(IMAGES, json={"prompt": "1"})]
-            seen.extend((each.status_code, each.headers.get("retry-after")) for each in answers)
+            seen.extend((answer.status_code, answer.headers.get("retry-after")) for answer in answers)
 
     with in_thread(rgb, monkeypatch, while_loading=watch) as running:
         assert running.ask().status_code == 200

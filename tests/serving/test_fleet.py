@@ -46,17 +46,17 @@ def picture(pixels):
 
     pipe = l2c_export.load(pixels, backend="onnxruntime", threads=1)
 
-    def made(label, seed, scale=None):
+    def png(label, seed, scale=None):
         return encoded(pipe([label], scale, seed=seed, output_type="np").images[0])
 
-    return made
+    return png
 
 
 def test_it_answers_as_one_process_does(fleet, picture):
     assert fleet["ready"] == 200
-    assert [each["id"] for each in json.loads(fleet["models"])["data"]] == ["small"]
+    assert [model["id"] for model in json.loads(fleet["models"])["data"]] == ["small"]
     assert fleet["alone"] == picture(1, 4, 1)
-    assert [each["b64_json"] for each in json.loads(fleet["several"])["data"]] == [picture(1, seed) for seed in (7, 8, 9)]
+    assert [image["b64_json"] for image in json.loads(fleet["several"])["data"]] == [picture(1, seed) for seed in (7, 8, 9)]
     status, content = fleet["wrong"]
     assert (status, json.loads(content)["error"]["message"]) == (400, "class label 99: must be a whole number from 0 to 2")
     assert fleet["reload"] == 403  # without keys
@@ -72,14 +72,14 @@ def test_previews_are_streamed(fleet, picture):
 def test_replicas_that_are_killed_lose_nothing(fleet, picture):
     """Both of them under load, and what was asked is drawn to the same bits by those that come instead."""
     assert len(fleet["mixed"]) == 120
-    wrong = [n for n, made in enumerate(fleet["mixed"]) if made != picture(n % 3, n, 1 + n % 2)]
+    wrong = [n for n, image in enumerate(fleet["mixed"]) if image != picture(n % 3, n, 1 + n % 2)]
     assert not wrong, [fleet["mixed"][n][:40] for n in wrong]
 
 
 def test_what_was_accepted_is_finished_at_the_end(fleet, picture):
     assert fleet["code"] == 0
-    for n, made in enumerate(fleet["ending"]):
-        assert made in (picture(n % 3, n, 1 + n % 2), "status 503")
+    for n, image in enumerate(fleet["ending"]):
+        assert image in (picture(n % 3, n, 1 + n % 2), "status 503")
     assert fleet["left"] == []
     counts = fleet["said"]["images"]["small"]
     assert counts["made"] == counts["accepted"] >= 125
@@ -116,7 +116,7 @@ def test_the_application_is_made_of_it(place):
 
     config = yaml_of(invoke("serve small --replicas 3 --cores 2 --gpus 1 --print-config").stdout)
     front = build(config["applications"][0]["args"])._bound_deployment
-    (samplers,) = (each._bound_deployment for each in front.init_args[1].values())
+    (samplers,) = (application._bound_deployment for application in front.init_args[1].values())
     assert (front.name, samplers.name, samplers.num_replicas) == ("front", "sampler-small", 3)
     assert (samplers.ray_actor_options["num_cpus"], samplers.ray_actor_options["num_gpus"]) == (2, 1)
     assert samplers.init_args[1]["device"] == "cuda:0"

@@ -12,7 +12,7 @@ import l2c_export
 from l2c_export.artefact import store
 from l2c_export.errors import Draining, Full
 from l2c_export.serving.engine import ServingEngine
-from l2c_export.serving.job import Job, Made
+from l2c_export.serving.job import Drawing, Job
 from l2c_export.serving.previews import Preview
 
 pytest.importorskip("ray.serve")
@@ -23,7 +23,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from l2c_export.serving.fleet import remote
 from l2c_export.serving.fleet.remote import Described, FleetEngine
 
-MADE = Made(np.zeros((4, 8, 8), np.float32), None, 0.0, 0.5, 1)
+MADE = Drawing(np.zeros((4, 8, 8), np.float32), None, 0.0, 0.5, 1)
 DIED, GONE = ActorDiedError(), NodeDiedError("its node is gone")
 WRONG = RayTaskError("draw", "Traceback ..", ValueError("a bug"))
 
@@ -49,8 +49,8 @@ class Asked:
         return self.outcome
 
     async def __aiter__(self):
-        for each in self.outcome:
-            yield await Asked(each)
+        for item in self.outcome:
+            yield await Asked(item)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -60,7 +60,7 @@ class Handle:
     """What the deployment answers, one after another."""
 
     def __init__(self, *outcomes: Any) -> None:
-        self.asked = [Asked(each) for each in outcomes]
+        self.asked = [Asked(outcome) for outcome in outcomes]
         self.jobs: list[Job] = []
         self.draw = self.stream = self
 

@@ -30,7 +30,7 @@ def test_it_answers_whatever_its_description_makes(rgb, tmp_path):
         done = subprocess.run([sys.executable, "-m", "schemathesis.cli", *words], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-6000:]
         assert int(re.search(r"(\d+) generated", done.stdout)[1]) > 100
-        statuses = collections.Counter(each["status"] for each in server.logged("request"))
+        statuses = collections.Counter(record["status"] for record in server.logged("request"))
         assert not [status for status in statuses if status >= 500 and status != 503], statuses
         assert {200, 400} <= set(statuses), "it was really asked"
         assert "Traceback" not in "".join(server.lines)

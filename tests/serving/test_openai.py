@@ -46,17 +46,17 @@ def wanted(pipe, label, seed, **more):
 
 
 def test_an_image_is_the_pipelines_to_the_bit(client, pipes):
-    made = client.images.generate(model="demo", prompt="3", size="28x28", extra_body={"seed": 5})
-    (image,) = made.data
+    answer = client.images.generate(model="demo", prompt="3", size="28x28", extra_body={"seed": 5})
+    (image,) = answer.data
     assert np.array_equal(pixels(image), wanted(pipes["demo"], 3, 5))
-    assert (made.size, made.output_format, image.seed) == ("28x28", "png", 5)
+    assert (answer.size, answer.output_format, image.seed) == ("28x28", "png", 5)
     assert image.l2c["batch"] == 1
     assert image.l2c["run_seconds"] > 0
 
 
 def test_images_of_a_request_have_seeds_one_behind_the_other(client, pipes):
-    made = client.images.generate(model="small", prompt="2", n=3, extra_body={"seed": 10, "guidance_scale": 2.5})
-    for n, image in enumerate(made.data):
+    answer = client.images.generate(model="small", prompt="2", n=3, extra_body={"seed": 10, "guidance_scale": 2.5})
+    for n, image in enumerate(answer.data):
         assert image.seed == 10 + n
         assert np.array_equal(pixels(image), wanted(pipes["small"], 2, 10 + n, guidance_scale=2.5))
 
@@ -68,16 +68,16 @@ def test_requests_at_the_same_time_share_a_batch_and_get_their_own_bits(client, 
         return client.images.generate(model="demo", prompt=str(label), extra_body={"seed": seed, "guidance_scale": scale})
 
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda each: ask(*each), asked))
-    assert max(each.data[0].l2c["batch"] for each in made) > 2
-    for (label, seed, scale), each in zip(asked, made, strict=True):
-        assert np.array_equal(pixels(each.data[0]), wanted(pipes["demo"], label, seed, guidance_scale=scale))
+        answers = list(pool.map(lambda arguments: ask(*arguments), asked))
+    assert max(answer.data[0].l2c["batch"] for answer in answers) > 2
+    for (label, seed, scale), answer in zip(asked, answers, strict=True):
+        assert np.array_equal(pixels(answer.data[0]), wanted(pipes["demo"], label, seed, guidance_scale=scale))
 
 
 def test_other_steps_are_another_program(client, pipes):
     for steps in (8, 4):
-        made = client.images.generate(model="small", prompt="1", extra_body={"seed": 3, "num_inference_steps": steps})
-        assert np.array_equal(pixels(made.data[0]), wanted(pipes["small"], 1, 3, steps=steps))
+        answer = client.images.generate(model="small", prompt="1", extra_body={"seed": 3, "num_inference_steps": steps})
+        assert np.array_equal(pixels(answer.data[0]), wanted(pipes["small"], 1, 3, steps=steps))
 
 
 def test_the_first_model_is_that_of_who_names_none_and_a_seed_is_told_of_who_gives_none(client, pipes):
@@ -88,31 +88,33 @@ def test_the_first_model_is_that_of_who_names_none_and_a_seed_is_told_of_who_giv
 
 def test_a_stream_shows_the_picture_on_its_way(client, pipes):
     on_the_way = {}
-    pipes["demo"]([7], seed=[4], callback_on_step_end=lambda _, step, t, given: on_the_way.update({step + 1: given["latents"]}))
+    pipes["demo"](
+        [7], seed=[4], callback_on_step_end=lambda _, step, t, values: on_the_way.update({step + 1: values["latents"]})
+    )
     *partial, last = client.images.generate(prompt="7", stream=True, partial_images=3, extra_body={"seed": 4})
-    assert [each.type for each in partial] == ["image_generation.partial_image"] * 3
-    assert [each.partial_image_index for each in partial] == [0, 1, 2]
-    assert [each.l2c for each in partial] == [{"step": step, "steps": 20} for step in (5, 10, 15)]
-    for each in partial:
-        shown = np.clip(on_the_way[each.l2c["step"]][0, 0] / 2 + 0.5, 0, 1)
-        assert np.array_equal(pixels(each), (shown * 255).round().astype(np.uint8))
+    assert [event.type for event in partial] == ["image_generation.partial_image"] * 3
+    assert [event.partial_image_index for event in partial] == [0, 1, 2]
+    assert [event.l2c for event in partial] == [{"step": step, "steps": 20} for step in (5, 10, 15)]
+    for event in partial:
+        shown = np.clip(on_the_way[event.l2c["step"]][0, 0] / 2 + 0.5, 0, 1)
+        assert np.array_equal(pixels(event), (shown * 255).round().astype(np.uint8))
     assert last.type == "image_generation.completed"
     assert np.array_equal(pixels(last), wanted(pipes["demo"], 7, 4))
     assert (last.size, last.usage.total_tokens, last.seed) == ("28x28", 0, 4)
-    for each in (*partial, last):
-        assert (each.size, each.quality, each.background, each.output_format) == ("28x28", "auto", "opaque", "png")
-        assert each.created_at > 1.7e9
+    for event in (*partial, last):
+        assert (event.size, event.quality, event.background, event.output_format) == ("28x28", "auto", "opaque", "png")
+        assert event.created_at > 1.7e9
 
 
 def test_a_stream_of_nothing_on_the_way(client):
     events = list(client.images.generate(prompt="7", stream=True))
-    assert [each.type for each in events] == ["image_generation.completed"]
+    assert [event.type for event in events] == ["image_generation.completed"]
 
 
 def test_models_say_what_they_take(client):
     listed = list(client.models.list())
-    assert [each.id for each in listed] == ["demo", "small"]
-    assert {each.object for each in listed} == {"model"}
+    assert [model.id for model in listed] == ["demo", "small"]
+    assert {model.object for model in listed} == {"model"}
     about = client.models.retrieve("small").l2c
     assert (about["prompt"], about["classes"], about["sizes"], about["num_inference_steps"]) == ("class", 3, ["4x4"], [8, 4])
     assert about["images_at_once"] == 4
@@ -154,18 +156,18 @@ def test_the_schedule_is_that_of_the_artefact(process, demo):
     from l2c_export.inspection.view import inspect
 
     for name, path, steps in (("demo", demo, None), ("small", None, 4)):
-        found = httpx.get(
+        document = httpx.get(
             f"{process.url}/v1/models/{name}/schedule", params={"num_inference_steps": steps} if steps else {}
         ).json()
         if path:
             view = inspect(path)
-            assert found["names"] == view.sublayers
+            assert document["names"] == view.sublayers
             for call in view.calls:
-                column = [row[call.index] for row in found["cells"]]
+                column = [row[call.index] for row in document["cells"]]
                 assert {n for n, cell in enumerate(column) if cell == "c"} == set(call.computed)
                 assert {n for n, cell in enumerate(column) if cell == "r"} == set(call.reused)
         else:
-            assert {*"".join(found["cells"])} == {"c"}
+            assert {*"".join(document["cells"])} == {"c"}
     assert httpx.get(f"{process.url}/v1/models/small/schedule", params={"num_inference_steps": 5}).status_code == 404
 
 
@@ -184,7 +186,7 @@ def test_the_log_has_a_line_for_every_request_with_its_id(process):
                        headers={"X-Request-Id": "abc-123"})  # fmt: skip
     assert asked.headers["x-request-id"] == "abc-123"
     process.line('"abc-123"')
-    (line,) = [each for each in process.logged("request") if each["request_id"] == "abc-123"]
+    (line,) = [record for record in process.logged("request") if record["request_id"] == "abc-123"]
     assert (line["status"], line["images"], line["model"], line["path"]) == (200, 2, "small", "/v1/images/generations")
     assert line["run_seconds"] > 0
     other = httpx.get(f"{process.url}/v1/models", headers={"X-Request-Id": 'x"} {"level":"error"'}).headers["x-request-id"]

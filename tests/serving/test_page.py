@@ -129,14 +129,16 @@ def test_it_shows_what_is_computed(page, demo):
         return [canvas.height, canvas.width, [...pen.getImageData(0, 0, canvas.width, canvas.height).data]];"""
     height, width, data = page.execute_script(code)
     drawn, (rows, calls) = np.array(data, np.uint8).reshape(height, width, 4), (len(view.sublayers), len(view.calls))
-    found = np.array([[drawn[int((r + 0.4) * height / rows), int((c + 0.4) * width / calls)] for c in range(calls)]
-                      for r in range(rows)])  # fmt: skip
+    pixels = np.array([[drawn[int((r + 0.4) * height / rows), int((c + 0.4) * width / calls)] for c in range(calls)]
+                       for r in range(rows)])  # fmt: skip
     computed = {(n, call.index) for call in view.calls for n in call.computed}
-    colours = {tuple(found[row, call]): (row, call) in computed for row in range(len(found)) for call in range(found.shape[1])}
+    colours = {
+        tuple(pixels[row, call]): (row, call) in computed for row in range(len(pixels)) for call in range(pixels.shape[1])
+    }
     assert sorted(colours.values()) == [False, True], "two colours, one of what is computed"
-    for row in range(found.shape[0]):
-        for call in range(found.shape[1]):
-            assert colours[tuple(found[row, call])] == ((row, call) in computed)
+    for row in range(pixels.shape[0]):
+        for call in range(pixels.shape[1]):
+            assert colours[tuple(pixels[row, call])] == ((row, call) in computed)
     assert "80.0 % are computed" in value(page, "share", "textContent")
 
 

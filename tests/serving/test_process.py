@@ -106,7 +106,7 @@ def test_a_hangup_exchanges_under_load_and_loses_nothing(engines, other):
         asked = [pool.submit(one, n) for n in range(300)]
         replace(engines, other)
         server.process.send_signal(signal.SIGHUP)
-        answers = [each.result(SOON) for each in asked]
+        answers = [future.result(SOON) for future in asked]
         server.line("was reloaded")
         assert np.array_equal(ask(server), drawn(other))
         assert server.stop() == 0
@@ -188,9 +188,9 @@ def test_the_end_finishes_what_was_accepted(demo):
             time.sleep(0.005)
         began = time.monotonic()
         assert server.stop() == 0
-        late = [each.exception(SOON) for each in asked if each.exception(SOON)]  # who asked when it had begun to end
+        late = [future.exception(SOON) for future in asked if future.exception(SOON)]  # who asked when it had begun to end
         assert all("draining" in str(error) for error in late)
-        drawn = [each.result() for each in asked if not each.exception()]
+        drawn = [future.result() for future in asked if not future.exception()]
         assert all(picture.shape == (28, 28) for picture in drawn)
         assert len(drawn) >= 10
         assert time.monotonic() - began < 20

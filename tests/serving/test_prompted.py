@@ -21,13 +21,13 @@ def test_prompts_mix_in_a_batch(prompted_by):
         held = Held(pipe)
         jobs = [Job({"prompt": "a cat"}, 1), Job({"prompt": "a dog", "negative_prompt": "blurry"}, 2, guidance_scale=2.0)]
         with ServingEngine(held) as engine:
-            made = [ticket.result(SOON) for ticket in held.behind_one(engine, jobs)]
+            images = [ticket.result(SOON) for ticket in held.behind_one(engine, jobs)]
             assert held.batches[-1] == 2
             assert engine.submit(Job({"prompt": "a cat"}, 1, steps=3)).result(SOON).batch == 1
-        for job, each in zip(jobs, made, strict=True):
+        for job, image in zip(jobs, images, strict=True):
             wanted = pipe(**job.inputs, seed=job.seed, guidance_scale=job.guidance_scale, output_type="np")
-            assert same(each.latents, wanted.latents[0])
-            assert same(each.pixels, wanted.images[0])
+            assert same(image.latents, wanted.latents[0])
+            assert same(image.pixels, wanted.images[0])
         with ServingEngine(pipe) as engine, pytest.raises(UsageError, match="prompt"):
             engine.submit(Job({"prompt": 3}))
 

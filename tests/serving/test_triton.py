@@ -190,9 +190,9 @@ def started(folder: Path, monkeypatch, decoupled: bool = False) -> TritonModel:
 
 @pytest.fixture
 def model(wide, monkeypatch):
-    made = started(wide, monkeypatch)
-    yield made
-    made.finalize()
+    instance = started(wide, monkeypatch)
+    yield instance
+    instance.finalize()
 
 
 def test_the_program_finds_the_package_and_says_if_it_does_not(engines, out, monkeypatch):
@@ -212,7 +212,7 @@ def test_an_artefact_that_cannot_be_loaded_is_a_line(tmp_path, monkeypatch):
 def test_texts_become_prompts(prompted_by, monkeypatch):
     folder, texts = prompted_by("sd3").out, {"prompt": ["a cat", "日本語の文"], "negative_prompt": ["blurry", ""]}
     model, pipe = started(folder, monkeypatch), l2c_export.load(folder, backend="onnxruntime", threads=1)
-    sent = {name: np.array([each.encode() for each in column], object) for name, column in texts.items()}
+    sent = {name: np.array([text.encode() for text in column], object) for name, column in texts.items()}
     (answer,) = model.execute([Request(**sent, seed=[4, 9])])
     assert np.array_equal(answer["latents"], pipe(**texts, seed=[4, 9], output_type="latent").latents)
     (answer,) = model.execute([Request(prompt=np.array([b"\xff"], object))])
@@ -291,10 +291,10 @@ def test_an_error_inside_is_told_without_its_insides(model, monkeypatch):
 def test_latents_that_are_no_numbers_are_an_error(model, monkeypatch):
     own = type(model.pipe).__call__
 
-    def spoilt(*given, **named):
-        made = own(*given, **named)
-        made.latents[0] = np.nan
-        return made
+    def spoilt(*positional, **named):
+        output = own(*positional, **named)
+        output.latents[0] = np.nan
+        return output
 
     monkeypatch.setattr(type(model.pipe), "__call__", spoilt)
     bad, good = model.execute([Request(class_labels=[1]), Request(class_labels=[2])])

@@ -34,8 +34,8 @@ def server(wide, pixels, tmp_path_factory):
     """Over an artefact of two programs, one of pixels, and one that is gone."""
     folder = tmp_path_factory.mktemp("triton")
     engines = [folder / name for name in ("wide", "pixels", "gone")]
-    for made, place in zip((wide, pixels, GOLDEN), engines, strict=True):
-        shutil.copytree(made, place)
+    for source, place in zip((wide, pixels, GOLDEN), engines, strict=True):
+        shutil.copytree(source, place)
     write_repository(engines[:2], folder / "models", TritonOptions(threads=1, backend="onnxruntime", max_wait_ms=30))
     write_repository(engines[2:], folder / "models", TritonOptions(threads=1, previews=False))
     shutil.rmtree(engines[2])
@@ -72,29 +72,29 @@ def said(client, **values):
 
 def test_the_bits_of_the_pipeline(http, wide_pipe):
     asked = {"class_labels": [3, 7], "seed": [5, 11], "guidance_scale": [1.3, 1]}
-    made = http.infer("wide", said(over_http, **asked)).as_numpy("latents")
-    assert np.array_equal(made, wide_pipe([3, 7], [1.3, 1], seed=[5, 11]).latents)
-    made = http.infer("wide", said(over_http, class_labels=[3, 7], steps=[4, 4])).as_numpy("latents")
-    assert np.array_equal(made, wide_pipe([3, 7], steps=4).latents)
+    latents = http.infer("wide", said(over_http, **asked)).as_numpy("latents")
+    assert np.array_equal(latents, wide_pipe([3, 7], [1.3, 1], seed=[5, 11]).latents)
+    latents = http.infer("wide", said(over_http, class_labels=[3, 7], steps=[4, 4])).as_numpy("latents")
+    assert np.array_equal(latents, wide_pipe([3, 7], steps=4).latents)
 
 
 def test_pixels(http, pixel_pipe):
-    made = http.infer("pixels", said(over_http, class_labels=[1, 2], seed=[8, 9]))
+    answer = http.infer("pixels", said(over_http, class_labels=[1, 2], seed=[8, 9]))
     own = pixel_pipe([1, 2], seed=8, output_type="np")
-    assert np.array_equal(made.as_numpy("latents"), own.latents)
-    assert np.array_equal(made.as_numpy("images"), (own.images * 255).round().astype(np.uint8))
+    assert np.array_equal(answer.as_numpy("latents"), own.latents)
+    assert np.array_equal(answer.as_numpy("images"), (own.images * 255).round().astype(np.uint8))
     only = [over_http.InferRequestedOutput("images")]
     assert http.infer("pixels", said(over_http, class_labels=[1]), outputs=only).as_numpy("latents") is None
 
 
 def test_mixed_batches_have_the_same_bits(http, wide_pipe):
     asked = [{"class_labels": [k % 10], "seed": [k], "guidance_scale": [1 + k % 3]} for k in range(12)]
-    running = [http.async_infer("wide", said(over_http, **each)) for each in asked]
+    running = [http.async_infer("wide", said(over_http, **request)) for request in asked]
     for k, call in enumerate(running):
         own = wide_pipe([k % 10], 1 + k % 3, seed=k).latents
         assert np.array_equal(call.get_result().as_numpy("latents"), own), k
-    (found,) = http.get_inference_statistics("wide")["model_stats"]
-    assert max(int(batch["batch_size"]) for batch in found["batch_stats"]) > 2
+    (statistics,) = http.get_inference_statistics("wide")["model_stats"]
+    assert max(int(batch["batch_size"]) for batch in statistics["batch_stats"]) > 2
 
 
 def test_the_open_inference_protocol_needs_no_client(server, wide_pipe):
@@ -103,10 +103,10 @@ def test_the_open_inference_protocol_needs_no_client(server, wide_pipe):
     with urllib.request.urlopen(f"http://{server.http}/v2/models/wide/infer", body) as answer:
         (output,) = json.load(answer)["outputs"]
     assert (output["name"], output["datatype"]) == ("latents", "FP32")
-    made = np.array(output["data"], np.float32).reshape(output["shape"])
-    assert np.array_equal(made, wide_pipe([4, 5]).latents)
+    latents = np.array(output["data"], np.float32).reshape(output["shape"])
+    assert np.array_equal(latents, wide_pipe([4, 5]).latents)
     with urllib.request.urlopen(f"http://{server.http}/v2/models/wide") as answer:
-        told = {each["name"]: (each["datatype"], each["shape"]) for each in json.load(answer)["inputs"]}
+        told = {entry["name"]: (entry["datatype"], entry["shape"]) for entry in json.load(answer)["inputs"]}
     assert told == {"class_labels": ("INT32", [-1, 1]), "seed": ("INT64", [-1, 1]), "guidance_scale": ("FP64", [-1, 1]),
                     "steps": ("INT32", [-1, 1])}  # fmt: skip
 
@@ -143,29 +143,29 @@ def streamed(grpc, model, **asked):
     grpc.start_stream(lambda result, error: answers.put((result, error)))
     try:
         grpc.async_stream_infer(model, said(over_grpc, **asked))
-        made = []
+        results = []
         while True:
             result, error = answers.get(timeout=60)
             if error:
                 raise error
-            made.append(result)
+            results.append(result)
             if result.get_response().parameters["triton_final_response"].bool_param:
-                return made
+                return results
     finally:
         grpc.stop_stream()
 
 
 def test_previews_are_streamed_to_those_who_ask(grpc, pixel_pipe):
-    made = streamed(grpc, "pixels_previews", class_labels=[1, 2], seed=[4, 5], previews=[1, 1])
+    results = streamed(grpc, "pixels_previews", class_labels=[1, 2], seed=[4, 5], previews=[1, 1])
     seen = []
     own = pixel_pipe(
-        [1, 2], seed=4, output_type="np", callback_on_step_end=lambda _, n, __, given: seen.append(given["latents"].copy())
+        [1, 2], seed=4, output_type="np", callback_on_step_end=lambda _, n, __, values: seen.append(values["latents"].copy())
     )
-    assert [each.as_numpy("step")[:, 0].tolist() for each in made] == [[1, 1], [2, 2]]
-    assert np.array_equal(made[0].as_numpy("latents"), seen[0])
-    assert made[0].as_numpy("images").shape == (2, 4, 4, 3)
-    assert np.array_equal(made[-1].as_numpy("latents"), own.latents)
-    assert np.array_equal(made[-1].as_numpy("images"), (own.images * 255).round().astype(np.uint8))
+    assert [result.as_numpy("step")[:, 0].tolist() for result in results] == [[1, 1], [2, 2]]
+    assert np.array_equal(results[0].as_numpy("latents"), seen[0])
+    assert results[0].as_numpy("images").shape == (2, 4, 4, 3)
+    assert np.array_equal(results[-1].as_numpy("latents"), own.latents)
+    assert np.array_equal(results[-1].as_numpy("images"), (own.images * 255).round().astype(np.uint8))
 
 
 def test_a_stream_is_told_what_is_wrong(grpc):
@@ -182,8 +182,8 @@ def test_who_leaves_is_let_go(grpc, http, wide_pipe):
         )
         call.cancel()
     assert all("CANCELLED" in left.get(timeout=60).status() for _ in range(12))
-    made = http.infer("wide", said(over_http, class_labels=[3], seed=[5])).as_numpy("latents")
-    assert np.array_equal(made, wide_pipe([3], seed=5).latents)
+    latents = http.infer("wide", said(over_http, class_labels=[3], seed=[5])).as_numpy("latents")
+    assert np.array_equal(latents, wide_pipe([3], seed=5).latents)
 
 
 def test_a_model_whose_artefact_is_gone_says_so(server):

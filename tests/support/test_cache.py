@@ -12,14 +12,14 @@ from l2c_export.support import cache
 
 
 def test_what_was_made_is_kept_under_its_key(empty_cache):
-    made = []
+    calls = []
 
     def make():
-        made.append(1)
+        calls.append(1)
         return b"engine"
 
     assert [cache.cached("plans", key, make) for key in (["a", 1], ["a", 1], ["a", 2])] == [b"engine"] * 3
-    assert len(made) == 2
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:5], lambda d: b"", lambda d: d[:40] + b"X" + d[41:]])
@@ -41,10 +41,10 @@ def test_the_cache_has_a_bound_and_what_was_used_last_stays(empty_cache, monkeyp
     cache.cached("plans", "a", bytes)  # used
     cache.cached("plans", "d", lambda: bytes(68))
     cache.cached("plans", "e", lambda: bytes(68))
-    made = []
+    calls = []
     for key in "ade":
-        cache.cached("plans", key, lambda: (made.append(1), bytes(68))[1])
-    assert not made, "b went, then c"
+        cache.cached("plans", key, lambda: (calls.append(1), bytes(68))[1])
+    assert not calls, "b went, then c"
     assert sum(entry.bytes for entry in cache.entries()) == 300
 
 

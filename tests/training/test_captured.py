@@ -41,7 +41,7 @@ def line(here, file="prompts.npz"):
 
 def test_its_loop_is_that_of_diffusers(here, tmp_path):
     scale = f"--guidance-scale {prompted.SCALE}"
-    found = trained(f"{line(here)} --learn-coefficients --iterations 2 {scale} --json --out {tmp_path}/o")
+    summary = trained(f"{line(here)} --learn-coefficients --iterations 2 {scale} --json --out {tmp_path}/o")
     options = RuledOptions(steps=6, data=str(here / "prompts.npz"), out=tmp_path, model=str(here / "model"), batch=2,
                            rule="taylor:1", every=3, guidance_scale=prompted.SCALE)  # fmt: skip
     subject = subject_of(options, None)
@@ -51,11 +51,13 @@ def test_its_loop_is_that_of_diffusers(here, tmp_path):
     uncached = subject.source.schedule
     with torch.no_grad():
         wanted = prompted.pixart_latents(here / "model", ours.noise, request, uncached)
-        made = subject.latents(uncached, ours)
+        latents = subject.latents(uncached, ours)
         again = prompted.pixart_latents(here / "model", ours.noise, request, Schedule.read(tmp_path / "o/schedule.json"))
-    assert prompted.error(made.numpy(), wanted.numpy()) < 1e-5
-    assert found["error"] == pytest.approx(float(((again - wanted).square().mean() / wanted.square().mean()) ** 0.5), rel=1e-3)
-    assert found["full"] == [0, 1, 3]
+    assert prompted.error(latents.numpy(), wanted.numpy()) < 1e-5
+    assert summary["error"] == pytest.approx(
+        float(((again - wanted).square().mean() / wanted.square().mean()) ** 0.5), rel=1e-3
+    )
+    assert summary["full"] == [0, 1, 3]
 
 
 def test_prompts_without_what_stands_for_nothing_cannot_be_guided(here, tmp_path):
@@ -69,8 +71,8 @@ def test_prompts_without_what_stands_for_nothing_cannot_be_guided(here, tmp_path
 def test_without_guidance_they_are_enough(here):
     family = subject_of(RuledOptions(steps=6, data=str(here / "asked.npz"), out=here / "o", model=str(here / "model"),
                                      rule="taylor:1", every=3, guidance_scale=1.0), None).family  # fmt: skip
-    given = data.requests(here / "asked.npz", family, guided=False)
-    assert {name: values.shape for name, values in given.items()} == {EMBEDS: (3, TOKENS, WIDTH), MASK: (3, TOKENS)}
+    requests = data.requests(here / "asked.npz", family, guided=False)
+    assert {name: values.shape for name, values in requests.items()} == {EMBEDS: (3, TOKENS, WIDTH), MASK: (3, TOKENS)}
     with pytest.raises(UsageError, match=f"holds no `negative_{EMBEDS}`"):
         data.requests(here / "asked.npz", family, guided=True)
 

@@ -177,12 +177,12 @@ def test_a_folder_of_labels_is_none_of_vectors(vectors, tmp_path):
 def test_the_unconditional_vector_stands_for_those_that_are_dropped(vectors):
     declared = Vector(VectorArch()).inputs
     chances = [np.random.default_rng(n) for n in range(200)]
-    given = {"condition": np.ones((200, 5), np.float32)}
-    found = dropped(declared, given, chances)["condition"]
-    gone = (found == declared[0].without(200)).all(1)
+    inputs = {"condition": np.ones((200, 5), np.float32)}
+    conditions = dropped(declared, inputs, chances)["condition"]
+    gone = (conditions == declared[0].without(200)).all(1)
     assert 0.03 < gone.mean() < 0.18
-    assert (found[~gone] == 1).all()
-    assert found.dtype == np.float32
+    assert (conditions[~gone] == 1).all()
+    assert conditions.dtype == np.float32
 
 
 def test_a_router_of_it_is_trained_on_data_alone(vectors, tmp_path):

@@ -37,8 +37,8 @@ def loop_of(here, rule, level, **options):
     return RuledLoop(subject, FULL, rule, level)
 
 
-def close(found, expected):
-    return np.abs(found.detach().numpy() - expected).max() / np.abs(expected).max() < 1e-4
+def close(output, expected):
+    return np.abs(output.detach().numpy() - expected).max() / np.abs(expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -135,12 +135,12 @@ def test_the_coefficients_of_a_loop_that_is_linear_are_recovered(tmp_path):
                            learn_coefficients=True, iterations=400, lr=0.05)  # fmt: skip
     loop = RuledLoop(subject, options.full(3), options.rule, options.level)
     assert loop.full == {0, 1}
-    found = loop.terms(Learning(subject, loop, options, print).run(lambda: None))[0]["output"]
+    terms = loop.terms(Learning(subject, loop, options, print).run(lambda: None))[0]["output"]
     a, b, c = (call.timestep / 400 for call in uncached.calls)
     basis = np.array([[math.cos(b), math.cos(a)], [math.sin(b), math.sin(a)]])
     exact = np.linalg.solve(basis, [math.cos(c), math.sin(c)])
-    assert [age for age, _ in found] == [1, 2]
-    assert [coefficient for _, coefficient in found] == pytest.approx(exact, abs=2e-3)
+    assert [age for age, _ in terms] == [1, 2]
+    assert [coefficient for _, coefficient in terms] == pytest.approx(exact, abs=2e-3)
     assert abs(exact - [2, -1]).max() > 0.1, "Taylor's"
 
 

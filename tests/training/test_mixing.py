@@ -27,7 +27,7 @@ class Taught(NamedTuple):
     weights: dict
     calls: tuple
     pairs: tuple
-    given: tuple  # noise, labels, guidance
+    request: tuple  # noise, labels, guidance
     lessons: list
 
 
@@ -36,9 +36,9 @@ def taught(kind, dtype=torch.float32):
     steps, noise = FAMILIES[kind][1], np.random.default_rng(0).standard_normal((2, *family.latent), np.float32)
     calls, pairs = full_calls(family, steps), make_pairs(family, steps)
     labels = torch.tensor([3, 5, *family.inputs[0].without(2)], dtype=torch.int32)
-    given = torch.from_numpy(noise), {"class_labels": labels}, torch.full((1, family.latent[0], 1, 1), 0.5)
-    lessons = Observer(family, weights).lessons(calls, dict(enumerate(pairs)), 0, pairs[-1].cached, *given)
-    return Taught(family, weights, calls, pairs, given, list(lessons))
+    request = torch.from_numpy(noise), {"class_labels": labels}, torch.full((1, family.latent[0], 1, 1), 0.5)
+    lessons = Observer(family, weights).lessons(calls, dict(enumerate(pairs)), 0, pairs[-1].cached, *request)
+    return Taught(family, weights, calls, pairs, request, list(lessons))
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -57,16 +57,16 @@ def test_scores_of_one_are_the_uncached_model(lesson_of):
 @example(subset=2**6 - 1, which=1)
 def test_scores_of_zero_and_one_are_the_cached_model(lesson_of, subset, which):
     """... that of the denoiser which meets the golden cases."""
-    family, weights, calls, pairs, given, lessons = lesson_of
+    family, weights, calls, pairs, request, lessons = lesson_of
     reused = tuple(j for j in range(6) if subset >> j & 1)
     scores = torch.tensor([0.0 if j in reused else 1.0 for j in range(6)])
     cached, inputs = pairs[which].cached, lessons[which].inputs
     index, coefficients = torch.arange(2, dtype=torch.int32), torch.tensor(calls[cached].coefficients)
     output = mixed_output(family, weights, lessons[which], scores)
-    found = update(output, inputs[0], inputs[0], index, index + 2, given[2], coefficients)
+    latents = update(output, inputs[0], inputs[0], index, index + 2, request[2], coefficients)
     caching = [call._replace(reused=reused if n == cached else ()) for n, call in enumerate(calls)]
-    wanted = list(Denoiser(family, weights).steps(caching, *given))[cached]
-    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+    wanted = list(Denoiser(family, weights).steps(caching, *request))[cached]
+    assert torch.allclose(latents, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_a_gradient_reaches_the_logits_of_its_row_and_nothing_else(lesson_of):

@@ -35,12 +35,12 @@ def recorded(here):
     times, seen = timesteps(STEPS), {"modulated": [], "stack[0:1]": [], "stack": []}
 
     def value(name, compute):
-        made = compute()
+        output = compute()
         if name == "blocks.0.attn" and len(seen["modulated"]) <= n:
             seen["modulated"].append(compute.__defaults__[1])
         if name in seen:
-            seen[name].append(made)
-        return made
+            seen[name].append(output)
+        return output
 
     for n, t in enumerate(times):
         inputs = here.weights, np.concatenate([x, x]), t, np.array([*labels, NULL, NULL]), value
@@ -51,39 +51,39 @@ def recorded(here):
 
 
 def teacache(seen, threshold, polynomial):
-    values, found, total = seen["modulated"], [0], 0.0
+    values, calls, total = seen["modulated"], [0], 0.0
     for n in range(1, STEPS):
         total += np.polyval(polynomial, np.abs(values[n] - values[n - 1]).mean() / np.abs(values[n - 1]).mean())
         if total >= threshold or n == STEPS - 1:
-            found, total = [*found, n], 0.0
-    return found
+            calls, total = [*calls, n], 0.0
+    return calls
 
 
 def fbcache(seen, threshold):
-    values, found = seen["stack[0:1]"], [0]
+    values, calls = seen["stack[0:1]"], [0]
     for n in range(1, STEPS):
-        last = values[found[-1]]
+        last = values[calls[-1]]
         if np.abs(values[n] - last).mean() / np.abs(last).mean() >= threshold:
-            found.append(n)
-    return found
+            calls.append(n)
+    return calls
 
 
 def magcache(seen, threshold, most, retention):
     sizes = [np.sqrt(np.square(value).sum(-1)) for value in seen["stack"]]
     ratios = [1.0, *((now / before).mean() for before, now in itertools.pairwise(sizes))]
-    found = list(range(round(retention * STEPS)))
-    while found[-1] < STEPS - 1:
-        error, product, n = 0.0, 1.0, found[-1] + 1
+    calls = list(range(round(retention * STEPS)))
+    while calls[-1] < STEPS - 1:
+        error, product, n = 0.0, 1.0, calls[-1] + 1
         while n < STEPS:
             product *= ratios[n]
             error += abs(1 - product)
-            if error > threshold or n - found[-1] > most:
+            if error > threshold or n - calls[-1] > most:
                 break
             n += 1
         if n == STEPS:
-            return found
-        found.append(n)
-    return found
+            return calls
+        calls.append(n)
+    return calls
 
 
 @pytest.mark.parametrize(("options", "reader", "level"), [

@@ -21,14 +21,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("kind", "steps"), [("dit", 6), ("dit", 7), ("uvit", 8), ("uvit", 9)])
 def test_the_compiler_takes_the_router_and_the_schedule(tmp_path, kind, steps):
     line = desk(tmp_path, kind) + f" --steps {steps} --batch 2 --data self --iterations 2"
-    found = trained(f"{line} --target-reduction 0.4 --out {tmp_path}/out --json")
+    summary = trained(f"{line} --target-reduction 0.4 --out {tmp_path}/out --json")
     schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
     reused = sum(len(call.reused) for call in schedule.calls)
-    assert found["removed"] == pytest.approx(reused / 6 / len(make_pairs(model_of(kind)[0], steps)))
-    assert schedule == routers.read(tmp_path / "out/router.pt").schedule(found["threshold"], steps)
+    assert summary["removed"] == pytest.approx(reused / 6 / len(make_pairs(model_of(kind)[0], steps)))
+    assert schedule == routers.read(tmp_path / "out/router.pt").schedule(summary["threshold"], steps)
     model = f"--model {tmp_path}/config.json --weights {tmp_path}/model.safetensors"
     costs = []
-    for learned in (f"router.pt --threshold {found['threshold']}", "schedule.json"):
+    for learned in (f"router.pt --threshold {summary['threshold']}", "schedule.json"):
         done = invoke(f"export --schedule {tmp_path}/out/{learned} {model} --dry-run --json")
         assert done.exit_code == 0, done.stderr
         costs.append(json.loads(done.stdout)["schedule"]["total"])
@@ -61,14 +61,14 @@ def test_a_router_of_another_family_is_that_familys(tmp_path, monkeypatch, sampl
     arch = {"input_size": 4, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
     (tmp_path / "m.json").write_text(json.dumps({"family": "third", "arch": arch}))
     line = f"--model {tmp_path}/m.json --weights random"
-    found = trained(f"train {line} --steps 6 --batch 1 --data self --iterations 1 --out {tmp_path}/out --json")
-    assert found["family"] == "third"
+    summary = trained(f"train {line} --steps 6 --batch 1 --data self --iterations 1 --out {tmp_path}/out --json")
+    assert summary["family"] == "third"
     assert routers.read(tmp_path / "out/router.pt").family == "third"
-    made = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
-    assert (made.family, made.sampler) == ("third", sampler)
+    schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
+    assert (schedule.family, schedule.sampler) == ("third", sampler)
     cached = len(make_pairs(Third(dit.DiTArch(**arch)), 6))
     assert (cached, 6 - cached) == rows
-    for learned in (f"router.pt --threshold {found['threshold']}", "schedule.json"):
+    for learned in (f"router.pt --threshold {summary['threshold']}", "schedule.json"):
         done = invoke(f"export --schedule {tmp_path}/out/{learned} {line} --dry-run")
         assert done.exit_code == 0, done.stderr
     monkeypatch.delitem(families.FAMILIES, "third")

@@ -36,28 +36,28 @@ def error_of(here, schedule, steps):
     """The relative error of the final latents, of the noise that is kept for the end."""
     noise, labels = requested(here.subject(steps=steps).request(EVALUATE, 0))
     uncached = denoised(here.weights, noise, {}, None, steps, labels)
-    found = denoised(here.weights, noise, ruled(schedule), None, steps, labels)
-    return np.sqrt(np.square(found - uncached).mean() / np.square(uncached).mean())
+    latents = denoised(here.weights, noise, ruled(schedule), None, steps, labels)
+    return np.sqrt(np.square(latents - uncached).mean() / np.square(uncached).mean())
 
 
 def test_what_it_says_of_the_error_is_true(here, tmp_path):
     line = f"train {here.line} {LINE} --rule taylor:1 --every 4 --target-reduction 0.6 --learn-coefficients --json"
-    found = trained(f"{line} --out {tmp_path}/out")
+    summary = trained(f"{line} --out {tmp_path}/out")
     schedule = Schedule.read(tmp_path / "out/schedule.json")
-    assert found["full"] == [0, 1, 4]
-    assert (found["sampler"], found["level"], found["router"]) == ("ddim", "sublayer", None)
-    light = [call for n, call in enumerate(schedule.calls) if n not in found["full"]]
-    assert found["removed"] == pytest.approx(1 - sum(len(call.computed) for call in light) / 4 / len(light))
-    assert 0.6 <= found["removed"] <= 0.65
-    assert found["threshold"] == schedule.threshold
-    assert found["error"] == pytest.approx(error_of(here, schedule, 8), rel=1e-3)
+    assert summary["full"] == [0, 1, 4]
+    assert (summary["sampler"], summary["level"], summary["router"]) == ("ddim", "sublayer", None)
+    light = [call for n, call in enumerate(schedule.calls) if n not in summary["full"]]
+    assert summary["removed"] == pytest.approx(1 - sum(len(call.computed) for call in light) / 4 / len(light))
+    assert 0.6 <= summary["removed"] <= 0.65
+    assert summary["threshold"] == schedule.threshold
+    assert summary["error"] == pytest.approx(error_of(here, schedule, 8), rel=1e-3)
     alone = Schedule.from_rule("every:4", family="dit", steps=8, columns=schedule.sublayers,
                                caching=RuledOptions(steps=8, data="self", out=tmp_path, weights="w", rule="taylor:1",
                                                     every=4).caching)  # fmt: skip
-    assert found["error_of_rule"] == pytest.approx(error_of(here, alone, 8), rel=1e-3)
+    assert summary["error_of_rule"] == pytest.approx(error_of(here, alone, 8), rel=1e-3)
     curve = json.loads((tmp_path / "out/tradeoff.json").read_bytes())
     assert curve["chosen"] in curve["points"]
-    assert curve["points"][-1]["error"] == pytest.approx(found["error_of_rule"])
+    assert curve["points"][-1]["error"] == pytest.approx(summary["error_of_rule"])
     assert curve["points"][0] == {"threshold": curve["points"][0]["threshold"], "removed": 0, "mse": None, "error": 0}
     rows = list(csv.DictReader((tmp_path / "out/log.csv").open()))
     assert [row["learned"] for row in rows] == ["scores"] * 12 + ["coefficients"] * 12
@@ -65,11 +65,11 @@ def test_what_it_says_of_the_error_is_true(here, tmp_path):
 
 @pytest.mark.parametrize("level", ["sublayer", "stack", "output"])
 def test_learned_coefficients_are_better_than_the_rules_own(here, tmp_path, level):
-    found = trained(f"train {here.line} {LINE} --iterations 40 --lr 0.02 --batch 8 --rule taylor:1 --every 3 --level {level} "
-                    f"--learn-coefficients --out {tmp_path}/out --json")  # fmt: skip
-    assert found["removed"] == 1
-    assert found["threshold"] is None
-    assert found["error"] < 0.9 * found["error_of_rule"]
+    summary = trained(f"train {here.line} {LINE} --iterations 40 --lr 0.02 --batch 8 --rule taylor:1 --every 3 --level {level} "
+                      f"--learn-coefficients --out {tmp_path}/out --json")  # fmt: skip
+    assert summary["removed"] == 1
+    assert summary["threshold"] is None
+    assert summary["error"] < 0.9 * summary["error_of_rule"]
     schedule = Schedule.read(tmp_path / "out/schedule.json")
     assert any(not isinstance(rule, str) for call in schedule.calls for rule in call.rules.values())
     assert not (tmp_path / "out/tradeoff.json").exists()
@@ -83,16 +83,16 @@ def test_a_learned_schedule_is_compiled(here, tmp_path):
                               batch=2).load()  # fmt: skip
     subject = here.subject(steps=8)
     request = subject.request(EVALUATE, 0)
-    made = pipe(requested(request)[1], SCALE, latents=request.noise.numpy()).latents
+    latents = pipe(requested(request)[1], SCALE, latents=request.noise.numpy()).latents
     expected = subject.latents(schedule, request).numpy()
-    assert np.abs(made - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(latents - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_reuse_in_every_second_call_is_a_router(tmp_path):
     line = desk(tmp_path, "dit") + " --steps 6 --batch 2 --data self --iterations 2 --rule reuse --every 2"
-    found = trained(f"{line} --target-reduction 0.5 --out {tmp_path}/out --json")
+    summary = trained(f"{line} --target-reduction 0.5 --out {tmp_path}/out --json")
     schedule = Schedule.read(tmp_path / "out/schedule.json")
-    read = routers.read(tmp_path / "out/router.pt").schedule(found["threshold"], 6)
+    read = routers.read(tmp_path / "out/router.pt").schedule(summary["threshold"], 6)
     assert read.calls == schedule.calls
     assert {len(call.reused) for call in schedule.calls} != {0}
     other = trained(f"{line.replace('--every 2', '--every 3')} --target-reduction 0.5 --out {tmp_path}/other --json")

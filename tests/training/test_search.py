@@ -25,35 +25,35 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
 def test_the_frontier_is_what_nothing_beats(points):
     tried = [Tried(full=(n,), rules=(("output", "reuse"),), seconds=s, error=e) for n, (s, e) in enumerate(points)]
-    found = {(one.seconds, one.error) for one in undominated(tried)}
+    frontier = {(one.seconds, one.error) for one in undominated(tried)}
     beaten = {(s, e) for s, e in points if any((a, b) != (s, e) and a <= s and b <= e for a, b in points)}
-    assert found == set(points) - beaten
+    assert frontier == set(points) - beaten
 
 
 def test_candidates_by_stride():
-    found = list(by_stride(10, ("*.attn", "*.mlp"), ("sublayer", "output")))
-    assert Candidate((0, 1, 5), (("output", "taylor:1"),)) in found
-    assert Candidate((0, 4, 8), (("*.attn", "reuse"), ("*.mlp", "reuse"))) in found
-    assert all(len(one.full) < 10 for one in found)
+    candidates = list(by_stride(10, ("*.attn", "*.mlp"), ("sublayer", "output")))
+    assert Candidate((0, 1, 5), (("output", "taylor:1"),)) in candidates
+    assert Candidate((0, 4, 8), (("*.attn", "reuse"), ("*.mlp", "reuse"))) in candidates
+    assert all(len(one.full) < 10 for one in candidates)
     assert kinds(("blocks.0.attn", "blocks.0.mlp", "blocks.1.attn")) == ("*.attn", "*.mlp")
 
 
 def test_neighbours_differ_in_one_thing_and_begin_in_full():
-    chance, found = np.random.default_rng(0), Candidate((0, 3, 6), (("*.attn", "taylor:1"), ("*.mlp", "reuse")))
-    seen = [neighbour(found, 9, ("*.attn", "*.mlp"), ("sublayer", "stack", "output"), chance) for _ in range(300)]
+    chance, candidate = np.random.default_rng(0), Candidate((0, 3, 6), (("*.attn", "taylor:1"), ("*.mlp", "reuse")))
+    seen = [neighbour(candidate, 9, ("*.attn", "*.mlp"), ("sublayer", "stack", "output"), chance) for _ in range(300)]
     assert all(0 in one.full and len(one.full) < 9 and one.full == tuple(sorted(set(one.full))) for one in seen)
     assert all(abs(len(one.full) - 3) <= 1 for one in seen)
     assert {one.full for one in seen} >= {(0, 4, 6), (0, 2, 6), (0, 3, 7), (0, 3), (0, 3, 6, 8)}
     assert {one.level for one in seen} == {"sublayer", "stack", "output"}
     assert {one.rules for one in seen} >= {(("*.attn", "taylor:2"), ("*.mlp", "reuse")), (("stack", "taylor:1"),)}
-    assert not [one for one in seen if one.full != found.full and one.rules != found.rules]
+    assert not [one for one in seen if one.full != candidate.full and one.rules != candidate.rules]
 
 
 def test_a_frontier_is_as_good_and_as_fast_as_it_says(tmp_path):
     here = numpy_desk(tmp_path)
     line = f"train {here.line} --steps 6 --data self --search --iterations 40 --batch 2"
-    found = trained(f"{line} --out {tmp_path}/out --json")
-    points, tried = found["points"], found["tried"]
+    summary = trained(f"{line} --out {tmp_path}/out --json")
+    points, tried = summary["points"], summary["tried"]
     assert len(tried) == 40
     assert len({json.dumps([one["full"], one["rules"]]) for one in tried}) == 40
     assert [p["seconds"] for p in points] == sorted(p["seconds"] for p in points)
@@ -68,8 +68,8 @@ def test_a_frontier_is_as_good_and_as_fast_as_it_says(tmp_path):
         schedule = Schedule.read(tmp_path / f"out/schedule-{n + 1}.json")
         assert [i for i, call in enumerate(schedule.calls) if not call.rules] == points[n]["full"]
         stack = Blocks("stack", 0, 2) if "stack" in schedule.values.levels else None
-        made = denoised(here.weights, noise, ruled(schedule), stack, 6, labels)
-        error = np.sqrt(np.square(made - uncached).mean() / np.square(uncached).mean())
+        latents = denoised(here.weights, noise, ruled(schedule), stack, 6, labels)
+        error = np.sqrt(np.square(latents - uncached).mean() / np.square(uncached).mean())
         assert points[n]["error"] == pytest.approx(error, rel=1e-3)
         dry = invoke(
             f"export --schedule {tmp_path}/out/schedule-{n + 1}.json {here.line.partition(' --guid')[0]} --dry-run --json"

@@ -24,13 +24,13 @@ STRICT = "--batch 2 --iterations 50 --lr 0.2 --lambda 1e-8 --threshold 0.5 --err
 def test_a_useless_sublayer_is_removed_and_the_useful_ones_stay(tmp_path, kind, steps, output, column):
     line = desk(tmp_path, kind, [output])
     line += f" --steps {steps} --data self {STRICT}"
-    found = trained(f"{line} --out {tmp_path}/out")
+    summary = trained(f"{line} --out {tmp_path}/out")
     schedule = Schedule.from_json((tmp_path / "out/schedule.json").read_bytes())
     reusing = [call.reused for call in schedule.calls if call.reused]
     assert len(reusing) == len(make_pairs(model_of(kind)[0], steps))
     assert set(reusing) == {(column,)}
-    assert found["removed"] == pytest.approx(1 / 6)
-    assert found["error"] == found["mse"] == 0
+    assert summary["removed"] == pytest.approx(1 / 6)
+    assert summary["error"] == summary["mse"] == 0
 
 
 def test_data_of_a_file_train_as_well(tmp_path):
@@ -63,12 +63,12 @@ def test_nothing_moves_a_score_that_changes_nothing_and_costs_nothing(tmp_path):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_target_is_met_and_its_curve_goes_from_nothing_to_everything(tmp_path, kind):
     line = desk(tmp_path, kind) + f" --steps {FAMILIES[kind][1]} --batch 2 --data self --iterations 20 --lr 0.2"
-    found = trained(f"{line} --target-reduction 0.4 --out {tmp_path}/out --json")
+    summary = trained(f"{line} --target-reduction 0.4 --out {tmp_path}/out --json")
     curve = json.loads((tmp_path / "out/tradeoff.json").read_bytes())
-    assert 0.4 <= found["removed"] <= 0.4 + 1 / 6
-    assert curve["lambda"] == found["lambda"] > 0
+    assert 0.4 <= summary["removed"] <= 0.4 + 1 / 6
+    assert curve["lambda"] == summary["lambda"] > 0
     assert curve["chosen"] in curve["points"]
-    assert curve["chosen"]["removed"] == found["removed"]
+    assert curve["chosen"]["removed"] == summary["removed"]
     removed = [point["removed"] for point in curve["points"]]
     assert (removed[0], removed[-1], removed) == (0, 1, sorted(removed))
     assert curve["points"][0]["mse"] == 0

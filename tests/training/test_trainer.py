@@ -17,12 +17,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_influence_of_a_call_is_what_its_error_does_to_the_final_latents(tmp_path):
-    made = prepared(tmp_path, guidance="none")
-    family, weights, calls, pairs = made.task.family, made.observer.weights, made.task.calls, made.task.pairs
-    curriculum, draw = made._curriculum, made.trainer.draw(0, 0)
-    found = influence(made.sampler, curriculum, draw)
+    training = prepared(tmp_path, guidance="none")
+    family, weights, calls, pairs = training.task.family, training.observer.weights, training.task.calls, training.task.pairs
+    curriculum, draw = training._curriculum, training.trainer.draw(0, 0)
+    influences = influence(training.sampler, curriculum, draw)
     lessons = list(curriculum.lessons(draw))
-    uncached = made.sampler.latents(draw, made.sampler.everything)
+    uncached = training.sampler.latents(draw, training.sampler.everything)
     nothing, ratios = torch.zeros(6), []
     for lesson, pair in zip(lessons, pairs, strict=True):
         cached = mixed_output(family, weights, lesson, nothing)
@@ -33,14 +33,14 @@ def test_the_influence_of_a_call_is_what_its_error_does_to_the_final_latents(tmp
             noise = family.call(AsCompiled(family, weights, frozenset(), {}, {}), x, torch.arange(2), t, y)[:, :4]
             x = call.coefficients[1] * x + call.coefficients[2] * noise
         ratios.append(float((x - uncached).square().mean() / (cached - lesson.target).square().mean()))
-    assert found.mean() == pytest.approx(1)
-    assert found.tolist() == pytest.approx([ratio / np.mean(ratios) for ratio in ratios], rel=1e-3)
+    assert influences.mean() == pytest.approx(1)
+    assert influences.tolist() == pytest.approx([ratio / np.mean(ratios) for ratio in ratios], rel=1e-3)
 
 
 def test_where_no_call_has_an_influence_all_have_the_same(tmp_path, monkeypatch):
-    made = prepared(tmp_path, guidance="none")
+    training = prepared(tmp_path, guidance="none")
     monkeypatch.setattr(Trajectories, "latents", lambda *_: torch.zeros(2, 4, 8, 8))
-    assert influence(made.sampler, made._curriculum, made.trainer.draw(0, 0)).tolist() == [1, 1, 1]
+    assert influence(training.sampler, training._curriculum, training.trainer.draw(0, 0)).tolist() == [1, 1, 1]
 
 
 def test_the_gradient_is_that_of_the_mean_squared_error(tmp_path):
@@ -59,29 +59,29 @@ def test_every_iteration_and_every_image_has_a_chance_of_its_own():
 
 @pytest.mark.parametrize("error", ["latents", "output"])
 def test_errors_count_by_their_influence_or_as_they_are(tmp_path, error):
-    made = prepared(tmp_path, error=error, iterations=1)
-    made.run()
-    assert (len(set(made.trainer.influence.tolist())) == 1) == (error == "output")
-    assert made.trainer.influence.mean() == pytest.approx(1)
+    training = prepared(tmp_path, error=error, iterations=1)
+    training.run()
+    assert (len(set(training.trainer.influence.tolist())) == 1) == (error == "output")
+    assert training.trainer.influence.mean() == pytest.approx(1)
     entry = next(csv.DictReader((tmp_path / "out/log.csv").open()))
-    first = made.rows[[pair.row for pair in made.task.pairs]]
-    mse, gradient = made.trainer.errors(first, made.trainer.lessons(TRAIN, 0))
+    first = training.rows[[pair.row for pair in training.task.pairs]]
+    mse, gradient = training.trainer.errors(first, training.trainer.lessons(TRAIN, 0))
     assert float(entry["mse"]) == pytest.approx(float(mse.mean()), rel=1e-4)
-    weighed = float((made.trainer.influence * mse).mean())
+    weighed = float((training.trainer.influence * mse).mean())
     price = float(entry["loss"]) - weighed
     scores = torch.sigmoid(first)
-    assert price == pytest.approx(made.trainer.lambda_ * float(scores.sum(1).mean()), rel=0.1, abs=1e-3 * weighed)
-    wanted = made.trainer.influence[:, None] * gradient + made.trainer.lambda_ * scores * (1 - scores)
-    assert torch.allclose(made.trainer.logits.grad, wanted, rtol=1e-4)
+    assert price == pytest.approx(training.trainer.lambda_ * float(scores.sum(1).mean()), rel=0.1, abs=1e-3 * weighed)
+    wanted = training.trainer.influence[:, None] * gradient + training.trainer.lambda_ * scores * (1 - scores)
+    assert torch.allclose(training.trainer.logits.grad, wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_model_in_half_precision_trains_alike(tmp_path, precision):
     moved = []
     for chosen in ("fp32", precision):
-        made = prepared(tmp_path, steps=4, batch=4, precision=chosen)
-        found = made.trainer.errors(made.trainer.logits, made.trainer.lessons(TRAIN, 0))[1]
-        moved.append(found.flatten())
+        training = prepared(tmp_path, steps=4, batch=4, precision=chosen)
+        gradient = training.trainer.errors(training.trainer.logits, training.trainer.lessons(TRAIN, 0))[1]
+        moved.append(gradient.flatten())
     assert float(torch.cosine_similarity(*moved, dim=0)) > 0.99
 
 

@@ -161,15 +161,15 @@ def test_a_broken_backend_is_noticed(tiny, backend, monkeypatch):
     assert result.summary.startswith(f"wrong: call {record.light} (light, timestep ")
 
 
-@pytest.mark.parametrize("made", [np.nan, np.inf])
-def test_what_is_not_finite_is_said(tiny, made):
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_what_is_not_finite_is_said(tiny, number):
     pipe = l2c_export.load(tiny[0], "onnxruntime", link="shared")
     loop = pipe.generation(asked([7]), pipe.manifest.guidance.scale, 1).loop
     last = loop.bound(0)[-1]
 
     def overflowing():
         last.run()
-        loop.array(0, "x.next")[...] = made
+        loop.array(0, "x.next")[...] = number
 
     loop.bound(0)[-1] = last._replace(run=overflowing)
     assert l2c_export.check(pipe).summary.startswith("wrong: call 0 (timestep 999) is NaN or infinite, not within ")

@@ -42,13 +42,13 @@ def under(prefix, tensors):
 
 
 def check(path, wanted, taken=""):
-    found = open_checkpoint(path)
-    assert found.shapes == {n: tuple(t.shape) for n, t in wanted.items()}
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.shapes == {n: tuple(t.shape) for n, t in wanted.items()}
     for name, value in wanted.items():
-        assert np.array_equal(found.read(name), value.float().numpy()), name
-    assert found.taken == taken
-    assert (f"({taken})" in found.described) == bool(taken)
-    return found
+        assert np.array_equal(checkpoint.read(name), value.float().numpy()), name
+    assert checkpoint.taken == taken
+    assert (f"({taken})" in checkpoint.described) == bool(taken)
+    return checkpoint
 
 
 # containers
@@ -112,7 +112,7 @@ def test_of_two_models_the_averaged_one_is_taken_and_named(tmp_path, kind):
     check(tmp_path / "w.pt", EMA, taken)
 
 
-@pytest.mark.parametrize(("made", "says"), [
+@pytest.mark.parametrize(("factory", "says"), [
     (lambda: {"ema_0.999": RAW, "ema_0.9999": EMA}, r"several models \(ema_0.999, ema_0.9999\): save the one"),
     (lambda: {"model": RAW, "best": EMA}, r"several models \(model, best\)"),
     (lambda: {"epoch": 3, "lr": 0.1}, "expected named tensors, but it holds epoch, lr: give"),
@@ -123,8 +123,8 @@ def test_of_two_models_the_averaged_one_is_taken_and_named(tmp_path, kind):
     (lambda: torch.nn.Linear(2, 2), r"a whole module \(torch.nn.modules.linear.Linear\) instead of its state_dict\(\)"),
     (lambda: {f"key{i}": i for i in range(9)}, "key0, key1, key2, key3, key4, key5 and 3 more"),
 ], ids=range(9))  # fmt: skip
-def test_where_no_model_can_be_chosen_the_keys_are_named(tmp_path, made, says):
-    torch.save(made(), tmp_path / "w.pt")
+def test_where_no_model_can_be_chosen_the_keys_are_named(tmp_path, factory, says):
+    torch.save(factory(), tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=says):
         open_checkpoint(tmp_path / "w.pt")
 
@@ -157,9 +157,9 @@ class Slotted:
 
 
 def slotted():
-    made = Slotted()
-    made.a = 1
-    return made
+    instance = Slotted()
+    instance.a = 1
+    return instance
 
 
 OBJECTS = {
@@ -211,14 +211,14 @@ def test_tensors_are_read_whatever_lies_beside_them(tmp_path, archive, protocol)
 @pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
 def test_tensors_of_all_layouts_are_those_of_pytorch(tmp_path, archive, protocol):
     base = torch.randn(6, 8)
-    given = {"t": base.t(), "view": base[1:, ::2], "half": base.half()[2:], "bf16": base.bfloat16()[:, 3],
-             "scalar": torch.tensor(3.0), "empty": torch.zeros(0, 3), "whole": torch.arange(5),
-             "double": base.double(), "one": base[5, 7:]}  # fmt: skip
-    torch.save({"x": given}, tmp_path / "w.pt", _use_new_zipfile_serialization=archive, pickle_protocol=protocol)
-    found = torch_file.load(tmp_path / "w.pt", WeightsError, "a checkpoint", "give one")["x"]
+    tensors = {"t": base.t(), "view": base[1:, ::2], "half": base.half()[2:], "bf16": base.bfloat16()[:, 3],
+               "scalar": torch.tensor(3.0), "empty": torch.zeros(0, 3), "whole": torch.arange(5),
+               "double": base.double(), "one": base[5, 7:]}  # fmt: skip
+    torch.save({"x": tensors}, tmp_path / "w.pt", _use_new_zipfile_serialization=archive, pickle_protocol=protocol)
+    copies = torch_file.load(tmp_path / "w.pt", WeightsError, "a checkpoint", "give one")["x"]
     for name, tensor in torch.load(tmp_path / "w.pt", weights_only=False)["x"].items():
-        assert found[name].shape == tuple(tensor.shape), name
-        assert np.array_equal(found[name].float32(), tensor.float().numpy()), name
+        assert copies[name].shape == tuple(tensor.shape), name
+        assert np.array_equal(copies[name].float32(), tensor.float().numpy()), name
 
 
 def test_big_endian_archives(tmp_path):
@@ -228,8 +228,8 @@ def test_big_endian_archives(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ScheduleError):  # the name of the order is damaged
         routers.read(path)
-    made = hostile._zip(hostile._tensor(4, 0, (4,), (1,)), data__0=body, byteorder=b"big")
-    path.write_bytes(made)
+    swapped = hostile._zip(hostile._tensor(4, 0, (4,), (1,)), data__0=body, byteorder=b"big")
+    path.write_bytes(swapped)
     assert routers.read(path).logits.tolist() == [[0, 1, 2, 3]]
 
 
@@ -248,9 +248,9 @@ def omega():
     sys.modules[module.__name__] = module
 
     def node(kind, **state):
-        made = getattr(module, kind)()
-        made.__dict__.update(state)
-        return made
+        instance = getattr(module, kind)()
+        instance.__dict__.update(state)
+        return instance
 
     inner = {"model": node("AnyNode", _val="DiT-B/4", _parent=None), "depth": node("AnyNode", _val=12)}
     return node("DictConfig", _metadata=node("Metadata"), _content=inner)
@@ -404,8 +404,8 @@ def test_a_tensor_reads_nothing_but_its_own_numbers(tmp_path, lie, archive):
 @pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
 def test_the_same_tensor_without_a_lie_is_read(tmp_path, archive):
     """Else the test above would prove nothing."""
-    found = torch_file.load(claiming(tmp_path / "w.pt", archive, 4, 1, (3,), (1,)), WeightsError, "a checkpoint", "give one")
-    assert found["routers"]["0.prob"].float32().tolist() == [1, 2, 3]
+    content = torch_file.load(claiming(tmp_path / "w.pt", archive, 4, 1, (3,), (1,)), WeightsError, "a checkpoint", "give one")
+    assert content["routers"]["0.prob"].float32().tolist() == [1, 2, 3]
 
 
 def test_entries_of_an_archive_that_overlap_are_refused(tmp_path):

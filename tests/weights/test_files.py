@@ -57,19 +57,19 @@ def test_weights_are_read_whatever_they_are_called(world, tmp_path, kind, name):
     folder, tensors = world
     shutil.copy(folder / kind, tmp_path / name)
     shutil.copy(folder / "safetensors", tmp_path / "safetensors")
-    found = open_checkpoint(tmp_path / name)
-    assert found.shapes == {n: tuple(t.shape) for n, t in tensors.items()}
-    assert all(np.array_equal(found.read(n), t.numpy()) for n, t in tensors.items())
+    checkpoint = open_checkpoint(tmp_path / name)
+    assert checkpoint.shapes == {n: tuple(t.shape) for n, t in tensors.items()}
+    assert all(np.array_equal(checkpoint.read(n), t.numpy()) for n, t in tensors.items())
 
 
 @pytest.mark.parametrize("name", ["blob", "s.txt", "s.json", "s.pt", "s.JSON"])
 def test_schedules_routers_models_and_schedulers_are_read_whatever_they_are_called(world, tmp_path, name):
     folder, _ = world
-    given = tmp_path / name
+    path = tmp_path / name
 
     def named(kind):
-        shutil.copy(folder / kind, given)
-        return str(given)
+        shutil.copy(folder / kind, path)
+        return str(path)
 
     plain = asked(folder, weights="random")
     assert asked(folder, schedule=named("schedule"), steps=None, weights="random").schedule.calls == plain.schedule.calls
@@ -91,46 +91,46 @@ def test_a_byte_order_mark_changes_nothing_and_utf_16_is_named(world, tmp_path, 
     option = {"mask": "schedule", "scheduler": "sampler", "index": "weights"}.get(kind, kind)
     more = {"weights": "random", **({"steps": None} if option == "schedule" else {})}
 
-    def given(text):
+    def reading(text):
         (tmp_path / "x.json").write_bytes(text)
         if kind == "index":
             return open_checkpoint(tmp_path / "x.json").shapes
         return asked(folder, **{**more, option: str(tmp_path / "x.json")}).schedule
 
     text = (folder / kind).read_text()
-    assert given(text.encode("utf-8-sig")) == given(text.encode())
+    assert reading(text.encode("utf-8-sig")) == reading(text.encode())
     with pytest.raises(L2CError, match="UTF-16, as PowerShell writes it: give it in UTF-8"):
-        given(text.encode("utf-16"))
+        reading(text.encode("utf-16"))
 
 
 # other kinds
 
 
 def archive(**entries):
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as file:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
         for name, data in entries.items():
             file.writestr(name.replace("__", "/").replace("_pkl", ".pkl").replace("_npy", ".npy"), data)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def scripted():
-    made = io.BytesIO()
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), made)
-    return made.getvalue()
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), buffer)
+    return buffer.getvalue()
 
 
 def array():
-    made = io.BytesIO()
-    np.save(made, np.zeros(3))
-    return made.getvalue()
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
 
 
 def tar():
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as file:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
         file.addfile(tarfile.TarInfo("model.pt"))
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def onnx_model():
@@ -224,8 +224,8 @@ def test_a_truncated_file_keeps_its_kind(world, tmp_path):
 ], ids=str)  # fmt: skip
 def test_steps_masks_are_read_where_other_tools_keep_them(world, tmp_path, text, calls):
     (tmp_path / "mask").write_text(json.dumps(text))
-    made = asked(world[0], schedule=str(tmp_path / "mask"), steps=None, weights="random").schedule
-    assert [len(call.reused) for call in made.calls] == calls
+    schedule = asked(world[0], schedule=str(tmp_path / "mask"), steps=None, weights="random").schedule
+    assert [len(call.reused) for call in schedule.calls] == calls
 
 
 @pytest.mark.parametrize("text", [["1", "0"], [], "12", {"cache_config": {"mask": "often"}}, [1, 2]], ids=str)
@@ -243,18 +243,18 @@ def test_what_may_mean_something_else_is_no_mask(world, tmp_path, text):
 )
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
 def test_types_are_read_or_refused_by_name(world, tmp_path, dtype, kind):
-    given = {n: (t * 3).to(dtype) for n, t in world[1].items()}
+    tensors = {n: (t * 3).to(dtype) for n, t in world[1].items()}
     path = tmp_path / "w"
     if kind == "safetensors":
-        save_file(given, path)
+        save_file(tensors, path)
     else:
-        torch.save(given, path, _use_new_zipfile_serialization=kind == "zip")
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip")
     if dtype.itemsize == 1:
         with pytest.raises(WeightsError, match=r"pos_embed|x_embedder.* has dtype (float8|F8|int8|I8)"):
             open_checkpoint(path)
     else:
-        found = open_checkpoint(path)
-        assert all(np.array_equal(found.read(n), t.float().numpy()) for n, t in given.items())
+        checkpoint = open_checkpoint(path)
+        assert all(np.array_equal(checkpoint.read(n), t.float().numpy()) for n, t in tensors.items())
 
 
 def test_metadata_of_safetensors_are_ignored(world, tmp_path):

@@ -38,8 +38,8 @@ def test_every_form_of_weights_is_found(saved, tmp_path, form):
     transformer = transformer.half() if "fp16" in form else transformer.bfloat16() if "bf16" in form else transformer
     asked = in_forms(transformer, tmp_path, form)
     theirs = diffusers.DiTTransformer2DModel.from_pretrained(tmp_path, **asked).state_dict()
-    found = finder.find(tmp_path)
-    assert len(finder.files(tmp_path, found)) > 2 or "shards" not in form
+    choice = finder.find(tmp_path)
+    assert len(finder.files(tmp_path, choice)) > 2 or "shards" not in form
     stored = pipeline_folder.read(tmp_path).stored
     assert stored.shapes.keys() == theirs.keys()
     assert all(np.array_equal(stored.read(name), value.float().numpy()) for name, value in theirs.items())
@@ -69,8 +69,8 @@ def test_an_autoencoders_weights_are_found_in_every_form(saved, tmp_path, form):
     (["diffusion_pytorch_model-00001-of-00002.safetensors"], None),
 ])  # fmt: skip
 def test_of_several_weights_the_most_precise_is_taken(names, want):
-    found = finder.choose(names)
-    assert (found and found.name) == want
+    choice = finder.choose(names)
+    assert (choice and choice.name) == want
 
 
 def test_weights_that_are_none_or_too_many_are_named(tmp_path):

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from version2 import EXAMPLE
 
-from l2c_export.artefact import given_weights, integrity, store
+from l2c_export.artefact import integrity, store, user_weights
 from l2c_export.artefact.check import problem
 from l2c_export.artefact.check_origins import MOST_HISTORY
 from l2c_export.artefact.records import FILE, CompilationRecord, Origin
@@ -87,12 +87,12 @@ def test_an_honest_tensor_made_by_the_same_means_is_read(tmp_path):
     assert routers.read(path).logits.tolist() == [[0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize("made", [
+@pytest.mark.parametrize("factory", [
     lambda: torch.zeros(4).to_sparse(), lambda: torch.zeros(4, device="meta"),
     lambda: torch.quantize_per_tensor(torch.zeros(4), 1.0, 0, torch.quint8), lambda: torch.zeros(2**14 + 2),
 ], ids=["sparse", "meta", "quantized", "wide"])  # fmt: skip
-def test_tensors_of_other_kinds_are_refused(tmp_path, engines, made):
-    torch.save({"0.prob": made()}, tmp_path / "x.pt")
+def test_tensors_of_other_kinds_are_refused(tmp_path, engines, factory):
+    torch.save({"0.prob": factory()}, tmp_path / "x.pt")
     with pytest.raises(ScheduleError, match=r"x\.pt"):
         routers.read(tmp_path / "x.pt")
     with pytest.raises(WeightsError, match=r"x\.pt"):
@@ -210,8 +210,8 @@ def tolerant(read: Callable[[], T], refusal: type[L2CError]) -> T | None:
     st.binary(max_size=80) | st.sampled_from([SCHEDULE, RULES]).flatmap(lambda data: changed(data) | edited(json.loads(data)))
 )
 def test_a_schedule_is_refused_or_one(data):
-    if found := tolerant(lambda: schedule.Schedule.from_json(data), ScheduleError):
-        assert schedule.Schedule.from_json(found.to_json()) == found
+    if result := tolerant(lambda: schedule.Schedule.from_json(data), ScheduleError):
+        assert schedule.Schedule.from_json(result.to_json()) == result
 
 
 @settings(max_examples=150)
@@ -219,8 +219,8 @@ def test_a_schedule_is_refused_or_one(data):
 def test_a_manifest_of_somebody_who_knows_the_checksum_is_refused_or_agrees_with_itself(data):
     raw = json.loads(data)
     data = json.dumps({**raw, "checksum": store.checksum(raw)}).encode() if isinstance(raw, dict) else data
-    if found := tolerant(lambda: store.parse(data, "m.json"), ArtefactError):
-        assert problem(found) is None
+    if result := tolerant(lambda: store.parse(data, "m.json"), ArtefactError):
+        assert problem(result) is None
 
 
 @settings(max_examples=100)
@@ -229,8 +229,8 @@ def test_a_model_description_is_refused_or_a_model(data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.json"
         path.write_bytes(data)
-        if found := tolerant(lambda: lookup.resolve(str(path), None, None, None), ModelError):
-            assert found[0].tensors()
+        if result := tolerant(lambda: lookup.resolve(str(path), None, None, None), ModelError):
+            assert result[0].tensors()
 
 
 @settings(max_examples=80)
@@ -241,8 +241,8 @@ def test_a_safetensors_header_is_refused_or_read(head):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "w.safetensors"
         path.write_bytes(head + rest)
-        if found := tolerant(lambda: dict(given_weights.tensors(path, manifest)), WeightsError):
-            assert {n: v.shape for n, v in found.items()} == manifest.denoiser.shapes
+        if result := tolerant(lambda: dict(user_weights.tensors(path, manifest)), WeightsError):
+            assert {n: v.shape for n, v in result.items()} == manifest.denoiser.shapes
 
 
 @settings(max_examples=80)
@@ -251,9 +251,9 @@ def test_a_pickle_is_refused_or_a_router(data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.pt"
         path.write_bytes(data.draw(changed(hostile.sound(path))))
-        if found := tolerant(lambda: routers.read(path), ScheduleError):
-            assert found.logits.dtype == torch.float32
-            assert found.logits.isfinite().all()
+        if router := tolerant(lambda: routers.read(path), ScheduleError):
+            assert router.logits.dtype == torch.float32
+            assert router.logits.isfinite().all()
 
 
 # huge and contradictory models
@@ -289,8 +289,8 @@ def calls_of(manifest):
 def test_a_manifest_that_contradicts_itself_is_told_where(contradiction, words):
     sound = store.read(GOLDEN)
     change = contradiction(sound)
-    made = replace(sound, **change) if "programs" in change else manifests.changed(sound, **change)
-    assert words in (problem(made) or "nothing")
+    manifest = replace(sound, **change) if "programs" in change else manifests.changed(sound, **change)
+    assert words in (problem(manifest) or "nothing")
 
 
 def retyped(manifest, kind, **change):

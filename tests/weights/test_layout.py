@@ -70,8 +70,8 @@ def test_the_file_of_other_tensors_of_the_same_sizes_is_refused(tmp_path):
 
 
 def test_a_recipe_is_kept_where_it_says_more_than_the_name():
-    made = {"a": Recipe.of("a"), "b": Recipe.of("theirs"), "c": Recipe.of("a", "a"), "d": Recipe((TensorSource("d", 1),))}
-    kept = records(dict.fromkeys("abcde", (2, 2)), Types("float16"), made)
+    recipes = {"a": Recipe.of("a"), "b": Recipe.of("theirs"), "c": Recipe.of("a", "a"), "d": Recipe((TensorSource("d", 1),))}
+    kept = records(dict.fromkeys("abcde", (2, 2)), Types("float16"), recipes)
     assert {name for name, tensor in kept.items() if tensor.recipe} == set("bcd")
     assert msgspec.json.encode(kept["a"]) == b'{"shape":[2,2],"dtype":"float16"}'
     for tensor in kept.values():
@@ -81,13 +81,13 @@ def test_a_recipe_is_kept_where_it_says_more_than_the_name():
 def test_float32_checkpoints_are_read_in_place_and_others_are_widened(tmp_path):
     tensors = records(SHAPES, Types("bfloat16", ("blocks.0.attn", "blocks.1.attn")), {})
     values = written(tmp_path / "w", tensors)
-    found = open_checkpoint(tmp_path / "w")
+    checkpoint = open_checkpoint(tmp_path / "w")
     for name, tensor in tensors.items():
-        assert found.read(name).dtype == np.float32
+        assert checkpoint.read(name).dtype == np.float32
         rounded = torch.from_numpy(values[name]).to(getattr(torch, tensor.dtype)).float().numpy()
-        assert np.array_equal(found.read(name), rounded)
-        in_place = tensor.dtype == "float32" and found.read(name).flags.aligned
-        assert np.shares_memory(found.read(name), found.read(name)) is in_place
+        assert np.array_equal(checkpoint.read(name), rounded)
+        in_place = tensor.dtype == "float32" and checkpoint.read(name).flags.aligned
+        assert np.shares_memory(checkpoint.read(name), checkpoint.read(name)) is in_place
 
 
 def test_tensors_at_odd_places_of_a_file_are_read(tmp_path):
@@ -104,7 +104,11 @@ def test_tensors_at_odd_places_of_a_file_are_read(tmp_path):
 def test_a_torch_checkpoint_is_read_in_place_where_it_can_be(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     torch.save({"plain": base, "across": base.t(), "half": base.half()}, tmp_path / "w.pt")
-    found = open_checkpoint(tmp_path / "w.pt")
-    assert np.array_equal(found.read("across"), base.t().numpy())
-    assert found.read("across").flags.c_contiguous
-    assert [np.shares_memory(found.read(n), found.read(n)) for n in ("plain", "across", "half")] == [True, False, False]
+    checkpoint = open_checkpoint(tmp_path / "w.pt")
+    assert np.array_equal(checkpoint.read("across"), base.t().numpy())
+    assert checkpoint.read("across").flags.c_contiguous
+    assert [np.shares_memory(checkpoint.read(n), checkpoint.read(n)) for n in ("plain", "across", "half")] == [
+        True,
+        False,
+        False,
+    ]

@@ -30,11 +30,11 @@ def file(tmp_path):
 def test_products_are_those_of_the_definition(file):
     read = open_lora(f"{file}:-0.5")
     assert read.products.keys() == MADE.keys()
-    for module, each in MADE.items():
+    for module, factor in MADE.items():
         got = read.delta(module)
         assert got.dtype == np.float32
         assert read.shape(module) == got.shape
-        assert np.allclose(got, -0.5 * each.product.numpy(), atol=1e-6)
+        assert np.allclose(got, -0.5 * factor.product.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize(("text", "scale"), [("", 1.0), (":1", 1.0), (":-0.25", -0.25), (":1e-1", 0.1), (":0", 0.0)])

@@ -24,25 +24,25 @@ MATRICES = {"a.fc.weight", "b.conv.weight"}
 def values(seed: int = 0) -> dict[str, np.ndarray]:
     """Rows of very different sizes, one of them of zeros."""
     random = np.random.default_rng(seed)
-    made = {name: random.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
-    made["a.fc.weight"] *= np.geomspace(1e-6, 1e3, 65, dtype=np.float32)[:, None]
-    made["a.fc.weight"][7] = 0
-    return made
+    arrays = {name: random.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+    arrays["a.fc.weight"] *= np.geomspace(1e-6, 1e3, 65, dtype=np.float32)[:, None]
+    arrays["a.fc.weight"][7] = 0
+    return arrays
 
 
 def stored(path, kind, dtype="float32"):
     tensors = stored_as(records(SHAPES, Types(dtype), {}), kind, kept=("wide",))
-    given = values()
-    cost = layout.write(path, Layout(tensors), sorted(given.items()))
-    return tensors, given, cost
+    arrays = values()
+    cost = layout.write(path, Layout(tensors), sorted(arrays.items()))
+    return tensors, arrays, cost
 
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16", "int8"])
 def test_matrices_alone_are_narrower_and_other_readers_find_them(tmp_path, kind):
-    tensors, given, cost = stored(tmp_path / "w", kind)
+    tensors, arrays, cost = stored(tmp_path / "w", kind)
     assert {name for name, record in tensors.items() if record.stored} == MATRICES
     theirs, ours, lost = load_file(tmp_path / "w"), mapped(tmp_path / "w", tensors), {}
-    for name, value in given.items():
+    for name, value in arrays.items():
         tensor = theirs[name]
         if name in MATRICES and kind == "int8":
             assert tensor.dtype == torch.int8
@@ -58,16 +58,16 @@ def test_matrices_alone_are_narrower_and_other_readers_find_them(tmp_path, kind)
     assert cost.matrices == 2
     assert cost.worst == max(lost, key=lost.get)
     assert cost.worst_error == pytest.approx(lost[cost.worst], rel=1e-4)
-    total = [np.linalg.norm([np.linalg.norm(each) for each in group]) for group in (
-        [ours(name) - given[name] for name in MATRICES], [given[name] for name in MATRICES])]  # fmt: skip
+    total = [np.linalg.norm([np.linalg.norm(part) for part in group]) for group in (
+        [ours(name) - arrays[name] for name in MATRICES], [arrays[name] for name in MATRICES])]  # fmt: skip
     assert cost.error == pytest.approx(total[0] / total[1], rel=1e-3)
     assert not (ours("a.fc.weight")[7] != 0).any()
 
 
 def test_every_row_has_a_scale_of_its_own(tmp_path):
     """Rows a billion times smaller than others are as exact as they."""
-    tensors, given, _ = stored(tmp_path / "w", "int8")
-    got, want = mapped(tmp_path / "w", tensors)("a.fc.weight"), given["a.fc.weight"]
+    tensors, arrays, _ = stored(tmp_path / "w", "int8")
+    got, want = mapped(tmp_path / "w", tensors)("a.fc.weight"), arrays["a.fc.weight"]
     for n, row in enumerate(want):
         assert np.abs(got[n] - row).max() <= np.abs(row).max() / 127 * 0.5001
 
@@ -105,10 +105,10 @@ def test_a_matrix_is_widened_once_and_the_rest_is_not_copied(tmp_path):
 
 
 def test_what_is_computed_in_16_bits_is_stored_in_8(tmp_path):
-    tensors, given, _ = stored(tmp_path / "w", "int8", "float16")
+    tensors, arrays, _ = stored(tmp_path / "w", "int8", "float16")
     view = mapped(tmp_path / "w", tensors)
     assert {str(view(name).dtype) for name in tensors} == {"float16"}
-    assert np.abs(view("b.conv.weight").astype(np.float32) - given["b.conv.weight"]).max() < 0.03
+    assert np.abs(view("b.conv.weight").astype(np.float32) - arrays["b.conv.weight"]).max() < 0.03
     plain = stored_as(records(SHAPES, Types("float16"), {}), "bf16")
     assert not any(record.stored for record in plain.values()), "16 bits are no narrower"
     assert sum(entry.bytes for entry in Layout(plain).entries.values()) == sum(

@@ -55,9 +55,9 @@ def mixtures(draw):
 @given(mixtures())
 def test_parts_that_are_joined_are_what_numpy_makes(mixture):
     tensors, recipe, want = mixture
-    made = checkpoint(tensors).made({"a": recipe})
-    assert made.shapes == {"a": want.shape}
-    got = made.read("a")
+    result = checkpoint(tensors).by_recipe({"a": recipe})
+    assert result.shapes == {"a": want.shape}
+    got = result.read("a")
     assert got.dtype == np.float32
     assert np.array_equal(got, want)
 
@@ -71,15 +71,15 @@ def test_a_recipe_that_was_written_is_the_same(mixture):
 
 def test_nothing_is_read_before_its_tensor_is_asked_for_and_a_whole_one_is_not_copied():
     asked, tensors = [], {name: array((2, 3), n) for n, name in enumerate("abc")}
-    made = checkpoint(tensors, asked).made(
+    result = checkpoint(tensors, asked).by_recipe(
         {"x": Recipe.of("a", "b"), "y": Recipe.of("c"), "z": Recipe((TensorSource("c", 1),))}
     )
     assert not asked
-    assert made.read("x").shape == (4, 3)
+    assert result.read("x").shape == (4, 3)
     assert asked == ["a", "b"]
-    assert made.read("y") is tensors["c"]
-    assert np.shares_memory(made.read("z"), tensors["c"])
-    assert made.recipes["y"] == Recipe.of("c")
+    assert result.read("y") is tensors["c"]
+    assert np.shares_memory(result.read("z"), tensors["c"])
+    assert result.recipes["y"] == Recipe.of("c")
 
 
 def test_one_source_is_in_memory_at_a_time():
@@ -87,12 +87,12 @@ def test_one_source_is_in_memory_at_a_time():
     big = Checkpoint(Path("w"), dict.fromkeys("abcd", (size,)), lambda name: np.full(size, ord(name), np.float32))
     tracemalloc.start()
     try:
-        made = big.made({"x": Recipe.of(*"abcd")}).read("x")
+        tensor = big.by_recipe({"x": Recipe.of(*"abcd")}).read("x")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert made.shape == (4 * size,)
-    assert peak < made.nbytes + 2 * 4 * size + 2**16, "the tensor, a source, and the next one before the last goes"
+    assert tensor.shape == (4 * size,)
+    assert peak < tensor.nbytes + 2 * 4 * size + 2**16, "the tensor, a source, and the next one before the last goes"
 
 
 SHAPES = {"a": (4, 3), "b": (4, 2), "c": (), "d": (4, 3, 1)}
@@ -115,7 +115,7 @@ def test_what_cannot_be_made_is_one_line_that_names_tensor_and_shape(misfit):
     recipe, says = MISFITS[misfit]
     stored = Checkpoint(Path("w.safetensors"), SHAPES, lambda name: pytest.fail("read"))
     with pytest.raises(WeightsError) as error:
-        stored.made({"blocks.0.w": recipe})
+        stored.by_recipe({"blocks.0.w": recipe})
     assert str(error.value) == f"w.safetensors does not fit its model, for blocks.0.w: {says}"
 
 
@@ -132,5 +132,7 @@ def test_a_damaged_recipe_is_refused_when_it_is_read(damaged):
 
 def test_recipes_of_recipes_read_through():
     tensors = {"qkv": array((6, 2), 0)}
-    third = checkpoint(tensors).made({head: Recipe((TensorSource("qkv", 2 * i, 2 * i + 2),)) for i, head in enumerate("qkv")})
-    assert np.array_equal(third.made({"w": Recipe.of(*"vqk")}).read("w"), tensors["qkv"][[4, 5, 0, 1, 2, 3]])
+    third = checkpoint(tensors).by_recipe(
+        {head: Recipe((TensorSource("qkv", 2 * i, 2 * i + 2),)) for i, head in enumerate("qkv")}
+    )
+    assert np.array_equal(third.by_recipe({"w": Recipe.of(*"vqk")}).read("w"), tensors["qkv"][[4, 5, 0, 1, 2, 3]])

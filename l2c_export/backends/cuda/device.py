@@ -16,6 +16,7 @@ from ...support.extras import needs
 from ..contract import ALIGNED, Clock, WeightView
 from . import dlpack
 
+OLDEST_FP8 = 89  # Ada: the first architecture with products of e4m3
 SMALLER = "generate fewer images at once, use precision='fp16', or free the GPU"
 
 

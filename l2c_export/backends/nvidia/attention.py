@@ -59,10 +59,10 @@ class FusedAttention:
         shape = AttentionShape(q, k, v, (step.mask.shape, step.mask.strides) if step.mask else None, out, step.q.dtype)
         if shape not in self._graphs:
             self._graphs[shape] = self._graph(shape)
-        made = self._graphs[shape]
-        if made is None:
+        pair = self._graphs[shape]
+        if pair is None:
             return None
-        graph, workspace = made
+        graph, workspace = pair
         views = {Q: step.q, K: step.k, V: step.v, OUT: step.out, **({MASK: step.mask} if step.mask else {})}
         addresses = {name: pointer(view) for name, view in views.items()}
 
@@ -84,11 +84,11 @@ class FusedAttention:
                 return graph.tensor(dim=list(described[0]), stride=list(described[1]), data_type=kind, uid=name)
 
             mask = {"bias": tensor(MASK, shape.mask)} if shape.mask else {}
-            made, _ = graph.sdpa(
+            output, _ = graph.sdpa(
                 q=tensor(Q, shape.q), k=tensor(K, shape.k), v=tensor(V, shape.v), attn_scale=shape.q[0][3] ** -0.5,
                 generate_stats=False, use_causal_mask=False, **mask,
             )  # fmt: skip
-            made.set_output(True).set_dim(list(shape.out[0])).set_stride(list(shape.out[1])).set_data_type(kind).set_uid(OUT)
+            output.set_output(True).set_dim(list(shape.out[0])).set_stride(list(shape.out[1])).set_data_type(kind).set_uid(OUT)
             graph.validate()
             graph.build_operation_graph()
             graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])

@@ -12,23 +12,25 @@ from typing import Any
 import numpy as np
 
 from ...errors import BackendError
+from ...ir.dtypes import FP8
 from ...ir.graph import Primitive, Value
 from ...ir.signature import Misfit
 from ...support.words import first_line
 from ..contract import Arrays, Nodes, Request, Run, SegmentFile
-from ..cuda.device import Allocation, Cuda
+from ..cuda.device import OLDEST_FP8, Allocation, Cuda
 from ..host import in_order
 from .attention import FusedAttention
 from .graphs import inlined
 from .launches import Launcher
 from .plan import plan, uncovered
 from .products import Products
-from .steps import Attention, Product, StepPlan
+from .steps import Attention, Product, Step, StepPlan
 from .views import ArrayView
 
 Shapes = tuple[tuple[tuple[int, ...], str], ...]
 
 OLDEST = 80  # Ampere: the first with bfloat16
+IN_BF16 = "compile with precision='bf16' for it"
 
 
 class CudaEngine:
@@ -44,19 +46,19 @@ class CudaEngine:
         self._plans: dict[Shapes, tuple[StepPlan, dict[str, Any]]] = {}
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
-        given = {**self._weights, **inputs}
-        plan, tables = self._plan(given)
-        return self._backend.bind(plan, {**given, **outputs, **tables})
+        arrays = {**self._weights, **inputs}
+        plan, tables = self._plan(arrays)
+        return self._backend.bind(plan, {**arrays, **outputs, **tables})
 
     def _plan(self, inputs: Arrays) -> tuple[StepPlan, dict[str, Any]]:
         shapes = tuple((tuple(array.shape), str(array.dtype)) for array in inputs.values())
         if shapes not in self._plans:
             types = {name: Value(*shape) for name, shape in zip(inputs, shapes, strict=True)}
             try:
-                made = plan(self._primitives, types, self._outputs)
+                own_plan = plan(self._primitives, types, self._outputs)
             except Misfit as error:
                 raise BackendError(f"cuda: {self.name}: {error}") from None
-            self._plans[shapes] = made, {name: self._backend.filled(table) for name, table in made.tables.items()}
+            self._plans[shapes] = own_plan, {name: self._backend.filled(table) for name, table in own_plan.tables.items()}
         return self._plans[shapes]
 
 
@@ -73,6 +75,8 @@ class CudaBackend:
             raise BackendError(
                 f"cuda: {self.memory.name} is {self.memory.architecture}, older than sm{OLDEST}: use another backend"
             )
+        if request.precision == FP8 and int(self.memory.architecture.removeprefix("sm")) < OLDEST_FP8:
+            raise BackendError(f"cuda: {self.memory.name} is {self.memory.architecture}: {FP8} needs sm{OLDEST_FP8}: {IN_BF16}")
         self.products = Products(self.memory)
         self.attention = FusedAttention(self.memory)
         self._launcher = Launcher(self.memory)
@@ -96,8 +100,8 @@ class CudaBackend:
         new = [name for name in weights if name not in self._linked]
         view = self.memory.weights(weights.__getitem__, new)
         self._linked |= {name: view(name) for name in new}
-        made = [p for node in nodes for p in inlined(node, segments[node.op])]
-        return CudaEngine(self, path.name, made, outputs, {name: self._linked[name] for name in weights})
+        primitives = [p for node in nodes for p in inlined(node, segments[node.op])]
+        return CudaEngine(self, path.name, primitives, outputs, {name: self._linked[name] for name in weights})
 
     def filled(self, values: np.ndarray) -> Any:
         array = self.memory.empty(values.shape, str(values.dtype))
@@ -117,7 +121,7 @@ class CudaBackend:
             return address(view.buffer) + view.offset * np.dtype(view.dtype).itemsize
 
         runs: list[Run] = []
-        for step in plan.steps:
+        for step in self.supported(plan):
             if isinstance(step, Product):
                 runs.append(self.products.bind(step, pointer))
             elif isinstance(step, Attention):
@@ -125,6 +129,12 @@ class CudaBackend:
             else:
                 runs.append(self._launcher.bind(step, address))
         return CudaRun(runs, (arrays, scratch))
+
+    def supported(self, plan: StepPlan) -> list[Step]:
+        """The steps, with others for the products that the library does not have."""
+        several = (step.otherwise if isinstance(step, Product) and step.otherwise and not self.products.has(step) else (step,)
+                   for step in plan.steps)  # fmt: skip
+        return [step for group in several for step in group]
 
     def _own(self, step: Attention, address: Callable[[str], int]) -> Run:
         if step.own is None:

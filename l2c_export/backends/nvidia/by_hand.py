@@ -18,8 +18,8 @@ def define(**constants: int | float) -> str:
 
 
 def head(threads: int, parameters: Sequence[tuple[str, ArrayView]], first: str = "") -> str:
-    given = ", ".join([*([first] if first else []), *(f"{C[view.dtype]}* {name}" for name, view in parameters)])
-    return f'extern "C" __global__ void __launch_bounds__({threads}) kernel({given}) {{\n'
+    signature = ", ".join([*([first] if first else []), *(f"{C[view.dtype]}* {name}" for name, view in parameters)])
+    return f'extern "C" __global__ void __launch_bounds__({threads}) kernel({signature}) {{\n'
 
 
 def launched(source: str, blocks: int, threads: int, views: Sequence[ArrayView], addresses: tuple[str, ...] = ()) -> Kernel:
@@ -38,25 +38,25 @@ CONVOLUTION = """
       for (int b = 0; b < KW; b++) {
         const int v = y + a - PADDING, u = x + b - PADDING;
         if (v >= 0 && v < IH && u >= 0 && u < IW)
-          sum += number(given[((n * CHANNELS + (DEPTH ? o : i)) * IH + v) * IW + u]) *
+          sum += number(picture[((n * CHANNELS + (DEPTH ? o : i)) * IH + v) * IW + u]) *
                  number(weight[((o * IC + i) * KH + a) * KW + b]);
       }
-  put(made[item], sum);
+  put(out[item], sum);
 }
 """
 
 
 def convolution(primitive: Primitive, inputs: Sequence[ArrayView], to: ArrayView) -> Kernel:
     """conv2d and depthwise: a thread an entry."""
-    given, weight, *bias = inputs
+    picture, weight, *bias = inputs
     padding = dict(primitive.attributes)["padding"]
     assert isinstance(padding, int)
-    (_, channels, ih, iw), (_, oc, oh, ow), (_, ic, kh, kw) = given.shape, to.shape, weight.shape
+    (_, channels, ih, iw), (_, oc, oh, ow), (_, ic, kh, kw) = picture.shape, to.shape, weight.shape
     count = math.prod(to.shape)
     text = define(COUNT=count, OC=oc, OH=oh, OW=ow, IC=ic, IH=ih, IW=iw, KH=kh, KW=kw, PADDING=padding, CHANNELS=channels,
                   DEPTH=int(primitive.op == "depthwise"))  # fmt: skip
     text += f"#define START {'number(bias[o])' if bias else '0.0f'}\n"
-    named = [("given", given), ("weight", weight), *(("bias", b) for b in bias), ("made", to)]
+    named = [("picture", picture), ("weight", weight), *(("bias", b) for b in bias), ("out", to)]
     return launched(text + head(128, named) + CONVOLUTION, -(-count // 128), 128, [view for _, view in named])
 
 
@@ -114,7 +114,7 @@ ATTENTION = """
 #pragma unroll
     for (int w = 0; w < WIDE; w++) {
       const int d = lane + 32 * w;
-      if (t < T && d < SIZE) put(made[((r * T + t) * HEADS + h) * SIZE + d], sums[m][w] / total[m]);
+      if (t < T && d < SIZE) put(out[((r * T + t) * HEADS + h) * SIZE + d], sums[m][w] / total[m]);
     }
   }
 }
@@ -135,12 +135,12 @@ def attention(primitive: Primitive, inputs: Sequence[ArrayView], to: ArrayView) 
     q, k, v, *mask = inputs
     size = head_size(primitive, q)
     heads, (rows, tokens, _), others = q.shape[2] // size, q.shape, k.shape[1]
-    each = next((n for n in (2, 1) if (8 * n + 32) * (size + 1) * 4 <= SHARED), 0)
-    if not each:
+    per_warp = next((n for n in (2, 1) if (8 * n + 32) * (size + 1) * 4 <= SHARED), 0)
+    if not per_warp:
         return None
-    tiles = -(-tokens // (8 * each))
-    text = define(QUERIES=8 * each, EACH=each, SIZE=size, WIDE=-(-size // 32), HEADS=heads, T=tokens, S=others, TILES=tiles,
-                  SCALE=size**-0.5, Q0=q.offset, QR=q.strides[0], QT=q.strides[1], K0=k.offset, KR=k.strides[0],
+    tiles = -(-tokens // (8 * per_warp))
+    text = define(QUERIES=8 * per_warp, EACH=per_warp, SIZE=size, WIDE=-(-size // 32), HEADS=heads, T=tokens, S=others,
+                  TILES=tiles, SCALE=size**-0.5, Q0=q.offset, QR=q.strides[0], QT=q.strides[1], K0=k.offset, KR=k.strides[0],
                   KT=k.strides[1], V0=v.offset, VR=v.strides[0], VT=v.strides[1])  # fmt: skip
     added = "0.0f"
     if mask:
@@ -151,7 +151,7 @@ def attention(primitive: Primitive, inputs: Sequence[ArrayView], to: ArrayView) 
         )
         added = f"number(mask[{mask[0].place((*index, 's'))}])"
     text += f"#define MASK {added}\n"
-    named = [("q", q), ("k", k), ("v", v), *(("mask", m) for m in mask), ("made", to)]
+    named = [("q", q), ("k", k), ("v", v), *(("mask", m) for m in mask), ("out", to)]
     return launched(text + head(256, named) + ATTENTION, rows * heads * tiles, 256, [view for _, view in named])
 
 
@@ -176,7 +176,7 @@ LINEAR = """
       const float query = fmaxf(number(q[at + t * HEADS * SIZE + b]), 0.0f);
       sum += products[a][b] * query, total += products[SIZE][b] * query;
     }
-    put(made[at + t * HEADS * SIZE + a], sum / (total + 1e-15f));
+    put(out[at + t * HEADS * SIZE + a], sum / (total + 1e-15f));
   }
 }
 """
@@ -188,6 +188,6 @@ def linear_attention(primitive: Primitive, inputs: Sequence[ArrayView], to: Arra
     heads, (rows, tokens, _) = to.shape[2] // size, to.shape
     if (size + 1) * size * 4 > SHARED:
         return None
-    named = list(zip(("q", "k", "v", "made"), (*inputs, to), strict=True))
+    named = list(zip(("q", "k", "v", "out"), (*inputs, to), strict=True))
     text = define(SIZE=size, HEADS=heads, T=tokens) + head(256, named) + LINEAR
     return launched(text, rows * heads, 256, [view for _, view in named])

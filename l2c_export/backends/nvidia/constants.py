@@ -14,8 +14,10 @@ def table(op: str, attributes: Mapping[str, Attribute], inputs: Sequence[Value])
     """float32; None for a primitive without one."""
     if op == "sinusoid":
         half, shift = _int(attributes["half"]), _int(attributes["shift"])
-        made: np.ndarray = np.exp(np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half - shift))
-        return made
+        frequencies: np.ndarray = np.exp(
+            np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half - shift)
+        )
+        return frequencies
     if op == "rope":
         tokens, width = _int(inputs[0].shape[1]), _int(inputs[0].shape[2])
         half, theta = width // _int(attributes["heads"]) // 2, attributes["theta"]

@@ -12,7 +12,8 @@ from .pointwise import ELEMENTWISE, MOVES, POINTWISE
 from .views import shape_of
 
 NORMS = frozenset({"layer_norm", "rms_norm"})
-LIBRARIES = frozenset({"linear", "sdpa"})
+PRODUCTS = frozenset({"linear", "linear_fp8"})
+LIBRARIES = frozenset({*PRODUCTS, "sdpa"})
 ALIASES = frozenset({"reshape", "unsqueeze"})  # the same numbers in the same order
 BY_HAND = {
     "conv2d": by_hand.convolution,
@@ -39,7 +40,7 @@ class Facts:
     def __init__(self, segment: Normal, outputs: Sequence[str]) -> None:
         self.types, self.outputs = segment.types, tuple(outputs)
         self.primitives = _alive(segment.primitives, outputs)
-        self.made = {name: p for p in self.primitives for name in p.outputs}
+        self.maker = {name: p for p in self.primitives for name in p.outputs}
         self.readers: dict[str, list[Primitive]] = {}
         for p in self.primitives:
             for name in dict.fromkeys(p.inputs):
@@ -52,13 +53,13 @@ class Facts:
 
     def _needed(self) -> set[str]:
         """Values that arithmetic, moves and norms make and that lie in memory."""
-        needed = {name for name in self.outputs if name in self.made}
+        needed = {name for name in self.outputs if name in self.maker}
         for p in reversed(self.primitives):
             if p.op in LIBRARIES or p.op in BY_HAND:
-                needed.update(name for name in p.inputs if name in self.made)
+                needed.update(name for name in p.inputs if name in self.maker)
             elif p.op not in MOVES and len(self._through(p.outputs[0], needed)) > 1:
                 needed.update(p.outputs)
-            if p.op in ALIASES and p.outputs[0] in needed and p.inputs[0] in self.made:
+            if p.op in ALIASES and p.outputs[0] in needed and p.inputs[0] in self.maker:
                 needed.add(p.inputs[0])
         return needed
 
@@ -74,35 +75,35 @@ class Facts:
 
     def _through(self, name: str, needed: Collection[str]) -> list[Primitive]:
         """Who reads a value, moved or not; what is moved to memory reads it once."""
-        found: dict[int, Primitive] = {}
+        readers: dict[int, Primitive] = {}
         for reader in self.readers.get(name, []):
             moved = reader.op in MOVES and reader.outputs[0] not in needed
-            found.update({id(p): p for p in (self._through(reader.outputs[0], needed) if moved else [reader])})
-        return list(found.values())
+            readers.update({id(p): p for p in (self._through(reader.outputs[0], needed) if moved else [reader])})
+        return list(readers.values())
 
     def _is_packed(self, p: Primitive) -> bool:
         """Whether the parts of a product may lie side by side: their readers take any strides."""
-        if p.op != "linear" or len(p.outputs) == 1 or any(name in self.outputs for name in p.outputs):
+        if p.op not in PRODUCTS or len(p.outputs) == 1 or any(name in self.outputs for name in p.outputs):
             return False
         readers = [reader for name in p.outputs for reader in self.readers.get(name, [])]
         return all(r.op == "sdpa" or (r.op in POINTWISE and r.op not in ALIASES) or r.op in NORMS for r in readers)
 
     def _fused(self) -> dict[str, Fused]:
         """For what the kernel of a norm makes: that norm.  Arithmetic behind it joins it as long as nobody else reads it."""
-        found: dict[str, Fused] = {}
+        norms: dict[str, Fused] = {}
         for p in (p for p in self.primitives if p.op in NORMS):
             (name,) = p.outputs
             while name not in self.needed and len(self.readers[name]) == 1:
                 (reader,) = self.readers[name]
                 (after,) = reader.outputs
                 same = self.types[after].shape == self.types[name].shape
-                if reader.op not in ELEMENTWISE or not same or reader.inputs.count(name) > 1 or after in found:
+                if reader.op not in ELEMENTWISE or not same or reader.inputs.count(name) > 1 or after in norms:
                     break
                 name = after
-            if name in found:
+            if name in norms:
                 (name,) = p.outputs
-            found[name] = Fused(p, name)
-        return found
+            norms[name] = Fused(p, name)
+        return norms
 
     def output(self, name: str) -> str | None:
         """The output that a value is, perhaps in another shape."""
@@ -117,9 +118,9 @@ class Facts:
 
 def _alive(primitives: Sequence[Primitive], outputs: Sequence[str]) -> tuple[Primitive, ...]:
     """Those that outputs follow from."""
-    needed, found = set(outputs), []
+    needed, alive = set(outputs), []
     for p in reversed(primitives):
         if needed.intersection(p.outputs):
             needed.update(p.inputs)
-            found.append(p)
-    return tuple(reversed(found))
+            alive.append(p)
+    return tuple(reversed(alive))

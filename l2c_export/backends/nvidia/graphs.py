@@ -38,12 +38,12 @@ def inlined(node: Node, segment: SegmentFile | SegmentRecord) -> list[Primitive]
 
 def pieces(manifest: Manifest, images: int) -> set[EnginePiece]:
     """All that engines are made of for so many images, with guidance where there is some."""
-    found: set[EnginePiece] = set()
+    engine_pieces: set[EnginePiece] = set()
     for compiled in manifest.all_programs():
         for graph in (*compiled.before_loop, *compiled.step_graphs):
             axes = {axis: sizes.most for axis, sizes in batch_axes(compiled, graph, Range(images, images, images)).items()}
-            found.update(_of_graph(compiled, graph, axes, manifest.link == "static"))
-    return found
+            engine_pieces.update(_of_graph(compiled, graph, axes, manifest.link == "static"))
+    return engine_pieces
 
 
 def _of_graph(compiled: Compiled, name: str, axes: dict[str, int], whole: bool) -> Iterator[EnginePiece]:
@@ -55,8 +55,8 @@ def _of_graph(compiled: Compiled, name: str, axes: dict[str, int], whole: bool) 
     for node in graph.nodes:
         segment = compiled.segments[node.op]
         inlined(node, segment)  # or it has none
-        given = zip(segment.inputs, node.inputs, strict=True)
-        types = tuple((i, _type(compiled, value, axes)) for i, value in given)
+        pairs = zip(segment.inputs, node.inputs, strict=True)
+        types = tuple((i, _type(compiled, value, axes)) for i, value in pairs)
         yield EnginePiece(node.op, segment.primitives or (), types, segment.outputs)
 
 

@@ -43,26 +43,26 @@ def flat(index: Sequence[str], shape: Sequence[int]) -> str:
 
 def unflat(place: str, shape: Sequence[int]) -> Index:
     """The entry at a place of a dense array."""
-    found = []
+    entries = []
     for axis, size in enumerate(shape):
         quotient = over(place, math.prod(shape[axis + 1 :]))
-        found.append(quotient if axis == 0 and size > 1 else rest(quotient, size))
-    return tuple(found)
+        entries.append(quotient if axis == 0 and size > 1 else rest(quotient, size))
+    return tuple(entries)
 
 
-def reshaped(index: Index, made: Sequence[int], of: Sequence[int]) -> Index:
-    """The entry of an array of shape `of` that is entry `index` of the same numbers in shape `made`.
+def reshaped(index: Index, shape: Sequence[int], of: Sequence[int]) -> Index:
+    """The entry of an array of shape `of` that is entry `index` of the same numbers in `shape`.
 
     Axes that both shapes begin or end with stay what they are.
     """
     first = 0
-    while first < min(len(made), len(of)) and made[first] == of[first]:
+    while first < min(len(shape), len(of)) and shape[first] == of[first]:
         first += 1
     last = 0
-    while last < min(len(made), len(of)) - first and made[-1 - last] == of[-1 - last]:
+    while last < min(len(shape), len(of)) - first and shape[-1 - last] == of[-1 - last]:
         last += 1
-    middle = flat(index[first : len(made) - last], made[first : len(made) - last])
-    return (*index[:first], *unflat(middle, of[first : len(of) - last]), *index[len(made) - last :])
+    middle = flat(index[first : len(shape) - last], shape[first : len(shape) - last])
+    return (*index[:first], *unflat(middle, of[first : len(of) - last]), *index[len(shape) - last :])
 
 
 def broadcast(index: Index, shape: Sequence[int]) -> Index:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...ir.dtypes import BYTES
 from ...ir.graph import Primitive, Value
 from .index import Index, unflat
 from .pointwise import POINTWISE, Pulled, number
@@ -47,11 +48,11 @@ class KernelValues:
     def __init__(
         self,
         types: Mapping[str, Value],
-        made: Mapping[str, Primitive],
+        maker: Mapping[str, Primitive],
         placed: Mapping[str, ArrayView],
         tables: Mapping[str, ArrayView],  # of constants, by the value whose primitive has one
     ) -> None:
-        self.types, self.made, self.placed, self.tables = types, made, placed, tables
+        self.types, self.maker, self.placed, self.tables = types, maker, placed, tables
 
 
 class KernelBody:
@@ -101,7 +102,7 @@ class KernelBody:
                 raise Unfused(name)
         if name in self.values.placed:
             return self._load(self.values.placed[name], index)
-        primitive = self.values.made[name]
+        primitive = self.values.maker[name]
         types = self.values.types
         entry = Pulled(
             index, types[name], tuple(types[i] for i in primitive.inputs), dict(primitive.attributes),
@@ -124,7 +125,7 @@ class KernelBody:
 
     def _pack(self, view: ArrayView, pointer: str, index: Index) -> str:
         kind = f"Pack<{C[view.dtype]}, {self.pack}>"
-        self.vectors[view.buffer] = min(16, self.pack * {"float32": 4, "int32": 4}.get(view.dtype, 2))
+        self.vectors[view.buffer] = min(16, self.pack * BYTES[view.dtype])
         return f"*({kind}*)({pointer} + {view.place((*index[:-1], 'c0'))})"
 
     def store(self, view: ArrayView, index: Index, expression: str) -> None:
@@ -152,15 +153,15 @@ class KernelBody:
         return "\n".join([*self.outer, *inner, *self.after])
 
     def kernel(self, lines: Sequence[str], blocks: int, threads: int) -> Kernel:
-        given = ", ".join(f"{C[self.types[buffer]]}* {name}" for buffer, name in self.parameters.items())
-        head = f'extern "C" __global__ void __launch_bounds__({threads}) kernel({given}) {{'
+        signature = ", ".join(f"{C[self.types[buffer]]}* {name}" for buffer, name in self.parameters.items())
+        head = f'extern "C" __global__ void __launch_bounds__({threads}) kernel({signature}) {{'
         source = "\n".join([head, *lines, "}\n"])
         return Kernel(source, blocks, threads, tuple(self.parameters), frozenset(self.written), dict(self.vectors))
 
 
 def pack_of(*views: ArrayView) -> int:
     """So many neighbours a thread makes: 16 bytes of the widest type."""
-    widest = max(4 if view.dtype in ("float32", "int32") else 2 for view in views)
+    widest = max(2, *(BYTES[view.dtype] for view in views))
     last = math.gcd(*(view.shape[-1] if view.shape else 1 for view in views))
     return next(n for n in (8, 4, 2, 1) if last % n == 0 and n * widest <= 16)
 
@@ -194,11 +195,11 @@ def rowwise(values: KernelValues, norm: Primitive, views: Mapping[str, ArrayView
     body, shape = KernelBody(values, pack_of(*views.values())), views[name].shape
     pack, width, rows = body.pack, shape[-1], math.prod(shape[:-1])
     warps = min(MOST_WARPS, -(-(width // pack) // WARP))
-    threads, each = warps * WARP, max(1, 4 // warps)
+    threads, per_block = warps * WARP, max(1, 4 // warps)
     loops = -(-(width // pack) // threads)
     row, lines = rows_of(shape, "row")
     where, x = (*row, "c"), f"x[n * {pack} + j]"
-    head = [f"const int row = blockIdx.x * {each} + threadIdx.x / {threads}, lane = threadIdx.x % {threads};",
+    head = [f"const int row = blockIdx.x * {per_block} + threadIdx.x / {threads}, lane = threadIdx.x % {threads};",
             f"if (row >= {rows}) return;", *lines, f"float x[{loops * pack}]; float sum = 0.0f;"]  # fmt: skip
     begin = f'_Pragma("unroll") for (int n = 0; n < {loops}; n++) {{ const int c0 = (n * {threads} + lane) * {pack};'
     begin += f" if (c0 < {width}) {{"
@@ -210,10 +211,10 @@ def rowwise(values: KernelValues, norm: Primitive, views: Mapping[str, ArrayView
     middle = [f"const float mean = {total}; sum = 0.0f;", begin]
     middle += [f"for (int j = 0; j < {pack}; j++) sum += ({x} - mean) * ({x} - mean);", "}}"]
     normed = f"({x} - mean) * scale" if layer else f"{x} * scale"
-    for operator, given in zip("*+", norm.inputs[1:], strict=False):
-        normed = f"({normed}) {operator} {body.read(given, ('c',))}"
+    for operator, vector in zip("*+", norm.inputs[1:], strict=False):
+        normed = f"({normed}) {operator} {body.read(vector, ('c',))}"
     body.known |= {source: (where, x), norm.outputs[0]: (where, f"({normed})")}
     body.make({name: views[name]}, where)
     scale = f"const float scale = rsqrtf({total} + {eps});"
     parts = [*head, begin, first, "}}", *(middle if layer else []), scale, begin, body.loop(), "}}"]
-    return body.kernel(parts, -(-rows // each), threads * each)
+    return body.kernel(parts, -(-rows // per_block), threads * per_block)

@@ -51,12 +51,12 @@ class Launcher:
         values = (ctypes.c_void_p * len(pointers))(*pointers)
         size = ctypes.sizeof(ctypes.c_void_p)
         places = (ctypes.c_void_p * len(pointers))(*(ctypes.addressof(values) + n * size for n in range(len(pointers))))
-        keep, given = (values, places, table), ctypes.addressof(places)
+        keep, parameters = (values, places, table), ctypes.addressof(places)
         driver, stream, blocks, threads = self._driver, self._memory.stream, kernel.blocks, kernel.threads
 
         def run() -> None:
             _ = keep
-            _result(driver, driver.cuLaunchKernel(loaded.function, blocks, 1, 1, threads, 1, 1, 0, stream, given, 0))
+            _result(driver, driver.cuLaunchKernel(loaded.function, blocks, 1, 1, threads, 1, 1, 0, stream, parameters, 0))
 
         return run
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ...ir.graph import Primitive, Value
 from ...ir.primitives import apply
 from ...ir.signature import Misfit
+from ...ir.signatures import TABLE
 from .views import shape_of
 
 LARGEST = 2**31  # entries: indices are ints of C
@@ -24,11 +25,11 @@ class Normal:
 
 def normal(primitives: Iterable[Primitive], inputs: Mapping[str, Value]) -> Normal:
     """Raises Misfit for primitives that do not fit, or a value that is too large."""
-    types, made = dict(inputs), list[Primitive]()
+    types, result = dict(inputs), list[Primitive]()
 
     def take(primitive: Primitive) -> None:
         primitive = _with_numbers(primitive, types)
-        made.append(primitive)
+        result.append(primitive)
         types.update(zip(primitive.outputs, _types(primitive, types), strict=True))
 
     def narrowed(name: str, dtype: str) -> str:
@@ -39,13 +40,15 @@ def normal(primitives: Iterable[Primitive], inputs: Mapping[str, Value]) -> Norm
         return f"{name}:{dtype}"
 
     for primitive in primitives:
+        if primitive.op in TABLE:
+            TABLE[primitive.op].check(dict(primitive.attributes))
         wanted = _wanted(primitive, types)
-        given = tuple(narrowed(name, wanted.get(n, types[name].dtype)) for n, name in enumerate(primitive.inputs))
-        take(Primitive(primitive.op, primitive.attributes, given, primitive.outputs))
+        operands = tuple(narrowed(name, wanted.get(n, types[name].dtype)) for n, name in enumerate(primitive.inputs))
+        take(Primitive(primitive.op, primitive.attributes, operands, primitive.outputs))
     large = [name for name, value in types.items() if math.prod(shape_of(value)) >= LARGEST]
     if large:
         raise Misfit(f"{large[0]} has {math.prod(shape_of(types[large[0]])):,} entries, more than an index reaches")
-    return Normal(tuple(made), types)
+    return Normal(tuple(result), types)
 
 
 def _wanted(primitive: Primitive, types: Mapping[str, Value]) -> dict[int, str]:

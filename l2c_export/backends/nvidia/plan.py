@@ -18,7 +18,7 @@ from ...ir.signature import Misfit
 from ..contract import ALIGNED
 from . import by_hand
 from .constants import table
-from .facts import ALIASES, BY_HAND, COVERED, NORMS, Facts
+from .facts import ALIASES, BY_HAND, COVERED, NORMS, PRODUCTS, Facts
 from .kernels import KernelValues, Unfused, entrywise, rowwise
 from .normal import normal
 from .pointwise import POINTWISE
@@ -28,6 +28,8 @@ from .views import ArrayView, first_fit, shape_of, whole
 MOST_TOGETHER = 4  # values that one kernel makes
 AHEAD = 8  # primitives that are looked at for more of them
 
+Scales = tuple[ArrayView, ArrayView]  # of what is multiplied, and of the weight
+
 
 class Planner:
     """One segment and one set of shapes."""
@@ -36,23 +38,23 @@ class Planner:
         self.facts, self.types = facts, facts.types
         self.placed = {name: whole(name, value) for name, value in inputs.items()}
         self.tables: dict[str, np.ndarray] = {}
-        self.values = KernelValues(self.types, facts.made, self.placed, self._tables())
+        self.values = KernelValues(self.types, facts.maker, self.placed, self._tables())
         self.bytes: dict[str, int] = {}  # of temporary values
         self.steps: list[Step] = []
 
     def _tables(self) -> dict[str, ArrayView]:
-        found = {}
+        views = {}
         for p in self.facts.primitives:
             numbers = table(p.op, dict(p.attributes), [self.types[i] for i in p.inputs])
             if numbers is not None:
                 name = f"{p.outputs[0]}.table"
                 self.tables[name] = numbers
-                found[p.outputs[0]] = whole(name, Value(numbers.shape))
-        return found
+                views[p.outputs[0]] = whole(name, Value(numbers.shape))
+        return views
 
     def plan(self) -> StepPlan:
         for n, p in enumerate(self.facts.primitives):
-            if p.op == "linear":
+            if p.op in PRODUCTS:
                 self._linear(p)
             elif p.op == "sdpa":
                 self._sdpa(p)
@@ -86,9 +88,9 @@ class Planner:
             return
         together = [name]
         for other in self.facts.primitives[n + 1 : n + 1 + AHEAD] if len(self.facts.shape(name)) > 1 else ():
-            (found, *more) = other.outputs
-            if len(together) < MOST_TOGETHER and not more and self._joins(found, together):
-                together.append(found)
+            (value, *more) = other.outputs
+            if len(together) < MOST_TOGETHER and not more and self._joins(value, together):
+                together.append(value)
         try:
             self._add(together)
         except Unfused:
@@ -98,7 +100,7 @@ class Planner:
         """Whether a value can be made by a kernel that makes others: at most one norm, of a value that is known by then."""
         if name not in self.facts.needed or name in self.placed or self.facts.shape(name) != self.facts.shape(together[0]):
             return False
-        is_alias = self.facts.made[name].op in ALIASES and name not in self.facts.fused
+        is_alias = self.facts.maker[name].op in ALIASES and name not in self.facts.fused
         if is_alias or (name in self.facts.fused and any(other in self.facts.fused for other in together)):
             return False
         leaves = set(self._leaves(name, together))
@@ -116,8 +118,8 @@ class Planner:
             yield name
         elif not top and name in self.facts.needed:
             yield None
-        elif self.facts.made[name].op in POINTWISE or self.facts.made[name].op in NORMS:
-            for i in self.facts.made[name].inputs:
+        elif self.facts.maker[name].op in POINTWISE or self.facts.maker[name].op in NORMS:
+            for i in self.facts.maker[name].inputs:
                 yield from self._leaves(i, known, top=False)
         else:
             yield None
@@ -140,24 +142,25 @@ class Planner:
     # what libraries make
 
     def _linear(self, p: Primitive) -> None:
-        x, weight, *bias = (self.placed[name] for name in p.inputs)
+        x, weight, *more = (self.placed[name] for name in p.inputs)
+        scales, bias = ((more[0], more[1]), more[2:]) if p.op == "linear_fp8" else (None, more)
         columns = x.shape[-1]
         x, weight = x.reshaped((math.prod(x.shape[:-1]), columns)), weight.reshaped((weight.shape[0], columns))
         parts = len(p.outputs)
         if p.outputs in self.facts.packed:
             rows = shape_of(self.types[p.outputs[0]])[:-1]
-            to = self._temporary(p.outputs[0], Value((*rows, weight.shape[0]), weight.dtype))
+            to = self._temporary(p.outputs[0], Value((*rows, weight.shape[0]), self.types[p.outputs[0]].dtype))
             self.placed.update(zip(p.outputs, to.parts(parts), strict=True))
-            self._product(x, weight, bias, to)
+            self._product(x, weight, bias, to, scales=scales)
             return
-        if parts == 1 and self._epilogue(p, x, weight, bias):
+        if parts == 1 and (self._quantised(p, x, weight, bias, scales) if scales else self._epilogue(p, x, weight, bias)):
             return
         height = weight.shape[0] // parts
         for n, name in enumerate(p.outputs):
             self.placed[name] = self._target(name)
             own = replace(weight, shape=(height, columns), offset=weight.offset + n * height * columns)
             shift = [replace(b, shape=(height,), offset=b.offset + n * height) for b in bias]
-            self._product(x, own, shift, self.placed[name])
+            self._product(x, own, shift, self.placed[name], scales=scales)
 
     def _epilogue(self, p: Primitive, x: ArrayView, weight: ArrayView, bias: list[ArrayView]) -> bool:
         """Whether what is done with a product next is done by the product."""
@@ -186,6 +189,27 @@ class Planner:
         self._product(x, weight, bias, self.placed[after], residual=view)
         return True
 
+    def _quantised(self, p: Primitive, x: ArrayView, weight: ArrayView, bias: list[ArrayView], scales: Scales) -> bool:
+        """Whether GELU and e4m3 for the next product are made by this one; by a kernel, where the library has none."""
+        (name,) = p.outputs
+        chain = [name]
+        for op in ("gelu_tanh", "quantise"):
+            readers = self.facts.readers.get(chain[-1], [])
+            if len(readers) != 1 or readers[0].op != op or chain[-1] in self.facts.outputs:
+                return False
+            chain.append(readers[0].outputs[0])
+        end, scale = chain[-1], self.placed.get(self.facts.maker[chain[-1]].inputs[1])
+        if end in self.facts.outputs or scale is None:
+            return False
+        shape = (x.shape[0], weight.shape[0])
+        self.placed[name] = self._temporary(name, self.types[name])
+        plain = Product(x, weight, bias[0] if bias else None, None, False, self.placed[name].reshaped(shape), scales)
+        view = self._temporary(end, self.types[end])
+        otherwise = (plain, entrywise(self.values, {end: view}))
+        self.placed[end] = view
+        self.steps.append(replace(plain, gelu=True, out=view.reshaped(shape), out_scale=scale, otherwise=otherwise))
+        return True
+
     def _product(
         self,
         x: ArrayView,
@@ -194,10 +218,11 @@ class Planner:
         to: ArrayView,
         residual: ArrayView | None = None,
         gelu: bool = False,
+        scales: Scales | None = None,
     ) -> None:
         shape = (x.shape[0], weight.shape[0])
         more = residual.reshaped(shape) if residual else None
-        self.steps.append(Product(x, weight, bias[0] if bias else None, more, gelu, to.reshaped(shape)))
+        self.steps.append(Product(x, weight, bias[0] if bias else None, more, gelu, to.reshaped(shape), scales))
 
     def _sdpa(self, p: Primitive) -> None:
         q, k, v, *mask = views = [self.placed[name] for name in p.inputs]

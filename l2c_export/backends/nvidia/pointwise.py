@@ -14,7 +14,7 @@ class Pulled(NamedTuple):
     """One entry of what a primitive makes: where it is, and how entries of the inputs are read."""
 
     where: Index
-    made: Value
+    result: Value
     inputs: tuple[Value, ...]
     attributes: Mapping[str, Attribute]
     read: Callable[[int, Index], str]  # the number of an input, and where in it -> an expression
@@ -33,7 +33,7 @@ class Pulled(NamedTuple):
 Expression = Callable[[Pulled], str]
 POINTWISE: dict[str, Expression] = {}
 MOVES = frozenset({"cast", "unsqueeze", "reshape", "permute", "part", "tail", "concat", "patchify", "unpatchify", "gather"})
-ELEMENTWISE = frozenset({"add", "mul", "cast", "affine", "gelu", "gelu_tanh", "silu", "modulate"})
+ELEMENTWISE = frozenset({"add", "mul", "cast", "affine", "gelu", "gelu_tanh", "silu", "modulate", "quantise"})
 
 
 def pointwise(function: Expression) -> Expression:
@@ -89,6 +89,12 @@ def modulate(e: Pulled) -> str:
     return f"({e.same(0)} * (1.0f + {e.same(2)}) + {e.same(1)})"
 
 
+@pointwise
+def quantise(e: Pulled) -> str:
+    """What is stored as e4m3 is rounded, and never infinite, when it is stored."""
+    return f"({e.same(0)} * {e.read(1, ('1',))})"
+
+
 # what ends a call
 
 
@@ -135,7 +141,7 @@ def sinusoid(e: Pulled) -> str:
 @pointwise
 def rope(e: Pulled) -> str:
     row, token, d = e.where
-    size = _last(e.made) // e.size("heads")
+    size = _last(e.result) // e.size("heads")
     half = size // 2
     within, pair = rest(d, size), rest(rest(d, size), half)
     begin = plus(times(over(d, size), size), pair)
@@ -161,7 +167,7 @@ def unsqueeze(e: Pulled) -> str:
 
 @pointwise
 def reshape(e: Pulled) -> str:
-    return e.read(0, reshaped(e.where, shape_of(e.made), shape_of(e.inputs[0])))
+    return e.read(0, reshaped(e.where, shape_of(e.result), shape_of(e.inputs[0])))
 
 
 @pointwise

@@ -9,12 +9,14 @@ from collections.abc import Callable
 
 from ...artefact.manifest import Manifest
 from ...errors import BackendError, UsageError
+from ...ir.dtypes import FP8
 from ...ir.signature import Misfit
 from ...support.files import Report
 from ...support.words import counted
 from ..building import BuildSettings, Range
 from ..contract import Request
-from .backend import OLDEST, CudaBackend
+from ..cuda.device import OLDEST_FP8
+from .backend import IN_BF16, OLDEST, CudaBackend
 from .compiling import compiled
 from .graphs import EnginePiece, pieces
 from .plan import plan, uncovered
@@ -27,10 +29,12 @@ def prepare(manifest: Manifest, settings: BuildSettings, sizes: Range, report: R
     for target in settings.targets:
         if not target.removeprefix("sm").isdecimal() or int(target.removeprefix("sm")) < OLDEST:
             raise UsageError(f"targets={target!r}: cuda takes GPUs from sm{OLDEST} on, as sm90")
-    backend = None if settings.targets else CudaBackend(Request())
-    found = {piece for images in sorted({*sizes}) for piece in pieces(manifest, images)}
-    plans = [_plan(piece) for piece in sorted(found, key=lambda piece: piece.name)]
-    sources = list(dict.fromkeys(kernel.source for each in plans for kernel in each.kernels))
+        if manifest.precision == FP8 and int(target.removeprefix("sm")) < OLDEST_FP8:
+            raise UsageError(f"targets={target!r}: {FP8} needs sm{OLDEST_FP8} or newer: {IN_BF16}")
+    backend = None if settings.targets else CudaBackend(Request(precision=manifest.precision))
+    engine_pieces = {piece for images in sorted({*sizes}) for piece in pieces(manifest, images)}
+    plans = [_plan(piece) for piece in sorted(engine_pieces, key=lambda piece: piece.name)]
+    sources = list(dict.fromkeys(kernel.source for own_plan in plans for kernel in own_plan.kernels))
     targets = settings.targets or ((backend.memory.architecture,) if backend else ())
     for target in targets:
         for source in sources:
@@ -38,7 +42,8 @@ def prepare(manifest: Manifest, settings: BuildSettings, sizes: Range, report: R
     report(f"cuda: {counted(len(sources), 'kernel')} for {', '.join(targets)}, in the user's cache")
     progress()
     if backend:
-        shapes = list(dict.fromkeys(_shape(step) for each in plans for step in each.steps if isinstance(step, Product)))
+        steps = [step for own_plan in plans for step in backend.supported(own_plan)]
+        shapes = list(dict.fromkeys(_shape(step) for step in steps if isinstance(step, Product)))
         gains = [backend.products.tune(shape) for shape in shapes]
         backend.products.keep()
         faster = [gain for gain in gains if gain > 1]

@@ -13,7 +13,11 @@ from .views import ArrayView
 
 @dataclass(frozen=True)
 class Product:
-    """x (M, K) weight (N, K)' [+ bias (N,)] [+ residual (M, N)], or GELU of it, in out (M, N)."""
+    """x (M, K) weight (N, K)' [+ bias (N,)] [+ residual (M, N)], or GELU of it, in out (M, N).
+
+    What x and weight of e4m3 are multiples of is in `scales`, (2,) float32 each with 1 over it behind, and so is what an `out`
+    of e4m3 is multiples of.  Where the library has no such product, `otherwise` are steps that make the same.
+    """
 
     x: ArrayView
     weight: ArrayView
@@ -21,10 +25,14 @@ class Product:
     residual: ArrayView | None
     gelu: bool
     out: ArrayView
+    scales: tuple[ArrayView, ArrayView] | None = None
+    out_scale: ArrayView | None = None
+    otherwise: tuple[Kernel | Product, ...] = ()
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        return tuple(view.buffer for view in (self.x, self.weight, self.bias, self.residual, self.out) if view)
+        views = (self.x, self.weight, *(self.scales or ()), self.bias, self.residual, self.out_scale, self.out)
+        return (*(view.buffer for view in views if view), *(buffer for step in self.otherwise for buffer in step.buffers))
 
     @property
     def writes(self) -> frozenset[str]:
@@ -67,4 +75,5 @@ class StepPlan:
     @property
     def kernels(self) -> list[Kernel]:
         own = [step.own for step in self.steps if isinstance(step, Attention) and step.own]
-        return [*(step for step in self.steps if isinstance(step, Kernel)), *own]
+        others = [other for step in self.steps if isinstance(step, Product) for other in step.otherwise]
+        return [*(step for step in (*self.steps, *others) if isinstance(step, Kernel)), *own]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import TYPE_CHECKING
 
@@ -18,18 +19,19 @@ MOST, ROUNDS = 16, 5  # weights; and how often they are gone through
 
 def seconds(products: Products, memory: Cuda, shape: ProductShape, prepared: Prepared) -> list[float]:
     """Of each candidate: the median of some rounds through several weights."""
-    size = BYTES[shape.dtype]
-    bytes_of = [_aligned(n * size) for n in (shape.columns * shape.inner, shape.rows * shape.inner, shape.rows * shape.columns)]
+    size, factor = BYTES[shape.dtype], BYTES[shape.factor]
+    numbers = ((shape.columns, shape.inner, factor), (shape.rows, shape.inner, factor), (shape.rows, shape.columns, size))
+    bytes_of = [_aligned(math.prod(sizes)) for sizes in numbers]
     copies = max(1, min(MOST, PAST_CACHES // bytes_of[0]))
-    block = memory.allocate(copies * bytes_of[0] + bytes_of[1] + 2 * bytes_of[2] + _aligned(shape.columns * size))
+    block = memory.allocate(copies * bytes_of[0] + bytes_of[1] + 2 * bytes_of[2] + _aligned(4 * shape.columns))
     x = block.pointer + copies * bytes_of[0]
-    made = x + bytes_of[1]
-    residual, bias = made + bytes_of[2], made + 2 * bytes_of[2]
-    found = []
-    for n in range(len(prepared.found)):
-        prepared.algorithm = prepared.found[n : n + 1]
-        given = bias if shape.bias else 0, residual if shape.residual else 0, made
-        runs = [products.run(prepared, x, block.pointer + copy * bytes_of[0], *given) for copy in range(copies)]
+    out = x + bytes_of[1]
+    residual, bias = out + bytes_of[2], out + 2 * bytes_of[2]
+    medians = []
+    for n in range(len(prepared.candidates)):
+        prepared.algorithm = prepared.candidates[n : n + 1]
+        arguments = bias if shape.bias else 0, residual if shape.residual else 0, out
+        runs = [products.run(prepared, x, block.pointer + copy * bytes_of[0], *arguments) for copy in range(copies)]
 
         def work(runs: list[Run] = runs) -> None:
             for run in runs:
@@ -45,8 +47,8 @@ def seconds(products: Products, memory: Cuda, shape: ProductShape, prepared: Pre
             replay()
             clock.mark()
             times.append(clock.seconds()[0])
-        found.append(statistics.median(times))
-    return found
+        medians.append(statistics.median(times))
+    return medians
 
 
 def _aligned(size: int) -> int:

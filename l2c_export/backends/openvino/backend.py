@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import BackendError, RunError
+from ...errors import ArtefactError, BackendError, RunError
 from ...ir.dtypes import BFLOAT16
 from ...support.cache import cached
 from ...support.extras import needs
@@ -36,14 +36,14 @@ class Part(NamedTuple):
 class OpenVinoEngine:
     """Compiled models that run one after the other; every binding has inference requests over the caller's memory."""
 
-    def __init__(self, parts: list[Part]) -> None:
-        self._parts = parts
+    def __init__(self, parts: list[Part], path: Path) -> None:
+        self._parts, self._path = parts, path
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Run:
         try:
             return self._bind(inputs, outputs)
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO {ov.__version__}: {_reason(error)}") from None
+            raise BackendError(f"OpenVINO {ov.__version__} cannot run {self._path}: {_reason(error)}") from None
 
     def _bind(self, inputs: Arrays, outputs: Arrays) -> Run:
         requests: list[Any] = []
@@ -115,7 +115,7 @@ class OpenVinoBackend(OnHost):
         """Segments are the same for all weights and kept compiled, in our own cache: OpenVINO's would run a damaged entry."""
         if segment.weights_inside:
             model = self._compile(segment.path, self._read(segment), self._settings(segment))
-            return OpenVinoEngine([Part(model, segment.inputs, segment.outputs)])
+            return OpenVinoEngine([Part(_checked(model, segment), segment.inputs, segment.outputs)], segment.path)
         data, settings = segment.read(), self._settings(segment)
         name = self._core.get_property(self._device, "FULL_DEVICE_NAME")
         key = [self.name, hashlib.sha256(data).hexdigest(), settings, ov.__version__, self._device, name]
@@ -129,7 +129,7 @@ class OpenVinoBackend(OnHost):
             compiled = self._core.import_model(io.BytesIO(cached("engines", key, exported)), self._device, settings)
         except RuntimeError:  # not every device can export
             compiled = self._compile(segment.path, self._read(segment), settings)
-        return OpenVinoEngine([Part(compiled, segment.inputs, segment.outputs)])
+        return OpenVinoEngine([Part(_checked(compiled, segment), segment.inputs, segment.outputs)], segment.path)
 
     def link(
         self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
@@ -146,13 +146,13 @@ class OpenVinoBackend(OnHost):
         for part, later in zip(parts, readers[1:], strict=True):
             names = [name for node in part for name in node.outputs if name in later]
             compiled.append(self._stitch(path, part, segments, tuple(names), weights))
-        return OpenVinoEngine(compiled)
+        return OpenVinoEngine(compiled, path)
 
     def _stitch(
         self, path: Path, nodes: Nodes, segments: Mapping[str, SegmentFile], outputs: tuple[str, ...], weights: Arrays
     ) -> Part:
         """One compiled model of some nodes, the weights shared in place."""
-        models = {name: self._read(segments[name]) for name in {node.op for node in nodes}}
+        models = {name: _checked(self._read(segments[name]), segments[name]) for name in {node.op for node in nodes}}
         names = {name for node in nodes for name in node.inputs if name in weights}
         ports: dict[str, Any] = {n: ov.op.Constant(tensor(weights[n]), shared_memory=True).output(0) for n in names}
         parameters = {}
@@ -190,10 +190,20 @@ class OpenVinoBackend(OnHost):
             raise BackendError(f"OpenVINO {ov.__version__} cannot compile {path}: {_reason(error)}") from None
 
 
+def _checked(model: Any, segment: SegmentFile) -> Any:
+    """A model that has what the manifest says, in that order: it is given arrays by number.  Raises ArtefactError."""
+    for what, ports, names in (("inputs", model.inputs, segment.inputs), ("outputs", model.outputs, segment.outputs)):
+        if len(ports) != len(names) or any(name not in port.get_names() for port, name in zip(ports, names, strict=True)):
+            own = ", ".join(port.any_name for port in ports)
+            said = f"not {', '.join(names)} as manifest.json says"
+            raise ArtefactError(f"{segment.path} has the {what} {own}, and {said}; run l2c-export again")
+    return model
+
+
 def _reason(error: Exception) -> str:
-    """The line of OpenVINO's message that says something: the first ones name its own source files."""
+    """The line of OpenVINO's message that says what is wrong: those before it say where, in its own source and in the model."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '", "While validating"))]
     return (telling or lines or [repr(error)])[0]
 
 

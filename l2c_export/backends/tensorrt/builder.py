@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError, UsageError
+from ...ir.dtypes import FP8
 from ...support.progress import Watch, unwatched
 from ...support.source_hash import source_hash
 from ..building import BuildSettings, Port, Range
-from ..cuda.device import Cuda
+from ..cuda.device import OLDEST_FP8, Cuda
 from ..descriptors import named
 from .backend import logger
 from .monitor import Interrupt, monitor
@@ -71,6 +72,9 @@ class Builder:
             )
         if self.name == "tensorrt-rtx" and self.settings.hardware_compatible:
             raise UsageError("hardware_compatible=True: tensorrt-rtx builds for the GPUs that targets=.. names")
+        old = [target for target in self.settings.targets if int(target.removeprefix("sm")) < OLDEST_FP8]
+        if self.settings.precision == FP8 and old:
+            raise UsageError(f"targets={old[0]!r}: {FP8} needs sm{OLDEST_FP8} or newer: name those with targets=..")
         capabilities = getattr(self._trt, "ComputeCapability", None)
         for target in self.settings.targets:
             # Turing has no float32 products there, and the last layer is one in any precision

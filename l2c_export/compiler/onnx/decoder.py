@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import math
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from ...artefact.records import DecoderRecord
 from ...errors import ModelError
 from ...models.diffusers.model_index import autoencoder_kind
 from ...support.extras import needs
+from ...support.log import quiet
 from ...support.words import first_line
 from ...weights import finder
 from ...weights.stored import LEAST
@@ -94,10 +92,10 @@ def attend_linearly(attention: Any, x: Tensor) -> Tensor:
     weighted = (value @ key.transpose(-1, -2)) @ query
     total = key.sum(-1, keepdim=True).transpose(-1, -2) @ query
     mean = weighted / total.clamp(min=attention.eps)  # the exporter drops + 1e-15; a total of 0 is of nothing
-    made: Tensor = attention.to_out(mean.reshape(1, -1, height, width).movedim(1, -1))
+    output: Tensor = attention.to_out(mean.reshape(1, -1, height, width).movedim(1, -1))
     is_last = attention.norm_type == "rms_norm"  # of the channels, which are last there
-    made = attention.norm_out(made).movedim(-1, 1) if is_last else attention.norm_out(made.movedim(-1, 1))
-    return made + x if attention.residual_connection else made
+    output = attention.norm_out(output).movedim(-1, 1) if is_last else attention.norm_out(output.movedim(-1, 1))
+    return output + x if attention.residual_connection else output
 
 
 def load(folder: Path) -> Any:
@@ -106,7 +104,8 @@ def load(folder: Path) -> Any:
     file, kind = finder.find(folder), autoencoder_kind(folder)
     options = {"variant": file.variant or None, "use_safetensors": file.suffix == "safetensors"}
     try:
-        with quiet("diffusers"):  # which warns of what it has written into a tiny one's configuration itself
+        # it warns of what it has written into a tiny one's configuration itself
+        with quiet("diffusers"), contextlib.redirect_stdout(io.StringIO()):
             known = getattr(diffusers, kind)
             autoencoder = known.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False, **options)
     except Exception as error:  # a damaged configuration ends in errors of all kinds
@@ -123,7 +122,8 @@ def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> N
             setattr(module, "processor", attend_linearly)  # noqa: B010  (no tensor, nor a module)
     axes = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     try:
-        with quiet("torch.onnx"):
+        # of torchvision, and renamed axes
+        with quiet("torch.onnx"), contextlib.redirect_stdout(io.StringIO()):
             program = torch.onnx.export(
                 model,
                 (torch.zeros(1, channels, *EXAMPLE),),
@@ -138,8 +138,8 @@ def write(folder: Path, record: DecoderRecord, channels: int, target: Path) -> N
         raise ModelError(f"{folder}: its decoder does not run: {_reason(error)}") from None
     assert program is not None
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = downgrade(program.model_proto, "decoder")
-    target.write_bytes((halved(made) if record.stored else made).SerializeToString())
+    proto = downgrade(program.model_proto, "decoder")
+    target.write_bytes((halved(proto) if record.stored else proto).SerializeToString())
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -163,20 +163,6 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.node.extend(nodes)
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-@contextlib.contextmanager
-def quiet(library: str) -> Iterator[None]:
-    """The exporter warns about torchvision and renamed axes, neither of which concerns a user."""
-    logger = logging.getLogger(library)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:

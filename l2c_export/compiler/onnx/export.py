@@ -24,19 +24,19 @@ def export(body: Body, rules: Mapping[str, Rule] = RULES) -> onnx.ModelProto:
     writer = Writer()
     inputs = {name: f"i{n}" for n, name in enumerate(body.inputs)}
     known = {name: Operand(new, body.values[name].dtype, body.values[name].shape) for name, new in inputs.items()}
-    for each in body.primitives:
-        writer.primitive = each.op
-        made = rules[each.op](writer, *(known[i] for i in each.inputs), **dict(each.attributes))
-        several = (made,) if isinstance(made, Operand) else made
-        for name, operand in zip(each.outputs, several, strict=True):
+    for primitive in body.primitives:
+        writer.primitive = primitive.op
+        result = rules[primitive.op](writer, *(known[i] for i in primitive.inputs), **dict(primitive.attributes))
+        several = (result,) if isinstance(result, Operand) else result
+        for name, operand in zip(primitive.outputs, several, strict=True):
             known[name] = operand._replace(shape=body.values[name].shape)
     outputs = {known[name].name: f"o{n}" for n, name in enumerate(body.outputs)}
     for node in writer.nodes:
         node.input[:] = [outputs.get(i, i) for i in node.input]
         node.output[:] = [outputs.get(o, o) for o in node.output]
-    given = [typed(new, body.values[old]) for old, new in inputs.items()]
+    ports = [typed(new, body.values[old]) for old, new in inputs.items()]
     results = [typed(f"o{n}", body.values[name]) for n, name in enumerate(body.outputs)]
     constants = list(writer.constants.values())
-    written = model(helper.make_graph(writer.nodes, body.kind, given, results, initializer=constants))
+    written = model(helper.make_graph(writer.nodes, body.kind, ports, results, initializer=constants))
     onnx.checker.check_model(written, full_check=True)
     return written

@@ -60,11 +60,11 @@ def bank(w: Writer, weights: Operand, *inputs: Operand, gated: tuple[int, ...]) 
     strengths = [gate(w, gates.pop(0)) if has else ungated(w, inputs[0], calls) for has in gated]
     factors = w.reshape(stacked(w, strengths, 3), calls, -1)  # (W, R D J)
     factors = w.reshape(w.node("MatMul", weights, factors), sums, -1, width, count_of)
-    made = w.node("MatMul", w.permute(factors, 1, 2, 0, 3), values)
+    terms = w.node("MatMul", w.permute(factors, 1, 2, 0, 3), values)
     if len(inputs) == count_of + sum(gated):
-        return made
+        return terms
     keep, before = inputs[-2:]
-    return w.node("Add", made, w.node("Mul", w.reshape(keep, -1, 1), before))
+    return w.node("Add", terms, w.node("Mul", w.reshape(keep, -1, 1), before))
 
 
 def gate(w: Writer, x: Operand) -> Operand:

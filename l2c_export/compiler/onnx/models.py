@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 from onnx import TensorProto, helper
 
+from ...ir.dtypes import E4M3
 from ...ir.graph import PLAIN_OPS, WEIGHT, Graph, Node, Value
 from ...ir.names import rows_of
 from ...weights.layout import WEIGHTS, Layout
@@ -18,6 +19,7 @@ from ...weights.narrow import SCALE
 from .opset import OPSET
 
 IR_VERSION = 8  # the one of opset 17
+OPSET_E4M3, IR_VERSION_E4M3 = 19, 9  # the first that quantise to it
 DOMAIN = "com.microsoft"  # of the operators that only ONNX Runtime has
 TYPES = {
     "float32": TensorProto.FLOAT,
@@ -25,6 +27,7 @@ TYPES = {
     "bfloat16": TensorProto.BFLOAT16,
     "int32": TensorProto.INT32,
     "int8": TensorProto.INT8,
+    E4M3: TensorProto.FLOAT8E4M3FN,
 }
 STORED = "stored"  # behind the name of a weight: as it lies in the file
 Bodies = Mapping[str, onnx.ModelProto]
@@ -32,9 +35,9 @@ Bodies = Mapping[str, onnx.ModelProto]
 
 def segment_model(name: str, segment: Graph, bodies: Bodies) -> onnx.ModelProto:
     """A segment as a model of its own: symbolic batch, weights as inputs."""
-    made = composed(name, segment, bodies)
-    onnx.checker.check_model(made)
-    return made
+    proto = composed(name, segment, bodies)
+    onnx.checker.check_model(proto)
+    return proto
 
 
 def composed(name: str, graph: Graph, bodies: Bodies) -> onnx.ModelProto:
@@ -63,7 +66,7 @@ def operators(graph: Graph, bodies: Bodies) -> list[onnx.NodeProto]:
     kinds: set[str] = set()  # kinds whose constants are there
     for call in graph.nodes:
         if call.op in PLAIN_OPS:
-            nodes.append(helper.make_node(call.op, list(call.inputs), list(call.outputs), name=call.name))
+            nodes += _plain(call, graph)
             continue
         body = bodies[call.op].graph
         if call.op not in kinds:
@@ -71,6 +74,16 @@ def operators(graph: Graph, bodies: Bodies) -> list[onnx.NodeProto]:
             kinds.add(call.op)
         nodes += _renamed(call, body)
     return nodes
+
+
+def _plain(call: Node, graph: Graph) -> Iterator[onnx.NodeProto]:
+    """Arithmetic, in the type of what it makes."""
+    dtype, names = graph.values[call.outputs[0]].dtype, []
+    for n, name in enumerate(call.inputs):
+        names.append(name if graph.values[name].dtype == dtype else f"{call.name}/cast_{n}")
+        if names[-1] != name:
+            yield helper.make_node("Cast", [name], [names[-1]], name=names[-1], to=TYPES[dtype])
+    yield helper.make_node(call.op, names, list(call.outputs), name=call.name)
 
 
 def _constants(kind: str, body: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -135,7 +148,24 @@ def _widened(weight: str, layout: Layout) -> Iterator[onnx.NodeProto]:
 
 
 def model(graph: onnx.GraphProto) -> onnx.ModelProto:
-    """A graph by itself, in opset 17 and the operators of ONNX Runtime that it uses."""
+    """A graph by itself, in opset 17 and the operators of ONNX Runtime that it uses; in opset 19 where it has e4m3."""
+    newer = any(node.op_type == "QuantizeLinear" for node in graph.node)
+    if newer:
+        for node in graph.node:
+            axes_as_input(node, graph)
     domains = {node.domain for node in graph.node} - {""}
-    opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="l2c-export")
+    opsets = [helper.make_opsetid("", OPSET_E4M3 if newer else OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    version = IR_VERSION_E4M3 if newer else IR_VERSION
+    return helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="l2c-export")
+
+
+def axes_as_input(node: onnx.NodeProto, graph: onnx.GraphProto) -> None:
+    """A mean's axes are an input from opset 18 on, and the number of equal parts is said."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if node.op_type == "ReduceMean" and "axes" in attributes:
+        axes, name = attributes["axes"].ints, f"{node.output[0]}/axes"
+        graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [len(axes)], axes))
+        node.input.append(name)
+        node.attribute.remove(attributes["axes"])
+    if node.op_type == "Split" and len(node.input) == 1 and "num_outputs" not in attributes:
+        node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))

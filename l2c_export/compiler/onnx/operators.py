@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...ir.dtypes import E4M3
 from ...models.primitives import frequencies, rotations
 from .models import TYPES
 from .writer import Operand, Writer, count, sized
@@ -43,8 +44,8 @@ def cast(w: Writer, x: Operand, *, dtype: str) -> Operand:
 
 @rule
 def affine(w: Writer, x: Operand, *, scale: float, shift: float) -> Operand:
-    made = x if scale == 1 and shift else w.scaled("Mul", x, scale)
-    return w.scaled("Add", made, shift) if shift else made
+    product = x if scale == 1 and shift else w.scaled("Mul", x, scale)
+    return w.scaled("Add", product, shift) if shift else product
 
 
 @rule
@@ -76,16 +77,16 @@ def layer_norm(w: Writer, x: Operand, weight: Operand | None = None, bias: Opera
     """In float32, as PyTorch's own kernel is inside."""
     scale = w.constant(np.ones(x.shape[-1:]), "float32") if weight is None else w.wide(weight)
     shift = () if bias is None else (w.wide(bias),)
-    made = w.node("LayerNormalization", w.wide(x), scale, *shift, axis=-1, epsilon=eps, stash_type=1)
-    return w.cast(made, x.dtype)
+    norm = w.node("LayerNormalization", w.wide(x), scale, *shift, axis=-1, epsilon=eps, stash_type=1)
+    return w.cast(norm, x.dtype)
 
 
 @rule
 def rms_norm(w: Writer, x: Operand, weight: Operand | None = None, *, eps: float) -> Operand:
     wide = w.wide(x)
     mean = w.node("ReduceMean", w.node("Mul", wide, wide), axes=[-1], keepdims=1)
-    made = w.node("Mul", wide, w.node("Reciprocal", w.node("Sqrt", w.scaled("Add", mean, eps))))
-    return w.cast(made if weight is None else w.node("Mul", made, w.wide(weight)), x.dtype)
+    norm = w.node("Mul", wide, w.node("Reciprocal", w.node("Sqrt", w.scaled("Add", mean, eps))))
+    return w.cast(norm if weight is None else w.node("Mul", norm, w.wide(weight)), x.dtype)
 
 
 @rule
@@ -94,11 +95,28 @@ def linear(w: Writer, x: Operand, weight: Operand, bias: Operand | None = None, 
     rows, *columns = sized(weight.shape)
     matrix = weight if len(columns) == 1 else w.reshape(weight, rows, -1)
     flat = x if len(x.shape) == 2 else w.reshape(x, -1, math.prod(columns))
-    made = w.node("Gemm", w.cast(flat, weight.dtype), matrix, *([] if bias is None else [bias]), transB=1)
-    each = [made] if parts == 1 else w.several("Split", made, count=parts, axis=1)
+    product = w.node("Gemm", w.cast(flat, weight.dtype), matrix, *([] if bias is None else [bias]), transB=1)
+    products = [product] if parts == 1 else w.several("Split", product, count=parts, axis=1)
     if len(x.shape) == 2:
-        return tuple(each)
-    return tuple(w.reshape(part, *sized(x.shape[:-1]), rows // parts) for part in each)
+        return tuple(products)
+    return tuple(w.reshape(part, *sized(x.shape[:-1]), rows // parts) for part in products)
+
+
+@rule
+def quantise(w: Writer, x: Operand, scale: Operand) -> Operand:
+    """As QuantizeLinear of opset 19; a cast beyond the largest number gives that."""
+    zero, first = w.constant(0.0, E4M3), w.part(scale, 0, 0, 1)
+    return w.node("QuantizeLinear", w.wide(x), first, zero, dtype=E4M3)._replace(shape=x.shape)
+
+
+@rule
+def linear_fp8(
+    w: Writer, x: Operand, weight: Operand, x_scale: Operand, weight_scale: Operand, bias: Operand | None = None, *, parts: int
+) -> Written:
+    """Between DequantizeLinear and the product a library finds that it is one of e4m3."""
+    pairs = ((factor, w.cast(w.part(scale, 0, 0, 1), "bfloat16")) for factor, scale in ((x, x_scale), (weight, weight_scale)))
+    wide = [w.node("DequantizeLinear", factor, scale, dtype="bfloat16")._replace(shape=factor.shape) for factor, scale in pairs]
+    return linear(w, *wide, bias, parts=parts)
 
 
 @rule
@@ -127,8 +145,8 @@ def linear_attention(w: Writer, q: Operand, k: Operand, v: Operand, *, heads: in
     mixed = w.node("MatMul", w.node("Concat", value, ones, axis=2), w.node("Relu", key))
     mixed = w.node("MatMul", mixed, w.node("Relu", query))
     sums = w.scaled("Add", w.part(mixed, 2, size, size + 1), 1e-15)
-    made = w.node("Div", w.part(mixed, 2, 0, size), sums)
-    return w.cast(w.reshape(w.permute(made, 0, 3, 1, 2), *sized(v.shape)), v.dtype)
+    ratio = w.node("Div", w.part(mixed, 2, 0, size), sums)
+    return w.cast(w.reshape(w.permute(ratio, 0, 3, 1, 2), *sized(v.shape)), v.dtype)
 
 
 @rule
@@ -142,9 +160,9 @@ def conv2d(w: Writer, x: Operand, weight: Operand, bias: Operand | None = None, 
 
 
 def convolution(w: Writer, x: Operand, weight: Operand, bias: Operand | None, padding: int, groups: int) -> Operand:
-    given = [] if bias is None else [bias]
+    biases = [] if bias is None else [bias]
     kernel = sized(weight.shape[2:])
-    return w.node("Conv", x, weight, *given, group=groups, pads=[padding] * 4, kernel_shape=kernel)
+    return w.node("Conv", x, weight, *biases, group=groups, pads=[padding] * 4, kernel_shape=kernel)
 
 
 @rule

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ...ir.dtypes import BFLOAT16, HALVES
+from ...ir.dtypes import HALVES
 from .models import TYPES
 
 Shape = tuple[int | str, ...]
@@ -49,7 +49,7 @@ class Writer:
 
     def constant(self, values: Any, dtype: str) -> Operand:
         """Numbers that are part of the operation, there once."""
-        array = np.asarray(values, BFLOAT16 if dtype == "bfloat16" else dtype)
+        array = np.asarray(values, dtype)
         key = dtype, array.shape, array.tobytes()
         if key not in self.constants:
             kind = TensorProto.INT64 if dtype == "int64" else TYPES[dtype]

@@ -71,15 +71,15 @@ def with_banks(plans: Sequence[Plan], readers: Mapping[Derivation, tuple[Graph, 
     `readers` are those calls, pruned, with what they compute for later ones.
     """
     runs = {own: tuple(_runs(graph, wanted)) for own, (graph, wanted) in readers.items()}
-    members = {run.bank: run.members for found in runs.values() for run in found}
-    runs = {own: tuple(run for run in found if members[run.bank] == run.members) for own, found in runs.items()}
+    members = {run.bank: run.members for own_runs in runs.values() for run in own_runs}
+    runs = {own: tuple(run for run in own_runs if members[run.bank] == run.members) for own, own_runs in runs.items()}
     used = [_uses(plan, runs) for plan in plans]
     reaches = [add.calls for uses in used for of_call in uses for use in of_call.values() for add in use.adds]
     banks = {
         name: Bank(
-            found, max(use.sums for uses in used for of_call in uses for n, use in of_call.items() if n == name), max(reaches)
+            group, max(use.sums for uses in used for of_call in uses for n, use in of_call.items() if n == name), max(reaches)
         )
-        for name, found in members.items()
+        for name, group in members.items()
         if any(name in of_call for uses in used for of_call in uses)
     }
     return Banked(tuple(_linked(plan, uses) for plan, uses in zip(plans, used, strict=True)), banks, runs)
@@ -109,13 +109,13 @@ def _step(reader: Graph, maker: Mapping[str, Node], uses: Mapping[str, int], nod
         return None
     addend = maker.get(node.inputs[1])
     gate = addend.inputs[0] if addend and addend.op == "Mul" else ""
-    made = addend.inputs[1] if addend and gate else node.inputs[1]
-    forecast = Forecast.of(maker.get(made), reader.bodies)
-    if forecast is None or uses[made] > 1 or uses[node.inputs[1]] > 1:
+    source = addend.inputs[1] if addend and gate else node.inputs[1]
+    forecast = Forecast.of(maker.get(source), reader.bodies)
+    if forecast is None or uses[source] > 1 or uses[node.inputs[1]] > 1:
         return None
     names = [reader_name.rpartition("@-") for reader_name in forecast.terms]
     value = names[0][0]
-    shape, gated = reader.values[made].shape, reader.values[gate] if gate else None
+    shape, gated = reader.values[source].shape, reader.values[gate] if gate else None
     fits = len(shape) == 3 and shape[0] == "R" and all(reader.kind(term) == CACHE for term in forecast.terms)
     if not fits or (gated and (gated.kind != PROLOGUE or gated.shape != ("R", 1, shape[2]))):
         return None
@@ -167,19 +167,19 @@ def take(reader: Graph, runs: Sequence[Run], banks: Mapping[str, Bank], wanted: 
     """The reading side: one tensor of the bank in place of every run."""
     nodes, values, bodies = list(reader.nodes), dict(reader.values), dict(reader.bodies)
     for run in runs:
-        sums, slot, made = at(run.bank, -min(run.sources)), f"{run.bank}.slot", f"{run.bank}.sum"
+        sums, slot, total = at(run.bank, -min(run.sources)), f"{run.bank}.slot", f"{run.bank}.sum"
         stream = values[run.members[0].value] if run.members[0].value in values else values[run.before]
         values[sums] = msgspec.structs.replace(_sums(banks[run.bank], values[run.before].shape), kind=CACHE)
         values[slot] = Value((1,), "int32", BANK)
         dtype = stream.dtype
-        op, found = named(
+        op, definition = named(
             body("banked", lambda s, i, d=dtype: models.banked(s, i, dtype=d), [values[sums], values[slot]]), "banked"
         )
-        values[made], bodies[op] = Value(values[run.before].shape, dtype), found
+        values[total], bodies[op] = Value(values[run.before].shape, dtype), definition
         place = next(i for i, node in enumerate(nodes) if run.behind in node.outputs)
         nodes[place : place + 1] = [
-            Node(op, made, (sums, slot), (made,)),
-            Node("Add", run.behind, (run.before, made), (run.behind,)),
+            Node(op, total, (sums, slot), (total,)),
+            Node("Add", run.behind, (run.before, total), (run.behind,)),
         ]
     return live(msgspec.structs.replace(reader, nodes=tuple(nodes), values=values, bodies=bodies), wanted)
 
@@ -206,8 +206,8 @@ def deposit(filling: Graph, fills: Sequence[tuple[str, int]], banks: Mapping[str
                 msgspec.structs.replace(values[name], kind=CACHE),
             )
             inputs += [keep, at(name, -which)]
-        op, found = named(_body(bank, [values[i] for i in inputs]), "bank")
-        bodies[op] = found
+        op, definition = named(_body(bank, [values[i] for i in inputs]), "bank")
+        bodies[op] = definition
         nodes.append(Node(op, name, tuple(inputs), (name,)))
         outputs.append(name)
     return msgspec.structs.replace(
@@ -222,4 +222,4 @@ def _sums(bank: Bank, stream: tuple[int | str, ...]) -> Value:
 
 def _body(bank: Bank, inputs: Sequence[Value]) -> Body:
     gated = tuple(int(bool(member.gate)) for member in bank.members)
-    return body("bank", lambda *given: models.bank(*given, gated=gated), inputs)
+    return body("bank", lambda *tensors: models.bank(*tensors, gated=gated), inputs)

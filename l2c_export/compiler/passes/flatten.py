@@ -36,8 +36,8 @@ def flatten(segment: Graph) -> Flat:
     kinds = [segment.bodies[node.op].kind for node in segment.nodes if node.op not in PLAIN_OPS]
     values = infer(primitives, {name: segment.values[name] for name in segment.inputs})
     for name in segment.outputs:
-        made, said = values[name], segment.values[name]
-        assert (made.shape, made.dtype) == (said.shape, said.dtype), f"primitives make another {name} than the graph says"
+        value, said = values[name], segment.values[name]
+        assert (value.shape, value.dtype) == (said.shape, said.dtype), f"primitives make another {name} than the graph says"
     return Flat("-".join(dict.fromkeys(kinds)) or SUM, primitives, values)
 
 

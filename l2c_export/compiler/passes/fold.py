@@ -204,8 +204,8 @@ def _filling_calls(call: Graph) -> dict[str, int | None]:
         stays = node.op not in PLAIN_OPS and joined != {"early"}
         reached.update(dict.fromkeys(node.outputs, frozenset(["now"]) if stays else joined))
     ages: dict[str, int | None] = {}
-    for name, found in reached.items():
-        loop = found - {"early"}
+    for name, sources in reached.items():
+        loop = sources - {"early"}
         (age,) = loop if len(loop) == 1 else (None,)
         ages[name] = age if isinstance(age, int) else None
     return ages

@@ -6,28 +6,31 @@ difference of the stream behind and before them.  `output` is the model's predic
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ...errors import ScheduleError
-from ...ir.graph import Graph, Node, Value, producers
-from ...schedules.values import OUTPUT, Cacheable, values_of
+from ...ir.graph import Graph, Node, Primitive, Value, producers
+from ...schedules.values import OUTPUT, STACK, Cacheable, values_of
 from .weigh import difference
 
 
-class Residual(NamedTuple):
-    """An addition to the stream that the head reads."""
+class Stream(NamedTuple):
+    """The stream that the head reads: its names behind every block, -1 before the first.
 
-    before: str
-    after: str
-    block: int
+    Behind the last block of a model that joins streams it has two: one for all rows, one for those that are read on.
+    """
+
+    names: dict[int, tuple[str, ...]]
+    joined: dict[int, str]  # by the block that first reads them as one, another stream that goes on in it
 
 
 def with_levels(call: Graph, levels: Iterable[str]) -> Graph:
     """The call that also makes these levels.  Raises ScheduleError for one that the model does not have."""
-    made = {level: prediction(call) for level in levels if level == OUTPUT}
+    names = {level: prediction(call) for level in levels if level == OUTPUT}
     nodes, values, bodies = list(call.nodes), dict(call.values), dict(call.bodies)
     for level in (level for level in levels if level != OUTPUT):
         before, after = span_of(call, level)
@@ -36,8 +39,8 @@ def with_levels(call: Graph, levels: Iterable[str]) -> Graph:
         place = next(i for i, node in enumerate(nodes) if after in node.outputs) + 1
         nodes.insert(place, Node(op, name, (after, before), (name,)))
         values[name], bodies[op] = Value(values[after].shape, values[after].dtype), body
-        made[level] = name
-    return msgspec.structs.replace(call, nodes=tuple(nodes), values=values, bodies=bodies, levels=made)
+        names[level] = name
+    return msgspec.structs.replace(call, nodes=tuple(nodes), values=values, bodies=bodies, levels=names)
 
 
 def spans(call: Graph) -> dict[str, tuple[str, str]]:
@@ -54,32 +57,66 @@ def prediction(call: Graph) -> str:
 
 
 def span_of(call: Graph, level: str) -> tuple[str, str]:
-    """The stream before and behind the blocks of a level."""
+    """The stream before and behind the blocks of a level.  Raises ScheduleError where they are not of one shape."""
     sublayers = values_of(tuple(names[0] for names in call.sublayers))
-    chain, start = _chain(call, sublayers)
-    behind = {-1: start, **{residual.block: residual.after for residual in chain}}
+    stream = _stream(call, sublayers)
     span = sublayers.span(level)
-    first, last = span.start - 1, span.stop - 1
-    if first not in behind or last not in behind or call.values[behind[first]].shape != call.values[behind[last]].shape:
-        raise ScheduleError(
-            f"schedule: {level!r} is no difference of one stream in this model: use the level output, or rules for sublayers"
-        )
-    return behind[first], behind[last]
+    starts, ends = (stream.names.get(block, ()) for block in (span.start - 1, span.stop - 1))
+    for before, after in itertools.product(starts, ends):
+        if call.values[before].shape == call.values[after].shape:
+            return before, after
+    other = next((name for block, name in stream.joined.items() if block in span), "")
+    why = f"behind it the stream of {other!r} is also read" if other else "it is no difference of one stream in this model"
+    others = "output" if level == STACK else "stack, output"
+    raise ScheduleError(f"schedule: {level}: {why}: use {others}, or rules for sublayers")
 
 
-def _chain(call: Graph, sublayers: Cacheable) -> tuple[list[Residual], str]:
-    """The additions to the stream that the head reads, in order, and the stream before all of them."""
+def _stream(call: Graph, sublayers: Cacheable) -> Stream:
+    """Back from the prediction: additions of sublayers; and where streams are joined, the one whose rows are read on."""
     column = {name: j for j, names in enumerate(call.sublayers) for name in names}
     maker, behind = producers(call.nodes), _behind(call, column)
-    chain: list[Residual] = []
-    name = prediction(call)
+    names, joined = dict[int, tuple[str, ...]](), dict[int, str]()
+    rows: range | None = None  # of a joined stream, those that are read on
+    part: tuple[str, ...] = ()  # their name
+    name, block = prediction(call), max(sublayers.blocks) + 1
     while name in behind:
         node = maker[name]
-        owner = _sublayer(node.inputs[1], maker, column) if node.op == "Add" else None
-        if owner is not None:
-            chain.append(Residual(node.inputs[0], name, sublayers.blocks[owner]))
-        name = node.inputs[0] if node.op == "Add" else next(i for i in node.inputs if i in behind)
-    return chain[::-1], name
+        if node.op == "Add":
+            owner = _sublayer(node.inputs[1], maker, column)
+            if owner is not None:
+                block = sublayers.blocks[owner]
+                names.setdefault(block, (name, *part))
+                part = ()
+            name = node.inputs[0]
+            continue
+        read = [i for i in node.inputs if i in behind]
+        move = _only(call, node)
+        if move and move.op == "part":
+            attributes: Any = dict(move.attributes)
+            rows, part = range(attributes["first"], attributes["last"]), (name,)
+        elif move and move.op == "concat" and rows in (spans := _parts(call, node, move)):
+            others = [maker[other] for other in spans.values() if other != spans[rows] and other in maker]
+            owners = [_sublayer(other.inputs[1], maker, column) for other in others if other.op == "Add"]
+            joined.update((block, call.sublayers[owner][0]) for owner in owners if owner is not None)
+            name, rows = spans[rows], None
+            continue
+        name = read[0]
+    return Stream(names | {-1: (name,)}, joined)
+
+
+def _only(call: Graph, node: Node) -> Primitive | None:
+    """The one primitive that a node is."""
+    primitives = call.bodies[node.op].primitives if node.op in call.bodies else ()
+    return primitives[0] if len(primitives) == 1 else None
+
+
+def _parts(call: Graph, node: Node, concat: Primitive) -> dict[range, str]:
+    """What is joined, by its rows."""
+    axis: Any = dict(concat.attributes)["axis"]
+    inputs = dict(zip(call.bodies[node.op].inputs, node.inputs, strict=True))
+    names = [inputs[i] for i in concat.inputs]
+    ends = [0, *itertools.accumulate(int(call.values[name].shape[axis]) for name in names)]
+    return {range(*ends): name for ends, name in zip(itertools.pairwise(ends), names, strict=True)}
 
 
 def _behind(call: Graph, column: Mapping[str, int]) -> set[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import msgspec
 
 from ...errors import ScheduleError
@@ -55,10 +53,10 @@ def _follow(value: str, terms: Sum, nodes: list[Node], values: dict[str, Value],
     values.update(dict.fromkeys(numbers, one))
     op, body = forecast([values[name] for name in cached], [one] * len(numbers), values[value].dtype)
     bodies[op] = body
-    made = f"{value}.forecast"
-    nodes.append(Node(op, made, (*cached, *numbers), (made,)))
-    values[made] = values[value]
-    return made
+    name = f"{value}.forecast"
+    nodes.append(Node(op, name, (*cached, *numbers), (name,)))
+    values[name] = values[value]
+    return name
 
 
 def names_of(call: Graph, name: str) -> tuple[str, ...]:
@@ -75,15 +73,10 @@ def kept(call: Graph, own: Derivation) -> set[str]:
 
 def _check_jumped(pruned: Graph, own: Derivation) -> None:
     """Raises ScheduleError where something reads from inside a level that is derived: it is no one stream's."""
-    made = {name for node in pruned.nodes for name in node.outputs}
-    for name in _inside(pruned, made, own):
-        levels = ", ".join(name for name, _ in own.derived if name in pruned.levels)
-        raise ScheduleError(
-            f"schedule: {levels}: what {name!r} makes is also read outside of it: use stack, output, or rules for sublayers"
-        )
-
-
-def _inside(pruned: Graph, made: set[str], own: Derivation) -> Iterator[str]:
-    """Sublayers that are neither computed nor derived, and yet are needed."""
+    needed = {name for node in pruned.nodes for name in node.outputs}
     known = {*own.computed, *(name for name, _ in own.derived)}
-    yield from (names[0] for names in pruned.sublayers if names[0] not in known and not made.isdisjoint(names))
+    inside = [names[0] for names in pruned.sublayers if names[0] not in known and not needed.isdisjoint(names)]
+    if inside:
+        levels = ", ".join(name for name, _ in own.derived if name in pruned.levels)
+        why = f"behind it the stream of {inside[-1]!r} is also read"
+        raise ScheduleError(f"schedule: {levels}: {why}: use stack, output, or rules for sublayers")

@@ -44,10 +44,10 @@ def difference(after: Value, before: Value) -> tuple[str, Body]:
     return named(body(DIFFERENCE, apart, [after, before]), DIFFERENCE)
 
 
-def named(made: Body, title: str) -> tuple[str, Body]:
+def named(definition: Body, title: str) -> tuple[str, Body]:
     """A body and a name that no other has."""
-    digest = hashlib.sha256(msgspec.json.encode(made, order="deterministic")).hexdigest()
-    return f"{title}_{digest[:6]}", made
+    digest = hashlib.sha256(msgspec.json.encode(definition, order="deterministic")).hexdigest()
+    return f"{title}_{digest[:6]}", definition
 
 
 class Forecast(NamedTuple):

@@ -11,14 +11,15 @@ import numpy as np
 
 from ...artefact.manifest import Manifest
 from ...errors import UsageError
-from ...ir.dtypes import DERIVED
+from ...ir.dtypes import DERIVED, E4M3
 from ...models import families
 from ...models.diffusers.tensor_names import TransformerConfig, renamed, shape_of
 from ...runtime import pipeline
 from ...samplers.scheduler_config import Scheduler
 from ...schedules.schedule import Schedule
 from ...weights.checkpoint import Checkpoint
-from ...weights.layout import WEIGHTS, mapped
+from ...weights.e4m3 import weight_scale
+from ...weights.layout import WEIGHTS, mapped, unscaled
 from ...weights.narrow import scales
 from ...weights.recipe import Recipe
 from . import live_weights
@@ -100,12 +101,13 @@ def _check_weights(transformer: Any, manifest: Manifest, folder: Path) -> None:
         weights = _by_recipes(stored, manifest)
     view = mapped(folder / WEIGHTS, denoiser.tensors)
     for name in weights.shapes:
-        array = view(name)
-        kept = denoiser.tensors[name].stored or str(array.dtype)
+        record = denoiser.tensors[name]
+        array, kept = unscaled(name, view, record), record.stored or record.dtype
         tolerance = max(ROUNDING.get(kept, 0.0), rounding)
         other = weights.read(name)
         # what is rounded to 8 bits is off by half a step
         step = 0.51 * scales(other).reshape(-1, *[1] * (other.ndim - 1)) if kept == "int8" else 1e-6
+        step = 2.0**-10 * float(view(weight_scale(name))[0]) if kept == E4M3 else step
         if array.shape != other.shape or not np.all(np.abs(array.astype(np.float32) - other) <= step + tolerance * abs(other)):
             raise UsageError(
                 f"{NAME} has other weights than {folder} ({name}): run l2c_export.link({str(folder)!r}, weights='..')"
@@ -114,8 +116,8 @@ def _check_weights(transformer: Any, manifest: Manifest, folder: Path) -> None:
 
 def _by_recipes(stored: Checkpoint, manifest: Manifest) -> Checkpoint:
     """A captured transformer's weights as they are stored; without what follows from its configuration."""
-    recipes = {name: tensor.recipe or Recipe.of(name) for name, tensor in manifest.denoiser.tensors.items()}
-    return stored.made({name: recipe for name, recipe in recipes.items() if not name.startswith(DERIVED)})
+    recipes = {name: tensor.recipe or Recipe.of(name) for name, tensor in manifest.denoiser.checkpointed.items()}
+    return stored.by_recipe({name: recipe for name, recipe in recipes.items() if not name.startswith(DERIVED)})
 
 
 def _shape(transformer: Any, manifest: Manifest, folder: Path, block_embeddings: bool) -> TransformerConfig:

@@ -53,11 +53,11 @@ PIPELINES = {
 }  # fmt: skip
 
 
-def call(self: Any, *given: Any, **named: Any) -> Any:
+def call(self: Any, *positional: Any, **named: Any) -> Any:
     """The arguments and the result are those of the pipeline's own call; steps, sizes and tokens those that were compiled."""
     live: LiveArtefact = self.l2c
     kind, manifest, torch = PIPELINES[live.home.__name__], live.compiled.manifest, sys.modules["torch"]
-    told = _told(self, live, kind, given, named)
+    told = _told(self, live, kind, positional, named)
     live.check_output(self, told["output_type"])
     live.check_transformer(self.transformer)
     live.check_scheduler(self.scheduler)
@@ -65,8 +65,11 @@ def call(self: Any, *given: Any, **named: Any) -> Any:
     with torch.no_grad():
         _named(self.check_inputs, told)
         how = {"do_classifier_free_guidance": scale > 1, "device": device_of(self)}
-        made = dict(zip(kind.encoded, _named(self.encode_prompt, {**told, **how}), strict=False))
-        embeddings, dtype = {n: values for n, values in made.items() if values is not None}, made["prompt_embeds"].dtype
+        encodings = dict(zip(kind.encoded, _named(self.encode_prompt, {**told, **how}), strict=False))
+        embeddings, dtype = (
+            {n: values for n, values in encodings.items() if values is not None},
+            encodings["prompt_embeds"].dtype,
+        )
         noise = _noise(self, kind, told, manifest.program().latent[0], dtype)
         strength = scale if manifest.guidance.mode in ALONE else max(scale, 1.0)  # diffusers guides only above 1
         output = live.compiled(**embeddings, guidance_scale=strength, latents=noise, output_type="latent", steps=steps)
@@ -76,11 +79,13 @@ def call(self: Any, *given: Any, **named: Any) -> Any:
     return live.returned(kind.output, images, told["return_dict"])
 
 
-def _told(pipe: Any, live: LiveArtefact, kind: PromptedPipeline, given: tuple[Any, ...], named: Arguments) -> dict[str, Any]:
+def _told(
+    pipe: Any, live: LiveArtefact, kind: PromptedPipeline, positional: tuple[Any, ...], named: Arguments
+) -> dict[str, Any]:
     """The arguments of a call by name, with what was compiled where nothing is said.  Raises UsageError for all else."""
     own, name = inspect.signature(vars(live.home)["__call__"]), live.home.__name__
     try:
-        bound = own.bind(pipe, *given, **named)
+        bound = own.bind(pipe, *positional, **named)
     except TypeError as error:
         raise UsageError(f"{name}: {error}: use the arguments of its own call") from None
     passed = {**bound.arguments, **bound.arguments.get("kwargs", {})}
@@ -92,7 +97,7 @@ def _told(pipe: Any, live: LiveArtefact, kind: PromptedPipeline, given: tuple[An
             )
     bound.apply_defaults()
     told = {**bound.arguments, "num_inference_steps": passed.get("num_inference_steps")}
-    tokens = next(each.shape[0] for each in needed(live.compiled.manifest.inputs) if each.name == "prompt_embeds")
+    tokens = next(field.shape[0] for field in needed(live.compiled.manifest.inputs) if field.name == "prompt_embeds")
     tokens -= pipe.tokenizer_max_length if kind.clip else 0
     if passed.get("max_sequence_length", tokens) != tokens:
         raise UsageError(
@@ -107,15 +112,15 @@ def _sizes(pipe: Any, live: LiveArtefact, told: Arguments) -> dict[str, Any]:
     manifest = live.compiled.manifest
     pixels, first = request.pixels_of(manifest), manifest.program().latent[1:]
     asked = (told["height"] or pixels * first[0], told["width"] or pixels * first[1])
-    made = asked
+    sides = asked
     if told.get("use_resolution_binning") and (told["height"] or told["width"]):
         size = pipe.transformer.config.sample_size
         bins = getattr(sys.modules[live.home.__module__], BINS.get(size, ""), None)
         if bins is None:
             raise UsageError(f"use_resolution_binning=True: there is no list of sizes for sample_size {size}: use False")
-        made = pipe.image_processor.classify_height_width_bin(*asked, ratios=bins)
-    request.axes(manifest, *made)  # one that was compiled
-    return {"height": made[0], "width": made[1], "picture": asked}
+        sides = pipe.image_processor.classify_height_width_bin(*asked, ratios=bins)
+    request.axes(manifest, *sides)  # one that was compiled
+    return {"height": sides[0], "width": sides[1], "picture": asked}
 
 
 def _named(function: Callable[..., Any], told: Arguments) -> Any:
@@ -136,10 +141,10 @@ def _noise(pipe: Any, kind: PromptedPipeline, told: Arguments, channels: int, dt
                 f"latents of shape {tuple(told['latents'].shape)}: this call needs {shape}, packed as the pipeline's"
             )
     how = (count, channels, *size, dtype, device_of(pipe), told["generator"], told["latents"])
-    made = pipe.prepare_latents(*how)
+    noise = pipe.prepare_latents(*how)
     if kind.packed:
-        return pipe._unpack_latents(made[0], *size, pipe.vae_scale_factor)
-    return made / pipe.scheduler.init_noise_sigma if kind.scaled else made
+        return pipe._unpack_latents(noise[0], *size, pipe.vae_scale_factor)
+    return noise / pipe.scheduler.init_noise_sigma if kind.scaled else noise
 
 
 def _images(pipe: Any, kind: PromptedPipeline, told: Arguments, latents: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UsageError
+from ...ir.dtypes import E4M3
 from ...support.tensors import is_tensor
 from ...weights.checkpoint import Checkpoint
 from ...weights.layout import Shapes
@@ -22,7 +23,7 @@ from ...weights.recipe import Recipe, TensorSource
 
 MODELS = ("DiTTransformer2DModel", "Transformer2DModel")
 # how far a weight may be from itself, relatively, after both sides have rounded it
-ROUNDING = {"float64": 2.0**-21, "float32": 2.0**-21, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+ROUNDING = {"float64": 2.0**-21, "float32": 2.0**-21, "float16": 2.0**-10, "bfloat16": 2.0**-7, E4M3: 2.0**-4}
 # what computes attention as it is defined; others may do something else with the same weights
 PROCESSORS = (
     "AttnProcessor", "AttnProcessor2_0", "AttnProcessorNPU", "FusedAttnProcessor2_0", "SlicedAttnProcessor",
@@ -64,7 +65,7 @@ def check_config(transformer: Any, compiled: str, folder: Path) -> None:
     live = {name: value for name, value in dict(transformer.config).items() if not name.startswith("_")}
     ours, theirs = {**usual, **json.loads(compiled)}, {**usual, **live}
     for name in sorted(ours.keys() | theirs.keys()):
-        value, wanted = (json.loads(json.dumps(each.get(name), default=str)) for each in (theirs, ours))
+        value, wanted = (json.loads(json.dumps(config.get(name), default=str)) for config in (theirs, ours))
         if value != wanted:
             raise UsageError(f"{NAME} has {name} {value}, {folder} was compiled for {wanted}: compile it again")
 
@@ -76,7 +77,7 @@ def checkpoint(transformer: Any, folder: Path) -> tuple[Checkpoint, float]:
     coarse = max((_rounding(name, tensor, folder) for name, tensor in state.items()), default=0.0)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     stored = Checkpoint(Path(NAME), shapes, lambda name: np.asarray(state[name].detach().float().cpu().numpy()))
-    return stored.made(_split(shapes)), coarse
+    return stored.by_recipe(_split(shapes)), coarse
 
 
 def mark(transformer: Any) -> tuple[tuple[Any, ...], ...]:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UsageError
+from ...ir.dtypes import DTYPES
 
-TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+TYPES = DTYPES
 DOWNLOADS = frozenset({
     "cache_dir", "force_download", "local_files_only", "low_cpu_mem_usage", "max_memory", "mirror", "offload_folder",
     "offload_state_dict", "proxies", "resume_download", "token", "use_auth_token", "use_safetensors",

@@ -42,10 +42,10 @@ class Adapter:
 
 def prompt(width: int, tokens: int, unconditional: bool = True) -> RequestInput:
     """The embedding of a text."""
-    return given("prompt_embeds", (tokens, width), unconditional)
+    return array_input("prompt_embeds", (tokens, width), unconditional)
 
 
-def given(name: str, shape: tuple[int, ...], unconditional: bool = True) -> RequestInput:
+def array_input(name: str, shape: tuple[int, ...], unconditional: bool = True) -> RequestInput:
     """An array that a request gives, and for the unconditional half another one."""
     return RequestInput(name=name, shape=shape, negative=f"negative_{name}" if unconditional else msgspec.UNSET)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...ir.inputs import RequestInput
-from .adapter import Adapter, Config, given, mask, packed, prompt, unpacked
+from .adapter import Adapter, Config, array_input, mask, packed, prompt, unpacked
 from .aura_flow import AURAFLOW
 from .qwen_image import QWEN_IMAGE
 from .sana import SANA
@@ -21,11 +21,11 @@ def pixart(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, prompt_atten
     micro = {"resolution": [[height, width]], "aspect_ratio": [[height / width]]}
     told = model.use_additional_conditions
     conditions = {n: torch.tensor(v, dtype=x.dtype).expand(x.shape[0], -1) if told else None for n, v in micro.items()}
-    made: Tensor = model(
+    prediction: Tensor = model(
         x, encoder_hidden_states=prompt_embeds, encoder_attention_mask=prompt_attention_mask.to(x.dtype), timestep=t,
         added_cond_kwargs=conditions, return_dict=False,
     )[0]  # fmt: skip
-    return made
+    return prediction
 
 
 def pixart_inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:
@@ -41,14 +41,14 @@ PIXART = Adapter(pixart, pixart_inputs, 300, pixart_small, lambda config: 3 * in
 
 
 def sd3(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, pooled_prompt_embeds: Tensor) -> Tensor:
-    made: Tensor = model(
+    prediction: Tensor = model(
         x, encoder_hidden_states=prompt_embeds, pooled_projections=pooled_prompt_embeds, timestep=t, return_dict=False
     )[0]
-    return made
+    return prediction
 
 
 def sd3_inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:
-    pooled = given("pooled_prompt_embeds", (config["pooled_projection_dim"],))
+    pooled = array_input("pooled_prompt_embeds", (config["pooled_projection_dim"],))
     return (prompt(config["joint_attention_dim"], tokens), pooled)
 
 
@@ -73,15 +73,15 @@ def flux(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, pooled_prompt_
     h, w = x.shape[2] // 2, x.shape[3] // 2
     down, along = torch.meshgrid(torch.arange(h).float(), torch.arange(w).float(), indexing="ij")
     places = torch.stack([torch.zeros(h, w), down, along], -1).reshape(h * w, 3)
-    made: Tensor = model(
+    prediction: Tensor = model(
         packed(x), encoder_hidden_states=prompt_embeds, pooled_projections=pooled_prompt_embeds, timestep=t / 1000,
         guidance=embedded_guidance, img_ids=places, txt_ids=torch.zeros(prompt_embeds.shape[1], 3), return_dict=False,
     )[0]  # fmt: skip
-    return unpacked(made, x)
+    return unpacked(prediction, x)
 
 
 def flux_inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:
-    pooled = given("pooled_prompt_embeds", (config["pooled_projection_dim"],), unconditional=False)
+    pooled = array_input("pooled_prompt_embeds", (config["pooled_projection_dim"],), unconditional=False)
     strength = (RequestInput(name="embedded_guidance", known="guidance"),) if config["guidance_embeds"] else ()
     return (prompt(config["joint_attention_dim"], tokens, unconditional=False), pooled, *strength)
 

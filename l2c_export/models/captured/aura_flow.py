@@ -11,8 +11,8 @@ from .adapter import Adapter, Config, prompt
 
 
 def call(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-    made: Tensor = model(x, encoder_hidden_states=prompt_embeds, timestep=t / 1000, return_dict=False)[0]
-    return made
+    prediction: Tensor = model(x, encoder_hidden_states=prompt_embeds, timestep=t / 1000, return_dict=False)[0]
+    return prediction
 
 
 def inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:

@@ -19,7 +19,7 @@ class PrimitiveBuilder:
         self.tape = Tape(kind)
         self._inputs: list[Recorded] = []
         self._known: dict[tuple[Any, ...], Any] = {}
-        self._made: dict[str, tuple[str, Any, Recorded]] = {}  # a value's last move: operation, attribute, from what
+        self._moves: dict[str, tuple[str, Any, Recorded]] = {}  # a value's last move: operation, attribute, from what
 
     def input(self, name: str, value: Value) -> Recorded:
         self._inputs.append(self.tape.value(name, value))
@@ -41,7 +41,7 @@ class PrimitiveBuilder:
 
     def reshape(self, x: Recorded, shape: Sequence[int | str]) -> Recorded:
         """x in another shape."""
-        op, _, source = self._made.get(x.name, ("", None, x))
+        op, _, source = self._moves.get(x.name, ("", None, x))
         x = source if op == "reshape" else x
         if tuple(shape) == x.shape:
             return x
@@ -50,7 +50,7 @@ class PrimitiveBuilder:
 
     def permute(self, x: Recorded, axes: Sequence[int]) -> Recorded:
         """x with its axes in another order."""
-        op, before, source = self._made.get(x.name, ("", None, x))
+        op, before, source = self._moves.get(x.name, ("", None, x))
         if op == "permute":
             x, axes = source, [before[axis] for axis in axes]
         order = tuple(axes)
@@ -62,21 +62,21 @@ class PrimitiveBuilder:
         """Entries of an axis."""
         if (first, last) == (0, x.shape[axis]):
             return x
-        made: Recorded = self.apply("part", x, axis=axis, first=first, last=last)
-        return made
+        result: Recorded = self.apply("part", x, axis=axis, first=first, last=last)
+        return result
 
     def affine(self, x: Recorded, scale: float = 1.0, shift: float = 0.0) -> Recorded:
         """scale x + shift."""
-        made: Recorded = self.apply("affine", x, scale=float(scale), shift=float(shift))
-        return made
+        result: Recorded = self.apply("affine", x, scale=float(scale), shift=float(shift))
+        return result
 
     def joined(self, values: Sequence[Recorded], axis: int) -> Recorded:
-        made: Recorded = self.apply("concat", *values, axis=axis) if len(values) > 1 else values[0]
-        return made
+        result: Recorded = self.apply("concat", *values, axis=axis) if len(values) > 1 else values[0]
+        return result
 
-    def _moved(self, op: str, how: Any, source: Recorded, made: Recorded) -> Recorded:
-        self._made[made.name] = op, how, source
-        return made
+    def _moved(self, op: str, how: Any, source: Recorded, result: Recorded) -> Recorded:
+        self._moves[result.name] = op, how, source
+        return result
 
 
 def flat(shape: Sequence[int | str]) -> int:

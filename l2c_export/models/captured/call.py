@@ -22,8 +22,8 @@ def operation(body: PieceBody) -> Operation:
     """A body as a function of its inputs."""
 
     def function(*inputs: Any) -> Any:
-        made = computed(body, inputs)
-        return made if len(made) > 1 else made[0]
+        outputs = computed(body, inputs)
+        return outputs if len(outputs) > 1 else outputs[0]
 
     return Operation(function)
 
@@ -34,9 +34,9 @@ def call(pieces: Pieces, run: Runner, x: Any, rows: Any, t: Any, request: Mappin
     for step in pieces.steps:
         if isinstance(step, Sum):
             gate = None if step.gate is None else values[step.gate]
-            values[step.made] = run.residual(values[step.stream], values[step.at], step.at, gate)
+            values[step.output] = run.residual(values[step.stream], values[step.at], step.at, gate)
             continue
-        given = [*(values[name] for name in step.inputs), *map(run.weight, step.weights)]
-        made = (run.sublayer if step.cached else run)(step.op, *given, at="", name=step.name)
-        values.update(zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+        inputs = [*(values[name] for name in step.inputs), *map(run.weight, step.weights)]
+        output = (run.sublayer if step.cached else run)(step.op, *inputs, at="", name=step.name)
+        values.update(zip(step.outputs, output if isinstance(output, tuple) else (output,), strict=True))
     return values[pieces.result]

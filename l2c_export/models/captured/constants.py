@@ -23,13 +23,13 @@ def constant(flow: Flow, node: Node) -> Tensor:
         return constant(flow, argument) if isinstance(argument, Node) else argument
 
     assert callable(node.target), f"{node.name} has no numbers"
-    arguments, options = given(node, read)
+    arguments, options = arguments_of(node, read)
     target = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
-    made: Tensor = target(*arguments, **options)
-    return made
+    value: Tensor = target(*arguments, **options)
+    return value
 
 
-def given(node: Node, read: Callable[[Any], Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+def arguments_of(node: Node, read: Callable[[Any], Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
     """The arguments of a node, each as it is read."""
     arguments: Any = map_aggregate(node.args, read)
     options: Any = map_aggregate(node.kwargs, read)

@@ -16,6 +16,7 @@ aten = torch.ops.aten
 PRODUCTS = {aten.linear.default, aten.conv2d.default, aten.scaled_dot_product_attention.default, aten.matmul.default,
             aten.bmm.default, aten.mm.default, aten.addmm.default}  # fmt: skip
 BLOCK = re.compile(r"((?:\w+\.)*?\w*(?:blocks|layers)\.\d+)(?:\.|$)")
+PICTURE = "image"  # the rows of a joined stream that are the picture's
 KINDS = {frozenset([TIME]): "time", frozenset([REQUEST]): "request", frozenset([TIME, REQUEST]): "condition"}
 
 
@@ -43,18 +44,19 @@ class Cut:
 
 
 def cut(flow: Flow, finer: str = "") -> Cut:
-    """Regions end at the streams, at what is added to them, and at what is known before the loop; and at what modules make
-    whose names are of the pattern `finer`.
+    """Regions end at the streams, at what is added to them, at what is read on of them, and at what is known before the loop;
+    and at what modules make whose names are of the pattern `finer`.
     """
     additions = tuple(flow.additions())
     plain = {node for a in additions for node in ((a.sum, a.gated) if a.gate is not None else (a.sum,))}
-    ends = {node for a in additions for node in (a.stream, a.branch)} | {flow.exported.result}
+    pictures = read_on(flow, additions)
+    ends = {node for a in additions for node in (a.stream, a.branch)} | pictures | {flow.exported.result}
     paths = outputs_of(flow, re.compile(finer)) if finer else {}
     apart = {node: path for node, path in paths.items() if node not in ends | plain}
     ends |= apart.keys()
     stops = ends | plain
     late = [
-        Region(region(flow, node, stops), (node,), within_block(apart.get(node, "")))
+        Region(region(flow, node, stops), (node,), PICTURE if node in pictures else within_block(apart.get(node, "")))
         for node in in_order(flow, ends - plain)
         if flow.late(node)
     ]
@@ -64,39 +66,46 @@ def cut(flow: Flow, finer: str = "") -> Cut:
     return Cut((*loop, *before_loop(flow, {node for node in read if flow.early(node)})), additions, frozenset(apart))
 
 
+def read_on(flow: Flow, additions: Iterable[Addition]) -> set[Node]:
+    """The part of a stream that is all that is read of it: the picture's rows, behind the last block of both."""
+    sums = {addition.sum for addition in additions}
+    parts = (node for node in flow.nodes if node.target is aten.slice.Tensor and node.args[0] in sums)
+    return {node for node in parts if len(node.all_input_nodes[0].users) == 1}
+
+
 def outputs_of(flow: Flow, names: re.Pattern[str]) -> dict[Node, str]:
     """What modules of these names make of the latents, each with the name of its own."""
-    found: dict[Node, str] = {}
+    paths: dict[Node, str] = {}
     for node in flow.nodes:
         for path in filter(names.fullmatch, paths_of(node)):
             if flow.late(node) and is_tensor(node) and any(path not in paths_of(user) for user in node.users):
-                found[node] = path
-    return found
+                paths[node] = path
+    return paths
 
 
 def region(flow: Flow, end: Node, stops: Collection[Node]) -> frozenset[Node]:
     """What computes a value from the stops before it."""
-    found: set[Node] = set()
+    nodes: set[Node] = set()
     ahead = [end]
     while ahead:
         node = ahead.pop()
-        if node in found or node.op != "call_function" or not flow.late(node) or (node in stops and node is not end):
+        if node in nodes or node.op != "call_function" or not flow.late(node) or (node in stops and node is not end):
             continue
-        found.add(node)
+        nodes.add(node)
         ahead += [i for i in node.all_input_nodes if has_numbers(i)]
-    return frozenset(found)
+    return frozenset(nodes)
 
 
 def merged(regions: Iterable[Region]) -> list[Region]:
     """Regions that share a product are one with several outputs; what is cheap is done twice instead."""
-    found: list[Region] = []
-    for each in regions:
-        shared = [other for other in found if any(node.target in PRODUCTS for node in other.nodes & each.nodes)]
+    groups: list[Region] = []
+    for group in regions:
+        shared = [other for other in groups if any(node.target in PRODUCTS for node in other.nodes & group.nodes)]
         for other in shared:
-            each = Region(each.nodes | other.nodes, (*other.outputs, *each.outputs), other.label or each.label)
-            found.remove(other)
-        found.append(each)
-    return found
+            group = Region(group.nodes | other.nodes, (*other.outputs, *group.outputs), other.label or group.label)
+            groups.remove(other)
+        groups.append(group)
+    return groups
 
 
 def before_loop(flow: Flow, read: Collection[Node]) -> list[Region]:
@@ -142,5 +151,5 @@ def within_block(path: str) -> str:
 
 def block_of(path: str) -> str:
     """`transformer_blocks.3` of `transformer_blocks.3.attn.to_q`; nothing outside of blocks."""
-    found = BLOCK.match(path)
-    return found.group(1) if found else ""
+    match = BLOCK.match(path)
+    return match.group(1) if match else ""

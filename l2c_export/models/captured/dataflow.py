@@ -61,14 +61,14 @@ class Flow:
 
     def additions(self) -> list[Addition]:
         """The residual ones: of a stream and what was computed from it, or from the stream before its last addition."""
-        found: list[Addition] = []
+        additions: list[Addition] = []
         streams: set[Node] = set()
         for node in self.nodes:
             pair = self._pair(node, streams)
             if pair:
-                found.append(self._addition(node, *pair))
+                additions.append(self._addition(node, *pair))
                 streams.add(node)
-        return found
+        return additions
 
     def _pair(self, node: Node, streams: set[Node]) -> tuple[Node, Node] | None:
         """Stream and branch of an addition that is residual."""

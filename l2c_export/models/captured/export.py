@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from ...errors import ModelError
+from ...support.log import quiet
 from .rotated import in_real_numbers
 
 aten = torch.ops.aten
@@ -50,19 +49,13 @@ def export(model: nn.Module, call: Callable[..., Tensor], x: Tensor, t: Tensor, 
     """The graph of `call(model, x, t, **request)`, whose arguments are examples of `ROWS` rows.  Raises ModelError."""
     rows = torch.export.Dim("R", min=2, max=2**20)
     shapes = ({0: rows}, {0: rows}, {name: {0: rows} for name in request})
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made = torch.export.export(Called(model, call), (x, t, dict(request)), dynamic_shapes=shapes, strict=False)
-            program = made.run_decompositions({})
+        with quiet("torch.export"), torch.no_grad():
+            trace = torch.export.export(Called(model, call), (x, t, dict(request)), dynamic_shapes=shapes, strict=False)
+            program = trace.run_decompositions({})
     except Exception as error:  # whatever the model raises while it is traced
         said = f"{type(model).__name__} cannot be captured: {type(error).__name__}: {_line(error)}"
         raise ModelError(f"{said}: check size and tokens{_or_newer(torch.__version__)}") from None
-    finally:
-        logger.setLevel(level)
     return _read(program, (*INPUTS, *request))
 
 

@@ -83,7 +83,7 @@ class Captured:
             return whole
         whole.tensors(self.pieces.stored)  # refuse what does not fit under the names of the file
         parts = {source.tensor for recipe in joined.values() for source in recipe.sources}
-        return whole.made({**{name: Recipe.of(name) for name in whole.shapes if name not in parts}, **joined})
+        return whole.by_recipe({**{name: Recipe.of(name) for name in whole.shapes if name not in parts}, **joined})
 
     def call(self, run: Runner, x: Any, rows: Any, t: Any, request: Mapping[str, Any]) -> Any:
         return call(self.pieces, run, x, rows, t, request)
@@ -92,18 +92,18 @@ class Captured:
 @functools.lru_cache(maxsize=4)
 def captured(family: str, arch: CapturedArch) -> Pieces:
     """The module's pieces.  Raises ModelError where it cannot be captured, or is not cut as it should be."""
-    made, parameters = cut_module(family, arch)
-    if arch.cut and not made.finer:
+    parts, parameters = cut_module(family, arch)
+    if arch.cut and not parts.finer:
         raise ModelError(
             f"{arch.model}: cut={arch.cut!r} names no further sublayer: it is a pattern of modules' names, as those "
-            f"in {made.sublayers[-1]}"
+            f"in {parts.sublayers[-1]}"
         )
     small = arch if parameters <= MOST_CHECKED else smaller(family, arch)
-    in_small = made if small is arch else cut_module(family, small)[0]
+    in_small = parts if small is arch else cut_module(family, small)[0]
     config, adapter = json.loads(small.config), adapter_of(family, arch.model)
     latent = (adapter.channels(config), small.height, small.width)
     selfcheck.check(build(small.model, config), adapter.call, in_small, latent, adapter.inputs(config, small.tokens))
-    return made
+    return parts
 
 
 def smaller(family: str, arch: CapturedArch) -> CapturedArch:
@@ -126,16 +126,16 @@ def cut_module(family: str, arch: CapturedArch) -> tuple[Pieces, int]:
             i.name: torch.zeros((ROWS, *i.shape), dtype=getattr(torch, i.dtype)) for i in adapter.inputs(config, arch.tokens)
         }
     flow = Flow(export(model, adapter.call, x, t, request))
-    made = pieces(flow, cut(flow, arch.cut))
-    if not made.sublayers:
+    parts = pieces(flow, cut(flow, arch.cut))
+    if not parts.sublayers:
         raise without_adapter(arch.model, "no value is added to the stream that it was computed from")
-    found = len(made.sublayers) - made.finer
-    if found != (expected := adapter.sublayers(config)) and expected is not None:
+    count = len(parts.sublayers) - parts.finer
+    if count != (expected := adapter.sublayers(config)) and expected is not None:
         raise ModelError(
-            f"{arch.model}: {found} sublayers were found where there are {expected}: use another release of diffusers"
+            f"{arch.model}: {count} sublayers were found where there are {expected}: use another release of diffusers"
         )
-    made.unread = frozenset(model.state_dict()) - made.stored.keys()
-    return made, sum(parameter.numel() for parameter in model.parameters())
+    parts.unread = frozenset(model.state_dict()) - parts.stored.keys()
+    return parts, sum(parameter.numel() for parameter in model.parameters())
 
 
 class PixArt(Captured):

@@ -32,7 +32,7 @@ def joined(primitives: Sequence[Primitive], weights: Weights, shapes: Mapping[st
             alone = all(name in shapes for name in names) and all(reads[name] == 1 for name in primitive.inputs[1:])
             key = (primitive.inputs[0], *(shapes.get(name) for name in names)) if alone else (primitive.outputs,)
             groups[key].append(primitive)
-    left, made = dict(weights), list[Primitive]()
+    left, result = dict(weights), list[Primitive]()
     into: dict[tuple[str, ...], Primitive | None] = {}  # by outputs: what stands for a primitive; None: another's
     for group in (g for g in groups.values() if 1 < len(g) <= MOST_PARTS):
         first, *others = group
@@ -45,8 +45,8 @@ def joined(primitives: Sequence[Primitive], weights: Weights, shapes: Mapping[st
                 del left[primitive.inputs[n]]
     for primitive in primitives:
         kept = into.get(primitive.outputs, primitive)
-        made += [] if kept is None else [kept]
-    return Joined(tuple(made), left)
+        result += [] if kept is None else [kept]
+    return Joined(tuple(result), left)
 
 
 def name_of(tensors: Sequence[str]) -> str:

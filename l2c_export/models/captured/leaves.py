@@ -14,8 +14,8 @@ from ..primitives import linear_attention, sinusoid
 @torch.library.custom_op("l2c_export::sinusoid", mutates_args=())
 def sinusoid_op(t: Tensor, half: int, shift: int) -> Tensor:
     """t (N,) -> (N, 2 half), cosines first: the primitive, which the exporter takes for one operation."""
-    made: Tensor = sinusoid(t.float(), half=half, shift=shift)
-    return made
+    embedding: Tensor = sinusoid(t.float(), half=half, shift=shift)
+    return embedding
 
 
 @sinusoid_op.register_fake
@@ -31,15 +31,15 @@ class Sinusoid(nn.Module):
         self.waves, self.lowered, self.scale = half, shift, scale
 
     def forward(self, t: Tensor) -> Tensor:
-        made: Tensor = sinusoid_op(t if self.scale == 1 else t * self.scale, self.waves, self.lowered)
-        return made
+        embedding: Tensor = sinusoid_op(t if self.scale == 1 else t * self.scale, self.waves, self.lowered)
+        return embedding
 
 
 @torch.library.custom_op("l2c_export::linear_attention", mutates_args=())
 def linear_attention_op(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """q, k and v (R, T, D) -> (R, T, D): the primitive."""
-    made: Tensor = linear_attention(q, k, v, heads=heads)
-    return made.contiguous()
+    mixture: Tensor = linear_attention(q, k, v, heads=heads)
+    return mixture.contiguous()
 
 
 @linear_attention_op.register_fake
@@ -54,8 +54,8 @@ class LinearAttention:
         q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
         q = q if attn.norm_q is None else attn.norm_q(q)
         k = k if attn.norm_k is None else attn.norm_k(k)
-        made: Tensor = attn.to_out[1](attn.to_out[0](linear_attention_op(q, k, v, attn.heads)))
-        return made
+        output: Tensor = attn.to_out[1](attn.to_out[0](linear_attention_op(q, k, v, attn.heads)))
+        return output
 
 
 def with_leaves(model: nn.Module) -> nn.Module:
@@ -81,8 +81,8 @@ def one_size(
 ) -> Tensor:
     """The module's own forward, where all rows of a batch are pictures of one size: it embeds the size of the first."""
     conditions = (
-        embedder(module.additional_condition_proj(given[:1].flatten()).to(hidden_dtype)).reshape(1, -1)
-        for embedder, given in ((module.resolution_embedder, resolution), (module.aspect_ratio_embedder, aspect_ratio))
+        embedder(module.additional_condition_proj(condition[:1].flatten()).to(hidden_dtype)).reshape(1, -1)
+        for embedder, condition in ((module.resolution_embedder, resolution), (module.aspect_ratio_embedder, aspect_ratio))
     )
     time: Tensor = module.timestep_embedder(module.time_proj(timestep).to(dtype=hidden_dtype))
     return time + torch.cat(list(conditions), dim=1)

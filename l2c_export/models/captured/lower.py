@@ -148,8 +148,8 @@ def linear_attention(b: PrimitiveBuilder, node: Node, q: Recorded, k: Recorded, 
 def layer_norm(b: PrimitiveBuilder, node: Node, x: Recorded, shape: Sequence[int], weight: Any = None, bias: Any = None,
                eps: float = 1e-5, *_: Any) -> Any:  # fmt: skip
     assert tuple(shape) == x.shape[-1:], "a norm over several axes"
-    given = [value for value in (weight, bias) if value is not None]
-    return b.apply("layer_norm", x, *given, eps=eps)
+    parameters = [value for value in (weight, bias) if value is not None]
+    return b.apply("layer_norm", x, *parameters, eps=eps)
 
 
 @rule(aten.rms_norm.default)
@@ -175,20 +175,20 @@ def embedding(b: PrimitiveBuilder, node: Node, table: Recorded, rows: Recorded, 
 def conv2d(b: PrimitiveBuilder, node: Node, x: Recorded, weight: Recorded, bias: Any = None, stride: Any = 1, padding: Any = 0,
            dilation: Any = 1, groups: int = 1) -> Any:  # fmt: skip
     """Over patches, where strides are the kernel's size; else with a stride of 1."""
-    given = [] if bias is None else [bias]
+    biases = [] if bias is None else [bias]
     stride, padding, dilation = (_pair(n) for n in (stride, padding, dilation))
     kernel = weight.shape[2:]
     assert dilation == (1, 1), "a convolution with dilation"
     if groups == x.shape[1] and (stride, padding[0]) == ((1, 1), padding[1]):
-        return b.apply("depthwise", x, weight, *given, padding=padding[0])
+        return b.apply("depthwise", x, weight, *biases, padding=padding[0])
     assert groups == 1, f"a convolution of {groups} groups"
     if stride == kernel and padding == (0, 0) and kernel[0] == kernel[1]:
         patch, out = int(kernel[0]), int(weight.shape[0])
         height, width = (int(n) // patch for n in x.shape[2:])
-        tokens = b.apply("linear", b.apply("patchify", x, patch=patch), weight, *given, parts=1)
+        tokens = b.apply("linear", b.apply("patchify", x, patch=patch), weight, *biases, parts=1)
         return b.reshape(b.permute(tokens, (0, 2, 1)), (x.shape[0], out, height, width))
     assert (stride, padding[0]) == ((1, 1), padding[1]), f"a convolution with stride {stride} and padding {padding}"
-    return b.apply("conv2d", x, weight, *given, padding=padding[0])
+    return b.apply("conv2d", x, weight, *biases, padding=padding[0])
 
 
 def _pair(n: Any) -> tuple[int, ...]:

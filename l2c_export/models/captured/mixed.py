@@ -24,33 +24,33 @@ def computed(body: PieceBody, inputs: Sequence[Any]) -> tuple[Any, ...]:
         inputs = [wide(value) for value in inputs]
     half = next((value.dtype for value in inputs if value.dtype in HALVES), None)
 
-    def ready(op: str, given: Sequence[Any]) -> Sequence[Any]:
-        return RULES[op](given, half) if op in RULES else given
+    def ready(op: str, inputs: Sequence[Any]) -> Sequence[Any]:
+        return RULES[op](inputs, half) if op in RULES else inputs
 
     known = execute(body.primitives, {f"i{n}": value for n, value in enumerate(inputs)}, ready)
     return tuple(widened(known[name], name in body.summed) for name in body.outputs)
 
 
-def widened(made: Any, summed: bool) -> Any:
+def widened(output: Any, summed: bool) -> Any:
     """An output: what sums read, and what is the same for all tokens, as a shift, is float32."""
-    return wide(made) if summed or len(made.shape) < 3 or made.shape[1] == 1 else made
+    return wide(output) if summed or len(output.shape) < 3 or output.shape[1] == 1 else output
 
 
-def as_their_kernel(given: Sequence[Any], half: torch.dtype | None) -> Sequence[Any]:
+def as_their_kernel(inputs: Sequence[Any], half: torch.dtype | None) -> Sequence[Any]:
     """Pictures in the type of the kernel; in float32 where that is bfloat16, of which ONNX has no convolution."""
-    picture, kernel, *others = map(wide, given) if half == torch.bfloat16 else given
+    picture, kernel, *others = map(wide, inputs) if half == torch.bfloat16 else inputs
     return [to(picture, kernel.dtype), kernel, *others]
 
 
-def as_products(given: Sequence[Any], half: torch.dtype | None) -> Sequence[Any]:
+def as_products(inputs: Sequence[Any], half: torch.dtype | None) -> Sequence[Any]:
     """Queries, keys and values in half precision where there is any; a mask as it is."""
-    return [value if half is None or n == 3 else to(value, half) for n, value in enumerate(given)]
+    return [value if half is None or n == 3 else to(value, half) for n, value in enumerate(inputs)]
 
 
-def as_the_widest(given: Sequence[Any], half: torch.dtype | None) -> Sequence[Any]:
+def as_the_widest(inputs: Sequence[Any], half: torch.dtype | None) -> Sequence[Any]:
     """All of one type."""
-    mixed = len({value.dtype for value in given}) > 1
-    return [wide(value) for value in given] if mixed else given
+    mixed = len({value.dtype for value in inputs}) > 1
+    return [wide(value) for value in inputs] if mixed else inputs
 
 
 RULES: Mapping[str, Callable[[Sequence[Any], torch.dtype | None], Sequence[Any]]] = {

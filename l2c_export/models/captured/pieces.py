@@ -19,7 +19,7 @@ from ...ir.dtypes import DERIVED
 from ...ir.graph import Primitive, Value
 from ..tape import Recorded
 from .build import PrimitiveBuilder
-from .constants import constant, given
+from .constants import arguments_of, constant
 from .cut import PRODUCTS, Cut, Region, block_of, in_order, path_of
 from .dataflow import Addition, Flow, has_numbers, is_tensor
 from .joined import joined, name_of
@@ -62,7 +62,7 @@ class Sum:
     at: str
     stream: str
     gate: str | None
-    made: str
+    output: str
 
 
 @dataclass
@@ -101,7 +101,7 @@ class _Writer:
     """Takes what can run next until nothing is left."""
 
     def __init__(self, flow: Flow, cut: Cut) -> None:
-        self.flow, self.cut, self.made = flow, cut, Pieces()
+        self.flow, self.cut, self.pieces = flow, cut, Pieces()
         self.names: dict[Node, str] = dict(flow.exported.inputs)
         self.types: dict[Node, Value] = {node: _declared(node) for node in self.names}
         self.folded: dict[Node, str] = {}  # constants -> the tensor that holds them
@@ -122,8 +122,8 @@ class _Writer:
                 raise ModelError(f"{len(regions)} pieces depend on each other in a circle: it cannot be captured")
             regions.remove(following)
             self._piece(following)
-        self.made.result = self.names[self.flow.exported.result]
-        return self.made
+        self.pieces.result = self.names[self.flow.exported.result]
+        return self.pieces
 
     def _known(self, *nodes: Node | None) -> bool:
         return all(node is None or node in self.names for node in nodes)
@@ -140,28 +140,28 @@ class _Writer:
     def _sum(self, addition: Addition) -> None:
         at = self.names[addition.branch]
         gate = None if addition.gate is None else self.names[addition.gate]
-        made = f"{at}.residual"
-        self.made.steps.append(Sum(at, self.names[addition.stream], gate, made))
-        self.names[addition.sum], self.types[addition.sum] = made, self.types[addition.stream]
+        output = f"{at}.residual"
+        self.pieces.steps.append(Sum(at, self.names[addition.stream], gate, output))
+        self.names[addition.sum], self.types[addition.sum] = output, self.types[addition.stream]
 
     def _piece(self, region: Region) -> None:
         name, label = self._called(region)
         read = self._reads(region)
         writing = _Body(self, label, read, region)
         inputs = tuple(self.names[node] for node in read)
-        made = {inner: f"{name}.{n}" if n else name for n, inner in enumerate(writing.outputs)}
-        known = {**{f"i{n}": value for n, value in enumerate(inputs)}, **made}  # what is handed on keeps its name
+        outputs = {inner: f"{name}.{n}" if n else name for n, inner in enumerate(writing.outputs)}
+        known = {**{f"i{n}": value for n, value in enumerate(inputs)}, **outputs}  # what is handed on keeps its name
         self.names.update({node: known[result.name] for node, result in writing.results.items()})
         self.types.update({node: Value(v.value.shape, v.value.dtype) for node, v in writing.results.items()})
         added = any(node in self.cut.branches for node in region.outputs)
         cached = added or any(node in self.cut.finer for node in region.outputs)
-        self.made.finer += cached and not added
-        if made:
+        self.pieces.finer += cached and not added
+        if outputs:
             summed = frozenset(writing.results[node].name for node in region.outputs if node in self.summed)
             last = self.flow.exported.result in region.outputs
             op = self._op(label, PieceBody(writing.outputs, writing.primitives, summed, last))
             weights = tuple(map(self._stored, writing.weights))
-            self.made.steps.append(PieceCall(op, name, inputs, weights, tuple(made.values()), cached))
+            self.pieces.steps.append(PieceCall(op, name, inputs, weights, tuple(outputs.values()), cached))
 
     def _called(self, region: Region) -> tuple[str, str]:
         """The name of a region and its kind: after the module whose output it is."""
@@ -169,7 +169,7 @@ class _Writer:
         block = block_of(path)
         own = path.removeprefix(block).lstrip(".").partition(".")[0]
         label = region.label or own or self._busiest(region, block)
-        taken = {name for step in self.made.steps if isinstance(step, PieceCall) for name in step.outputs}
+        taken = {name for step in self.pieces.steps if isinstance(step, PieceCall) for name in step.outputs}
         name = f"{block}.{label}".lstrip(".")
         while name in taken or name in self.flow.exported.inputs.values():
             name += "_"
@@ -184,18 +184,18 @@ class _Writer:
 
     def _op(self, label: str, body: PieceBody) -> str:
         """The kind of a body: its label, and a number where the label stands for several things."""
-        names = (f"{label}_{n}" if n else label for n in range(len(self.made.bodies) + 1))
-        op = next(name for name in names if self.made.bodies.get(name, body) == body)
-        self.made.bodies[op] = body
+        names = (f"{label}_{n}" if n else label for n in range(len(self.pieces.bodies) + 1))
+        op = next(name for name in names if self.pieces.bodies.get(name, body) == body)
+        self.pieces.bodies[op] = body
         return op
 
     def _stored(self, tensors: tuple[str, ...]) -> str:
         """The name of a weight that is made of one tensor, or of several."""
         name = name_of(tensors)
         rows, *columns = self.shapes[tensors[0]]
-        self.made.tensors[name] = (len(tensors) * rows, *columns)
+        self.pieces.tensors[name] = (len(tensors) * rows, *columns)
         if len(tensors) > 1:
-            self.made.joined[name] = tensors
+            self.pieces.joined[name] = tensors
         return name
 
     def tensor(self, node: Node) -> str:
@@ -208,7 +208,7 @@ class _Writer:
             value = np.atleast_1d(constant(self.flow, node).detach().numpy().astype(np.float32))
             digest = hashlib.sha256(repr(value.shape).encode() + value.tobytes()).hexdigest()[:12]
             self.folded[node] = f"{DERIVED}{digest}"
-            self.made.derived[self.folded[node]] = value
+            self.pieces.derived[self.folded[node]] = value
             self.shapes[self.folded[node]] = value.shape
         return self.folded[node]
 
@@ -231,7 +231,7 @@ class _Body:
         self.outputs = tuple(dict.fromkeys(v.name for v in self.results.values() if v.name in written))
         used = _used(self._build.tape.primitives, self.outputs)
         weights = {recorded.name: (name,) for name, recorded in self._weights.items()}
-        own = {name: shape for name, shape in writer.shapes.items() if name not in writer.made.derived}
+        own = {name: shape for name, shape in writer.shapes.items() if name not in writer.pieces.derived}
         primitives, left = joined(used, weights, own)
         inputs = {old: f"i{self._read + n}" for n, old in enumerate(left)}
         self.primitives = tuple(
@@ -267,7 +267,7 @@ class _Body:
         reads = [i for i in node.all_input_nodes if has_numbers(i)]
         if all(self._value(i) is None for i in reads) and reads:
             return None  # inside a norm, which is one primitive
-        return lower(self._build, node, *given(node, read))
+        return lower(self._build, node, *arguments_of(node, read))
 
     def _indices(self, node: Node) -> tuple[int, list[int]]:
         """The axis that a node indexes, and with which numbers: those of a configuration."""
@@ -281,10 +281,10 @@ class _Body:
 def _used(primitives: Sequence[Primitive], outputs: Sequence[str]) -> tuple[Primitive, ...]:
     """Those that something depends on."""
     needed, kept = set(outputs), []
-    for each in reversed(primitives):
-        if needed.intersection(each.outputs):
-            kept.append(each)
-            needed.update(each.inputs)
+    for primitive in reversed(primitives):
+        if needed.intersection(primitive.outputs):
+            kept.append(primitive)
+            needed.update(primitive.inputs)
     return tuple(reversed(kept))
 
 

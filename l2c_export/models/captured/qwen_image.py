@@ -15,11 +15,11 @@ from .adapter import Adapter, Config, mask, packed, prompt, unpacked
 
 
 def call(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, prompt_embeds_mask: Tensor) -> Tensor:
-    made: Tensor = model(
+    prediction: Tensor = model(
         packed(x), encoder_hidden_states=prompt_embeds, encoder_hidden_states_mask=prompt_embeds_mask, timestep=t / 1000,
         img_shapes=[[(1, x.shape[2] // 2, x.shape[3] // 2)]], return_dict=False,
     )[0]  # fmt: skip
-    return unpacked(made, x)
+    return unpacked(prediction, x)
 
 
 def inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:

@@ -11,11 +11,11 @@ from .adapter import Adapter, Config, mask, prompt
 
 
 def call(model: Any, x: Tensor, t: Tensor, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Tensor:
-    made: Tensor = model(
+    prediction: Tensor = model(
         x, encoder_hidden_states=prompt_embeds, encoder_attention_mask=prompt_attention_mask.to(x.dtype),
         timestep=t * model.config.timestep_scale, return_dict=False,
     )[0]  # fmt: skip
-    return made
+    return prediction
 
 
 def inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:

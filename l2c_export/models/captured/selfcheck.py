@@ -26,14 +26,14 @@ class Direct:
 
     pieces: Pieces
     weights: Mapping[str, Tensor]
-    made: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # by sublayers
+    values: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # by sublayers
 
     def __call__(self, op: str, *inputs: Any, at: str = "", name: str = "") -> Any:
         return operations(self.pieces)[op].function(*inputs)
 
     def sublayer(self, op: str, *inputs: Any, at: str, name: str = "") -> Any:
         value = self(op, *inputs)
-        self.made[name] = value if isinstance(value, tuple) else (value,)
+        self.values[name] = value if isinstance(value, tuple) else (value,)
         return value
 
     def weight(self, tensor: str) -> Tensor:
@@ -61,14 +61,14 @@ def check(
         middle = 1.0 if "norm" in name and parameter.ndim == 1 else 0.0
         parameter.copy_(middle + spread * torch.randn(parameter.shape, generator=generator))
     x, t = torch.randn((ROWS, *latent), generator=generator).double(), torch.tensor(TIMES).double()
-    request = {given.name: wide(torch.from_numpy(given.usual(ROWS))) for given in inputs}
+    request = {declaration.name: wide(torch.from_numpy(declaration.usual(ROWS))) for declaration in inputs}
     seen = watched(module, pieces.sublayers)
     wanted = adapted(module.eval(), x, t, **request)
     run = Direct(pieces, module.state_dict())
-    made = call(pieces, run, x, torch.arange(ROWS, dtype=torch.int32), t, request)
-    compare(module, "its output", (made,), (wanted,))
+    prediction = call(pieces, run, x, torch.arange(ROWS, dtype=torch.int32), t, request)
+    compare(module, "its output", (prediction,), (wanted,))
     for name in pieces.sublayers:
-        compare(module, name, run.made[name], seen.get(name, ()))
+        compare(module, name, run.values[name], seen.get(name, ()))
 
 
 def wide(x: Tensor) -> Tensor:
@@ -82,8 +82,8 @@ def watched(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[Tensor, 
     modules = dict(module.named_modules())
 
     def watch(name: str) -> None:
-        def keep(_: Any, __: Any, made: Any) -> None:
-            seen[name] = tuple(made) if isinstance(made, (tuple, list)) else (made,)
+        def keep(_: Any, __: Any, output: Any) -> None:
+            seen[name] = tuple(output) if isinstance(output, (tuple, list)) else (output,)
 
         if name in modules:
             modules[name].register_forward_hook(keep)
@@ -93,15 +93,17 @@ def watched(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[Tensor, 
     return seen
 
 
-def compare(module: nn.Module, what: str, made: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+def compare(module: nn.Module, what: str, values: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
     """Raise ModelError where the values of a sublayer, in any order, or of the model are not the module's own.
 
     The module may make another that nothing reads.
     """
-    apart = [min((difference(one, other) for other in wanted), default=float("inf")) for one in made]
-    if len(made) > len(wanted) or not max(apart) <= TOLERANCE:
+    apart = [min((difference(one, other) for other in wanted), default=float("inf")) for one in values]
+    if len(values) > len(wanted) or not max(apart) <= TOLERANCE:
         how = (
-            f"by {max(apart):.1e} of its largest value" if len(made) <= len(wanted) else f"{len(made)} values for {len(wanted)}"
+            f"by {max(apart):.1e} of its largest value"
+            if len(values) <= len(wanted)
+            else f"{len(values)} values for {len(wanted)}"
         )
         raise ModelError(
             f"{type(module).__name__}: {what} as it was captured differs from the module's, {how}: use another release of "
@@ -109,9 +111,9 @@ def compare(module: nn.Module, what: str, made: Sequence[Tensor], wanted: Sequen
         )
 
 
-def difference(made: Tensor, wanted: Tensor) -> float:
+def difference(value: Tensor, wanted: Tensor) -> float:
     """As a share of the largest value; a module may make pictures (R, D, H, W) of what the stream has as tokens (R, T, D)."""
-    wanted = wanted.flatten(2).transpose(1, 2) if (made.ndim, wanted.ndim) == (3, 4) else wanted
-    if made.shape != wanted.shape:
+    wanted = wanted.flatten(2).transpose(1, 2) if (value.ndim, wanted.ndim) == (3, 4) else wanted
+    if value.shape != wanted.shape:
         return float("inf")
-    return float((made - wanted).abs().max() / wanted.abs().max())
+    return float((value - wanted).abs().max() / wanted.abs().max())

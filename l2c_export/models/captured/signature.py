@@ -10,7 +10,7 @@ from torch import Tensor
 from ...errors import ModelError
 from ...ir.inputs import RequestInput, class_labels
 from ...support.extras import needs
-from .adapter import Adapter, Config, given, mask
+from .adapter import Adapter, Config, array_input, mask
 
 WIDTHS = ("joint_attention_dim", "caption_channels", "text_embed_dim", "cap_feat_dim", "cross_attention_dim")
 OPTIONAL = inspect.Parameter.empty
@@ -37,8 +37,10 @@ def by_signature(kind: str) -> Adapter:
     def call(model: Any, x: Tensor, t: Tensor, **request: Tensor) -> Tensor:
         told = {argument: request[name] for argument, name in read.items() if name in request}
         told |= {name: values.to(x.dtype) for name, values in told.items() if name == "encoder_attention_mask"}
-        made: Tensor = model(hidden_states=x, timestep=t / 1000 if from_0_to_1(model) else t, **told, return_dict=False)[0]
-        return made
+        prediction: Tensor = model(hidden_states=x, timestep=t / 1000 if from_0_to_1(model) else t, **told, return_dict=False)[
+            0
+        ]
+        return prediction
 
     def inputs(config: Config, tokens: int) -> tuple[RequestInput, ...]:
         embedded = bool(config.get("guidance_embeds"))
@@ -62,7 +64,7 @@ def declaration(kind: str, name: str, config: Config, tokens: int, unconditional
         raise without_adapter(kind, f"its configuration does not say how wide {name} are")
     if name == "class_labels":
         return class_labels(width, width if unconditional else None)
-    return given(name, (width,) if name == "pooled_prompt_embeds" else (tokens, width), unconditional)
+    return array_input(name, (width,) if name == "pooled_prompt_embeds" else (tokens, width), unconditional)
 
 
 def small(config: Config) -> Config:

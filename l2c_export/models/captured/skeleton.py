@@ -23,8 +23,8 @@ class Unfilled(TorchFunctionMode):
     """What layers allocate for their weights has no memory; everything else is computed as always."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = dict(kwargs or {})
-        return function(*args, **{**given, "device": "meta"} if function is torch.empty else given)
+        options = dict(kwargs or {})
+        return function(*args, **{**options, "device": "meta"} if function is torch.empty else options)
 
 
 def skeleton(kind: str, config: Mapping[str, Any], mode: FakeTensorMode) -> nn.Module:

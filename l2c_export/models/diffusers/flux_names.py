@@ -74,5 +74,5 @@ def modules(name: str) -> tuple[RowsOf, ...]:
         known, flat = layers, match[3]
     else:
         before, known = "", OUTSIDE
-    found = next((rows for layer, rows in known.items() if layer.replace(".", "_") == flat), ())
-    return tuple(each._replace(module=before + each.module) for each in found)
+    targets = next((rows for layer, rows in known.items() if layer.replace(".", "_") == flat), ())
+    return tuple(rows._replace(module=before + rows.module) for rows in targets)

@@ -176,19 +176,19 @@ def recipes(depth: int, block_embeddings: bool) -> dict[str, Recipe]:
     blocks = [(f"blocks.{i}.", f"transformer_blocks.{i}.", LAYERS) for i in range(depth)]
     embedded = range(depth) if block_embeddings else range(1)
     embedders = [(f"blocks.{i}." if block_embeddings else "", f"transformer_blocks.{i}.", EMBEDDERS) for i in embedded]
-    made = {"pos_embed": Recipe.of(POSITIONS)}
+    recipe_of = {"pos_embed": Recipe.of(POSITIONS)}
     for ours, theirs, layers in [("", "", OUTSIDE), *blocks, *embedders]:
         for layer, sources in layers.items():
             for part in ("weight",) if layer == TABLE else ("weight", "bias"):
-                made[f"{ours}{layer}.{part}"] = Recipe.of(*(f"{theirs}{source}.{part}" for source in sources))
-    return made
+                recipe_of[f"{ours}{layer}.{part}"] = Recipe.of(*(f"{theirs}{source}.{part}" for source in sources))
+    return recipe_of
 
 
 def renamed(stored: Checkpoint, shape: TransformerConfig, block_embeddings: bool) -> Checkpoint:
     """The weights under the DiT family's names.  Raises WeightsError for tensors that no DiT has."""
-    made = recipes(shape.num_layers, block_embeddings)
-    checkpoint = with_positions(stored, shape).made(made)
-    used = {source.tensor for recipe in made.values() for source in recipe.sources}
+    recipe_of = recipes(shape.num_layers, block_embeddings)
+    checkpoint = with_positions(stored, shape).by_recipe(recipe_of)
+    used = {source.tensor for recipe in recipe_of.values() for source in recipe.sources}
     for name in sorted(stored.shapes):
         if name not in used and (block_embeddings or not EMBEDDED.match(name)):
             raise WeightsError(f"{stored.path} does not fit its model: {name} is not part of a DiT")

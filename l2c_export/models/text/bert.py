@@ -95,8 +95,8 @@ class Bert:
 
     def derived(self, name: str, read: Read) -> np.ndarray:
         """What is added to the word at every place: all of a text are of the first kind."""
-        made: np.ndarray = read(PLACES)[: self.tokens] + read(KINDS)[:1]
-        return made
+        table: np.ndarray = read(PLACES)[: self.tokens] + read(KINDS)[:1]
+        return table
 
     def call(self, run: Runner, ids: Any, mask: Any, outputs: tuple[str, ...]) -> None:
         assert mask is not None, "every pipeline tells it what is padding"

@@ -143,5 +143,5 @@ def buckets(tokens: int, count: int, distance: int) -> np.ndarray:
     away = ahead.abs()
     scaled = torch.log(away.float() / near) / math.log(distance / near) * (side - near)
     far = torch.clamp(near + torch.where(away < near, 0.0, scaled).long(), max=side - 1)
-    made: np.ndarray = (torch.where(ahead > 0, side, 0) + torch.where(away < near, away, far)).numpy()
-    return made
+    table: np.ndarray = (torch.where(ahead > 0, side, 0) + torch.where(away < near, away, far)).numpy()
+    return table

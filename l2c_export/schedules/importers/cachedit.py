@@ -71,15 +71,15 @@ def levels(sublayers: Sequence[str], first: int, last: int) -> tuple[str, ...]:
     if not first and not last:
         return (STACK,)
     blocks = dict(zip(block_numbers(sublayers), map(_list_of, sublayers), strict=True))
-    found = []
+    ranges = []
     for name, numbers in itertools.groupby(blocks, key=lambda block: blocks[block]):
         own = list(numbers)
         if first + last >= len(own):
             raise ScheduleError(
                 f"{FIRST} {first} and {LAST} {last} leave none of the {len(own)} {name}: nothing would be cached: lower them"
             )
-        found.append(f"stack[{own[0] + first}:{own[-1] + 1 - last}]")
-    return tuple(found)
+        ranges.append(f"stack[{own[0] + first}:{own[-1] + 1 - last}]")
+    return tuple(ranges)
 
 
 def _list_of(sublayer: str) -> str:

@@ -51,20 +51,20 @@ def is_text(path: Path) -> bool:
         return False
 
 
-def of_content(found: Any, chosen: Selection) -> Imported | None:
+def of_content(content: Any, chosen: Selection) -> Imported | None:
     """The same of a decoded text; None for a schedule of ours."""
-    if isinstance(found, Mapping) and ("calls" in found or "format" in found):
+    if isinstance(content, Mapping) and ("calls" in content or "format" in content):
         return None
-    own = [importer for importer in IMPORTERS if importer.claims(found)]
+    own = [importer for importer in IMPORTERS if importer.claims(content)]
     if len(own) > 1:
         names = " and ".join(importer.FORM for importer in own)
         raise ScheduleError(f"it may be {names}: say which in a schedule.json")
     if not own:
-        other = file_kind.of_json(found)
+        other = file_kind.of_json(content)
         forms = ", ".join(importer.FORM for importer in IMPORTERS)
         raise ScheduleError(f"no schedule: {other.instead(REMEDY) if other else f'use one of ours, {forms}'}")
     _check_selection(own[0], chosen)
-    return own[0].read(found, chosen)
+    return own[0].read(content, chosen)
 
 
 def _check_selection(importer: Importer, chosen: Selection) -> None:

@@ -22,7 +22,7 @@ from ...support.words import counted, first_line
 from ..engine import ticket_of
 from ..http.settings import ServerSettings
 from ..http.shelf import ServedModel, ServedPlace, Shelf
-from ..job import Job, Made
+from ..job import Drawing, Job
 from ..previews import OnPreview, Preview
 from ..ticket import Ticket
 
@@ -126,44 +126,44 @@ class FleetEngine:
 
     async def _answer(self, ticket: Ticket) -> None:
         try:
-            ticket.answer(await self._made(ticket))
+            ticket.answer(await self._image(ticket))
         except Exception as error:
             LOG.exception("asking a sampler of %s failed", self._name)
             ticket.answer(RunError(f"the generation failed: {type(error).__name__}: {first_line(error)}"))
 
-    async def _made(self, ticket: Ticket) -> Made | L2CError:
+    async def _image(self, ticket: Ticket) -> Drawing | L2CError:
         """An image, by the first replica that lives to make it."""
         shown = Shown(ticket)
         for wait in WAITS:
             try:
-                made = await (self._stream(ticket.job, shown) if ticket.on_preview else self._draw(ticket.job))
+                answer = await (self._stream(ticket.job, shown) if ticket.on_preview else self._draw(ticket.job))
             except (RayTaskError, RequestCancelledError):
                 raise
             except (RayError, RayServeException) as error:
                 LOG.warning("a sampler of %s was lost, another one is asked: %s", self._name, first_line(error))
             else:
-                if not isinstance(made, (Full, Draining)):  # it is about to end
-                    self._seconds = made.run_seconds if isinstance(made, Made) else self._seconds
-                    return made
+                if not isinstance(answer, (Full, Draining)):  # it is about to end
+                    self._seconds = answer.run_seconds if isinstance(answer, Drawing) else self._seconds
+                    return answer
             self._counts["retried"] += 1
             await asyncio.sleep(wait)
         return RunError(f"the generation failed: {counted(len(WAITS), 'replica')} that were asked were lost: see their logs")
 
-    async def _draw(self, job: Job) -> Made | L2CError:
+    async def _draw(self, job: Job) -> Drawing | L2CError:
         asked = self._handle.draw.remote(job)
         try:
-            return cast(Made, await asked)
+            return cast(Drawing, await asked)
         except asyncio.CancelledError:
             asked.cancel()
             raise
 
-    async def _stream(self, job: Job, shown: Shown) -> Made | L2CError:
+    async def _stream(self, job: Job, shown: Shown) -> Drawing | L2CError:
         asked = self._handle.options(stream=True).stream.remote(job)
         try:
-            async for each in asked:
-                if not isinstance(each, Preview):
-                    return cast(Made, each)
-                shown(each)
+            async for message in asked:
+                if not isinstance(message, Preview):
+                    return cast(Drawing, message)
+                shown(message)
         except asyncio.CancelledError:
             asked.cancel()
             raise

@@ -14,7 +14,7 @@ from ...errors import L2CError, RunError
 from ...runtime.pipeline import load
 from ...support.words import first_line
 from ..engine import ServingEngine
-from ..job import Job, Made
+from ..job import Drawing, Job
 from ..previews import Preview
 
 
@@ -24,14 +24,14 @@ class SamplerReplica:
         self._pipe = load(Path(folder), **choices)
         self._engine = ServingEngine(self._pipe, max_batch, max_wait, room)
 
-    async def draw(self, job: Job) -> Made | L2CError:
+    async def draw(self, job: Job) -> Drawing | L2CError:
         """Cancelling this takes the job out of its batch."""
         try:
             return await asyncio.wrap_future(self._engine.submit(job))
         except Exception as error:
             return known(error)
 
-    async def stream(self, job: Job) -> AsyncIterator[Preview | Made | L2CError]:
+    async def stream(self, job: Job) -> AsyncIterator[Preview | Drawing | L2CError]:
         """What is shown on the way, and at last what `draw` answers."""
         loop, shown = asyncio.get_running_loop(), asyncio.Queue[Preview | None]()
 
@@ -48,10 +48,10 @@ class SamplerReplica:
             while preview := await shown.get():
                 yield preview
             try:
-                made: Made | L2CError = ticket.result(0)
+                answer: Drawing | L2CError = ticket.result(0)
             except Exception as error:
-                made = known(error)
-            yield made
+                answer = known(error)
+            yield answer
         finally:
             ticket.cancel()
 

@@ -67,10 +67,10 @@ class Access:
         """Whether it shows one of the keys, in a time that says nothing of them."""
         scheme, _, key = authorization.partition(" ")
         digest = hashlib.sha256(key.strip().encode()).digest()
-        found = False
+        matches = False
         for known in self._keys:
-            found |= hmac.compare_digest(digest, known)
-        return found and scheme.lower() == "bearer"
+            matches |= hmac.compare_digest(digest, known)
+        return matches and scheme.lower() == "bearer"
 
 
 def _name(host: str) -> str | None:

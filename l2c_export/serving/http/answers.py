@@ -17,7 +17,7 @@ from ...errors import Draining, Full, L2CError, RunError, UsageError
 from ...runtime.images import as_bytes, picture
 
 if TYPE_CHECKING:
-    from ..job import Job, Made
+    from ..job import Drawing, Job
     from ..previews import Preview
 
 LONGEST_WAIT = 60  # seconds, that a client is told to wait at most
@@ -88,13 +88,14 @@ def encoded(pixels: np.ndarray) -> str:
     return base64.b64encode(picture(as_bytes(pixels)[None])).decode()
 
 
-def images_body(jobs: Sequence[Job], made: Sequence[Made]) -> bytes:
+def images_body(jobs: Sequence[Job], images: Sequence[Drawing]) -> bytes:
     """OpenAI's ImagesResponse.  Every image says its seed, and what it took."""
     data = [
-        {"b64_json": encoded(_pixels(each)), "seed": job.seed, "l2c": took(each)} for job, each in zip(jobs, made, strict=True)
+        {"b64_json": encoded(_pixels(image)), "seed": job.seed, "l2c": took(image)}
+        for job, image in zip(jobs, images, strict=True)
     ]
     body = {"created": int(time.time()), "data": data, "background": "opaque", "output_format": "png",
-            "size": size_of(_pixels(made[0])), "usage": usage()}  # fmt: skip
+            "size": size_of(_pixels(images[0])), "usage": usage()}  # fmt: skip
     return msgspec.json.encode(body)
 
 
@@ -105,9 +106,9 @@ def partial_event(index: int, preview: Preview) -> bytes:
                  {"partial_image_index": index, "l2c": {"step": preview.step, "steps": preview.steps}})  # fmt: skip
 
 
-def completed_event(job: Job, made: Made) -> bytes:
+def completed_event(job: Job, image: Drawing) -> bytes:
     """OpenAI's event of the picture itself."""
-    return event("image_generation.completed", _pixels(made), {"usage": usage(), "seed": job.seed, "l2c": took(made)})
+    return event("image_generation.completed", _pixels(image), {"usage": usage(), "seed": job.seed, "l2c": took(image)})
 
 
 def error_event(refused: Refusal) -> bytes:
@@ -126,9 +127,9 @@ def sent(name: str, data: Any) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
 
 
-def _pixels(made: Made) -> np.ndarray:
-    assert made.pixels is not None
-    return made.pixels
+def _pixels(image: Drawing) -> np.ndarray:
+    assert image.pixels is not None
+    return image.pixels
 
 
 def size_of(pixels: np.ndarray) -> str:
@@ -136,9 +137,9 @@ def size_of(pixels: np.ndarray) -> str:
     return f"{width}x{height}"
 
 
-def took(made: Made) -> dict[str, Any]:
+def took(image: Drawing) -> dict[str, Any]:
     """Seconds, and how many images were made together."""
-    return {"queued_seconds": round(made.queued_seconds, 6), "run_seconds": round(made.run_seconds, 6), "batch": made.batch}
+    return {"queued_seconds": round(image.queued_seconds, 6), "run_seconds": round(image.run_seconds, 6), "batch": image.batch}
 
 
 def usage() -> dict[str, Any]:

@@ -49,7 +49,7 @@ def application(shelf: Shelf, settings: ServerSettings, life: ServerLife, metric
     app = FastAPI(title="l2c serve", version=__version__, docs_url=None, redoc_url=None, responses=EVERYWHERE,
                   description="Images of compiled diffusion transformers, by OpenAI's images API.")  # fmt: skip
 
-    def found(name: str | None) -> ServedModel:
+    def model_of(name: str | None) -> ServedModel:
         """A model by its name; None is the first."""
         if life.draining:
             raise Draining
@@ -66,7 +66,7 @@ def application(shelf: Shelf, settings: ServerSettings, life: ServerLife, metric
     @app.post("/v1/images/generations", responses={200: {"model": ImagesAnswer}, **OF_BODIES}, operation_id="generate")
     async def generate(asked: ImagesRequest, request: Request) -> Response:
         """Draw images.  With `stream` they come as server-sent events, pictures on the way among them."""
-        model = found(asked.model)
+        model = model_of(asked.model)
         jobs = jobs_of(asked, model)
         note(images=len(jobs))
         try:
@@ -82,13 +82,13 @@ def application(shelf: Shelf, settings: ServerSettings, life: ServerLife, metric
 
     @app.get("/v1/models/{model}", responses={200: {"model": ModelObject}, 404: {"model": ErrorBody}}, operation_id="model")
     async def one_model(model: str) -> Response:
-        return json_response(described(found(model)))
+        return json_response(described(model_of(model)))
 
     @app.get("/v1/models/{model}/schedule", responses={200: {"model": ScheduleObject}, 404: {"model": ErrorBody}},
              operation_id="schedule")  # fmt: skip
     async def schedule(model: str, num_inference_steps: int | None = None) -> Response:
         """What every call computes, reuses and forecasts, by sublayer."""
-        return json_response(await asyncio.to_thread(schedule_of, found(model).pipe.manifest, num_inference_steps))
+        return json_response(await asyncio.to_thread(schedule_of, model_of(model).pipe.manifest, num_inference_steps))
 
     @app.get("/health/live", operation_id="live")
     async def live() -> Response:

@@ -51,14 +51,14 @@ def without_422(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, An
     """The framework says of itself that it answers 422 where this server answers 400; and streams are of another type."""
 
     def description() -> dict[str, Any]:
-        found = make()
-        for path in found["paths"].values():
+        document = make()
+        for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
         for schema in ("HTTPValidationError", "ValidationError"):
-            found["components"]["schemas"].pop(schema, None)
-        images = found["paths"]["/v1/images/generations"]["post"]["responses"]["200"]["content"]
+            document["components"]["schemas"].pop(schema, None)
+        images = document["paths"]["/v1/images/generations"]["post"]["responses"]["200"]["content"]
         images["text/event-stream"] = {"schema": {"type": "string"}}
-        return found
+        return document
 
     return description

@@ -13,7 +13,7 @@ from . import answers
 from .logs import note
 
 if TYPE_CHECKING:
-    from ..job import Job, Made
+    from ..job import Drawing, Job
     from ..previews import Preview
     from ..ticket import Ticket
     from .shelf import ServedModel
@@ -24,17 +24,17 @@ GONE = 499  # of nginx: the client has gone; nobody reads it but the log
 async def whole(model: ServedModel, jobs: Sequence[Job], request: Request) -> Response:
     """All images in one answer.  Raises what the engine does."""
     tickets = model.engine.submit_all(jobs)
-    made = asyncio.gather(*(asyncio.wrap_future(ticket) for ticket in tickets))
+    future = asyncio.gather(*(asyncio.wrap_future(ticket) for ticket in tickets))
     gone = asyncio.ensure_future(_gone(request))
-    both: set[asyncio.Future[Any]] = {made, gone}
+    both: set[asyncio.Future[Any]] = {future, gone}
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not made.done():
+        if not future.done():
             return Response(status_code=GONE)
-        images = made.result()
+        images = future.result()
     finally:
         gone.cancel()
-        made.cancel()
+        future.cancel()
         for ticket in tickets:
             ticket.cancel()
     _note(images)
@@ -48,9 +48,9 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _note(images: Sequence[Made]) -> None:
-    note(batch=max(each.batch for each in images), run_seconds=round(max(each.run_seconds for each in images), 6),
-         queued_seconds=round(max(each.queued_seconds for each in images), 6))  # fmt: skip
+def _note(images: Sequence[Drawing]) -> None:
+    note(batch=max(image.batch for image in images), run_seconds=round(max(image.run_seconds for image in images), 6),
+         queued_seconds=round(max(image.queued_seconds for image in images), 6))  # fmt: skip
 
 
 class EventStream(StreamingResponse):
@@ -81,11 +81,11 @@ class EventStream(StreamingResponse):
             yield await asyncio.to_thread(answers.partial_event, index, preview)
             index += 1
         try:
-            made = self._ticket.result(0)
+            image = self._ticket.result(0)
         except Exception as error:
             refused = answers.refusal(error)
             note(error=str(error))
             yield answers.error_event(refused)
             return
-        _note([made])
-        yield await asyncio.to_thread(answers.completed_event, self._job, made)
+        _note([image])
+        yield await asyncio.to_thread(answers.completed_event, self._job, image)

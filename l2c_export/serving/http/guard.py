@@ -48,8 +48,8 @@ class Guard:
         if scope["type"] != "http":
             return
         began, headers = time.perf_counter(), _headers(scope)
-        given = headers.get("x-request-id", "")
-        identity = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        header = headers.get("x-request-id", "")
+        identity = header if REQUEST_ID.fullmatch(header) else uuid.uuid4().hex
         notes: dict[str, Any] = {"request_id": identity}
         token = logs.NOTES.set(notes)
         answer = Answer(send, identity)
@@ -91,19 +91,19 @@ class Answer:
     async def __call__(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            given = message.get("headers", [])
-            names = {name for name, _ in given}
-            more = [(b"x-request-id", self._identity), *(each for each in ALWAYS if each[0] not in names)]
-            message = {**message, "headers": [*given, *more]}
+            headers = message.get("headers", [])
+            names = {name for name, _ in headers}
+            more = [(b"x-request-id", self._identity), *(header for header in ALWAYS if header[0] not in names)]
+            message = {**message, "headers": [*headers, *more]}
         await self._send(message)
 
 
 def _headers(scope: Any) -> dict[str, str]:
     """By their names, in small letters; of several alike, which those that matter here never are, the first."""
-    found: dict[str, str] = {}
+    headers: dict[str, str] = {}
     for name, value in scope["headers"]:
-        found.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-    return found
+        headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    return headers
 
 
 async def bounded(headers: Mapping[str, str], receive: Any) -> Any:

@@ -27,7 +27,7 @@ def what_prompts_say(path: object, manifest: Manifest) -> Said:
     needed = asked(manifest.inputs)
     if manifest.text:
         halves = manifest.guidance.halves == 2
-        return Said("text", None, halves and any(each.negated for each in needed))
+        return Said("text", None, halves and any(field.negated for field in needed))
     if not needed:
         return Said("nothing", None, False)
     if len(needed) == 1 and needed[0].choices and not needed[0].shape:

@@ -140,21 +140,21 @@ class LoadingServer(uvicorn.Server):
 
 async def in_thread(work: Callable[[], T]) -> T:
     """In a thread that the end of the process does not wait for."""
-    loop, made = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+    loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
 
     def settle(act: Callable[[Any], None], value: Any) -> None:
-        if not made.done():
+        if not future.done():
             act(value)
 
     def run() -> None:
         try:
             value = work()
         except BaseException as error:
-            outcome = made.set_exception, error
+            outcome = future.set_exception, error
         else:
-            outcome = made.set_result, value  # type: ignore[assignment]
+            outcome = future.set_result, value  # type: ignore[assignment]
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=run, name="l2c-work", daemon=True).start()
-    return await made  # type: ignore[no-any-return]
+    return await future  # type: ignore[no-any-return]

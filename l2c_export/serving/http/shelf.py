@@ -120,14 +120,14 @@ class Shelf:
         """Accept nothing more and finish what was accepted: whether that could be done in time."""
         until, models = time.monotonic() + drain_seconds, list(self._models.values())
         closing = [_Closing(model.engine, until) for model in models]
-        for each in closing:
-            each.start()
-        for each in closing:
-            each.join()
-        for model, each in zip(models, closing, strict=True):
-            if each.finished:  # or it may hang, and wait for ever
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
+        for model, thread in zip(models, closing, strict=True):
+            if thread.finished:  # or it may hang, and wait for ever
                 model.pipe.close()
-        return all(each.finished for each in closing)
+        return all(thread.finished for thread in closing)
 
 
 class _Closing(threading.Thread):

@@ -33,10 +33,10 @@ def test_of_several_builds_that_fit_the_newest_is_used(cudart, half, tmp_path):
     cudart.capability = 8, 6
     shutil.copytree(half, tmp_path / "e")
     for targets in (("sm86",), ("sm120", "sm86", "sm86"), ("sm86",)):
-        made = builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=targets), batch="1:1:1")
-        request = Request(folder=tmp_path / "e", builds=tuple(made.builds.values()), files=made.files)
+        manifest = builds.build(tmp_path / "e", "tensorrt-rtx", BuildSettings(targets=targets), batch="1:1:1")
+        request = Request(folder=tmp_path / "e", builds=tuple(manifest.builds.values()), files=manifest.files)
         assert open_backend("tensorrt-rtx", request).backend._build.targets == tuple(sorted(set(targets), key=len))
-    assert len(made.builds) == 2
+    assert len(manifest.builds) == 2
 
 
 def test_engines_are_not_linked_in_another_way_than_they_were_built(cudart, half, tmp_path, built):
@@ -55,12 +55,12 @@ def a_build(backend="tensorrt-rtx", version=trt.__version__, targets=("sm90",)):
                           version_compatible=False, hardware_compatible=False, engines={"s": "s.plan"})  # fmt: skip
 
 
-def backend_for(folder, build=None, **given):
-    return open_backend("tensorrt-rtx", Request(folder=folder, builds=(build or a_build(),), **given)).backend
+def backend_for(folder, build=None, **options):
+    return open_backend("tensorrt-rtx", Request(folder=folder, builds=(build or a_build(),), **options)).backend
 
 
 @pytest.mark.parametrize(
-    ("builds", "found"),
+    ("builds", "words"),
     [
         ((a_build(targets=("sm86", "sm120")),), rf"{trt.__version__} for sm86, sm120"),
         ((a_build(version="1.2.0"),), r"1\.2\.0 for sm90"),
@@ -68,10 +68,10 @@ def backend_for(folder, build=None, **given):
         ((a_build(backend="tensorrt"),), "no such engines"),
     ],
 )
-def test_engines_for_others_are_refused_with_both_sides_and_the_remedy(cudart, builds, found, tmp_path):
+def test_engines_for_others_are_refused_with_both_sides_and_the_remedy(cudart, builds, words, tmp_path):
     remedy = f"run l2c_export.build({str(tmp_path)!r}, backend='tensorrt-rtx', targets='sm90')"
     with pytest.raises(
-        BackendError, match=f"the artefact has {found}, needed are {trt.__version__} for sm90: {re.escape(remedy)}"
+        BackendError, match=f"the artefact has {words}, needed are {trt.__version__} for sm90: {re.escape(remedy)}"
     ) as caught:
         open_backend("tensorrt-rtx", Request(folder=tmp_path, builds=builds))
     assert "\n" not in str(caught.value)
@@ -87,7 +87,9 @@ def test_a_plan_that_the_library_does_not_take_is_one_line(cudart, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("backend", "module"), [(each.name, each.library) for each in BACKENDS if each.builder])
+@pytest.mark.parametrize(
+    ("backend", "module"), [(descriptor.name, descriptor.library) for descriptor in BACKENDS if descriptor.builder]
+)
 def test_a_missing_library_is_named_with_its_extra(backend, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=rf"{module} is not installed: pip install 'l2c-export\[{backend}\]'"):

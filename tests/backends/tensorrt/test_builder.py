@@ -34,18 +34,18 @@ def parsed(file):
 
 def test_a_network_has_the_names_types_and_shapes_of_the_plan(half):
     """What the parser makes of a segment is what the loop will bind."""
-    made = store.read(half).program()
-    for graph in made.graphs.values():
+    program = store.read(half).program()
+    for graph in program.graphs.values():
         for node in graph.nodes:
-            segment = made.segments[node.op]
+            segment = program.segments[node.op]
             network = parsed(half / segment.file)
             inputs = [network.get_input(i) for i in range(network.num_inputs)]
             outputs = [network.get_output(i) for i in range(network.num_outputs)]
             assert [i.name for i in inputs] == list(segment.inputs)
             assert [o.name for o in outputs] == list(segment.outputs)
             for tensor, name in zip((*inputs, *outputs), (*node.inputs, *node.outputs), strict=True):
-                if not made.is_weight(name):
-                    value = made.value(name)
+                if not program.is_weight(name):
+                    value = program.value(name)
                     assert tensor.dtype == TYPES[value.dtype], (node.name, name)
                     assert list(tensor.shape) == [-1 if isinstance(n, str) else n for n in value.shape], (node.name, name)
 
@@ -94,15 +94,15 @@ def test_networks_of_one_type_are_given_their_tensors_as_they_are(networks):
 
 
 def test_only_chains_of_sums_and_products_go_to_myelin_by_a_gather_that_changes_nothing(half):
-    given = {}
+    networks = {}
     for name, segment in store.read(half).denoiser.segments.items():
         network = parsed(half / segment.file)
         before = network.num_layers
         give_to_myelin(trt, network)
         if network.num_layers > before:
-            given[name.partition(".")[0]] = network
-    assert set(given) == {"mul-add"}
-    network = given["mul-add"]
+            networks[name.partition(".")[0]] = network
+    assert set(networks) == {"mul-add"}
+    network = networks["mul-add"]
     constant, gather = (network.get_layer(network.num_layers - i) for i in (2, 1))
     gather.__class__ = trt.IGatherLayer
     constant.__class__ = trt.IConstantLayer
@@ -144,8 +144,10 @@ def test_where_no_kernel_reads_a_tensor_as_it_is_the_interface_is_left_free(half
         return b"plan" if seen[-1] in able else None
 
     builder = builder_of_8(monkeypatch, config, build)
-    made = store.read(half)
-    unit = next(unit for name, unit in units.units(made, builds.images(None, made)).items() if name.startswith("mul-add"))
+    manifest = store.read(half)
+    unit = next(
+        unit for name, unit in units.units(manifest, builds.images(None, manifest)).items() if name.startswith("mul-add")
+    )
     if able:
         assert builder.build(half / unit.file, unit.ports, unit.ranges) == b"plan"
     else:
@@ -155,9 +157,9 @@ def test_where_no_kernel_reads_a_tensor_as_it_is_the_interface_is_left_free(half
 
 
 def test_only_products_of_matrices_in_the_loop_are_tuned(half, monkeypatch):
-    made, config, tuned = store.read(half), Mock(), set()
+    manifest, config, tuned = store.read(half), Mock(), set()
     builder = builder_of_8(monkeypatch, config, lambda *_: b"plan")
-    for name, unit in units.units(made, builds.images(None, made)).items():
+    for name, unit in units.units(manifest, builds.images(None, manifest)).items():
         builder.build(half / unit.file, unit.ports, unit.ranges, unit.once)
         if config.builder_optimization_level == LEVEL:
             tuned.add(name.partition(".")[0])

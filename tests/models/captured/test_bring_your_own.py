@@ -27,8 +27,8 @@ NAME = "own"
 
 
 def dit(model: Any, x: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
-    made: Tensor = model(x, timestep=t, class_labels=class_labels, return_dict=False)[0]
-    return made
+    output: Tensor = model(x, timestep=t, class_labels=class_labels, return_dict=False)[0]
+    return output
 
 
 def inputs(config: Mapping[str, Any], tokens: int) -> tuple[RequestInput, ...]:
@@ -58,10 +58,10 @@ def brought(monkeypatch):
 def test_an_adapter_is_all_that_a_class_needs(tmp_path, brought):
     small_pipeline(tmp_path / "model", "ddim")
     out = tmp_path / "out"
-    made = compile_artefact(
+    manifest = compile_artefact(
         Options(schedule="every:1", steps=STEPS, model=str(tmp_path / "model"), out=out, batch=2, guidance="all")
     )
-    assert made.denoiser.sublayers[:3] == (
+    assert manifest.denoiser.sublayers[:3] == (
         "transformer_blocks.0.attn1",
         "transformer_blocks.0.ff",
         "transformer_blocks.1.attn1",
@@ -81,7 +81,7 @@ def by_diffusers(pipe: diffusers.DiTPipeline, noise: np.ndarray) -> np.ndarray:
     pipe.scheduler.set_timesteps(STEPS)
     x = torch.from_numpy(noise)
     for t in pipe.scheduler.timesteps:
-        made = pipe.transformer(torch.cat([x, x]), timestep=t.expand(2 * len(x)), class_labels=labels).sample[:, :4]
-        asked, without = made.chunk(2)
+        prediction = pipe.transformer(torch.cat([x, x]), timestep=t.expand(2 * len(x)), class_labels=labels).sample[:, :4]
+        asked, without = prediction.chunk(2)
         x = pipe.scheduler.step(without + SCALE * (asked - without), t, x).prev_sample
     return x.numpy()

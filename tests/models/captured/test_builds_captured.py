@@ -18,10 +18,10 @@ TARGETS = ("sm86", "sm89", "sm120")
 
 def check_built(folder):
     built = builds.build(folder, "tensorrt-rtx", BuildSettings(targets=TARGETS))
-    (made,) = built.builds.values()
-    assert made.targets == TARGETS
-    assert set(made.engines) == set(built.denoiser.segments)
-    assert all((folder / file).stat().st_size > 1000 for file in made.engines.values())
+    (record,) = built.builds.values()
+    assert record.targets == TARGETS
+    assert set(record.engines) == set(built.denoiser.segments)
+    assert all((folder / file).stat().st_size > 1000 for file in record.engines.values())
 
 
 def test_segments_of_sana_build(sana, tmp_path):
@@ -31,9 +31,9 @@ def test_segments_of_sana_build(sana, tmp_path):
 
 def test_segments_of_qwen_image_build(tmp_path):
     """Without weights, as it may be compiled from its configuration."""
-    each = PIPELINES["qwenimage"]
+    pipeline = PIPELINES["qwenimage"]
     compile_artefact(Options(
-        schedule="every:1", steps=2, model=str(each.folder(tmp_path / "model")), out=tmp_path / "e", tokens=TOKENS,
-        size=each.size, weights="none",
+        schedule="every:1", steps=2, model=str(pipeline.folder(tmp_path / "model")), out=tmp_path / "e", tokens=TOKENS,
+        size=pipeline.size, weights="none",
     ))  # fmt: skip
     check_built(tmp_path / "e")

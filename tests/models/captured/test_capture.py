@@ -88,8 +88,8 @@ def test_what_is_not_the_modules_own_value_is_refused(folders):
 
 
 def test_an_operation_without_a_primitive_is_refused_by_name(folders, monkeypatch):
-    def call(*given, **named):
-        return torch.cumsum(adapters.pixart(*given, **named), 1)
+    def call(*positional, **named):
+        return torch.cumsum(adapters.pixart(*positional, **named), 1)
 
     monkeypatch.setitem(adapters.ADAPTERS, "pixart", replace(adapters.PIXART, call=call))
     with pytest.raises(ModelError, match=r"aten\.cumsum\.default in .*: no primitive does this: it cannot be captured"):

@@ -13,9 +13,9 @@ from l2c_export.backends.nvidia.steps import Attention, Product
 @pytest.mark.parametrize("name", ["pixart", "flux"])
 def test_every_segment_is_covered(name, request):
     manifest = store.read(request.getfixturevalue(name).out)
-    found = pieces(manifest, 2)
-    assert {piece.name for piece in found} == set(manifest.denoiser.segments)
-    for piece in found:
+    segments = pieces(manifest, 2)
+    assert {piece.name for piece in segments} == set(manifest.denoiser.segments)
+    for piece in segments:
         assert uncovered(piece.primitives) == []
         steps = plan(piece.primitives, dict(piece.inputs), piece.outputs).steps
         ops = [p.op for p in piece.primitives]

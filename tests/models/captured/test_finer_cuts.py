@@ -65,8 +65,8 @@ def test_latents_are_those_of_diffusers(folder, tmp_path, rule):
         wanted = PIPELINES["flux"].latents(folder, noise, request, schedule).numpy()
     for link in ("shared", "static"):
         with l2c_export.load(tmp_path / "out", backend="onnxruntime", link=link) as pipe:
-            made = pipe(latents=noise.numpy(), guidance_scale=SCALE, **{n: v.numpy() for n, v in request.items()}).latents
-        assert prompted.error(made, wanted) < 1e-5
+            latents = pipe(latents=noise.numpy(), guidance_scale=SCALE, **{n: v.numpy() for n, v in request.items()}).latents
+        assert prompted.error(latents, wanted) < 1e-5
 
 
 def test_modules_inside_of_a_sublayer_can_be_sublayers(folder):

@@ -26,26 +26,28 @@ TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @pytest.mark.parametrize(("family", "precision"), [("pixart", "fp16"), ("sd35", "fp16"), ("flux", "bf16"), ("sana", "bf16")])
 def test_calls_are_no_further_off_than_those_of_pytorch_in_the_same_type(family, precision, tmp_path, monkeypatch):
-    each, out = PIPELINES[family], tmp_path / "out"
-    folder = each.folder(tmp_path / "model")
+    pipeline, out = PIPELINES[family], tmp_path / "out"
+    folder = pipeline.folder(tmp_path / "model")
     backend = BACKENDS[precision]
     compile_artefact(
-        Options(schedule="every:2", steps=STEPS, model=str(folder), out=out, batch=IMAGES, tokens=TOKENS, size=each.size,
+        Options(schedule="every:2", steps=STEPS, model=str(folder), out=out, batch=IMAGES, tokens=TOKENS, size=pipeline.size,
                 precision=precision, backend=backend)
     )  # fmt: skip
-    noise, request = prompted.numbers(3, IMAGES, 4, prompted.HEIGHT, prompted.WIDTH), each.request(IMAGES)
+    noise, request = prompted.numbers(3, IMAGES, 4, prompted.HEIGHT, prompted.WIDTH), pipeline.request(IMAGES)
 
     def of_diffusers(dtype: torch.dtype, fed: list[np.ndarray] | None = None) -> list[np.ndarray]:
         schedule = Schedule.read(out / "schedule.json")
-        return prompted.call_by_call(each, folder, noise, request, schedule, dtype, monkeypatch, fed)
+        return prompted.call_by_call(pipeline, folder, noise, request, schedule, dtype, monkeypatch, fed)
 
     exact = of_diffusers(torch.float64)
     in_half = of_diffusers(TYPES[precision], exact)
     with l2c_export.load(out, backend=backend) as pipe:
-        asked = pipe.generation(pipe.inputs(**{name: values.numpy() for name, values in request.items()}), each.scale, IMAGES)
+        asked = pipe.generation(
+            pipe.inputs(**{name: values.numpy() for name, values in request.items()}), pipeline.scale, IMAGES
+        )
         ours = trajectory(asked, noise.numpy(), [latents.astype(np.float32) for latents in exact])
-    for n, (made, other, wanted) in enumerate(zip(ours, in_half, exact, strict=True)):
-        assert prompted.error(made, wanted) < MOST * prompted.error(other, wanted), f"call {n}"
+    for n, (latents, other, wanted) in enumerate(zip(ours, in_half, exact, strict=True)):
+        assert prompted.error(latents, wanted) < MOST * prompted.error(other, wanted), f"call {n}"
 
 
 def test_tables_streams_and_the_last_piece_stay_wide(pixart, tmp_path):
@@ -58,7 +60,7 @@ def test_tables_streams_and_the_last_piece_stay_wide(pixart, tmp_path):
     denoiser = store.read(Path(options.out)).denoiser
     wide = {name for name, tensor in denoiser.tensors.items() if tensor.dtype == "float32"}
     assert wide == {name for name in denoiser.tensors if name.startswith("derived.")} != set()
-    made = {segment.kind: segment.precision for segment in denoiser.segments.values()}
-    assert (made["proj_out"], made["attn1"], made["ff"]) == ("float32", "bfloat16", "bfloat16")
+    precisions = {segment.kind: segment.precision for segment in denoiser.segments.values()}
+    assert (precisions["proj_out"], precisions["attn1"], precisions["ff"]) == ("float32", "bfloat16", "bfloat16")
     values = [size.values[name] for size in denoiser.sizes.values() for name in size.values if name.endswith(".residual")]
     assert {value.dtype for value in values} == {"float32"}

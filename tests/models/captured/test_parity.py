@@ -27,7 +27,7 @@ every_family = pytest.mark.parametrize("family", PIPELINES)
 def folders(tmp_path_factory):
     """The folder of every family's random pipeline."""
     root = tmp_path_factory.mktemp("pipelines")
-    return {name: each.folder(root / name) for name, each in PIPELINES.items()}
+    return {name: pipeline.folder(root / name) for name, pipeline in PIPELINES.items()}
 
 
 def options(family: str, folder: Path, schedule: str | Schedule, out: Path, **others: object) -> Options:
@@ -51,8 +51,8 @@ def irregular(family: str, folder: Path) -> Schedule:
 def made_by(out: Path, family: str, noise: np.ndarray, backend: str, link: str) -> np.ndarray:
     request = {name: values.numpy() for name, values in PIPELINES[family].request(IMAGES).items()}
     with l2c_export.load(out, backend=backend, link=link) as pipe:
-        made: np.ndarray = pipe(latents=noise, guidance_scale=PIPELINES[family].scale, **request).latents
-    return made
+        latents: np.ndarray = pipe(latents=noise, guidance_scale=PIPELINES[family].scale, **request).latents
+    return latents
 
 
 @pytest.mark.parametrize(
@@ -74,5 +74,5 @@ def test_latents_are_those_of_diffusers(family, rule, folders, tmp_path):
             folder, noise, PIPELINES[family].request(IMAGES), Schedule.read(tmp_path / "out" / "schedule.json")
         )
     for backend, link in [("onnxruntime", "shared"), ("onnxruntime", "static"), ("openvino", "shared")]:
-        made = made_by(tmp_path / "out", family, noise.numpy(), backend, link)
-        assert prompted.error(made, wanted.numpy()) < CLOSE, (backend, link)
+        latents = made_by(tmp_path / "out", family, noise.numpy(), backend, link)
+        assert prompted.error(latents, wanted.numpy()) < CLOSE, (backend, link)

@@ -54,9 +54,11 @@ def test_it_takes_the_memory_of_one_call(pixart, flux):
         places = prologue.layout(compiled, rows)
         once = sum(slot.nbytes for name, slot in places.items() if name.startswith("once."))
         assert once == rows * sum(compiled.value(name).row_bytes for name in compiled.graphs[compiled.request].outputs)
-        for each in compiled.inputs:
-            count = calls if each.name in repeated else 1
-            assert places[f"input.{each.name}"].shape[0] == rows * count, "only what the prologue reads has rows for every call"
+        for field in compiled.inputs:
+            count = calls if field.name in repeated else 1
+            assert places[f"input.{field.name}"].shape[0] == rows * count, (
+                "only what the prologue reads has rows for every call"
+            )
 
 
 def test_what_is_made_on_the_way_lies_in_the_scratch_of_the_calls(pixart, flux):

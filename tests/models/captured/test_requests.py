@@ -41,8 +41,8 @@ def test_what_does_not_fit_is_refused(pipe, pixart, others, problem):
 
 def test_without_guidance_nothing_negative_is_needed(pipe, pixart):
     asked = {name: values for name, values in pixart.request.items() if not name.startswith("negative")}
-    made = pipe(**asked, guidance_scale=1).latents
-    assert np.array_equal(made, pipe(**pixart.request, guidance_scale=1).latents)
+    latents = pipe(**asked, guidance_scale=1).latents
+    assert np.array_equal(latents, pipe(**pixart.request, guidance_scale=1).latents)
 
 
 def test_a_mask_may_be_of_truth_values(pipe, pixart):

@@ -47,8 +47,8 @@ def test_what_arguments_are_called_is_enough(family, tmp_path, monkeypatch):
     with torch.no_grad():
         wanted = pipeline.latents(folder, noise, request, Schedule.read(tmp_path / "out" / "schedule.json"))
     with l2c_export.load(tmp_path / "out", backend="onnxruntime") as pipe:
-        made = pipe(latents=noise.numpy(), guidance_scale=4.0, **{n: v.numpy() for n, v in request.items()}).latents
-    assert prompted.error(made, wanted.numpy()) < 1e-5
+        latents = pipe(latents=noise.numpy(), guidance_scale=4.0, **{n: v.numpy() for n, v in request.items()}).latents
+    assert prompted.error(latents, wanted.numpy()) < 1e-5
 
 
 class Strange(torch.nn.Module):

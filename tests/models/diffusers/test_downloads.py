@@ -66,21 +66,21 @@ def hub(saved, tmp_path) -> Path:
 
 def test_a_model_is_downloaded_as_far_as_it_is_needed(hub, tmp_path):
     parts = [f"me/dit/{name}" for name in (INDEX, SCHEDULER, TRANSFORMER, "transformer/diffusion_pytorch_model.safetensors")]
-    found, asked = asked_of_hub(hub, tmp_path / "home", "me/dit", "me/dit")
+    paths, asked = asked_of_hub(hub, tmp_path / "home", "me/dit", "me/dit")
     assert asked == sorted(parts), "once, and no variants, no autoencoder"
-    assert found[0] == found[1]
-    assert source(Path(found[0])).name == "dit"
-    found, asked = asked_of_hub(hub, tmp_path / "home", "me/dit", decoder=True)
+    assert paths[0] == paths[1]
+    assert source(Path(paths[0])).name == "dit"
+    paths, asked = asked_of_hub(hub, tmp_path / "home", "me/dit", decoder=True)
     assert asked == [f"me/dit/{VAE}", "me/dit/vae/diffusion_pytorch_model.safetensors"]
-    assert autoencoder.describe(source(Path(found[0]), with_vae=True).vae, 4, True).scaling_factor == 0.18215
-    assert asked_of_hub(hub, tmp_path / "home", "me/dit", decoder=True, HF_HUB_OFFLINE="1") == (found, [])
+    assert autoencoder.describe(source(Path(paths[0]), with_vae=True).vae, 4, True).scaling_factor == 0.18215
+    assert asked_of_hub(hub, tmp_path / "home", "me/dit", decoder=True, HF_HUB_OFFLINE="1") == (paths, [])
 
 
 def test_shards_are_downloaded_with_their_index(hub, tmp_path):
-    (found,), asked = asked_of_hub(hub, tmp_path / "home", "me/bin")
+    (path,), asked = asked_of_hub(hub, tmp_path / "home", "me/bin")
     assert {Path(name).suffix for name in asked} == {".json", ".bin"}
     theirs = diffusers.DiTTransformer2DModel.from_pretrained(hub / "me/bin/transformer", use_safetensors=False).state_dict()
-    stored = pipeline_folder.read(Path(found)).stored
+    stored = pipeline_folder.read(Path(path)).stored
     assert all(np.array_equal(stored.read(name), value.numpy()) for name, value in theirs.items())
 
 
@@ -89,11 +89,11 @@ def test_text_encoders_and_tokenizers_are_downloaded_where_they_are_wanted(hub, 
     (place / "text_encoder" / "model.fp16.safetensors").write_bytes(b"never asked for")
     _, asked = asked_of_hub(hub, tmp_path / "home", "me/flux")
     assert not [name for name in asked if "text_encoder" in name or "tokenizer" in name]
-    (found,), asked = asked_of_hub(hub, tmp_path / "home", "me/flux", text=True)
+    (path,), asked = asked_of_hub(hub, tmp_path / "home", "me/flux", text=True)
     parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     wanted = {file for part in parts for file in (place / part).iterdir() if "fp16" not in file.name}
     assert set(asked) == {f"me/flux/{file.relative_to(place)}" for file in wanted}
-    assert asked_of_hub(hub, tmp_path / "home", "me/flux", text=True, HF_HUB_OFFLINE="1") == ([found], [])
+    assert asked_of_hub(hub, tmp_path / "home", "me/flux", text=True, HF_HUB_OFFLINE="1") == ([path], [])
 
 
 def test_what_is_of_no_use_is_not_downloaded(hub, tmp_path):

@@ -27,9 +27,9 @@ def hub(world, tmp_path, monkeypatch):
 
 def test_a_hub_id_is_found_in_the_local_cache(hub):
     options = Options(schedule="every:2", steps=4, model="someone/small", out=hub / "e", backend="onnxruntime")
-    made = compile_artefact(options)
-    assert made.denoiser.name == "small"
-    assert made.denoiser.weights.source == "diffusion_pytorch_model.safetensors"
+    manifest = compile_artefact(options)
+    assert manifest.denoiser.name == "small"
+    assert manifest.denoiser.weights.source == "diffusion_pytorch_model.safetensors"
 
 
 def test_a_hub_id_that_is_not_there_says_what_to_download_and_where(hub):

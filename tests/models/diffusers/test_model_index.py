@@ -83,9 +83,9 @@ def test_what_a_configuration_leaves_out_are_the_defaults_of_diffusers(tmp_path)
     assert theirs
     shape = pipeline_folder.read_config(tmp_path / "config.json")
     own = dict(diffusers.DiTTransformer2DModel(num_layers=1, num_attention_heads=1, attention_head_dim=4).config)
-    given = {"num_layers", "num_attention_heads", "attention_head_dim"}
-    assert {k: v for k, v in msgspec.structs.asdict(shape).items() if k not in given} == {
-        k: own[k] for k in shape.__struct_fields__ if k not in given
+    fields = {"num_layers", "num_attention_heads", "attention_head_dim"}
+    assert {k: v for k, v in msgspec.structs.asdict(shape).items() if k not in fields} == {
+        k: own[k] for k in shape.__struct_fields__ if k not in fields
     }
     assert (shape.num_layers, shape.num_attention_heads, shape.attention_head_dim) == (28, 16, 72)
 

@@ -33,33 +33,33 @@ OUTSIDE = {
 
 def converted(state: dict[str, np.ndarray], shape: TransformerConfig, block_embeddings: bool) -> dict[str, np.ndarray]:
     """The weights of the DiT family, line by line."""
-    made = {"pos_embed": position_embedding(shape)}
+    tensors = {"pos_embed": position_embedding(shape)}
     for part in ("weight", "bias"):
         for ours, theirs in OUTSIDE.items():
-            made[f"{ours}.{part}"] = state[f"{theirs}.{part}"]
+            tensors[f"{ours}.{part}"] = state[f"{theirs}.{part}"]
         for i in range(shape.num_layers):
             block = f"transformer_blocks.{i}."
             heads = [state[f"{block}attn1.to_{head}.{part}"] for head in "qkv"]
-            made[f"blocks.{i}.attn.qkv.{part}"] = np.concatenate(heads)
+            tensors[f"blocks.{i}.attn.qkv.{part}"] = np.concatenate(heads)
             for ours, theirs in LINEAR.items():
-                made[f"blocks.{i}.{ours}.{part}"] = state[f"{block}{theirs}.{part}"]
+                tensors[f"blocks.{i}.{ours}.{part}"] = state[f"{block}{theirs}.{part}"]
             if block_embeddings or i == 0:
                 at = f"blocks.{i}." if block_embeddings else ""
                 for ours, theirs in ((0, 1), (2, 2)):
-                    made[f"{at}t_embedder.mlp.{ours}.{part}"] = state[f"{block}{EMBEDDER}_{theirs}.{part}"]
+                    tensors[f"{at}t_embedder.mlp.{ours}.{part}"] = state[f"{block}{EMBEDDER}_{theirs}.{part}"]
                 table = f"{block}norm1.emb.class_embedder.embedding_table.weight"
-                made[f"{at}y_embedder.embedding_table.weight"] = state[table]
-    return made
+                tensors[f"{at}y_embedder.embedding_table.weight"] = state[table]
+    return tensors
 
 
 def transformer(depth: int, heads: int, shared: bool, seed: int, **options) -> diffusers.DiTTransformer2DModel:
     torch.manual_seed(seed)
-    made = diffusers.DiTTransformer2DModel(
+    model = diffusers.DiTTransformer2DModel(
         num_attention_heads=heads, attention_head_dim=8, num_layers=depth, num_embeds_ada_norm=10, **options
     )
-    for block in made.transformer_blocks[1:] if shared else ():
-        block.norm1.emb.load_state_dict(made.transformer_blocks[0].norm1.emb.state_dict())
-    return made
+    for block in model.transformer_blocks[1:] if shared else ():
+        block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
+    return model
 
 
 SIZES = {"in_channels": 4, "out_channels": 8, "sample_size": 8}

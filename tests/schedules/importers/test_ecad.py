@@ -18,7 +18,7 @@ MODULES = {"full_attn": "attn", "full_ff": "ff", "full_ff_context": "ff_context"
            "single_proj_mlp": "proj_mlp", "single_proj_out": "proj_out"}  # fmt: skip
 
 
-def made(steps, seed, blocks, single=0, share=0.5):
+def ecad_file(steps, seed, blocks, single=0, share=0.5):
     """A file with random flags."""
     pick = random.Random(seed)
     parts = PARTS["double" if single else "pixart"]
@@ -46,21 +46,21 @@ def walked(file):
 
 @given(st.integers(2, 7), st.integers(0, 10**6))
 def test_pixart(steps, seed):
-    file = made(steps, seed, 3)
+    file = ecad_file(steps, seed, 3)
     assert computed(schedule(file, PIXART)) == walked(file)
     assert imported(file).assumed == ("it was made for height 256, width 512",)
 
 
 @given(st.integers(2, 7), st.integers(0, 10**6))
 def test_flux_with_single_blocks_in_three(steps, seed):
-    file = made(steps, seed, 2, single=3)
+    file = ecad_file(steps, seed, 2, single=3)
     assert computed(schedule(file, FINE)) == walked(file)
 
 
 @given(st.integers(2, 7), st.integers(0, 10**6))
 def test_flux_with_single_blocks_as_one(steps, seed):
     """They are where nothing is used in parts: the parts of a reused output are dead."""
-    file = made(steps, seed, 2, single=3)
+    file = ecad_file(steps, seed, 2, single=3)
     for blocks in file["cache_schedule"]["schedule"].values():
         for flags in blocks.values():
             if flags.get("single_proj_out"):
@@ -70,7 +70,7 @@ def test_flux_with_single_blocks_as_one(steps, seed):
 
 
 def test_flux_with_single_blocks_in_parts_needs_a_finer_cut():
-    file = made(4, 1, 2, single=3, share=1)
+    file = ecad_file(4, 1, 2, single=3, share=1)
     file["cache_schedule"]["schedule"]["002"]["single_1"]["single_attn"] = False
     says = (r"call 2 computes single_transformer_blocks\.1\.proj_out from a reused single_transformer_blocks\.1\.attn, but .*"
             r"cut=\.\.$")  # fmt: skip
@@ -79,7 +79,7 @@ def test_flux_with_single_blocks_in_parts_needs_a_finer_cut():
 
 
 def changed(change):
-    file = copy.deepcopy(made(3, 0, 3))
+    file = copy.deepcopy(ecad_file(3, 0, 3))
     change(file["cache_schedule"], file["cache_schedule"]["schedule"])
     return file
 
@@ -113,4 +113,4 @@ def test_what_is_wrong_is_named(change, says):
 @pytest.mark.parametrize("known", [DIT, FLUX])
 def test_it_is_for_its_model(known):
     with pytest.raises(ScheduleError, match=f"it is for a pixart, but the model is a {known.family}"):
-        schedule(made(3, 0, 3), known)
+        schedule(ecad_file(3, 0, 3), known)

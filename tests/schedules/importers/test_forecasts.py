@@ -12,9 +12,9 @@ from l2c_export.errors import ScheduleError, UsageError
 from l2c_export.schedules.resolve import resolve
 
 
-def outputs(found):
+def outputs(result):
     """What the output of every call is, as (age, coefficient)."""
-    return [values["output"] for values in resolve(found.cacheable, found.calls)]
+    return [values["output"] for values in resolve(result.cacheable, result.calls)]
 
 
 def triangle(seed, rows):
@@ -33,21 +33,21 @@ def test_a_prediction_is_what_the_history_gives(chosen, seed, square):
     """The history holds predicted outputs, too: here they are vectors, appended one by one."""
     count, full = chosen
     weights = triangle(seed, count)
-    found = schedule(weights if square else [row[: n + 1] for n, row in enumerate(weights)], steps=count,
-                     full_calls="full:" + ",".join(map(str, sorted(full))))  # fmt: skip
+    result = schedule(weights if square else [row[: n + 1] for n, row in enumerate(weights)], steps=count,
+                      full_calls="full:" + ",".join(map(str, sorted(full))))  # fmt: skip
     values = np.random.default_rng(seed + 1).normal(size=(count, 5))
     history = []
-    for n, terms in enumerate(outputs(found)):
+    for n, terms in enumerate(outputs(result)):
         t = len(history)
         history.append(values[n] if n in full else np.array(weights[t - 1][:t]) @ np.array(history))
         assert np.allclose(history[n], sum(c * values[n - age] for age, c in terms), rtol=1e-9)
         assert all(n - age in full for age, _ in terms)
-    assert bits(found) == "".join(str(int(n in full)) for n in range(count))
+    assert bits(result) == "".join(str(int(n in full)) for n in range(count))
 
 
 def test_what_counts_for_nothing_is_left_out():
-    found = schedule([[1], [0, 2], [0, 0, 0]], steps=4, full_calls="full:0,1")
-    assert outputs(found)[2:] == [((1, 2.0),), ((2, 0.0),)]
+    result = schedule([[1], [0, 2], [0, 0, 0]], steps=4, full_calls="full:0,1")
+    assert outputs(result)[2:] == [((1, 2.0),), ((2, 0.0),)]
 
 
 @pytest.mark.parametrize(("rows", "says"), [
@@ -93,15 +93,15 @@ def walked(interval, before, after, count):
 @given(st.integers(2, 6), st.integers(0, 12), st.integers(-12, 12), st.integers(2, 20))
 def test_steps_between_are_forecast(interval, before, after, count):
     content = {"cache_interval": interval, "disable_cache_before_step": before, "disable_cache_after_step": after}
-    found = schedule(content, steps=count)
-    assert bits(found) == walked(interval, before, after, count)
-    assert {str(call.rules) for call in found.calls} <= {"{}", "{'output': 'taylor:1'}"}
+    result = schedule(content, steps=count)
+    assert bits(result) == walked(interval, before, after, count)
+    assert {str(call.rules) for call in result.calls} <= {"{}", "{'output': 'taylor:1'}"}
 
 
 def test_the_defaults_are_those_of_the_library():
-    found = schedule({"cache_interval": 3}, steps=20)
-    assert bits(found) == "11111100100100100111"
-    assert outputs(found)[6:8] == [((1, 2.0), (2, -1.0)), ((2, 3.0), (3, -2.0))]
+    result = schedule({"cache_interval": 3}, steps=20)
+    assert bits(result) == "11111100100100100111"
+    assert outputs(result)[6:8] == [((1, 2.0), (2, -1.0)), ((2, 3.0), (3, -2.0))]
     assert imported({"cache_interval": 3}).assumed == ("disable_cache_before_step is 6", "disable_cache_after_step is -2")
 
 

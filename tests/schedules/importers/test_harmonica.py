@@ -17,8 +17,8 @@ SCORES = st.lists(st.lists(st.floats(-6, 6, width=32), min_size=6, max_size=6), 
 
 
 def read(path, known=DIT, **chosen):
-    found = recognise.read(path, Selection(router_kind="harmonica", **chosen))
-    return found, found.schedule_for(known, ScheduleSource())
+    reading = recognise.read(path, Selection(router_kind="harmonica", **chosen))
+    return reading, reading.schedule_for(known, ScheduleSource())
 
 
 def saved(path, rows):
@@ -28,21 +28,21 @@ def saved(path, rows):
 
 @given(SCORES)
 def test_every_row_is_used(tmp_path_factory, rows):
-    _, found = read(saved(tmp_path_factory.mktemp("router") / "r.pt", rows))
+    _, schedule = read(saved(tmp_path_factory.mktemp("router") / "r.pt", rows))
     steps, cache, runs = len(rows), set(), []
     for step in range(steps):  # the loop counts its routers down
         runs.append(set())
-        for j, name in enumerate(found.sublayers):
+        for j, name in enumerate(schedule.sublayers):
             if name not in cache or torch.sigmoid(torch.tensor(rows[steps - 1 - step][j])) > torch.tensor(0.1):
                 cache.add(name)
                 runs[step].add(name)
-    assert computed(found) == runs
+    assert computed(schedule) == runs
 
 
 def test_the_threshold_may_be_another(tmp_path):
     path = saved(tmp_path / "r.pt", [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]] * 3)
-    _, found = read(path, threshold=0.9)
-    assert [len(call.computed) for call in found.calls] == [6, 3, 3]
+    _, schedule = read(path, threshold=0.9)
+    assert [len(call.computed) for call in schedule.calls] == [6, 3, 3]
     assert read(path)[0].assumed == ("the threshold is 0.1",)
     with pytest.raises(UsageError, match=r"threshold=1\.5: must be between 0 and 1"):
         read(path, threshold=1.5)

@@ -16,9 +16,9 @@ TEN_OF_50 = [0, 1, 3, 7, 14, 21, 28, 35, 42, 49]
 UVIT = Known("uvit", sublayers_of("uvit", 6), "dpm-solver++")
 
 
-def rules(found):
+def rules(result):
     """The rules of the calls that do not compute everything."""
-    return [call.rules for call in found.calls if len(call.computed) < found.columns]
+    return [call.rules for call in result.calls if len(call.computed) < result.columns]
 
 
 # LeMiCa
@@ -27,10 +27,10 @@ def rules(found):
 @pytest.mark.parametrize("content", [TEN_OF_50, {"10": TEN_OF_50}, {"calc_dict": {"10": TEN_OF_50}}, f"{{10: {TEN_OF_50}}}",
                                      f"10: {TEN_OF_50}", "[0, 1, 3, 7,\n 14, 21, 28, 35, 42, 49,]"])  # fmt: skip
 def test_ten_of_50_steps(content):
-    found = schedule(content, steps=50)
-    assert [n for n, bit in enumerate(bits(found)) if bit == "1"] == TEN_OF_50
-    assert rules(found) == [{"stack": "reuse"}] * 40
-    assert not any(call.computed for call in found.calls if call.rules)
+    result = schedule(content, steps=50)
+    assert [n for n, bit in enumerate(bits(result)) if bit == "1"] == TEN_OF_50
+    assert rules(result) == [{"stack": "reuse"}] * 40
+    assert not any(call.computed for call in result.calls if call.rules)
 
 
 def test_of_several_budgets_one_is_chosen():
@@ -95,13 +95,13 @@ LIMITS = {"magcache_thresh": 0.24, "K": 5, "retention_ratio": 0.1}
 
 def test_flux_computes_the_12th_of_28_steps():
     """As the released script has it; diffusers' own MagCache does not."""
-    found = schedule({"mag_ratios": OWN, **LIMITS}, FLUX, steps=28)
-    assert bits(found) == "1110010001010000010000010010"
-    assert rules(found)[0] == {"stack": "reuse"}
+    result = schedule({"mag_ratios": OWN, **LIMITS}, FLUX, steps=28)
+    assert bits(result) == "1110010001010000010000010010"
+    assert rules(result)[0] == {"stack": "reuse"}
     theirs = {"threshold": 0.24, "max_skip_steps": 5, "retention_ratio": 0.1, "num_inference_steps": 28}
     assert bits(schedule({"mag_ratios": OWN, **theirs}, FLUX)) == walked(OWN, 0.24, 5, 0.1, 28)
     assert bits(schedule({"mag_ratios": OWN, **LIMITS}, DIT, steps=28)) == walked(OWN, 0.24, 5, 0.1, 28)
-    assert walked(OWN, 0.24, 5, 0.1, 28) != bits(found)
+    assert walked(OWN, 0.24, 5, 0.1, 28) != bits(result)
 
 
 @given(st.lists(st.floats(0.7, 1.4), min_size=1, max_size=30), st.floats(0, 0.6), st.integers(1, 6), st.floats(0.1, 0.6),
@@ -145,26 +145,26 @@ def options(mask, **more):
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_named_mask_of_cache_dit(name):
-    found = schedule(options(name))
-    assert bits(found) == NAMED[name]
-    assert {key for call in found.calls for key in call.rules} == {"stack"}
+    result = schedule(options(name))
+    assert bits(result) == NAMED[name]
+    assert {key for call in result.calls for key in call.rules} == {"stack"}
     listed = [int(bit) for bit in NAMED[name]]
-    assert schedule(options(listed)).calls == found.calls
+    assert schedule(options(listed)).calls == result.calls
 
 
 @pytest.mark.parametrize(("first", "last", "level", "live"), [
     (0, 0, "stack", ()), (1, 0, "stack[1:3]", (0, 1)), (0, 2, "stack[0:1]", (2, 3, 4, 5)), (1, 1, "stack[1:2]", (0, 1, 4, 5)),
 ])  # fmt: skip
 def test_the_first_and_last_blocks_run_live(first, last, level, live):
-    found = schedule({"Fn_compute_blocks": first, "Bn_compute_blocks": last, "steps_computation_mask": [1, 0, 0, 1]})
-    assert [call.computed for call in found.calls] == [tuple(range(6)), live, live, tuple(range(6))]
-    assert rules(found) == [{level: "reuse"}] * 2
-    assert found.values.levels == (level,)
+    result = schedule({"Fn_compute_blocks": first, "Bn_compute_blocks": last, "steps_computation_mask": [1, 0, 0, 1]})
+    assert [call.computed for call in result.calls] == [tuple(range(6)), live, live, tuple(range(6))]
+    assert rules(result) == [{level: "reuse"}] * 2
+    assert result.values.levels == (level,)
 
 
 def test_each_list_of_blocks_has_its_own_first_ones():
-    found = schedule({"Fn_compute_blocks": 1, "steps_computation_mask": [1, 0, 1]}, FLUX)
-    assert found.values.levels == ("stack[1:2]", "stack[3:5]")
+    result = schedule({"Fn_compute_blocks": 1, "steps_computation_mask": [1, 0, 1]}, FLUX)
+    assert result.values.levels == ("stack[1:2]", "stack[3:5]")
 
 
 def test_yaml_says_the_same_as_json():
@@ -202,15 +202,15 @@ def test_wrong_options_of_cache_dit(content, says):
 
 @pytest.mark.parametrize("content", [[1, 0, 0, 1], {"steps_computation_mask": [1, 0, 0, 1]}, {"mask": "1001"}, '"1001"'])
 def test_a_bare_mask_is_of_sublayers_unless_another_level_is_asked_for(content):
-    found = schedule(content)
-    assert (bits(found), found.values.levels, rules(found)) == ("1001", (), [{"*": "reuse"}] * 2)
+    result = schedule(content)
+    assert (bits(result), result.values.levels, rules(result)) == ("1001", (), [{"*": "reuse"}] * 2)
     stack = schedule(content, level="stack")
     assert (bits(stack), stack.values.levels, rules(stack)) == ("1001", ("stack",), [{"stack": "reuse"}] * 2)
 
 
 def test_a_named_mask_alone_is_of_sublayers():
-    found = schedule({"steps_computation_mask": "ultra", "num_inference_steps": 28})
-    assert (bits(found), found.values.levels) == (NAMED["ultra"], ())
+    result = schedule({"steps_computation_mask": "ultra", "num_inference_steps": 28})
+    assert (bits(result), result.values.levels) == (NAMED["ultra"], ())
 
 
 def test_a_mask_for_a_sampler_of_two_evaluations_has_an_entry_for_each():
@@ -220,8 +220,8 @@ def test_a_mask_for_a_sampler_of_two_evaluations_has_an_entry_for_each():
 
 
 def test_a_mask_without_a_zero_needs_no_level():
-    found = schedule([1, 1, 1], level="stack")
-    assert (found.values.levels, rules(found)) == ((), [])
+    result = schedule([1, 1, 1], level="stack")
+    assert (result.values.levels, rules(result)) == ((), [])
 
 
 # MeanCache

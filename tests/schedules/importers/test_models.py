@@ -51,9 +51,9 @@ def compiled(path, file, folder):
 
 def test_ecad_for_pixart(folders, tmp_path):
     parts = ("attn1", "attn2", "ff")
-    said, found = compiled(tmp_path / "e.json", ecad({str(b): parts for b in range(3)}), folders["pixart"])
-    assert found == [{f"transformer_blocks.{b}.{part}" for b in range(3) for part in parts if runs(part, b, step)}
-                     for step in range(STEPS)]  # fmt: skip
+    said, sublayers = compiled(tmp_path / "e.json", ecad({str(b): parts for b in range(3)}), folders["pixart"])
+    assert sublayers == [{f"transformer_blocks.{b}.{part}" for b in range(3) for part in parts if runs(part, b, step)}
+                         for step in range(STEPS)]  # fmt: skip
     assert said == [f"{tmp_path}/e.json: a schedule of ECAD for pixart, level sublayer, 4 steps"]
 
 
@@ -65,11 +65,11 @@ def test_ecad_for_flux(folders, tmp_path):
     for step, blocks in enumerate(file["cache_schedule"]["schedule"].values()):
         for b in range(3):
             blocks[f"single_{b}"] = dict.fromkeys(single, runs("single", b, step))
-    said, found = compiled(tmp_path / "e.json", file, folders["flux"])
+    said, sublayers = compiled(tmp_path / "e.json", file, folders["flux"])
     want = [{f"transformer_blocks.{b}.{part.removeprefix('full_')}" for b in range(2) for part in double if runs(part, b, step)}
             | {f"single_transformer_blocks.{b}.proj_out" for b in range(3) if runs("single", b, step)}
             for step in range(STEPS)]  # fmt: skip
-    assert found == want
+    assert sublayers == want
     assert said[0].endswith("a schedule of ECAD for flux, level sublayer, 4 steps")
 
 
@@ -86,7 +86,7 @@ def test_the_folder_says_the_sampler(folders, tmp_path):
     """A pipeline's scheduler is no assumption."""
     (tmp_path / "l.json").write_text("[0, 1, 3, 5]")
     said = []
-    found = convert(tmp_path / "l.json", report=said.append, steps=6, model=str(folders["pixart"]), size=PIXELS, tokens=TOKENS)
+    result = convert(tmp_path / "l.json", report=said.append, steps=6, model=str(folders["pixart"]), size=PIXELS, tokens=TOKENS)
     assert said == [f"{tmp_path}/l.json: a list of computed steps (LeMiCa), level stack, 6 steps"]
-    assert found.scheduler.kind == "DPMSolverMultistepScheduler"
-    assert [len(call.computed) for call in found.calls] == [9, 9, 0, 9, 0, 9]
+    assert result.scheduler.kind == "DPMSolverMultistepScheduler"
+    assert [len(call.computed) for call in result.calls] == [9, 9, 0, 9, 0, 9]

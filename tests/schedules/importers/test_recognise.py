@@ -101,8 +101,8 @@ def test_a_text_that_would_harm_is_refused_in_one_line(tmp_path, monkeypatch, te
 def test_anything_is_read_or_refused_in_one_line(data):
     said = ""
     try:
-        found = recognise.of_content(decoded(data), Selection())
+        result = recognise.of_content(decoded(data), Selection())
     except L2CError as error:
-        found, said = None, str(error)
+        result, said = None, str(error)
     assert len(said.splitlines()) <= 1
-    assert found is None or found.form
+    assert result is None or result.form

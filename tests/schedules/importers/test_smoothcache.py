@@ -37,17 +37,17 @@ def walked(lists, steps):
 @given(st.dictionaries(st.sampled_from(["attn", "mlp", *(f"{p}-{b}" for p in ("attn", "mlp") for b in range(BLOCKS))]),
                        entries, min_size=1).filter(lambda lists: max(map(len, lists.values())) >= 2))  # fmt: skip
 def test_every_module_runs_where_a_reader_runs_it(lists):
-    found = schedule(lists)
-    assert computed(found) == walked(lists, max(map(len, lists.values())))
-    assert all(set(call.rules) <= {"*"} for call in found.calls)
+    result = schedule(lists)
+    assert computed(result) == walked(lists, max(map(len, lists.values())))
+    assert all(set(call.rules) <= {"*"} for call in result.calls)
 
 
 @given(st.dictionaries(st.sampled_from(["attn1", "attn1-0", "attn1-2"]), st.lists(st.integers(0, 1), min_size=2, max_size=5),
                        min_size=1))  # fmt: skip
 def test_with_diffusers_only_attention_is_cached(lists):
-    found = schedule(lists)
-    assert computed(found) == walked(lists, found.steps)
-    assert all(f"blocks.{b}.mlp" in run for run in computed(found) for b in range(BLOCKS))
+    result = schedule(lists)
+    assert computed(result) == walked(lists, result.steps)
+    assert all(f"blocks.{b}.mlp" in run for run in computed(result) for b in range(BLOCKS))
     assert "the MLP is always computed" in imported(lists).assumed[0]
 
 
@@ -69,10 +69,10 @@ def test_the_form_of_a_router_is_the_router_in_every_cell(path):
         pytest.skip("the reference's cases are not here")
     want = routers.read(path).schedule(0.1, None)
     known = Known("dit", want.sublayers, "ddim")
-    found = schedule(as_lists(path, 0.1), known)
-    assert [call.computed for call in found.calls] == [call.computed for call in want.calls]
-    assert any(call.reused for call in found.calls)
-    assert found.calls == want.calls
+    result = schedule(as_lists(path, 0.1), known)
+    assert [call.computed for call in result.calls] == [call.computed for call in want.calls]
+    assert any(call.reused for call in result.calls)
+    assert result.calls == want.calls
 
 
 def test_the_sampler_must_be_said():

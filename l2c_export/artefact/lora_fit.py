@@ -77,30 +77,30 @@ def merged(tensors: Tensors, loras: Sequence[FittedLora]) -> Tensors:
         yield name, value
 
 
-def with_loras(bound: WeightsRecord, given: Sequence[str]) -> WeightsRecord:
+def with_loras(bound: WeightsRecord, loras: Sequence[str]) -> WeightsRecord:
     """What is noted of weights that LoRAs ("FILE:SCALE") were merged into."""
-    return msgspec.structs.replace(bound, source=" + ".join([bound.source, *(Path(each).name for each in given)]))
+    return msgspec.structs.replace(bound, source=" + ".join([bound.source, *(Path(path).name for path in loras)]))
 
 
-def fit(given: Lora, denoiser: DenoiserRecord) -> FittedLora:
+def fit(original: Lora, denoiser: DenoiserRecord) -> FittedLora:
     """What a LoRA adds to a model's stored tensors.  Raises WeightsError for one of another model."""
-    lora = in_names_of_diffusers(given) if denoiser.family == families.FLUX.name else given
+    lora = in_names_of_diffusers(original) if denoiser.family == families.FLUX.name else original
     known = [(naming, modules_of(naming)) for naming in namings(denoiser)]
-    naming, modules = min(known, key=lambda each: len(_missing(lora, each[1], denoiser)))
+    naming, modules = min(known, key=lambda pair: len(_missing(lora, pair[1], denoiser)))
     if missing := _missing(lora, modules, denoiser):
         key = lora.products[missing[0]].down
         raise WeightsError(f"{lora.path} is of another model: {key} is for no layer of this {denoiser.family}: {REMEDY}")
     own = {module: _own(lora, module, modules) for module in lora.products}
     module_of = {name + WEIGHT: module for module, name in own.items() if name}
-    found = {n: tuple(_additions(lora, module_of, denoiser.tensors[n].shape, recipe)) for n, recipe in naming.items()}
+    additions_of = {n: tuple(_additions(lora, module_of, denoiser.tensors[n].shape, recipe)) for n, recipe in naming.items()}
     unread = tuple(module for module, name in own.items() if not name)
-    return FittedLora(lora, {name: additions for name, additions in found.items() if additions}, unread)
+    return FittedLora(lora, {name: additions for name, additions in additions_of.items() if additions}, unread)
 
 
 def namings(denoiser: DenoiserRecord) -> list[Naming]:
     """What checkpoints of a model call its tensors: that which was compiled, the stored ones, and of a DiT diffusers'."""
-    compiled = {name: tensor.recipe or Recipe.of(name) for name, tensor in denoiser.tensors.items()}
-    known: list[Naming] = [compiled, {name: Recipe.of(name) for name in denoiser.tensors}]
+    compiled = {name: tensor.recipe or Recipe.of(name) for name, tensor in denoiser.checkpointed.items()}
+    known: list[Naming] = [compiled, {name: Recipe.of(name) for name in denoiser.checkpointed}]
     if denoiser.family != families.DIT.name:
         return known
     depth, block_embeddings = int(denoiser.arch["depth"]), bool(denoiser.arch.get("block_embeddings"))
@@ -108,7 +108,7 @@ def namings(denoiser: DenoiserRecord) -> list[Naming]:
     if block_embeddings:
         return known
     # where all blocks share their embedders, what a LoRA adds to one block's cannot be stored
-    return [{n: r for n, r in each.items() if not tensor_names.EMBEDDED.match(r.sources[0].tensor)} for each in known]
+    return [{n: r for n, r in naming.items() if not tensor_names.EMBEDDED.match(r.sources[0].tensor)} for naming in known]
 
 
 def modules_of(naming: Naming) -> dict[str, str]:

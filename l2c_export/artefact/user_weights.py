@@ -32,9 +32,9 @@ def for_all_sizes(opened: Checkpoint, manifest: Manifest) -> Checkpoint:
 
 def by_recipes(opened: Checkpoint, manifest: Manifest) -> Checkpoint:
     """The same under the names that are stored, if its own are those that the artefact's recipes name."""
-    recipes = {name: tensor.recipe or Recipe.of(name) for name, tensor in manifest.denoiser.tensors.items()}
+    recipes = {name: tensor.recipe or Recipe.of(name) for name, tensor in manifest.denoiser.checkpointed.items()}
     named = {source.tensor for recipe in recipes.values() for source in recipe.sources}
-    return opened.made(recipes) if opened.shapes.keys() == named else opened
+    return opened.by_recipe(recipes) if opened.shapes.keys() == named else opened
 
 
 def tensors(source: Path, manifest: Manifest) -> Tensors:

@@ -1,0 +1,156 @@
+"""Products in e4m3 in PyTorch: what is multiplied is looked at over some trajectories, from which its scales follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ..artefact.fingerprint import flops
+from ..artefact.guidance import guided_request
+from ..artefact.manifest import Manifest
+from ..artefact.products import input_scales
+from ..errors import WeightsError
+from ..ir.inputs import usual
+from ..models.primitives import quantise
+from ..samplers.noise import standard_normal
+from ..support.files import Report
+from ..support.words import counted
+from ..weights import e4m3
+from ..weights.layout import WEIGHTS, Layout
+from .eager import Converted, Denoiser
+from .family import family_of
+from .stored import stored
+
+IMAGES = 4  # trajectories, each of another class and other noise
+MOST = 2 * 10**13  # FLOP that they may take
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x, weight and bias
+
+
+class ProductWeight(Tensor):
+    """A weight that says itself how it is multiplied with."""
+
+    own: Multiply
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if function is F.linear and isinstance(args[1], cls):
+                x, weight, bias = (*args, None)[:3]
+                return weight.own(x, weight.as_subclass(Tensor), bias)
+            return function(*args, **(kwargs or {}))
+
+
+def with_products(weight: Tensor, multiply: Multiply) -> Tensor:
+    """The same numbers, with another product."""
+    tensor = weight.as_subclass(ProductWeight)
+    tensor.own = multiply
+    return tensor
+
+
+@dataclass
+class Seen:
+    """Of a product: the largest number that is multiplied, and squares of what its rounding changes and of all there is."""
+
+    largest: float = 0.0
+    lost: float = 0.0
+    there: float = 0.0
+
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product in the type of x, noted."""
+        largest = float(x.abs().max())
+        self.largest = self.largest if largest <= self.largest else largest  # which may be NaN
+        scale = torch.from_numpy(e4m3.scale_of(e4m3.HEADROOM * largest))
+        product = F.linear(x, weight)
+        self.lost += float(F.linear(quantise(x, scale).to(x.dtype) * scale[0] - x, weight).square().sum())
+        self.there += float(product.square().sum())
+        return product if bias is None else product + bias
+
+    @property
+    def error(self) -> float:
+        """Relative."""
+        return math.sqrt(self.lost / self.there) if self.there else 0.0
+
+
+@dataclass(frozen=True)
+class ObservedWeights(Converted):
+    """Weights whose products are seen, of those that the names in `seen` are."""
+
+    seen: Mapping[str, Seen]
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = super().__getitem__(name)
+        return with_products(weight, self.seen[name].add) if name in self.seen else weight
+
+
+@dataclass(frozen=True)
+class InE4m3(Converted):
+    """Weights that are multiplied as an artefact in fp8 does it: `tensors` are its weights and scales, which says `scales`."""
+
+    scales: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = super().__getitem__(name)
+        if name not in self.scales:
+            return weight
+        scale = self.tensors[self.scales[name]]
+        return with_products(
+            weight, lambda x, w, bias: F.linear(quantise(x, scale).to(x.dtype) * scale[0].to(x.dtype), w, bias)
+        )
+
+
+@torch.no_grad()
+def calibrate(folder: Path, manifest: Manifest, report: Report) -> None:
+    """Write the scales of what is multiplied in e4m3 into the weights that lie in `folder`.
+
+    They are those of some trajectories of the first program, as many calls of them as a minute allows, in float32.
+    Raises WeightsError where what is multiplied is NaN or infinite.
+    """
+    scales = input_scales(manifest)
+    compiled = manifest.program()
+    images, most = max(1, min(IMAGES, MOST // max(1, flops(compiled, len(compiled.calls))))), len(compiled.calls)
+    if manifest.denoiser.weights and manifest.denoiser.weights.random is not None:
+        images = most = 1  # numbers that mean nothing
+    count = max(n for n in range(1, most + 1) if n == 1 or images * flops(compiled, n) <= MOST)
+    seen = {name: Seen() for name in scales}
+    weights = ObservedWeights(stored(folder, manifest), torch.float32, seen)
+    inputs = usual(manifest.inputs, images)
+    guided = guided_request(compiled, inputs, np.full(images, manifest.guidance.scale))
+    request = {name: torch.from_numpy(values) for name, values in guided.inputs.items()}
+    x = torch.from_numpy(standard_normal(compiled.latent, range(images)) * np.float32(compiled.noise_scale))
+    model = Denoiser(family_of(manifest), weights, spans=manifest.denoiser.levels)
+    for _ in model.steps(compiled.calls[:count], x, request, torch.from_numpy(guided.strength)):
+        pass
+    for name, product in seen.items():
+        if not math.isfinite(product.largest):
+            raise WeightsError(f"weights: {name} is multiplied with NaN or infinite values: verify it with precision='fp32'")
+    largest: dict[str, float] = {}  # by the scale: what several products share
+    for name, scale in scales.items():
+        largest[scale] = max(largest.get(scale, 0.0), seen[name].largest)
+    layout = Layout(manifest.denoiser.tensors)
+    with (folder / WEIGHTS).open("r+b") as file:
+        for scale, number in largest.items():
+            file.seek(layout.place(scale).offset)
+            file.write(e4m3.scale_of(e4m3.HEADROOM * number).tobytes())
+    report(said(seen, f"{counted(count, 'call')} of {counted(images, 'image')}"))
+
+
+def said(seen: Mapping[str, Seen], over: str) -> str:
+    """What was found, in words."""
+    if not seen:
+        return "no product in e4m3: no sublayer has one that is large enough"
+    worst = max(seen, key=lambda name: seen[name].error)
+    lost = sum((product.lost for product in seen.values()), 0.0)
+    there = sum((product.there for product in seen.values()), 0.0)
+    error, module = math.sqrt(lost / there) if there else 0.0, worst.removesuffix(e4m3.WEIGHT)
+    return (
+        f"{counted(len(seen), 'product')} in e4m3, calibrated over {over}: rounding what is multiplied changes {error:.1e} of "
+        f"them, at most {seen[worst].error:.1e} ({module})"
+    )

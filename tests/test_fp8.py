@@ -1,0 +1,219 @@
+"""Artefacts in fp8, from end to end, on an oracle: primitives in PyTorch, one by one."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from helpers import case
+from in_pytorch import IN_PYTORCH
+
+import l2c_export
+from l2c_export.artefact import check, store
+from l2c_export.artefact.products import input_scales
+from l2c_export.backends import descriptors
+from l2c_export.benchmarks.twins import compile_twin
+from l2c_export.compiler import link
+from l2c_export.compiler.compile import compile_artefact
+from l2c_export.compiler.passes.fp8 import with_fp8
+from l2c_export.compiler.record import record
+from l2c_export.errors import BackendError, MissingExtra, UsageError, WeightsError
+from l2c_export.ir.dtypes import E4M3, Types
+from l2c_export.ir.inputs import usual
+from l2c_export.models.primitives import PRIMITIVES, execute, quantise
+from l2c_export.pytorch import calibrate
+from l2c_export.pytorch.calibrate import InE4m3
+from l2c_export.pytorch.eager import Converted
+from l2c_export.pytorch.family import family_of
+from l2c_export.pytorch.stored import stored, unscaled
+from l2c_export.verification.error import TOLERANCE
+from l2c_export.weights import e4m3
+from l2c_export.weights.layout import WEIGHTS, Layout, mapped
+
+CASE = "dit_tiny_odd_resetN"
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory, own_cache):
+    folder = tmp_path_factory.mktemp("fp8") / "engines"
+    compile_artefact(case(CASE).options(folder, precision="fp8", backend="cuda"))
+    return folder
+
+
+@pytest.fixture
+def oracle(monkeypatch):
+    monkeypatch.setattr(descriptors, "BACKENDS", (*descriptors.BACKENDS, IN_PYTORCH))
+    return IN_PYTORCH.name
+
+
+def numbers(folder):
+    tensors = store.read(folder).denoiser.tensors
+    view = mapped(folder / WEIGHTS, tensors)
+    return {name: np.array(view(name)) for name in tensors}
+
+
+@pytest.mark.parametrize("link", ["shared", "static"])
+def test_every_call_is_within_its_tolerance_and_not_within_that_of_bf16(link, narrow, oracle):
+    pipe = l2c_export.load(narrow, backend=oracle, link=link)
+    verdict = l2c_export.verify(pipe, golden=case(CASE).path)
+    worst = max(call.fed.relative for call in verdict.calls)
+    assert verdict.passed
+    assert (verdict.atol, verdict.rtol) == (TOLERANCE["fp8"],) * 2
+    assert TOLERANCE["bf16"] < worst < TOLERANCE["fp8"] / 2
+    assert l2c_export.check(pipe).passed
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tensorrt"])
+def test_other_backends_refuse_it_by_name(name, narrow):
+    with pytest.raises(BackendError, match=f"^{name}: it has no fp8: use backend='cuda' or compile with precision='bf16'"):
+        l2c_export.load(narrow, backend=name)
+
+
+def test_what_nothing_here_runs_is_refused_by_every_name(narrow):
+    with pytest.raises(BackendError, match=r"no backend can run this: .*onnxruntime: it has no fp8"):
+        l2c_export.load(narrow, backend="auto", device="cpu")
+
+
+@pytest.mark.parametrize(("backend", "targets", "says"), [
+    ("cuda", ("sm80", "sm90"), "targets='sm80': fp8 needs sm89 or newer"),
+    ("tensorrt-rtx", ("sm86", "sm89"), "targets='sm86': fp8 needs sm89 or newer"),
+])  # fmt: skip
+def test_gpus_without_it_are_refused_by_name(backend, targets, says, narrow):
+    if backend != "cuda":
+        pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(UsageError, match=says):
+        l2c_export.build(narrow, backend, targets=targets)
+
+
+def test_large_products_are_e4m3_and_all_else_is_not(narrow):
+    arrays = numbers(narrow)
+    narrowed = {name for name, value in arrays.items() if str(value.dtype) == E4M3}
+    kinds = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    blocks = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
+    assert narrowed == {f"blocks.{n}.{kind}.weight" for n in blocks for kind in kinds}
+    assert input_scales(store.read(narrow)) == {name: e4m3.input_scale(name) for name in narrowed}
+    for name in narrowed:
+        assert 224 <= np.abs(arrays[name].astype(np.float32)).max() <= e4m3.MOST
+        for scale in (arrays[e4m3.weight_scale(name)], arrays[e4m3.input_scale(name)]):
+            assert scale[0] * scale[1] == 1
+            assert np.log2(scale[0]) % 1 == 0
+
+
+def test_a_manifest_that_says_something_else_is_refused(narrow):
+    manifest = store.read(narrow)
+    name = next(name for name, tensor in manifest.denoiser.tensors.items() if tensor.dtype == E4M3)
+    own = manifest.denoiser.tensors
+
+    def problem(tensors, **changes):
+        denoiser = msgspec.structs.replace(manifest.denoiser, tensors=tensors)
+        return check.problem(msgspec.structs.replace(manifest, denoiser=denoiser, **changes))
+
+    def changed(tensor, **changes):
+        return {**own, tensor: msgspec.structs.replace(own[tensor], **changes)}
+
+    scale = e4m3.weight_scale(name)
+    sizes = {"size": manifest.files[WEIGHTS]}
+    assert problem(own) is None
+    for tensors in (
+        changed(scale, scale=msgspec.UNSET), changed(scale, scale="input"), changed(scale, dtype="bfloat16"),
+        changed(scale, shape=(1,)), changed(name, stored="int8"), changed(name, shape=(*own[name].shape, 1)),
+        changed(name, dtype="bfloat16"), {n: t for n, t in own.items() if n != scale},
+        {**own, "pos_embed.scale": own[scale]}, changed("pos_embed", dtype=E4M3),
+    ):  # fmt: skip
+        assert problem(tensors), sizes
+    assert "is float8_e4m3fn, which it cannot be" in problem(own, precision="bf16")
+
+
+def test_linking_other_weights_calibrates_again(narrow, tmp_path):
+    options = case(CASE).options(tmp_path / "fresh", precision="fp8", backend="cuda", weights="random:5")
+    compile_artefact(options)
+    compile_artefact(case(CASE).options(tmp_path / "linked", precision="fp8", backend="cuda"))
+    l2c_export.link(tmp_path / "linked", weights="random:5")
+    assert (tmp_path / "fresh" / WEIGHTS).read_bytes() == (tmp_path / "linked" / WEIGHTS).read_bytes()
+    before, after = numbers(narrow), numbers(tmp_path / "linked")
+    assert any(before[name][0] != after[name][0] for name in before if name.endswith(".input.scale"))
+
+
+def test_linking_without_pytorch_is_refused_before_anything_is_written(narrow, monkeypatch):
+    def missing(library, extra):
+        raise MissingExtra(f"needs {library}", extra)
+
+    monkeypatch.setattr(link, "needs", missing)
+    before = (narrow / WEIGHTS).stat().st_mtime_ns
+    with pytest.raises(MissingExtra, match="needs torch"):
+        l2c_export.link(narrow, weights="random:5")
+    assert (narrow / WEIGHTS).stat().st_mtime_ns == before
+
+
+def test_a_sublayer_may_stay_in_bf16(oracle, tmp_path):
+    manifest = compile_artefact(case(CASE).options(tmp_path / "e", precision="fp8", backend="cuda", bf16=("blocks.0.mlp",)))
+    kinds = {name: tensor.dtype for name, tensor in manifest.denoiser.tensors.items() if name.startswith("blocks.")}
+    assert kinds["blocks.0.mlp.fc1.weight"] == "bfloat16"
+    assert "blocks.0.mlp.fc1.weight.scale" not in kinds
+    assert kinds["blocks.0.attn.qkv.weight"] == kinds["blocks.1.mlp.fc1.weight"] == E4M3
+    assert l2c_export.verify(l2c_export.load(tmp_path / "e", backend=oracle), golden=case(CASE).path).passed
+
+
+def test_its_uncached_twin_has_the_same_weights_and_scales(narrow, oracle, tmp_path):
+    kept = tmp_path / "kept"
+    compile_artefact(case(CASE).options(kept, precision="fp8", backend="cuda", bf16=("blocks.0.mlp",)))
+    for folder in (narrow, kept):
+        twin = tmp_path / f"{folder.name}-twin"
+        compile_twin(folder, store.read(folder), twin, cache=False)
+        assert (twin / WEIGHTS).samefile(folder / WEIGHTS)
+        assert store.read(twin).denoiser.tensors == store.read(folder).denoiser.tensors
+        assert l2c_export.verify(l2c_export.load(twin, backend=oracle)).passed
+
+
+@pytest.mark.parametrize(("asked", "says"), [
+    ({"precision": "bf16", "bf16": ("blocks.0.mlp",)}, "bf16='blocks.0.mlp': none of the model is e4m3"),
+    ({"precision": "fp8", "bf16": ("blocks.99.mlp",)}, "bf16='blocks.99.mlp': no sublayer of the model"),
+    ({"precision": "fp8", "backend": "openvino"}, "precision='fp8': backend='openvino' has none"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_before_it_is_compiled(asked, says, tmp_path):
+    with pytest.raises(UsageError, match=says):
+        compile_artefact(case(CASE).options(tmp_path / "e", **asked))
+
+
+def test_scales_have_room_for_twice_what_was_seen(narrow, oracle, monkeypatch):
+    """On the trajectories that they were calibrated over, nothing is cut off, and no exponent more than needed is left."""
+    largest = {}
+
+    def seen(x, scale):
+        largest[scale.data_ptr()] = max(largest.get(scale.data_ptr(), 0.0), float(x.abs().max() * scale[1]))
+        return quantise(x, scale)
+
+    monkeypatch.setitem(PRIMITIVES, "quantise", seen)
+    pipe = l2c_export.load(narrow, backend=oracle)
+    for n in range(calibrate.IMAGES):
+        pipe(usual(pipe.manifest.inputs, n + 1)["class_labels"][n:], seed=n)
+    assert len(largest) == len(set(input_scales(pipe.manifest).values()))
+    assert all(100 < number < 250 for number in largest.values()), largest
+
+
+def test_pytorch_emulates_a_sublayer_with_its_scales(narrow):
+    """Nearer to what the artefact's primitives make than the same without e4m3: what is between is bfloat16."""
+    manifest = store.read(narrow)
+    tensors, kept, family = stored(narrow, manifest), unscaled(narrow, manifest), family_of(manifest)
+    body = with_fp8(record(family, Types("bfloat16")), ()).bodies["attn_fp8"]
+    parts = ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias")
+    scales = ("qkv.input.scale", "qkv.weight.scale", "proj.input.scale", "proj.weight.scale")
+    activations = [torch.randn(2, n, 32, generator=torch.Generator().manual_seed(n)) for n in (16, 1, 1)]
+    inputs = [*activations, *(kept[f"blocks.1.attn.{part}"] for part in (*parts, *scales))]
+    output = execute(body.primitives, dict(zip(body.inputs, inputs, strict=True)))[body.outputs[0]].float()
+    weights = InE4m3(tensors, torch.float32, input_scales(manifest)), Converted(tensors, torch.float32)
+    same, plain = (family.attn(*activations, *(table[f"blocks.1.attn.{part}"] for part in parts)) for table in weights)
+    assert 1e-2 < (plain - output).norm() / output.norm() < 1e-1
+    assert (same - output).norm() < (plain - output).norm() / 2
+
+
+def test_weights_that_make_nothing_of_use_are_refused_when_they_are_calibrated(narrow, tmp_path):
+    manifest = store.read(narrow)
+    layout = Layout(manifest.denoiser.tensors)
+    data = bytearray((narrow / WEIGHTS).read_bytes())
+    place = layout.place("blocks.1.attn.qkv.bias")
+    data[place.offset : place.offset + place.bytes] = b"\xff" * place.bytes  # NaN
+    (tmp_path / WEIGHTS).write_bytes(data)
+    with pytest.raises(WeightsError, match=r"blocks\.\d\.\w+\.\w+\.weight is multiplied with NaN or infinite values"):
+        calibrate.calibrate(tmp_path, manifest, id)
