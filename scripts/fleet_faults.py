@@ -26,9 +26,9 @@ from typing import Any
 
 import msgspec
 
-from l2c_export.serving.fleet.environment import prepare
 from l2c_export.serving.fleet.options import FleetOptions
 from l2c_export.support.machine import examine
+from l2c_export.support.own_ray import prepare
 
 CLIENTS, KNOWN = 8, 40  # who ask at the same time; different images that they ask for
 PORT = 18711

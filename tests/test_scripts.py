@@ -29,8 +29,7 @@ INSIDE = {
     "serve_load.py": {"support.figure"},
     # are the servers that they measure, and break
     "emoji_quality.py": {"runtime.prompts"},
-    "fleet_faults.py": {"serving.fleet", "serving.fleet.environment", "serving.fleet.options", "serving.http.answers",
-                        "support.machine"},
+    "fleet_faults.py": {"serving.fleet", "serving.fleet.options", "serving.http.answers", "support.machine", "support.own_ray"},
     "serving_cpu.py": {"serving.triton", "support.machine"},
     "forecasts.py": {"samplers.scheduler_config", "schedules.rules", "support.figure"},
     # time PyTorch with an artefact's weights beside its engines

@@ -24,8 +24,8 @@ def serve(
     """Serve until it is stopped, or print a configuration.  Raises UsageError for what a fleet does not do."""
     from ..artefact import store
     from ..serving.fleet.config import described
-    from ..serving.fleet.environment import prepare
     from ..serving.fleet.options import fleet_of
+    from ..support.own_ray import prepare
 
     if settings.trust_engines:
         raise UsageError("trust_engines=True: a fleet is loaded again by deploying it again: leave it out")

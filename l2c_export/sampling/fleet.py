@@ -14,6 +14,7 @@ from .. import errors
 from ..backends.descriptor import GPU
 from ..backends.descriptors import AUTO, named
 from ..errors import L2CError, RunError, UsageError
+from ..support import own_ray
 from ..support.extras import needs
 from ..support.files import Report
 from ..support.progress import Step
@@ -23,11 +24,6 @@ from .plan import SamplePlan, Shard
 
 if TYPE_CHECKING:
     from ..runtime.pipeline import Pipeline
-
-# Ray reports its use, draws bars, and starts workers at the lowest priority, unless it is told not to.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_worker_niceness": "0",
-         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # fmt: skip
-STORE = 256 * 2**20  # bytes of Ray's object store: only the names of shards pass through
 
 
 class ShardSampler:
@@ -88,9 +84,8 @@ def write(
 
 
 def _imported() -> Any:
-    """Ray, which looks at these variables when it is imported."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    """Ray, prepared as far as it was not imported before."""
+    own_ray.prepare(alone="ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"))
     ray = needs("ray", "ray")
     needs("ray.data", "ray")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -103,11 +98,9 @@ def _running(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    own = {} if os.environ.get("RAY_ADDRESS") else {
-        "include_dashboard": False, "object_store_memory": STORE, "_node_ip_address": "127.0.0.1",
-    }  # fmt: skip
+    options = {} if os.environ.get("RAY_ADDRESS") else own_ray.ALONE
     try:
-        ray.init(logging_level="error", log_to_driver=False, **own)
+        ray.init(logging_level="error", log_to_driver=False, **options)
     except Exception as error:  # of its own many kinds
         raise RunError(f"Ray does not start: {first_line(error)}: check RAY_ADDRESS, or sample without ray=True") from None
     try:

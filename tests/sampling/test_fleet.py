@@ -20,7 +20,6 @@ PROGRAM = """
 import os, signal, sys, threading, time
 from pathlib import Path
 
-import ray
 from l2c_export.errors import RunError
 from l2c_export.sampling import fleet
 from l2c_export.sampling.sample import sample
@@ -45,6 +44,7 @@ def kill_one():
 
 
 ray_module = fleet._imported()
+print("calls need a", os.environ["RAY_AUTH_MODE"])
 with fleet._running(ray_module):
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
@@ -81,7 +81,7 @@ def test_with_ray_data_the_files_are_the_same_and_a_killed_sampler_loses_nothing
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
-    assert lines[:2] == ["killed one", "made 400 beside True"]
-    assert lines[2].startswith("image 0 (seed 7) is NaN or infinite: check the weights")
-    assert lines[3].startswith("workers=99: Ray has room for ")
+    assert lines[:3] == ["calls need a token", "killed one", "made 400 beside True"]
+    assert lines[3].startswith("image 0 (seed 7) is NaN or infinite: check the weights")
+    assert lines[4].startswith("workers=99: Ray has room for ")
     assert tree(tmp_path / "s") == tree(tmp_path / "whole")

@@ -14,13 +14,13 @@ import msgspec
 
 from ...errors import L2CError, RunError
 from ...support.log import LOG
+from ...support.own_ray import ALONE
 from ...support.words import first_line
 from ..http.logs import json_lines
 from .options import BUILD, FleetOptions
 
 APP = "l2c"
 LATE = 10  # seconds in which a front answers that answers at all
-STORE = 256 * 2**20  # bytes of Ray's object store: an image is small
 
 
 def run(options: FleetOptions, host: str, port: int) -> dict[str, dict[str, int]]:
@@ -55,10 +55,8 @@ def start(options: FleetOptions, host: str, port: int) -> None:
         "local",
         num_cpus=2 * needed,  # room for a second fleet while the first is exchanged; Ray only counts them
         num_gpus=gpus or None,
-        include_dashboard=False,
-        object_store_memory=STORE,
         logging_level=logging.WARNING,
-        _node_ip_address="127.0.0.1",
+        **ALONE,
     )
     listen(host, port)
     deploy(options)
