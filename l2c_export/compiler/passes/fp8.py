@@ -64,8 +64,8 @@ def with_fp8(call: Graph, kept: Collection[str]) -> Graph:
 
 def _is_gated(reader: Node, name: str, call: Graph) -> bool:
     """Whether a value is multiplied with a gate whose type the product has, whatever the value's is."""
-    made = call.values[reader.outputs[0]].dtype
-    return reader.op == GATED and any(call.values[i].dtype == made for i in reader.inputs if i != name)
+    dtype = call.values[reader.outputs[0]].dtype
+    return reader.op == GATED and any(call.values[i].dtype == dtype for i in reader.inputs if i != name)
 
 
 def _narrowed(body: Body, node: Node, shared: Collection[str], gated: Sequence[bool]) -> Narrowed | None:
