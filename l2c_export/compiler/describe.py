@@ -23,10 +23,10 @@ from ..artefact.records import (
     SizeRecord,
     WeightsRecord,
 )
-from ..ir.dtypes import DTYPES
 from ..ir.graph import REQUEST, REQUESTED, WEIGHT, WINDOW, Graph, Value
 from ..ir.inputs import named
 from ..ir.names import rows_of, split_at
+from ..ir.precisions import DTYPES
 from ..schedules.resolve import forecasts
 from ..schedules.schedule import Schedule
 from ..version import __version__

@@ -14,8 +14,8 @@ from ..artefact.manifest import LINKS
 from ..backends import descriptors
 from ..backends.descriptors import AUTO
 from ..errors import UsageError
-from ..ir.dtypes import DTYPES, Types
-from ..ir.precisions import FP8
+from ..ir.dtypes import Types
+from ..ir.precisions import DTYPES, FP8
 from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import FLOWS, KINDS
 from ..schedules.rules import Caching

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import UsageError
-from ..ir.dtypes import BYTES, DTYPES, width
+from ..ir.dtypes import BYTES, width
+from ..ir.precisions import DTYPES
 from ..weights.stored import STORES
 
 COMPONENTS = ("denoiser", "text", "decoder")

@@ -12,8 +12,9 @@ import msgspec
 from ..artefact import check_text, text
 from ..artefact.text import IDS, MASK, EncoderRecord, TextRecord
 from ..errors import ModelError, UsageError
-from ..ir.dtypes import DTYPES, Types
+from ..ir.dtypes import Types
 from ..ir.graph import REQUEST, WEIGHT, Graph, check, live
+from ..ir.precisions import DTYPES
 from ..models.diffusers.model_index import PipelineIndex
 from ..models.text import classes
 from ..support.files import Report

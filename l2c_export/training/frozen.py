@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..artefact.guidance import strength
 from ..artefact.records import Guidance
-from ..ir.dtypes import DTYPES
+from ..ir.precisions import DTYPES
 from ..models.family import Family
 from ..weights import layout, origin
 from ..weights.checkpoint import Checkpoint

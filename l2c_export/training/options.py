@@ -15,8 +15,8 @@ from ..artefact import integrity, staging
 from ..artefact.records import Guidance
 from ..compiler.request import GUIDANCE
 from ..errors import ArtefactError, UsageError
-from ..ir.dtypes import ONE_TYPE
 from ..ir.inputs import guided
+from ..ir.precisions import ONE_TYPE
 from ..models import families, lookup
 from ..models.evidence import architecture
 from ..models.family import Family

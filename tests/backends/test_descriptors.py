@@ -15,7 +15,7 @@ from recorded import ROOT
 import l2c_export
 from l2c_export.backends.descriptor import GPU
 from l2c_export.backends.descriptors import BACKENDS, names, packages, sites
-from l2c_export.ir.dtypes import DTYPES
+from l2c_export.ir.precisions import DTYPES
 
 EXTRAS = re.search(r"\[project\.optional-dependencies\]\n(.*?)\n\n", (ROOT / "pyproject.toml").read_text(), re.DOTALL).group(1)
 

@@ -19,7 +19,7 @@ from l2c_export.cli import main
 from l2c_export.cli.compile import export
 from l2c_export.compiler import request
 from l2c_export.inspection import predict
-from l2c_export.ir import dtypes
+from l2c_export.ir import precisions
 from l2c_export.schedules import rules
 from l2c_export.training import options as training
 
@@ -93,7 +93,7 @@ def choices(name, option):
 
 
 def test_the_choices_are_those_of_the_modules():
-    assert set(known.PRECISIONS) == set(dtypes.DTYPES)
+    assert set(known.PRECISIONS) == set(precisions.DTYPES)
     assert known.LINKS == manifest.LINKS
     assert known.GUIDANCE == request.GUIDANCE
     assert known.TEXT_PRECISIONS == request.TEXT_PRECISIONS

@@ -85,9 +85,9 @@ def test_sublayers_that_others_read_make_float32_in_an_operation_of_their_own():
     reader = call.nodes[place]
     tied = type(reader)(reader.op, reader.name, ("blocks.1.mlp", *reader.inputs[1:]), reader.outputs)
     nodes = (*call.nodes[:place], tied, *call.nodes[place + 1 :])
-    graph = with_fp8(type(call)(nodes, call.values, call.outputs, call.sublayers, bodies=call.bodies), ())
-    assert (graph.values["blocks.0.mlp"].dtype, graph.values["blocks.1.mlp"].dtype) == ("bfloat16", "float32")
-    assert {node.op for node in graph.nodes if node.name.endswith(".mlp")} == {"mlp_fp8", "mlp_fp8_1"}
+    narrow = with_fp8(type(call)(nodes, call.values, call.outputs, call.sublayers, bodies=call.bodies), ())
+    assert (narrow.values["blocks.0.mlp"].dtype, narrow.values["blocks.1.mlp"].dtype) == ("bfloat16", "float32")
+    assert {node.op for node in narrow.nodes if node.name.endswith(".mlp")} == {"mlp_fp8", "mlp_fp8_1"}
 
 
 def test_what_a_narrow_gate_is_multiplied_with_stays_float32():
@@ -95,8 +95,8 @@ def test_what_a_narrow_gate_is_multiplied_with_stays_float32():
     call = dit_call()
     gate = "blocks.0.mlp.gate"
     values = {**call.values, gate: Value(call.values[gate].shape, "bfloat16")}
-    graph = with_fp8(type(call)(call.nodes, values, call.outputs, call.sublayers, bodies=call.bodies), ())
-    assert (graph.values["blocks.0.mlp"].dtype, graph.values["blocks.0.attn"].dtype) == ("float32", "bfloat16")
+    narrow = with_fp8(type(call)(call.nodes, values, call.outputs, call.sublayers, bodies=call.bodies), ())
+    assert (narrow.values["blocks.0.mlp"].dtype, narrow.values["blocks.0.attn"].dtype) == ("float32", "bfloat16")
 
 
 def test_stored_are_the_weights_in_e4m3_and_scales_that_no_checkpoint_has():

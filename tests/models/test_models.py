@@ -19,10 +19,10 @@ from safetensors.numpy import load_file
 from l2c_export.compiler.compile import lower
 from l2c_export.compiler.source import resolve
 from l2c_export.errors import ModelError
-from l2c_export.ir.dtypes import DTYPES
 from l2c_export.ir.graph import LOOP, PLAIN_OPS, WEIGHT
 from l2c_export.ir.inputs import class_labels
 from l2c_export.ir.names import rows_of
+from l2c_export.ir.precisions import DTYPES
 from l2c_export.models import dit, lookup, primitives, uvit
 from l2c_export.models.dit import DiT
 from l2c_export.models.uvit import UViT

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from l2c_export.errors import WeightsError
-from l2c_export.ir.dtypes import BYTES, DTYPES, Types
+from l2c_export.ir.dtypes import BYTES, Types
+from l2c_export.ir.precisions import DTYPES
 from l2c_export.weights import layout
 from l2c_export.weights.checkpoint import open_checkpoint
 from l2c_export.weights.layout import Layout, mapped

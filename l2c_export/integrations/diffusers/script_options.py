@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UsageError
-from ...ir.dtypes import DTYPES
+from ...ir.precisions import DTYPES
 
 TYPES = DTYPES
 DOWNLOADS = frozenset({
