@@ -48,8 +48,8 @@ print("calls need a", os.environ["RAY_AUTH_MODE"])
 with fleet._running(ray_module):
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    made = sample(folder, out, 400, seed=5, shard_size=4, backend="onnxruntime", ray=True)
-    print("made", made.new, "beside", len(list(samplers())) > 0)
+    result = sample(folder, out, 400, seed=5, shard_size=4, backend="onnxruntime", ray=True)
+    print("made", result.new, "beside", len(list(samplers())) > 0)
     killer.join(1)
     try:
         sample(infinite, out.parent / "none", 4, seed=7, backend="onnxruntime", ray=True)

@@ -116,7 +116,9 @@ def test_one_of_each_class(page):
     page.find_element("id", "draw-all").click()
     until(lambda: "pictures in" in status(page))
     assert status(page).startswith("3 pictures in")
-    labels = page.execute_script("return [...document.querySelectorAll('#strip figure')].map((each) => each.firstChild.alt[0])")
+    labels = page.execute_script(
+        "return [...document.querySelectorAll('#strip figure')].map((figure) => figure.firstChild.alt[0])"
+    )
     assert labels == [str(n) for n in range(3)]
 
 

@@ -34,7 +34,7 @@ def loading():
     if sys.argv[2] == "openvino":  # the moment when its C++ begins to work
         import openvino
         compiled = openvino.Core.compile_model
-        openvino.Core.compile_model = lambda *given: (busy.set(), compiled(*given))[1]
+        openvino.Core.compile_model = lambda *arguments: (busy.set(), compiled(*arguments))[1]
     else:
         busy.set()
     while True:
