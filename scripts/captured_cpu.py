@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Is a captured transformer as fast as the same one written by hand?  DiT-S/2 of diffusers, compiled both ways, on a CPU.
 
-    python scripts/captured_cpu.py --rounds 40 --json scripts/results/captured.json
+    python scripts/captured_cpu.py --rounds 60 --steps 2 --json scripts/results/captured_cpu.json
 
 Random weights from one folder, one image with guidance (batch 2), DDIM.  Each way has a process of its own; in each round both
 make an image, in a new order, while the other sleeps on a pipe.  Reported: captured / by hand, the median over rounds and its
@@ -64,10 +64,10 @@ def as_if_unknown() -> Iterator[None]:
 def compiled(root: Path, args: argparse.Namespace) -> None:
     for way in WAYS:
         with as_if_unknown() if way == "captured" else contextlib.nullcontext():
-            made = l2c_export.compile(
+            artefact = l2c_export.compile(
                 args.schedule, model=root / "model", steps=args.steps, guidance="all", link=args.link, out=root / way
             )
-        assert (made.manifest.denoiser.family == "dit") == (way == "by hand")
+        assert (artefact.manifest.denoiser.family == "dit") == (way == "by hand")
 
 
 class Image(NamedTuple):
@@ -108,20 +108,20 @@ class Worker:
 def measured(root: Path, backend: str, args: argparse.Namespace) -> dict[str, Any]:
     """Rounds of both ways on a backend."""
     workers = {way: Worker(root / way, backend, args.threads) for way in WAYS}
-    made: dict[str, list[Image]] = {way: [] for way in WAYS}
+    images: dict[str, list[Image]] = {way: [] for way in WAYS}
     try:
         for worker in workers.values():
             worker.image()
             worker.image()
         for _ in range(args.rounds):
             for way in random.sample(WAYS, 2):
-                made[way].append(workers[way].image())
+                images[way].append(workers[way].image())
     finally:
         for worker in workers.values():
             worker.stop()
     result: dict[str, Any] = {"backend": backend, "link": args.link, "rounds": args.rounds, "load": os.getloadavg()[0]}
     for what in Image._fields:
-        by_hand, captured = ([getattr(image, what) for image in made[way]] for way in WAYS)
+        by_hand, captured = ([getattr(image, what) for image in images[way]] for way in WAYS)
         ratios = [ours / theirs for theirs, ours in zip(by_hand, captured, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         fastest = min(captured) / min(by_hand)

@@ -96,11 +96,11 @@ def main() -> None:
             with served(engines, replicas, args.backend, args.folder / "server.log"):
                 values.append(images_a_second(replicas, args.seconds))
             print(replicas, values[-1], flush=True)
-    one, several = (statistics.median(values) for values in rates.values())
-    results = {"images_per_second": rates, "ratio": several / one, "processors": os.cpu_count()}
-    print(json.dumps(results))
-    if args.json:
-        args.json.write_text(json.dumps({"command": " ".join(["python", *sys.argv]), "results": results}, indent=1) + "\n")
+        one, several = (statistics.median(values) for values in rates.values())
+        results = {"images_per_second": rates, "ratio": several / one, "processors": os.cpu_count()}
+        print(json.dumps(results), flush=True)
+        if args.json:
+            args.json.write_text(json.dumps({"command": " ".join(["python", *sys.argv]), "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -395,13 +395,13 @@ def manifests(count: int, seconds: float, chance: random.Random, work: Path) -> 
         wanted = {link: once(functools.partial(altered.used, engines, link)).detail for link in ("shared", "static")}
         seeds = [chance.randrange(2**32) for _ in range(count // len(altered.ARTEFACTS))]
         trials = [functools.partial(altered_once, engines, place, wanted, seed) for seed in seeds]
-        for seed, trial in zip(seeds, on_two_cores(trials, seconds / len(altered.ARTEFACTS)), strict=False):
-            outcome = trial.detail if trial.kind == "done" else trial.kind
+        for seed, verdict in zip(seeds, on_two_cores(trials, seconds / len(altered.ARTEFACTS)), strict=False):
+            outcome = verdict.detail if verdict.kind == "done" else verdict.kind
             counts["manifests"] += 1
             counts[outcome] += 1
             counts[f"{name}: {outcome}"] += 1
-            if trial.kind in BAD:
-                print(f"{name}, manifest seed {seed}: {trial.kind}\n{trial.detail[-1500:]}", file=sys.stderr)
+            if verdict.kind in BAD:
+                print(f"{name}, manifest seed {seed}: {verdict.kind}\n{verdict.detail[-1500:]}", file=sys.stderr)
     return counts
 
 

@@ -85,21 +85,21 @@ class Cached:
         names = ("encoder_hidden_states", "hidden_states") if readers[blocks.stop] in single else ("hidden_states",)
         begun: list[torch.Tensor] = []
 
-        def begin(_: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            begun[:] = [named[name] if name in named else arguments[0] for name in names]
+        def begin(_: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            begun[:] = [named[name] if name in named else positional[0] for name in names]
 
         def end(
-            _: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+            _: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            behind = [named[name] if name in named else arguments[0] for name in names]
+            behind = [named[name] if name in named else positional[0] for name in names]
             terms = self._terms[self.call].get(level, COMPUTED)
             if terms == COMPUTED:
                 self._kept[level, self.call] = tuple(after - before for after, before in zip(behind, begun, strict=True))
-                return arguments, named
+                return positional, named
             added = summed([(c, self._kept[level, self.call - age]) for age, c in terms])
             behind = [before + value for before, value in zip(begun, added, strict=True)]
             by_name = {name: value for name, value in zip(names, behind, strict=True) if name in named}
-            return arguments if by_name else (behind[0], *arguments[1:]), named | by_name
+            return positional if by_name else (behind[0], *positional[1:]), named | by_name
 
         readers[blocks.stop].register_forward_pre_hook(end, with_kwargs=True)
         readers[blocks.start].register_forward_pre_hook(begin, with_kwargs=True)

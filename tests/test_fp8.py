@@ -199,13 +199,13 @@ def test_pytorch_emulates_a_sublayer_with_its_scales(narrow):
     body = with_fp8(record(family, Types("bfloat16")), ()).bodies["attn_fp8"]
     parts = ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias")
     scales = ("qkv.input.scale", "qkv.weight.scale", "proj.input.scale", "proj.weight.scale")
-    given = [torch.randn(2, n, 32, generator=torch.Generator().manual_seed(n)) for n in (16, 1, 1)]
-    inputs = [*given, *(kept[f"blocks.1.attn.{part}"] for part in (*parts, *scales))]
-    made = execute(body.primitives, dict(zip(body.inputs, inputs, strict=True)))[body.outputs[0]].float()
+    activations = [torch.randn(2, n, 32, generator=torch.Generator().manual_seed(n)) for n in (16, 1, 1)]
+    inputs = [*activations, *(kept[f"blocks.1.attn.{part}"] for part in (*parts, *scales))]
+    output = execute(body.primitives, dict(zip(body.inputs, inputs, strict=True)))[body.outputs[0]].float()
     weights = InE4m3(tensors, torch.float32, input_scales(manifest)), Converted(tensors, torch.float32)
-    same, plain = (family.attn(*given, *(each[f"blocks.1.attn.{part}"] for part in parts)) for each in weights)
-    assert 1e-2 < (plain - made).norm() / made.norm() < 1e-1
-    assert (same - made).norm() < (plain - made).norm() / 2
+    same, plain = (family.attn(*activations, *(table[f"blocks.1.attn.{part}"] for part in parts)) for table in weights)
+    assert 1e-2 < (plain - output).norm() / output.norm() < 1e-1
+    assert (same - output).norm() < (plain - output).norm() / 2
 
 
 def test_weights_that_make_nothing_of_use_are_refused_when_they_are_calibrated(narrow, tmp_path):

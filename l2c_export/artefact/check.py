@@ -15,7 +15,7 @@ from ..ir.graph import Value
 from ..ir.inputs import guided
 from ..schedules.values import OUTPUT
 from ..weights import stored
-from ..weights.layout import CODES, WEIGHTS, Layout
+from ..weights.layout import COMPUTED, WEIGHTS, Layout
 from . import check_flow, check_names, check_origins, check_precision, check_primitives, check_text
 from .call_record import CallRecord
 from .check_origins import MOST_HISTORY
@@ -38,7 +38,7 @@ def problem(manifest: Manifest) -> str | None:
 def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _whole(manifest)
     for name, tensor in manifest.denoiser.tensors.items():
-        if tensor.dtype not in CODES or not all(map(_is_size, tensor.shape)):
+        if tensor.dtype not in COMPUTED or not all(map(_is_size, tensor.shape)):
             yield f"the weight {name!r} has no usable type: {tensor.dtype} of shape {tensor.shape}"
     yield from _narrow(manifest)
     yield from _files(manifest)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..ir.dtypes import DTYPES, E4M3, FP8, Types
+from ..ir.dtypes import DTYPES, E4M3, Types
+from ..ir.precisions import FP8
 from ..weights.e4m3 import input_scale, weight_scale
 from ..weights.recipe import TensorRecord
 from .manifest import Manifest

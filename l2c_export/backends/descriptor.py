@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BackendError
-from ..ir.dtypes import FP8
+from ..ir.precisions import FP8
 from ..support.extras import needs
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from ..artefact.compiled import Compiled
 from ..artefact.manifest import Manifest
 from ..artefact.records import FILE, Build
 from ..errors import ArtefactError
-from ..ir.dtypes import E4M3, FP8
+from ..ir.dtypes import E4M3
+from ..ir.precisions import FP8
 from ..schedules.schedule import Schedule
 from ..support.extras import needs_compiler
 from ..weights.layout import WEIGHTS, Layout

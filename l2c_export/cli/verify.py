@@ -21,7 +21,7 @@ from .tables import print_table
     options.class_labels(help="Numbers or names. [default: as many as the batch]"),
     options.guidance_scale,
     option("--seed", type=int, default=0, help="Of the noise."),
-    options.steps,
+    option("--steps", type=int, help="The programs with so many steps, of all sizes. [default: all]"),
     option("--weights", type=click.Path(path_type=Path), help="Compare with this checkpoint. [default: the artefact's own]"),
     option("--golden", type=FOLDER, help="A recorded run: config.json and golden.npz."),
 )
@@ -30,7 +30,7 @@ from .tables import print_table
 def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None, seed: int, steps: int | None,
            weights: Path | None, golden: Path | None, atol: float | None, rtol: float | None, backend: str | None,
            device: str | None, threads: int | None, as_json: bool) -> None:  # fmt: skip
-    """Compare every call with the cached PyTorch model in float64; exit code 1 if one leaves the tolerance."""
+    """Compare every call of every program with the cached PyTorch model in float64; exit code 1 if one leaves the tolerance."""
     needs("torch", "export")
     from ..ir.inputs import names_of
     from ..runtime.pipeline import load
@@ -47,9 +47,9 @@ def verify(engines: Path, labels: tuple[str, ...], guidance_scale: float | None,
     if as_json:
         print_json(verdict)
     else:
-        for each in (verdict, *verdict.others):
-            program = f", program {each.program}" if verdict.others else ""
-            print_table(f"{engines}{program} against cached PyTorch in float64, {pipe.backend}", compare.table(each))
+        for entry in (verdict, *verdict.others):
+            program = f", program {entry.program}" if verdict.others else ""
+            print_table(f"{engines}{program} against cached PyTorch in float64, {pipe.backend}", compare.table(entry))
     say(compare.summary(verdict))
     if not verdict.passed:
         sys.exit(1)

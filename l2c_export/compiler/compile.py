@@ -15,8 +15,8 @@ from ..artefact import staging, store
 from ..artefact.lora_fit import fit
 from ..artefact.manifest import Manifest
 from ..errors import UsageError
-from ..ir.dtypes import FP8
 from ..ir.graph import NOTHING, Body, Graph, check
+from ..ir.precisions import FP8
 from ..pytorch import fingerprint
 from ..pytorch.calibrate import calibrate
 from ..support.files import Report

@@ -12,8 +12,8 @@ from ..artefact.lora_fit import fit, merged, with_loras
 from ..artefact.manifest import Manifest
 from ..artefact.records import FILE, Build, DecoderRecord, FileInfo, WeightsRecord
 from ..errors import ArtefactError, MissingExtra, WeightsError
-from ..ir.dtypes import FP8
 from ..ir.inputs import named
+from ..ir.precisions import FP8
 from ..models import families
 from ..models.diffusers import model_index, pipeline_folder
 from ..models.diffusers.model_index import INDEX

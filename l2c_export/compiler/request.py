@@ -14,7 +14,8 @@ from ..artefact.manifest import LINKS
 from ..backends import descriptors
 from ..backends.descriptors import AUTO
 from ..errors import UsageError
-from ..ir.dtypes import DTYPES, FP8, Types
+from ..ir.dtypes import DTYPES, Types
+from ..ir.precisions import FP8
 from ..samplers.reference import SAMPLERS
 from ..samplers.scheduler_config import FLOWS, KINDS
 from ..schedules.rules import Caching
@@ -118,8 +119,6 @@ class Options:
             raise UsageError(f"fp32={self.fp32[0]!r}: all of the model is float32: use it with precision='fp16' or bf16")
         if self.bf16 and self.precision != FP8:
             raise UsageError(f"bf16={self.bf16[0]!r}: none of the model is e4m3: use it with precision='fp8'")
-        if self.precision == FP8 and self.link == "static" and self.backend != "cuda":
-            raise UsageError("link='static': whole graphs in fp8 are backend='cuda' alone: name it")
         if self.backend != AUTO and self.precision not in descriptors.named(self.backend).precisions:
             able = " or ".join(d.name for d in descriptors.BACKENDS if self.precision in d.precisions)
             raise UsageError(f"precision={self.precision!r}: backend={self.backend!r} has none: use backend={able!r}")

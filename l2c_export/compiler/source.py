@@ -127,9 +127,8 @@ def resolve(options: Options) -> Source:
 def _check_sublayers(option: str, names: tuple[str, ...], family: Family) -> None:
     for name in names:
         if name not in family.sublayers:
-            raise UsageError(
-                f"{option}={name!r}: no sublayer of the model: they are {family.sublayers[0]} .. {family.sublayers[-1]}"
-            )
+            known = family.sublayers
+            raise UsageError(f"{option}={name!r}: no sublayer of the model: they are {known[0]} .. {known[-1]}")
 
 
 def _vae(options: Options, folder: Folder | None) -> Path | None:
@@ -248,15 +247,13 @@ def _schedule(
     options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None
 ) -> Schedule:
     """The schedule of a program, for the sampler that is asked for."""
-    schedule = _schedule_of(options, family, origin, scheduler)
+    schedule = _base(options, family, origin, scheduler)
     if options.sampler and (schedule.sampler, schedule.scheduler or None) != (_name(options, scheduler, family), scheduler):
         raise UsageError(f"sampler={options.sampler!r}: {options.schedule} was made for {schedule.sampler}")
     return schedule if options.cache else schedule.uncached()
 
 
-def _schedule_of(
-    options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None
-) -> Schedule:
+def _base(options: Options, family: Family, origin: routers.Router | Schedule | str, scheduler: Scheduler | None) -> Schedule:
     asked = next((name for name in CACHING if getattr(options, name) is not None), None)
     if asked and not isinstance(origin, str):
         raise UsageError(

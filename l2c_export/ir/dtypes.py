@@ -12,9 +12,10 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from .precisions import FP8
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 HALVES = ("float16", "bfloat16")
-FP8 = "fp8"  # the precision in which most products take
 E4M3 = "float8_e4m3fn"  # of four bits for the exponent and three behind the point; without infinity
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, E4M3: 1}
 # The type of weights and activations at each precision; the latents and the sampler are float32 in all of them.

@@ -80,11 +80,11 @@ class Reference:
     @functools.cache  # noqa: B019
     def in_float32(self) -> list[np.ndarray]:
         """What PyTorch in float32 makes in every call that is fed these latents, (B, C, ..) float32."""
-        made = []
+        latents = []
         for x, expected in zip(self._run(self._model(torch.float32), torch.float32), self.latents(), strict=True):
-            made.append(x.numpy().copy())
+            latents.append(x.numpy().copy())
             x.copy_(torch.from_numpy(expected))
-        return made
+        return latents
 
     def traces(self, keep: frozenset[int], single: bool = False) -> dict[int, dict[str, np.ndarray]]:
         """Every value of some calls, by its name in the compiled graphs, when each call is fed the latents; in float64, or

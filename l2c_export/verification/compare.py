@@ -94,11 +94,11 @@ def verify(
     needs("torch", "export")
     check_tolerances(atol=atol, rtol=rtol)
     pipe = path if isinstance(path, pipeline.Pipeline) else pipeline.load(path, backend, device, threads)
-    given = {CLASS_LABELS: class_labels, **(inputs or {})}
+    values = {CLASS_LABELS: class_labels, **(inputs or {})}
     one = pipe.manifest.program(steps)  # or there is none
     several = [p for p in pipe.manifest.all_programs() if steps in (None, p.steps)]
     verdicts = [
-        compare(pipe, _reference(pipe, given, guidance_scale, seed, path_of(weights), path_of(golden), program), atol, rtol)
+        compare(pipe, _reference(pipe, values, guidance_scale, seed, path_of(weights), path_of(golden), program), atol, rtol)
         for program in ([one] if golden else several)
     ]
     first = next((verdict for verdict in verdicts if not verdict.passed), verdicts[0])
@@ -191,10 +191,10 @@ def summary(verdict: Verdict) -> str:
     """One line: the verdict, and where the first wrong value is."""
     if not verdict.others:
         return _summary(verdict)
-    wrong = sum(not each.passed for each in (verdict, *verdict.others))
+    wrong = sum(not entry.passed for entry in (verdict, *verdict.others))
     if not verdict.passed:
         return f"program {verdict.program} is wrong, {wrong} of {len(verdict.others) + 1}: {_summary(verdict)}"
-    worst = max((verdict, *verdict.others), key=lambda each: max(check.fed.relative for check in each.calls))
+    worst = max((verdict, *verdict.others), key=lambda entry: max(check.fed.relative for check in entry.calls))
     return f"all {len(verdict.others) + 1} programs are right; the worst is {worst.program}: {_summary(worst)}"
 
 

@@ -24,8 +24,9 @@ from .narrow import SCALE, Losses, quantised, scales, widened
 from .recipe import Narrowing, Shape, TensorRecord
 
 WEIGHTS = "weights.safetensors"
-CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", E4M3: "F8_E4M3"}  # what is computed with
-FILED = {**CODES, "int8": "I8"}  # what we write
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what checkpoints have
+COMPUTED = {**CODES, E4M3: "F8_E4M3"}  # what is computed with
+FILED = {**COMPUTED, "int8": "I8"}  # what we write
 LARGEST = 8  # bytes, more than a number has
 
 Shapes = Mapping[str, Shape]

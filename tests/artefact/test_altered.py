@@ -37,10 +37,10 @@ def forecast(tmp_path_factory, own_cache):
     options = {"model": folder / "model.json", "batch": 2, "backend": "onnxruntime"}
     ranged = Schedule.every(1, family="dit", steps=4, columns=4).computing([range(4), range(4), (0, 1), (0, 1)])
     ranged = ranged.following({2: {"stack[1:2]": "taylor:1"}, 3: {"stack[1:2]": [[2, 2.5], [3, -1.5]]}})
-    banked = l2c_export.compile("every:5", rule="taylor:2", steps=10, weights="random:1", out=folder / "banks", **options)
-    assert any(call.banks for call in banked.manifest.program().calls)
+    artefact = l2c_export.compile("every:5", rule="taylor:2", steps=10, weights="random:1", out=folder / "banks", **options)
+    assert any(call.banks for call in artefact.manifest.program().calls)
     l2c_export.compile(
-        [ranged, *(Schedule.read(banked.path / "schedule.json"),)], weights="random:1", out=folder / "all", **options
+        [ranged, *(Schedule.read(artefact.path / "schedule.json"),)], weights="random:1", out=folder / "all", **options
     )
     return folder / "all"
 

@@ -50,8 +50,8 @@ def test_compile_reads_a_file_of_another_tool(file, model, tmp_path):
 
 def read(schedule, steps=None, **options):
     said = []
-    options_read = options_with(schedule, steps, said.append, **options)
-    return [(program.schedule, program.steps) for program in options_read.programs], said
+    result = options_with(schedule, steps, said.append, **options)
+    return [(program.schedule, program.steps) for program in result.programs], said
 
 
 def test_several_files_are_several_programs(file, model):

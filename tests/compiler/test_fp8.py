@@ -13,10 +13,11 @@ from l2c_export.compiler.passes.fp8 import records_of, with_fp8
 from l2c_export.compiler.passes.levels import with_levels
 from l2c_export.compiler.record import record
 from l2c_export.ir.dtypes import E4M3, Types
-from l2c_export.ir.graph import WEIGHT, check
+from l2c_export.ir.graph import WEIGHT, Value, check
 from l2c_export.models import dit
 from l2c_export.models.primitives import execute
 from l2c_export.weights.recipe import records
+from l2c_export.weights.stored import stored_as
 
 IN_BF16 = Types("bfloat16")
 
@@ -57,9 +58,9 @@ def test_a_weight_that_others_read_is_left_alone():
     other = call.nodes[place]
     tied = tuple(first if name.endswith("fc1.weight") else name for name in other.inputs)
     nodes = (*call.nodes[:place], type(other)(other.op, other.name, tied, other.outputs), *call.nodes[place + 1 :])
-    found = with_fp8(type(call)(nodes, call.values, call.outputs, call.sublayers, bodies=call.bodies), ())
-    assert first not in weights(found)
-    assert "blocks.0.mlp.fc2.weight" in weights(found)
+    graph = with_fp8(type(call)(nodes, call.values, call.outputs, call.sublayers, bodies=call.bodies), ())
+    assert first not in weights(graph)
+    assert "blocks.0.mlp.fc2.weight" in weights(graph)
 
 
 def test_what_is_multiplied_several_times_is_rounded_once():
@@ -78,11 +79,34 @@ def test_sublayers_stay_in_the_type_that_their_product_makes_for_arithmetic_alon
     check(with_levels(call, ("stack",)), "levels")
 
 
+def test_sublayers_that_others_read_make_float32_in_an_operation_of_their_own():
+    call = dit_call()
+    place = [node.name for node in call.nodes].index("final_layer.final")
+    reader = call.nodes[place]
+    tied = type(reader)(reader.op, reader.name, ("blocks.1.mlp", *reader.inputs[1:]), reader.outputs)
+    nodes = (*call.nodes[:place], tied, *call.nodes[place + 1 :])
+    graph = with_fp8(type(call)(nodes, call.values, call.outputs, call.sublayers, bodies=call.bodies), ())
+    assert (graph.values["blocks.0.mlp"].dtype, graph.values["blocks.1.mlp"].dtype) == ("bfloat16", "float32")
+    assert {node.op for node in graph.nodes if node.name.endswith(".mlp")} == {"mlp_fp8", "mlp_fp8_1"}
+
+
+def test_what_a_narrow_gate_is_multiplied_with_stays_float32():
+    """The product of two values of bfloat16 would be one, and the stream is float32."""
+    call = dit_call()
+    gate = "blocks.0.mlp.gate"
+    values = {**call.values, gate: Value(call.values[gate].shape, "bfloat16")}
+    graph = with_fp8(type(call)(call.nodes, values, call.outputs, call.sublayers, bodies=call.bodies), ())
+    assert (graph.values["blocks.0.mlp"].dtype, graph.values["blocks.0.attn"].dtype) == ("float32", "bfloat16")
+
+
 def test_stored_are_the_weights_in_e4m3_and_scales_that_no_checkpoint_has():
     call = with_fp8(dit_call(), ("blocks.1.mlp",))
     family = dit.DiT(dit.DiTArch(8, 2, 4, 32, 2, 2))
     before = records(family.tensors(), IN_BF16, {})
-    after = records_of(before, call)
+    after = records_of(stored_as(before, "int8"), call)
+    assert after["pos_embed"] == before["pos_embed"]
+    assert after["blocks.1.mlp.fc1.weight"].stored == "int8", "what is not e4m3 may be stored narrower"
+    assert not [name for name, tensor in after.items() if tensor.dtype == E4M3 and tensor.stored]
     assert {name for name, tensor in after.items() if tensor.dtype == E4M3} == weights(call)
     scales = {name: tensor for name, tensor in after.items() if tensor.scale}
     assert after.keys() - before.keys() == scales.keys()
@@ -103,8 +127,8 @@ def test_onnx_says_the_same_in_opset_19(family):
     for body in in_e4m3(family).values():
         model, segment = export(body), of_body(body)
         assert [opset.version for opset in model.opset_import] == [19]
-        given = segment.some()
-        wanted = execute(body.primitives, given)
-        feed = {f"i{n}": as_array(given[name]) for n, name in enumerate(body.inputs)}
-        for name, made in zip(body.outputs, ReferenceEvaluator(model).run(None, feed), strict=True):
-            assert off_by(torch.from_numpy(made.astype(np.float32)), wanted[name]) < 6e-2
+        inputs = segment.some()
+        wanted = execute(body.primitives, inputs)
+        feed = {f"i{n}": as_array(inputs[name]) for n, name in enumerate(body.inputs)}
+        for name, output in zip(body.outputs, ReferenceEvaluator(model).run(None, feed), strict=True):
+            assert off_by(torch.from_numpy(output.astype(np.float32)), wanted[name]) < 6e-2

@@ -69,9 +69,9 @@ def test_all_programs_of_all_sizes_are_verified(compiled):
     with l2c_export.load(out, backend="onnxruntime") as pipe:
         right = l2c_export.verify(pipe)
         assert right.passed
-        assert [each.program for each in (right, *right.others)] == names
-        assert [len(each.calls) for each in (right, *right.others)] == [STEPS, 2, STEPS, 2]
-        assert [each.program for each in l2c_export.verify(pipe, steps=2).others] == ["2@8x12"]
+        assert [entry.program for entry in (right, *right.others)] == names
+        assert [len(entry.calls) for entry in (right, *right.others)] == [STEPS, 2, STEPS, 2]
+        assert [entry.program for entry in l2c_export.verify(pipe, steps=2).others] == ["2@8x12"]
         loop = loop_of(pipe, "2@8x12")
         run = loop.bound(1)[-1].run
 
@@ -83,8 +83,8 @@ def test_all_programs_of_all_sizes_are_verified(compiled):
         verdict = l2c_export.verify(pipe)
         assert not verdict.passed
         assert verdict.program == "2@8x12"
-        assert [each.program for each in verdict.others] == names[:3]
-        assert all(each.passed for each in verdict.others)
+        assert [entry.program for entry in verdict.others] == names[:3]
+        assert all(entry.passed for entry in verdict.others)
         assert summary(verdict).startswith("program 2@8x12 is wrong, 1 of 4: call 1 ")
     shown = CliRunner().invoke(main.l2c, ["verify", str(out), "--backend", "onnxruntime"])
     assert shown.exit_code == 0

@@ -184,7 +184,9 @@ def test_pytorch_in_float32_is_fed_the_references_latents_too(dit):
     recorded[0] += 1
     request = reference.noise, reference.inputs, reference.guidance_scale
     moved = Reference(pipe.path, pipe.manifest, *request, recorded=recorded)
-    first, second = (np.abs(made - want).max() for made, want in zip(moved.in_float32()[:2], moved.latents(), strict=False))
+    first, second = (
+        np.abs(latents - want).max() for latents, want in zip(moved.in_float32()[:2], moved.latents(), strict=False)
+    )
     assert min(first, second) > 1e-2, "the second call goes on from what was recorded"
 
 

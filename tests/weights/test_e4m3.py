@@ -23,19 +23,19 @@ def test_a_scale_is_the_least_power_of_two_that_fits(largest, exponent):
 
 def test_numbers_are_rounded_to_the_nearest_and_cut_off():
     scale = e4m3.scale_of(448.0)
-    given = np.array([0.0, 1.0, 1.0625, 1.07, 447.0, 1e9, -1e9, 2.0**-9, 2.0**-11], np.float32)
-    made = e4m3.rounded(given, scale)
-    assert made.dtype == E4M3
-    assert made.astype(np.float32).tolist() == [0.0, 1.0, 1.0, 1.125, 448.0, 448.0, -448.0, 2.0**-9, 0.0]
+    numbers = np.array([0.0, 1.0, 1.0625, 1.07, 447.0, 1e9, -1e9, 2.0**-9, 2.0**-11], np.float32)
+    codes = e4m3.rounded(numbers, scale)
+    assert codes.dtype == E4M3
+    assert codes.astype(np.float32).tolist() == [0.0, 1.0, 1.0, 1.125, 448.0, 448.0, -448.0, 2.0**-9, 0.0]
 
 
 def test_what_is_stored_is_exact_in_bfloat16():
-    given = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32) * 0.02
-    kept = layout.stored("w.weight", given, TensorRecord((64, 64), E4M3))
+    numbers = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32) * 0.02
+    kept = layout.stored("w.weight", numbers, TensorRecord((64, 64), E4M3))
     assert list(kept) == ["w.weight", "w.weight.scale"]
     wide = e4m3.widened(kept["w.weight"], kept["w.weight.scale"])
     assert np.array_equal(wide, wide.astype("bfloat16").astype(np.float32))
-    assert np.abs(wide - given).max() <= np.abs(given).max() / 16
+    assert np.abs(wide - numbers).max() <= np.abs(numbers).max() / 16
     again = layout.stored("w.weight", wide, TensorRecord((64, 64), E4M3))
     assert np.array_equal(again["w.weight"].view(np.uint8), kept["w.weight"].view(np.uint8))
 

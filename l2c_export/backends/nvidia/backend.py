@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import BackendError
-from ...ir.dtypes import FP8
 from ...ir.graph import Primitive, Value
+from ...ir.precisions import FP8
 from ...ir.signature import Misfit
 from ...support.words import first_line
 from ..contract import Arrays, Nodes, Request, Run, SegmentFile

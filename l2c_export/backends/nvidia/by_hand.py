@@ -139,8 +139,8 @@ def attention(primitive: Primitive, inputs: Sequence[ArrayView], to: ArrayView) 
     if not per_warp:
         return None
     tiles = -(-tokens // (8 * per_warp))
-    text = define(QUERIES=8 * per_warp, EACH=per_warp, SIZE=size, WIDE=-(-size // 32), HEADS=heads, T=tokens, S=others, TILES=tiles,
-                  SCALE=size**-0.5, Q0=q.offset, QR=q.strides[0], QT=q.strides[1], K0=k.offset, KR=k.strides[0],
+    text = define(QUERIES=8 * per_warp, EACH=per_warp, SIZE=size, WIDE=-(-size // 32), HEADS=heads, T=tokens, S=others,
+                  TILES=tiles, SCALE=size**-0.5, Q0=q.offset, QR=q.strides[0], QT=q.strides[1], K0=k.offset, KR=k.strides[0],
                   KT=k.strides[1], V0=v.offset, VR=v.strides[0], VT=v.strides[1])  # fmt: skip
     added = "0.0f"
     if mask:

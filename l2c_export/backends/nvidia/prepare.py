@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ...artefact.manifest import Manifest
 from ...errors import BackendError, UsageError
-from ...ir.dtypes import FP8
+from ...ir.precisions import FP8
 from ...ir.signature import Misfit
 from ...support.files import Report
 from ...support.words import counted

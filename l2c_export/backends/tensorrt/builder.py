@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError, UsageError
-from ...ir.dtypes import FP8
+from ...ir.precisions import FP8
 from ...support.progress import Watch, unwatched
 from ...support.source_hash import source_hash
 from ..building import BuildSettings, Port, Range

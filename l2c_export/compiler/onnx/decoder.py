@@ -92,10 +92,10 @@ def attend_linearly(attention: Any, x: Tensor) -> Tensor:
     weighted = (value @ key.transpose(-1, -2)) @ query
     total = key.sum(-1, keepdim=True).transpose(-1, -2) @ query
     mean = weighted / total.clamp(min=attention.eps)  # the exporter drops + 1e-15; a total of 0 is of nothing
-    made: Tensor = attention.to_out(mean.reshape(1, -1, height, width).movedim(1, -1))
+    output: Tensor = attention.to_out(mean.reshape(1, -1, height, width).movedim(1, -1))
     is_last = attention.norm_type == "rms_norm"  # of the channels, which are last there
-    made = attention.norm_out(made).movedim(-1, 1) if is_last else attention.norm_out(made.movedim(-1, 1))
-    return made + x if attention.residual_connection else made
+    output = attention.norm_out(output).movedim(-1, 1) if is_last else attention.norm_out(output.movedim(-1, 1))
+    return output + x if attention.residual_connection else output
 
 
 def load(folder: Path) -> Any:

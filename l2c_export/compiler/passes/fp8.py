@@ -13,12 +13,13 @@ from typing import NamedTuple
 import msgspec
 
 from ...ir.dtypes import E4M3
-from ...ir.graph import PLAIN_OPS, WEIGHT, Body, Graph, Node, Primitive, Value
+from ...ir.graph import WEIGHT, Body, Graph, Node, Primitive, Value
 from ...ir.signature import sizes
 from ...ir.signatures import fp8_fits
 from ...weights.e4m3 import input_scale, weight_scale
 from ...weights.recipe import TensorRecord
 
+GATED = "Mul"  # the operation that multiplies a sublayer's value with its gate
 SCALE = Value((2,), "float32")  # itself, and 1 over it
 
 
@@ -42,14 +43,15 @@ def with_fp8(call: Graph, kept: Collection[str]) -> Graph:
     for node in call.nodes:
         narrowed = None
         if node.outputs[0] in sublayers:
-            plain = [all(reader.op in PLAIN_OPS for reader in readers.get(name, ())) for name in node.outputs]
-            narrowed = _narrowed(call.bodies[node.op], node, shared, plain)
+            gated = [all(_is_gated(reader, name, call) for reader in readers.get(name, ())) for name in node.outputs]
+            narrowed = _narrowed(call.bodies[node.op], node, shared, gated)
         if narrowed is None:
             nodes.append(node)
             bodies |= {node.op: call.bodies[node.op]} if node.op in call.bodies else {}
             continue
-        op = f"{node.op}_fp8"
-        assert bodies.setdefault(op, narrowed.body) == narrowed.body, f"{op} is not one operation"
+        names = (f"{node.op}_fp8_{n}" if n else f"{node.op}_fp8" for n in range(len(bodies) + 1))
+        op = next(name for name in names if bodies.get(name, narrowed.body) == narrowed.body)
+        bodies[op] = narrowed.body
         for n in narrowed.weights:
             values[node.inputs[n]] = Value(values[node.inputs[n]].shape, E4M3, WEIGHT)
         scales = [(input_scale if activation else weight_scale)(node.inputs[n]) for activation, n in narrowed.scales]
@@ -60,11 +62,16 @@ def with_fp8(call: Graph, kept: Collection[str]) -> Graph:
     return msgspec.structs.replace(call, nodes=tuple(nodes), values=values, bodies=bodies)
 
 
-def _narrowed(body: Body, node: Node, shared: Collection[str], plain: Sequence[bool]) -> Narrowed | None:
+def _is_gated(reader: Node, name: str, call: Graph) -> bool:
+    """Whether a value is multiplied with a gate whose type the product has, whatever the value's is."""
+    dtype = call.values[reader.outputs[0]].dtype
+    return reader.op == GATED and any(call.values[i].dtype == dtype for i in reader.inputs if i != name)
+
+
+def _narrowed(body: Body, node: Node, shared: Collection[str], gated: Sequence[bool]) -> Narrowed | None:
     """The same operation with its products in e4m3; None for one that has none.
 
-    What is read by arithmetic alone (`plain`, of every output) stays bfloat16 as the product makes it: float32 would be the
-    same number.
+    What gates alone read (`gated`, of every output) stays bfloat16 as the product makes it: float32 would be the same number.
     """
     place = {name: n for n, name in enumerate(body.inputs)}
     chosen = {p.inputs[1]: p for p in body.primitives if _is_product(p, body, place, node, shared)}
@@ -96,7 +103,7 @@ def _narrowed(body: Body, node: Node, shared: Collection[str], plain: Sequence[b
     primitives = tuple(rewritten())
     products = {name for p in primitives if p.op == "linear_fp8" for name in p.outputs}
     casts = {p.outputs[0]: p.inputs[0] for p in primitives if p.op == "cast" and p.inputs[0] in products}
-    outputs = tuple(casts.get(name, name) if only else name for name, only in zip(body.outputs, plain, strict=True))
+    outputs = tuple(casts.get(name, name) if only else name for name, only in zip(body.outputs, gated, strict=True))
     read = {*outputs, *(name for p in primitives for name in p.inputs)}
     primitives = tuple(p for p in primitives if read.intersection(p.outputs))
     narrow_body = Body(body.kind, tuple(inputs), outputs, primitives, values)
@@ -119,7 +126,7 @@ def records_of(tensors: Mapping[str, TensorRecord], call: Graph) -> dict[str, Te
     """A model's tensors as they are stored, with the weights of these products in e4m3, and the scales."""
     records = dict(tensors)
     for name in (name for name, value in call.values.items() if value.dtype == E4M3):
-        records[name] = msgspec.structs.replace(tensors[name], dtype=E4M3)
+        records[name] = msgspec.structs.replace(tensors[name], dtype=E4M3, stored=msgspec.UNSET)
         records[weight_scale(name)] = TensorRecord(sizes(SCALE.shape), SCALE.dtype, scale="weight")
         if input_scale(name) in call.values:
             records[input_scale(name)] = TensorRecord(sizes(SCALE.shape), SCALE.dtype, scale="input")

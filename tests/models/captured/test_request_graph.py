@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import msgspec
 import numpy as np
+from manifests import changed
 
 import l2c_export
 from l2c_export.artefact import fingerprint, store
+from l2c_export.artefact.check import problem
+from l2c_export.artefact.records import Origin
 from l2c_export.inspection.predict import predict
 from l2c_export.runtime import prologue
 
@@ -50,9 +54,11 @@ def test_it_takes_the_memory_of_one_call(pixart, flux):
         places = prologue.layout(compiled, rows)
         once = sum(slot.nbytes for name, slot in places.items() if name.startswith("once."))
         assert once == rows * sum(compiled.value(name).row_bytes for name in compiled.graphs[compiled.request].outputs)
-        for each in compiled.inputs:
-            count = calls if each.name in repeated else 1
-            assert places[f"input.{each.name}"].shape[0] == rows * count, "only what the prologue reads has rows for every call"
+        for field in compiled.inputs:
+            count = calls if field.name in repeated else 1
+            assert places[f"input.{field.name}"].shape[0] == rows * count, (
+                "only what the prologue reads has rows for every call"
+            )
 
 
 def test_what_is_made_on_the_way_lies_in_the_scratch_of_the_calls(pixart, flux):
@@ -79,3 +85,31 @@ def test_it_is_counted_once(pixart):
     calls = sum(compiled.segments[node.op].flops for node in compiled.graphs[compiled.calls[0].graph].nodes)
     times = sum(compiled.segments[node.op].flops for node in constants.nodes)
     assert fingerprint.flops(compiled, 1) == compiled.rows(1) * (per_row + len(compiled.calls) * times + calls)
+
+
+def test_a_manifest_that_contradicts_itself_about_it_is_refused(flux):
+    manifest = store.read(flux.out)
+    compiled = manifest.program()
+    size, prologue_graph = compiled.size, compiled.graphs["prologue"]
+    (name,) = compiled.graphs["request"].outputs
+
+    def said(**fields):
+        return problem(changed(manifest, **fields)) or "nothing"
+
+    def with_graph(which, **fields):
+        return said(graphs={**size.graphs, which: msgspec.structs.replace(size.graphs[which], **fields)})
+
+    assert said() == "nothing"
+    assert f"graph request: {name!r} is not its own to make" in said(request=msgspec.UNSET)
+    assert "there is no graph 'other'" in said(request="other")
+    assert f"{name!r} has no place" in with_graph("request", outputs=())
+    assert f"{name!r} is from nowhere" in said(origins={**size.origins, name: Origin("once", name, 1)})
+    assert f"{name!r} is not its own to make" in said(origins={**size.origins, name: Origin("cache", name, -1)})
+    timed, *_ = compiled.graphs["constants"].outputs
+    assert f"request: nothing makes {timed!r}" in with_graph(
+        "request",
+        nodes=prologue_graph.nodes,
+        outputs=prologue_graph.outputs,
+        slots=prologue_graph.slots,
+        slot_bytes=prologue_graph.slot_bytes,
+    )
