@@ -51,7 +51,9 @@ def test_every_kind_of_file_was_tried(counts):
     assert {name.partition(":")[0] for name in counts if ": " in name} == kinds
 
 
-@pytest.mark.parametrize(("section", "begins"), [("mutations", "| changes to manifests"), ("manifests", "| whole manifests")])
+@pytest.mark.parametrize(("section", "begins"), [
+    ("mutations", "| changes to manifests"), ("manifests", "| whole manifests"), ("texts", "| files of text encoders"),
+])  # fmt: skip
 def test_the_page_of_artefacts_has_the_counts_of_the_recorded_run(section, begins):
     recorded = json.loads((ROOT / "scripts" / "results" / "torture.json").read_text())[section]["counts"]
     lines = (ROOT / "engines" / "README.md").read_text().splitlines()
