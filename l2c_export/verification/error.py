@@ -12,7 +12,7 @@ from ..errors import UsageError
 # Largest error of a call that is fed the reference's latents, as a share of their largest value.  The first DDIM step
 # amplifies an error of the noise up to 150 times, so: about 3 times the worst of the 22 golden cases (fp32, fp16), and
 # about the worst of them (bf16, where PyTorch itself with model.to(bfloat16) reaches 1e-1; fp8: the worst is 3.6e-1, of random
-# weights; of the demo, which is trained, 5.3e-2 where bf16 has 1.4e-2).
+# weights; of the demo, which is trained, 5.3e-2 where bf16 has 0.7e-2).
 TOLERANCE = {"fp32": 3e-5, "fp16": 2e-2, "bf16": 5e-2, "fp8": 0.5}
 AMPLIFIED = 150  # so much larger may an error be in the latents than in the value that it comes from
 ROUNDING = {"fp32": 2e-6, "fp16": 1.5e-2, "bf16": 0.1, "fp8": 0.5}  # 32 units: what the depth of a model alone may add up to
