@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from ..artefact import staging, store
-from ..artefact.lora_fit import fit
 from ..artefact.manifest import Manifest
+from ..artefact.merged_lora import fit
 from ..errors import UsageError
 from ..ir.graph import NOTHING, Body, Graph, check
 from ..ir.precisions import FP8

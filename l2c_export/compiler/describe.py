@@ -9,8 +9,8 @@ import msgspec
 
 from ..artefact import autoencoder
 from ..artefact.call_record import BankRecord, CallRecord
-from ..artefact.lora_fit import with_loras
 from ..artefact.manifest import Manifest, program_name
+from ..artefact.merged_lora import with_loras
 from ..artefact.records import (
     CompilationRecord,
     DecoderRecord,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artefact import autoencoder
-from ..artefact.lora_fit import FittedLora, merged
 from ..artefact.manifest import Manifest
+from ..artefact.merged_lora import FittedLora, merged
 from ..backends.contract import FUSED
 from ..errors import UsageError
 from ..support.files import Report

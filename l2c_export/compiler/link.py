@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from ..artefact import autoencoder, fingerprint, integrity, staging, store, user_weights
-from ..artefact.lora_fit import fit, merged, with_loras
 from ..artefact.manifest import Manifest
+from ..artefact.merged_lora import fit, merged, with_loras
 from ..artefact.records import FILE, Build, DecoderRecord, FileInfo, WeightsRecord
 from ..errors import ArtefactError, MissingExtra, WeightsError
 from ..ir.inputs import named

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import l2c_export
 from l2c_export.artefact import store
-from l2c_export.artefact.lora_fit import fit, merged
+from l2c_export.artefact.merged_lora import fit, merged
 from l2c_export.cli.main import l2c
 from l2c_export.compiler.link import bind
 from l2c_export.errors import ArtefactError, UsageError, WeightsError
