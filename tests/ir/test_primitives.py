@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import entry
+from hypothesis import given
 from hypothesis import strategies as st
 from segments import BF16, F16, F32, FAMILIES, LOOSE, SIZES, bodies, empty
 from torch.utils.flop_counter import FlopCounterMode
@@ -127,7 +127,7 @@ def test_rms_norm_is_its_formula():
     assert np.abs(result.numpy() - want).max() < 1e-6
 
 
-@entry(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5))
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5))
 def test_rotary_positions_turn_pairs_by_the_distance_of_tokens(heads, half, tokens):
     x = np.random.default_rng(0).standard_normal((2, tokens, heads * 2 * half))
     result = primitives.rope(torch.from_numpy(x), heads=heads, theta=100.0).numpy().reshape(2, tokens, heads, 2, half)

@@ -22,7 +22,7 @@ from l2c_export.errors import ModelError
 from l2c_export.ir.graph import LOOP, PLAIN_OPS, WEIGHT
 from l2c_export.ir.inputs import class_labels
 from l2c_export.ir.names import rows_of
-from l2c_export.ir.precisions import DTYPES
+from l2c_export.ir.precisions import DTYPES, ONE_TYPE
 from l2c_export.models import dit, lookup, primitives, uvit
 from l2c_export.models.dit import DiT
 from l2c_export.models.uvit import UViT
@@ -180,7 +180,7 @@ def test_a_column_is_the_attention_or_the_mlp_of_a_block(family):
 
 
 @pytest.mark.parametrize("name", ["dit_tiny_odd_resetN", "uvit_tiny_variant"])
-@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("precision", ONE_TYPE)
 def test_a_recorded_call_is_made_of_the_familys_operations_and_reads_every_tensor(name, precision):
     options = case(name).options(None, precision=precision)
     graph, family = lower(options, resolve(options)).whole, source(name).family

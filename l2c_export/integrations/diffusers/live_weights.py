@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from ...errors import UsageError
-from ...ir.dtypes import E4M3
 from ...support.tensors import is_tensor
 from ...weights.checkpoint import Checkpoint
 from ...weights.layout import Shapes
@@ -23,7 +22,7 @@ from ...weights.recipe import Recipe, TensorSource
 
 MODELS = ("DiTTransformer2DModel", "Transformer2DModel")
 # how far a weight may be from itself, relatively, after both sides have rounded it
-ROUNDING = {"float64": 2.0**-21, "float32": 2.0**-21, "float16": 2.0**-10, "bfloat16": 2.0**-7, E4M3: 2.0**-4}
+ROUNDING = {"float64": 2.0**-21, "float32": 2.0**-21, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # what computes attention as it is defined; others may do something else with the same weights
 PROCESSORS = (
     "AttnProcessor", "AttnProcessor2_0", "AttnProcessorNPU", "FusedAttnProcessor2_0", "SlicedAttnProcessor",

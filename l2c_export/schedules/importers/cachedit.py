@@ -36,15 +36,14 @@ def claims(content: Any) -> bool:
     """A `cache_config` with a mask, or a mask beside Fn or Bn."""
     if not isinstance(content, Mapping):
         return False
-    inner = content.get(NESTED)
-    if isinstance(inner, Mapping):
-        return any(name in inner for name in (MASKS[0], FIRST, LAST))
+    if isinstance(content.get(NESTED), Mapping):
+        return any(name in content[NESTED] for name in (MASKS[0], FIRST, LAST))
     return FIRST in content or LAST in content
 
 
 def read(content: Any, chosen: Selection) -> Imported:
     """Raises ScheduleError."""
-    options = content.get(NESTED, content)
+    options = content[NESTED] if isinstance(content.get(NESTED), Mapping) else content
     for key in REFUSED:
         if options.get(key) and (key != "taylorseer_order" or options.get(DYNAMIC)):
             raise ScheduleError(f"{key} of cache-dit is not read: leave it out, and give the steps mask alone")

@@ -189,6 +189,7 @@ def test_what_is_assumed_is_said():
     (options("fast", enable_taylorseer=True), "enable_taylorseer of cache-dit is not read"),
     (options("fast", Fn_compute_blocks=3), "Fn_compute_blocks 3 and Bn_compute_blocks 0 leave none of the 3 blocks"),
     (options("fast", Fn_compute_blocks=-1), "Fn_compute_blocks is -1"),
+    ({"cache_config": None, "Fn_compute_blocks": 1}, "it has no steps_computation_mask, so which steps"),
     ({"cache_config": {"Fn_compute_blocks": 1}}, "it has no steps_computation_mask, so which steps"),
     ({"Fn_compute_blocks": 1, "steps_computation_mask": [0, 1]}, "the steps mask begins with 0"),
 ])  # fmt: skip
