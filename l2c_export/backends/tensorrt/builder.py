@@ -7,6 +7,7 @@ told of every layer.
 from __future__ import annotations
 
 import functools
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,8 @@ from .types import fix_interface, multiplies, state_types
 # as long for DiT-XL/2 on an H100, and what it makes is no faster.
 LEVEL, QUICK_LEVEL = 2, 0
 SOURCES = ("backends/tensorrt", "backends/building.py")  # the code that decides what a plan is
-WORKSPACE = 128 * 2**20  # bytes of scratch that a kernel may ask for
+WORKSPACE = 128 * 2**20  # bytes of scratch that a kernel may ask for at least; so many times the largest value of its model,
+VALUES = 3  # if that is more: attention that is not fused over 4,096 tokens makes values of gigabytes
 
 
 class Builder:
@@ -105,6 +107,8 @@ class Builder:
         if not parser.parse_from_file(str(model)):
             raise BackendError(f"{self.name} {self.version} cannot read {model.name}: {reasons(parser)}")
         config = self._config()
+        room = VALUES * largest(network, max((sizes.most for sizes in ranges.values()), default=1))
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, max(WORKSPACE, room))
         if not self.strong:
             state_types(trt, network)
             give_to_myelin(trt, network)
@@ -131,7 +135,6 @@ class Builder:
 
     def _config(self) -> Any:
         trt, config = self._trt, self._builder.create_builder_config()
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
         config.max_aux_streams = 0  # engines share one scratch memory: nothing may run beside them
         if not self.strong:  # 8.6: contexts for several batch sizes may use the one profile
             config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
@@ -184,3 +187,10 @@ def reasons(parser: Any) -> str:
 
 def open_builder(name: str, settings: BuildSettings, watch: Watch) -> Builder:
     return Builder(name, settings, watch)
+
+
+def largest(network: Any, most: int) -> int:
+    """Bytes of the largest value of a network in float32, where every open axis is `most`."""
+    layers = (network.get_layer(n) for n in range(network.num_layers))
+    shapes = (layer.get_output(n).shape for layer in layers for n in range(layer.num_outputs))
+    return 4 * max((math.prod(most if size < 0 else size for size in shape) for shape in shapes), default=0)

@@ -12,7 +12,7 @@ from helpers import compiled
 from l2c_export.artefact import store
 from l2c_export.backends import builds, units
 from l2c_export.backends.building import BuildSettings, Port, Range
-from l2c_export.backends.tensorrt.builder import LEVEL, Builder
+from l2c_export.backends.tensorrt.builder import LEVEL, Builder, largest
 from l2c_export.backends.tensorrt.monitor import Interrupt, monitor
 from l2c_export.backends.tensorrt.pointwise import give_to_myelin
 from l2c_export.backends.tensorrt.types import MOVES, fix_interface, stated
@@ -170,6 +170,19 @@ def test_engines_compute_in_plain_float32_and_on_the_one_stream():
     config = Builder("tensorrt-rtx", BuildSettings(targets=("sm86",)))._config()
     assert not config.get_flag(trt.BuilderFlag.TF32)
     assert config.max_aux_streams == 0, "they share one scratch memory"
+
+
+def test_large_pictures_have_the_scratch_that_their_values_need(tmp_path):
+    """An MLP over 4,096 tokens, of as many rows as it is built for."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float16[R,4096,1152] a, float16[1152,4608] v, float16[4608,1152] w) => (float16[R,4096,1152] d)
+        { b = MatMul(a, v) c = Tanh(b) d = MatMul(c, w) }"""
+    file, ports = tmp_path / "mlp.onnx", [Port("a", ("R", 4096, 1152)), Port("v", (1152, 4608)), Port("w", (4608, 1152))]
+    onnx.save(onnx.parser.parse_model(text), file)
+    assert largest(parsed(file), 4) == 4 * 4 * 4096 * 4608
+    for rows in (2, 16):
+        builder = Builder("tensorrt-rtx", BuildSettings(targets=("sm86", "sm120")))
+        assert builder.build(file, ports, {"R": Range(2, rows, rows)})
 
 
 def test_an_operator_that_the_library_does_not_know_is_named(tmp_path):
