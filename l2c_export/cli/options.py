@@ -118,6 +118,9 @@ backend = option(
 )
 device = option("--device", help="cpu, or cuda:N for a GPU. [default: cpu]")
 threads = option("--threads", type=int, help="[default: all cores]")
+shipped = option(
+    "--model", metavar="NAME", help="A model that ships with this package: emoji, or demo, which is compiled on its first use."
+)
 size = option("--size", type=Size(), help="Of the artefact's sizes of pictures, this one. [default: the first]")
 steps = option("--steps", type=int, help="Of the artefact's numbers of steps, this one. [default: the first]")
 link = option("--link", type=Choice(LINKS), help="Engines per segment or per call. [default: the artefact's]")

@@ -24,11 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 @click.argument("engines", nargs=-1, metavar="[NAME=]ENGINES [..]")
 @group(
     "What is served",
-    option(
-        "--model",
-        metavar="NAME",
-        help="A model that ships with this package: emoji, or demo, which is compiled on its first use.",
-    ),
+    options.shipped,
     option("--max-batch", type=click.IntRange(1, 4096), metavar="IMAGES", help="In a batch at most. [default: the artefact's]"),
     option("--max-wait-ms", type=click.FloatRange(0, 60_000), default=5.0, help="How long a first request waits for others."),
     option("--max-queue", type=click.IntRange(1, 100_000), default=64, help="Images that may wait, per model."),

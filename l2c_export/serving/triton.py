@@ -13,7 +13,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -45,17 +45,20 @@ class TritonOptions(NamedTuple):
 
 
 def write_repository(
-    engines: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], options: TritonOptions, report: Report = id
-) -> list[str]:
-    """Write the models of these artefacts to the folder `out`, and return their names.
+    engines: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], options: TritonOptions, report: Report = id,
+    named: Mapping[str, Path] | None = None,
+) -> list[str]:  # fmt: skip
+    """Write the models of these artefacts, called as their folders, and of those that are `named` to the folder `out`.
 
+    Returned are the names of all models.
     Models of other artefacts that are there stay; every model is the old or the new one at every moment, and after an error
     nothing has changed.  Raises UsageError for a wrong option, ArtefactError for an artefact without weights and for a
     folder that cannot be written, or holds something else under one of the names.
     """
     check(options)
-    models = {name: files for path in engines for name, files in models_of(folder_of(path), options)}
-    if len(models) < len(engines) * (1 + options.previews):
+    folders = [*((folder_of(path).absolute().name, folder_of(path)) for path in engines), *(named or {}).items()]
+    models = {model: files for name, folder in folders for model, files in models_of(name, folder, options)}
+    if len(models) < len(folders) * (1 + options.previews):
         raise UsageError(f"{' '.join(map(str, engines))}: two would be models of one name: rename one of the folders")
     target = Path(out)
     if target.exists() and not target.is_dir():
@@ -81,11 +84,10 @@ def check(options: TritonOptions) -> None:
         raise UsageError(f"threads={options.threads}: must be at least 1")
 
 
-def models_of(folder: Path, options: TritonOptions) -> Iterator[tuple[str, dict[Path, str]]]:
+def models_of(name: str, folder: Path, options: TritonOptions) -> Iterator[tuple[str, dict[Path, str]]]:
     """An artefact's model and its twin: their names, and the files of each."""
     manifest = store.read(folder, verify=False)
     store.check_linked(folder, manifest)
-    name = folder.absolute().name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
         raise UsageError(f"{folder}: no model of Triton can be called {name!r}: rename it, with letters, digits, _, - and .")
     for twin in (False, True) if options.previews else (False,):

@@ -121,6 +121,8 @@ def test_whenever_it_is_killed_every_model_is_whole(engines, out, moment, monkey
 
 
 @pytest.mark.parametrize(("line", "code", "says"), [
+    ("triton --out models", 2, "Missing argument 'ENGINES', or '--model demo'"),
+    ("triton --model dog --out models", 2, "only demo and emoji can be served by name"),
     ("triton absent --out models", 1, "absent holds no complete artefact"),
     ("triton digits --out models --max-queue 0", 2, "--max-queue 0: must be at least 1"),
     ("triton digits --out models --max-wait-ms -1", 2, "--max-wait-ms -1: must be from 0 to 60000"),
@@ -162,6 +164,13 @@ def test_the_command_says_what_it_has_written(tmp_path, monkeypatch):
     done = invoke("triton digits --out models --no-previews --json")
     assert json.loads(done.stdout) == {"out": "models", "models": ["digits"]}
     assert done.stderr == "models: digits\n"
+
+
+def test_a_model_that_ships_is_called_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke("triton --model emoji --out models --no-previews --json")
+    assert json.loads(done.stdout) == {"out": "models", "models": ["emoji"]}
+    assert 'name: "emoji"' in Path("models/emoji/config.pbtxt").read_text()
 
 
 # the program
