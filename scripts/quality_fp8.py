@@ -90,7 +90,7 @@ def denoisers(device: torch.device, only: list[str]) -> dict[str, Denoiser]:
                 continue
             scales = input_scales(artefact.manifest)
             for name, kept in KEPT.items():
-                own = {n: exact[n] if n.startswith(kept) else tensor for n, tensor in tensors.items()}
+                own = {n: exact.get(n, tensor) if n.startswith(kept) else tensor for n, tensor in tensors.items()}
                 narrow = {n: scale for n, scale in scales.items() if not n.startswith(kept)}
                 models[name] = Denoiser(family, InE4m3(own, torch.float32, narrow))
     return {name: model for name, model in models.items() if name == "fp32" or not only or name in only}

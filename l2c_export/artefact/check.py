@@ -159,6 +159,7 @@ def _program(compiled: Compiled) -> Iterator[str]:
     for index, call in enumerate(compiled.calls):
         yield from (f"call {index}: {wrong}" for wrong in _call(compiled, call, hoisted, most))
     yield from check_flow.in_calls(compiled)
+    yield from check_flow.histories(compiled)
 
 
 def _covers(compiled: Compiled) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ..schedules.values import OUTPUT
 from .call_record import CallRecord
 from .compiled import Compiled
 from .records import GraphRecord, SizeRecord
@@ -81,6 +82,19 @@ def in_calls(compiled: Compiled) -> Iterator[str]:
             yield f"call {n}: {wrong}"
         if ("x.data" in graph.outputs) != bool(compiled.history) or _reach(compiled, graph) > compiled.history:
             yield f"call {n}: its graph is for another number of earlier predictions than {compiled.history}"
+
+
+def histories(compiled: Compiled) -> Iterator[str]:
+    """Calls that follow from what no call before them computed."""
+    names, computed = compiled.denoiser.sublayers, list[set[str]]()
+    for n, call in enumerate(compiled.calls):
+        derived = call.derived or {}
+        sources = [(name, n - age) for name, terms in derived.items() for age, _ in terms]
+        wrong = [name for name, m in sources if not 0 <= m < n or name not in computed[m]]
+        wrong += [names[j] for j in call.reused if not any(names[j] in values for values in computed)]
+        yield from (f"call {n}: {name!r} follows from a call that does not compute it" for name in wrong)
+        levels = () if OUTPUT in derived else (*(compiled.denoiser.levels or ()), OUTPUT)
+        computed.append({*(names[j] for j in call.computed), *(level for level in levels if level not in derived)})
 
 
 def _related(most: int, offsets: Iterable[int], n: int, call: CallRecord) -> bool:

@@ -113,3 +113,15 @@ def test_every_cached_value_has_a_slot_and_no_other_value_has():
 
 def test_earlier_predictions_are_those_that_the_graphs_make():
     assert "another number of earlier predictions than 1" in said(history=1)
+
+
+@pytest.mark.parametrize(("age", "says"), [(1, "nothing"), (2, "'blocks.0.attn' follows from a call"), (3, "nothing")])
+def test_what_a_call_follows_from_was_computed(age, says):
+    """Calls 0 and 2 compute all sublayers, 1 and 3 none."""
+    forecast = replace(CALLS[3], reused=CALLS[3].reused[1:], derived={"blocks.0.attn": ((age, 1.0),)})
+    assert says in with_calls(*CALLS[:3], forecast)
+
+
+def test_what_is_reused_was_computed_before():
+    reader = replace(CALLS[0], computed=CALLS[0].computed[1:], reused=(0,))
+    assert "call 0: 'blocks.0.attn' follows from a call that does not compute it" in with_calls(reader, *CALLS[1:])
