@@ -36,6 +36,7 @@ def in_graph(size: SizeRecord, name: str) -> Iterator[str]:
     yield from (f"{output!r} is not its own to make" for output in outputs if not _is_free(size, output, early))
     inner = set(outputs) - set(graph.outputs)
     yield from (f"{value!r} is no inner value, and has a slot" for value in graph.slots if value not in inner)
+    yield from (f"{value!r} is an inner value, and has no slot" for value in sorted(inner - graph.slots.keys()))
     yield from _in_order(size, graph, set(outputs))
 
 

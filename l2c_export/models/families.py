@@ -193,9 +193,12 @@ def is_captured(family: Family) -> TypeGuard[CapturedFamily]:
 
 
 def build(name: str, arch: Mapping[str, Any]) -> Family:
-    """A model of the family `name` with the given architecture."""
+    """A model of the family `name` with the given architecture.  Raises ModelError for one that it cannot have."""
     family = of(name).load()
-    model: Family = family(fields_of(family.arch_type, arch))
+    try:
+        model: Family = family(fields_of(family.arch_type, arch))
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{name}: {error} in its architecture: run l2c-export again") from None
     return model
 
 

@@ -41,6 +41,13 @@ def test_a_node_that_runs_before_what_it_reads_was_made():
     assert "which is not there" in with_graph(FULL, nodes=(second, first, *others))
 
 
+def test_an_inner_value_has_a_slot():
+    for name in (FULL, SIZE.prologue):
+        slots = dict(SIZE.graphs[name].slots)
+        value, _ = slots.popitem()
+        assert f"{value!r} is an inner value, and has no slot" in with_graph(name, slots=slots)
+
+
 def test_two_values_that_live_at_once_in_one_slot():
     graph = SIZE.graphs[FULL]
     slots, sizes = dict.fromkeys(graph.slots, 0), (max(graph.slot_bytes),)

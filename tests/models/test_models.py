@@ -23,7 +23,7 @@ from l2c_export.ir.graph import LOOP, PLAIN_OPS, WEIGHT
 from l2c_export.ir.inputs import class_labels
 from l2c_export.ir.names import rows_of
 from l2c_export.ir.precisions import DTYPES, ONE_TYPE
-from l2c_export.models import dit, lookup, primitives, uvit
+from l2c_export.models import dit, families, lookup, primitives, uvit
 from l2c_export.models.dit import DiT
 from l2c_export.models.uvit import UViT
 from l2c_export.pytorch.eager import Denoiser, Eager
@@ -400,3 +400,8 @@ def test_the_frequencies_are_the_references(name):
     arch = source(name).family.arch
     waves = (dit.WAVES, arch.frequency_shift) if name.startswith("dit") else (arch.embed_dim // 2,)
     np.testing.assert_array_max_ulp(primitives.frequencies(*waves).numpy(), case(name).golden["temb_freqs"], maxulp=1)
+
+
+def test_an_architecture_that_cannot_be_is_refused_in_a_line():
+    with pytest.raises(ModelError, match=r"^dit: Expected `int`, got `float` - at `\$.depth` in its architecture"):
+        families.build("dit", {"depth": 2.5, "hidden_size": 32, "num_heads": 2})
