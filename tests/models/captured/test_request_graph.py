@@ -102,7 +102,7 @@ def test_a_manifest_that_contradicts_itself_about_it_is_refused(flux):
     assert said() == "nothing"
     assert f"graph request: {name!r} is not its own to make" in said(request=msgspec.UNSET)
     assert "there is no graph 'other'" in said(request="other")
-    assert f"{name!r} has no place" in with_graph("request", outputs=())
+    assert f"{name!r} is an inner value, and has no slot" in with_graph("request", outputs=())
     assert f"{name!r} is from nowhere" in said(origins={**size.origins, name: Origin("once", name, 1)})
     assert f"{name!r} is not its own to make" in said(origins={**size.origins, name: Origin("cache", name, -1)})
     timed, *_ = compiled.graphs["constants"].outputs
