@@ -48,7 +48,7 @@ def caching(model, steps: int, computed: int):
     return mask
 
 
-def image(model, called, images: int, steps: int, mask: list[int] | None, device: str, dtype: torch.dtype):
+def image(model, images: int, steps: int, mask: list[int] | None, device: str, dtype: torch.dtype):
     """A function that makes some latents."""
     from diffusers import DDIMScheduler
 
@@ -68,7 +68,7 @@ def image(model, called, images: int, steps: int, mask: list[int] | None, device
         x = x0
         for t in scheduler.timesteps:
             rows = torch.cat([x, x])
-            prediction = called(rows, timestep=t.expand(len(rows)), class_labels=labels).sample[:, :4]
+            prediction = model(rows, timestep=t.expand(len(rows)), class_labels=labels).sample[:, :4]
             asked, without = prediction.chunk(2)
             x = scheduler.step(without + SCALE * (asked - without), t, x).prev_sample
         if device == "cuda":
@@ -99,7 +99,7 @@ def main() -> None:
         for images in args.images:
             name = f"{'cache-dit' if mask else 'diffusers'} {how} {images}"
             try:
-                run = image(model, model, images, args.steps, mask, device, dtype)
+                run = image(model, images, args.steps, mask, device, dtype)
                 results[name] = timed_pytorch(run, args.rounds)
             except Exception as error:
                 results[name] = f"{type(error).__name__}: {error}"[:300]

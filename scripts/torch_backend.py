@@ -24,6 +24,7 @@ from l2c_export.backends.host import HostMemory, in_order
 from l2c_export.backends.nvidia.graphs import inlined
 from l2c_export.ir.graph import Primitive
 from l2c_export.models.primitives import execute
+from l2c_export.pytorch.stored import as_tensor
 
 TORCH = Descriptor(
     name="torch",
@@ -120,11 +121,7 @@ class TorchBackend:
 
 def tensor(array: Any) -> torch.Tensor:
     """An array of ours as PyTorch sees it, in place."""
-    if not isinstance(array, np.ndarray):
-        return torch.from_dlpack(array)
-    if str(array.dtype) == "bfloat16":
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    return as_tensor(array) if isinstance(array, np.ndarray) else torch.from_dlpack(array)
 
 
 def open_backend(name: str, request: Request) -> TorchBackend:

@@ -344,6 +344,17 @@ def _model(path: Path) -> Any:
     return family.tensors()
 
 
+def tally(section: str, kind: str, seeds: Sequence[int], verdicts: Sequence[Verdict]) -> Counter[str]:
+    """The outcomes of a section's trials, and again by kind where there are several; what is bad is shown with its seed."""
+    counts: Counter[str] = Counter()
+    for seed, verdict in zip(seeds, verdicts, strict=False):
+        outcome = verdict.detail if verdict.kind == "done" else verdict.kind
+        counts.update([section, outcome, *([f"{kind}: {outcome}"] if kind else [])])
+        if verdict.kind in BAD:
+            print(f"{section}{kind and f', {kind}'}, seed {seed}: {verdict.kind}\n{verdict.detail[-1500:]}", file=sys.stderr)
+    return counts
+
+
 def mutations(count: int, seconds: float, chance: random.Random, work: Path) -> Counter[str]:
     """Each is refused in one line, or harmless (the same result), or read as what it now says."""
     os.environ["TORTURE"] = str(work)
@@ -375,13 +386,7 @@ def mutations(count: int, seconds: float, chance: random.Random, work: Path) -> 
     for name, (share, act) in kinds.items():
         seeds = [chance.randrange(2**32) for _ in range(count * share // 100)]
         done = on_two_cores([part(act, seed) for seed in seeds], seconds * share / 100 * (3 if "signed" in name else 1))
-        for seed, verdict in zip(seeds, done, strict=False):
-            outcome = verdict.detail if verdict.kind == "done" else verdict.kind
-            counts["mutations"] += 1
-            counts[outcome] += 1
-            counts[f"{name}: {outcome}"] += 1
-            if verdict.kind in BAD:
-                print(f"{name} seed {seed}: {verdict.kind}\n{verdict.detail[-1500:]}", file=sys.stderr)
+        counts += tally("mutations", name, seeds, done)
     return counts
 
 
@@ -395,13 +400,7 @@ def manifests(count: int, seconds: float, chance: random.Random, work: Path) -> 
         wanted = {link: once(functools.partial(altered.used, engines, link)).detail for link in ("shared", "static")}
         seeds = [chance.randrange(2**32) for _ in range(count // len(altered.ARTEFACTS))]
         trials = [functools.partial(altered_once, engines, place, wanted, seed) for seed in seeds]
-        for seed, verdict in zip(seeds, on_two_cores(trials, seconds / len(altered.ARTEFACTS)), strict=False):
-            outcome = verdict.detail if verdict.kind == "done" else verdict.kind
-            counts["manifests"] += 1
-            counts[outcome] += 1
-            counts[f"{name}: {outcome}"] += 1
-            if verdict.kind in BAD:
-                print(f"{name}, manifest seed {seed}: {verdict.kind}\n{verdict.detail[-1500:]}", file=sys.stderr)
+        counts += tally("manifests", name, seeds, on_two_cores(trials, seconds / len(altered.ARTEFACTS)))
     return counts
 
 
@@ -438,14 +437,7 @@ def texts(count: int, seconds: float, chance: random.Random, work: Path) -> Coun
             path.write_bytes(before)
             (folder / FILE).write_bytes(manifest)
 
-    counts: Counter[str] = Counter()
-    for seed, verdict in zip(seeds, on_two_cores([functools.partial(trial, seed) for seed in seeds], seconds), strict=False):
-        outcome = verdict.detail if verdict.kind == "done" else verdict.kind
-        counts["texts"] += 1
-        counts[outcome] += 1
-        if verdict.kind in BAD:
-            print(f"text seed {seed}: {verdict.kind}\n{verdict.detail[-1500:]}", file=sys.stderr)
-    return counts
+    return tally("texts", "", seeds, on_two_cores([functools.partial(trial, seed) for seed in seeds], seconds))
 
 
 # hostile files

@@ -87,15 +87,16 @@ def in_calls(compiled: Compiled) -> Iterator[str]:
 
 def histories(compiled: Compiled) -> Iterator[str]:
     """Calls that follow from what no call before them computed."""
-    names, computed = compiled.denoiser.sublayers, list[set[str]]()
+    names, computed, ever = compiled.denoiser.sublayers, list[set[str]](), set[str]()
     for n, call in enumerate(compiled.calls):
         derived = call.derived or {}
         sources = [(name, n - age) for name, terms in derived.items() for age, _ in terms]
         wrong = [name for name, m in sources if not 0 <= m < n or name not in computed[m]]
-        wrong += [names[j] for j in call.reused if not any(names[j] in values for values in computed)]
+        wrong += [names[j] for j in call.reused if names[j] not in ever]
         yield from (f"call {n}: {name!r} follows from a call that does not compute it" for name in wrong)
         levels = () if OUTPUT in derived else (*(compiled.denoiser.levels or ()), OUTPUT)
         computed.append({*(names[j] for j in call.computed), *(level for level in levels if level not in derived)})
+        ever |= computed[n]
 
 
 def _related(most: int, offsets: Iterable[int], n: int, call: CallRecord) -> bool:

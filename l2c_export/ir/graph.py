@@ -130,15 +130,23 @@ def live(graph: Graph, also: Iterable[str] = ()) -> Graph:
 
     `also` names values that are kept although the graph has no use for them.
     """
-    needed, alive = {*graph.outputs, *also}, []
-    for node in reversed(graph.nodes):
-        if needed.intersection(node.outputs):
-            alive.append(node)
-            needed.update(node.inputs)
-    nodes = tuple(reversed(alive))
+    nodes = needed_for((*graph.outputs, *also), graph.nodes)
     names = {name for node in nodes for name in (*node.inputs, *node.outputs)} | set(graph.outputs)
     values = {name: value for name, value in graph.values.items() if name in names}
     return msgspec.structs.replace(graph, nodes=nodes, values=values)
+
+
+Step = TypeVar("Step", Node, Primitive)
+
+
+def needed_for(outputs: Iterable[str], steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The nodes or primitives that these values depend on, in order."""
+    needed, kept = set(outputs), []
+    for step in reversed(steps):
+        if needed.intersection(step.outputs):
+            needed.update(step.inputs)
+            kept.append(step)
+    return tuple(reversed(kept))
 
 
 def rename(nodes: Iterable[Node], name: Callable[[str], str]) -> tuple[Node, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from ...ir.graph import Primitive
+from ...ir.graph import Primitive, needed_for
 from . import bank, by_hand
 from .normal import Normal
 from .pointwise import ELEMENTWISE, MOVES, POINTWISE
@@ -39,7 +39,7 @@ class Facts:
 
     def __init__(self, segment: Normal, outputs: Sequence[str]) -> None:
         self.types, self.outputs = segment.types, tuple(outputs)
-        self.primitives = _alive(segment.primitives, outputs)
+        self.primitives = needed_for(outputs, segment.primitives)
         self.maker = {name: p for p in self.primitives for name in p.outputs}
         self.readers: dict[str, list[Primitive]] = {}
         for p in self.primitives:
@@ -114,13 +114,3 @@ class Facts:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return shape_of(self.types[name])
-
-
-def _alive(primitives: Sequence[Primitive], outputs: Sequence[str]) -> tuple[Primitive, ...]:
-    """Those that outputs follow from."""
-    needed, alive = set(outputs), []
-    for p in reversed(primitives):
-        if needed.intersection(p.outputs):
-            needed.update(p.inputs)
-            alive.append(p)
-    return tuple(reversed(alive))

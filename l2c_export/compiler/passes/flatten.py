@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from ...ir.graph import PLAIN_OPS, Graph, Node, Primitive, Value
+from ...ir.graph import PLAIN_OPS, Graph, Node, Primitive, Value, needed_for
 from ...ir.primitives import flops, infer, precision
 
 SUM = "sum"  # the kind of a segment that is residual arithmetic alone
@@ -32,23 +32,13 @@ def flatten(segment: Graph) -> Flat:
     """The primitives of a segment, or of any graph, under its own names; without those that make nothing of its outputs, as
     where a graph wants one of several that an operation makes.
     """
-    primitives = live([p for node in segment.nodes for p in of_node(segment, node)], segment.outputs)
+    primitives = needed_for(segment.outputs, [p for node in segment.nodes for p in of_node(segment, node)])
     kinds = [segment.bodies[node.op].kind for node in segment.nodes if node.op not in PLAIN_OPS]
     values = infer(primitives, {name: segment.values[name] for name in segment.inputs})
     for name in segment.outputs:
         value, said = values[name], segment.values[name]
         assert (value.shape, value.dtype) == (said.shape, said.dtype), f"primitives make another {name} than the graph says"
     return Flat("-".join(dict.fromkeys(kinds)) or SUM, primitives, values)
-
-
-def live(primitives: Sequence[Primitive], outputs: Iterable[str]) -> tuple[Primitive, ...]:
-    """Those that the outputs depend on, in order."""
-    needed, kept = set(outputs), []
-    for primitive in reversed(primitives):
-        if needed.intersection(primitive.outputs):
-            needed.update(primitive.inputs)
-            kept.append(primitive)
-    return tuple(reversed(kept))
 
 
 def of_node(graph: Graph, node: Node) -> Iterator[Primitive]:
