@@ -59,7 +59,7 @@ from l2c_export.models import lookup  # noqa: E402
 from l2c_export.schedules import routers  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "v2"
-LIMIT = 10.0  # seconds; what takes longer hangs
+LIMIT = 60.0  # seconds; what takes longer hangs, on a busy machine too
 BAD = ("error", "crash", "hang", "half", "lost", "executed", "outside", "corrupt", "different", "grown")
 
 
@@ -597,7 +597,7 @@ SECTIONS: dict[str, tuple[Callable[..., Counter[str]], int, int, float, float]] 
     # section: trials and seconds, in full and --quick
     "kills": (kills, 200, 15, 600, 40),
     "mutations": (mutations, 10_000, 600, 400, 40),
-    "manifests": (manifests, 10_000, 300, 900, 40),
+    "manifests": (manifests, 10_000, 300, 3600, 40),
     "texts": (texts, 1000, 60, 120, 20),
     "hostile": (poison, 100, 100, 60, 25),
     "concurrency": (crowd, 20, 3, 120, 15),
