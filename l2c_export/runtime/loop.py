@@ -76,11 +76,11 @@ def turns(calls: Sequence[CallRecord]) -> list[LatentTurn]:
     return result
 
 
-def layout(compiled: Compiled, images: int, rows: int) -> dict[str, Slot]:
+def layout(compiled: Compiled, images: int, rows: int, link: str) -> dict[str, Slot]:
     """The arrays that a loop works on: latents, earlier predictions, scratch, caches, and what is computed before it."""
     latent = Slot((images, *compiled.latent), "float32")
     graphs = {**dict.fromkeys(compiled.step_graphs, rows), **prologue.rows_of(compiled, rows)}
-    scratch = max(size_of(slot_sizes(compiled.graphs[graph], of_graph)) for graph, of_graph in graphs.items())
+    scratch = max(size_of(slot_sizes(compiled.graphs[graph], of_graph, link)) for graph, of_graph in graphs.items())
     predictions = compiled.history + 1 if compiled.history else 0
     return {
         **{f"latents.{n}": latent for n in range(3)},
@@ -100,11 +100,12 @@ class Loop:
         self.loaded, self.compiled, self.images = loaded, compiled, images
         self.memory = loaded.backend.memory
         self.rows = compiled.rows(images, guided)
-        arrays = arena.cut(layout(compiled, images, self.rows))
+        arrays = arena.cut(layout(compiled, images, self.rows, loaded.link))
         self.states = [arrays[f"latents.{n}"] for n in range(3)]
         self.history = [array for name, array in arrays.items() if name.startswith("prediction.")]
         self.slots = {
-            name: cut(arrays["scratch"], slot_sizes(compiled.graphs[name], self.rows)) for name in compiled.step_graphs
+            name: cut(arrays["scratch"], slot_sizes(compiled.graphs[name], self.rows, loaded.link))
+            for name in compiled.step_graphs
         }
         self.caches = cut(arrays["caches"], [size * self.rows for size in compiled.cache_bytes])
         index = np.arange(images, dtype=np.int32)

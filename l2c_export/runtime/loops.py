@@ -98,7 +98,7 @@ class Loops:
 
     def _roomy(self, compiled: Compiled, images: int, rows: int) -> Arena:
         """The arena, or a larger one where this loop does not fit in."""
-        size = size_of(slot.nbytes for slot in loop.layout(compiled, images, rows).values())
+        size = size_of(slot.nbytes for slot in loop.layout(compiled, images, rows, self.loaded.link).values())
         if self._arena is None or self._arena.size < size:
             self._bound.clear()  # a device may have no room for two arenas
             self._arena = None

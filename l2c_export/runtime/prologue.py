@@ -72,9 +72,9 @@ def rows_of(compiled: Compiled, rows: int) -> dict[str, int]:
     return {name: n for name, n in ((compiled.request, rows), (compiled.prologue, repeated)) if name is not None}
 
 
-def slot_sizes(graph: GraphRecord, rows: int) -> list[int]:
-    """Bytes of what a graph makes for itself."""
-    return [size * rows for size in graph.slot_bytes]
+def slot_sizes(graph: GraphRecord, rows: int, link: str) -> list[int]:
+    """Bytes of what a graph's segments make for each other; where it is one engine, that has memory of its own for it."""
+    return [size * rows for size in graph.slot_bytes] if link == "shared" else []
 
 
 def _requested(compiled: Compiled) -> list[str]:
@@ -207,7 +207,7 @@ class Prologue:
     def _bound(self, name: str, known: Mapping[str, Array], rows: int) -> list[Bound]:
         """A graph before the loop, bound to what is known by name, and for what it makes for itself to the calls' scratch."""
         graph = self._compiled.graphs[name]
-        slots = cut(self._scratch, slot_sizes(graph, rows))
+        slots = cut(self._scratch, slot_sizes(graph, rows, self._loaded.link))
 
         def array(name: str) -> Array:
             if name in graph.slots:

@@ -62,7 +62,7 @@ def test_sizes_take_turns_without_being_bound_again(own):
 def test_a_smaller_batch_works_in_the_memory_of_the_larger(own):
     large, small = (own.generation(asked(range(n)), 2.0, n).loop for n in (4, 1))
     assert np.shares_memory(small.states[0], large.states[0])
-    assert own._loops._arena.size == size_of(slot.nbytes for slot in loops.loop.layout(large.compiled, 4, 8).values())
+    assert own._loops._arena.size == size_of(slot.nbytes for slot in loops.loop.layout(large.compiled, 4, 8, "shared").values())
 
 
 def test_a_larger_batch_takes_the_arena_of_the_smaller_away_first(own):
@@ -230,3 +230,11 @@ def test_a_changed_preview_goes_on_from_there(own):
 
     assert same(ends(1), ends(2))
     assert not close(ends(1), ends(3)), "which leaves the second call alone"
+
+
+def test_an_engine_of_a_whole_graph_needs_no_room_for_what_is_inside(own):
+    """Only segments hand each other values in the loop's memory."""
+    compiled = own.manifest.program()
+    by_segments, whole = (loops.loop.layout(compiled, 2, 4, link) for link in ("shared", "static"))
+    assert (by_segments["scratch"].nbytes > 0, whole["scratch"].nbytes) == (True, 0)
+    assert whole == {**by_segments, "scratch": whole["scratch"]}

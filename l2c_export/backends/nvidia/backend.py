@@ -5,9 +5,10 @@ Nothing is built beforehand: a segment's plan follows from its primitives and th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,6 +82,7 @@ class CudaBackend:
         self.attention = FusedAttention(self.memory)
         self._launcher = Launcher(self.memory)
         self._scratch = self.memory.allocate(0)
+        self._wanted = 0  # bytes of scratch, of the segment that takes most
         self._linked: dict[str, Any] = {}  # weights of whole graphs, once for all of them
 
     def describe(self) -> str:
@@ -109,8 +111,16 @@ class CudaBackend:
         return array
 
     def bind(self, plan: StepPlan, arrays: Mapping[str, Any]) -> Run:
-        """The steps of a plan over these arrays, and scratch for what is temporary."""
-        scratch = self._room(plan.scratch)
+        """The steps of a plan over these arrays.
+
+        Where temporary values lie is decided when a run first takes place: the segments of a loop are bound before, and by then
+        the memory for all of them has its size.
+        """
+        self._wanted = max(self._wanted, plan.scratch)
+        return CudaRun(lambda: self._steps(plan, arrays))
+
+    def _steps(self, plan: StepPlan, arrays: Mapping[str, Any]) -> Steps:
+        scratch = self._room()
 
         def address(buffer: str) -> int:
             if not buffer:
@@ -128,7 +138,7 @@ class CudaBackend:
                 runs.append(self.attention.bind(step, pointer) or self._own(step, address))
             else:
                 runs.append(self._launcher.bind(step, address))
-        return CudaRun(runs, (arrays, scratch))
+        return Steps(runs, (arrays, scratch))
 
     def supported(self, plan: StepPlan) -> list[Step]:
         """The steps, with others for the products that the library does not have."""
@@ -141,12 +151,11 @@ class CudaBackend:
             raise BackendError(f"cuda: there is no attention for {step.q.dtype} heads of {step.q.shape[2] // step.heads}")
         return self._launcher.bind(step.own, address)
 
-    def _room(self, size: int) -> Allocation:
-        """Memory for temporary values; what is bound keeps what it was bound with."""
-        if size > self._scratch.size:
-            size = max(size, 2 * self._scratch.size)
-            self.memory.reserve(size, "temporary values")
-            self._scratch = self.memory.allocate(size)
+    def _room(self) -> Allocation:
+        """Memory for temporary values of whatever is bound; a run keeps what it began with."""
+        if self._wanted > self._scratch.size:
+            self.memory.reserve(self._wanted, "temporary values")
+            self._scratch = self.memory.allocate(self._wanted)
         return self._scratch
 
     def sequence(self, runs: Sequence[Run]) -> Run:
@@ -155,15 +164,23 @@ class CudaBackend:
         return self.memory.capture(in_order(runs))
 
 
-class CudaRun:
-    """A segment's steps, enqueued one after the other."""
+class Steps(NamedTuple):
+    """What a segment enqueues, and the memory that it is about: the runs hold addresses only."""
 
-    def __init__(self, steps: Sequence[Run], keep: object) -> None:
-        self._steps, self._keep = steps, keep  # the steps hold addresses only
+    runs: Sequence[Run]
+    keep: object
+
+
+class CudaRun:
+    """A segment's steps, enqueued one after the other; `prepare` makes them before the first time."""
+
+    def __init__(self, prepare: Callable[[], Steps]) -> None:
+        self._prepare = functools.cache(prepare)
 
     def __call__(self) -> None:
+        steps = self._prepare()
         try:
-            for step in self._steps:
+            for step in steps.runs:
                 step()
         except Exception as error:
             raise BackendError(f"cuda: a step did not run: {first_line(error)}") from None
