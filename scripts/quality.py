@@ -190,8 +190,9 @@ def time_all(args: argparse.Namespace, result: dict) -> None:
                 if n >= 0:
                     times[name].append(1e3 * (time.perf_counter() - started))
         backend = next(iter(pipes.values())).backend
-    result["timing"] = {"backend": backend, "link": args.link, "threads": args.threads, "rounds": args.rounds,
-                        "machine": machine.examine().describe()}  # fmt: skip
+    timing = {"backend": backend, "link": args.link, "threads": args.threads, "rounds": args.rounds,
+              "machine": machine.examine().describe()}  # fmt: skip
+    result["timing"] = result["timing"] | {"later": timing | {"scaled_by": anchor}} if anchor else timing
     # what was timed before was timed on a machine that was faster or slower by so much
     scale = had[anchor] / statistics.median(times[anchor]) if anchor else 1.0
     for name, values in times.items():
