@@ -5,7 +5,8 @@
     python scripts/quality.py time                        milliseconds per image of compiled engines, on this machine
     python scripts/quality.py show                        a table (Markdown), and quality over time as a picture
 
-All three keep their results in one file, --json (scripts/results/demo_quality.json).  With --set forecasts the contenders are
+All three keep their results in one file, --json (scripts/results/demo_quality.json); several that sample may write to it side
+by side.  With --set forecasts the contenders are
 those of forecasts.py, and the file demo_forecasts.json.  Every contender draws the same
 labels from the same noise.  Measured are the Frechet distance to the test images in the features of a small classifier,
 how often it sees the asked class, and precision and recall (scripts/metrics.py), over several seeds; intervals are 95 %
@@ -15,8 +16,10 @@ t-intervals over them, those of differences are paired.  A contender named rando
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -132,7 +135,7 @@ def sample_all(args: argparse.Namespace, result: dict) -> None:
     entries = result.setdefault("contenders", {})
     for contender in contenders_of(args):
         has_it = args.keep and len(entries.get(contender.name, {}).get("seeds", ())) == args.seeds
-        if has_it or (args.only and not any(part in contender.name for part in args.only)):
+        if has_it or not asked(contender.name, args.only):
             continue
         started = time.perf_counter()
         seeds = [measured(contender.schedule(seed), seed, denoiser, judge, real, args, device) for seed in range(args.seeds)]
@@ -148,7 +151,7 @@ def sample_all(args: argparse.Namespace, result: dict) -> None:
         entry["difference"] = {
             m: summary([one[m] - other[m] for one, other in zip(seeds, base, strict=True)]) for m in MEASURES
         }
-        save(args.json, result)  # a run that is stopped keeps what it has
+        add(args.json, result, contender.name)  # a run that is stopped keeps what it has
         shown = f"Frechet {plus_minus(entry['frechet'], 3)}, accuracy {plus_minus(entry['accuracy'], 4)}"
         log(f"{contender.name}: {contender.computed:.0%} computed, {shown}, {time.perf_counter() - started:.1f} s")
 
@@ -169,10 +172,13 @@ def measured(schedule: Schedule, seed: int, denoiser, judge, real, args: argpars
 
 
 def time_all(args: argparse.Namespace, result: dict) -> None:
-    """Every contender compiled and timed in interleaved rounds, one image at a time."""
+    """Contenders compiled and timed in interleaved rounds, one image at a time."""
+    entries = result.setdefault("contenders", {})
+    had = {name: entry["milliseconds"] for name, entry in entries.items() if args.keep and "milliseconds" in entry}
+    anchor = next(iter(had), None)
     with tempfile.TemporaryDirectory() as folder:
         pipes = {}
-        for i, contender in enumerate(contender for contender in contenders_of(args) if contender.name in known(args, result)):
+        for i, contender in enumerate(contenders_to_time(args, entries, had)):
             out = Path(folder) / str(i)
             artefact = l2c_export.compile(contender.schedule(0), model=demo.NAME, out=out, backend=args.backend, link=args.link)
             pipes[contender.name] = artefact.load(threads=args.threads)
@@ -184,16 +190,26 @@ def time_all(args: argparse.Namespace, result: dict) -> None:
                 if n >= 0:
                     times[name].append(1e3 * (time.perf_counter() - started))
         backend = next(iter(pipes.values())).backend
-    result["timing"] = {"backend": backend, "link": args.link, "threads": args.threads, "rounds": args.rounds,
-                        "machine": machine.examine().describe()}  # fmt: skip
+    timing = {"backend": backend, "link": args.link, "threads": args.threads, "rounds": args.rounds,
+              "machine": machine.examine().describe()}  # fmt: skip
+    result["timing"] = result["timing"] | {"later": timing | {"scaled_by": anchor}} if anchor else timing
+    # what was timed before was timed on a machine that was faster or slower by so much
+    scale = had[anchor] / statistics.median(times[anchor]) if anchor else 1.0
     for name, values in times.items():
-        result.setdefault("contenders", {}).setdefault(name, {})["milliseconds"] = statistics.median(values)
+        entries.setdefault(name, {})["milliseconds"] = scale * statistics.median(values)
         log(f"{name}: {statistics.median(values):.1f} ms per image")
 
 
-def known(args: argparse.Namespace, result: dict) -> Collection[str]:
-    """Of the forecasts those are timed that were sampled."""
-    return result["contenders"] if args.set == "forecasts" else [contender.name for contender in contenders_of(args)]
+def contenders_to_time(args: argparse.Namespace, entries: Collection[str], had: Collection[str]) -> list[Contender]:
+    """Of the forecasts those that were sampled; with --keep those without a time, and the first that has one, for scale."""
+    anchors, names = list(had)[:1], [contender.name for contender in contenders_of(args)]
+    names = [name for name in names if (args.set == "demo" or name in entries) and asked(name, args.only) and name not in had]
+    return [contender for contender in contenders_of(args) if contender.name in {*names, *anchors}]
+
+
+def asked(name: str, only: Collection[str]) -> bool:
+    """Whether a contender is among those of --only, if that was said."""
+    return not only or any(part in name for part in only)
 
 
 def columns() -> int:
@@ -210,7 +226,7 @@ def learned(args: argparse.Namespace) -> dict[str, Schedule]:
 def show(args: argparse.Namespace, result: dict) -> None:
     print("| | sublayers computed | ms per image | Frechet distance | its change | class accuracy, % | precision | recall |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, entry in result["contenders"].items():
+    for name, entry in sorted(result["contenders"].items(), key=place(args)):
         accuracy = {key: 100 * value for key, value in entry["accuracy"].items()}
         cells = [name, f"{entry['computed']:.0%}", f"{entry.get('milliseconds', math.nan):.1f}",
                  plus_minus(entry["frechet"], 3), plus_minus(entry["difference"]["frechet"], 3), plus_minus(accuracy, 2),
@@ -223,6 +239,12 @@ def show(args: argparse.Namespace, result: dict) -> None:
     else:
         picture(result, args.plot)
     log(f"{args.plot}: drawn")
+
+
+def place(args: argparse.Namespace) -> Callable[[tuple[str, dict]], int]:
+    """The order of a table: that of the contenders, whoever was drawn first."""
+    places = {contender.name: n for n, contender in enumerate(contenders_of(args))}
+    return lambda item: places.get(item[0], len(places))
 
 
 def plus_minus(value: dict[str, float], digits: int) -> str:
@@ -265,6 +287,21 @@ def kind(name: str) -> str:
     return rule if name == rule else own if name in demo.SCHEDULES else data
 
 
+def add(path: Path, result: dict, name: str) -> None:
+    """Write one contender's entry; others that wrote to the file since it was read keep theirs."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        written = json.loads(path.read_text()) if path.exists() else {}
+        written["setting"] = result["setting"]
+        written.setdefault("contenders", {})[name] = result["contenders"][name]
+        part = path.with_suffix(".part")
+        save(part, written)
+        part.replace(path)
+    finally:
+        os.close(folder)
+
+
 def save(path: Path, result: dict) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -277,8 +314,8 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("what", choices=("sample", "time", "show"))
     ap.add_argument("--set", choices=("demo", "forecasts"), default="demo", help="the contenders")
-    ap.add_argument("--only", action="append", default=[], metavar="TEXT", help="sample: contenders with this in their names")
-    ap.add_argument("--keep", action="store_true", help="sample: what the file has is not drawn again")
+    ap.add_argument("--only", action="append", default=[], metavar="TEXT", help="only contenders with this in their names")
+    ap.add_argument("--keep", action="store_true", help="what the file has is not drawn or timed again")
     ap.add_argument("--json", type=Path)
     ap.add_argument("--data", type=Path, help="sample: the real digits")
     ap.add_argument("--classifier", type=Path, default=HERE / "results" / "classifier.safetensors")
@@ -297,7 +334,7 @@ def main() -> None:
     args.json, args.plot = args.json or HERE / "results" / f"{stem}.json", args.plot or HERE / "results" / f"{stem}.png"
     result = json.loads(args.json.read_text()) if args.json.exists() else {}
     {"sample": sample_all, "time": time_all, "show": show}[args.what](args, result)
-    if args.what != "show":
+    if args.what == "time":
         save(args.json, result)
 
 

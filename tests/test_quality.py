@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -13,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import forecasts
 from metrics import frechet, precision_recall
-from quality import contenders, plus_minus, shuffled, summary, uncached_of
+from quality import add, contenders, contenders_to_time, plus_minus, shuffled, summary, uncached_of
 
+from l2c_export import demo
 from l2c_export.schedules.schedule import Schedule
 
 
@@ -106,4 +109,48 @@ def test_a_forecast_is_compared_with_the_uncached_loop_of_its_sampler_and_steps(
         assert list(schedules).index(uncached_of(name, schedules)) <= list(schedules).index(name), "it is drawn before"
         assert (forecasts.kind(name) == "uncached, fewer steps") == (schedule.computed_share == 1)
     assert len(schedules["ddim 50 taylor:2 output"].calls) == 50
-    assert forecasts.kind("dpm 25 learned output 10") == "learned or searched"
+    assert forecasts.kind("dpm 25 learned output 10") == forecasts.kind("dpm 50 searched 10") == "forecast learned or searched"
+    assert forecasts.kind("ddim 20 learned reuse 16") == "learned reuse"
+    assert forecasts.kind("ddim 50 taylor:2 stack") == "of the stack"
+    assert schedules["ddim 20 learned reuse 16"] == Schedule.read(demo.SCHEDULES["demo"])
+
+
+def test_every_contender_is_shown_in_a_panel_of_its_sampler_and_steps():
+    for name in forecasts.schedules(columns=24):
+        sampler, steps = name.split(" ")[:2]
+        panels = {(one, n, look) for one in forecasts.SAMPLERS for n in (20, 25, 50) for look in forecasts.LOOKS
+                  if forecasts.belongs(name, look, one, n)}  # fmt: skip
+        if name.endswith("uncached"):
+            best = {("ddim", n, "the same, DPM-Solver++ (2M)") for n in (20, 25, 50)} if sampler == "dpm" else set()
+            assert panels == {(sampler, n, "uncached, fewer steps") for n in (20, 25, 50)} | best
+        else:
+            assert panels == {(sampler, int(steps), forecasts.kind(name))}
+
+
+def test_those_that_sample_side_by_side_keep_what_others_wrote(tmp_path):
+    path = tmp_path / "results.json"
+    one, other = ({"setting": {"seeds": 5}, "contenders": {"shared": {"frechet": n}, name: {"frechet": n}}}
+                  for n, name in enumerate(("one", "other")))  # fmt: skip
+    add(path, one, "one")
+    add(path, other, "other")
+    assert json.loads(path.read_text()) == {
+        "setting": {"seeds": 5},
+        "contenders": {"one": {"frechet": 0}, "other": {"frechet": 1}},
+    }
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_timed_is_not_timed_again_but_for_the_scale():
+    entries = {"dpm 50 uncached": {}, "dpm 50 reuse sublayer": {}, "ddim 50 uncached": {}, "ddim 50 reuse sublayer": {}}
+
+    def names(had: list[str], *only: str) -> list[str]:
+        args = argparse.Namespace(set="forecasts", only=only)
+        return [contender.name for contender in contenders_to_time(args, entries, had)]
+
+    assert names([]) == list(entries)
+    assert names(["dpm 50 uncached", "ddim 50 uncached"]) == [
+        "dpm 50 uncached",
+        "dpm 50 reuse sublayer",
+        "ddim 50 reuse sublayer",
+    ]
+    assert names(["dpm 50 uncached"], "ddim") == ["dpm 50 uncached", "ddim 50 uncached", "ddim 50 reuse sublayer"]
