@@ -26,13 +26,18 @@ import l2c_export
 from l2c_export import Schedule, demo
 from l2c_export.artefact.products import input_scales
 from l2c_export.models import families
+from l2c_export.models.primitives import quantise
 from l2c_export.pytorch.calibrate import InE4m3
 from l2c_export.pytorch.eager import Denoiser
 from l2c_export.pytorch.stored import stored
+from l2c_export.weights import e4m3
 
 HERE = Path(__file__).parent
+NEAREST = "fp8, weights to the nearest"
 KEPT = {  # the sublayers that stay in bf16, of every contender
     "fp8": ("-",),
+    NEAREST: ("-",),
+    "fp8, first block in bf16": ("blocks.0.",),
     "fp8, first and last block in bf16": ("blocks.0.", "blocks.11."),
     "fp8, first two and last two blocks in bf16": ("blocks.0.", "blocks.1.", "blocks.10.", "blocks.11."),
     "fp8, attention in bf16": tuple(f"blocks.{n}.attn." for n in range(12)),
@@ -91,9 +96,17 @@ def denoisers(device: torch.device, only: list[str]) -> dict[str, Denoiser]:
             scales = input_scales(artefact.manifest)
             for name, kept in KEPT.items():
                 own = {n: exact.get(n, tensor) if n.startswith(kept) else tensor for n, tensor in tensors.items()}
+                if name == NEAREST:
+                    own |= {n: nearest(exact[n]) for n in scales}
                 narrow = {n: scale for n, scale in scales.items() if not n.startswith(kept)}
                 models[name] = Denoiser(family, InE4m3(own, torch.float32, narrow))
     return {name: model for name, model in models.items() if name == "fp32" or not only or name in only}
+
+
+def nearest(weight: torch.Tensor) -> torch.Tensor:
+    """A matrix as e4m3 stores every number of it by itself."""
+    scale = torch.from_numpy(e4m3.scale_of(float(weight.abs().max()))).to(weight.device)
+    return quantise(weight, scale).to(weight.dtype) * scale[0]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.passes.fp8 import with_fp8
 from l2c_export.compiler.record import record
 from l2c_export.errors import BackendError, MissingExtra, UsageError, WeightsError
+from l2c_export.integrations.diffusers.live_artefact import same
 from l2c_export.ir.dtypes import E4M3, Types
 from l2c_export.ir.inputs import usual
 from l2c_export.models.primitives import PRIMITIVES, execute, quantise
@@ -29,7 +32,9 @@ from l2c_export.pytorch.family import family_of
 from l2c_export.pytorch.stored import stored, unscaled
 from l2c_export.verification.error import TOLERANCE
 from l2c_export.weights import e4m3
+from l2c_export.weights.checkpoint import open_checkpoint
 from l2c_export.weights.layout import WEIGHTS, Layout, mapped
+from l2c_export.weights.random import random
 
 CASE = "dit_tiny_odd_resetN"
 
@@ -135,6 +140,53 @@ def test_linking_other_weights_calibrates_again(narrow, tmp_path):
     assert any(before[name][0] != after[name][0] for name in before if name.endswith(".input.scale"))
 
 
+def unscaled_weights(folder):
+    kept = numbers(folder)
+    return {n: e4m3.widened(v, kept[e4m3.weight_scale(n)]) for n, v in kept.items() if v.dtype == E4M3}
+
+
+def rounded_to_the_nearest(folder, own):
+    """By weight in e4m3: whether it lies in the file as the nearest to the tensors `own`."""
+    kept = numbers(folder)
+    nearest = ((name, e4m3.rounded(value, kept[e4m3.weight_scale(name)])) for name, value in own if kept[name].dtype == E4M3)
+    return {name: np.array_equal(value.view(np.uint8), kept[name].view(np.uint8)) for name, value in nearest}
+
+
+def test_weights_are_rounded_for_their_products_and_random_ones_to_the_nearest(narrow, tmp_path):
+    options = case(CASE).options(tmp_path / "random", precision="fp8", backend="cuda", weights="random:5")
+    shapes = compile_artefact(options).denoiser.shapes
+    assert set(rounded_to_the_nearest(tmp_path / "random", random(shapes, 5)).values()) == {True}
+    checkpoint = list(open_checkpoint(Path(case(CASE).options("").weights)).tensors(shapes))
+    assert set(rounded_to_the_nearest(narrow, checkpoint).values()) == {False}
+    kept, largest = numbers(narrow), 0.0
+    for name, value in ((name, value) for name, value in checkpoint if kept[name].dtype == E4M3):
+        wide = e4m3.widened(kept[name], kept[e4m3.weight_scale(name)])
+        largest = max(largest, np.linalg.norm(wide - value) / np.linalg.norm(value))
+    assert 0.03 < largest < 0.1, "and they are still the checkpoint's"
+
+
+def test_linking_rounds_a_checkpoint_as_compiling_does_and_not_twice(narrow, tmp_path):
+    options = case(CASE).options(tmp_path / "linked", precision="fp8", backend="cuda", weights="random:5")
+    compile_artefact(options)
+    l2c_export.link(tmp_path / "linked", weights=case(CASE).options("").weights)
+    assert (tmp_path / "linked" / WEIGHTS).read_bytes() == (narrow / WEIGHTS).read_bytes()
+    link.bind(tmp_path / "linked", None)
+    before, after = (unscaled_weights(folder) for folder in (narrow, tmp_path / "linked"))
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_live_transformer_is_known_by_weights_that_were_rounded_for_their_products(narrow):
+    shapes = store.read(narrow).denoiser.shapes
+    own, kept = dict(open_checkpoint(Path(case(CASE).options("").weights)).tensors(shapes)), unscaled_weights(narrow)
+    for name, array in kept.items():
+        assert same(array, own[name], E4M3, 0.0)
+        assert not same(array, own[name] * 1.2, E4M3, 0.0)
+        assert not same(array, own[name][::-1], E4M3, 0.0)
+        assert not same(array, own[name].T[:1], E4M3, 0.0)
+    assert same(np.ones(4), np.full(4, 1 + 5e-7), "float32", 0.0)
+    assert not same(np.ones(4), np.full(4, 1.01), "float32", 0.0)
+
+
 def test_linking_without_pytorch_is_refused_before_anything_is_written(narrow, monkeypatch):
     def missing(library, extra):
         raise MissingExtra(f"needs {library}", extra)
@@ -216,4 +268,4 @@ def test_weights_that_make_nothing_of_use_are_refused_when_they_are_calibrated(n
     data[place.offset : place.offset + place.bytes] = b"\xff" * place.bytes  # NaN
     (tmp_path / WEIGHTS).write_bytes(data)
     with pytest.raises(WeightsError, match=r"blocks\.\d\.\w+\.\w+\.weight is multiplied with NaN or infinite values"):
-        calibrate.calibrate(tmp_path, manifest, id)
+        calibrate.calibrate(tmp_path, manifest, (), id)

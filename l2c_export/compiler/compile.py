@@ -28,7 +28,7 @@ from ..weights.recipe import Narrowing
 from . import describe, dump, emit, sizes
 from .describe import Planned
 from .dump import stages
-from .emit import bind_weights, write_decoder
+from .emit import bind_weights, tensors_of, write_decoder
 from .onnx.export import export_bodies
 from .onnx.fuse import fused_bodies
 from .passes.bank import NO_BANKS, Banked
@@ -130,8 +130,8 @@ def compile_artefact(
             emit.write_schedules(folder, lowered.programs)
         whole = replace(source, checkpoint=sizes.checkpoint_of(sources))
         described = with_narrowing(described, bind_weights(folder, whole, added, layout, report, progress))
-        if described.precision == FP8 and described.denoiser.weights:
-            calibrate(folder, described, report)  # what the scales of e4m3 are
+        if described.precision == FP8 and (tensors := tensors_of(whole, added, layout)):
+            calibrate(folder, described, tensors, report)  # what the scales of e4m3 are, and how weights are rounded
         write_decoder(folder, source, described, report)
         text = write_texts(folder, texts, report, progress)
         manifest = with_fingerprint(folder, described, report) if fingerprinted else described

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..support.files import Report
 from ..support.progress import Progress
 from ..weights import origin
-from ..weights.layout import WEIGHTS, Layout, write
+from ..weights.layout import WEIGHTS, Layout, Tensors, write
 from ..weights.recipe import Narrowing
 from ..weights.stored import said
 from .onnx import decoder, models
@@ -32,8 +32,7 @@ def bind_weights(
 
     Raises UsageError for a LoRA without weights.
     """
-    shapes = {name: tensor.shape for name, tensor in layout.tensors.items() if not tensor.scale}
-    tensors = origin.tensors(shapes, source.checkpoint, source.seed)
+    tensors = tensors_of(source, loras, layout)
     if tensors is None:
         if loras:
             raise UsageError(f"lora={loras[0].lora.called!r}: there are no weights to merge it into: give them as weights=..")
@@ -43,10 +42,17 @@ def bind_weights(
     report(f"weights from {source.checkpoint.path}" if source.checkpoint else random)
     for line in (line for lora in loras for line in lora.said):
         report(line)
-    narrowing = write(folder / WEIGHTS, layout, merged(tensors, loras), progress("writing weights", layout.bytes))
+    narrowing = write(folder / WEIGHTS, layout, tensors, progress("writing weights", layout.bytes))
     if narrowing:
         report(f"weights: {said(layout.tensors, narrowing)}")
     return narrowing
+
+
+def tensors_of(source: Source, loras: Sequence[FittedLora], layout: Layout) -> Tensors | None:
+    """The model's tensors with LoRAs merged into them, as they are before they are stored, if there are any yet."""
+    shapes = {name: tensor.shape for name, tensor in layout.tensors.items() if not tensor.scale}
+    tensors = origin.tensors(shapes, source.checkpoint, source.seed)
+    return None if tensors is None else merged(tensors, loras)
 
 
 def write_decoder(folder: Path, source: Source, record: Manifest, report: Report) -> None:

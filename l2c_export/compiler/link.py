@@ -58,7 +58,8 @@ def bind(
         if narrowing:
             report(f"weights: {said(places.tensors, narrowing)}")
         if manifest.precision == FP8:
-            _calibrate(stage, manifest, bound, report)
+            again, bound = _tensors(folder, source, seed, manifest)
+            _calibrate(stage, manifest, bound, merged(again, fitted), report)
         written = {layout.WEIGHTS: integrity.info(stage / layout.WEIGHTS)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
@@ -103,11 +104,11 @@ def _bound(folder: Path, manifest: Manifest) -> tuple[layout.Tensors, WeightsRec
     return ((name, layout.unscaled(name, view, stored[name])) for name in sorted(manifest.denoiser.checkpointed)), record
 
 
-def _calibrate(stage: Path, manifest: Manifest, bound: WeightsRecord, report: Report) -> None:
+def _calibrate(stage: Path, manifest: Manifest, bound: WeightsRecord, tensors: layout.Tensors, report: Report) -> None:
     from ..pytorch.calibrate import calibrate  # which needs torch
 
     denoiser = msgspec.structs.replace(manifest.denoiser, weights=bound)
-    calibrate(stage, msgspec.structs.replace(manifest, denoiser=denoiser), report)
+    calibrate(stage, msgspec.structs.replace(manifest, denoiser=denoiser), tensors, report)
 
 
 def _check_training(folder: Path, pipeline: Path, manifest: Manifest) -> None:

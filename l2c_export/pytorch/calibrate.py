@@ -1,10 +1,12 @@
-"""Products in e4m3 in PyTorch: what is multiplied is looked at over some trajectories, from which its scales follow."""
+"""Products in e4m3 in PyTorch: what is multiplied is looked at over some trajectories, from which its scales follow, and how
+weights are rounded.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from ..samplers.noise import standard_normal
 from ..support.files import Report
 from ..support.words import counted
 from ..weights import e4m3
-from ..weights.layout import WEIGHTS, Layout
+from ..weights.layout import WEIGHTS, Layout, Tensors
 from .eager import Converted, Denoiser
 from .family import family_of
+from .rounding import Moments, rounded
 from .stored import stored
 
 IMAGES = 4  # trajectories, each of another class and other noise
@@ -57,11 +60,14 @@ def with_products(weight: Tensor, multiply: Multiply) -> Tensor:
 
 @dataclass
 class Seen:
-    """Of a product: the largest number that is multiplied, and squares of what its rounding changes and of all there is."""
+    """Of a product: the largest number that is multiplied, and squares of what its rounding changes and of all there is;
+    and its moments, where they are asked for.
+    """
 
     largest: float = 0.0
     lost: float = 0.0
     there: float = 0.0
+    moments: Moments | None = field(default_factory=Moments)
 
     def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product in the type of x, noted."""
@@ -71,6 +77,8 @@ class Seen:
         product = F.linear(x, weight)
         self.lost += float(F.linear(quantise(x, scale).to(x.dtype) * scale[0] - x, weight).square().sum())
         self.there += float(product.square().sum())
+        if self.moments:
+            self.moments.add(x)
         return product if bias is None else product + bias
 
     @property
@@ -107,20 +115,25 @@ class InE4m3(Converted):
 
 
 @torch.no_grad()
-def calibrate(folder: Path, manifest: Manifest, report: Report) -> None:
-    """Write the scales of what is multiplied in e4m3 into the weights that lie in `folder`.
+def calibrate(folder: Path, manifest: Manifest, tensors: Tensors, report: Report) -> None:
+    """Write the scales of what is multiplied in e4m3 into the weights that lie in `folder`, and these weights rounded so that
+    their products change least; `tensors` are the model's before they were rounded.
 
-    They are those of some trajectories of the first program, as many calls of them as a minute allows, in float32.
+    That follows from some trajectories of the first program, as many calls of them as a minute allows, in float32.  Random
+    weights, which mean nothing, stay rounded to the nearest.
     Raises WeightsError where what is multiplied is NaN or infinite.
     """
     scales = input_scales(manifest)
     compiled = manifest.program()
     images, most = max(1, min(IMAGES, MOST // max(1, flops(compiled, len(compiled.calls))))), len(compiled.calls)
-    if manifest.denoiser.weights and manifest.denoiser.weights.random is not None:
+    bound = manifest.denoiser.weights
+    random = bound is not None and bound.random is not None
+    if random:
         images = most = 1  # numbers that mean nothing
     count = max(n for n in range(1, most + 1) if n == 1 or images * flops(compiled, n) <= MOST)
-    seen = {name: Seen() for name in scales}
-    weights = ObservedWeights(stored(folder, manifest), torch.float32, seen)
+    seen = {name: Seen(moments=None) if random else Seen() for name in scales}
+    kept = stored(folder, manifest)
+    weights = ObservedWeights(kept, torch.float32, seen)
     inputs = usual(manifest.inputs, images)
     guided = guided_request(compiled, inputs, np.full(images, manifest.guidance.scale))
     request = {name: torch.from_numpy(values) for name, values in guided.inputs.items()}
@@ -139,6 +152,11 @@ def calibrate(folder: Path, manifest: Manifest, report: Report) -> None:
         for scale, number in largest.items():
             file.seek(layout.place(scale).offset)
             file.write(e4m3.scale_of(e4m3.HEADROOM * number).tobytes())
+        for name, value in tensors if not random else ():
+            if name in seen and (moments := seen[name].moments) and moments.sums:
+                wide = torch.from_numpy(np.array(value, np.float32))
+                file.seek(layout.place(name).offset)
+                file.write(rounded(wide, moments, kept[e4m3.weight_scale(name)]).view(torch.uint8).numpy().tobytes())
     report(said(seen, f"{counted(count, 'call')} of {counted(images, 'image')}"))
 
 
