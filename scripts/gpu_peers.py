@@ -4,6 +4,7 @@
     python scripts/gpu_peers.py dit XL --router DDIM20_router.pt --json peers.json
     python scripts/gpu_peers.py uvit H --router dpm50_router.pt --seconds 300 --json peers.json
     python scripts/gpu_peers.py pixart PX --json peers.json
+    python scripts/gpu_peers.py flux FLUX --json peers.json
 
 Every contender has processes of its own, one after the other on a GPU that nobody else uses, the same latents, calls and
 weights.  Those behind `--seconds` are named as not reached.  `--python310` names an interpreter that has TensorRT 8.6.
@@ -61,18 +62,25 @@ PROMPTED = (
     Contender("diffusers", "gpu_prompted.py diffusers {out}/model"),
     Contender("diffusers, every:2", "gpu_prompted.py diffusers {out}/model --schedule {out}/every2/schedule.json"),
     Contender("torch.compile", "gpu_prompted.py diffusers {out}/model --compile"),
-    Contender("torch.compile reduce-overhead", "gpu_prompted.py diffusers {out}/model --compile reduce-overhead"),
     Contender("ONNX Runtime CUDA", "gpu_prompted.py ours {out}/every1 --backend onnxruntime"),
     Contender("ONNX Runtime CUDA, every:2", "gpu_prompted.py ours {out}/every2 --backend onnxruntime"),
+    Contender("TensorRT 8.6", "gpu_prompted.py ours {out}/every1 --backend tensorrt", old=True),
+    Contender("TensorRT 8.6, every:2", "gpu_prompted.py ours {out}/every2 --backend tensorrt", old=True),
+    Contender("torch.compile reduce-overhead", "gpu_prompted.py diffusers {out}/model --compile reduce-overhead"),
+)
+LARGE = (
+    *(contender for contender in PROMPTED if contender.name.startswith(("cuda", "diffusers", "ONNX"))),
+    Contender("torch.compile, by blocks", "gpu_prompted.py diffusers {out}/model --compile blocks"),
 )
 EXPORTS = {
     "dit": ("gpu_check.py export {out} --model DiT-XL/2 --router {router} {images}",
             "gpu_check.py export {out}/fp8 --model DiT-XL/2 --router {router} --precision fp8 {images}"),
     "uvit": ("gpu_check.py export {out} --model U-ViT-H/2 --router {router} {images}",
              "gpu_check.py export {out}/fp8 --model U-ViT-H/2 --router {router} --precision fp8 {images}"),
-    "pixart": ("gpu_prompted.py compile {out} --model pixart-sigma",),
+    "pixart": ("gpu_prompted.py compile {out} --model pixart-sigma", "gpu_prompted.py fill {out}"),
+    "flux": ("gpu_prompted.py compile {out} --model flux", "gpu_prompted.py fill {out}"),
 }  # fmt: skip
-PEERS = {"dit": (*CLASSES, *DIFFUSERS), "uvit": CLASSES, "pixart": PROMPTED}
+PEERS = {"dit": (*CLASSES, *DIFFUSERS), "uvit": CLASSES, "pixart": PROMPTED, "flux": LARGE}
 
 
 def main() -> None:

@@ -2,12 +2,13 @@
 """Text-to-image transformers of full size, with random weights, beside diffusers on a GPU.
 
     python scripts/gpu_prompted.py compile OUT --model pixart-sigma            where torch and diffusers are
+    python scripts/gpu_prompted.py fill OUT
     python scripts/gpu_prompted.py ours OUT/every2 --backend tensorrt          where the backend is
     python scripts/gpu_prompted.py diffusers OUT/model --schedule OUT/every2/schedule.json --compile     where torch is
 
-`compile` writes OUT/model, a folder that holds configurations alone, and OUT/every1 and OUT/every2 without weights; `ours`
-binds random ones first.  A generation is timed from embeddings to latents, the loop alone, as diffusers' pipelines run it;
-every command prints one line of JSON.
+`compile` writes OUT/model, a folder that holds configurations alone, and OUT/every1 and OUT/every2 without weights; `fill`
+gives these random ones.  A generation is timed from embeddings to latents, the loop alone, as diffusers' pipelines run it;
+every command prints lines of JSON.  `device_mib` is all that a process has taken of the GPU when its last generation is done.
 """
 
 from __future__ import annotations
@@ -15,15 +16,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
+
+    from l2c_export.weights.layout import Layout
+
 RUNS, WARM = 5, 2
+SECONDS = 20.0  # of all of these, where a generation is slow; it is run twice at least
+BLOCK = 2**22 + 1  # random numbers that follow each other in every weight, so that 24 GB are written as fast as a disk is
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15,
         "base_image_seq_len": 256, "max_image_seq_len": 4096, "shift": 3.0}  # fmt: skip
 # name: pipeline, transformer, its configuration, scheduler, steps, pixels, latents' channels, guidance
@@ -69,24 +80,65 @@ def compile_(args: argparse.Namespace) -> None:
         print(json.dumps({"compiled": str(artefact.path), "seconds": round(time.perf_counter() - started, 1)}))
 
 
+def fill(args: argparse.Namespace) -> None:
+    """Random weights for every artefact of a folder: one file for those whose weights lie in the same places."""
+    import msgspec
+
+    from l2c_export.artefact import integrity, store
+    from l2c_export.artefact.records import FILE, FileInfo, WeightsRecord
+    from l2c_export.weights.layout import WEIGHTS, Layout
+
+    numbers = np.random.default_rng(0).standard_normal(BLOCK, np.float32) * np.float32(0.02)
+    written: dict[bytes, tuple[Path, FileInfo]] = {}
+    for folder in sorted(args.folder.glob("every*")):
+        said: dict[str, object] = {"filled": str(folder)}
+        manifest = store.read(folder, verify=False)
+        layout, path = Layout(manifest.denoiser.tensors), folder / WEIGHTS
+        with timed(said, "seconds"):
+            path.unlink(missing_ok=True)
+            if layout.header in written:
+                os.link(written[layout.header][0], path)
+            else:
+                scatter(path, layout, numbers)
+                written[layout.header] = path, integrity.info(path)
+            weights, files = WeightsRecord(source="random"), {**manifest.files, WEIGHTS: written[layout.header][1]}
+            denoiser = msgspec.structs.replace(manifest.denoiser, weights=weights)
+            store.write_json(folder / FILE, msgspec.structs.replace(manifest, denoiser=denoiser, files=files))
+        print(json.dumps(said))
+
+
+def scatter(path: Path, layout: Layout, numbers: np.ndarray) -> None:
+    """The file of a layout, of these numbers again and again; norms are around 1."""
+    blocks: dict[tuple[str, bool], memoryview] = {}
+    with open(path, "wb") as file:
+        file.write(layout.header)
+        for name, entry in layout.entries.items():
+            is_norm = "norm" in name and name.endswith(".weight")
+            if (entry.dtype, is_norm) not in blocks:
+                blocks[entry.dtype, is_norm] = memoryview((numbers + is_norm).astype(entry.dtype).view(np.uint8))
+            block = blocks[entry.dtype, is_norm]
+            for first in range(0, entry.bytes, len(block)):
+                file.write(block[: entry.bytes - first])
+
+
 def ours(args: argparse.Namespace) -> None:
     import l2c_export
+    from l2c_export.artefact import store
     from l2c_export.backends.descriptors import built
 
     said: dict[str, object] = {"engines": str(args.engines), "backend": args.backend}
-    with timed(said, "link_s"):
-        if not (args.engines / "weights.safetensors").exists():
-            l2c_export.link(args.engines, args.weights or "random:0")
-    with timed(said, "build_s"):
-        if args.backend in built():
-            l2c_export.build(args.engines, backend=args.backend)
-    before = used()
+    before, manifest = used(), store.read(args.engines, verify=False)
+    if args.backend in built() and not any(build.backend == args.backend for build in manifest.builds.values()):
+        with timed(said, "build_s"):  # in a process of its own, whose memory is not counted
+            words = [sys.executable, "-m", "l2c_export", "build", str(args.engines), "--backend", args.backend]
+            subprocess.run(words, check=True, stdout=sys.stderr)
     with timed(said, "load_s"):
         pipe = l2c_export.load(args.engines, backend=args.backend, device="cuda", verify=False)
     request = numbers(pipe)
     first = time.perf_counter()
-    pipe(**request)
+    latents = pipe(**request).latents
     said["first_ms"] = round(1000 * (time.perf_counter() - first))
+    said["finite"] = bool(np.isfinite(latents).all())
     said |= spread(lambda: pipe(**request))
     said["weights_mib"] = round((args.engines / "weights.safetensors").stat().st_size / 2**20)
     said["device_mib"] = used() - before
@@ -120,6 +172,7 @@ def diffusers_(args: argparse.Namespace) -> None:
         "schedule": str(args.schedule),
         "precision": args.precision,
     }
+    before = used()
     with timed(said, "load_s"), torch.device("cuda"):
         torch.set_default_dtype(dtype)
         model = getattr(diffusers, kind)(**config).eval()
@@ -127,7 +180,9 @@ def diffusers_(args: argparse.Namespace) -> None:
     scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(args.folder / "scheduler")
     if args.schedule:
         cached(model, Schedule.read(args.schedule))
-    called = torch.compile(model, mode=args.compile) if args.compile else model
+    if args.compile == "blocks":
+        model.compile_repeated_blocks(fullgraph=True)
+    called = torch.compile(model, mode=args.compile) if args.compile not in ("", "blocks") else model
     side = pixels // 8
     x0 = torch.randn(1, channels, side, side, device="cuda", dtype=dtype)
     if model_name == "flux":
@@ -145,7 +200,7 @@ def diffusers_(args: argparse.Namespace) -> None:
                  "encoder_attention_mask": torch.ones(2, 300, device="cuda", dtype=dtype),
                  "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}  # fmt: skip
 
-    def loop() -> None:
+    def loop() -> torch.Tensor:
         model.calls = -1
         if model_name == "flux":
             scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=1.15, device="cuda")
@@ -162,13 +217,16 @@ def diffusers_(args: argparse.Namespace) -> None:
                 prediction = without + scale * (asked - without)
             x = scheduler.step(prediction, t, x, return_dict=False)[0].clone()
         torch.cuda.synchronize()
+        return x
 
     first = time.perf_counter()
     with torch.no_grad():
-        loop()
+        latents = loop()
         said["first_ms"] = round(1000 * (time.perf_counter() - first))
+        said["finite"] = bool(latents.isfinite().all())
         said |= spread(loop)
-    said["device_mib"] = round(torch.cuda.max_memory_reserved() / 2**20)
+    said["torch_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    said["device_mib"] = used() - before
     print(json.dumps(said))
 
 
@@ -194,14 +252,17 @@ def timed(said: dict[str, object], name: str) -> Iterator[None]:
     said[name] = round(time.perf_counter() - started, 1)
 
 
-def spread(run: object) -> dict[str, float]:
-    """Milliseconds of several runs."""
-    seconds = []
-    for n in range(WARM + RUNS):
+def spread(run: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of several runs; how many of them counted."""
+    seconds: list[float] = []
+    began = time.perf_counter()
+    while len(seconds) < WARM + RUNS and (len(seconds) < WARM or time.perf_counter() - began < SECONDS):
         started = time.perf_counter()
         run()
-        seconds += [time.perf_counter() - started] if n >= WARM else []
-    return {"median_ms": round(1000 * statistics.median(seconds), 1), "min_ms": round(1000 * min(seconds), 1)}
+        seconds.append(time.perf_counter() - started)
+    counted = seconds[WARM:] or seconds[1:]  # one that is as long as these is warm after the first, which came before
+    return {"median_ms": round(1000 * statistics.median(counted), 1), "min_ms": round(1000 * min(counted), 1),
+            "runs": len(counted)}  # fmt: skip
 
 
 def used() -> int:
@@ -221,12 +282,14 @@ def main() -> None:
     two = commands.add_parser("ours")
     two.add_argument("engines", type=Path)
     two.add_argument("--backend", required=True)
-    two.add_argument("--weights", type=Path)
     two.set_defaults(run=ours)
+    four = commands.add_parser("fill")
+    four.add_argument("folder", type=Path)
+    four.set_defaults(run=fill)
     three = commands.add_parser("diffusers")
     three.add_argument("folder", type=Path)
     three.add_argument("--schedule", type=Path)
-    three.add_argument("--compile", nargs="?", const="default", default="")
+    three.add_argument("--compile", nargs="?", const="default", default="", help="a mode, or blocks: one by one")
     three.set_defaults(run=diffusers_)
     for command in (one, three):
         command.add_argument("--precision", default="fp16", choices=["fp16", "bf16"])

@@ -75,6 +75,7 @@ LARGER = [  # as large as models are, where tiles and warps are full, or just no
     ("bank", [F32(14, 3), *[F16("R", 9, 36)] * 2, *[F16(3, "R", 1, 36)] * 2, F32(14), F32("R", 36, 14, 9)], {"gated": (1, 1)}),
     ("banked", [F32("R", 36, 3, 9), I32], {"dtype": "float16"}),
     ("gelu_tanh", [F16("R", 64, 128)], {}), ("silu", [F32("R", 7, 6)], {}), ("gelu", [F32("R", 8)], {}),
+    ("relu", [F32("R", 7, 6)], {}),
 ]  # fmt: skip
 
 

@@ -33,7 +33,7 @@ INSIDE = {
     "serving_cpu.py": {"serving.triton", "support.machine"},
     "forecasts.py": {"samplers.scheduler_config", "schedules.rules", "support.figure"},
     # time PyTorch with an artefact's weights beside its engines
-    "gpu_prompted.py": {"backends.descriptors", "schedules.schedule"},
+    "gpu_prompted.py": {"artefact", "artefact.records", "backends.descriptors", "schedules.schedule", "weights.layout"},
     "gpu_check.py": {*EAGER, "backends.descriptors", "pytorch.stored"},
     # is a backend of its own
     "torch_backend.py": {"backends", "backends.contract", "backends.cuda.device", "backends.descriptor", "backends.host",

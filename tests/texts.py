@@ -107,10 +107,10 @@ def clip(folder: Path, name: str, seed: int, projected: bool, width: int = 12, a
     _saved(kind, config, folder, name, "CLIPTokenizer", seed)
 
 
-def t5(folder: Path, name: str, width: int, seed: int = 3) -> None:
+def t5(folder: Path, name: str, width: int, seed: int = 3, proj: str = "gated-gelu") -> None:
     size = t5_tokenizer(folder / name.replace("text_encoder", "tokenizer"))
     config = transformers.T5Config(
-        vocab_size=size + 5, d_model=width, d_kv=6, d_ff=2 * width, num_layers=3, num_heads=4, feed_forward_proj="gated-gelu",
+        vocab_size=size + 5, d_model=width, d_kv=6, d_ff=2 * width, num_layers=3, num_heads=4, feed_forward_proj=proj,
         relative_attention_num_buckets=16, relative_attention_max_distance=40,
     )  # fmt: skip
     _saved(transformers.T5EncoderModel, config, folder, name, "T5Tokenizer", seed)

@@ -65,7 +65,7 @@ def same(x: Value) -> tuple[Value, ...]:
     return (Value(x.shape, x.dtype),)
 
 
-for name in ("gelu", "gelu_tanh", "silu"):
+for name in ("gelu", "gelu_tanh", "silu", "relu"):
     SIGNATURES[name] = Signature(name, 1, 1, {}, same)
 
 

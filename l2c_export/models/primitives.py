@@ -98,6 +98,11 @@ def silu(x: Tensor) -> Tensor:
 
 
 @primitive
+def relu(x: Tensor) -> Tensor:
+    return F.relu(x)
+
+
+@primitive
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 

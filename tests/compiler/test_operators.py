@@ -33,7 +33,7 @@ CASES = [
     ("cast", {"dtype": "float32"}, ROWS), ("affine", {"scale": 2.0, "shift": 1.0}, X),
     ("affine", {"scale": 0.5, "shift": 0.0}, HALF), ("affine", {"scale": 1.0, "shift": 0.0}, X),
     ("affine", {"scale": 1.0, "shift": -3.0}, X), ("gelu", {}, X), ("gelu", {}, HALF), ("gelu_tanh", {}, X),
-    ("gelu_tanh", {}, HALF), ("silu", {}, HALF), ("modulate", {}, X, SHIFT, SHIFT),
+    ("gelu_tanh", {}, HALF), ("silu", {}, HALF), ("relu", {}, HALF), ("modulate", {}, X, SHIFT, SHIFT),
     ("modulate", {}, HALF, of("R", 1, 12, dtype="float16"), SHIFT), ("layer_norm", {"eps": 1e-6}, X),
     ("layer_norm", {"eps": 1e-6}, HALF), ("layer_norm", {"eps": 1e-6}, HALF, NARROW, NARROW),
     ("layer_norm", {"eps": 1e-2}, X, WIDE), ("rms_norm", {"eps": 1e-2}, X), ("rms_norm", {"eps": 1e-6}, HALF, NARROW),

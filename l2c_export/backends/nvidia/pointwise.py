@@ -33,7 +33,7 @@ class Pulled(NamedTuple):
 Expression = Callable[[Pulled], str]
 POINTWISE: dict[str, Expression] = {}
 MOVES = frozenset({"cast", "unsqueeze", "reshape", "permute", "part", "tail", "concat", "patchify", "unpatchify", "gather"})
-ELEMENTWISE = frozenset({"add", "mul", "cast", "affine", "gelu", "gelu_tanh", "silu", "modulate", "quantise"})
+ELEMENTWISE = frozenset({"add", "mul", "cast", "affine", "gelu", "gelu_tanh", "silu", "relu", "modulate", "quantise"})
 
 
 def pointwise(function: Expression) -> Expression:
@@ -82,6 +82,11 @@ def gelu_tanh(e: Pulled) -> str:
 @pointwise
 def silu(e: Pulled) -> str:
     return f"silu({e.same(0)})"
+
+
+@pointwise
+def relu(e: Pulled) -> str:
+    return f"relu({e.same(0)})"
 
 
 @pointwise

@@ -45,5 +45,6 @@ __device__ inline float gelu_tanh(float x) {
   return x / (1.0f + expf(-1.5957691216f * (x + 0.044715f * x * x * x)));
 }
 __device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
+__device__ inline float relu(float x) { return x < 0.0f ? 0.0f : x; }
 __device__ inline int within(int i, int length) { return i < 0 ? 0 : i < length ? i : length - 1; }
 """

@@ -68,6 +68,11 @@ def silu(w: Writer, x: Operand) -> Operand:
 
 
 @rule
+def relu(w: Writer, x: Operand) -> Operand:
+    return w.node("Relu", x)
+
+
+@rule
 def modulate(w: Writer, x: Operand, shift: Operand, scale: Operand) -> Operand:
     return w.pair("Add", w.pair("Mul", x, w.scaled("Add", scale, 1.0)), shift)
 

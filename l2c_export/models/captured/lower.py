@@ -121,6 +121,11 @@ def cast(b: PrimitiveBuilder, node: Node, x: Recorded, *_: Any, **__: Any) -> An
     return x if x.value.dtype == dtype else b.apply("cast", x, dtype=dtype)
 
 
+@rule(aten.relu.default)
+def relu(b: PrimitiveBuilder, node: Node, x: Recorded) -> Any:
+    return b.apply("relu", x)
+
+
 @rule(aten.silu.default)
 def silu(b: PrimitiveBuilder, node: Node, x: Recorded) -> Any:
     return b.apply("silu", x)

@@ -1,4 +1,4 @@
-"""The encoder of T5 (arXiv 1910.10683) with gated GELUs, as in T5 v1.1: with the names and options of transformers."""
+"""The encoder of T5 (arXiv 1910.10683), also with gated GELUs as in T5 v1.1: with the names and options of transformers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ...errors import ModelError
 from ...weights.recipe import Read
 from ..family import Operation, Runner
 from ..layers import wide
-from ..primitives import add, affine, cast, gather, gelu_tanh, linear, mul, reshape, rms_norm, sdpa
+from ..primitives import add, affine, cast, gather, gelu_tanh, linear, mul, relu, reshape, rms_norm, sdpa
 from .encoder import HIDDEN, Epsilon, Size
 
 BIAS = "scores.relative_bias"  # follows from a table and the number of tokens, and is stored with the weights
-GATED = ("gated-gelu",)
+MATRICES = {"relu": ("wi", "wo"), "gated-gelu": ("wi_0", "wi_1", "wo")}  # of an MLP, by what is between them
 
 
 class T5Config(msgspec.Struct, frozen=True):
@@ -38,14 +38,15 @@ class T5Config(msgspec.Struct, frozen=True):
 
 
 class T5:
-    """Layers of attention with a bias by distance, which the first has for all, and of a gated MLP."""
+    """Layers of attention with a bias by distance, which the first has for all, and of an MLP, gated or not."""
 
     sublayers: tuple[str, ...] = ()
     end: int | None = None  # nothing is pooled
 
     def __init__(self, config: T5Config, tokens: int) -> None:
-        if config.feed_forward_proj not in GATED:
-            raise ModelError(f"T5 with feed_forward_proj={config.feed_forward_proj!r}: only {GATED[0]} is supported")
+        if config.feed_forward_proj not in MATRICES:
+            raise ModelError(f"T5 with feed_forward_proj={config.feed_forward_proj!r}: use {' or '.join(MATRICES)}")
+        self.matrices = MATRICES[config.feed_forward_proj]
         self.config, self.tokens = config, tokens
         self.blocks = [f"encoder.block.{n}" for n in range(config.num_layers)]
         layers = [f"{block}.layer.{n}" for block in self.blocks for n in (0, 1)]
@@ -53,12 +54,12 @@ class T5:
         self.wide = self.kept = ("scores", "shared", "encoder.final_layer_norm", *kept)
         self.table = f"{self.blocks[0]}.layer.0.SelfAttention.relative_attention_bias.weight"
         names = ("layer_norm", *(f"SelfAttention.{part}" for part in "qkvo"))
-        gated = ("layer_norm", *(f"DenseReluDense.{part}" for part in ("wi_0", "wi_1", "wo")))
+        mlp = ("layer_norm", *(f"DenseReluDense.{part}" for part in self.matrices))
         self.segments: Mapping[str, Operation] = {
             "embed": Operation(embed, ("weight",)),
             "mask": Operation(self.mask),
             "attention": Operation(self.attention, tuple(f"{name}.weight" for name in names)),
-            "mlp": Operation(self.mlp, tuple(f"{name}.weight" for name in gated)),
+            "mlp": Operation(self.mlp, tuple(f"{name}.weight" for name in mlp)),
             "norm": Operation(self.norm, ("weight",)),
         }
 
@@ -75,7 +76,7 @@ class T5:
             shapes |= {f"{layer}.layer_norm.weight": (width,) for layer in (first, second)}
             shapes |= {f"{first}.SelfAttention.{part}.weight": (inner, width) for part in "qkv"}
             shapes[f"{first}.SelfAttention.o.weight"] = (width, inner)
-            shapes |= {f"{second}.DenseReluDense.{part}.weight": (c.d_ff, width) for part in ("wi_0", "wi_1")}
+            shapes |= {f"{second}.DenseReluDense.{part}.weight": (c.d_ff, width) for part in self.matrices[:-1]}
             shapes[f"{second}.DenseReluDense.wo.weight"] = (width, c.d_ff)
         return shapes
 
@@ -119,9 +120,10 @@ class T5:
 
     def mlp(self, h: Tensor, norm: Tensor, *weights: Tensor) -> Any:
         """h (R, T, D) -> (R, T, D)."""
-        gate, up, down = map(wide, weights)
+        *into, down = map(wide, weights)
         x = self.norm(h, norm)
-        return add(h, linear(mul(gelu_tanh(linear(x, gate)), linear(x, up)), down))
+        inner = [linear(x, matrix) for matrix in into]
+        return add(h, linear(mul(gelu_tanh(inner[0]), inner[1]) if inner[1:] else relu(inner[0]), down))
 
     def norm(self, h: Tensor, weight: Tensor) -> Any:
         return rms_norm(h, wide(weight), eps=self.config.layer_norm_epsilon)
