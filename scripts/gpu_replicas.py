@@ -5,7 +5,8 @@
 
 Random weights, and a decoder of 8 channels (diffusers' AutoencoderTiny), so that answers are pictures and next to nothing but
 the denoiser takes time.  Four batches of clients for each replica ask for an image each, one after another.  The rounds of
-one and of several replicas alternate, each with a server of its own.
+one and of several replicas alternate, each with a server of its own.  An artefact that is in OUT/engines is taken as it is;
+with `--each 0`, replicas without a GPU, that tries the way on a machine that has none.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BATCH, CLIENTS, PORT = 8, 32, 18750
+START = 240  # seconds in which a fleet is ready, or is not going to be
 CLASSES = 1000
 
 
@@ -42,15 +44,17 @@ def compiled(folder: Path, router: str, backend: str) -> Path:
 
 
 @contextlib.contextmanager
-def served(engines: Path, replicas: int, backend: str, log: Path) -> Iterator[None]:
-    """A fleet that is ready."""
+def served(engines: Path, replicas: int, each: int, backend: str, log: Path) -> Iterator[None]:
+    """A fleet that is ready, with so many GPUs for each replica."""
     words = [sys.executable, "-m", "l2c_export", "serve", f"xl={engines}", "--backend", backend, "--port", str(PORT)]
-    words += ["--replicas", str(replicas), "--gpus", "1", "--cores", "4", "--max-queue", "4096"]
+    cores = min(4, os.cpu_count() or 1)
+    words += ["--replicas", str(replicas), "--gpus", str(each), "--cores", str(cores), "--max-queue", "4096"]
     with log.open("w") as file:
         process = subprocess.Popen(words, stdout=file, stderr=file)
+    late = time.monotonic() + START
     try:
         while '"ready"' not in log.read_text():
-            if process.poll() is not None:
+            if process.poll() is not None or time.monotonic() > late:
                 raise SystemExit(log.read_text()[-3000:])
             time.sleep(0.2)
         yield
@@ -83,7 +87,8 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("folder", type=Path)
     ap.add_argument("--router", required=True)
-    ap.add_argument("--gpus", type=int, default=2)
+    ap.add_argument("--gpus", type=int, default=2, help="replicas that are compared with one")
+    ap.add_argument("--each", type=int, choices=(0, 1), default=1, help="GPUs of a replica")
     ap.add_argument("--backend", default="cuda")
     ap.add_argument("--seconds", type=float, default=12, help="of a round, about")
     ap.add_argument("--rounds", type=int, default=3)
@@ -93,7 +98,7 @@ def main() -> None:
     rates: dict[int, list[float]] = {1: [], args.gpus: []}
     for _ in range(args.rounds):
         for replicas, values in rates.items():
-            with served(engines, replicas, args.backend, args.folder / "server.log"):
+            with served(engines, replicas, args.each, args.backend, args.folder / "server.log"):
                 values.append(images_a_second(replicas, args.seconds))
             print(replicas, values[-1], flush=True)
         one, several = (statistics.median(values) for values in rates.values())

@@ -1,14 +1,17 @@
 """A fleet from its start to its end, in a network of its own: what became of all that was asked is printed as JSON.
 
-`python fleet_inside.py FOLDER`: the folder of an artefact that makes pixels of classes.
+`python fleet_inside.py FOLDER DAMAGED OTHER`: folders of artefacts that make pixels of classes.  The first is served and, after
+one that cannot be loaded, exchanged for the last.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import http.client
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,16 +20,19 @@ import time
 import psutil
 
 PORT = 18733
+KEY = "a-key-of-the-fleet-in-the-tests"
+CLIENTS, FEWEST, KILLS = 8, 120, 5
 
 
-def ask(body, path="/v1/images/generations"):
+def ask(body, path="/v1/images/generations", key=KEY):
     """Status and content."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
     try:
         if body is None:
-            connection.request("GET", path)
+            connection.request("GET", path, headers=headers)
         else:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **headers})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     finally:
@@ -49,9 +55,59 @@ def events(content):
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))["b64_json"]) for name, data in parts]
 
 
-def main(folder):
+def exchanged(folder, other):
+    """What lies in a folder is another artefact."""
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+    return ask({}, "/admin/reload")
+
+
+def log_says(words):
+    with open("fleet.log") as log:
+        return words in log.read()
+
+
+def under_load(server):
+    """What clients who ask all the time get while all replicas are killed, again until one of them had something to do then."""
+    numbers, images = itertools.count(), {}
+    done = False
+
+    def client():
+        while not done or len(images) < FEWEST:
+            n = next(numbers)
+            images[n] = picture(n)
+
+    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(client) for _ in range(CLIENTS)]
+        try:
+            for _ in range(KILLS):
+                before, running = len(images), replicas(server)
+                while len(images) < before + CLIENTS or not running:  # they are there, and are asked
+                    time.sleep(0.02)
+                    running = running or replicas(server)
+                for replica in running:  # what they are asked from here on, they cannot have answered before they end
+                    replica.send_signal(signal.SIGSTOP)
+                time.sleep(0.3)
+                for replica in running:
+                    replica.send_signal(signal.SIGKILL)
+                late = time.monotonic() + 10
+                while not log_says("another one is asked") and time.monotonic() < late:
+                    time.sleep(0.1)
+                if log_says("another one is asked"):
+                    break
+        finally:
+            done = True
+        for future in clients:
+            future.result()
+    return [images[n] for n in range(len(images))]
+
+
+def main(folder, damaged, other):
+    with open("keys", "w") as file:
+        file.write(KEY)
     words = [sys.executable, "-m", "l2c_export", "serve", f"small={folder}", "--replicas", "2", "--cores", "1",
-             "--backend", "onnxruntime", "--port", str(PORT), "--json"]  # fmt: skip
+             "--backend", "onnxruntime", "--port", str(PORT), "--json",
+             "--api-key-file", "keys"]  # fmt: skip
     with open("fleet.log", "w") as log:
         server = subprocess.Popen(words, stderr=log, stdout=subprocess.PIPE, text=True)
     try:
@@ -62,14 +118,12 @@ def main(folder):
         report["alone"] = picture(4)
         report["several"] = ask({"prompt": "1", "seed": 7, "n": 3})[1]
         report["wrong"] = ask({"prompt": "99"})
-        report["reload"] = ask({}, "/admin/reload")[0]
+        report["reload"] = ask({}, "/admin/reload", key=None)[0]
         report["events"] = events(ask({"prompt": "2", "seed": 5, "stream": True, "partial_images": 1})[1])
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            running = [pool.submit(picture, n) for n in range(120)]
-            time.sleep(0.3)
-            for replica in replicas(server):  # all of them
-                replica.send_signal(signal.SIGKILL)
-            report["mixed"] = [future.result() for future in running]
+        report["damaged"] = [exchanged(folder, damaged), picture(4)]
+        report["exchanged"] = [exchanged(folder, other), *map(picture, [4] * 8)]
+        report["mixed"] = under_load(server)
+        with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
             ending = [pool.submit(picture, n) for n in range(8)]
             time.sleep(0.1)
             processes = psutil.Process(server.pid).children(recursive=True)
@@ -86,4 +140,4 @@ def main(folder):
 
 if __name__ == "__main__":
     os.environ.pop("RAY_AUTH_MODE", None)
-    main(sys.argv[1])
+    main(*sys.argv[1:])

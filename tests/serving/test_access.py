@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
 
 import httpx
 import pytest
+from held import SOON
 from served import IMAGES, in_thread
 
 pytest.importorskip("fastapi")
@@ -17,6 +19,7 @@ from l2c_export.errors import UsageError
 from l2c_export.serving.http import guard
 from l2c_export.serving.http.access import OPEN, Access
 from l2c_export.serving.http.answers import Refusal
+from l2c_export.serving.http.connection import HEAD_SECONDS
 from l2c_export.serving.http.settings import read_keys
 
 HEAD = b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -175,7 +178,7 @@ def cut_off(server, data, more, seconds=5.0):
     return False
 
 
-def raw(server, data, wait=5.0):
+def raw(server, data, wait=SOON):
     """What comes back for bytes."""
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), wait) as connection:
         connection.sendall(data)
@@ -213,33 +216,54 @@ def test_a_body_that_does_not_come_is_not_waited_for(server, monkeypatch):
     assert raw(server, HEAD + b"Content-Length: 50\r\n\r\n{").startswith(b"HTTP/1.1 408")
 
 
-def test_connections_are_bounded_and_silent_ones_are_closed(rgb, monkeypatch):
+@contextlib.contextmanager
+def bounded(folder, monkeypatch, most, head_seconds):
+    """A server of so many connections, and its address."""
     from l2c_export.serving.http import server as of_process
 
-    bounded = of_process.bounded_connections
-    monkeypatch.setattr(of_process, "bounded_connections", lambda most: bounded(12, head_seconds=0.5))
-    with in_thread(rgb, monkeypatch) as server:
-        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
-        silent = [socket.create_connection(address, 5) for _ in range(10)]
-        half = socket.create_connection(address, 5)
-        half.sendall(b"GET / HTTP/1.1\r\nHost: loc")
-        began = time.monotonic()
-        assert httpx.get(f"{server.url}/health/live").status_code == 200, "the twelfth"
-        silent.append(socket.create_connection(address, 5))
+    of_most = of_process.bounded_connections
+    monkeypatch.setattr(of_process, "bounded_connections", lambda _: of_most(most, head_seconds=head_seconds))
+    with in_thread(folder, monkeypatch) as server:
+        yield server, ("127.0.0.1", int(server.url.rpartition(":")[2]))
+
+
+def half_a_head(address):
+    half = socket.create_connection(address, SOON)
+    half.sendall(b"GET / HTTP/1.1\r\nHost: loc")
+    return half
+
+
+def test_connections_are_bounded(rgb, monkeypatch):
+    """Nobody is closed for their silence here, so that those who hold a place hold it."""
+    with bounded(rgb, monkeypatch, 12, 10 * SOON) as (server, address):
+        held = [socket.create_connection(address, SOON) for _ in range(10)] + [half_a_head(address)]
+        whole = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert raw(server, whole).startswith(b"HTTP/1.1 200"), "the twelfth"
+        held.append(socket.create_connection(address, SOON))
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"{server.url}/health/live")
-        for connection in (*silent, half):
-            assert connection.recv(100) == b"", "closed by the server"
+            httpx.get(f"{server.url}/health/live", timeout=SOON)
+        for connection in held:
             connection.close()
-        assert time.monotonic() - began < 4
-        until = time.monotonic() + 5
-        while time.monotonic() < until:
-            try:
+        until = time.monotonic() + SOON
+        while time.monotonic() < until:  # the server notices it a little later
+            with contextlib.suppress(httpx.TransportError):
                 assert server.ask().status_code == 200
                 break
-            except httpx.TransportError:
-                time.sleep(0.05)
+            time.sleep(0.05)
         assert server.ask().status_code == 200
+
+
+def test_silent_connections_are_closed(rgb, monkeypatch):
+    """Then their places are free."""
+    with bounded(rgb, monkeypatch, 3, 0.2) as (server, address):
+        for connection in (*(socket.create_connection(address, SOON) for _ in range(2)), half_a_head(address)):
+            assert connection.recv(100) == b"", "closed by the server"
+            connection.close()
+        assert server.ask().status_code == 200
+        began = time.monotonic()
+        with half_a_head(address) as connection:
+            assert connection.recv(100) == b""
+        assert time.monotonic() - began < HEAD_SECONDS
 
 
 def test_a_connection_that_waits_for_its_image_is_not_cut_off(rgb, monkeypatch):

@@ -25,14 +25,28 @@ def own_network() -> bool:
 
 
 @pytest.fixture(scope="module")
-def fleet(pixels, tmp_path_factory):
+def other_pixels(pixels, tmp_path_factory):
+    """The same model with other weights: its folder."""
+    from l2c_export.compiler.link import bind
+
+    folder = shutil.copytree(pixels, tmp_path_factory.mktemp("other") / "engines")
+    bind(folder, "random:9")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fleet(pixels, other_pixels, tmp_path_factory):
     """What was found of a fleet that has come and gone."""
     pytest.importorskip("ray.serve")
     if not own_network():
         pytest.skip("no network of its own can be had here, and Ray's ports are open to others")
     folder = tmp_path_factory.mktemp("fleet")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": "/tmp"}  # sockets have short names
-    command = f"ip link set lo up && exec {sys.executable} {INSIDE} {pixels}"
+    served, damaged = (shutil.copytree(source, folder / source.parent.name) for source in (pixels, other_pixels))
+    weights = damaged / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    command = f"ip link set lo up && exec {sys.executable} {INSIDE} {served} {damaged} {other_pixels}"
     done = subprocess.run(
         ["unshare", "-n", "sh", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=240
     )
@@ -40,16 +54,25 @@ def fleet(pixels, tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def picture(pixels):
+def pictures(folder):
     from l2c_export.serving.http.answers import encoded
 
-    pipe = l2c_export.load(pixels, backend="onnxruntime", threads=1)
+    pipe = l2c_export.load(folder, backend="onnxruntime", threads=1)
 
     def png(label, seed, scale=None):
         return encoded(pipe([label], scale, seed=seed, output_type="np").images[0])
 
     return png
+
+
+@pytest.fixture(scope="module")
+def picture(pixels):
+    return pictures(pixels)
+
+
+@pytest.fixture(scope="module")
+def other_picture(other_pixels):
+    return pictures(other_pixels)
 
 
 def test_it_answers_as_one_process_does(fleet, picture):
@@ -59,7 +82,7 @@ def test_it_answers_as_one_process_does(fleet, picture):
     assert [image["b64_json"] for image in json.loads(fleet["several"])["data"]] == [picture(1, seed) for seed in (7, 8, 9)]
     status, content = fleet["wrong"]
     assert (status, json.loads(content)["error"]["message"]) == (400, "class label 99: must be a whole number from 0 to 2")
-    assert fleet["reload"] == 403  # without keys
+    assert fleet["reload"] == 401
 
 
 def test_previews_are_streamed(fleet, picture):
@@ -69,17 +92,27 @@ def test_previews_are_streamed(fleet, picture):
     assert fleet["events"][0][1] != picture(2, 5)
 
 
-def test_replicas_that_are_killed_lose_nothing(fleet, picture):
+def test_a_reload_exchanges_all_replicas_or_none(fleet, picture, other_picture):
+    (status, content), drawn = fleet["damaged"]
+    assert (status, json.loads(content)["error"]["code"]) == (409, "reload_failed")
+    assert drawn == picture(1, 4, 1)
+    (status, content), *drawn = fleet["exchanged"]
+    assert (status, json.loads(content)) == (200, {"reloaded": ["small"]})
+    assert drawn == [other_picture(1, 4, 1)] * 8
+    assert drawn[0] != picture(1, 4, 1)
+
+
+def test_replicas_that_are_killed_lose_nothing(fleet, other_picture):
     """Both of them under load, and what was asked is drawn to the same bits by those that come instead."""
-    assert len(fleet["mixed"]) == 120
-    wrong = [n for n, image in enumerate(fleet["mixed"]) if image != picture(n % 3, n, 1 + n % 2)]
+    assert len(fleet["mixed"]) >= 120
+    wrong = [n for n, image in enumerate(fleet["mixed"]) if image != other_picture(n % 3, n, 1 + n % 2)]
     assert not wrong, [fleet["mixed"][n][:40] for n in wrong]
 
 
-def test_what_was_accepted_is_finished_at_the_end(fleet, picture):
+def test_what_was_accepted_is_finished_at_the_end(fleet, other_picture):
     assert fleet["code"] == 0
     for n, image in enumerate(fleet["ending"]):
-        assert image in (picture(n % 3, n, 1 + n % 2), "status 503")
+        assert image in (other_picture(n % 3, n, 1 + n % 2), "status 503")
     assert fleet["left"] == []
     counts = fleet["said"]["images"]["small"]
     assert counts["made"] == counts["accepted"] >= 125

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from l2c_export.serving.fleet import remote
 from l2c_export.serving.fleet.remote import Described, FleetEngine
+from l2c_export.serving.fleet.sampler import SamplerReplica
 
 MADE = Drawing(np.zeros((4, 8, 8), np.float32), None, 0.0, 0.5, 1)
 DIED, GONE = ActorDiedError(), NodeDiedError("its node is gone")
@@ -174,3 +176,75 @@ def test_draining_finishes_what_was_accepted_and_no_more(fleet):
             engine.submit(Job({"class_labels": 1}))
 
     asyncio.run(ask())
+
+
+# exchange
+
+
+class Replicas:
+    """What every replica answers to a method, and which methods were called."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers, self.calls = answers, list[tuple[str, ...]]()
+
+    def broadcast(self, method: str, *args: str) -> Replicas:
+        self.calls.append((method, *args))
+        return self
+
+    def results(self, timeout_s: float) -> list[Any]:
+        answers = self.answers.get(self.calls[-1][0], [None, None])
+        if isinstance(answers, Exception):
+            raise answers
+        return list(answers)
+
+
+@pytest.fixture
+def exchanging(wide):
+    """An engine over replicas that answer so, and what it is to be exchanged for."""
+    manifest = store.read(wide)
+
+    def engine_of(**answers):
+        replicas = Replicas(**answers)
+        return FleetEngine("model", replicas, Described(manifest, "onnxruntime"), 4), replicas
+
+    return engine_of, msgspec.structs.replace(manifest, checksum="sha256:other")
+
+
+def test_all_replicas_take_what_all_of_them_could_load(exchanging):
+    engine_of, other = exchanging
+    engine, replicas = engine_of()
+    engine.exchange(other)
+    assert replicas.calls == [("load_beside", "sha256:other"), ("exchange",)]
+    assert engine.pipe == Described(other, "onnxruntime")
+
+
+@pytest.mark.parametrize(("answers", "error"), [
+    ([None, l2c_export.ArtefactError("weights: damaged")], "weights: damaged"),
+    (DIED, "a sampler of model did not answer"),
+    (TimeoutError("late"), "did not answer: late: see its log"),
+])  # fmt: skip
+def test_what_one_replica_cannot_load_none_takes(exchanging, answers, error):
+    engine_of, other = exchanging
+    engine, replicas = engine_of(load_beside=answers, forget=GONE)
+    with pytest.raises(l2c_export.L2CError, match=error):
+        engine.exchange(other)
+    assert [method for method, *_ in replicas.calls] == ["load_beside", "forget"]
+    assert engine.pipe.manifest.checksum != "sha256:other"
+
+
+def test_a_replica_that_cannot_take_it_is_started_again(wide, monkeypatch):
+    replica = SamplerReplica(str(wide), {"backend": "onnxruntime", "threads": 1}, None, 0.0, 4)
+    checksum = store.read(wide).checksum
+    assert "was changed while it was read" in str(asyncio.run(replica.load_beside("sha256:other")))
+    assert asyncio.run(replica.exchange()) is None, "nothing was loaded"
+    assert asyncio.run(replica.load_beside(checksum)) is None
+    assert asyncio.run(replica.exchange()) is None
+    replica.check_health()
+    assert asyncio.run(replica.load_beside(checksum)) is None
+    asyncio.run(replica.forget())
+    assert asyncio.run(replica.load_beside(checksum)) is None
+    monkeypatch.setattr(replica._engine, "replace", lambda _: 1 / 0)
+    assert "ZeroDivisionError" in str(asyncio.run(replica.exchange()))
+    with pytest.raises(l2c_export.RunError, match="started again"):
+        replica.check_health()
+    replica._engine.close()

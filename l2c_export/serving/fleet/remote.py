@@ -6,6 +6,7 @@ A replica that dies takes what it computes with it; the same job has the same bi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from ray.serve.exceptions import RayServeException, RequestCancelledError
 
 from ...artefact import store
 from ...artefact.manifest import Manifest
-from ...errors import Draining, Full, L2CError, RunError, UsageError
+from ...errors import Draining, Full, L2CError, RunError
 from ...support.log import LOG
 from ...support.words import counted, first_line
 from ..engine import ticket_of
@@ -35,6 +36,8 @@ WAITS = (
     2.0,
     4.0,
 )  # seconds before a job is asked for again; a job that ends every replica ends itself
+
+LOADING = 600.0  # seconds in which every replica has loaded an artefact
 
 
 class Described(NamedTuple):
@@ -109,7 +112,32 @@ class FleetEngine:
             ticket.answer(Draining(f"this image could not be made within drain_seconds={seconds:g}: ask another server"))
         return not self._open
 
+    def exchange(self, manifest: Manifest) -> None:
+        """Let every replica load the artefact of this manifest beside the one that it draws with, and then take it.
+
+        Not to be called in the event loop, as it waits for them.  Raises the first thing that was wrong: where a replica
+        could not load it, all go on as before; where one could not take it, Ray starts that one again.
+        """
+        try:
+            self._tell("load_beside", manifest.checksum)
+        except L2CError:
+            with contextlib.suppress(L2CError):  # the first one says what is wrong
+                self._tell("forget")
+            raise
+        self.pipe = Described(manifest, self.pipe.backend)
+        self._tell("exchange")
+
     # inside
+
+    def _tell(self, method: str, *args: Any) -> None:
+        """Call a method of every replica.  Raises the first error that one answers, and RunError where one does not answer."""
+        try:
+            answers = self._handle.broadcast(method, *args).results(timeout_s=LOADING)
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise RunError(f"a sampler of {self._name} did not answer: {first_line(error)}: see its log") from None
+        for answer in answers:
+            if answer is not None:
+                raise answer
 
     def _begin(self, ticket: Ticket) -> None:
         loop = asyncio.get_running_loop()
@@ -204,5 +232,8 @@ class FleetShelf(Shelf):
     def load(self) -> None:
         """Each replica does."""
 
-    def reload(self) -> list[str]:
-        raise UsageError("the models of a fleet are loaded again by deploying it again: no image is lost then")
+    def _exchange(self, model: ServedModel) -> None:
+        """In all replicas or, where one of them cannot load it, in none."""
+        manifest, engine = self._next_manifest(model), cast(FleetEngine, model.engine)
+        engine.exchange(manifest)
+        LOG.info("model %s was reloaded by its replicas", model.name)

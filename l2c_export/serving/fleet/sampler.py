@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import L2CError, RunError
-from ...runtime.pipeline import load
+from ...errors import ArtefactError, L2CError, RunError
+from ...runtime.pipeline import Pipeline, load
 from ...support.words import first_line
 from ..engine import ServingEngine
 from ..job import Drawing, Job
@@ -21,8 +21,10 @@ from ..previews import Preview
 class SamplerReplica:
     def __init__(self, folder: str, choices: dict[str, Any], max_batch: int | None, max_wait: float, room: int) -> None:
         """At most `room` jobs are asked at once.  Raises what loading does: then Ray tries it again elsewhere."""
-        self._pipe = load(Path(folder), **choices)
-        self._engine = ServingEngine(self._pipe, max_batch, max_wait, room)
+        self._folder, self._choices = Path(folder), choices
+        self._engine = ServingEngine(load(self._folder, **choices), max_batch, max_wait, room)
+        self._next: Pipeline | None = None  # loaded beside the one that draws
+        self._torn = False
 
     async def draw(self, job: Job) -> Drawing | L2CError:
         """Cancelling this takes the job out of its batch."""
@@ -54,6 +56,47 @@ class SamplerReplica:
             yield answer
         finally:
             ticket.cancel()
+
+    # exchange: all replicas load what lies there, and only when every one of them could, all take it
+
+    async def load_beside(self, checksum: str) -> L2CError | None:
+        """Load the artefact again, which must have this checksum: what was wrong."""
+        return await asyncio.to_thread(self._load_beside, checksum)
+
+    async def forget(self) -> None:
+        """What was loaded beside is not wanted."""
+        pipe, self._next = self._next, None
+        if pipe is not None:
+            pipe.close()
+
+    async def exchange(self) -> L2CError | None:
+        """Take what was loaded beside from the next batch on: what was wrong, after which Ray starts this replica again."""
+        pipe, self._next = self._next, None
+        if pipe is None:  # it was started in the meantime, with what lies there
+            return None
+        try:
+            before = await asyncio.to_thread(self._engine.replace, pipe)
+        except Exception as error:
+            self._torn = True
+            return known(error)
+        before.close()
+        return None
+
+    def check_health(self) -> None:
+        """Asked by Ray.  Raises RunError where the other replicas draw with another artefact."""
+        if self._torn:
+            raise RunError("the artefact could not be exchanged here: this replica is started again")
+
+    def _load_beside(self, checksum: str) -> L2CError | None:
+        try:
+            pipe = load(self._folder, **self._choices)
+        except Exception as error:
+            return known(error)
+        if pipe.manifest.checksum != checksum:
+            pipe.close()
+            return ArtefactError(f"{self._folder}: was changed while it was read: reload again")
+        self._next = pipe
+        return None
 
 
 def known(error: Exception) -> L2CError:

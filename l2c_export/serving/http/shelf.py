@@ -96,14 +96,7 @@ class Shelf:
             self._reloading.release()
 
     def _exchange(self, model: ServedModel) -> None:
-        folder, present = model.place.folder, model.pipe.manifest
-        manifest = store.read(folder, verify=False)  # the files are checked when they are loaded
-        if not self._settings.trust_engines and (other := new_engines(present, manifest)):
-            raise UsageError(
-                f"{folder}: {other} is an engine that did not run before, and an engine is a program: start the server with "
-                "trust_engines=True to take it"
-            )
-        what_prompts_say(folder, manifest)
+        folder, manifest = model.place.folder, self._next_manifest(model)
         pipe = load(folder, **model.place.choices)
         if pipe.manifest.checksum != manifest.checksum:
             pipe.close()
@@ -115,6 +108,18 @@ class Shelf:
             raise
         before.close()
         LOG.info("model %s was reloaded", model.name)
+
+    def _next_manifest(self, model: ServedModel) -> Manifest:
+        """Of what lies there.  Raises UsageError and what reading it does where a model must not become that."""
+        folder, present = model.place.folder, model.pipe.manifest
+        manifest = store.read(folder, verify=False)  # the files are checked when they are loaded
+        if not self._settings.trust_engines and (other := new_engines(present, manifest)):
+            raise UsageError(
+                f"{folder}: {other} is an engine that did not run before, and an engine is a program: start the server with "
+                "trust_engines=True to take it"
+            )
+        what_prompts_say(folder, manifest)
+        return manifest
 
     def close(self, drain_seconds: float) -> bool:
         """Accept nothing more and finish what was accepted: whether that could be done in time."""
