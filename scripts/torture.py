@@ -597,7 +597,7 @@ SECTIONS: dict[str, tuple[Callable[..., Counter[str]], int, int, float, float]] 
     # section: trials and seconds, in full and --quick
     "kills": (kills, 200, 15, 600, 40),
     "mutations": (mutations, 10_000, 600, 400, 40),
-    "manifests": (manifests, 10_000, 300, 3600, 40),
+    "manifests": (manifests, 10_000, 300, 7200, 40),
     "texts": (texts, 1000, 60, 120, 20),
     "hostile": (poison, 100, 100, 60, 25),
     "concurrency": (crowd, 20, 3, 120, 15),

@@ -10,6 +10,7 @@ import torch
 from msgspec import UNSET, UnsetType
 from torch import Tensor
 
+from ..errors import ArtefactError
 from ..models import layers
 from ..models.family import Family
 from ..models.updates import Sampler
@@ -71,10 +72,14 @@ class Eager:
         return passed if isinstance(value, tuple) else passed[0]
 
     def _passed(self, name: str, value: Tensor) -> Tensor:
-        for level, (_, behind) in self.spans.items():
-            if name == behind and level in self.reused:
+        for level, (before, behind) in self.spans.items():
+            if name != behind:
+                continue
+            if level not in self.before:
+                raise ArtefactError(f"levels[{level!r}]: {before!r} is not made before {behind!r}: compile the artefact again")
+            if level in self.reused:
                 value = self.before[level] + self.cache[level]
-            elif name == behind:
+            else:
                 self.fresh[level] = value - self.before[level]
         self.before.update((level, value) for level, (before, _) in self.spans.items() if name == before)
         return value
@@ -242,7 +247,9 @@ class Denoiser:
 
 
 def earlier(name: str, terms: Terms, history: Mapping[tuple[str, int], Result], like: Tensor) -> Earlier:
-    """What earlier calls made of a value, and the coefficients."""
+    """What earlier calls made of a value, and the coefficients.  Raises ArtefactError for what they did not make."""
+    if any((name, filling) not in history for filling, _ in terms):
+        raise ArtefactError(f"{name!r} follows from earlier calls, and no call makes it: compile the artefact again")
     values, numbers = tuple(history[name, filling] for filling, _ in terms), [c for _, c in terms]
     return Earlier(values, None if numbers == [1.0] else torch.tensor(numbers, dtype=like.dtype, device=like.device))
 

@@ -9,9 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from manifests import changed
 
 import l2c_export
-from l2c_export import L2CError, Schedule
+from l2c_export import ArtefactError, L2CError, Schedule
 from l2c_export.artefact import store
 from l2c_export.artefact.records import FILE
 
@@ -63,3 +64,18 @@ def test_every_manifest_is_refused_in_a_line_or_used_as_it_says(kind, altered, f
     assert counts["refused"] > TRIALS / 2
     assert counts["harmless"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["engines"]
+
+
+@pytest.mark.parametrize(("before", "behind", "says"), [
+    ("{behind}", "{before}", r"levels\['stack\[1:2\]'\]: '.*' is not made before '.*': compile the artefact again"),
+    ("{before}", "nowhere", r"'stack\[1:2\]' follows from earlier calls, and no call makes it: compile the artefact again"),
+])  # fmt: skip
+def test_a_level_whose_ends_pytorch_does_not_pass_is_refused(before, behind, says, forecast, tmp_path):
+    """Engines need no ends of levels; the reference that they are compared with does."""
+    folder = shutil.copytree(forecast, tmp_path / "engines")
+    manifest = store.read(folder)
+    ends = dict(zip(("before", "behind"), manifest.denoiser.levels["stack[1:2]"], strict=True))
+    levels = {"stack[1:2]": (before.format(**ends), behind.format(**ends))}
+    store.write_manifest(folder, changed(manifest, levels=levels))
+    with pytest.raises(ArtefactError, match=says):
+        l2c_export.verify(folder, backend="onnxruntime", threads=1, steps=4)
