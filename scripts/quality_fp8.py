@@ -24,7 +24,7 @@ from sampling import noise_of, sample
 
 import l2c_export
 from l2c_export import Schedule, demo
-from l2c_export.artefact.products import input_scales
+from l2c_export.artefact.products import input_scales, own_biases
 from l2c_export.models import families
 from l2c_export.models.primitives import quantise
 from l2c_export.pytorch.calibrate import InE4m3
@@ -98,6 +98,7 @@ def denoisers(device: torch.device, only: list[str]) -> dict[str, Denoiser]:
                 own = {n: exact.get(n, tensor) if n.startswith(kept) else tensor for n, tensor in tensors.items()}
                 if name == NEAREST:
                     own |= {n: nearest(exact[n]) for n in scales}
+                    own |= {n: exact[n].to(tensors[n].dtype) for n in own_biases(artefact.manifest)}  # which make up for others
                 narrow = {n: scale for n, scale in scales.items() if not n.startswith(kept)}
                 models[name] = Denoiser(family, InE4m3(own, torch.float32, narrow))
     return {name: model for name, model in models.items() if name == "fp32" or not only or name in only}

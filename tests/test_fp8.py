@@ -13,7 +13,7 @@ from in_pytorch import IN_PYTORCH
 
 import l2c_export
 from l2c_export.artefact import check, store
-from l2c_export.artefact.products import input_scales
+from l2c_export.artefact.products import input_scales, own_biases
 from l2c_export.backends import descriptors
 from l2c_export.benchmarks.twins import compile_twin
 from l2c_export.compiler import link
@@ -23,6 +23,7 @@ from l2c_export.compiler.record import record
 from l2c_export.errors import BackendError, MissingExtra, UsageError, WeightsError
 from l2c_export.integrations.diffusers.live_artefact import same
 from l2c_export.ir.dtypes import E4M3, Types
+from l2c_export.ir.graph import Primitive
 from l2c_export.ir.inputs import usual
 from l2c_export.models.primitives import PRIMITIVES, execute, quantise
 from l2c_export.pytorch import calibrate
@@ -129,6 +130,15 @@ def test_a_manifest_that_says_something_else_is_refused(narrow):
         assert problem(tensors), sizes
     assert "is float8_e4m3fn, which it cannot be" in problem(own, precision="bf16")
 
+    def corrected(changes):
+        denoiser = msgspec.structs.replace(manifest.denoiser, corrected=changes)
+        return check.problem(msgspec.structs.replace(manifest, denoiser=denoiser))
+
+    assert corrected({"blocks.0.mlp.fc1.bias": 0.1}) is None
+    for changes in ({"blocks.9.mlp.fc1.bias": 0.1}, {"blocks.0.mlp.fc1.weight": 0.1}, {scale: 0.1},
+                    {"blocks.0.mlp.fc1.bias": -1.0}, {"blocks.0.mlp.fc1.bias": np.inf}):  # fmt: skip
+        assert "which it cannot be" in corrected(changes)
+
 
 def test_linking_other_weights_calibrates_again(narrow, tmp_path):
     options = case(CASE).options(tmp_path / "fresh", precision="fp8", backend="cuda", weights="random:5")
@@ -170,9 +180,96 @@ def test_linking_rounds_a_checkpoint_as_compiling_does_and_not_twice(narrow, tmp
     compile_artefact(options)
     l2c_export.link(tmp_path / "linked", weights=case(CASE).options("").weights)
     assert (tmp_path / "linked" / WEIGHTS).read_bytes() == (narrow / WEIGHTS).read_bytes()
+    assert store.read(tmp_path / "linked").denoiser.corrected == store.read(narrow).denoiser.corrected
     link.bind(tmp_path / "linked", None)
     before, after = (unscaled_weights(folder) for folder in (narrow, tmp_path / "linked"))
     assert all(np.array_equal(before[name], after[name]) for name in before)
+    biases = own_biases(store.read(narrow))
+    before, after = (numbers(folder) for folder in (narrow, tmp_path / "linked"))
+    assert all(np.array_equal(before[name].view(np.uint16), after[name].view(np.uint16)) for name in biases)
+    assert store.read(tmp_path / "linked").denoiser.corrected == store.read(narrow).denoiser.corrected, "of the model's"
+    l2c_export.link(tmp_path / "linked", weights="random:5")
+    assert not store.read(tmp_path / "linked").denoiser.corrected
+
+
+def wide(bias):
+    return bias.astype(np.float32)
+
+
+@pytest.fixture
+def multiplied(monkeypatch):
+    """What calibration multiplies with every weight, rows of float32 by the weight's name; filled when it is done."""
+    rows, by_name, add, said = {}, {}, calibrate.Seen.add, calibrate.said
+
+    def adding(product, x, weight, bias):
+        rows.setdefault(id(product), []).append(x.reshape(-1, x.shape[-1]).numpy())
+        return add(product, x, weight, bias)
+
+    def saying(seen, over):
+        by_name.update((name, np.concatenate(rows[id(product)]).astype(np.float64)) for name, product in seen.items())
+        return said(seen, over)
+
+    monkeypatch.setattr(calibrate.Seen, "add", adding)
+    monkeypatch.setattr(calibrate, "said", saying)
+    return by_name
+
+
+def test_rounding_a_weight_leaves_the_mean_of_its_product(tmp_path, multiplied):
+    """But for half a step of its bias, which is bfloat16; without the correction it is off by more."""
+    manifest = compile_artefact(case(CASE).options(tmp_path / "e", precision="fp8", backend="cuda"))
+    own = dict(open_checkpoint(Path(case(CASE).options("").weights)).tensors(manifest.denoiser.shapes))
+    kept, rounded, biases = numbers(tmp_path / "e"), unscaled_weights(tmp_path / "e"), own_biases(manifest)
+    assert biases == {f"{name.removesuffix('weight')}bias": name for name in input_scales(manifest)}
+    assert set(manifest.denoiser.corrected) == set(biases)
+    before, after = 0.0, 0.0
+    for bias, weight in biases.items():
+        lost = (multiplied[weight] @ (rounded[weight] - own[weight]).T.astype(np.float64)).mean(0)
+        change = wide(kept[bias]) - own[bias]
+        assert np.all(np.abs(lost + change) <= 2.0**-8 * np.abs(wide(kept[bias])) + 1e-7), bias
+        assert manifest.denoiser.corrected[bias] == pytest.approx(np.abs(change).max(), rel=1e-6)
+        before, after = before + np.square(lost).sum(), after + np.square(lost + change).sum()
+    assert after < before / 10
+
+
+def test_biases_of_random_weights_stay(tmp_path):
+    manifest = compile_artefact(case(CASE).options(tmp_path, precision="fp8", backend="cuda", weights="random:5"))
+    own, kept = dict(random(manifest.denoiser.shapes, 5)), numbers(tmp_path)
+    assert not manifest.denoiser.corrected
+    for name in own_biases(manifest):
+        assert np.array_equal(kept[name], own[name].astype(kept[name].dtype))
+
+
+def test_a_bias_that_something_else_reads_stays(narrow, tmp_path):
+    manifest = store.read(narrow)
+    shared, other = "blocks.0.mlp.fc1.bias", "blocks.1.mlp.fc1.bias"
+    (size_name, size), = manifest.denoiser.sizes.items()  # fmt: skip
+    origins = {n: msgspec.structs.replace(o, of=shared) if o.of == other else o for n, o in size.origins.items()}
+    sizes = {size_name: msgspec.structs.replace(size, origins=origins)}
+    joined = msgspec.structs.replace(manifest, denoiser=msgspec.structs.replace(manifest.denoiser, sizes=sizes))
+    assert own_biases(joined) == {b: w for b, w in own_biases(manifest).items() if b not in (shared, other)}
+    own = dict(open_checkpoint(Path(case(CASE).options("").weights)).tensors(manifest.denoiser.shapes))
+    (tmp_path / WEIGHTS).write_bytes((narrow / WEIGHTS).read_bytes())
+    changes = calibrate.calibrate(tmp_path, joined, own.items(), id)
+    before, after = numbers(narrow), mapped(tmp_path / WEIGHTS, manifest.denoiser.tensors)
+    assert set(changes) == set(own_biases(joined))
+    assert np.array_equal(before[shared], after(shared)), "which is what lay there"
+    parts = {n: msgspec.structs.replace(o, first=0, last=8) if o.of == other else o for n, o in size.origins.items()}
+    sizes = {size_name: msgspec.structs.replace(size, origins=parts)}
+    parted = msgspec.structs.replace(manifest, denoiser=msgspec.structs.replace(manifest.denoiser, sizes=sizes))
+    assert other not in own_biases(parted)
+
+
+def test_a_bias_that_another_primitive_reads_is_not_its_products_own(narrow):
+    manifest = store.read(narrow)
+    own, (size,) = manifest.denoiser.segments, manifest.denoiser.sizes.values()
+    name = next(name for name, segment in own.items() if any(p.op == "linear_fp8" for p in segment.primitives))
+    bias = next(p for p in own[name].primitives if p.op == "linear_fp8").inputs[4]
+    more = msgspec.structs.replace(own[name], primitives=(*own[name].primitives, Primitive("gelu", (), (bias,), ("more",))))
+    changed = msgspec.structs.replace(manifest.denoiser, segments={**own, name: more})
+    place = own[name].inputs.index(bias)
+    called = [node.inputs[place] for graph in size.graphs.values() for node in graph.nodes if node.op == name]
+    kept = own_biases(msgspec.structs.replace(manifest, denoiser=changed))
+    assert own_biases(manifest).keys() - kept.keys() == {size.origins[tensor].of for tensor in called}
 
 
 def test_a_live_transformer_is_known_by_weights_that_were_rounded_for_their_products(narrow):
@@ -183,6 +280,11 @@ def test_a_live_transformer_is_known_by_weights_that_were_rounded_for_their_prod
         assert not same(array, own[name] * 1.2, E4M3, 0.0)
         assert not same(array, own[name][::-1], E4M3, 0.0)
         assert not same(array, own[name].T[:1], E4M3, 0.0)
+    biases, changes = numbers(narrow), store.read(narrow).denoiser.corrected
+    for name, change in changes.items():
+        assert same(biases[name], own[name], "bfloat16", 0.0, change)
+        assert not same(biases[name], own[name] + 3 * change + 2.0**-5 * np.abs(own[name]).max(), "bfloat16", 0.0, change)
+    assert any(not same(biases[name], own[name], "bfloat16", 0.0) for name in changes)
     assert same(np.ones(4), np.full(4, 1 + 5e-7), "float32", 0.0)
     assert not same(np.ones(4), np.full(4, 1.01), "float32", 0.0)
 

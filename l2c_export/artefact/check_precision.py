@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ..ir.dtypes import E4M3, Types
@@ -42,3 +43,7 @@ def _products(manifest: Manifest) -> Iterator[str]:
     for name, tensor in ((name, tensor) for name, tensor in model.tensors.items() if tensor.scale):
         if scales.get(name) != tensor.scale or tensor != TensorRecord((2,), "float32", scale=tensor.scale):
             yield f"the scale {name[:100]!r} is none of an {E4M3} weight"
+    for name, change in (model.corrected or {}).items():
+        bias = model.tensors.get(name)
+        if not narrow or bias is None or len(bias.shape) != 1 or bias.scale or not 0 <= change < math.inf:
+            yield f"the bias {name[:100]!r} is corrected by {change}, which it cannot be"

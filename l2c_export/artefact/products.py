@@ -1,8 +1,10 @@
-"""Which products of an artefact are in e4m3, as its segments say."""
+"""Which products of an artefact are in e4m3, and which biases are theirs, as its segments say."""
 
 from __future__ import annotations
 
 from .manifest import Manifest
+
+PRODUCT, BIAS = "linear_fp8", 4  # and which of its inputs the bias is
 
 
 def input_scales(manifest: Manifest) -> dict[str, str]:
@@ -12,7 +14,23 @@ def input_scales(manifest: Manifest) -> dict[str, str]:
         for node in (node for graph in size.graphs.values() for node in graph.nodes):
             segment = manifest.denoiser.segments[node.op]
             names = dict(zip(segment.inputs, node.inputs, strict=True))
-            for p in (p for p in segment.primitives or () if p.op == "linear_fp8"):
+            for p in (p for p in segment.primitives or () if p.op == PRODUCT):
                 weight, scale = (size.origins[names[name]].of for name in p.inputs[1:3])
                 scales[weight] = scale
     return scales
+
+
+def own_biases(manifest: Manifest) -> dict[str, str]:
+    """For every bias that is added to one product in e4m3, and that nothing else reads, the weight of the product."""
+    readers: dict[str, set[str | None]] = {}  # of every tensor: the weights of the products that it is added to, None else
+    for size in manifest.denoiser.sizes.values():
+        for node in (node for graph in size.graphs.values() for node in graph.nodes):
+            segment = manifest.denoiser.segments[node.op]
+            called = dict(zip(segment.inputs, node.inputs, strict=True))
+            origins = {name: size.origins[own] for name, own in called.items() if own in size.origins}
+            for p in segment.primitives or ():
+                for n, origin in ((n, origins[name]) for n, name in enumerate(p.inputs) if name in origins):
+                    whole = p.op == PRODUCT and n == BIAS and origin.first is None
+                    readers.setdefault(origin.of, set()).add(origins[p.inputs[1]].of if whole else None)
+    alone = {bias: next(iter(weights)) for bias, weights in readers.items() if len(weights) == 1}
+    return {bias: weight for bias, weight in alone.items() if weight}

@@ -210,6 +210,7 @@ class DenoiserRecord(Record, frozen=True, kw_only=True):
     weights: WeightsRecord | None
     tensors: dict[str, TensorRecord]  # what is stored
     narrowing: Narrowing | msgspec.UnsetType = msgspec.UNSET  # what it has cost to store some of them narrower
+    corrected: dict[str, float] | msgspec.UnsetType = msgspec.UNSET  # by how much biases differ from the model's, at most
     segments: dict[str, SegmentRecord]
     sizes: dict[str, SizeRecord]
 

@@ -131,7 +131,8 @@ def compile_artefact(
         whole = replace(source, checkpoint=sizes.checkpoint_of(sources))
         described = with_narrowing(described, bind_weights(folder, whole, added, layout, report, progress))
         if described.precision == FP8 and (tensors := tensors_of(whole, added, layout)):
-            calibrate(folder, described, tensors, report)  # what the scales of e4m3 are, and how weights are rounded
+            # what the scales of e4m3 are, how weights are rounded, and what biases make good
+            described = with_corrected(described, calibrate(folder, described, tensors, report))
         write_decoder(folder, source, described, report)
         text = write_texts(folder, texts, report, progress)
         manifest = with_fingerprint(folder, described, report) if fingerprinted else described
@@ -146,6 +147,12 @@ def compile_artefact(
 def with_narrowing(manifest: Manifest, narrowing: Narrowing | None) -> Manifest:
     """The manifest with what it has cost to store weights narrower."""
     denoiser = msgspec.structs.replace(manifest.denoiser, narrowing=narrowing or msgspec.UNSET)
+    return msgspec.structs.replace(manifest, denoiser=denoiser)
+
+
+def with_corrected(manifest: Manifest, changes: dict[str, float]) -> Manifest:
+    """The manifest with by how much biases were changed."""
+    denoiser = msgspec.structs.replace(manifest.denoiser, corrected=changes or msgspec.UNSET)
     return msgspec.structs.replace(manifest, denoiser=denoiser)
 
 

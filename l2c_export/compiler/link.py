@@ -57,9 +57,13 @@ def bind(
         narrowing = layout.write(stage / layout.WEIGHTS, places, merged(tensors, fitted), step)
         if narrowing:
             report(f"weights: {said(places.tensors, narrowing)}")
+        changes: dict[str, float] = {}
         if manifest.precision == FP8:
             again, bound = _tensors(folder, source, seed, manifest)
-            _calibrate(stage, manifest, bound, merged(again, fitted), report)
+            changes = _calibrate(stage, manifest, bound, merged(again, fitted), report)
+            if source is None:  # what was changed before is changed still
+                before = manifest.denoiser.corrected or {}
+                changes = {name: change + before.get(name, 0.0) for name, change in changes.items()}
         written = {layout.WEIGHTS: integrity.info(stage / layout.WEIGHTS)}
         if pipeline and decoder:
             written[decoder.file] = _write_decoder(stage, pipeline, decoder, manifest, report)
@@ -70,7 +74,10 @@ def bind(
             rest,
             inputs=named(manifest.inputs, labels),
             denoiser=msgspec.structs.replace(
-                manifest.denoiser, weights=with_loras(bound, loras), narrowing=narrowing or msgspec.UNSET
+                manifest.denoiser,
+                weights=with_loras(bound, loras),
+                narrowing=narrowing or msgspec.UNSET,
+                corrected=changes or msgspec.UNSET,
             ),
             files=rest.files | written,
             decoder=decoder or rest.decoder,
@@ -104,11 +111,13 @@ def _bound(folder: Path, manifest: Manifest) -> tuple[layout.Tensors, WeightsRec
     return ((name, layout.unscaled(name, view, stored[name])) for name in sorted(manifest.denoiser.checkpointed)), record
 
 
-def _calibrate(stage: Path, manifest: Manifest, bound: WeightsRecord, tensors: layout.Tensors, report: Report) -> None:
+def _calibrate(
+    stage: Path, manifest: Manifest, bound: WeightsRecord, tensors: layout.Tensors, report: Report
+) -> dict[str, float]:
     from ..pytorch.calibrate import calibrate  # which needs torch
 
     denoiser = msgspec.structs.replace(manifest.denoiser, weights=bound)
-    calibrate(stage, msgspec.structs.replace(manifest, denoiser=denoiser), tensors, report)
+    return calibrate(stage, msgspec.structs.replace(manifest, denoiser=denoiser), tensors, report)
 
 
 def _check_training(folder: Path, pipeline: Path, manifest: Manifest) -> None:

@@ -1,5 +1,7 @@
 """Products in e4m3 in PyTorch: what is multiplied is looked at over some trajectories, from which its scales follow, and how
 weights are rounded.
+
+Rounding a weight shifts the mean of its product, the same in every call of a loop; that goes into the product's bias.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 from ..artefact.fingerprint import flops
 from ..artefact.guidance import guided_request
 from ..artefact.manifest import Manifest
-from ..artefact.products import input_scales
+from ..artefact.products import input_scales, own_biases
 from ..errors import WeightsError
 from ..ir.inputs import usual
 from ..models.primitives import quantise
@@ -26,7 +28,8 @@ from ..samplers.noise import standard_normal
 from ..support.files import Report
 from ..support.words import counted
 from ..weights import e4m3
-from ..weights.layout import WEIGHTS, Layout, Tensors
+from ..weights.layout import WEIGHTS, Layout, Tensors, loaded
+from ..weights.layout import stored as filed
 from .eager import Converted, Denoiser
 from .family import family_of
 from .rounding import Moments, rounded
@@ -115,9 +118,10 @@ class InE4m3(Converted):
 
 
 @torch.no_grad()
-def calibrate(folder: Path, manifest: Manifest, tensors: Tensors, report: Report) -> None:
+def calibrate(folder: Path, manifest: Manifest, tensors: Tensors, report: Report) -> dict[str, float]:
     """Write the scales of what is multiplied in e4m3 into the weights that lie in `folder`, and these weights rounded so that
-    their products change least; `tensors` are the model's before they were rounded.
+    their products change least, and biases with what the products' means lose by that; `tensors` are the model's before they
+    were rounded.  Returned is by how much every such bias differs from the model's, at most.
 
     That follows from some trajectories of the first program, as many calls of them as a minute allows, in float32.  Random
     weights, which mean nothing, stay rounded to the nearest.
@@ -152,12 +156,42 @@ def calibrate(folder: Path, manifest: Manifest, tensors: Tensors, report: Report
         for scale, number in largest.items():
             file.seek(layout.place(scale).offset)
             file.write(e4m3.scale_of(e4m3.HEADROOM * number).tobytes())
-        for name, value in tensors if not random else ():
-            if name in seen and (moments := seen[name].moments) and moments.sums:
-                wide = torch.from_numpy(np.array(value, np.float32))
-                file.seek(layout.place(name).offset)
-                file.write(rounded(wide, moments, kept[e4m3.weight_scale(name)]).view(torch.uint8).numpy().tobytes())
+        moments = {name: product.moments for name, product in seen.items() if product.moments and product.moments.rows}
+        changes = {} if random else _write_rounded(file, layout, tensors, kept, moments, own_biases(manifest))
     report(said(seen, f"{counted(count, 'call')} of {counted(images, 'image')}"))
+    return changes
+
+
+def _write_rounded(
+    file: BinaryIO,
+    layout: Layout,
+    tensors: Tensors,
+    scales: Mapping[str, Tensor],
+    moments: Mapping[str, Moments],
+    biases: Mapping[str, str],
+) -> dict[str, float]:
+    """Write weights as `moments` of what they are multiplied with have them rounded, and `biases` of their products."""
+    lost, own = dict[str, np.ndarray](), dict[str, np.ndarray]()
+    for name, value in tensors:
+        if name in biases:
+            own[name] = np.array(value, np.float32)
+        if name in moments:
+            wide = torch.from_numpy(np.array(value, np.float32))
+            scale = scales[e4m3.weight_scale(name)]
+            codes = rounded(wide, moments[name], scale)
+            file.seek(layout.place(name).offset)
+            file.write(codes.view(torch.uint8).numpy().tobytes())
+            lost[name] = moments[name].mean_product(wide - codes.float() * scale[0]).numpy()
+    changes = {}
+    for name, value in own.items():
+        if biases[name] not in lost:
+            continue
+        corrected = filed(name, value + lost[biases[name]], layout.tensors[name])
+        for part, data in corrected.items():
+            file.seek(layout.place(part).offset)
+            file.write(data.tobytes())
+        changes[name] = float(np.abs(loaded(name, corrected, layout.tensors[name]).astype(np.float32) - value).max())
+    return changes
 
 
 def said(seen: Mapping[str, Seen], over: str) -> str:

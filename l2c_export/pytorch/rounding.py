@@ -18,15 +18,24 @@ DAMPING = 0.01  # of the mean second moment: what is seldom multiplied is not al
 
 
 class Moments:
-    """x'x of what is multiplied, for every `TOGETHER` of its columns."""
+    """Of what is multiplied: x'x, for every `TOGETHER` of its columns, and the sum of its rows."""
 
     def __init__(self) -> None:
         self.sums: list[Tensor] = []  # float32
+        self.total: Tensor | float = 0.0  # (columns,) float64
+        self.rows = 0
 
     def add(self, x: Tensor) -> None:
         """x (.., columns)."""
-        parts = [part.T @ part for part in torch.split(x.reshape(-1, x.shape[-1]).float(), TOGETHER, 1)]
+        rows = x.reshape(-1, x.shape[-1]).float()
+        self.total, self.rows = self.total + rows.sum(0, dtype=torch.float64), self.rows + len(rows)
+        parts = [part.T @ part for part in torch.split(rows, TOGETHER, 1)]
         self.sums = [sum_ + part for sum_, part in zip(self.sums, parts, strict=True)] if self.sums else parts
+
+    def mean_product(self, weight: Tensor) -> Tensor:
+        """(rows, columns) float32 -> (rows,) float32: the mean of what is multiplied with a weight."""
+        product: Tensor = (weight.double() @ (self.total / self.rows)).float()
+        return product
 
 
 def rounded(weight: Tensor, moments: Moments, scale: Tensor) -> Tensor:

@@ -8,9 +8,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from in_pytorch import IN_PYTORCH
 from small_pipelines import LABELS, SCALE, STEPS, small_pipeline
 
 import l2c_export
+from l2c_export.artefact import store
+from l2c_export.backends import descriptors
 from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.request import Options
 from l2c_export.errors import UsageError
@@ -64,6 +67,19 @@ def test_a_fine_tune_of_any_layer_has_other_weights(world, live, change):
         change(live.transformer.transformer_blocks[1].attn1.to_v.weight)
     with pytest.raises(UsageError, match=r"other weights than .* \(blocks.1.attn.qkv.weight\): run l2c_export.link"):
         l2c_export.enable_l2c(live, world.compiled(precision="fp16"))
+
+
+def test_a_live_pipeline_is_that_of_an_artefact_in_fp8_whose_biases_are_corrected(world, live, monkeypatch):
+    monkeypatch.setattr(descriptors, "BACKENDS", (*descriptors.BACKENDS, IN_PYTORCH))
+    engines = world.compiled(precision="fp8", backend="cuda")
+    changes = store.read(engines).denoiser.corrected
+    l2c_export.enable_l2c(live, engines, backend=IN_PYTORCH.name)
+    live.disable_l2c()
+    bias = live.transformer.transformer_blocks[1].ff.net[2].bias
+    with torch.no_grad():
+        bias[0] += 3 * changes["blocks.1.mlp.fc2.bias"] + 2.0**-5 * bias[0].abs()
+    with pytest.raises(UsageError, match=r"other weights than .* \(blocks.1.mlp.fc2.bias\): run l2c_export.link"):
+        l2c_export.enable_l2c(live, engines, backend=IN_PYTORCH.name)
 
 
 def test_a_u_vit_is_in_no_dit_pipeline(live, pixels, tmp_path):

@@ -104,21 +104,22 @@ def _check_weights(transformer: Any, manifest: Manifest, folder: Path) -> None:
     for name in weights.shapes:
         record = denoiser.tensors[name]
         array, kept = unscaled(name, view, record), record.stored or record.dtype
-        if not same(array, weights.read(name), kept, rounding):
+        if not same(array, weights.read(name), kept, rounding, (denoiser.corrected or {}).get(name, 0.0)):
             raise UsageError(
                 f"{NAME} has other weights than {folder} ({name}): run l2c_export.link({str(folder)!r}, weights='..')"
             )
 
 
-def same(array: np.ndarray, other: np.ndarray, kept: str, rounding: float) -> bool:
-    """Whether an artefact's tensor, which is stored as `kept`, is one of the transformer's, which was rounded itself."""
+def same(array: np.ndarray, other: np.ndarray, kept: str, rounding: float, corrected: float = 0.0) -> bool:
+    """Whether an artefact's tensor, which is stored as `kept`, is one of the transformer's, which was rounded itself; of a bias
+    that was `corrected` for its product by that at most."""
     if array.shape != other.shape:
         return False
     if kept == E4M3:
         return bool(np.linalg.norm(array - other) <= COARSE * np.linalg.norm(other))
     # what is rounded to 8 bits is off by half a step
     step = 0.51 * scales(other).reshape(-1, *[1] * (other.ndim - 1)) if kept == "int8" else 1e-6
-    near = step + max(ROUNDING.get(kept, 0.0), rounding) * abs(other)
+    near = step + max(ROUNDING.get(kept, 0.0), rounding) * abs(other) + corrected
     return bool(np.all(np.abs(array.astype(np.float32) - other) <= near))
 
 
