@@ -25,7 +25,7 @@ PARTS = {"transformer": ("diffusers", "PixArtTransformer2DModel"), "scheduler": 
          "text_encoder": ("transformers", "T5EncoderModel"), "tokenizer": ("transformers", "T5Tokenizer")}  # fmt: skip
 
 
-def made(folder: Path, layers: int, device: str) -> None:
+def write_folder(folder: Path, layers: int, device: str) -> None:
     """The pipeline's folder: an encoder of random weights in bfloat16, and a tokenizer of bytes."""
     import diffusers
     import transformers
@@ -62,7 +62,7 @@ def main() -> None:
         if os.fork() == 0:  # what exporting takes of memory goes with its process
             import l2c_export
 
-            made(args.folder / "model", args.layers, args.device)
+            write_folder(args.folder / "model", args.layers, args.device)
             l2c_export.compile("every:1", model=args.folder / "model", steps=2, size=(64, 64), tokens=TOKENS, with_text=True,
                                text_precision="bf16", out=args.folder / "out")  # fmt: skip
             os._exit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -39,7 +40,7 @@ class Launches:
 
     def bind(self, kernel, address):
         (buffer,) = kernel.buffers
-        return lambda where=address(buffer): self.addresses.append(where)
+        return functools.partial(self.addresses.append, address(buffer))
 
 
 @pytest.fixture
