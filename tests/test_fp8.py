@@ -21,7 +21,7 @@ from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.passes.fp8 import with_fp8
 from l2c_export.compiler.record import record
 from l2c_export.errors import BackendError, MissingExtra, UsageError, WeightsError
-from l2c_export.integrations.diffusers.live_artefact import same
+from l2c_export.integrations.diffusers.same_weights import same
 from l2c_export.ir.dtypes import E4M3, Types
 from l2c_export.ir.inputs import usual
 from l2c_export.models.primitives import PRIMITIVES, execute, quantise
