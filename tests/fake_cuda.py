@@ -15,6 +15,7 @@ class Error(IntEnum):
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
+    cudaErrorNotPermitted = 800
     cudaErrorUnknown = 999
 
 
@@ -23,12 +24,15 @@ class FakeCudart:
 
     cudaError_t = Error
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1, cudaStreamCaptureModeRelaxed=2)
+    cudaGraphNodeType = SimpleNamespace(cudaGraphNodeTypeHost="host")
     cudaStreamNonBlocking = 1
 
     def __init__(self, free: int = 2**40, driver: int = 13000, failing: dict[str, Error] | None = None) -> None:
         self.free, self.driver, self.failing = free, driver, failing or {}
         self.held: dict[int, np.ndarray] = {}
         self.current: int | None = None  # device
+        self.capturing: int | None = None  # in which mode
         self.capability = 9, 0
 
     def __getattribute__(self, name):
@@ -66,6 +70,31 @@ class FakeCudart:
 
     def cudaFree(self, pointer):
         self.free += self.held.pop(pointer).size - 256
+        return (Error.cudaSuccess,)
+
+    def cudaFreeHost(self, pointer):
+        """Not permitted to a thread that captures, unless it is relaxed."""
+        allowed = self.capturing != self.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        return (Error.cudaSuccess if allowed else Error.cudaErrorNotPermitted,)
+
+    def cudaStreamBeginCapture(self, stream, mode):
+        self.capturing = mode
+        return (Error.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream):
+        self.capturing = None
+        return Error.cudaSuccess, "graph"
+
+    def cudaGraphGetNodes(self, graph, count):
+        return Error.cudaSuccess, [], 0
+
+    def cudaGraphInstantiate(self, graph, flags):
+        return Error.cudaSuccess, "ready"
+
+    def cudaGraphDestroy(self, graph):
+        return (Error.cudaSuccess,)
+
+    def cudaGraphExecDestroy(self, ready):
         return (Error.cudaSuccess,)
 
     def cudaMemcpyAsync(self, to, source, size, kind, stream):

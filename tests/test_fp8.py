@@ -21,7 +21,7 @@ from l2c_export.compiler.compile import compile_artefact
 from l2c_export.compiler.passes.fp8 import with_fp8
 from l2c_export.compiler.record import record
 from l2c_export.errors import BackendError, MissingExtra, UsageError, WeightsError
-from l2c_export.integrations.diffusers.live_artefact import same
+from l2c_export.integrations.diffusers.same_weights import same
 from l2c_export.ir.dtypes import E4M3, Types
 from l2c_export.ir.graph import Primitive
 from l2c_export.ir.inputs import usual
@@ -282,8 +282,10 @@ def test_a_live_transformer_is_known_by_weights_that_were_rounded_for_their_prod
         assert not same(array, own[name].T[:1], E4M3, 0.0)
     biases, changes = numbers(narrow), store.read(narrow).denoiser.corrected
     for name, change in changes.items():
-        assert same(biases[name], own[name], "bfloat16", 0.0, change)
-        assert not same(biases[name], own[name] + 3 * change + 2.0**-5 * np.abs(own[name]).max(), "bfloat16", 0.0, change)
+        assert same(biases[name], own[name], "bfloat16", 0.0, corrected=change)
+        assert not same(
+            biases[name], own[name] + 3 * change + 2.0**-5 * np.abs(own[name]).max(), "bfloat16", 0.0, corrected=change
+        )
     assert any(not same(biases[name], own[name], "bfloat16", 0.0) for name in changes)
     assert same(np.ones(4), np.full(4, 1 + 5e-7), "float32", 0.0)
     assert not same(np.ones(4), np.full(4, 1.01), "float32", 0.0)

@@ -203,7 +203,7 @@ def test_the_latents_of_a_callback_replace_those_of_the_device(load):
 
 def test_new_guidance_labels_and_noise_need_no_new_capture(load, monkeypatch):
     pipe, captures, capture = load(), [], Cuda.capture
-    monkeypatch.setattr(Cuda, "capture", lambda self, work: captures.append(work) or capture(self, work))
+    monkeypatch.setattr(Cuda, "capture", lambda self, work, **how: captures.append(work) or capture(self, work, **how))
     first = pipe([1], 3.0, seed=0).latents
     count = len(captures)
     assert count > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from types import SimpleNamespace
@@ -176,8 +177,6 @@ def test_slots_hold_what_they_are_for_at_addresses_that_engines_take(on_gpu, tin
 
 def test_why_a_capture_failed_is_not_hidden_by_how_it_ended(memory, cudart):
     destroyed = []
-    cudart.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-    cudart.cudaStreamBeginCapture = lambda stream, mode: (Error.cudaSuccess,)
     cudart.cudaGraphDestroy = lambda graph: (destroyed.append(graph), (Error.cudaSuccess,))[1]
 
     def work():
@@ -199,14 +198,42 @@ def test_a_call_into_the_host_is_not_captured(memory, cudart):
     cudart.cudaStreamEndCapture = lambda stream: (Error.cudaSuccess, "graph")
     cudart.cudaGraphGetNodes = lambda graph, count: (Error.cudaSuccess, kinds[:count], len(kinds))
     cudart.cudaGraphNodeGetType = lambda node: (Error.cudaSuccess, node)
-    cudart.cudaGraphInstantiate = lambda graph, flags: (Error.cudaSuccess, "ready")
     cudart.cudaGraphDestroy = lambda graph: (destroyed.append(graph), (Error.cudaSuccess,))[1]
-    cudart.cudaGraphExecDestroy = lambda ready: (Error.cudaSuccess,)
     with pytest.raises(BackendError, match="a call into the host cannot be repeated by a graph"):
         memory.capture(lambda: None)
     kinds.remove("host")
     memory.capture(lambda: None)
     assert destroyed == ["graph"] * 2
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_collected_during_a_capture(memory, cudart, fails, was_on):
+    """Memory that Python frees there would end it."""
+    held, thresholds = [], gc.get_threshold()
+
+    def work():
+        cycle = [memory.allocate(1000)]
+        cycle.append(cycle)
+        del cycle
+        gc.set_threshold(1)
+        lists = [[n] for n in range(1000)]  # enough for any collector to begin
+        held.append((len(lists), len(cudart.held)))
+        gc.set_threshold(*thresholds)
+        if fails:
+            raise RunError("it fails")
+
+    try:
+        (gc.enable if was_on else gc.disable)()
+        with pytest.raises(RunError, match="it fails") if fails else contextlib.nullcontext():
+            memory.capture(work)
+        assert gc.isenabled() == was_on
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.enable()
+    assert held == [(1000, 1)]
+    gc.collect()
+    assert not cudart.held
 
 
 # ONNX Runtime on a GPU, but for the GPU: its provider is the one for CPUs, which has the same memory.
@@ -217,7 +244,7 @@ def on_gpu(cudart, monkeypatch):
     pytest.importorskip("onnxruntime")
     from l2c_export.backends.onnxruntime.gpu import OrtCudaBackend
 
-    monkeypatch.setattr(cuda.Cuda, "capture", lambda self, work: work)
+    monkeypatch.setattr(cuda.Cuda, "capture", lambda self, work, relaxed=False: work)
 
     class WithoutGpu(OrtCudaBackend):
         provider = "CPUExecutionProvider"
@@ -334,7 +361,7 @@ def test_what_cannot_be_captured_is_launched_between_graphs(on_gpu, tiny, monkey
     pipe, captured = opened(tiny[0], on_gpu), []
     embed = next(engine for name, engine in pipe._loaded.engines.items() if name.startswith("embed"))
 
-    def capture(self, work):
+    def capture(self, work, relaxed=False):
         captured.append(work)
         if getattr(work, "engine", None) is embed:
             raise BackendError("CUDA: a call into the host cannot be repeated by a graph")
@@ -349,6 +376,31 @@ def test_what_cannot_be_captured_is_launched_between_graphs(on_gpu, tiny, monkey
     assert (
         len(whole) == len(pipe.manifest.program().calls) + 1
     )  # the prologue's part, and one after the embedding of every call
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_session_that_copies_from_the_host_frees_what_it_copied_in_a_relaxed_capture(cudart, monkeypatch, copies):
+    """ONNX Runtime ends the process where its destructors may not free."""
+    pytest.importorskip("onnxruntime")
+    from l2c_export.backends.onnxruntime.gpu import OrtCudaBackend, OrtCudaEngine, OrtCudaRun
+
+    backend, modes = SimpleNamespace(memory=cuda.Cuda("cuda", "onnxruntime-gpu")), []
+
+    def run_with_iobinding(binding, options):
+        modes.append(cudart.capturing)
+        if copies:
+            (error,) = cudart.cudaFreeHost(1)
+            assert error == Error.cudaSuccess, "the process has ended"
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    session = SimpleNamespace(run_with_iobinding=run_with_iobinding, get_inputs=list, get_outputs=list)
+    run = OrtCudaRun(OrtCudaEngine(backend, session, "embed", {}), None, None, None)
+    for _ in range(2):
+        assert OrtCudaBackend._repeats(backend, run) is not copies
+    kinds = cudart.cudaStreamCaptureMode
+    relaxed, strict = kinds.cudaStreamCaptureModeRelaxed, kinds.cudaStreamCaptureModeThreadLocal
+    assert modes == ([relaxed] if copies else [relaxed, strict])
+    assert cudart.capturing is None
 
 
 def test_bfloat16_is_bound_as_what_it_is(on_gpu, tmp_path):

@@ -7,11 +7,13 @@ import shutil
 import sys
 
 import diffusers
+import loras
 import numpy as np
 import pytest
 import texts
 import torch
 from prompted import Cached, error, numbers
+from safetensors.torch import save_file
 
 import l2c_export
 from l2c_export.errors import UsageError
@@ -181,3 +183,29 @@ def test_fused_projections_are_looked_through_and_it_can_be_undone(prompted_by, 
         pipe.transformer.get_submodule(f"transformer_blocks.1.{fused}").weight.add_(0.01)
     with pytest.raises(UsageError, match="other weights than"):
         l2c_export.enable_l2c(pipe, out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_fused_lora_in_half_precision_is_the_one_that_was_linked(prompted_by, tmp_path, dtype):
+    """The artefact merges it in float32, the pipeline in its own type."""
+    folder, out, _ = prompted_by("flux")
+    weights = texts.live(folder).transformer.state_dict()
+    modules = [f"transformer_blocks.{n}.attn.{part}" for n in (0,) for part in ("to_q", "to_v")]
+    factored = loras.factors({module: tuple(weights[f"{module}.weight"].shape) for module in modules})
+    state = {}
+    for module, factor in factored.items():
+        state |= {loras.diffusers_name(module, part): getattr(factor, part) for part in ("down", "up")}
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file(state, file)
+    linked = shutil.copytree(out, tmp_path / "linked")
+    l2c_export.link(linked, lora=file)
+    theirs, ours, weaker = (texts.live(folder).to(dtype) for _ in range(3))
+    for pipe, scale in ((theirs, 1.0), (ours, 1.0), (weaker, 0.9)):
+        pipe.transformer.load_lora_adapter(state, prefix="transformer")
+        pipe.transformer.fuse_lora(lora_scale=scale)
+    with pytest.raises(UsageError, match=r"other weights than .* \(transformer_blocks.0.attn.to_q\+to_k\+to_v.weight\)"):
+        l2c_export.enable_l2c(weaker, linked)
+    with pytest.raises(UsageError, match="has other weights than"):
+        images(l2c_export.enable_l2c(texts.live(folder).to(dtype), linked), "flux")
+    wanted = images(theirs, "flux", output_type="np")
+    assert error(images(l2c_export.enable_l2c(ours, linked), "flux", output_type="np"), wanted) < 5e-2

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,21 +164,25 @@ class Cuda:
     def clock(self) -> Clock:
         return EventClock(self._cudart, self.stream)
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None], relaxed: bool = False) -> Callable[[], None]:
         """What `work` enqueues, as one launch.
 
         Raises BackendError for work that cannot be captured, or not be repeated: a captured call into the host would run
-        with whatever its memory holds by then.
+        with whatever its memory holds by then.  `relaxed` lets this thread free memory meanwhile, which a library does when its
+        work fails; what is captured so is for trying alone.
         """
-        self._call("cudaStreamBeginCapture", self.stream, self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-        try:
-            work()
-        except BaseException:  # which says more than how the capture ends
-            _, graph = self._cudart.cudaStreamEndCapture(self.stream)
-            self._cudart.cudaGraphDestroy(graph)
-            self._cudart.cudaGetLastError()
-            raise
-        graph = self._call("cudaStreamEndCapture", self.stream)
+        modes = self._cudart.cudaStreamCaptureMode
+        mode = modes.cudaStreamCaptureModeRelaxed if relaxed else modes.cudaStreamCaptureModeThreadLocal
+        with uncollected():
+            self._call("cudaStreamBeginCapture", self.stream, mode)
+            try:
+                work()
+            except BaseException:  # which says more than how the capture ends
+                _, graph = self._cudart.cudaStreamEndCapture(self.stream)
+                self._cudart.cudaGraphDestroy(graph)
+                self._cudart.cudaGetLastError()
+                raise
+            graph = self._call("cudaStreamEndCapture", self.stream)
         try:
             if self._cudart.cudaGraphNodeType.cudaGraphNodeTypeHost in self._nodes(graph):
                 raise BackendError("CUDA: a call into the host cannot be repeated by a graph")
@@ -190,6 +196,18 @@ class Cuda:
         _, count = self._call("cudaGraphGetNodes", graph, 0)
         nodes, _ = self._call("cudaGraphGetNodes", graph, count)
         return {self._call("cudaGraphNodeGetType", node) for node in nodes}
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's cycle collector: what it frees of a GPU's memory would end a capture."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Replay:

@@ -158,6 +158,9 @@ class OrtCudaBackend:
         engine = run.engine
         if engine.repeats is None:
             try:
+                # a session that copies from the host fails, and frees pinned memory on its way out: where that is not
+                # permitted, ONNX Runtime ends the process
+                self.memory.capture(run, relaxed=True)
                 self.memory.capture(run)
             except (BackendError, RunError):  # it waits for the GPU, or calls back into the host
                 engine.repeats = False

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...artefact.manifest import Manifest
+from ...artefact.merged_lora import has_loras
 from ...errors import UsageError
-from ...ir.dtypes import DERIVED, E4M3
+from ...ir.dtypes import DERIVED
 from ...models import families
 from ...models.diffusers.tensor_names import TransformerConfig, renamed, shape_of
 from ...runtime import pipeline
@@ -19,12 +18,10 @@ from ...samplers.scheduler_config import Scheduler
 from ...schedules.schedule import Schedule
 from ...weights.checkpoint import Checkpoint
 from ...weights.layout import WEIGHTS, mapped, unscaled
-from ...weights.narrow import scales
 from ...weights.recipe import Recipe
 from . import live_weights
-from .live_weights import NAME, ROUNDING
-
-COARSE = 2.0**-3  # of a whole matrix: e4m3 is off by 0.03 to the nearest, by 0.05 where columns make good for others
+from .live_weights import NAME
+from .same_weights import same
 
 ATTRIBUTE = "l2c"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -101,26 +98,14 @@ def _check_weights(transformer: Any, manifest: Manifest, folder: Path) -> None:
         stored, rounding = live_weights.checkpoint(transformer, folder)
         weights = _by_recipes(stored, manifest)
     view = mapped(folder / WEIGHTS, denoiser.tensors)
+    fused = denoiser.weights is not None and has_loras(denoiser.weights)
     for name in weights.shapes:
         record = denoiser.tensors[name]
         array, kept = unscaled(name, view, record), record.stored or record.dtype
-        if not same(array, weights.read(name), kept, rounding, (denoiser.corrected or {}).get(name, 0.0)):
+        if not same(array, weights.read(name), kept, rounding, fused, (denoiser.corrected or {}).get(name, 0.0)):
             raise UsageError(
                 f"{NAME} has other weights than {folder} ({name}): run l2c_export.link({str(folder)!r}, weights='..')"
             )
-
-
-def same(array: np.ndarray, other: np.ndarray, kept: str, rounding: float, corrected: float = 0.0) -> bool:
-    """Whether an artefact's tensor, which is stored as `kept`, is one of the transformer's, which was rounded itself; of a bias
-    that was `corrected` for its product by that at most."""
-    if array.shape != other.shape:
-        return False
-    if kept == E4M3:
-        return bool(np.linalg.norm(array - other) <= COARSE * np.linalg.norm(other))
-    # what is rounded to 8 bits is off by half a step
-    step = 0.51 * scales(other).reshape(-1, *[1] * (other.ndim - 1)) if kept == "int8" else 1e-6
-    near = step + max(ROUNDING.get(kept, 0.0), rounding) * abs(other) + corrected
-    return bool(np.all(np.abs(array.astype(np.float32) - other) <= near))
 
 
 def _by_recipes(stored: Checkpoint, manifest: Manifest) -> Checkpoint:
