@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx.parser
+import pytest
 from onnx.reference import ReferenceEvaluator
 from recorded import OWN_CASES, Case, all_cases, case  # noqa: F401  (tests find everything here)
 
@@ -22,6 +23,14 @@ from l2c_export.runtime.loaded import load_engines
 from l2c_export.runtime.pipeline import Pipeline
 
 KINDS = {"w": WEIGHT, "t": TIME, "y": REQUEST, "row": PROLOGUE}
+
+
+def needs_precision(backend: str, precision: str) -> None:
+    """Skip a test whose precision OpenVINO refuses on this processor."""
+    if backend == "openvino":
+        core = pytest.importorskip("openvino").Core()
+        if precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            pytest.skip(f"this processor has no {precision}")
 
 
 def compiled(name: str, folder: Path, **options) -> Path:

@@ -15,6 +15,7 @@ import texts
 import torch
 from click.testing import CliRunner
 from fake_cuda import FakeCudart
+from helpers import needs_precision
 from msgspec.structs import replace
 from prompted import error
 from safetensors.numpy import load_file
@@ -173,6 +174,7 @@ def test_on_a_gpu_lie_the_wide_weights(artefacts):
 
 
 def test_in_half_precision_too(tmp_path):
+    needs_precision("openvino", "bf16")
     l2c_export.compile(SHORT, steps=3, model="demo", out=tmp_path / "e", store="int8", precision="bf16", backend="openvino")
     manifest = store.read(tmp_path / "e")
     for graph in manifest.all_graphs().values():

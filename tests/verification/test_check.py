@@ -11,7 +11,7 @@ import sys
 import msgspec
 import numpy as np
 import pytest
-from helpers import case, compiled, faithful
+from helpers import case, compiled, faithful, needs_precision
 from recorded import ROOT, asked
 
 import l2c_export
@@ -68,7 +68,7 @@ def test_what_is_right_passes(link, name, tmp_path):
 @pytest.mark.parametrize(("precision", "backend"), [("fp16", "onnxruntime"), ("bf16", "openvino")])
 @pytest.mark.parametrize("link", ["shared", "static"])
 def test_half_precision_has_its_own_tolerance(precision, backend, link, tmp_path):
-    pytest.importorskip(backend)
+    needs_precision(backend, precision)
     folder = compiled("dit_tiny_odd_resetN", tmp_path / "e", precision=precision, link=link)
     result = l2c_export.check(folder, backend=backend)
     assert result.passed, result.summary

@@ -15,9 +15,9 @@ PASSES = 8  # of the power method: 0.9 of the largest singular value of random n
 def same(array: np.ndarray, other: np.ndarray, kept: str, rounding: float, fused: bool = False, corrected: float = 0.0) -> bool:
     """Whether an artefact's tensor, which is stored as `kept`, is one of the transformer's, which was rounded itself.
 
-    `rounding` is how coarse the transformer is, relatively; a bias was `corrected` for its product by that at most.  Where LoRAs
-    were `fused` into both, it holds for a matrix and not for its single numbers: what a sum has lost is of the size of its parts,
-    which may nearly cancel.
+    `rounding` is how coarse the transformer is, relatively; a bias was `corrected` for its product by that at most.  Where
+    LoRAs were `fused` into both, it holds for a matrix and not for its single numbers: what a sum has lost is of the size of
+    its parts, which may nearly cancel.
     """
     if array.shape != other.shape:
         return False

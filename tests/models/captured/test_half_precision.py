@@ -8,6 +8,7 @@ import numpy as np
 import prompted
 import pytest
 import torch
+from helpers import needs_precision
 from prompted import PIPELINES, STEPS, TOKENS
 
 import l2c_export
@@ -29,6 +30,7 @@ def test_calls_are_no_further_off_than_those_of_pytorch_in_the_same_type(family,
     pipeline, out = PIPELINES[family], tmp_path / "out"
     folder = pipeline.folder(tmp_path / "model")
     backend = BACKENDS[precision]
+    needs_precision(backend, precision)
     compile_artefact(
         Options(schedule="every:2", steps=STEPS, model=str(folder), out=out, batch=IMAGES, tokens=TOKENS, size=pipeline.size,
                 precision=precision, backend=backend)
