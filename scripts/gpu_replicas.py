@@ -4,11 +4,13 @@
     python scripts/gpu_replicas.py OUT --router DDIM20_router.pt --gpus 2 --json replicas.json
 
 Random weights, and a decoder of 8 channels (diffusers' AutoencoderTiny), which the processor runs.  With `--scale 1`, the
-default, pictures are as small as the latents, so that next to nothing but the denoiser takes time; with `--scale 8` they are of
-256 x 256 pixels, and decoder and PNG take some 30 ms of a core for each: replicas then need `--cores`.  The CPU time of an image
-is that of the server with all its processes.  Four batches of clients for each replica ask for an image each, one after another.  The rounds of
-one and of several replicas alternate, each with a server of its own.  An artefact that is in OUT/engines is taken as it is;
-with `--each 0`, replicas without a GPU, that tries the way on a machine that has none.
+default, pictures are as small as the latents, so that next to nothing but the denoiser takes time; with `--scale 8` they are
+of 256 x 256 pixels, and decoder and PNG take some 30 ms of a core for each: replicas then need `--cores`.  The CPU time of
+an image is that of the server with all its processes.
+
+Four batches of clients for each replica ask for an image each, one after another.  The rounds of one and of several replicas
+alternate, each with a server of its own.  An artefact that is in OUT/engines is taken as it is; with `--each 0`, replicas
+without a GPU, that tries the way on a machine that has none.
 """
 
 from __future__ import annotations
