@@ -50,7 +50,8 @@ def load(
 
     `backend` defaults to the artefact's own, where "auto" is the first that works here (see `Pipeline.backend`);
     `device` to the CPU, `threads` to all cores; a decoder and text encoders that a GPU's backend leaves to the processor have
-    them, too.  Every file is checked against its hash before it is used; `verify=False` skips that for the weights, of an artefact that you trust.
+    them, too.  Every file is checked against its hash before it is used; `verify=False` skips that
+    for the weights, of an artefact that you trust.
     `link` is "shared" or "static" instead of what it was compiled for, where engines are made when they are loaded.
     `tile` is the side in pixels of the parts in which an artefact with a decoder decodes larger pictures, to save memory.
     Where others keep the processors busy a warning is logged if fewer threads may be faster: their number decides the bits of

@@ -1,8 +1,8 @@
 """One pipeline for many who ask: their jobs wait in a bounded queue, and are made in batches.
 
 A batch is put together when its loop starts, of jobs that the same program makes, whatever their labels, prompts, seeds and
-guidance scales; nothing joins a loop that runs.  One thread computes; where that is a GPU's loop and the processor's decoder, another thread makes
-the pictures of a batch beside the loop of the next one.  Everything here may be called from any thread.
+guidance scales; nothing joins a loop that runs.  One thread computes; where a GPU has the loop and the processor the
+decoder, another thread makes the pictures of a batch beside the loop of the next one.  Everything here may be called from any thread.
 """
 
 from __future__ import annotations

@@ -217,7 +217,10 @@ class FleetShelf(Shelf):
         self, places: Sequence[ServedPlace], settings: ServerSettings, handles: Mapping[str, Any],
         most: Callable[[int], int],
     ) -> None:  # fmt: skip
-        """`most` says how many images may be unanswered of an artefact that makes so many at once.  Raises what reading the manifests does."""
+        """`most` says how many images may be unanswered of an artefact that makes so many at once.
+
+        Raises what reading the manifests does.
+        """
         super().__init__(places, settings)
         for place in self.places:
             manifest = store.read(place.folder, verify=False)
