@@ -2,7 +2,8 @@
 
 A batch is put together when its loop starts, of jobs that the same program makes, whatever their labels, prompts, seeds and
 guidance scales; nothing joins a loop that runs.  One thread computes; where a GPU has the loop and the processor the
-decoder, another thread makes the pictures of a batch beside the loop of the next one.  Everything here may be called from any thread.
+decoder, another thread makes the pictures of a batch beside the loop of the next one.  Everything here may be called from
+any thread.
 """
 
 from __future__ import annotations
