@@ -135,12 +135,16 @@ def test_a_picture_that_cannot_be_made_is_one_clear_error_and_the_next_goes_on(d
 
 def test_pictures_are_made_by_the_pipeline_that_accepted_them_before_it_is_given_back(drawn, rgb):
     drawn.draw(0)
-    with l2c_export.load(rgb, threads=1) as other, ThreadPoolExecutor(1) as pool, ServingEngine(drawn) as engine:
-        ticket = engine.submit(job(5))
-        drawn.wait_drawing(1)
+    with l2c_export.load(rgb, threads=1) as other, ThreadPoolExecutor(1) as pool, ServingEngine(drawn, max_batch=1) as engine:
+        first, ticket = (engine.submit(job(n)) for n in (4, 5))
+        drawn.wait_begun(2)
         replaced = pool.submit(engine.replace, other)
+        drawn.draw(1)
+        assert first.result(SOON)
+        drawn.wait_drawing(2)  # the first batch is finished, the second one is not
+        with pytest.raises(TimeoutError):
+            replaced.result(0.5)
         late = engine.submit(job(1))
-        assert not replaced.done()
         drawn.draw()
         assert replaced.result(SOON) is drawn
         assert ticket.done()
