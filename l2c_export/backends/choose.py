@@ -31,11 +31,14 @@ def open_backend(name: str, request: Request = Request()) -> Opened:  # noqa: B0
     return Opened(named(name).open(request), "as asked")
 
 
-def reading_onnx(backend: Backend) -> Backend:
-    """The backend; or, where it knows nothing but primitives, the first here that runs what is ONNX alone."""
+def reading_onnx(backend: Backend, threads: int | None = None) -> Backend:
+    """The backend; or, where it knows nothing but primitives, the first here that runs what is ONNX alone.
+
+    That one has so many `threads`, all cores by default: the ones of the pipeline that it belongs to.
+    """
     if all(descriptor.reads_onnx for descriptor in BACKENDS if descriptor.name == backend.name):
         return backend
-    return open_backend(AUTO, Request(onnx_alone=True)).backend
+    return open_backend(AUTO, Request(threads=threads, onnx_alone=True)).backend
 
 
 def _fastest(request: Request) -> Opened:

@@ -32,13 +32,20 @@ class Decoder:
     """
 
     def __init__(
-        self, folder: Path, record: DecoderRecord, backend: Backend, tile: int | None, info: FileInfo | None = None
-    ) -> None:
-        self._record, self._backend = record, reading_onnx(backend)
+        self, folder: Path, record: DecoderRecord, backend: Backend, tile: int | None, info: FileInfo | None = None,
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
+        """Where `backend` runs no ONNX, another one does with so many threads, by default all cores."""
+        self._record, self._backend = record, reading_onnx(backend, threads)
         self._tile = tile // record.scale if tile else None
         file = SegmentFile(folder / record.file, ("z",), ("image",), info, weights_inside=True)
         self._engine = self._backend.load(file)
         self._bound: dict[tuple[int, ...], tuple[Array, Array, Run]] = {}
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the processor decodes."""
+        return self._backend.memory.on_host
 
     def __call__(self, latents: np.ndarray) -> np.ndarray:
         return np.concatenate([self._image(z[None]) for z in latents])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -48,8 +49,9 @@ def load(
     """Load an artefact: the path of its folder, or what `compile` has returned.
 
     `backend` defaults to the artefact's own, where "auto" is the first that works here (see `Pipeline.backend`);
-    `device` to the CPU, `threads` to all cores.  Every file is
-    checked against its hash before it is used; `verify=False` skips that for the weights, of an artefact that you trust.
+    `device` to the CPU, `threads` to all cores; a decoder and text encoders that a GPU's backend leaves to the processor have
+    them, too.  Every file is checked against its hash before it is used; `verify=False` skips that
+    for the weights, of an artefact that you trust.
     `link` is "shared" or "static" instead of what it was compiled for, where engines are made when they are loaded.
     `tile` is the side in pixels of the parts in which an artefact with a decoder decodes larger pictures, to save memory.
     Where others keep the processors busy a warning is logged if fewer threads may be faster: their number decides the bits of
@@ -85,6 +87,7 @@ class Pipeline:
         self._turn = Turn(opened.backend.forks)
         self._started: weakref.WeakSet[Generator[Step, None, None]] = weakref.WeakSet()
         self._warm: list[Warm] = []
+        self._decoding = threading.Lock()
         self.device = opened.backend.memory.device  # where latents are
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
         self._hold(loaded, Loops(loaded))
@@ -94,7 +97,9 @@ class Pipeline:
         self.manifest: Manifest = loaded.manifest
         self.path, self.link = loaded.folder, loaded.link
         self._decoder: decoder.Decoder | None = None
-        self._texts = text.TextEncoders(loaded.folder, loaded.manifest, loaded.backend) if loaded.manifest.text else None
+        self._texts = None
+        if loaded.manifest.text:
+            self._texts = text.TextEncoders(loaded.folder, loaded.manifest, loaded.backend, self._choices.threads)
         self._loaded: LoadedArtefact | None = loaded
         self._loops: Loops | None = loops
 
@@ -194,14 +199,32 @@ class Pipeline:
         return latents, to_images(self.decode(latents), output_type)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (B, C, H, W) as pixels (B, 3, scale H, scale W) around -1..1.  For callbacks: it takes no turn of its own."""
+        """Latents (B, C, H, W) as pixels (B, 3, scale H, scale W) around -1..1.
+
+        For callbacks, and for other threads while a generation runs: it takes no turn of its own.
+        """
         if not self.manifest.decoder:
             return latents
+        with self._decoding:
+            return self._ready_decoder()(latents)
+
+    @property
+    def decodes_on_host(self) -> bool:
+        """Whether `decode` is the processor's work, or none: on a GPU the next generation may run meanwhile."""
+        if not self.manifest.decoder:
+            return True
+        with self._decoding:
+            return self._ready_decoder().on_host
+
+    def _ready_decoder(self) -> decoder.Decoder:
+        assert self.manifest.decoder
         if self._decoder is None:
             loaded, info = self._open.loaded, self.manifest.files[self.manifest.decoder.file]
             store.check_same(loaded.folder, self.manifest.decoder.file, info)  # it is read now that it is needed
-            self._decoder = decoder.Decoder(loaded.folder, self.manifest.decoder, loaded.backend, self._choices.tile, info)
-        return self._decoder(latents)
+            self._decoder = decoder.Decoder(
+                loaded.folder, self.manifest.decoder, loaded.backend, self._choices.tile, info, self._choices.threads
+            )
+        return self._decoder
 
     def steps(
         self,

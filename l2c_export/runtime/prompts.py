@@ -148,4 +148,4 @@ def encode(
         integrity.check_file(folder, name, manifest.files[name], hashed=True)
     chosen = backend or (AUTO if manifest.backend in built() else manifest.backend)
     opened = open_backend(chosen, Request(device, threads, "fp32", folder))
-    return prompts.encoded(manifest, TextEncoders(folder, manifest, opened.backend).arrays)
+    return prompts.encoded(manifest, TextEncoders(folder, manifest, opened.backend, threads).arrays)

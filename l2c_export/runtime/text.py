@@ -16,7 +16,7 @@ from ..artefact import text as component
 from ..artefact.manifest import Manifest
 from ..artefact.text import IDS, MASK, EncoderRecord, TextBlock, TextRecord
 from ..backends.choose import open_backend, reading_onnx
-from ..backends.contract import Array, Backend, Run, SegmentFile
+from ..backends.contract import Array, Backend, Request, Run, SegmentFile
 from ..backends.descriptors import AUTO, built
 from ..errors import ArtefactError
 from ..ir.inputs import RequestInput, asked
@@ -82,9 +82,10 @@ class EncoderEngine:
 class TextEncoders:
     """The text encoders of an artefact, and the arrays of the texts that were asked for last.  Threads take turns."""
 
-    def __init__(self, folder: Path, manifest: Manifest, backend: Backend) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, backend: Backend, threads: int | None = None) -> None:
+        """Where the backend runs no text encoders, another one does with so many threads, by default all cores."""
         assert manifest.text
-        self._folder, self._manifest, self._backend = folder, manifest, backend
+        self._folder, self._manifest, self._backend, self._threads = folder, manifest, backend, threads
         self._record: TextRecord = manifest.text
         self._encoders: dict[str, EncoderEngine] = {}
         self._kept: OrderedDict[str, Encoded] = OrderedDict()
@@ -122,8 +123,8 @@ class TextEncoders:
     def _encoder(self, name: str) -> EncoderEngine:
         if name not in self._encoders:
             if self._backend.name in built():  # which runs nothing but engines that were built for it
-                self._backend = open_backend(AUTO).backend
-            self._backend = reading_onnx(self._backend)
+                self._backend = open_backend(AUTO, Request(threads=self._threads)).backend
+            self._backend = reading_onnx(self._backend, self._threads)
             record = self._record.encoders[name]
             self._encoders[name] = EncoderEngine(self._folder, self._manifest, record, name, self._backend)
         return self._encoders[name]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..runtime import request
 from .previews import Hearer, Previews, shown_steps
 
 if TYPE_CHECKING:
@@ -17,14 +16,13 @@ if TYPE_CHECKING:
 
 
 def run_batch(
-    pipe: Pipeline, tickets: Sequence[Ticket], said: Sequence[Mapping[str, Any]], size: int, output_type: str | None
+    pipe: Pipeline, tickets: Sequence[Ticket], said: Sequence[Mapping[str, Any]], size: int, output_type: str, pictures: bool
 ) -> Output:
     """Make a batch of one kind, of which this is said: arrays (1, ..) by name.
 
     Up to `size` it is filled with images for nobody, which are the last ones of what is returned.  Raises Cancelled before the
-    next step once nobody waits for any of them.
+    next step once nobody waits for any of them.  Previews are `pictures`, or latents alone.
     """
-    output_type = output_type or ("np" if request.makes_pixels(pipe.manifest) else "latent")
     rows = [*range(len(tickets)), *[len(tickets) - 1] * (size - len(tickets))]
     first, scales = tickets[0], [tickets[row].scale for row in rows]
     arrays: dict[str, Any] = {name: np.concatenate([said[row][name] for row in rows]) for name in said[0]}
@@ -36,7 +34,7 @@ def run_batch(
         height=first.job.height,
         width=first.job.width,
         output_type=output_type,
-        callback_on_step_end=_previews(tickets, output_type == "np"),
+        callback_on_step_end=_previews(tickets, pictures),
         cancel=NobodyWaits(tickets),
     )
 

@@ -1,11 +1,14 @@
 """One pipeline for many who ask: their jobs wait in a bounded queue, and are made in batches.
 
 A batch is put together when its loop starts, of jobs that the same program makes, whatever their labels, prompts, seeds and
-guidance scales; nothing joins a loop that runs.  One thread computes; everything here may be called from any thread.
+guidance scales; nothing joins a loop that runs.  One thread computes; where a GPU has the loop and the processor the
+decoder, another thread makes the pictures of a batch beside the loop of the next one.  Everything here may be called from
+any thread.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import Counter
@@ -19,7 +22,9 @@ from ..ir.inputs import NEGATIVE_PROMPT, PROMPT
 from ..runtime import inputs, prompts, request
 from ..support.log import LOG
 from .batch import run_batch
+from .beside import Beside
 from .job import Drawing
+from .made import Made, picture
 from .ticket import Checked, Ticket
 from .waiting import Waiting
 
@@ -116,7 +121,7 @@ class ServingEngine:
 
     @property
     def running(self) -> int:
-        """Jobs of the batch that is computed."""
+        """Jobs of the batches that are computed."""
         return self._waiting.running
 
     @property
@@ -182,15 +187,28 @@ class ServingEngine:
             height, width = (pixels * side for side in axes) if len(axes) == 2 else (None, None)
             pipe.warm(sizes, None, program.steps, height, width)
 
-    def _run(self) -> None:
-        while batch := self._waiting.take(lambda ticket: self._largest(ticket.pipe)):
-            try:
-                self._make([ticket for ticket in batch if not ticket.done()])
-            except BaseException as error:  # whatever it was, the next batch is another one
-                self._fail(batch, error)
+    def _draws(self, pipe: Pipeline) -> bool:
+        """Whether pictures are made of the latents."""
+        return self._output == "np" or (self._output is None and request.makes_pixels(pipe.manifest))
 
-    def _make(self, tickets: Sequence[Ticket]) -> None:
-        """Make a batch and answer it."""
+    def _run(self) -> None:
+        with Beside("l2c-pictures") as beside:
+            while batch := self._waiting.take(lambda ticket: self._largest(ticket.pipe)):
+                finish = functools.partial(self._finish, batch, made := self._made(batch))
+                if made and made.to_draw:
+                    beside(finish)
+                else:
+                    finish()
+
+    def _made(self, batch: Sequence[Ticket]) -> Made | None:
+        """The loop of a batch; None where it failed, and was answered so."""
+        try:
+            return self._loop([ticket for ticket in batch if not ticket.done()])
+        except BaseException as error:  # whatever it was, the next batch is another one
+            self._fail(batch, error)
+            return None
+
+    def _loop(self, tickets: Sequence[Ticket]) -> Made | None:
         began = time.monotonic()
         told = dict[Ticket, Mapping[str, Any]]()
         for ticket in tickets:
@@ -199,18 +217,35 @@ class ServingEngine:
             except Exception as error:
                 self._fail([ticket], error)
         if not told:
-            return
+            return None
         batch, pipe = list(told), tickets[0].pipe
         size = next(size for size in self._sizes(pipe) if size >= len(batch))
-        out = run_batch(pipe, batch, list(told.values()), size, self._output)
-        self._batch_seconds = seconds = time.monotonic() - began
+        draws = self._draws(pipe)
+        later = draws and not _on_host(pipe) and request.makes_pixels(pipe.manifest) and pipe.decodes_on_host
+        out = run_batch(pipe, batch, list(told.values()), size, "np" if draws and not later else "latent", draws)
         self._count({"batches": 1, "padding": size - len(batch)})
-        for n, ticket in enumerate(batch):
-            if not np.isfinite(out.latents[n]).all():
+        return Made(batch, out.latents, out.images, began, later)
+
+    def _finish(self, batch: Sequence[Ticket], made: Made | None) -> None:
+        """Answer a batch whose loop has ended."""
+        try:
+            if made:
+                self._answer(made)
+        except BaseException as error:
+            self._fail(batch, error)
+        finally:
+            self._waiting.finished(batch)
+
+    def _answer(self, made: Made) -> None:
+        for n, ticket in enumerate(made.tickets):
+            if ticket.done():
+                continue
+            if not np.isfinite(made.latents[n]).all():
                 ticket.answer(RunError("the latents hold NaN or infinite values: ask again, or check the artefact"))
                 continue
-            pixels = None if out.images is None else out.images[n].copy()
-            ticket.answer(Drawing(out.latents[n].copy(), pixels, began - ticket.queued, seconds, len(batch)))
+            pixels = picture(ticket.pipe, made, n)
+            self._batch_seconds = seconds = time.monotonic() - made.began
+            ticket.answer(Drawing(made.latents[n].copy(), pixels, made.began - ticket.queued, seconds, len(made.tickets)))
 
     def _fail(self, tickets: Sequence[Ticket], error: BaseException) -> None:
         """Answer what is left of these with one clear error."""

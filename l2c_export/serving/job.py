@@ -34,5 +34,5 @@ class Drawing:
     latents: np.ndarray
     pixels: np.ndarray | None
     queued_seconds: float  # until its batch began
-    run_seconds: float  # of its batch
+    run_seconds: float  # from then until it was made
     batch: int  # images that were made together

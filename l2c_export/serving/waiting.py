@@ -22,7 +22,7 @@ class Waiting:
     def __init__(self, most: int, max_wait: float) -> None:
         self.most, self._max_wait = most, max_wait
         self._tickets: deque[Ticket] = deque()
-        self._taken: tuple[Ticket, ...] = ()  # the batch that runs
+        self._taken: tuple[Ticket, ...] = ()  # of the batches that are made
         self._changed = threading.Condition()
         self._closed = False
 
@@ -54,13 +54,11 @@ class Waiting:
                 self._changed.notify_all()
 
     def take(self, largest: Callable[[Ticket], int]) -> tuple[Ticket, ...]:
-        """The next batch, which is running from now on; nothing once it is closed and empty.
+        """The next batch, which is running from now on until it is `finished`; nothing once it is closed and empty.
 
         The first waits at most `max_wait` seconds, from when it was queued, for others of its kind.
         """
         with self._changed:
-            self._taken = ()
-            self._changed.notify_all()
             while True:
                 if self._tickets:
                     first = self._tickets[0]
@@ -70,13 +68,19 @@ class Waiting:
                     if len(batch) == most or left <= 0 or self._closed:
                         for ticket in batch:
                             self._tickets.remove(ticket)
-                        self._taken = batch
+                        self._taken += batch
                         return batch
                     self._changed.wait(left)
                 elif self._closed:
                     return ()
                 else:
                     self._changed.wait()
+
+    def finished(self, batch: Sequence[Ticket]) -> None:
+        """Forget a batch that was taken."""
+        with self._changed:
+            self._taken = tuple(ticket for ticket in self._taken if ticket not in batch)
+            self._changed.notify_all()
 
     def wait_until_gone(self, other_than: Callable[[Ticket], bool]) -> None:
         """Until only such tickets wait or run."""

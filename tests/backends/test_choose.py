@@ -69,6 +69,13 @@ def test_what_is_onnx_alone_goes_to_a_backend_that_reads_it():
     assert choose.reading_onnx(other) is other
 
 
+def test_what_is_onnx_alone_has_the_threads_of_its_pipeline(monkeypatch):
+    asked = []
+    monkeypatch.setattr(choose, "_fastest", lambda request: asked.append(request) or SimpleNamespace(backend="another"))
+    assert choose.reading_onnx(SimpleNamespace(name="cuda"), 1) == "another"
+    assert asked == [Request(threads=1, onnx_alone=True)]
+
+
 def test_auto_leaves_what_is_onnx_alone_to_others(monkeypatch):
     monkeypatch.setattr(choose, "version", lambda package: "1.0")
     tried = [name for name, _ in choose._candidates(Request(onnx_alone=True))]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import shutil
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from l2c_export.artefact import store
 from l2c_export.backends.choose import open_backend
 from l2c_export.errors import ArtefactError, UsageError
 from l2c_export.inspection.measure import measured_calls
+from l2c_export.runtime import decoder
 from l2c_export.runtime.decoder import Decoder, decode_tiles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -87,6 +90,26 @@ def test_a_loaded_decoder_is_found_from_anywhere_or_says_that_it_was_replaced(wo
     with pytest.raises(ArtefactError, match=r"decoder.onnx was replaced since the artefact was loaded: load it again"):
         pipes[2](LABELS, output_type="np")
     assert np.array_equal(pipes[0](LABELS, output_type="np").images, pictures[0])
+
+
+def test_a_decoder_has_the_threads_of_its_pipeline_and_says_where_it_computes(world, monkeypatch):
+    asked = []
+    monkeypatch.setattr(decoder, "reading_onnx", lambda backend, threads: asked.append(threads) or backend)
+    with l2c_export.load(world.pictures(), threads=1) as pipe:
+        assert pipe.decodes_on_host
+        assert asked == [1]
+        pipe.decode(np.zeros((1, 4, 8, 8), np.float32))
+        pipe._decoder._backend = SimpleNamespace(memory=SimpleNamespace(on_host=False))
+        assert not pipe.decodes_on_host
+    assert asked == [1]
+
+
+def test_threads_decode_in_turn(world):
+    z = np.random.default_rng(1).standard_normal((16, 1, 4, 8, 8)).astype(np.float32)
+    with l2c_export.load(world.pictures(), threads=1) as pipe, ThreadPoolExecutor(4) as pool:
+        alone = [pipe.decode(latents) for latents in z]
+        for _ in range(3):
+            assert all(map(np.array_equal, pool.map(pipe.decode, z), alone))
 
 
 def test_measured_calls_decode_nothing(world, monkeypatch):

@@ -164,6 +164,16 @@ def test_encoders_are_loaded_when_they_are_needed_and_can_be_freed(prompted_by, 
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
+def test_encoders_of_another_backend_have_the_threads_of_the_pipeline(prompted_by, monkeypatch):
+    asked = []
+    monkeypatch.setattr(text_module, "reading_onnx", lambda backend, threads: asked.append(threads) or backend)
+    with l2c_export.load(prompted_by("pixart").out, backend="onnxruntime", threads=1) as pipe:
+        pipe.inputs(prompt="a cat")
+    assert asked == [1]
+    l2c_export.encode(prompted_by("pixart").out, "a cat", backend="onnxruntime", threads=1)
+    assert asked == [1, 1]
+
+
 def test_as_many_texts_are_kept_as_there_is_room_for(prompted_by, monkeypatch):
     monkeypatch.setattr(text_module, "KEPT", 2)
     with l2c_export.load(prompted_by("pixart").out) as pipe:

@@ -14,7 +14,9 @@ from desk import ROOT, invoke
 from folders import GOLDEN
 
 import l2c_export
+from l2c_export.artefact import store
 from l2c_export.serving.fleet.options import FleetOptions, told
+from l2c_export.support import machine
 
 pytest.importorskip("fastapi")
 INSIDE = ROOT / "tests" / "fleet_inside.py"
@@ -153,6 +155,9 @@ def test_the_application_is_made_of_it(place):
     assert (front.name, samplers.name, samplers.num_replicas) == ("front", "sampler-small", 3)
     assert (samplers.ray_actor_options["num_cpus"], samplers.ray_actor_options["num_gpus"]) == (2, 1)
     assert samplers.init_args[1]["device"] == "cuda:0"
+    batch = store.read(place).batch
+    assert samplers.max_ongoing_requests == 64 + 3 * batch, "whatever the front accepts may wait in a replica"
+    assert samplers.init_args[4] >= samplers.max_ongoing_requests
 
 
 def test_a_ray_service_holds_it(place):
@@ -193,5 +198,8 @@ def test_golden_is_no_picture(tmp_path):
 
 def test_cores_are_shared_out():
     assert FleetOptions(models={"a": "a", "b": "b"}, replicas=1000).cores_each == 1
-    assert FleetOptions(models={"a": "a"}, gpus=1).cores_each == 1
+    here = machine.cores()
+    assert FleetOptions(models={"a": "a"}).cores_each == here
+    assert FleetOptions(models={"a": "a"}, gpus=1).cores_each == max(1, here // 2), "a GPU's decoder computes, too"
+    assert FleetOptions(models={"a": "a"}, gpus=1, cores=3).cores_each == 3
     assert np.isclose(FleetOptions(models={"a": "a"}, max_wait_ms=5).settings.max_wait, 0.005)

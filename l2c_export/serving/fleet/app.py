@@ -26,7 +26,6 @@ FRONT = "front"
 HEAD = {"node:__internal_head__": 0.001}
 QUIET = {"enable_access_log": False}  # the fronts' own log has a line for every request
 LOOK = 0.2  # seconds between two looks at whether a replica that is to end has finished
-AHEAD = 2  # batches that a replica is asked for: the one that it draws, and the next
 
 
 class Door:
@@ -46,7 +45,7 @@ class Front:
         settings = options.settings
         self._log = json_lines()
         self._log.__enter__()
-        self._shelf, self._life = FleetShelf(places_of(options), settings, handles, options.replicas), ServerLife()
+        self._shelf, self._life = FleetShelf(places_of(options), settings, handles, options.most), ServerLife()
         metrics = Metrics(self._shelf)
         app = application(self._shelf, settings, self._life, metrics)
         most = settings.connections + sum(engine.max_queue for engine in self._shelf.engines)
@@ -86,8 +85,8 @@ def places_of(options: FleetOptions) -> list[ServedPlace]:
 
 
 def _samplers(options: FleetOptions, place: Any) -> Any:
-    batch = store.read(place.folder, verify=False).batch
-    room = AHEAD * min(options.max_batch or batch, batch)
+    # whatever the front has accepted: jobs wait in a replica, as Ray's router sleeps between two tries of one that is full
+    room = options.most(store.read(place.folder, verify=False).batch)
     deployed: Any = serve.deployment(SamplerReplica)
     samplers = deployed.options(
         name=sampler_name(place.name),

@@ -38,7 +38,12 @@ class FleetOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     @property
     def cores_each(self) -> int:
-        return self.cores or (1 if self.gpus else max(1, cores_here() // (self.replicas * len(self.models))))
+        """Of those here; with GPUs half of them, for decoders and text encoders: fronts have the rest."""
+        return self.cores or max(1, cores_here() // (self.replicas * len(self.models) * (2 if self.gpus else 1)))
+
+    def most(self, batch: int) -> int:
+        """Images of a model that are accepted and not answered, of an artefact that makes so many at once."""
+        return self.max_queue + self.replicas * min(self.max_batch or batch, batch)
 
     @property
     def settings(self) -> ServerSettings:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from ray.exceptions import RayError, RayTaskError
@@ -214,15 +214,18 @@ class FleetShelf(Shelf):
     """Models that are drawn elsewhere: here their manifests alone are read."""
 
     def __init__(
-        self, places: Sequence[ServedPlace], settings: ServerSettings, handles: Mapping[str, Any], replicas: int
-    ) -> None:
-        """Raises what reading the manifests does."""
+        self, places: Sequence[ServedPlace], settings: ServerSettings, handles: Mapping[str, Any],
+        most: Callable[[int], int],
+    ) -> None:  # fmt: skip
+        """`most` says how many images may be unanswered of an artefact that makes so many at once.
+
+        Raises what reading the manifests does.
+        """
         super().__init__(places, settings)
         for place in self.places:
             manifest = store.read(place.folder, verify=False)
-            most = settings.max_queue + replicas * min(settings.max_batch or manifest.batch, manifest.batch)
             described = Described(manifest, str(place.choices["backend"] or manifest.backend))
-            engine = FleetEngine(place.name, handles[place.name], described, most)
+            engine = FleetEngine(place.name, handles[place.name], described, most(manifest.batch))
             self._models = {**self._models, place.name: ServedModel(place, cast(Any, engine), int(time.time()))}
 
     @property

@@ -1,0 +1,36 @@
+"""A batch whose loop has ended, and the pictures of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
+
+from ..runtime.images import to_images
+from ..support import ending
+
+if TYPE_CHECKING:
+    from ..runtime.pipeline import Pipeline
+    from .ticket import Ticket
+
+
+class Made(NamedTuple):
+    """Of these tickets; further rows are for nobody."""
+
+    tickets: Sequence[Ticket]
+    latents: np.ndarray  # (B, C, H, W) float32
+    images: np.ndarray | None  # (B, H, W, C) float32 in 0..1; None where there are none, or none yet
+    began: float  # when, by `time.monotonic`
+    to_draw: bool  # whether the pictures are still to be made
+
+
+def picture(pipe: Pipeline, made: Made, row: int) -> np.ndarray | None:
+    """Pixels (H, W, C) in 0..1 of a row, to the bit as the pipeline makes them; None for latents alone."""
+    if made.images is not None:
+        return cast(np.ndarray, made.images[row].copy())
+    if not made.to_draw:
+        return None
+    with ending.computing():
+        pixels: np.ndarray = to_images(pipe.decode(made.latents[row : row + 1]), "np")[0]
+    return pixels
