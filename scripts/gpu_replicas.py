@@ -9,7 +9,7 @@ of 256 x 256 pixels, and decoder and PNG take some 30 ms of a core for each: rep
 an image is that of the server with all its processes.
 
 Four batches of clients for each replica ask for an image each, one after another.  The rounds of one and of several replicas
-alternate, each with a server of its own.  An artefact that is in OUT/engines is taken as it is; with `--each 0`, replicas
+alternate, each with a server of its own.  An artefact that is in OUT/engines is taken as it is; with `--gpus-each 0`, replicas
 without a GPU, that tries the way on a machine that has none.
 """
 
@@ -53,10 +53,10 @@ def compiled(folder: Path, router: str, backend: str, scale: int) -> Path:
 
 
 @contextlib.contextmanager
-def served(engines: Path, replicas: int, each: int, cores: int, backend: str, log: Path) -> Iterator[psutil.Process]:
+def served(engines: Path, replicas: int, gpus: int, cores: int, backend: str, log: Path) -> Iterator[psutil.Process]:
     """A fleet that is ready, with so many GPUs and cores for each replica."""
     words = [sys.executable, "-m", "l2c_export", "serve", f"xl={engines}", "--backend", backend, "--port", str(PORT)]
-    words += ["--replicas", str(replicas), "--gpus", str(each), "--cores", str(cores), "--max-queue", "4096"]
+    words += ["--replicas", str(replicas), "--gpus", str(gpus), "--cores", str(cores), "--max-queue", "4096"]
     with log.open("w") as file:
         process = subprocess.Popen(words, stdout=file, stderr=file)
     late = time.monotonic() + START
@@ -105,7 +105,7 @@ def main() -> None:
     ap.add_argument("folder", type=Path)
     ap.add_argument("--router", required=True)
     ap.add_argument("--gpus", type=int, default=2, help="replicas that are compared with one")
-    ap.add_argument("--each", type=int, choices=(0, 1), default=1, help="GPUs of a replica")
+    ap.add_argument("--gpus-each", type=int, choices=(0, 1), default=1, help="GPUs of a replica")
     ap.add_argument("--cores", type=int, default=min(4, os.cpu_count() or 1), help="of a replica")
     ap.add_argument("--scale", type=int, choices=(1, 8), default=1, help="of a side of the pictures to one of the latents")
     ap.add_argument("--backend", default="cuda")
@@ -118,7 +118,7 @@ def main() -> None:
     cpu: dict[int, list[float]] = {1: [], args.gpus: []}
     for _ in range(args.rounds):
         for replicas, values in rates.items():
-            with served(engines, replicas, args.each, args.cores, args.backend, args.folder / "server.log") as server:
+            with served(engines, replicas, args.gpus_each, args.cores, args.backend, args.folder / "server.log") as server:
                 rate, spent = images_a_second(server, replicas, args.seconds)
             values.append(rate)
             cpu[replicas].append(spent)

@@ -24,7 +24,7 @@ from ..support.log import LOG
 from .batch import run_batch
 from .beside import Beside
 from .job import Drawing
-from .made import Made, picture
+from .pictures import EndedLoop, picture
 from .ticket import Checked, Ticket
 from .waiting import Waiting
 
@@ -194,13 +194,13 @@ class ServingEngine:
     def _run(self) -> None:
         with Beside("l2c-pictures") as beside:
             while batch := self._waiting.take(lambda ticket: self._largest(ticket.pipe)):
-                finish = functools.partial(self._finish, batch, made := self._made(batch))
-                if made and made.to_draw:
+                finish = functools.partial(self._finish, batch, ended := self._ended(batch))
+                if ended and ended.to_draw:
                     beside(finish)
                 else:
                     finish()
 
-    def _made(self, batch: Sequence[Ticket]) -> Made | None:
+    def _ended(self, batch: Sequence[Ticket]) -> EndedLoop | None:
         """The loop of a batch; None where it failed, and was answered so."""
         try:
             return self._loop([ticket for ticket in batch if not ticket.done()])
@@ -208,7 +208,7 @@ class ServingEngine:
             self._fail(batch, error)
             return None
 
-    def _loop(self, tickets: Sequence[Ticket]) -> Made | None:
+    def _loop(self, tickets: Sequence[Ticket]) -> EndedLoop | None:
         began = time.monotonic()
         told = dict[Ticket, Mapping[str, Any]]()
         for ticket in tickets:
@@ -224,28 +224,28 @@ class ServingEngine:
         later = draws and not _on_host(pipe) and request.makes_pixels(pipe.manifest) and pipe.decodes_on_host
         out = run_batch(pipe, batch, list(told.values()), size, "np" if draws and not later else "latent", draws)
         self._count({"batches": 1, "padding": size - len(batch)})
-        return Made(batch, out.latents, out.images, began, later)
+        return EndedLoop(batch, out.latents, out.images, began, later)
 
-    def _finish(self, batch: Sequence[Ticket], made: Made | None) -> None:
+    def _finish(self, batch: Sequence[Ticket], ended: EndedLoop | None) -> None:
         """Answer a batch whose loop has ended."""
         try:
-            if made:
-                self._answer(made)
+            if ended:
+                self._answer(ended)
         except BaseException as error:
             self._fail(batch, error)
         finally:
             self._waiting.finished(batch)
 
-    def _answer(self, made: Made) -> None:
-        for n, ticket in enumerate(made.tickets):
+    def _answer(self, ended: EndedLoop) -> None:
+        for n, ticket in enumerate(ended.tickets):
             if ticket.done():
                 continue
-            if not np.isfinite(made.latents[n]).all():
+            if not np.isfinite(ended.latents[n]).all():
                 ticket.answer(RunError("the latents hold NaN or infinite values: ask again, or check the artefact"))
                 continue
-            pixels = picture(ticket.pipe, made, n)
-            self._batch_seconds = seconds = time.monotonic() - made.began
-            ticket.answer(Drawing(made.latents[n].copy(), pixels, made.began - ticket.queued, seconds, len(made.tickets)))
+            pixels = picture(ticket.pipe, ended, n)
+            self._batch_seconds = seconds = time.monotonic() - ended.began
+            ticket.answer(Drawing(ended.latents[n].copy(), pixels, ended.began - ticket.queued, seconds, len(ended.tickets)))
 
     def _fail(self, tickets: Sequence[Ticket], error: BaseException) -> None:
         """Answer what is left of these with one clear error."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .ticket import Ticket
 
 
-class Made(NamedTuple):
+class EndedLoop(NamedTuple):
     """Of these tickets; further rows are for nobody."""
 
     tickets: Sequence[Ticket]
@@ -25,12 +25,12 @@ class Made(NamedTuple):
     to_draw: bool  # whether the pictures are still to be made
 
 
-def picture(pipe: Pipeline, made: Made, row: int) -> np.ndarray | None:
+def picture(pipe: Pipeline, ended: EndedLoop, row: int) -> np.ndarray | None:
     """Pixels (H, W, C) in 0..1 of a row, to the bit as the pipeline makes them; None for latents alone."""
-    if made.images is not None:
-        return cast(np.ndarray, made.images[row].copy())
-    if not made.to_draw:
+    if ended.images is not None:
+        return cast(np.ndarray, ended.images[row].copy())
+    if not ended.to_draw:
         return None
     with ending.computing():
-        pixels: np.ndarray = to_images(pipe.decode(made.latents[row : row + 1]), "np")[0]
+        pixels: np.ndarray = to_images(pipe.decode(ended.latents[row : row + 1]), "np")[0]
     return pixels
