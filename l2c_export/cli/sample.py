@@ -42,7 +42,7 @@ from .progress import bars
     option("--workers", type=int, help="So many processes. [default: what there are processors or GPUs for]"),
     options.backend,
     options.device,
-    option("--threads", type=int, default=1, help="Of one process, and of its decoder beside a GPU; their number may decide the last bits."),
+    option("--threads", type=int, default=1, help="Of one process; their number may decide the last bits."),
     options.link,
     option("--trust", is_flag=True, help="Do not hash the weights: for an artefact of one's own on one's own disk."),
 )  # fmt: skip

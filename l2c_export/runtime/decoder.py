@@ -37,15 +37,11 @@ class Decoder:
     ) -> None:  # fmt: skip
         """Where `backend` runs no ONNX, another one does with so many threads, by default all cores."""
         self._record, self._backend = record, reading_onnx(backend, threads)
+        self.on_host = self._backend.memory.on_host  # whether the processor decodes
         self._tile = tile // record.scale if tile else None
         file = SegmentFile(folder / record.file, ("z",), ("image",), info, weights_inside=True)
         self._engine = self._backend.load(file)
         self._bound: dict[tuple[int, ...], tuple[Array, Array, Run]] = {}
-
-    @property
-    def on_host(self) -> bool:
-        """Whether the processor decodes."""
-        return self._backend.memory.on_host
 
     def __call__(self, latents: np.ndarray) -> np.ndarray:
         return np.concatenate([self._image(z[None]) for z in latents])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from ..artefact import store
 from ..artefact.manifest import Manifest
 from ..backends.choose import Opened
 from ..errors import RunError, UsageError
@@ -21,7 +19,7 @@ from ..ir.inputs import CLASS_LABELS, Inputs
 from ..support import ending
 from ..support.log import LOG
 from ..support.words import counted
-from . import decoder, prompts, text
+from . import lazy_decoder, prompts, text
 from . import request as asked
 from .images import Output, to_images
 from .inputs import Labels, check_count, checked, images_of
@@ -87,7 +85,6 @@ class Pipeline:
         self._turn = Turn(opened.backend.forks)
         self._started: weakref.WeakSet[Generator[Step, None, None]] = weakref.WeakSet()
         self._warm: list[Warm] = []
-        self._decoding = threading.Lock()
         self.device = opened.backend.memory.device  # where latents are
         self.backend = f"{opened.backend.name} ({opened.backend.describe()}), {opened.why}"
         self._hold(loaded, Loops(loaded))
@@ -96,10 +93,8 @@ class Pipeline:
         """Run this artefact from now on."""
         self.manifest: Manifest = loaded.manifest
         self.path, self.link = loaded.folder, loaded.link
-        self._decoder: decoder.Decoder | None = None
-        self._texts = None
-        if loaded.manifest.text:
-            self._texts = text.TextEncoders(loaded.folder, loaded.manifest, loaded.backend, self._choices.threads)
+        self.decoder = lazy_decoder.decoder_of(loaded, self._choices.tile, self._choices.threads)
+        self._texts = text.encoders_of(loaded, self._choices.threads)
         self._loaded: LoadedArtefact | None = loaded
         self._loops: Loops | None = loops
 
@@ -122,7 +117,9 @@ class Pipeline:
     def close(self) -> None:
         """Free the engines, the buffers and the weights, when the generation that runs has ended.  Closing twice is fine."""
         with self._turn.taken():
-            self._loaded = self._decoder = self._loops = self._texts = None
+            self._loaded = self._loops = self._texts = None
+            if self.decoder:
+                self.decoder.close()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -199,32 +196,8 @@ class Pipeline:
         return latents, to_images(self.decode(latents), output_type)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (B, C, H, W) as pixels (B, 3, scale H, scale W) around -1..1.
-
-        For callbacks, and for other threads while a generation runs: it takes no turn of its own.
-        """
-        if not self.manifest.decoder:
-            return latents
-        with self._decoding:
-            return self._ready_decoder()(latents)
-
-    @property
-    def decodes_on_host(self) -> bool:
-        """Whether `decode` is the processor's work, or none: on a GPU the next generation may run meanwhile."""
-        if not self.manifest.decoder:
-            return True
-        with self._decoding:
-            return self._ready_decoder().on_host
-
-    def _ready_decoder(self) -> decoder.Decoder:
-        assert self.manifest.decoder
-        if self._decoder is None:
-            loaded, info = self._open.loaded, self.manifest.files[self.manifest.decoder.file]
-            store.check_same(loaded.folder, self.manifest.decoder.file, info)  # it is read now that it is needed
-            self._decoder = decoder.Decoder(
-                loaded.folder, self.manifest.decoder, loaded.backend, self._choices.tile, info, self._choices.threads
-            )
-        return self._decoder
+        """Latents (B, C, H, W) as pixels (B, 3, scale H, scale W) around -1..1.  For callbacks: it waits for no generation."""
+        return self.decoder(latents) if self.decoder else latents
 
     def steps(
         self,
@@ -300,7 +273,7 @@ class Pipeline:
     def _open(self) -> Loops:
         """Raises RunError when closed."""
         if self._loops is None:
-            raise RunError("this pipeline is closed: load the artefact again")
+            raise RunError(lazy_decoder.CLOSED)
         return self._loops
 
     def generation(

@@ -22,6 +22,7 @@ from ..errors import ArtefactError
 from ..ir.inputs import RequestInput, asked
 from ..support.log import LOG
 from ..weights.layout import mapped
+from .loaded import LoadedArtefact
 from .tokens import TextTokenizer
 
 KEPT = 32  # texts whose arrays are kept; those of T5 XXL and 512 tokens are 8 MB each
@@ -148,3 +149,8 @@ def joined(declared: RequestInput, blocks: Sequence[TextBlock], outputs: Mapping
                 start += values.shape[1]
         first = last
     return array
+
+
+def encoders_of(loaded: LoadedArtefact, threads: int | None) -> TextEncoders | None:
+    """The text encoders of an artefact, if it has some."""
+    return TextEncoders(loaded.folder, loaded.manifest, loaded.backend, threads) if loaded.manifest.text else None

@@ -1,9 +1,8 @@
 """One pipeline for many who ask: their jobs wait in a bounded queue, and are made in batches.
 
 A batch is put together when its loop starts, of jobs that the same program makes, whatever their labels, prompts, seeds and
-guidance scales; nothing joins a loop that runs.  One thread computes; where a GPU has the loop and the processor the
-decoder, another thread makes the pictures of a batch beside the loop of the next one.  Everything here may be called from
-any thread.
+guidance scales; nothing joins a loop that runs.  One thread computes; where a GPU has the loop and the processor the decoder,
+another makes the pictures of a batch beside the loop of the next one.  Everything here may be called from any thread.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ..support.log import LOG
 from .batch import run_batch
 from .beside import Beside
 from .job import Drawing
-from .pictures import EndedLoop, picture
+from .pictures import EndedLoop, made_beside, picture
 from .ticket import Checked, Ticket
 from .waiting import Waiting
 
@@ -221,7 +220,7 @@ class ServingEngine:
         batch, pipe = list(told), tickets[0].pipe
         size = next(size for size in self._sizes(pipe) if size >= len(batch))
         draws = self._draws(pipe)
-        later = draws and not _on_host(pipe) and request.makes_pixels(pipe.manifest) and pipe.decodes_on_host
+        later = draws and made_beside(pipe)
         out = run_batch(pipe, batch, list(told.values()), size, "np" if draws and not later else "latent", draws)
         self._count({"batches": 1, "padding": size - len(batch)})
         return EndedLoop(batch, out.latents, out.images, began, later)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 
 from ..runtime.images import to_images
+from ..runtime.request import makes_pixels
 from ..support import ending
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ class EndedLoop(NamedTuple):
     images: np.ndarray | None  # (B, H, W, C) float32 in 0..1; None where there are none, or none yet
     began: float  # when, by `time.monotonic`
     to_draw: bool  # whether the pictures are still to be made
+
+
+def made_beside(pipe: Pipeline) -> bool:
+    """Whether the pictures of one batch can be made beside the loop of the next: a GPU has that, the processor the decoder."""
+    on_host = pipe.decoder is None or pipe.decoder.on_host
+    return pipe.device != "cpu" and on_host and makes_pixels(pipe.manifest)
 
 
 def picture(pipe: Pipeline, ended: EndedLoop, row: int) -> np.ndarray | None:

@@ -6,7 +6,6 @@ import gc
 import shutil
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,7 +68,7 @@ def test_without_a_decoder_there_are_no_tiles(world):
 def test_a_closed_pipeline_has_no_decoder(world):
     pipe = l2c_export.load(world.pictures())
     pipe(LABELS, output_type="np")
-    alive = weakref.ref(pipe._decoder)
+    alive = weakref.ref(pipe.decoder._decoder)
     pipe.close()
     gc.collect()
     assert alive() is None
@@ -96,11 +95,11 @@ def test_a_decoder_has_the_threads_of_its_pipeline_and_says_where_it_computes(wo
     asked = []
     monkeypatch.setattr(decoder, "reading_onnx", lambda backend, threads: asked.append(threads) or backend)
     with l2c_export.load(world.pictures(), threads=1) as pipe:
-        assert pipe.decodes_on_host
+        assert pipe.decoder.on_host
         assert asked == [1]
         pipe.decode(np.zeros((1, 4, 8, 8), np.float32))
-        pipe._decoder._backend = SimpleNamespace(memory=SimpleNamespace(on_host=False))
-        assert not pipe.decodes_on_host
+        pipe.decoder._decoder.on_host = False
+        assert not pipe.decoder.on_host
     assert asked == [1]
 
 

@@ -170,7 +170,7 @@ def test_encoders_of_another_backend_have_the_threads_of_the_pipeline(prompted_b
     with l2c_export.load(prompted_by("pixart").out, backend="onnxruntime", threads=1) as pipe:
         pipe.inputs(prompt="a cat")
     assert asked == [1]
-    l2c_export.encode(prompted_by("pixart").out, "a cat", backend="onnxruntime", threads=1)
+    encode(prompted_by("pixart").out, "a cat", backend="onnxruntime", threads=1)
     assert asked == [1, 1]
 
 

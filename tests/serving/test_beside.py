@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from held import SOON, Held
@@ -22,7 +23,7 @@ LOOPS = 3  # whose pictures are made, wait for that, and wait for a place to wai
 class Drawn(Held):
     """A pipeline of a GPU whose pictures, too, wait until they are let go."""
 
-    decodes_on_host = True
+    decoder = SimpleNamespace(on_host=True)
 
     def __init__(self, pipe):
         super().__init__(pipe)
@@ -99,7 +100,7 @@ def test_no_more_loops_run_ahead_of_their_pictures(drawn):
 
 @pytest.mark.parametrize(("device", "decodes_on_host"), [("cpu", True), ("cuda:0", False)])
 def test_what_has_one_place_for_both_does_one_after_the_other(drawn, device, decodes_on_host):
-    drawn.device, drawn.decodes_on_host = device, decodes_on_host
+    drawn.device, drawn.decoder = device, SimpleNamespace(on_host=decodes_on_host)
     with ServingEngine(drawn) as engine:
         assert same(engine.submit(job(4)).result(SOON).pixels, wanted(drawn, 4))
     assert (drawn.asked, drawn.drawn) == (["np"], 0)
