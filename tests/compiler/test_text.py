@@ -80,17 +80,22 @@ def test_a_folder_that_cannot_be_used_is_refused(folder, change, problem):
     assert "\n" not in str(refused.value)
 
 
+def of_rounded_t5(folder, narrow, tokens):
+    """What transformers makes of the prompt by matrices in bfloat16 that are called so, and everything else in float32."""
+    theirs = text_oracle.pipeline(folder)
+    for name, parameter in theirs.text_encoder_2.named_parameters():
+        if name.split(".")[-2] in narrow:
+            parameter.data = parameter.data.bfloat16().float()
+    return text_oracle.encoded(theirs, [PROMPT], [], tokens)["prompt_embeds"]
+
+
 def test_the_first_t5_has_no_gate(folder, tmp_path):
     texts.t5(folder, "text_encoder_2", 16, proj="relu")
     export = texts.exported("flux", folder, tmp_path / "out", text_precision="bf16")
     read = store.read(export.out).text.encoders["text_encoder_2"].tensors
     narrow = {name.split(".")[-2] for name, tensor in read.items() if tensor.dtype == "bfloat16"}
     assert narrow == {"q", "k", "v", "o", "wi"}
-    theirs = text_oracle.pipeline(folder)
-    for name, parameter in theirs.text_encoder_2.named_parameters():
-        if name.split(".")[-2] in narrow:
-            parameter.data = parameter.data.bfloat16().float()
-    wanted = text_oracle.encoded(theirs, [PROMPT], [], export.tokens)["prompt_embeds"]
+    wanted = of_rounded_t5(folder, narrow, export.tokens)
     for backend in ("onnxruntime", "openvino"):
         with l2c_export.load(export.out, backend=backend) as pipe:
             assert error(pipe.inputs(prompt=PROMPT)["prompt_embeds"], wanted) < 1e-5
@@ -241,11 +246,7 @@ def test_half_of_the_bytes_of_t5(prompted_by, tmp_path):
     narrow = {name.split(".")[-2] for name, tensor in tensors.items() if tensor.dtype == "bfloat16"}
     assert narrow == {"q", "k", "v", "o", "wi_0", "wi_1"}
     assert {t.dtype for t in store.read(export.out).text.encoders["text_encoder"].tensors.values()} == {"float32"}
-    theirs = text_oracle.pipeline(whole.folder)
-    for name, parameter in theirs.text_encoder_2.named_parameters():
-        if name.split(".")[-2] in narrow:
-            parameter.data = parameter.data.bfloat16().float()
-    wanted = text_oracle.encoded(theirs, [PROMPT], [], export.tokens)["prompt_embeds"]
+    wanted = of_rounded_t5(whole.folder, narrow, export.tokens)
     for backend in ("onnxruntime", "openvino"):
         with l2c_export.load(export.out, backend=backend) as pipe:
             arrays = pipe.inputs(prompt=PROMPT)
