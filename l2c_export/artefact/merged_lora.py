@@ -23,7 +23,6 @@ from .records import DenoiserRecord, WeightsRecord
 WEIGHT = ".weight"
 Naming = Mapping[str, Recipe]  # what the stored tensors are made of, under the names of one kind of checkpoint
 REMEDY = "give a LoRA of this model"
-AND = " + "  # between what weights come from
 BLOCK = re.compile(r"(.*?_)(\d+)_")  # begins the flat name of a module in a block
 
 
@@ -80,12 +79,7 @@ def merged(tensors: Tensors, loras: Sequence[FittedLora]) -> Tensors:
 
 def with_loras(bound: WeightsRecord, loras: Sequence[str]) -> WeightsRecord:
     """What is noted of weights that LoRAs ("FILE:SCALE") were merged into."""
-    return msgspec.structs.replace(bound, source=AND.join([bound.source, *(Path(path).name for path in loras)]))
-
-
-def has_loras(bound: WeightsRecord) -> bool:
-    """Whether LoRAs are noted among what the weights come from."""
-    return AND in bound.source
+    return msgspec.structs.replace(bound, loras=(*bound.loras, *(Path(path).name for path in loras)))
 
 
 def fit(original: Lora, denoiser: DenoiserRecord) -> FittedLora:

@@ -58,10 +58,19 @@ class Guidance(Record, frozen=True, kw_only=True):
 
 
 class WeightsRecord(Record, frozen=True, kw_only=True):
-    """Where the bound weights come from; `random` is the seed of weights that mean nothing."""
+    """Where the bound weights come from, and the LoRAs merged into them ("FILE:SCALE"), the first merged first.
+
+    `random` is the seed of weights that mean nothing.
+    """
 
     source: str
+    loras: tuple[str, ...] = ()
     random: int | None = None
+
+    @property
+    def described(self) -> str:
+        """In a line's words: "model.safetensors + style.safetensors:0.8"."""
+        return " + ".join([self.source, *self.loras])
 
 
 class SegmentRecord(Record, frozen=True, kw_only=True):

@@ -218,7 +218,7 @@ def of_artefact(manifest: Manifest, steps: int | None = None) -> View:
         "segments": len(manifest.denoiser.segments),
         "components": components(manifest),
         "stored": stored(manifest),
-        "weights": None if bound is None else bound.source,
+        "weights": None if bound is None else bound.described,
         "random_weights": bool(bound and bound.random is not None),
         "prologue_weight_bytes": sum(weights[n] for n in compiled.before_loop),
         "cache_bytes": rows * sum(compiled.cache_bytes),
@@ -234,7 +234,7 @@ def of_artefact(manifest: Manifest, steps: int | None = None) -> View:
             for name, build in manifest.builds.items()
         },
     }
-    state = "unlinked" if bound is None else "RANDOM weights" if bound.random is not None else f"weights {bound.source}"
+    state = "unlinked" if bound is None else "RANDOM weights" if bound.random is not None else f"weights {bound.described}"
     name = manifest.denoiser.name or manifest.denoiser.family
     title = f"{name}, {compiled.sampler}, {manifest.precision}, {manifest.link} link, {state}"
     used = dict.fromkeys(name for call in calls for name in call.rules if name not in manifest.denoiser.sublayers)

@@ -320,12 +320,13 @@ def test_swapping_weights_changes_the_result_and_nothing_else(copy, tiny, tmp_pa
     link.bind(copy, str(tiny[1].path / "model.safetensors"))  # the first one drops the fingerprint
     before, x = tree(copy), generate(copy)
     running = l2c_export.load(copy)
-    finetune = checkpoint(tmp_path / "tuned.safetensors", tiny[1], lambda t: t["final_layer.linear.bias"].__iadd__(0.1))
+    finetune = checkpoint(tmp_path / "tuned + more.safetensors", tiny[1], lambda t: t["final_layer.linear.bias"].__iadd__(0.1))
     link.bind(copy, finetune)
     after, y = tree(copy), generate(copy)
     assert {n for n in before if before[n] != after[n]} == {"manifest.json", "weights.safetensors"}
     assert set(after) == set(before)
-    assert store.read(copy).denoiser.weights.source == "tuned.safetensors"
+    bound = store.read(copy).denoiser.weights
+    assert (bound.source, bound.loras) == ("tuned + more.safetensors", ()), "what a file is called says nothing of LoRAs"
     assert np.abs(y - x).max() > 0.01
     assert np.array_equal(running([1, 2], seed=3).latents, x), "who runs already keeps the old weights"
     link.bind(copy, str(tiny[1].path / "model.safetensors"))

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import l2c_export
 from l2c_export.artefact import store
 from l2c_export.artefact.merged_lora import fit, merged
+from l2c_export.artefact.records import WeightsRecord
 from l2c_export.cli.main import l2c
 from l2c_export.compiler.link import bind
 from l2c_export.errors import ArtefactError, UsageError, WeightsError
@@ -140,7 +141,7 @@ def test_names_of_all_trainings_and_pickles(flux, tmp_path, name, file):
     engines = shutil.copytree(out, tmp_path / "out")
     bind(engines, None, loras=[f"{loras.saved(tmp_path / file, lora, NAMES[name])}:0.5"])
     assert close(engines, fused)
-    assert store.read(engines).denoiser.weights.source == f"{PLAIN} + {file}:0.5"
+    assert store.read(engines).denoiser.weights.described == f"{PLAIN} + {file}:0.5"
 
 
 def of_flux_itself(width: int) -> tuple[dict[str, loras.Factors], dict[str, loras.Factors]]:
@@ -227,7 +228,7 @@ def test_an_artefact_of_a_dit_pipeline_linked_and_compiled(world, tmp_path):
     assert store.read(got).inputs == store.read(world.compiled()).inputs, "the names of the classes stay"
     again = world.compiled(weights=str(world.folder / "transformer"), lora=(f"{path}:-2",))
     assert (again / WEIGHTS).read_bytes() == (got / WEIGHTS).read_bytes()
-    assert store.read(again).denoiser.weights.source == f"{PLAIN} + a.safetensors:-2"
+    assert store.read(again).denoiser.weights.described == f"{PLAIN} + a.safetensors:-2"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -253,9 +254,9 @@ def test_u_vit_and_loras_one_behind_the_other(pixels, tmp_path):
     want = loras.merged(before, (lora, 1.25))
     assert all(torch.allclose(tensor, want[name], atol=1e-6) for name, tensor in weights_of(engines).items())
     bound = store.read(engines).denoiser.weights
-    assert (bound.source, bound.random) == ("random + a.safetensors:0.25 + a.safetensors", 1)
+    assert (bound.source, bound.loras, bound.random) == ("random", ("a.safetensors:0.25", "a.safetensors"), 1)
     linked = l2c_export.link(engines, "random:1")
-    assert linked.manifest.denoiser.weights.source == "random"
+    assert linked.manifest.denoiser.weights == WeightsRecord(source="random", random=1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(engines).items()), "begins anew"
 
 
@@ -331,14 +332,14 @@ def test_without_weights_there_is_nothing_to_merge_into(copy, file, tmp_path):
     with pytest.raises(ArtefactError, match="has no weights yet, so nothing to merge a LoRA into: give them, too"):
         l2c_export.link(copy, lora=file[0])
     l2c_export.link(copy, "random:1", lora=file[0])
-    assert store.read(copy).denoiser.weights.source == "random + style.safetensors"
+    assert store.read(copy).denoiser.weights.described == "random + style.safetensors"
 
 
 def test_the_command(copy, file):
     done = CliRunner().invoke(l2c, ["link", str(copy), "--lora", f"{file[0]}:0.5", "--lora", str(file[0]), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["lora"] == [f"{file[0]}:0.5", str(file[0])]
-    assert store.read(copy).denoiser.weights.source == "random + style.safetensors:0.5 + style.safetensors"
+    assert store.read(copy).denoiser.weights.described == "random + style.safetensors:0.5 + style.safetensors"
     for words, says in (([], "--weights is missing"), (["--lora", f"{file[0]}:inf"], "the scale must be a finite number")):
         done = CliRunner().invoke(l2c, ["link", str(copy), *words])
         assert (done.exit_code, says in done.stderr) == (2, True), done.stderr

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ...artefact.manifest import Manifest
-from ...artefact.merged_lora import has_loras
 from ...errors import UsageError
 from ...ir.dtypes import DERIVED
 from ...models import families
@@ -98,7 +97,7 @@ def _check_weights(transformer: Any, manifest: Manifest, folder: Path) -> None:
         stored, rounding = live_weights.checkpoint(transformer, folder)
         weights = _by_recipes(stored, manifest)
     view = mapped(folder / WEIGHTS, denoiser.tensors)
-    fused = denoiser.weights is not None and has_loras(denoiser.weights)
+    fused = denoiser.weights is not None and bool(denoiser.weights.loras)
     for name in weights.shapes:
         record = denoiser.tensors[name]
         array, kept = unscaled(name, view, record), record.stored or record.dtype
