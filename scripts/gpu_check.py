@@ -123,6 +123,8 @@ def engines(args: argparse.Namespace) -> dict:
             result["weight_bytes"] = pipe.manifest.files["weights.safetensors"].bytes
             for images in args.images:
                 result[f"{images} images"] = timed_images(pipe, images, args.rounds, before)
+            if args.generations:
+                result["memory_grew_by"] = growth(pipe, args.images[0], args.generations)
         except Exception as error:
             result["error"] = f"{type(error).__name__}: {error}"
             traceback.print_exc()
@@ -161,6 +163,20 @@ def timed_images(pipe, images: int, rounds: int, before: int) -> dict:
         "device_bytes": before - free_memory(),
         "calls_ms": [1e3 * s for s in loop.timed(noise, generation.inputs, generation.guidance)],
     }
+
+
+def growth(pipe, images: int, generations: int) -> dict:
+    """Bytes of the device and of this process that so many generations took, after ten to begin with."""
+    from resource import RUSAGE_SELF, getrusage
+
+    labels = [LABEL] * images
+    for n in range(10):
+        pipe(labels, SCALE, seed=n)
+    device, process = free_memory(), getrusage(RUSAGE_SELF).ru_maxrss
+    for n in range(generations):
+        pipe(labels, SCALE, seed=n)
+    return {"generations": generations, "images": images, "device_bytes": device - free_memory(),
+            "process_bytes": 1024 * (getrusage(RUSAGE_SELF).ru_maxrss - process)}  # fmt: skip
 
 
 def free_memory() -> int:
@@ -269,6 +285,7 @@ def main() -> None:
     ap.add_argument("--level", type=int)
     ap.add_argument("--batch", help="MIN:OPT:MAX images that the engines are built for")
     ap.add_argument("--rounds", type=int, default=10)
+    ap.add_argument("--generations", type=int, default=0, help="engines: draw so often, and tell by how much memory grew")
     ap.add_argument("--shard", default="0/1", help="parity: every Nth case, from the Ith on: I/N")
     ap.add_argument("--seconds", type=float, default=1e9, help="parity: start no case after this")
     ap.add_argument("--json", type=Path)
