@@ -23,6 +23,7 @@ from l2c_export.backends.descriptor import CPU, GPU, Descriptor, Site
 from l2c_export.backends.host import HostMemory, in_order
 from l2c_export.backends.nvidia.graphs import inlined
 from l2c_export.ir.graph import Primitive
+from l2c_export.models import updates  # noqa: F401  the samplers' primitive, which is looked up by its name
 from l2c_export.models.primitives import execute
 from l2c_export.pytorch.stored import as_tensor
 

@@ -252,7 +252,7 @@ def on_gpu(cudart, monkeypatch):
         def _start(self):
             self.where = ("cpu", 0)
 
-        def _providers(self):
+        def _providers(self, graphs):
             return [self.provider]
 
     return WithoutGpu(Request(device="cuda"))
@@ -277,9 +277,32 @@ def test_on_a_gpu_float32_means_float32():
     from l2c_export.backends.onnxruntime.gpu import OrtCudaBackend
 
     backend = SimpleNamespace(provider=OrtCudaBackend.provider, memory=SimpleNamespace(index=1, stream=7))
-    (_, options), cpu = OrtCudaBackend._providers(backend)
+    (_, options), cpu = OrtCudaBackend._providers(backend, graphs=True)
     assert (options["use_tf32"], options["device_id"], options["user_compute_stream"]) == ("0", "1", "7")
     assert cpu == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_sessions_free_pinned_memory_themselves_where_they_can(on_gpu, tiny, monkeypatch, refuses):
+    """Those that expect CUDA graphs do; a session with work for the processor cannot be one of them."""
+    from l2c_export.backends.onnxruntime.gpu import OrtCudaBackend, ort
+
+    asked, session = [], ort.InferenceSession
+
+    def providers(backend, graphs):
+        asked.append(OrtCudaBackend._providers(backend, graphs)[0][1]["enable_cuda_graph"])
+        return [backend.provider]
+
+    def watched(*args, **options):
+        if refuses and asked[-1] == "1":
+            raise RuntimeError("This session cannot use the graph capture feature")
+        return session(*args, **options)
+
+    monkeypatch.setattr(type(on_gpu), "_providers", providers)
+    monkeypatch.setattr(ort, "InferenceSession", watched)
+    assert np.isfinite(opened(tiny[0], on_gpu)([1]).latents).all()
+    assert set(asked) == ({"1", "0"} if refuses else {"1"})
+    assert on_gpu.run_options.get_run_config_entry("gpu_graph_id") == "-1", "it makes none"
 
 
 def opened(folder, backend, **changes):

@@ -80,6 +80,7 @@ class OrtCudaBackend:
         self.where = ("cuda", self.memory.index)
         self.run_options = ort.RunOptions()
         self.run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self.run_options.add_run_config_entry("gpu_graph_id", "-1")  # no CUDA graph of its own
         self._weights: dict[str, Any] = {}  # of whole graphs, once for all of them
         self._start()
 
@@ -115,22 +116,32 @@ class OrtCudaBackend:
         options.enable_mem_pattern = False  # it would allocate in the second run, which may be one that is captured
         return options
 
-    def _providers(self) -> list[Any]:
+    def _providers(self, graphs: bool) -> list[Any]:
         options = {
             "device_id": str(self.memory.index),
             "user_compute_stream": str(self.memory.stream),
             "use_tf32": "0",  # float32 means float32
             "arena_extend_strategy": "kSameAsRequested",
+            "enable_cuda_graph": str(int(graphs)),
         }
         return [(self.provider, options), "CPUExecutionProvider"]  # the latter for shapes
 
     def _session(self, path: Path, model: str | bytes, options: Any, keep: Mapping[str, Any]) -> OrtCudaEngine:
+        """A session that is ready for graphs of its own, of which it makes none (`run_options`): it frees pinned memory in the
+        run that took it.  Any other one leaves that to a call into the host, from where CUDA may not be called: ONNX Runtime
+        then ends the process.  Sessions with work for the processor cannot be made so."""
         try:
             with small_workspace():
-                session = ort.InferenceSession(model, options, providers=self._providers(), enable_fallback=0)
+                try:
+                    session = self._loaded(model, options, graphs=True)
+                except Exception:
+                    session = self._loaded(model, options, graphs=False)
         except Exception as error:
             raise not_loaded(path, error) from None
         return OrtCudaEngine(self, session, path.name, keep)
+
+    def _loaded(self, model: str | bytes, options: Any, graphs: bool) -> Any:
+        return ort.InferenceSession(model, options, providers=self._providers(graphs), enable_fallback=0)
 
     def sequence(self, runs: Sequence[Run]) -> Run:
         """CUDA graphs of the runs that can be captured, the others by hand between them."""
