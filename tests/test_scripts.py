@@ -37,7 +37,7 @@ INSIDE = {
     "gpu_check.py": {*EAGER, "backends.descriptors", "pytorch.stored"},
     # is a backend of its own
     "torch_backend.py": {"backends", "backends.contract", "backends.cuda.device", "backends.descriptor", "backends.host",
-                         "backends.nvidia.graphs", "ir.graph", "models.primitives", "pytorch.stored"},
+                         "backends.nvidia.graphs", "ir.graph", "models", "models.primitives", "pytorch.stored"},
     # takes a family that is written by hand for one that is not
     "captured_cpu.py": {"models"},
     # `bench` compares only what did the same work; this one compares precisions, too

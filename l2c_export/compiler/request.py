@@ -102,7 +102,7 @@ class Options:
         if self.max_graphs is not None and self.max_graphs < 1:
             raise UsageError(f"max_graphs={self.max_graphs}: must be at least 1")
         self.caching  # noqa: B018  (raises UsageError)
-        if self.sampler not in (None, *SAMPLERS, *KINDS, *FLOWS) and not _is_config(str(self.sampler)):
+        if self.sampler not in (None, *SAMPLERS, *KINDS, *FLOWS) and not is_config(str(self.sampler)):
             names = ", ".join(dict.fromkeys((*SAMPLERS, *KINDS, *FLOWS)))
             raise UsageError(f"sampler={self.sampler!r}: use one of {names}, or a scheduler_config.json")
         if self.backend not in (AUTO, *descriptors.names()):
@@ -202,7 +202,7 @@ def wanted(schedule: PathOrSchedule | Sequence[PathOrSchedule] | None, steps: in
     return [Wanted(s, n) for s in read for n in counts]
 
 
-def _is_config(sampler: str) -> bool:
+def is_config(sampler: str) -> bool:
     """Whether a sampler is a file rather than a name."""
     return sampler.endswith(".json") or Path(sampler).is_file()
 

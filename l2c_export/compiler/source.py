@@ -14,13 +14,10 @@ from ..errors import ModelError, ScheduleError, UsageError
 from ..ir.inputs import guided
 from ..models import families, lookup, notes
 from ..models.diffusers import pipeline_folder
-from ..models.diffusers.model_index import config
 from ..models.diffusers.pipeline_folder import Folder
 from ..models.evidence import ModelRequest, architecture
 from ..models.family import Family
-from ..samplers.reference import SAMPLERS
-from ..samplers.scheduler_config import FLOW, KINDS, Scheduler, check_noise
-from ..samplers.trained import unlike
+from ..samplers.scheduler_config import Scheduler
 from ..schedules import routers
 from ..schedules.file import content
 from ..schedules.rules import is_rule, mask_length, mask_rule
@@ -30,7 +27,8 @@ from ..support.words import counted
 from ..weights import random
 from ..weights.checkpoint import Checkpoint
 from . import captured
-from .request import CACHING, FULL, LATER, Options, Wanted, _is_config
+from .request import CACHING, FULL, LATER, Options, Wanted
+from .scheduler import scheduler_of
 
 LITTLE = 0.01  # the share of the cached calls' sublayers below which a router removes next to nothing
 
@@ -111,7 +109,7 @@ def resolve(options: Options) -> Source:
         checkpoint.tensors(family.tensors())  # refuse what does not fit before anything is compiled
     _check_sublayers("fp32", options.fp32, family)
     _check_sublayers("bf16", options.bf16, family)
-    scheduler = captured.as_in_pipeline(_scheduler(options.sampler, folder, families.of(request.kind).flow), family)
+    scheduler = captured.as_in_pipeline(scheduler_of(options.sampler, folder, families.of(family.name)), family)
     schedules = tuple(_schedule(one, family, origin, scheduler) for one, origin in zip(options.programs, origins, strict=True))
     _check_programs(schedules)
     mode, usual = captured.guidance(family, folder)
@@ -177,37 +175,6 @@ def _idle(schedule: Schedule) -> str:
     if removed >= LITTLE:
         return ""
     return f"threshold {schedule.threshold:.9g} removes only {removed:.1%} of the cached calls' sublayers: use a higher one"
-
-
-def _scheduler(sampler: str | None, folder: Folder | None, flow: bool) -> Scheduler | None:
-    """The scheduler of diffusers that is asked for, by default the folder's; None for a sampler of our own."""
-    if sampler in SAMPLERS:
-        if folder:
-            _check_trained_for(sampler, folder)
-        if flow:
-            raise UsageError(f"sampler={sampler!r}: the model predicts a flow, and not noise: use {FLOW}")
-        return None
-    if sampler and sampler not in KINDS and _is_config(sampler):
-        options = config(Path(sampler))
-        kind = file_kind.of_json(options)
-        if kind not in (None, file_kind.SCHEDULER):
-            raise ScheduleError(f"sampler={sampler!r}: it is {kind.words}: {kind.remedy}")
-        return Scheduler.from_config(options, sampler, flow=flow)
-    if folder:
-        return folder.sampler(sampler)
-    if flow:
-        return Scheduler.from_config({}, "sampler", sampler or FLOW, flow=True)
-    # by its name alone: as DiT's own, which does not clip
-    return Scheduler.from_config({"clip_sample": False}, "sampler", sampler) if sampler else None
-
-
-def _check_trained_for(sampler: str, folder: Folder) -> None:
-    check_noise(folder.scheduler.get("_class_name"), str(folder.path / "scheduler"))
-    if other := unlike(sampler, folder.scheduler):
-        raise UsageError(
-            f"sampler={sampler!r}: the model of {folder.path} was trained with {other}: use no sampler=.., or one of "
-            f"{', '.join(KINDS)}"
-        )
 
 
 def _name(options: Options, scheduler: Scheduler | None, family: Family) -> str:

@@ -149,7 +149,7 @@ def test_a_level_is_told_from_its_sublayers(file):
     ("schedule diff schedule.json {smooth} --model config.json --sampler ddim", 1, "the schedules have 7 and 4 calls"),
     ("schedule diff schedule.json schedule.json --out x.bmp", 2, "--out x.bmp: use one of .png, .svg, .pdf"),
     ("export {good} --budget 3", 2, "--budget 3: router.pt is no schedule of another tool: leave it out"),
-    ("export {good} --schedule {smooth} --sampler dpm-solver++ --steps 5", 1, "of 4 steps, but --steps 5: use no --steps"),
+    ("export {good} --schedule {smooth} --sampler DDIMScheduler --steps 5", 1, "of 4 steps, but --steps 5: use no --steps"),
     ("export {good} --schedule {smooth} --threshold 0.5", 2, "--threshold 0.5: a schedule of SmoothCache does not ask for it"),
     ("export {good} --schedule {both}", 1, "both.json: it may be a list of computed steps (LeMiCa) and a steps mask"),
     ("export {good} --schedule {mean}", 1, "mean.json: MeanCache corrects what it reuses (edge_source)"),

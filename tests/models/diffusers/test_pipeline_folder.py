@@ -20,7 +20,7 @@ from l2c_export.errors import L2CError, ModelError, UsageError, WeightsError
 from l2c_export.models import families
 from l2c_export.models.diffusers import pipeline_folder
 from l2c_export.pytorch.eager import Eager
-from l2c_export.samplers.scheduler_config import DDIM, EULER
+from l2c_export.samplers.scheduler_config import DDIM, DPM, EULER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,6 +80,23 @@ def test_a_sampler_for_other_noise_than_the_model_was_trained_with_is_refused(wo
     with pytest.raises(UsageError, match=f"sampler={re.escape(repr(sampler))}: the model of .* was trained with ") as error:
         compile_artefact(options)
     assert next(iter(spoilt), "beta_schedule") in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "other"), [("DiT-S/2", "dpm-solver++"), ("U-ViT-H/2", "ddim")])
+def test_without_a_folder_a_family_says_what_noise_it_was_trained_with(name, other):
+    options = Options(schedule="every:2", steps=4, model=name, weights="random", sampler=other)
+    with pytest.raises(UsageError, match=r"it is for models trained with beta_schedule = .*, which a .* is not: use "):
+        resolve(options)
+
+
+def test_a_class_alone_is_for_the_noise_of_the_family():
+    """The betas of U-ViT's training are Stable Diffusion's."""
+    dit, uvit = (
+        resolve(Options(schedule="every:2", steps=4, model=name, weights="random", sampler=DPM)).schedules[0].scheduler
+        for name in ("DiT-S/2", "U-ViT-H/2")
+    )
+    assert (dit.beta_schedule, dit.beta_end) == ("linear", 0.02)
+    assert (uvit.beta_schedule, uvit.beta_start, uvit.beta_end) == ("scaled_linear", 0.00085, 0.012)
 
 
 def test_the_decoder_may_be_that_of_another_pipeline_folder(world):
