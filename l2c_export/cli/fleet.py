@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def serve(
     places: Sequence[ServedPlace], settings: ServerSettings, replicas: int, gpus: int, api_key_file: Path | None,
-    config: str | None, as_json: bool, port: int,
+    config: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Serve until it is stopped, or print a configuration.  Raises UsageError for what a fleet does not do."""
     from ..artefact import store
@@ -27,8 +27,8 @@ def serve(
     from ..serving.fleet.options import fleet_of
     from ..support.own_ray import prepare
 
-    if settings.trust_engines:
-        raise UsageError("trust_engines=True: a fleet is loaded again by deploying it again: leave it out")
+    if config and settings.trust_engines:
+        raise UsageError("trust_engines=True: a fleet of many machines is loaded again by deploying it again: leave it out")
     for place in places:
         store.check_linked(place.folder, store.read(place.folder, verify=False))
     options = fleet_of(places, settings, replicas, gpus, api_key_file)
@@ -40,6 +40,6 @@ def serve(
     needs("ray.serve", "ray")
     from ..serving.fleet.local import run
 
-    counts = run(options, settings.host, port)
+    counts = run(options, settings)
     if as_json:
         print_json({"images": counts})

@@ -66,7 +66,6 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
         needs(package, "serve")
     from ..compiler.artefact import compile
     from ..serving import shipped
-    from ..serving.http.server import listening
     from ..serving.http.server import serve as run
     from ..serving.http.settings import ServerSettings, read_keys
     from ..serving.http.shelf import Shelf
@@ -79,11 +78,7 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
                         read_keys(api_key_file) if api_key_file else (), trust_engines)  # fmt: skip
     shelf = Shelf(places(named, choices), settings)
     if replicas or gpus or config:
-        free = port
-        if not config:
-            with listening(settings) as listener:  # or it says why not
-                free = listener.getsockname()[1]
-        fleet.serve(shelf.places, settings, replicas or 1, gpus, api_key_file, config, as_json, free)
+        fleet.serve(shelf.places, settings, replicas or 1, gpus, api_key_file, config, as_json)
         return
     run(shelf, settings)
     if as_json:

@@ -52,9 +52,9 @@ def server_of(shelf: Shelf, settings: ServerSettings) -> LoadingServer:
     """Everything that a server is made of."""
     life, metrics = ServerLife(), Metrics(shelf)
     access = Access(settings.hosts, settings.keys)
-    guard = Guard(application(shelf, settings, life, metrics), access, metrics, settings.connections)
+    guard = Guard(application(shelf, settings, life, metrics), access, metrics, shelf.connections)
     config = uvicorn.Config(
-        guard, http=bounded_connections(settings.connections), ws="none", lifespan="off", log_config=None, access_log=False,
+        guard, http=bounded_connections(shelf.connections), ws="none", lifespan="off", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, backlog=BACKLOG, timeout_graceful_shutdown=LAST_SECONDS,
         h11_max_incomplete_event_size=LONGEST_HEAD,
     )  # fmt: skip
