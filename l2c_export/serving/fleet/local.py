@@ -15,6 +15,7 @@ from ...errors import RunError
 from ...support.own_ray import ALONE
 from ...support.words import first_line
 from ..http import server
+from ..http.logs import json_lines
 from ..http.settings import ServerSettings
 from .app import places_of, samplers_of
 from .options import FleetOptions
@@ -23,6 +24,8 @@ from .remote import FleetShelf
 # The kernel ends Ray's processes with the thread that started them, and this one lives as long as the process
 STARTER = ThreadPoolExecutor(1, "l2c-ray")
 
+LIBRARIES = ("ray", "ray.serve")  # that log in this process
+
 
 def run(options: FleetOptions, settings: ServerSettings) -> dict[str, dict[str, int]]:
     """Serve as one process does, until SIGTERM or SIGINT: what became of the images that were asked for, by model.
@@ -30,7 +33,7 @@ def run(options: FleetOptions, settings: ServerSettings) -> dict[str, dict[str, 
     Raises RunError where the replicas do not start, UsageError where it cannot listen, and what reading the manifests does.
     """
     shelf = shelf_of(options, settings)
-    with contextlib.redirect_stdout(sys.stderr):  # what replicas print is log, too
+    with json_lines(LIBRARIES), contextlib.redirect_stdout(sys.stderr):  # what replicas print is log, too
         try:
             server.serve(shelf, settings)
         finally:
@@ -69,9 +72,10 @@ def stop() -> None:
 
 def _start(options: FleetOptions) -> None:
     replicas = options.replicas * len(options.models)
+    twice = 2 * options.cores_each * replicas  # room for a second fleet while the first is exchanged; Ray only counts them
     ray.init(
         "local",
-        num_cpus=2 * options.cores_each * replicas,  # room for a second fleet while the first is exchanged; Ray only counts them
+        num_cpus=twice,
         num_gpus=options.gpus * replicas or None,
         logging_level=logging.ERROR,  # it warns that it leaves SIGTERM alone, which is the server's
         **ALONE,

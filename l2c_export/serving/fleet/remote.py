@@ -113,9 +113,7 @@ class FleetEngine:
             time.sleep(LOOK)
         left = list(self._open)
         for ticket in left:
-            ticket.answer(
-                Draining(f"this image could not be made within drain_seconds={drain_seconds:g}: ask another server")
-            )
+            ticket.answer(Draining(f"this image could not be made within drain_seconds={drain_seconds:g}: ask another server"))
         return not left
 
     def exchange(self, manifest: Manifest) -> None:

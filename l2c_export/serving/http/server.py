@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvicorn
+from uvicorn.server import HANDLED_SIGNALS
 
 from ...errors import UsageError
 from ...support.log import LOG
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .shelf import Shelf
 
 LAST_SECONDS = 5  # in which answers that are ready have to be sent
+HEED_SECONDS = 0.1  # between two looks at who is told of signals, while models are loaded
 LONGEST_HEAD = 16 * 1024  # bytes
 BACKLOG = 128
 WORKERS = 2  # threads that encode pictures; every further one keeps some megabytes for itself
@@ -109,14 +111,24 @@ class LoadingServer(uvicorn.Server):
             self._life.draining = True
             self._loop.call_soon_threadsafe(lambda: self._do(self._drain()))
 
+    def _heed_signals(self) -> None:
+        """Again, as libraries that are loaded (Ray is one) put handlers of their own in the place of ours."""
+        if threading.current_thread() is threading.main_thread() and not self.should_exit:
+            for number in HANDLED_SIGNALS:
+                signal.signal(number, self.handle_exit)
+
     def _do(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._doing.add(task)
         task.add_done_callback(self._doing.discard)
 
     async def _load(self) -> None:
+        loading = asyncio.ensure_future(in_thread(self._shelf.load))
+        while not loading.done():
+            await asyncio.wait([loading], timeout=HEED_SECONDS)
+            self._heed_signals()
         try:
-            await in_thread(self._shelf.load)
+            loading.result()
         except Exception as error:
             self.failed, self.should_exit = error, True
             return
