@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from ..http.app import ServerLife, application
 from ..http.guard import Guard
 from ..http.logs import json_lines
 from ..http.metrics import Metrics
+from ..http.settings import ServerSettings
 from ..http.shelf import ServedPlace
 from .options import FleetOptions, told
 from .remote import FleetShelf
@@ -44,7 +46,7 @@ class Front:
         settings = options.settings
         self._log = json_lines()
         self._log.__enter__()
-        shelf = FleetShelf(places_of(options), settings, lambda: handles, options.most)
+        shelf = shelf_of(options, settings, lambda: handles)
         shelf.load()
         metrics = Metrics(shelf)
         app = application(shelf, settings, ServerLife(), metrics)
@@ -64,6 +66,11 @@ def build(args: dict[str, Any]) -> serve.Application:
         logging_config=QUIET,
     )
     return front.bind(args, samplers_of(options))  # type: ignore[no-any-return]
+
+
+def shelf_of(options: FleetOptions, settings: ServerSettings, deployed: Callable[[], Mapping[str, Any]]) -> FleetShelf:
+    """The models of a front.  Raises what reading the manifests does."""
+    return FleetShelf(places_of(options), settings, deployed, options.most)
 
 
 def places_of(options: FleetOptions) -> list[ServedPlace]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -14,12 +16,12 @@ from ray import serve
 from ...errors import RunError
 from ...support.own_ray import ALONE
 from ...support.words import first_line
-from ..http import server
 from ..http.logs import json_lines
 from ..http.settings import ServerSettings
-from .app import places_of, samplers_of
-from .options import FleetOptions
-from .remote import FleetShelf
+from .options import BUILD, FleetOptions
+
+if TYPE_CHECKING:
+    from .remote import FleetShelf
 
 # The kernel ends Ray's processes with the thread that started them, and this one lives as long as the process
 STARTER = ThreadPoolExecutor(1, "l2c-ray")
@@ -27,23 +29,14 @@ STARTER = ThreadPoolExecutor(1, "l2c-ray")
 LIBRARIES = ("ray", "ray.serve")  # that log in this process
 
 
-def run(options: FleetOptions, settings: ServerSettings) -> dict[str, dict[str, int]]:
-    """Serve as one process does, until SIGTERM or SIGINT: what became of the images that were asked for, by model.
-
-    Raises RunError where the replicas do not start, UsageError where it cannot listen, and what reading the manifests does.
-    """
-    shelf = shelf_of(options, settings)
-    with json_lines(LIBRARIES), contextlib.redirect_stdout(sys.stderr):  # what replicas print is log, too
+@contextlib.contextmanager
+def fleet(options: FleetOptions, settings: ServerSettings) -> Iterator[FleetShelf]:
+    """Models whose samplers start when they are loaded, and end here; what Ray logs and replicas print is log, too."""
+    with json_lines(LIBRARIES), contextlib.redirect_stdout(sys.stderr):
         try:
-            server.serve(shelf, settings)
+            yield _application().shelf_of(options, settings, lambda: start(options))
         finally:
             stop()
-    return {name: dict(model.engine.counts) for name, model in shelf.models.items()}
-
-
-def shelf_of(options: FleetOptions, settings: ServerSettings) -> FleetShelf:
-    """Models whose samplers are started when it loads."""
-    return FleetShelf(places_of(options), settings, lambda: start(options), options.most)
 
 
 def start(options: FleetOptions) -> dict[str, Any]:
@@ -57,7 +50,7 @@ def deploy(options: FleetOptions) -> dict[str, Any]:
 
     Raises RunError where they do not start, and what reading the manifests does.
     """
-    samplers = samplers_of(options)
+    samplers = _application().samplers_of(options)
     try:
         handles = serve.run_many([serve.RunTarget(application, name, None) for name, application in samplers.items()])
     except RuntimeError as error:
@@ -68,6 +61,11 @@ def deploy(options: FleetOptions) -> dict[str, Any]:
 def stop() -> None:
     """Ray and all that is in it, whatever it does."""
     STARTER.submit(ray.shutdown).result()
+
+
+def _application() -> Any:
+    """What a fleet is made of, by the name that Ray imports."""
+    return import_module(BUILD.partition(":")[0])
 
 
 def _start(options: FleetOptions) -> None:
