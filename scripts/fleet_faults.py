@@ -171,9 +171,9 @@ def on_this_machine(options: FleetOptions, expected: list[bytes]) -> dict[str, A
     with served(options):
         return {
             **told("replicas killed", expected, kill_three, 4),
-            **told("deployed again", expected, lambda: local.deploy(options), 4),
-            **told("scaled in, from 2 to 1", expected, lambda: local.deploy(fewer), 4),
-            **told("scaled out, from 1 to 2", expected, lambda: local.deploy(options), 4),
+            **told("deployed again", expected, lambda: local.deploy(options, threading.Event()), 4),
+            **told("scaled in, from 2 to 1", expected, lambda: local.deploy(fewer, threading.Event()), 4),
+            **told("scaled out, from 1 to 2", expected, lambda: local.deploy(options, threading.Event()), 4),
         }
 
 
