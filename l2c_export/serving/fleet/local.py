@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ def fleet(options: FleetOptions, settings: ServerSettings) -> Iterator[FleetShel
         try:
             yield _application().shelf_of(options, settings, lambda: starter.submit(start, options, ended).result())
         finally:
+            if hasattr(signal, "alarm"):
+                signal.alarm(0)  # a SIGTERM that Ray's own handler got, while Ray started, would abort us 3 s later
             ended.set()
             starter.submit(ray.shutdown).result()
 
