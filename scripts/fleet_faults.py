@@ -9,9 +9,12 @@ Ray's ports are open on every interface.  The processes that are killed are thos
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,14 +22,16 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from l2c_export.serving.fleet.options import FleetOptions
+from l2c_export.serving.http.settings import ServerSettings
 from l2c_export.support.machine import examine
 from l2c_export.support.own_ray import prepare
 
@@ -98,20 +103,25 @@ def replicas() -> list[int]:
     for process in psutil.process_iter(["pid", "cmdline", "environ"]):
         words = " ".join(process.info["cmdline"] or [])
         own = (process.info["environ"] or {}).get("RAY_AUTH_TOKEN") == os.environ["RAY_AUTH_TOKEN"]
-        if own and "ray::ServeReplica:l2c:sampler" in words:
+        if own and re.match(r"ray::ServeReplica:\w+:sampler-", words):
             pids.append(process.info["pid"])
     return pids
 
 
+def retried_images() -> int:
+    """How often another replica was asked since the front began."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics").read().decode()
+    return int(sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("l2c_retried_images_total{")))
+
+
 def told(name: str, expected: list[bytes], what: Callable[[], Any], settle: float) -> dict[str, Any]:
     """Ask all the time, do it in the middle, and go on until things have settled: by name what was found."""
-    from l2c_export.serving.fleet import local
-
+    before = retried_images()
     with Load(expected) as load:
         time.sleep(settle / 2)
         what()
         time.sleep(settle)
-    retried = sum(counts["retried"] for counts in local.counts().values())
+    retried = retried_images() - before
     counts = dict(load.counts)
     right = counts.pop("right", 0)
     lost = sum(counts.values())
@@ -131,39 +141,60 @@ def kill_three() -> None:
         time.sleep(4)
 
 
+@contextlib.contextmanager
+def served(options: FleetOptions) -> Iterator[None]:
+    """The server of `l2c serve --replicas` in a thread, so that its samplers can be deployed again from here."""
+    from l2c_export.serving.fleet import local
+    from l2c_export.serving.http.server import listening, server_of
+
+    settings = ServerSettings(port=PORT, max_queue=options.max_queue)
+    with local.fleet(options, settings) as shelf, listening(settings) as listener:
+        server = server_of(shelf, settings)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        thread.start()
+        while not shelf.ready and thread.is_alive():
+            time.sleep(0.1)
+        try:
+            if server.failed:
+                raise server.failed
+            yield
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
 def on_this_machine(options: FleetOptions, expected: list[bytes]) -> dict[str, Any]:
     """Replicas that are killed, deployed again, and fewer or more of them."""
     from l2c_export.serving.fleet import local
 
-    local.start(options, "127.0.0.1", PORT)
-    try:
-        fewer = msgspec.structs.replace(options, replicas=1)
+    fewer = msgspec.structs.replace(options, replicas=1)
+    with served(options):
         return {
             **told("replicas killed", expected, kill_three, 4),
-            **told("deployed again", expected, lambda: local.deploy(options), 4),
-            **told("scaled in, from 2 to 1", expected, lambda: local.deploy(fewer), 4),
-            **told("scaled out, from 1 to 2", expected, lambda: local.deploy(options), 4),
+            **told("deployed again", expected, lambda: local.deploy(options, threading.Event()), 4),
+            **told("scaled in, from 2 to 1", expected, lambda: local.deploy(fewer, threading.Event()), 4),
+            **told("scaled out, from 1 to 2", expected, lambda: local.deploy(options, threading.Event()), 4),
         }
-    finally:
-        local.stop()
 
 
 def on_two_nodes(options: FleetOptions, expected: list[bytes]) -> dict[str, Any]:
-    """A head that draws nothing and two workers, of which one goes with all that it has: two raylets of this machine."""
+    """A head with the front and two workers, of which one goes with all that it has: raylets of this machine, as a cluster."""
     import ray
+    from ray import serve
     from ray.cluster_utils import Cluster
 
-    from l2c_export.serving.fleet import local
+    from l2c_export.serving.fleet.app import build
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
         ray.init(address=cluster.address, logging_level="warning", log_to_driver=False)
-        local.listen("127.0.0.1", PORT)
-        local.deploy(options)
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT})
+        serve.run(build(msgspec.to_builtins(options)), name="l2c")
         return told("a worker node gone", expected, lambda: cluster.remove_node(nodes[0], allow_graceful=False), 12)
     finally:
-        local.stop()
+        serve.shutdown()
+        ray.shutdown()
         cluster.shutdown()
 
 

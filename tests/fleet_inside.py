@@ -1,7 +1,7 @@
 """A fleet from its start to its end, in a network of its own: what became of all that was asked is printed as JSON.
 
 `python fleet_inside.py FOLDER DAMAGED OTHER`: folders of artefacts that make pixels of classes.  The first is served and, after
-one that cannot be loaded, exchanged for the last.
+one that cannot be loaded, exchanged for the last by a request, and by a hangup for what it was.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def picture(n):
 def replicas(server):
     """The processes that draw."""
     children = psutil.Process(server.pid).children(recursive=True)
-    return [child for child in children if "ray::ServeReplica:l2c:sampler" in " ".join(child.cmdline())]
+    return [child for child in children if "ray::ServeReplica:small:sampler" in " ".join(child.cmdline())]
 
 
 def events(content):
@@ -55,16 +55,37 @@ def events(content):
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))["b64_json"]) for name, data in parts]
 
 
-def exchanged(folder, other):
+def put(other, folder):
     """What lies in a folder is another artefact."""
     shutil.rmtree(folder)
     shutil.copytree(other, folder)
+
+
+def exchanged(folder, other):
+    put(other, folder)
     return ask({}, "/admin/reload")
 
 
+def hung_up(server, folder, other):
+    """How many exchanges had failed by the end of this one."""
+    put(other, folder)
+    server.send_signal(signal.SIGHUP)
+    wait_for(server, "was reloaded by its replicas", 2)
+    return log_says("reloading failed")
+
+
 def log_says(words):
+    """How often."""
     with open("fleet.log") as log:
-        return words in log.read()
+        return log.read().count(words)
+
+
+def wait_for(server, words, times=1):
+    late = time.monotonic() + 120
+    while log_says(words) < times:
+        assert server.poll() is None, words
+        assert time.monotonic() < late, words
+        time.sleep(0.05)
 
 
 def under_load(server):
@@ -108,13 +129,14 @@ def main(folder, damaged, other):
     words = [sys.executable, "-m", "l2c_export", "serve", f"small={folder}", "--replicas", "2", "--cores", "1",
              "--backend", "onnxruntime", "--port", str(PORT), "--json",
              "--api-key-file", "keys"]  # fmt: skip
+    before = shutil.copytree(folder, "before")
     with open("fleet.log", "w") as log:
         server = subprocess.Popen(words, stderr=log, stdout=subprocess.PIPE, text=True)
     try:
-        while '"ready"' not in open("fleet.log").read():  # noqa: SIM115
-            assert server.poll() is None, open("fleet.log").read()  # noqa: SIM115
-            time.sleep(0.1)
-        report = {"ready": ask(None, "/health/ready")[0], "models": ask(None, "/v1/models")[1]}
+        wait_for(server, '"listening"')
+        report = {"loading": [ask(None, "/health/ready")[0], *ask({"prompt": "1"})]}
+        wait_for(server, '"ready"')
+        report |= {"ready": ask(None, "/health/ready")[0], "models": ask(None, "/v1/models")[1]}
         report["alone"] = picture(4)
         report["several"] = ask({"prompt": "1", "seed": 7, "n": 3})[1]
         report["wrong"] = ask({"prompt": "99"})
@@ -122,6 +144,7 @@ def main(folder, damaged, other):
         report["events"] = events(ask({"prompt": "2", "seed": 5, "stream": True, "partial_images": 1})[1])
         report["damaged"] = [exchanged(folder, damaged), picture(4)]
         report["exchanged"] = [exchanged(folder, other), *map(picture, [4] * 8)]
+        report["hung up"] = [hung_up(server, folder, before), *map(picture, [4] * 8)]
         report["mixed"] = under_load(server)
         with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
             ending = [pool.submit(picture, n) for n in range(8)]
@@ -131,6 +154,8 @@ def main(folder, damaged, other):
             report["ending"] = [future.result() for future in ending]
         report["said"] = json.loads(server.communicate(timeout=60)[0])
         report["code"] = server.returncode
+        with open("fleet.log") as log:
+            report["lines"] = log.read().splitlines()
         report["left"] = [process.pid for process in processes if process.is_running()]
         print(json.dumps(report))
     finally:

@@ -29,7 +29,8 @@ INSIDE = {
     "serve_load.py": {"support.figure"},
     # are the servers that they measure, and break
     "emoji_quality.py": {"runtime.prompts"},
-    "fleet_faults.py": {"serving.fleet", "serving.fleet.options", "serving.http.answers", "support.machine", "support.own_ray"},
+    "fleet_faults.py": {"serving.fleet", "serving.fleet.app", "serving.fleet.options", "serving.http.answers",
+                        "serving.http.server", "serving.http.settings", "support.machine", "support.own_ray"},
     "serving_cpu.py": {"serving.triton", "support.machine"},
     "forecasts.py": {"samplers.scheduler_config", "schedules.rules", "support.figure"},
     # time PyTorch with an artefact's weights beside its engines

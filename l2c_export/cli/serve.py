@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,6 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
         needs(package, "serve")
     from ..compiler.artefact import compile
     from ..serving import shipped
-    from ..serving.http.server import listening
     from ..serving.http.server import serve as run
     from ..serving.http.settings import ServerSettings, read_keys
     from ..serving.http.shelf import Shelf
@@ -77,15 +77,15 @@ def serve(engines: Sequence[str], model: str | None, max_batch: int | None, max_
         raise click.UsageError("Missing argument '[NAME=]ENGINES', or '--model demo'.")
     settings = ServerSettings(host, port, allow_host, max_queue, max_wait_ms / 1e3, max_batch, drain_seconds,
                         read_keys(api_key_file) if api_key_file else (), trust_engines)  # fmt: skip
-    shelf = Shelf(places(named, choices), settings)
+    models: AbstractContextManager[Shelf] = nullcontext(one := Shelf(places(named, choices), settings))
     if replicas or gpus or config:
-        free = port
-        if not config:
-            with listening(settings) as listener:  # or it says why not
-                free = listener.getsockname()[1]
-        fleet.serve(shelf.places, settings, replicas or 1, gpus, api_key_file, config, as_json, free)
-        return
-    run(shelf, settings)
+        told = fleet.options_of(one.places, settings, replicas or 1, gpus, api_key_file)
+        if config:
+            fleet.describe(told, settings, config, as_json)
+            return
+        models = fleet.models_of(told, settings)
+    with models as shelf:
+        run(shelf, settings)
     if as_json:
         print_json({"images": {name: served.engine.counts for name, served in shelf.models.items()}})
 

@@ -77,6 +77,11 @@ def other_picture(other_pixels):
     return pictures(other_pixels)
 
 
+def test_it_listens_while_its_replicas_load(fleet):
+    ready, status, content = fleet["loading"]
+    assert (ready, status, json.loads(content)["error"]["code"]) == (503, 503, "loading")
+
+
 def test_it_answers_as_one_process_does(fleet, picture):
     assert fleet["ready"] == 200
     assert [model["id"] for model in json.loads(fleet["models"])["data"]] == ["small"]
@@ -102,23 +107,29 @@ def test_a_reload_exchanges_all_replicas_or_none(fleet, picture, other_picture):
     assert (status, json.loads(content)) == (200, {"reloaded": ["small"]})
     assert drawn == [other_picture(1, 4, 1)] * 8
     assert drawn[0] != picture(1, 4, 1)
+    failed, *drawn = fleet["hung up"]
+    assert failed == 1, "of the damaged one alone"
+    assert drawn == [picture(1, 4, 1)] * 8
 
 
-def test_replicas_that_are_killed_lose_nothing(fleet, other_picture):
+def test_replicas_that_are_killed_lose_nothing(fleet, picture):
     """Both of them under load, and what was asked is drawn to the same bits by those that come instead."""
     assert len(fleet["mixed"]) >= 120
-    wrong = [n for n, image in enumerate(fleet["mixed"]) if image != other_picture(n % 3, n, 1 + n % 2)]
+    wrong = [n for n, image in enumerate(fleet["mixed"]) if image != picture(n % 3, n, 1 + n % 2)]
     assert not wrong, [fleet["mixed"][n][:40] for n in wrong]
 
 
-def test_what_was_accepted_is_finished_at_the_end(fleet, other_picture):
+def test_what_was_accepted_is_finished_at_the_end(fleet, picture):
     assert fleet["code"] == 0
     for n, image in enumerate(fleet["ending"]):
-        assert image in (other_picture(n % 3, n, 1 + n % 2), "status 503")
+        assert image in (picture(n % 3, n, 1 + n % 2), "status 503")
     assert fleet["left"] == []
     counts = fleet["said"]["images"]["small"]
     assert counts["made"] == counts["accepted"] >= 125
     assert counts["retried"] > 0
+    messages = [json.loads(line)["message"] for line in fleet["lines"] if line.startswith("{")]
+    assert messages[-1] == "drained"
+    assert not [line for line in fleet["lines"] if "SIGTERM" in line], "the server's signals are its own, not Ray's"
 
 
 # what clusters are told
@@ -175,7 +186,7 @@ def test_a_ray_service_holds_it(place):
     ("serve small --replicas 0", 2, "--replicas"),
     ("serve small --gpus 2", 2, "--gpus"),
     ("serve small --replicas 2 --print-config helm", 2, "--print-config helm: use one of serve, kuberay"),
-    ("serve small --replicas 2 --trust-engines --print-config", 2, "--trust-engines: a fleet is loaded again by"),
+    ("serve small --replicas 2 --trust-engines --print-config", 2, "--trust-engines: a fleet of many machines is"),
 ])  # fmt: skip
 def test_what_a_fleet_cannot_be_told(place, line, code, says):
     done = invoke(line)

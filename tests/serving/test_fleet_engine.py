@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
@@ -16,14 +17,17 @@ from l2c_export.serving.engine import ServingEngine
 from l2c_export.serving.job import Drawing, Job
 from l2c_export.serving.previews import Preview
 
+pytest.importorskip("fastapi")
 pytest.importorskip("ray.serve")
 
 from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from l2c_export.serving.fleet import remote
-from l2c_export.serving.fleet.remote import Described, FleetEngine
+from l2c_export.serving.fleet.remote import Described, FleetEngine, FleetShelf
 from l2c_export.serving.fleet.sampler import SamplerReplica
+from l2c_export.serving.http.settings import ServerSettings
+from l2c_export.serving.http.shelf import ServedPlace
 
 MADE = Drawing(np.zeros((4, 8, 8), np.float32), None, 0.0, 0.5, 1)
 DIED, GONE = ActorDiedError(), NodeDiedError("its node is gone")
@@ -97,7 +101,7 @@ def answered(engine, job=Job({"class_labels": 3}, seed=5), on_preview=None):  # 
 
 def test_it_is_asked_as_an_engine_is(fleet):
     public = {name for name in dir(ServingEngine) if not name.startswith("_")}
-    assert public - set(dir(fleet(Handle()))) == {"replace"}  # which deploying again does
+    assert public - set(dir(fleet(Handle()))) == {"replace"}  # which `exchange` does
 
 
 @pytest.mark.parametrize("lost", [[DIED], [GONE], [DeploymentUnavailableError.__new__(DeploymentUnavailableError)],
@@ -166,16 +170,71 @@ def test_a_step_is_shown_once_whoever_shows_it(fleet):
 
 
 def test_draining_finishes_what_was_accepted_and_no_more(fleet):
+    """A server waits for that in a thread, while its event loop goes on answering."""
+
     async def ask():
         engine = fleet(Handle(MADE, None))
         first, second = engine.submit_all([Job({"class_labels": 1})] * 2)
-        assert not await engine.drained(0.1)
+        assert not await asyncio.to_thread(engine.close, 0.1)
         assert first.result() is MADE
         assert isinstance(second.exception(), Draining)
         with pytest.raises(Draining):
             engine.submit(Job({"class_labels": 1}))
+        await asyncio.sleep(0.01)
+        assert (engine.waiting, engine.counts["made"], engine.counts["failed"]) == (0, 1, 1)
+        assert await asyncio.to_thread(engine.close, 0.1), "nothing is left"
 
     asyncio.run(ask())
+
+
+# where it is used
+
+
+def serving(folder, handles, settings=ServerSettings(max_queue=9)):  # noqa: B008
+    """A shelf over two replicas of a model."""
+    place = ServedPlace("model", folder, {"backend": "onnxruntime"})
+    return FleetShelf([place], settings, handles, lambda batch: settings.max_queue + 2 * batch)
+
+
+def test_a_model_can_be_asked_when_its_samplers_are_there(rgb):
+    shelf = serving(rgb, lambda: {"model": Handle()})
+    assert (shelf.ready, shelf.close(1)) == (False, True)
+    shelf.load()
+    engine = shelf.models["model"].engine
+    assert (shelf.ready, engine.max_queue) == (True, 9 + 2 * store.read(rgb).batch)
+    assert shelf.connections > engine.max_queue + 9, "those who wait for an image, and others"
+    assert shelf.close(1)
+
+
+def test_what_deploying_raises_ends_the_loading(rgb):
+    def deployed():
+        raise l2c_export.RunError("the fleet could not be deployed")
+
+    shelf = serving(rgb, deployed)
+    with pytest.raises(l2c_export.RunError, match="could not be deployed"):
+        shelf.load()
+    assert not shelf.ready
+
+
+def test_a_front_in_a_cluster_is_the_same_application(rgb):
+    """Its metrics say how often another replica was asked."""
+    from l2c_export.serving.fleet.app import Door, Front
+
+    pixels = Drawing(MADE.latents, np.zeros((4, 4, 3), np.float32), 0.0, 0.5, 1)
+    front = Front({"models": {"model": str(rgb)}, "max_queue": 9}, {"model": Handle(DIED, pixels)})
+
+    async def ask():
+        transport = httpx.ASGITransport(app=Door.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            assert (await client.get("/health/ready")).status_code == 200
+            answer = await client.post("/v1/images/generations", json={"prompt": "1", "seed": 3})
+            assert (answer.status_code, answer.json()["data"][0]["seed"]) == (200, 3)
+            assert 'l2c_retried_images_total{model="model"} 1.0' in (await client.get("/metrics")).text
+
+    try:
+        asyncio.run(ask())
+    finally:
+        front._log.__exit__(None, None, None)
 
 
 # exchange

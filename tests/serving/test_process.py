@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import io
 import json
+import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -204,6 +207,39 @@ def test_the_end_finishes_what_was_accepted(demo):
 def waiting(server):
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(("l2c_queue_im", "l2c_running_im")))
+
+
+def test_signals_are_heeded_whatever_a_library_does_while_it_loads(rgb, monkeypatch):
+    """Ray's C++ puts a handler of its own in the place of Python's."""
+    from l2c_export.serving.http import server as of_process
+    from l2c_export.serving.http import shelf as shelves
+    from l2c_export.serving.http.settings import ServerSettings
+
+    def load(*args, **choices):
+        ctypes.CDLL(None).signal(signal.SIGTERM, 1)  # SIG_IGN, behind Python's back
+        return original(*args, **choices)
+
+    def ask_to_end():
+        until = time.monotonic() + SOON
+        while not server.started or not shelf.ready:
+            time.sleep(0.01)
+        while thread.is_alive() and not server.should_exit and time.monotonic() < until:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+        late.append(time.monotonic() >= until)
+        server.should_exit = True
+
+    original, late = shelves.load, []
+    monkeypatch.setattr(shelves, "load", load)
+    settings = ServerSettings(port=0)
+    shelf = shelves.Shelf([shelves.ServedPlace("a", rgb, {"threads": 1})], settings)
+    with of_process.listening(settings) as listener:
+        server = of_process.server_of(shelf, settings)
+        thread = threading.Thread(target=ask_to_end)
+        thread.start()
+        server.run([listener])
+        thread.join()
+    assert late == [False]
 
 
 # the beginning

@@ -1,11 +1,11 @@
-"""The fleet as an application of Ray Serve: fronts that speak HTTP, and samplers, of which each is a process with an engine.
+"""A fleet as Ray Serve has it: samplers, each of them a process with an engine, and in a cluster a front, which speaks HTTP.
 
 `build` is what a configuration names: `import_path: l2c_export.serving.fleet.app:build`.
 """
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from ..http.app import ServerLife, application
 from ..http.guard import Guard
 from ..http.logs import json_lines
 from ..http.metrics import Metrics
+from ..http.settings import ServerSettings
 from ..http.shelf import ServedPlace
 from .options import FleetOptions, told
 from .remote import FleetShelf
@@ -45,26 +46,16 @@ class Front:
         settings = options.settings
         self._log = json_lines()
         self._log.__enter__()
-        self._shelf, self._life = FleetShelf(places_of(options), settings, handles, options.most), ServerLife()
-        metrics = Metrics(self._shelf)
-        app = application(self._shelf, settings, self._life, metrics)
-        most = settings.connections + sum(engine.max_queue for engine in self._shelf.engines)
-        Door.app = Guard(app, Access(settings.hosts, settings.keys), metrics, most)
-
-    async def drain(self, seconds: float) -> bool:
-        """Refuse what comes, and finish what was accepted: whether that could be done in so many seconds."""
-        self._life.draining = True
-        return all(await asyncio.gather(*(engine.drained(seconds) for engine in self._shelf.engines)))
-
-    async def counts(self) -> dict[str, dict[str, int]]:
-        """Of every model's images."""
-        return {model.name: dict(model.engine.counts) for model in self._shelf.models.values()}
+        shelf = shelf_of(options, settings, lambda: handles)
+        shelf.load()
+        metrics = Metrics(shelf)
+        app = application(shelf, settings, ServerLife(), metrics)
+        Door.app = Guard(app, Access(settings.hosts, settings.keys), metrics, shelf.connections)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
     """The application that these options describe.  Raises UsageError for wrong ones, and what reading the manifests does."""
     options = told(args)
-    handles = {place.name: _samplers(options, place) for place in places_of(options)}
     deployed: Any = serve.deployment(serve.ingress(Door())(Front))
     front = deployed.options(
         name=FRONT,
@@ -74,7 +65,12 @@ def build(args: dict[str, Any]) -> serve.Application:
         graceful_shutdown_wait_loop_s=LOOK,
         logging_config=QUIET,
     )
-    return front.bind(args, handles)  # type: ignore[no-any-return]
+    return front.bind(args, samplers_of(options))  # type: ignore[no-any-return]
+
+
+def shelf_of(options: FleetOptions, settings: ServerSettings, deployed: Callable[[], Mapping[str, Any]]) -> FleetShelf:
+    """The models of a front.  Raises what reading the manifests does."""
+    return FleetShelf(places_of(options), settings, deployed, options.most)
 
 
 def places_of(options: FleetOptions) -> list[ServedPlace]:
@@ -84,12 +80,17 @@ def places_of(options: FleetOptions) -> list[ServedPlace]:
     return [ServedPlace(name, Path(folder), choices) for name, folder in options.models.items()]
 
 
-def _samplers(options: FleetOptions, place: Any) -> Any:
+def samplers_of(options: FleetOptions) -> dict[str, serve.Application]:
+    """The samplers of every model, by its name.  Raises what reading the manifests does."""
+    return {place.name: _samplers(options, place) for place in places_of(options)}
+
+
+def _samplers(options: FleetOptions, place: ServedPlace) -> serve.Application:
     # whatever the front has accepted: jobs wait in a replica, as Ray's router sleeps between two tries of one that is full
     room = options.most(store.read(place.folder, verify=False).batch)
     deployed: Any = serve.deployment(SamplerReplica)
     samplers = deployed.options(
-        name=sampler_name(place.name),
+        name=f"sampler-{place.name}",
         num_replicas=options.replicas,
         max_ongoing_requests=room,
         ray_actor_options={"num_cpus": options.cores_each, "num_gpus": options.gpus},
@@ -98,8 +99,6 @@ def _samplers(options: FleetOptions, place: Any) -> Any:
         logging_config=QUIET,
         health_check_period_s=2,
     )
-    return samplers.bind(str(place.folder), dict(place.choices), options.max_batch, options.max_wait_ms / 1e3, 2 * room)
-
-
-def sampler_name(model: str) -> str:
-    return f"sampler-{model}"
+    return samplers.bind(  # type: ignore[no-any-return]
+        str(place.folder), dict(place.choices), options.max_batch, options.max_wait_ms / 1e3, 2 * room
+    )

@@ -1,4 +1,4 @@
-"""A fleet on this machine alone: a Ray of its own, which ends with it."""
+"""A fleet on this machine alone: the server's own process is its front, and the samplers are in a Ray that ends with it."""
 
 from __future__ import annotations
 
@@ -7,110 +7,78 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
+import ray
+from ray import serve
 
-from ...errors import L2CError, RunError
-from ...support.log import LOG
+from ...errors import RunError
 from ...support.own_ray import ALONE
-from ...support.words import first_line
 from ..http.logs import json_lines
+from ..http.settings import ServerSettings
 from .options import BUILD, FleetOptions
 
-APP = "l2c"
-LATE = 10  # seconds in which a front answers that answers at all
+if TYPE_CHECKING:
+    from .remote import FleetShelf
+
+LIBRARIES = ("ray", "ray.serve")  # that log in this process
+LOOK = 0.2  # seconds between two looks at whether the samplers have started
 
 
-def run(options: FleetOptions, host: str, port: int) -> dict[str, dict[str, int]]:
-    """Serve until SIGTERM or SIGINT, and finish what was accepted; SIGHUP deploys again, one replica after another.
+@contextlib.contextmanager
+def fleet(options: FleetOptions, settings: ServerSettings) -> Iterator[FleetShelf]:
+    """Models whose samplers start when they are loaded, and end here; what Ray logs and replicas print is log, too.
 
-    Returned is what became of the images that were asked for, by model.  Raises RunError where the replicas do not
-    start, and what reading the manifests does.
+    One thread starts and ends Ray, so that nothing asks for Ray when it has ended, which would start another one; and the
+    kernel ends Ray's processes with the thread that started them.
     """
-    with json_lines(), contextlib.redirect_stdout(sys.stderr):  # what replicas print is log, too
-        ended, again = threading.Event(), threading.Event()
-        start(options, host, port)
+    ended = threading.Event()
+    with (
+        json_lines(LIBRARIES), contextlib.redirect_stdout(sys.stderr), ThreadPoolExecutor(1, "l2c-ray") as starter,
+    ):  # fmt: skip
         try:
-            for number, event in ((signal.SIGTERM, ended), (signal.SIGINT, ended), (signal.SIGHUP, again)):
-                signal.signal(number, lambda *_, event=event: event.set())
-            LOG.info("ready", extra={"facts": {"url": f"http://{host}:{port}", "models": list(options.models)}})
-            while not ended.wait(0.2):
-                if again.is_set():
-                    again.clear()
-                    deploy_again(options)
-            return drain(options.drain_seconds)
+            yield _application().shelf_of(options, settings, lambda: starter.submit(start, options, ended).result())
         finally:
-            stop()
+            if hasattr(signal, "alarm"):
+                signal.alarm(0)  # a SIGTERM that Ray's own handler got, while Ray started, would abort us 3 s later
+            ended.set()
+            starter.submit(ray.shutdown).result()
 
 
-def start(options: FleetOptions, host: str, port: int) -> None:
-    """Ray and the fleet, when it can be asked."""
-    import ray
-
-    needed = options.cores_each * options.replicas * len(options.models) + 1
-    gpus = options.gpus * options.replicas * len(options.models)
-    ray.init(
-        "local",
-        num_cpus=2 * needed,  # room for a second fleet while the first is exchanged; Ray only counts them
-        num_gpus=gpus or None,
-        logging_level=logging.WARNING,
-        **ALONE,
-    )
-    listen(host, port)
-    deploy(options)
+def start(options: FleetOptions, ended: threading.Event) -> dict[str, Any]:
+    """Ray, and in it the samplers: their handles.  Raises what `deploy` does."""
+    replicas = options.replicas * len(options.models)
+    twice = 2 * options.cores_each * replicas  # room for a second fleet while the first is exchanged; Ray only counts them
+    if not ended.is_set():
+        level = logging.ERROR  # it warns that it leaves SIGTERM alone, which is the server's
+        ray.init("local", num_cpus=twice, num_gpus=options.gpus * replicas or None, logging_level=level, **ALONE)
+        serve.start(proxy_location="Disabled")
+    return deploy(options, ended)
 
 
-def listen(host: str, port: int) -> None:
-    from ray import serve
+def deploy(options: FleetOptions, ended: threading.Event) -> dict[str, Any]:
+    """The samplers as they are described now, in the place of what runs: their handles, by model, when all of them draw.
 
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-
-
-def deploy(options: FleetOptions) -> None:
-    """The fleet as it is described now, in the place of what runs.  Raises RunError where its replicas do not start."""
-    from ray import serve
-
-    module, _, build = BUILD.partition(":")
-    args: dict[str, Any] = msgspec.to_builtins(options)
-    try:
-        application = getattr(import_module(module), build)(args)
-        serve.run(application, name=APP, route_prefix="/")
-    except RuntimeError as error:
-        raise RunError(f"the fleet could not be deployed: {first_line(error)}: its log says why") from None
-
-
-def deploy_again(options: FleetOptions) -> None:
-    """A fleet that cannot be exchanged is no reason to end: its log says what is wrong."""
-    try:
-        deploy(options)
-    except L2CError as error:
-        LOG.error("deploying again failed: %s", error)
+    Raises RunError where they do not start, or it has ended before, and what reading the manifests does.
+    """
+    samplers = _application().samplers_of(options)
+    if not ended.is_set():
+        targets = [serve.RunTarget(application, name, None) for name, application in samplers.items()]
+        handles = dict(zip(samplers, serve.run_many(targets, wait_for_applications_running=False), strict=True))
+    while not ended.wait(LOOK):
+        states = [serve.status().applications[name] for name in samplers]
+        for state in states:
+            if state.status == "DEPLOY_FAILED":
+                said = state.message.partition("\n")[0].rstrip(".")
+                raise RunError(f"the fleet could not be deployed: {said}: its log says why")
+        if all(state.status == "RUNNING" for state in states):
+            return handles
+    raise RunError("the fleet was ended before it was deployed")
 
 
-def drain(seconds: float) -> dict[str, dict[str, int]]:
-    """Let the front finish what was accepted: its counts."""
-    from ray import serve
-
-    LOG.info("draining", extra={"facts": {"drain_seconds": seconds}})
-    finished = serve.get_app_handle(APP).drain.remote(seconds).result(timeout_s=seconds + LATE)
-    counted = counts()
-    LOG.info("drained" if finished else "stopped in the middle of a batch", extra={"facts": {"images": counted}})
-    return counted
-
-
-def counts() -> dict[str, dict[str, int]]:
-    """What became of the images that the front was asked for, by model."""
-    from ray import serve
-
-    counted: dict[str, dict[str, int]] = serve.get_app_handle(APP).counts.remote().result(timeout_s=LATE)
-    return counted
-
-
-def stop() -> None:
-    import ray
-    from ray import serve
-
-    serve.shutdown()  # type: ignore[no-untyped-call]
-    ray.shutdown()
+def _application() -> Any:
+    """What a fleet is made of, by the name that Ray imports."""
+    return import_module(BUILD.partition(":")[0])

@@ -37,6 +37,7 @@ WAITS = (
     4.0,
 )  # seconds before a job is asked for again; a job that ends every replica ends itself
 
+LOOK = 0.02  # seconds between two looks at whether all is answered
 LOADING = 600.0  # seconds in which every replica has loaded an artefact
 
 
@@ -46,9 +47,12 @@ class Described(NamedTuple):
     manifest: Manifest
     backend: str
 
+    def close(self) -> None:
+        """The replicas have what is loaded."""
+
 
 class FleetEngine:
-    """Used by one event loop; `handle` is that of the deployment, of which `most` images may be unanswered."""
+    """Asked by one event loop; `handle` is that of the deployment, of which `most` images may be unanswered."""
 
     def __init__(self, name: str, handle: Any, pipe: Described, most: int) -> None:
         self.pipe, self.max_queue = pipe, most
@@ -99,18 +103,18 @@ class FleetEngine:
         return self._seconds * (len(self._open) // self.pipe.manifest.batch + 1)
 
     def close(self, drain_seconds: float = 30.0) -> bool:
-        """Accept nothing more: whether all is answered.  Waiting for it is `drained`, as this must not hold the loop up."""
-        self._closed = True
-        return not self._open
+        """Accept nothing more, and finish in at most so many seconds what was accepted: whether that could be done.
 
-    async def drained(self, seconds: float) -> bool:
-        """Finish in at most so many seconds what was accepted: whether that could be done."""
-        until = time.monotonic() + seconds
-        while not self.close() and time.monotonic() < until:
-            await asyncio.sleep(0.02)
-        for ticket in list(self._open):
-            ticket.answer(Draining(f"this image could not be made within drain_seconds={seconds:g}: ask another server"))
-        return not self._open
+        What could not is answered with Draining.  Not to be called in the event loop, as it waits for that.
+        """
+        self._closed = True
+        until = time.monotonic() + drain_seconds
+        while self._open and time.monotonic() < until:
+            time.sleep(LOOK)
+        left = list(self._open)
+        for ticket in left:
+            ticket.answer(Draining(f"this image could not be made within drain_seconds={drain_seconds:g}: ask another server"))
+        return not left
 
     def exchange(self, manifest: Manifest) -> None:
         """Let every replica load the artefact of this manifest beside the one that it draws with, and then take it.
@@ -214,26 +218,31 @@ class FleetShelf(Shelf):
     """Models that are drawn elsewhere: here their manifests alone are read."""
 
     def __init__(
-        self, places: Sequence[ServedPlace], settings: ServerSettings, handles: Mapping[str, Any],
+        self, places: Sequence[ServedPlace], settings: ServerSettings, deployed: Callable[[], Mapping[str, Any]],
         most: Callable[[int], int],
     ) -> None:  # fmt: skip
-        """`most` says how many images may be unanswered of an artefact that makes so many at once.
+        """`deployed` waits for the samplers, and answers the handles of their deployments by model.
 
-        Raises what reading the manifests does.
+        `most` says how many images may be unanswered of an artefact that makes so many at once.  Raises what reading the
+        manifests does.
         """
         super().__init__(places, settings)
+        self._deployed, self._most = deployed, most
+
+    @property
+    def connections(self) -> int:
+        """And those who wait for an image of a replica."""
+        batches = (store.read(place.folder, verify=False).batch for place in self.places)
+        return super().connections + sum(map(self._most, batches))
+
+    def load(self) -> None:
+        """Wait for the replicas, each of which loads.  Raises what deploying them does, and reading the manifests."""
+        handles = self._deployed()
         for place in self.places:
             manifest = store.read(place.folder, verify=False)
             described = Described(manifest, str(place.choices["backend"] or manifest.backend))
-            engine = FleetEngine(place.name, handles[place.name], described, most(manifest.batch))
+            engine = FleetEngine(place.name, handles[place.name], described, self._most(manifest.batch))
             self._models = {**self._models, place.name: ServedModel(place, cast(Any, engine), int(time.time()))}
-
-    @property
-    def engines(self) -> list[FleetEngine]:
-        return [cast(Any, model.engine) for model in self._models.values()]
-
-    def load(self) -> None:
-        """Each replica does."""
 
     def _exchange(self, model: ServedModel) -> None:
         """In all replicas or, where one of them cannot load it, in none."""

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -49,11 +49,11 @@ class Stderr(logging.StreamHandler[Any]):
 
 
 @contextlib.contextmanager
-def json_lines() -> Iterator[None]:
-    """While a server runs, its log goes to stderr in lines of JSON, and nowhere else."""
+def json_lines(libraries: Sequence[str] = LIBRARIES) -> Iterator[None]:
+    """While a server runs, what these log goes to stderr in lines of JSON, and nowhere else."""
     handler = Stderr(sys.stderr)
     handler.setFormatter(JsonLines())
-    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    loggers = [logging.getLogger(name) for name in libraries]
     before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False

@@ -61,6 +61,7 @@ class EngineFigures(Collector):
         batches = CounterMetricFamily("l2c_batches", "Batches that were made.", labels=["model"])
         padding = CounterMetricFamily("l2c_padding_images", "Images that filled a batch up, for nobody.", labels=["model"])
         queue = GaugeMetricFamily("l2c_queue_images", "Images that wait for their batch.", labels=["model"])
+        retried = CounterMetricFamily("l2c_retried_images", "Images that another replica was asked for.", labels=["model"])
         running = GaugeMetricFamily("l2c_running_images", "Images of the batch that runs.", labels=["model"])
         for name, model in self._shelf.models.items():
             engine, counts = model.engine, model.engine.counts
@@ -68,7 +69,9 @@ class EngineFigures(Collector):
                 images.add_metric([name, outcome], counts[outcome])
             batches.add_metric([name], counts["batches"])
             padding.add_metric([name], counts["padding"])
+            if "retried" in counts:  # of a fleet
+                retried.add_metric([name], counts["retried"])
             queue.add_metric([name], engine.waiting)
             running.add_metric([name], engine.running)
-        yield from (images, batches, padding, queue, running)
+        yield from (images, batches, padding, retried, queue, running)
         yield GaugeMetricFamily("l2c_models_loaded", "Models that can be asked.", value=len(self._shelf.models))

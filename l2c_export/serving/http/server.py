@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvicorn
+from uvicorn.server import HANDLED_SIGNALS
 
 from ...errors import UsageError
 from ...support.log import LOG
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .shelf import Shelf
 
 LAST_SECONDS = 5  # in which answers that are ready have to be sent
+HEED_SECONDS = 0.1  # between two looks at who is told of signals, while models are loaded
 LONGEST_HEAD = 16 * 1024  # bytes
 BACKLOG = 128
 WORKERS = 2  # threads that encode pictures; every further one keeps some megabytes for itself
@@ -52,9 +54,9 @@ def server_of(shelf: Shelf, settings: ServerSettings) -> LoadingServer:
     """Everything that a server is made of."""
     life, metrics = ServerLife(), Metrics(shelf)
     access = Access(settings.hosts, settings.keys)
-    guard = Guard(application(shelf, settings, life, metrics), access, metrics, settings.connections)
+    guard = Guard(application(shelf, settings, life, metrics), access, metrics, shelf.connections)
     config = uvicorn.Config(
-        guard, http=bounded_connections(settings.connections), ws="none", lifespan="off", log_config=None, access_log=False,
+        guard, http=bounded_connections(shelf.connections), ws="none", lifespan="off", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, backlog=BACKLOG, timeout_graceful_shutdown=LAST_SECONDS,
         h11_max_incomplete_event_size=LONGEST_HEAD,
     )  # fmt: skip
@@ -109,14 +111,24 @@ class LoadingServer(uvicorn.Server):
             self._life.draining = True
             self._loop.call_soon_threadsafe(lambda: self._do(self._drain()))
 
+    def _heed_signals(self) -> None:
+        """Again, as libraries that are loaded (Ray is one) put handlers of their own in the place of ours."""
+        if threading.current_thread() is threading.main_thread() and not self.should_exit:
+            for number in HANDLED_SIGNALS:
+                signal.signal(number, self.handle_exit)
+
     def _do(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._doing.add(task)
         task.add_done_callback(self._doing.discard)
 
     async def _load(self) -> None:
+        loading = asyncio.ensure_future(in_thread(self._shelf.load))
+        while not loading.done():
+            await asyncio.wait([loading], timeout=HEED_SECONDS)
+            self._heed_signals()
         try:
-            await in_thread(self._shelf.load)
+            loading.result()
         except Exception as error:
             self.failed, self.should_exit = error, True
             return

@@ -69,6 +69,11 @@ class Shelf:
     def ready(self) -> bool:
         return len(self._models) == len(self.places)
 
+    @property
+    def connections(self) -> int:
+        """How many clients may be connected."""
+        return self._settings.connections
+
     def load(self) -> None:
         """Load all of them.  Raises what loading does."""
         set_up = self._settings
