@@ -158,7 +158,7 @@ class ServingEngine:
         self._thread.join(drain_seconds)
         left = self._waiting.all() if self._thread.is_alive() else ()
         for ticket in left:
-            ticket.answer(Draining(f"this image could not be made within drain_seconds={drain_seconds:g}: ask another engine"))
+            ticket.answer(Draining(f"this image was not made within drain_seconds={drain_seconds:.3g}: ask another engine"))
             self._waiting.leave(ticket)
         self._thread.join(GRACE)
         return not left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,6 +131,8 @@ def test_what_was_accepted_is_finished_at_the_end(fleet, picture):
     messages = [json.loads(line)["message"] for line in fleet["lines"] if line.startswith("{")]
     assert messages[-1] == "drained"
     assert not [line for line in fleet["lines"] if "SIGTERM" in line], "the server's signals are its own, not Ray's"
+    of_ray = re.compile(r"\t(WARNING|ERROR)[ \t].* -- ")
+    assert not [line for line in fleet["lines"] if of_ray.search(line)], "what Ray logs in this process is JSON, too"
 
 
 # what clusters are told

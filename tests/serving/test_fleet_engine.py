@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from typing import Any
 
 import httpx
@@ -116,9 +118,9 @@ def test_another_one_is_asked_for_the_same_job(fleet, lost):
 
 def test_a_job_that_ends_every_replica_is_given_up(fleet):
     handle = Handle(*[DIED] * 9)
-    with pytest.raises(l2c_export.RunError, match="4 replicas that were asked were lost"):
+    with pytest.raises(l2c_export.RunError, match="5 replicas that were asked were lost"):
         answered(fleet(handle)).result()
-    assert len(handle.jobs) == 4
+    assert len(handle.jobs) == 5
 
 
 def test_what_is_wrong_with_a_job_is_no_reason_to_ask_again(fleet):
@@ -253,6 +255,7 @@ class Replicas:
     def results(self, timeout_s: float) -> list[Any]:
         answers = self.answers.get(self.calls[-1][0], [None, None])
         if isinstance(answers, Exception):
+            time.sleep(min(timeout_s, 0.02) if isinstance(answers, TimeoutError) else 0)
             raise answers
         return list(answers)
 
@@ -282,13 +285,50 @@ def test_all_replicas_take_what_all_of_them_could_load(exchanging):
     (DIED, "a sampler of model did not answer"),
     (TimeoutError("late"), "did not answer: late: see its log"),
 ])  # fmt: skip
-def test_what_one_replica_cannot_load_none_takes(exchanging, answers, error):
+def test_what_one_replica_cannot_load_none_takes(exchanging, monkeypatch, answers, error):
+    monkeypatch.setattr(remote, "LOADING", 0.0)
     engine_of, other = exchanging
     engine, replicas = engine_of(load_beside=answers, forget=GONE)
     with pytest.raises(l2c_export.L2CError, match=error):
         engine.exchange(other)
     assert [method for method, *_ in replicas.calls] == ["load_beside", "forget"]
     assert engine.pipe.manifest.checksum != "sha256:other"
+
+
+@pytest.mark.parametrize("method", ["load_beside", "exchange"])
+def test_a_server_that_ends_asks_no_replica_for_anything_more(exchanging, method):
+    """Ray ends behind it: a call that waits for Ray then would end the process."""
+    engine_of, other = exchanging
+    engine, replicas = engine_of(**{method: TimeoutError("it takes long")})
+    threading.Timer(0.2, engine.close).start()
+    with pytest.raises(Draining, match="its artefacts stay as they are"):
+        engine.exchange(other)
+    asked = list(replicas.calls)
+    assert asked[-1][0] == method
+    with pytest.raises(Draining):
+        engine.exchange(other)
+    assert replicas.calls == asked
+
+
+def test_the_end_of_a_shelf_waits_for_its_reload(pixels):
+    shelf = serving(pixels, lambda: {"model": Replicas(load_beside=TimeoutError("it takes long"))})
+    shelf.load()
+    outcomes = []
+
+    def reload():
+        try:
+            shelf.reload()
+        except Draining as error:
+            outcomes.append(error)
+
+    thread = threading.Thread(target=reload)
+    thread.start()
+    time.sleep(0.1)
+    assert shelf.close(1.0)
+    assert len(outcomes) == 1
+    thread.join()
+    with pytest.raises(l2c_export.UsageError, match="another reload"):
+        shelf.reload()
 
 
 def test_a_replica_that_cannot_take_it_is_started_again(wide, monkeypatch):

@@ -134,7 +134,9 @@ class OrtCudaBackend:
             with small_workspace():
                 try:
                     session = self._loaded(model, options, graphs=True)
-                except Exception:
+                except Exception as error:
+                    if "graph capture" not in str(error):
+                        raise
                     session = self._loaded(model, options, graphs=False)
         except Exception as error:
             raise not_loaded(path, error) from None

@@ -51,10 +51,11 @@ def fleet(options: FleetOptions, settings: ServerSettings) -> Iterator[FleetShel
 def start(options: FleetOptions, ended: threading.Event) -> dict[str, Any]:
     """Ray, and in it the samplers: their handles.  Raises what `deploy` does."""
     replicas = options.replicas * len(options.models)
-    twice = 2 * options.cores_each * replicas  # room for a second fleet while the first is exchanged; Ray only counts them
+    twice = 2 * options.cores_each * replicas  # room for those that take the place of others, deployed again; Ray only counts
     if not ended.is_set():
         level = logging.ERROR  # it warns that it leaves SIGTERM alone, which is the server's
         ray.init("local", num_cpus=twice, num_gpus=options.gpus * replicas or None, logging_level=level, **ALONE)
+        logging.getLogger("ray").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
     return deploy(options, ended)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,8 @@ WAITS = (
 
 LOOK = 0.02  # seconds between two looks at whether all is answered
 LOADING = 600.0  # seconds in which every replica has loaded an artefact
+ENDING = 5.0  # seconds in which a reload ends that the end of the server meets
+ASKING = 0.5  # seconds of a wait for answers, after which it is looked whether the server ends
 
 
 class Described(NamedTuple):
@@ -61,7 +64,7 @@ class FleetEngine:
         self._tasks = set[asyncio.Task[None]]()
         self._counts: Counter[str] = Counter()
         self._seconds = 0.0
-        self._closed = False
+        self._accepting, self._closed = threading.Lock(), False
 
     def submit(self, job: Job, on_preview: OnPreview | None = None) -> Ticket:
         return self.submit_all([job], [on_preview])[0]
@@ -71,14 +74,16 @@ class FleetEngine:
         hearers = on_preview or [None] * len(jobs)
         pipe = cast(Any, self.pipe)
         tickets = [ticket_of(pipe, job, heard) for job, heard in zip(jobs, hearers, strict=True)]
-        if self._closed:
-            raise Draining("this server is being stopped, and accepts nothing more: ask another one")
-        if len(self._open) + len(tickets) > self.max_queue:
-            self._counts["rejected"] += len(tickets)
-            raise Full(
-                f"{counted(len(self._open), 'image')} are asked for, and at most {self.max_queue} may be: ask again later"
-            )
-        self._counts["accepted"] += len(tickets)
+        with self._accepting:
+            if self._closed:
+                raise Draining("this server is being stopped, and accepts nothing more: ask another one")
+            if len(self._open) + len(tickets) > self.max_queue:
+                self._counts["rejected"] += len(tickets)
+                raise Full(
+                    f"{counted(len(self._open), 'image')} are asked for, and at most {self.max_queue} may be: ask again later"
+                )
+            self._counts["accepted"] += len(tickets)
+            self._open.update(tickets)
         for ticket in tickets:
             self._begin(ticket)
         return tickets
@@ -107,23 +112,27 @@ class FleetEngine:
 
         What could not is answered with Draining.  Not to be called in the event loop, as it waits for that.
         """
-        self._closed = True
+        with self._accepting:
+            self._closed = True
         until = time.monotonic() + drain_seconds
         while self._open and time.monotonic() < until:
             time.sleep(LOOK)
         left = list(self._open)
         for ticket in left:
-            ticket.answer(Draining(f"this image could not be made within drain_seconds={drain_seconds:g}: ask another server"))
+            ticket.answer(Draining(f"this image was not made within drain_seconds={drain_seconds:.3g}: ask another server"))
         return not left
 
     def exchange(self, manifest: Manifest) -> None:
         """Let every replica load the artefact of this manifest beside the one that it draws with, and then take it.
 
         Not to be called in the event loop, as it waits for them.  Raises the first thing that was wrong: where a replica
-        could not load it, all go on as before; where one could not take it, Ray starts that one again.
+        could not load it, all go on as before; where one could not take it, Ray starts that one again.  Raises Draining
+        where this is closed meanwhile: no replica is asked for anything then.
         """
         try:
             self._tell("load_beside", manifest.checksum)
+        except Draining:
+            raise
         except L2CError:
             with contextlib.suppress(L2CError):  # the first one says what is wrong
                 self._tell("forget")
@@ -134,18 +143,31 @@ class FleetEngine:
     # inside
 
     def _tell(self, method: str, *args: Any) -> None:
-        """Call a method of every replica.  Raises the first error that one answers, and RunError where one does not answer."""
+        """Call a method of every replica.  Raises the first error that one answers, RunError where one does not answer, and
+        Draining where this is closed."""
         try:
-            answers = self._handle.broadcast(method, *args).results(timeout_s=LOADING)
+            answers = self._answers(self._handle.broadcast(method, *args)) if not self._closed else ()
         except (RayError, RayServeException, TimeoutError) as error:
             raise RunError(f"a sampler of {self._name} did not answer: {first_line(error)}: see its log") from None
         for answer in answers:
             if answer is not None:
                 raise answer
+        if self._closed:
+            raise Draining("this server is being stopped, and its artefacts stay as they are: reload another one")
+
+    def _answers(self, asked: Any) -> Sequence[L2CError | None]:
+        """Of all replicas; none of them where this is closed before, as Ray ends soon after that."""
+        late = time.monotonic() + LOADING
+        while not self._closed:
+            try:
+                return cast("Sequence[L2CError | None]", asked.results(timeout_s=ASKING))
+            except TimeoutError:
+                if time.monotonic() > late:
+                    raise
+        return ()
 
     def _begin(self, ticket: Ticket) -> None:
         loop = asyncio.get_running_loop()
-        self._open.add(ticket)
         task = loop.create_task(self._answer(ticket))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -166,7 +188,10 @@ class FleetEngine:
     async def _image(self, ticket: Ticket) -> Drawing | L2CError:
         """An image, by the first replica that lives to make it."""
         shown = Shown(ticket)
-        for wait in WAITS:
+        for ask, wait in enumerate((0.0, *WAITS)):
+            if ask:
+                self._counts["retried"] += 1
+                await asyncio.sleep(wait)
             try:
                 answer = await (self._stream(ticket.job, shown) if ticket.on_preview else self._draw(ticket.job))
             except (RayTaskError, RequestCancelledError):
@@ -177,9 +202,8 @@ class FleetEngine:
                 if not isinstance(answer, (Full, Draining)):  # it is about to end
                     self._seconds = answer.run_seconds if isinstance(answer, Drawing) else self._seconds
                     return answer
-            self._counts["retried"] += 1
-            await asyncio.sleep(wait)
-        return RunError(f"the generation failed: {counted(len(WAITS), 'replica')} that were asked were lost: see their logs")
+        asked = counted(len(WAITS) + 1, "replica")
+        return RunError(f"the generation failed: {asked} that were asked were lost: see their logs")
 
     async def _draw(self, job: Job) -> Drawing | L2CError:
         asked = self._handle.draw.remote(job)
@@ -243,6 +267,12 @@ class FleetShelf(Shelf):
             described = Described(manifest, str(place.choices["backend"] or manifest.backend))
             engine = FleetEngine(place.name, handles[place.name], described, self._most(manifest.batch))
             self._models = {**self._models, place.name: ServedModel(place, cast(Any, engine), int(time.time()))}
+
+    def close(self, drain_seconds: float) -> bool:
+        """As every shelf does.  No reload asks a replica for anything when it returns: Ray may end."""
+        finished = super().close(drain_seconds)
+        self._reloading.acquire(timeout=ENDING)
+        return finished
 
     def _exchange(self, model: ServedModel) -> None:
         """In all replicas or, where one of them cannot load it, in none."""

@@ -22,6 +22,7 @@ from .logs import note
 from .metrics import CONTENT_TYPE, Metrics
 from .says import about
 from .schedule import schedule_of
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from .settings import ServerSettings
@@ -113,7 +114,7 @@ def application(shelf: Shelf, settings: ServerSettings, life: ServerLife, metric
             raise Refusal(403, "invalid_request_error", "reloading is off: start the server with --api-key-file", "off")
         if life.draining or not shelf.ready:
             raise Draining
-        return json_response({"reloaded": await asyncio.to_thread(reloaded, shelf, metrics)})
+        return json_response({"reloaded": await in_thread(lambda: reloaded(shelf, metrics))})
 
     for path, (name, kind) in FILES.items():
         _file(app, path, (PAGE / name).read_bytes(), kind)

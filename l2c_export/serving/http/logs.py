@@ -41,8 +41,14 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
+LINES = JsonLines()
+
+
 class Stderr(logging.StreamHandler[Any]):
-    """A log that nobody can read stops nothing."""
+    """In lines of JSON, whatever formatter a library gives it; a log that nobody can read stops nothing."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return LINES.format(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         return
@@ -52,7 +58,6 @@ class Stderr(logging.StreamHandler[Any]):
 def json_lines(libraries: Sequence[str] = LIBRARIES) -> Iterator[None]:
     """While a server runs, what these log goes to stderr in lines of JSON, and nowhere else."""
     handler = Stderr(sys.stderr)
-    handler.setFormatter(JsonLines())
     loggers = [logging.getLogger(name) for name in libraries]
     before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:

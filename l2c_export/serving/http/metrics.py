@@ -61,7 +61,7 @@ class EngineFigures(Collector):
         batches = CounterMetricFamily("l2c_batches", "Batches that were made.", labels=["model"])
         padding = CounterMetricFamily("l2c_padding_images", "Images that filled a batch up, for nobody.", labels=["model"])
         queue = GaugeMetricFamily("l2c_queue_images", "Images that wait for their batch.", labels=["model"])
-        retried = CounterMetricFamily("l2c_retried_images", "Images that another replica was asked for.", labels=["model"])
+        retried = CounterMetricFamily("l2c_retried_images", "Times another replica was asked for an image.", labels=["model"])
         running = GaugeMetricFamily("l2c_running_images", "Images of the batch that runs.", labels=["model"])
         for name, model in self._shelf.models.items():
             engine, counts = model.engine, model.engine.counts

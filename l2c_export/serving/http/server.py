@@ -8,9 +8,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.server import HANDLED_SIGNALS
@@ -24,6 +23,7 @@ from .connection import bounded_connections
 from .guard import Guard
 from .logs import json_lines
 from .metrics import Metrics
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from .settings import ServerSettings
@@ -34,7 +34,6 @@ HEED_SECONDS = 0.1  # between two looks at who is told of signals, while models 
 LONGEST_HEAD = 16 * 1024  # bytes
 BACKLOG = 128
 WORKERS = 2  # threads that encode pictures; every further one keeps some megabytes for itself
-T = TypeVar("T")
 
 
 def serve(shelf: Shelf, settings: ServerSettings) -> None:
@@ -54,9 +53,10 @@ def server_of(shelf: Shelf, settings: ServerSettings) -> LoadingServer:
     """Everything that a server is made of."""
     life, metrics = ServerLife(), Metrics(shelf)
     access = Access(settings.hosts, settings.keys)
-    guard = Guard(application(shelf, settings, life, metrics), access, metrics, shelf.connections)
+    connections = shelf.connections
+    guard = Guard(application(shelf, settings, life, metrics), access, metrics, connections)
     config = uvicorn.Config(
-        guard, http=bounded_connections(shelf.connections), ws="none", lifespan="off", log_config=None, access_log=False,
+        guard, http=bounded_connections(connections), ws="none", lifespan="off", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, backlog=BACKLOG, timeout_graceful_shutdown=LAST_SECONDS,
         h11_max_incomplete_event_size=LONGEST_HEAD,
     )  # fmt: skip
@@ -148,25 +148,3 @@ class LoadingServer(uvicorn.Server):
         counts = {name: dict(model.engine.counts) for name, model in self._shelf.models.items()}
         LOG.info("drained" if finished else "stopped in the middle of a batch", extra={"facts": {"images": counts}})
         self.should_exit = True
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """In a thread that the end of the process does not wait for."""
-    loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
-
-    def settle(act: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            act(value)
-
-    def run() -> None:
-        try:
-            value = work()
-        except BaseException as error:
-            outcome = future.set_exception, error
-        else:
-            outcome = future.set_result, value  # type: ignore[assignment]
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=run, name="l2c-work", daemon=True).start()
-    return await future  # type: ignore[no-any-return]
