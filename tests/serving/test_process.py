@@ -233,12 +233,16 @@ def test_signals_are_heeded_whatever_a_library_does_while_it_loads(rgb, monkeypa
     monkeypatch.setattr(shelves, "load", load)
     settings = ServerSettings(port=0)
     shelf = shelves.Shelf([shelves.ServedPlace("a", rgb, {"threads": 1})], settings)
-    with of_process.listening(settings) as listener:
-        server = of_process.server_of(shelf, settings)
-        thread = threading.Thread(target=ask_to_end)
-        thread.start()
-        server.run([listener])
-        thread.join()
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # of one that arrives when the server has ended
+    try:
+        with of_process.listening(settings) as listener:
+            server = of_process.server_of(shelf, settings)
+            thread = threading.Thread(target=ask_to_end)
+            thread.start()
+            server.run([listener])
+            thread.join()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert late == [False]
 
 
