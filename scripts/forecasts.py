@@ -150,7 +150,7 @@ def draw(axes: Any, name: str, points: list[tuple[float, float, float]], highest
 
 def decorate(axes: Any, title: str, timed: bool, highest: float) -> None:
     axes.set_xscale("log")
-    ticks = (150, 200, 300, 400, 600, 800) if timed else (0.5, 1, 2)
+    ticks = (75, 100, 150, 200, 300) if timed else (0.5, 1, 2)
     axes.set_xticks(ticks, [str(tick) if timed else f"{20 * tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(LOWEST, highest)
