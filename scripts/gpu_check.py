@@ -39,7 +39,7 @@ TWO_RUNS = 1e-4  # how far two launches of one graph may be apart: some kernels 
 
 def export(args: argparse.Namespace) -> dict:
     """A model of full size with random weights, and its uncached twin."""
-    common = {"model": args.model, "precision": args.precision, "batch": max(args.images), "report": log}
+    common = {"model": args.model, "precision": args.precision, "bf16": args.bf16, "batch": max(args.images), "report": log}
     cached = l2c_export.compile(args.router, weights="random:0", out=args.folder / "cached", **common)
     # what is stored in e4m3 is no checkpoint
     weights = "random:0" if args.precision == "fp8" else cached.path / "weights.safetensors"
@@ -276,6 +276,7 @@ def main() -> None:
     ap.add_argument("--model", default="DiT-XL/2")
     ap.add_argument("--router")
     ap.add_argument("--precision", default="fp16")
+    ap.add_argument("--bf16", nargs="*", default=[], help="sublayers of fp8 that stay in bf16")
     ap.add_argument("--images", type=int, nargs="+", default=[1])
     ap.add_argument("--twins", nargs="+", default=["cached", "uncached"])
     ap.add_argument("--how", nargs="+", default=["eager", "default"], help="pytorch: eager, or modes of torch.compile")

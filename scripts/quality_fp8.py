@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import classifier
 import digits
@@ -30,12 +31,15 @@ from l2c_export.models.primitives import quantise
 from l2c_export.pytorch.calibrate import InE4m3
 from l2c_export.pytorch.eager import Denoiser
 from l2c_export.pytorch.stored import stored
+from l2c_export.verification.products import lossy
 from l2c_export.weights import e4m3
 
 HERE = Path(__file__).parent
 NEAREST = "fp8, weights to the nearest"
+LOSSY = "fp8, those in bf16 that verify finds"
 KEPT = {  # the sublayers that stay in bf16, of every contender
     "fp8": ("-",),
+    LOSSY: ("-",),  # in an artefact of their own
     NEAREST: ("-",),
     "fp8, first block in bf16": ("blocks.0.",),
     "fp8, first and last block in bf16": ("blocks.0.", "blocks.11."),
@@ -82,26 +86,32 @@ def main() -> None:
 
 
 def denoisers(device: torch.device, only: list[str]) -> dict[str, Denoiser]:
-    """The demo in fp32, and with the weights, the scales and the products of the artefact in fp8."""
-    models = {}
+    """The demo in fp32, and with the weights, the scales and the products of artefacts in fp8."""
     config = json.loads(demo.CONFIG.read_text())
     family = families.build(config["family"], config["arch"])
     with tempfile.TemporaryDirectory() as folder:
-        for precision in ("fp32", "fp8"):
-            artefact = l2c_export.compile(model=demo.NAME, out=Path(folder) / precision, precision=precision)
-            tensors = {name: tensor.to(device) for name, tensor in stored(artefact.path, artefact.manifest).items()}
-            if precision == "fp32":
-                models["fp32"], exact = Denoiser(family, tensors), tensors
-                continue
-            scales = input_scales(artefact.manifest)
-            for name, kept in KEPT.items():
-                own = {n: exact.get(n, tensor) if n.startswith(kept) else tensor for n, tensor in tensors.items()}
-                if name == NEAREST:
-                    own |= {n: nearest(exact[n]) for n in scales}
-                    own |= {n: exact[n].to(tensors[n].dtype) for n in own_biases(artefact.manifest)}  # which make up for others
-                narrow = {n: scale for n, scale in scales.items() if not n.startswith(kept)}
-                models[name] = Denoiser(family, InE4m3(own, torch.float32, narrow))
+        exact, _, _ = compiled(Path(folder) / "fp32", device, precision="fp32")
+        tensors, scales, biases = compiled(Path(folder) / "fp8", device, precision="fp8")
+        losses = lossy(Path(folder) / "fp8")
+        print(losses.summary, flush=True)
+        apart = compiled(Path(folder) / "kept", device, precision="fp8", bf16=losses.bf16)[:2]
+    models = {"fp32": Denoiser(family, exact)}
+    for name, kept in KEPT.items():
+        own = {n: exact.get(n, tensor) if n.startswith(kept) else tensor for n, tensor in tensors.items()}
+        if name == NEAREST:
+            own |= {n: nearest(exact[n]) for n in scales}
+            own |= {n: exact[n].to(tensors[n].dtype) for n in biases}  # which make up for others
+        narrow = {n: scale for n, scale in scales.items() if not n.startswith(kept)}
+        own, narrow = apart if name == LOSSY else (own, narrow)
+        models[name] = Denoiser(family, InE4m3(own, torch.float32, narrow))
     return {name: model for name, model in models.items() if name == "fp32" or not only or name in only}
+
+
+def compiled(out: Path, device: torch.device, **options: Any) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, str]]:
+    """The demo's tensors as an artefact has them, by weight the scale of what is multiplied, and the biases of products."""
+    artefact = l2c_export.compile(model=demo.NAME, out=out, **options)
+    tensors = {name: tensor.to(device) for name, tensor in stored(artefact.path, artefact.manifest).items()}
+    return tensors, input_scales(artefact.manifest), own_biases(artefact.manifest)
 
 
 def nearest(weight: torch.Tensor) -> torch.Tensor:

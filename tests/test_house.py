@@ -81,6 +81,7 @@ ASKED = {
         "compiler/foreign.py",
         "training/train.py",
         "verification/compare.py",
+        "verification/products.py",
     },
     "onnx": {
         "cli/",

@@ -25,7 +25,8 @@ INSIDE = {
     "sampling.py": {"compiler.passes.levels", "compiler.record", "models.family", "pytorch.eager", "samplers.noise",
                     "schedules.forecast", "schedules.resolve", "schedules.values"},
     "quality.py": {"models", "support", "support.figure"},  # and its palette, and the machine as benchmarks name it
-    "quality_fp8.py": {*EAGER, "artefact.products", "models.primitives", "pytorch.calibrate", "pytorch.stored", "weights"},
+    "quality_fp8.py": {*EAGER, "artefact.products", "models.primitives", "pytorch.calibrate", "pytorch.stored",
+                       "verification.products", "weights"},
     "serve_load.py": {"support.figure"},
     # are the servers that they measure, and break
     "emoji_quality.py": {"runtime.prompts"},
