@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..artefact.compiled import Compiled
@@ -23,26 +24,43 @@ from ..artefact.products import input_scales
 from ..ir.inputs import usual
 from ..models.updates import Sampler
 from ..samplers.noise import standard_normal
-from .calibrate import IMAGES, MOST, InE4m3
-from .eager import Converted, Denoiser, Eager, Result, Weights, follow
+from .calibrate import IMAGES, MOST, InE4m3, ProductWeight, with_products
+from .eager import Converted, Denoiser, Eager, Result, follow
 from .family import family_of
 from .stored import stored
 
 
 @dataclass
+class Switch:
+    """Whether products are in e4m3 now; a captured model asks for its weights before it calls what multiplies them."""
+
+    on: bool = False
+
+
+@dataclass(frozen=True)
+class Switched(InE4m3):
+    """Weights whose products are in e4m3 while a switch is on."""
+
+    switch: Switch
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = super().__getitem__(name)
+        if not isinstance(weight, ProductWeight):
+            return weight
+        narrow = weight.own
+        return with_products(weight, lambda x, w, bias: (narrow if self.switch.on else F.linear)(x, w, bias))
+
+
+@dataclass
 class InPart(Eager):
-    """An Eager whose sublayer `tried` has other weights."""
+    """An Eager whose sublayer `tried` alone has products in e4m3."""
 
     tried: str = field(kw_only=True)
-    others: Weights = field(kw_only=True)
+    switch: Switch = field(kw_only=True)
 
     def sublayer(self, op: str, *inputs: Any, at: str, name: str = "") -> Any:
-        own = self.weights
-        if (name or f"{at}.{op}") == self.tried:
-            self.weights = self.others
-        value = super().sublayer(op, *inputs, at=at, name=name)
-        self.weights = own
-        return value
+        self.switch.on = (name or f"{at}.{op}") == self.tried
+        return super().sublayer(op, *inputs, at=at, name=name)  # what is no sublayer has no products in e4m3
 
 
 class Trying(Denoiser):
@@ -50,7 +68,7 @@ class Trying(Denoiser):
 
     changes: dict[str, float]  # of the latents behind these calls: the sum of squares, by the sublayer
 
-    def begin(self, chosen: Sequence[int], compiled: Compiled, strength: Tensor, narrow: InE4m3) -> None:
+    def begin(self, chosen: Sequence[int], compiled: Compiled, strength: Tensor, narrow: Switched) -> None:
         self._chosen, self._compiled, self._strength, self._narrow = frozenset(chosen), compiled, strength, narrow
         self.changes = dict.fromkeys(self.family.sublayers, 0.0)
 
@@ -60,8 +78,8 @@ class Trying(Denoiser):
         for name in self.family.sublayers if n in self._chosen else ():
             if name in reused:
                 continue
-            earlier = follow(cache)
-            run = InPart(self.family, self.weights, reused, earlier, {}, spans=self.spans, tried=name, others=self._narrow)
+            narrow, values = self._narrow, follow(cache)
+            run = InPart(self.family, narrow, reused, values, {}, spans=self.spans, tried=name, switch=narrow.switch)
             self.changes[name] += float(self._behind(n, run.predict(*asked) - noise, *asked).square().sum())
         return noise, fresh
 
@@ -93,7 +111,7 @@ def effects(folder: Path, manifest: Manifest, steps: int | None = None) -> dict[
     strength = torch.from_numpy(guided.strength)
     x = torch.from_numpy(standard_normal(compiled.latent, range(images)) * np.float32(compiled.noise_scale))
     loop = Trying(family, Converted(tensors, torch.float32), spans=manifest.denoiser.levels)
-    loop.begin(chosen, compiled, strength, InE4m3(tensors, torch.float32, scales))
+    loop.begin(chosen, compiled, strength, Switched(tensors, torch.float32, scales, Switch()))
     for n, _ in enumerate(loop.steps(compiled.calls, x, request, strength)):
         if n == chosen[-1]:
             break

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from prompted import PIPELINES, TOKENS
 from recorded import case
 
 from l2c_export.artefact import store
@@ -15,6 +17,7 @@ from l2c_export.artefact.guidance import guided_request
 from l2c_export.artefact.products import input_scales
 from l2c_export.cli import main
 from l2c_export.compiler.compile import compile_artefact
+from l2c_export.compiler.request import Options
 from l2c_export.errors import UsageError
 from l2c_export.ir.inputs import usual
 from l2c_export.pytorch import effects
@@ -50,7 +53,8 @@ def latents(folder, sublayer=None, call=-1):
     """Those of four images behind every call, when the products of one sublayer are in e4m3 in one call."""
     manifest, tensors = store.read(folder), stored(folder, store.read(folder))
     program, images, family = manifest.program(), effects.IMAGES, family_of(manifest)
-    narrow = {n: s for n, s in input_scales(manifest).items() if n.startswith(f"{sublayer}.")}
+    module = str(sublayer).removesuffix(".proj_out")  # of FLUX's single blocks this is all of the block
+    narrow = {n: s for n, s in input_scales(manifest).items() if n.startswith(f"{module}.")}
     model = InOneCall(family, Converted(tensors, torch.float32))
     model.n, model.other = call, Denoiser(family, InE4m3(tensors, torch.float32, narrow))
     return [x.clone() for x in model.steps(program.calls, *request_of(program, images))]
@@ -63,11 +67,21 @@ def request_of(program, images):
     return noise, request, torch.from_numpy(guided.strength)
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"schedule": "every:2", "steps": 4, "threshold": None, "sampler": "DPMSolverMultistepScheduler"},
-], ids=["its router, DDIM", "multistep"])  # fmt: skip
-def test_shares_are_of_what_latents_change_by_behind_every_call(changes, tmp_path):
-    compiled(tmp_path / "e", **changes)
+def captured(out, family):
+    """A model that is asked for its weights before its sublayers are called."""
+    folder, size = str(PIPELINES[family].folder(out.parent / "model")), PIPELINES[family].size
+    options = {"schedule": "every:2", "steps": 3, "tokens": TOKENS, "size": size, "precision": "fp8", "backend": "cuda"}
+    compile_artefact(Options(model=folder, out=out, **options))
+
+
+MULTISTEP = {"schedule": "every:2", "steps": 4, "threshold": None, "sampler": "DPMSolverMultistepScheduler"}
+
+
+@pytest.mark.parametrize("compiling", [
+    compiled, partial(compiled, **MULTISTEP), partial(captured, family="flux"), partial(captured, family="pixart"),
+], ids=["its router, DDIM", "multistep", "flux", "pixart"])  # fmt: skip
+def test_shares_are_of_what_latents_change_by_behind_every_call(compiling, tmp_path):
+    compiling(tmp_path / "e")
     exact, names = latents(tmp_path / "e"), store.read(tmp_path / "e").denoiser.sublayers
     changes = {
         name: sum(float((latents(tmp_path / "e", name, n)[n] - x).square().sum()) for n, x in enumerate(exact))
@@ -115,7 +129,7 @@ def test_what_is_tried_leaves_no_trace_in_the_loop(narrow):
     program = manifest.program()
     noise, request, strength = request_of(program, effects.IMAGES)
     loop = effects.Trying(family_of(manifest), Converted(tensors, torch.float32))
-    narrowed = InE4m3(tensors, torch.float32, input_scales(manifest))
+    narrowed = effects.Switched(tensors, torch.float32, input_scales(manifest), effects.Switch())
     loop.begin(range(len(program.calls)), program, strength, narrowed)
     assert torch.equal(loop(program.calls, noise, request, strength), latents(narrow)[-1])
 
