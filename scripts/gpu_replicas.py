@@ -123,7 +123,7 @@ def main() -> None:
             values.append(rate)
             cpu[replicas].append(spent)
             print(replicas, rate, spent, flush=True)
-        one, several = (statistics.median(values) for values in rates.values())
+        one, several = (statistics.median(rates[replicas]) for replicas in (1, args.gpus))
         results = {"images_per_second": rates, "ratio": several / one, "cpu_seconds_per_image": cpu,
                    "scale": args.scale, "cores_each": args.cores, "processors": os.cpu_count()}  # fmt: skip
         print(json.dumps(results), flush=True)
