@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
-import ctypes
 import io
 import json
-import os
 import shutil
 import signal
 import socket
-import threading
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -29,6 +29,7 @@ from l2c_export.compiler.link import bind
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("fastapi")
 KEY = "k" * 32
+TESTS = Path(__file__).parents[1]
 OPEN = {"Authorization": f"Bearer {KEY}"}
 
 
@@ -209,41 +210,11 @@ def waiting(server):
     return sum(float(line.split()[-1]) for line in lines if line.startswith(("l2c_queue_im", "l2c_running_im")))
 
 
-def test_signals_are_heeded_whatever_a_library_does_while_it_loads(rgb, monkeypatch):
+def test_signals_are_heeded_whatever_a_library_does_while_it_loads(rgb):
     """Ray's C++ puts a handler of its own in the place of Python's."""
-    from l2c_export.serving.http import server as of_process
-    from l2c_export.serving.http import shelf as shelves
-    from l2c_export.serving.http.settings import ServerSettings
-
-    def load(*args, **choices):
-        ctypes.CDLL(None).signal(signal.SIGTERM, 1)  # SIG_IGN, behind Python's back
-        return original(*args, **choices)
-
-    def ask_to_end():
-        until = time.monotonic() + SOON
-        while not server.started or not shelf.ready:
-            time.sleep(0.01)
-        while not server.should_exit and time.monotonic() < until:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.5)
-        late.append(time.monotonic() >= until)
-        server.should_exit = True
-
-    original, late = shelves.load, []
-    monkeypatch.setattr(shelves, "load", load)
-    settings = ServerSettings(port=0)
-    shelf = shelves.Shelf([shelves.ServedPlace("a", rgb, {"threads": 1})], settings)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # of one that arrives when the server has ended
-    try:
-        with of_process.listening(settings) as listener:
-            server = of_process.server_of(shelf, settings)
-            thread = threading.Thread(target=ask_to_end)
-            thread.start()
-            server.run([listener])
-            thread.join()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert late == [False]
+    words = [sys.executable, "-X", "faulthandler", TESTS / "signalled.py", str(rgb), str(SOON)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=4 * SOON, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 # the beginning
