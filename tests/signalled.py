@@ -1,4 +1,4 @@
-"""A server whose libraries ignore signals while they load ends by one all the same; the process, which they may end, is its own.
+"""A server whose libraries ignore signals while they load ends by one all the same, in a process that they may end, too.
 
 python -X faulthandler tests/signalled.py ENGINES SECONDS
 """
