@@ -8,11 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from desk import ROOT, invoke
 from folders import GOLDEN
+from held import SOON
 
 import l2c_export
 from l2c_export.artefact import store
@@ -81,6 +83,30 @@ def other_picture(other_pixels):
 def test_it_listens_while_its_replicas_load(fleet):
     ready, status, content = fleet["loading"]
     assert (ready, status, json.loads(content)["error"]["code"]) == (503, 503, "loading")
+
+
+def test_ended_while_its_replicas_load_it_leaves_no_process(pixels, tmp_path):
+    pytest.importorskip("ray.serve")
+    psutil = pytest.importorskip("psutil")
+    if not own_network():
+        pytest.skip("no network of its own can be had here, and Ray's ports are open to others")
+    words = f"-m l2c_export serve small={pixels} --replicas 2 --cores 1 --port 18734"
+    env, log = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": "/tmp"}, tmp_path / "log"
+    inside = ["unshare", "-n", "sh", "-c", f"ip link set lo up && exec {sys.executable} {words}"]
+    with log.open("w") as file, subprocess.Popen(inside, cwd=tmp_path, env=env, stdout=file, stderr=file) as server:
+        begun: list[psutil.Process] = []
+        until = time.monotonic() + SOON
+        while not any("raylet" in process.name() for process in begun) and time.monotonic() < until:
+            time.sleep(0.1)
+            begun = psutil.Process(server.pid).children(recursive=True)
+        assert '"ready"' not in log.read_text()
+        server.terminate()
+        assert server.wait(SOON) == 0, log.read_text()[-3000:]
+    assert begun, log.read_text()
+    _, alive = psutil.wait_procs(begun, SOON)
+    assert not alive
+    assert '"drained"' in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def test_it_answers_as_one_process_does(fleet, picture):
