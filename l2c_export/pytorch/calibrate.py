@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from ..artefact.compiled import Compiled
 from ..artefact.fingerprint import flops
 from ..artefact.guidance import guided_request
 from ..artefact.manifest import Manifest
@@ -138,12 +139,8 @@ def calibrate(folder: Path, manifest: Manifest, tensors: Tensors, report: Report
     seen = {name: Seen(moments=None) if random else Seen() for name in scales}
     kept = stored(folder, manifest)
     weights = ObservedWeights(kept, torch.float32, seen)
-    inputs = usual(manifest.inputs, images)
-    guided = guided_request(compiled, inputs, np.full(images, manifest.guidance.scale))
-    request = {name: torch.from_numpy(values) for name, values in guided.inputs.items()}
-    x = torch.from_numpy(standard_normal(compiled.latent, range(images)) * np.float32(compiled.noise_scale))
     model = Denoiser(family_of(manifest), weights, spans=manifest.denoiser.levels)
-    for _ in model.steps(compiled.calls[:count], x, request, torch.from_numpy(guided.strength)):
+    for _ in model.steps(compiled.calls[:count], *usual_request(compiled, images)):
         pass
     for name, product in seen.items():
         if not math.isfinite(product.largest):
@@ -160,6 +157,14 @@ def calibrate(folder: Path, manifest: Manifest, tensors: Tensors, report: Report
         changes = {} if random else _write_rounded(file, layout, tensors, kept, moments, own_biases(manifest))
     report(said(seen, f"{counted(count, 'call')} of {counted(images, 'image')}"))
     return changes
+
+
+def usual_request(compiled: Compiled, images: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Noise (B, C, ..), what is asked for (R, ..) by name, and the guidance's strength, for a loop in float32."""
+    guided = guided_request(compiled, usual(compiled.inputs, images), np.full(images, compiled.guidance.scale))
+    noise = torch.from_numpy(standard_normal(compiled.latent, range(images)) * np.float32(compiled.noise_scale))
+    request = {name: torch.from_numpy(values) for name, values in guided.inputs.items()}
+    return noise, request, torch.from_numpy(guided.strength)
 
 
 def _write_rounded(

@@ -11,20 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..artefact.compiled import Compiled
 from ..artefact.fingerprint import flops
-from ..artefact.guidance import guided_request
 from ..artefact.manifest import Manifest
 from ..artefact.products import input_scales
-from ..ir.inputs import usual
 from ..models.updates import Sampler
-from ..samplers.noise import standard_normal
-from .calibrate import IMAGES, MOST, InE4m3, ProductWeight, with_products
+from .calibrate import IMAGES, MOST, InE4m3, ProductWeight, usual_request, with_products
 from .eager import Converted, Denoiser, Eager, Result, follow
 from .family import family_of
 from .stored import stored
@@ -74,13 +70,12 @@ class Trying(Denoiser):
 
     def _evaluate(self, n: int, reused: frozenset[str], *inputs: Any) -> tuple[Tensor, dict[str, Result]]:
         noise, fresh = super()._evaluate(n, reused, *inputs)
-        *asked, cache = inputs
-        for name in self.family.sublayers if n in self._chosen else ():
-            if name in reused:
-                continue
+        if n in self._chosen:
+            *asked, cache = inputs
             narrow, values = self._narrow, follow(cache)
-            run = InPart(self.family, narrow, reused, values, {}, spans=self.spans, tried=name, switch=narrow.switch)
-            self.changes[name] += float(self._behind(n, run.predict(*asked) - noise, *asked).square().sum())
+            for name in (name for name in self.family.sublayers if name not in reused):
+                run = InPart(self.family, narrow, reused, values, {}, spans=self.spans, tried=name, switch=narrow.switch)
+                self.changes[name] += float(self._behind(n, run.predict(*asked) - noise, *asked).square().sum())
         return noise, fresh
 
     def _behind(self, n: int, change: Tensor, x: Tensor, row: Tensor, *_: Any) -> Tensor:
@@ -106,13 +101,10 @@ def effects(folder: Path, manifest: Manifest, steps: int | None = None) -> dict[
     images = max(1, min(IMAGES, MOST // one))
     tries = max(1, min(count, MOST // (one * images)))
     chosen = [(2 * n + 1) * count // (2 * tries) for n in range(tries)]
-    guided = guided_request(compiled, usual(manifest.inputs, images), np.full(images, compiled.guidance.scale))
-    request = {name: torch.from_numpy(values) for name, values in guided.inputs.items()}
-    strength = torch.from_numpy(guided.strength)
-    x = torch.from_numpy(standard_normal(compiled.latent, range(images)) * np.float32(compiled.noise_scale))
+    noise, request, strength = usual_request(compiled, images)
     loop = Trying(family, Converted(tensors, torch.float32), spans=manifest.denoiser.levels)
     loop.begin(chosen, compiled, strength, Switched(tensors, torch.float32, scales, Switch()))
-    for n, _ in enumerate(loop.steps(compiled.calls, x, request, strength)):
+    for n, _ in enumerate(loop.steps(compiled.calls, noise, request, strength)):
         if n == chosen[-1]:
             break
     worst = sorted(loop.changes.items(), key=lambda change: -change[1])

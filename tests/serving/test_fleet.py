@@ -25,8 +25,12 @@ pytest.importorskip("fastapi")
 INSIDE = ROOT / "tests" / "fleet_inside.py"
 
 
-def own_network() -> bool:
-    return bool(shutil.which("unshare")) and not subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode
+@pytest.fixture(scope="module")
+def own_network():
+    """Ray, and a network that nobody else is in."""
+    pytest.importorskip("ray.serve")
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode:
+        pytest.skip("no network of its own can be had here, and Ray's ports are open to others")
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +44,8 @@ def other_pixels(pixels, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fleet(pixels, other_pixels, tmp_path_factory):
+def fleet(pixels, other_pixels, tmp_path_factory, own_network):
     """What was found of a fleet that has come and gone."""
-    pytest.importorskip("ray.serve")
-    if not own_network():
-        pytest.skip("no network of its own can be had here, and Ray's ports are open to others")
     folder = tmp_path_factory.mktemp("fleet")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": "/tmp"}  # sockets have short names
     served, damaged = (shutil.copytree(source, folder / source.parent.name) for source in (pixels, other_pixels))
@@ -85,11 +86,8 @@ def test_it_listens_while_its_replicas_load(fleet):
     assert (ready, status, json.loads(content)["error"]["code"]) == (503, 503, "loading")
 
 
-def test_ended_while_its_replicas_load_it_leaves_no_process(pixels, tmp_path):
-    pytest.importorskip("ray.serve")
+def test_ended_while_its_replicas_load_it_leaves_no_process(pixels, tmp_path, own_network):
     psutil = pytest.importorskip("psutil")
-    if not own_network():
-        pytest.skip("no network of its own can be had here, and Ray's ports are open to others")
     words = f"-m l2c_export serve small={pixels} --replicas 2 --cores 1 --port 18734"
     env, log = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": "/tmp"}, tmp_path / "log"
     inside = ["unshare", "-n", "sh", "-c", f"ip link set lo up && exec {sys.executable} {words}"]
